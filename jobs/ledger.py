@@ -1,0 +1,432 @@
+"""Run folders -> typed rows: what was trained, on exactly which data, at what cost, and what its probes say.
+
+Nothing is filled in: a number that no file states is None and stays an empty cell. A file that cannot be read is a
+line in `Ledger.problems`, never a silent gap. A run whose checkpoint was trained on another manifest than run.json
+names is refused, because every later number would be about the wrong data.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
+
+from shards import store
+
+READERS = 16  # metrics parts are many small objects: read them in parallel
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic of a model needs; sides in pixels, `block` in tokens a side (1 = plain causal AIM)."""
+
+    image: int
+    patch: int
+    block: int
+    width: int
+    depth: int
+    bridge: int
+    dec_width: int
+    dec_depth: int
+    head: int
+    predict: int = 1
+
+    @property
+    def tokens(self) -> int:
+        return (self.image // self.patch) ** 2
+
+    @property
+    def blocks(self) -> int:
+        return self.tokens // self.block**2
+
+    @property
+    def variant(self) -> str:
+        return "aim" if self.block == 1 else "xtra"
+
+    @property
+    def size(self) -> str:
+        """The usual letter where width and depth are the usual ones ("B/16"), else both ("192x4/8")."""
+        name = _SIZE_NAMES.get((self.width, self.depth), f"{self.width}x{self.depth}")
+        return f"{name}/{self.patch}"
+
+
+_SIZE_NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g"}
+
+
+def flops_per_image(shape: Shape) -> int:
+    """The paper's FLOPs of one training image, forward and backward: what the official code computes, masks dense.
+
+    2mnk a matmul; the backward pass is twice the forward one, except that pixels need no gradient (equal to torch's
+    FlopCounterMode on the official modules: 254,275,485,696 for B/16 at 256, 1,096,620,048,384 for H/14 at 224).
+    Savings of our own (last block dropped, sparse attention) do not lower it: it is the x-axis shared with peers.
+    """
+
+    def transformer(width: int, depth: int) -> int:
+        linears = 24 * shape.tokens * width**2  # qkv 6, projection 2, MLP 16
+        attention = 4 * shape.tokens**2 * width
+        return depth * (linears + attention)
+
+    pixels = 3 * shape.patch**2
+    embed = 2 * shape.tokens * pixels * shape.width
+    bridge = 2 * shape.tokens * shape.bridge * (shape.width + shape.dec_width)
+    block_in = shape.block**2 * shape.dec_width
+    block_out = shape.block**2 * pixels
+    heads = shape.predict * 2 * shape.blocks * shape.head * (block_in + block_out)
+    trunk = transformer(shape.width, shape.depth) + transformer(shape.dec_width, shape.dec_depth)
+    return 2 * embed + 3 * (trunk + bridge + heads)
+
+
+def parameters(shape: Shape) -> int:
+    """Weights of the whole pretraining model: encoder, bridge, decoder, heads."""
+
+    def transformer(width: int, depth: int) -> int:
+        block = 12 * width**2 + 13 * width  # qkv, projection and MLP with biases, two LayerNorms
+        return depth * block + 2 * width + shape.tokens * width  # final LayerNorm, position table
+
+    pixels = 3 * shape.patch**2
+    embed = pixels * shape.width + shape.width
+    bridge = shape.width * shape.bridge + shape.bridge + shape.bridge * shape.dec_width  # second layer has no bias
+    block_in = shape.block**2 * shape.dec_width
+    block_out = shape.block**2 * pixels
+    head = block_in * shape.head + shape.head + shape.head * block_out + block_out
+    trunk = transformer(shape.width, shape.depth) + transformer(shape.dec_width, shape.dec_depth)
+    return embed + trunk + bridge + shape.predict * head
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the training log, at the end of a step."""
+
+    samples_seen: int
+    loss: float
+    seconds: float | None
+    samples_per_s: float | None
+    val_loss: float | None
+    lr: float | None
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder as read: its two JSON files, its committed checkpoints, its log, its probes."""
+
+    url: str
+    config: Mapping[str, Any]
+    info: Mapping[str, Any]
+    shape: Shape
+    checkpoints: Mapping[int, Mapping[str, Any]]  # samples seen -> COMMIT.json
+    attempts: tuple[Mapping[str, Any], ...]
+    metrics: tuple[Metric, ...]  # by samples seen; where attempts overlap, the highest one's
+    probes: tuple[Mapping[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return self.url.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def samples_seen(self) -> int:
+        """Of the newest committed checkpoint; without one, of the last logged step; else 0."""
+        return max(self.checkpoints, default=self.metrics[-1].samples_seen if self.metrics else 0)
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One run and one of its probes. `None` (an empty cell) is "no file says so", never a guess."""
+
+    run: str
+    name: str
+    recipe: str
+    variant: str  # "xtra", or "aim" where a block is one token
+    size: str
+    params: int
+    image: int
+    patch: int
+    block: int
+    dataset: str
+    manifest: str  # digest; equal in run.json and in the checkpoint
+    unique_images: int
+    samples_seen: int  # of the probed checkpoint; 0 for baselines, which saw nothing
+    epochs: float
+    flops: int
+    seconds: float | None
+    samples_per_s: float | None
+    loss: float | None
+    val_loss: float | None
+    world: int
+    seed: int
+    git: str
+    set: str = ""  # "" in all fields below: a run without probes
+    head: str = ""
+    encoder: str = ""
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    total: int | None = None
+    classes: int | None = None
+    lr: float | None = None
+    manifest_eval: str = ""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a folder of runs holds; `problems` are one line each and name the file."""
+
+    runs: tuple[Run, ...] = ()
+    rows: tuple[LedgerRow, ...] = ()
+    problems: tuple[str, ...] = field(default=())
+
+
+def read_runs(root: str) -> Ledger:
+    """Every run folder directly under `root` (or `root` itself, if it is one).
+
+    Raises ValueError if there is no run at all, or if a run mixes manifests.
+    """
+    root = root.rstrip("/")
+    folders = [root] if _is_run(root) else [store.join(root, n) for n in store.names(root)]
+    problems: list[str] = []
+    runs = [run for url in folders if _is_run(url) and (run := read_run(url, problems)) is not None]
+    if not runs and not problems:
+        raise ValueError(
+            f"{root}: holds no run (no run.json in it or one folder below): give the --out of a training run"
+        )
+    rows = [row for run in runs for row in _rows(run, problems)]
+    return Ledger(tuple(runs), tuple(rows), tuple(problems))
+
+
+def write_ledger(root: str, rows: Sequence[LedgerRow]) -> tuple[str, str]:
+    """Writes root/ledger.parquet and root/ledger.csv; returns their URLs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {f.name: pa.array([getattr(r, f.name) for r in rows], type=_arrow(f.name)) for f in fields(LedgerRow)}
+    )
+    parquet = pa.BufferOutputStream()
+    pq.write_table(table, parquet)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    writer.writerows([["" if v is None else v for v in row.values()] for row in table.to_pylist()])
+    urls = store.join(root, "ledger.parquet"), store.join(root, "ledger.csv")
+    store.put(urls[0], parquet.getvalue().to_pybytes())
+    store.put(urls[1], text.getvalue().encode())
+    return urls
+
+
+def _arrow(name: str) -> Any:
+    import pyarrow as pa
+
+    kind = typing.get_type_hints(LedgerRow)[name]
+    kinds = [k for k in typing.get_args(kind) or (kind,) if k is not type(None)]
+    return {str: pa.string(), int: pa.int64(), float: pa.float64()}[kinds[0]]
+
+
+# ---- one run folder ----
+
+
+def _is_run(url: str) -> bool:
+    return store.exists(store.join(url, "config.json")) or store.exists(store.join(url, "run.json"))
+
+
+def read_run(url: str, problems: list[str]) -> Run | None:
+    """One run folder; what cannot be read is appended to `problems`. None if the run cannot be told apart at all."""
+    try:
+        config, info = _read(store.join(url, "config.json")), _read(store.join(url, "run.json"))
+        shape = _shape(config, store.join(url, "config.json"))
+        _get(info, "manifest", str, store.join(url, "run.json"))
+    except ValueError as error:
+        problems.append(f"{error} (run skipped)")
+        return None
+    commits: dict[int, Mapping[str, Any]] = {}
+    for seen in store.names(store.join(url, "checkpoints")):
+        where = store.join(url, "checkpoints", seen, "COMMIT.json")
+        if store.exists(where):  # a checkpoint without its commit never happened
+            for commit in _read_each([where], problems):
+                _same_manifest(url, info["manifest"], commit.get("manifest"), where)
+                commits[int(seen)] = commit
+    probes = _read_each(_json_files(store.join(url, "probes")), problems)
+    for probe in probes:
+        if probe.get("encoder") == "trained":
+            _same_manifest(url, info["manifest"], probe.get("manifest_train"), probe["_file"])
+    attempts = _read_each(_json_files(store.join(url, "attempts")), problems)
+    return Run(url, config, info, shape, commits, tuple(attempts), read_metrics(url, problems), tuple(probes))
+
+
+def _json_files(folder: str) -> list[str]:
+    return [store.join(folder, name) for name in store.names(folder) if name.endswith(".json")]
+
+
+def _read_each(urls: Iterable[str], problems: list[str]) -> list[dict[str, Any]]:
+    """The objects that can be read, each with its URL under `_file`; the others become problems."""
+    found = []
+    for url in urls:
+        try:
+            found.append(_read(url) | {"_file": url})
+        except ValueError as error:
+            problems.append(str(error))
+    return found
+
+
+def _same_manifest(run: str, ours: str, theirs: Any, where: str) -> None:
+    if theirs != ours:
+        raise ValueError(
+            f"{run}: run.json names manifest {ours} but {where} was made with {theirs}: "
+            "train each manifest in a run folder of its own, or move this run away"
+        )
+
+
+def read_metrics(run: str, problems: list[str]) -> tuple[Metric, ...]:
+    """The parts of all attempts as one log. An attempt replaces what earlier attempts logged from its start on."""
+    folder = store.join(run, "metrics")
+    names = [n for n in store.names(folder) if n.endswith(".jsonl")]
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(lambda n: _read_part(store.join(folder, n), int(n.split("-")[0]), problems), names))
+    by_attempt: dict[int, list[Metric]] = {}
+    for metric in (m for part in parts for m in part):
+        by_attempt.setdefault(metric.attempt, []).append(metric)
+    log: list[Metric] = []
+    for attempt in sorted(by_attempt):
+        newer = sorted(by_attempt[attempt], key=lambda m: m.samples_seen)
+        log = [m for m in log if m.samples_seen < newer[0].samples_seen] + newer
+    return tuple(log)
+
+
+def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
+    found: list[Metric] = []
+    for number, line in enumerate(store.read(url).decode(errors="replace").splitlines(), 1):
+        where = f"{url} line {number}"
+        try:
+            row = _object(line, where)
+            optional = {k: _maybe(row, k, where) for k in ("seconds", "samples_per_s", "val_loss", "lr")}
+            samples_seen, loss = _get(row, "samples_seen", int, where), _get(row, "loss", float, where)
+            found.append(Metric(samples_seen, loss, **optional, attempt=attempt))
+        except ValueError as error:
+            problems.append(f"{error} (line skipped)")
+    return found
+
+
+# ---- a run -> rows ----
+
+
+def _rows(run: Run, problems: list[str]) -> list[LedgerRow]:
+    rows: list[LedgerRow] = []
+    for probe in run.probes or (None,):
+        try:
+            rows.append(_probe_row(run, probe) if probe else _row(run, run.samples_seen))
+        except ValueError as error:
+            problems.append(str(error))
+    return rows
+
+
+def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
+    where = probe["_file"]
+    encoder = _get(probe, "encoder", str, where)
+    trained = encoder == "trained"
+    return _row(
+        run,
+        _get(probe, "samples_seen", int, where) if trained else 0,
+        set=_get(probe, "set", str, where),
+        head=_get(probe, "head", str, where),
+        encoder=encoder,
+        accuracy=_get(probe, "accuracy", float, where),
+        low=_get(probe, "low", float, where),
+        high=_get(probe, "high", float, where),
+        total=_get(probe, "total", int, where),
+        classes=_get(probe, "classes", int, where),
+        lr=_maybe(probe, "lr", where),
+        manifest_eval=str(probe.get("manifest_eval", "")),
+    )
+
+
+def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
+    info, config, where = run.info, run.config, store.join(run.url, "run.json")
+    log = [m for m in run.metrics if m.samples_seen <= samples_seen]
+    unique = _get(info, "manifest_samples", int, where)
+    seconds, rate = _speed(log)
+    return LedgerRow(
+        run=run.url,
+        name=run.name,
+        recipe=str(info.get("recipe", config.get("recipe", ""))),
+        variant=run.shape.variant,
+        size=run.shape.size,
+        params=parameters(run.shape),
+        image=run.shape.image,
+        patch=run.shape.patch,
+        block=run.shape.block,
+        dataset=str(info.get("dataset", config.get("data", ""))),
+        manifest=info["manifest"],
+        unique_images=unique,
+        samples_seen=samples_seen,
+        epochs=samples_seen / unique if unique else 0.0,
+        flops=samples_seen * flops_per_image(run.shape),
+        seconds=seconds,
+        samples_per_s=rate,
+        loss=log[-1].loss if log else None,
+        val_loss=next((m.val_loss for m in reversed(log) if m.val_loss is not None), None),
+        world=_get(info, "world", int, where),
+        seed=_get(config, "seed", int, store.join(run.url, "config.json")),
+        git=str(info.get("git") or ""),
+        **probe,
+    )
+
+
+def _speed(log: Iterable[Metric]) -> tuple[float | None, float | None]:
+    """Seconds of training and samples a second over the whole log; each metric row covers `seconds` since the last."""
+    timed = [(m.seconds, m.samples_per_s) for m in log if m.seconds is not None and m.samples_per_s is not None]
+    seconds = sum(s for s, _ in timed)
+    return (seconds, sum(s * rate for s, rate in timed) / seconds) if seconds else (None, None)
+
+
+def _shape(config: Mapping[str, Any], where: str) -> Shape:
+    model = config.get("model")
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{where}: 'model' is {model!r}, expected an object: not a training run's config")
+    return Shape(
+        **{f.name: _get(model, f.name, int, where) for f in fields(Shape) if f.name != "predict" or "predict" in model}
+    )
+
+
+# ---- reading one field or file, with errors that name it ----
+
+
+def _read(url: str) -> dict[str, Any]:
+    return _object(store.read(url).decode(errors="replace"), url)
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: is not JSON ({error}): the file is torn or damaged") from None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{where}: holds {type(value).__name__}, expected an object: it was not written by this program"
+        )
+    return value
+
+
+N = typing.TypeVar("N", str, int, float)
+
+
+def _get(values: Mapping[str, Any], name: str, kind: type[N], where: str) -> N:
+    value = values.get(name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return kind(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        _bad(where, name, value, kind)
+    return value
+
+
+def _maybe(values: Mapping[str, Any], name: str, where: str) -> float | None:
+    return None if values.get(name) is None else _get(values, name, float, where)
+
+
+def _bad(where: str, name: str, value: Any, kind: type) -> NoReturn:
+    raise ValueError(
+        f"{where}: field {name!r} is {value!r}, expected {kind.__name__}: the file is damaged or from another version"
+    )
