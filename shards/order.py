@@ -1,0 +1,185 @@
+"""The sample order: pure functions of (counts, seed, position); no I/O, no state.
+
+Design section 3, "Order". Everything random in the product comes from one generator, splitmix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), used as a counter-based hash: library
+generators do not promise that their streams stay the same between versions, and a hash needs no state to save.
+
+Names: N samples of a manifest, numbered 0..N-1 in manifest order (shard, then row); a global position g counts samples
+of the endless stream; g = epoch * N + position; position p is item p // L of lane p % L.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+Words = int | np.ndarray
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MASK = (1 << 64) - 1
+
+
+def mix64(*words: Words) -> U64:
+    """Hash integer words (scalars or arrays, broadcast together) to uint64 by chained splitmix64 steps."""
+    state: Any = np.zeros((), np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
+        for word in words:
+            z = np.uint64(word & _MASK) if isinstance(word, int) else np.asarray(word).astype(np.uint64)
+            z = (state ^ z) + _GAMMA
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = z ^ (z >> np.uint64(31))
+    return np.asarray(state, np.uint64)
+
+
+def uniform(seed: int, purpose: str, *words: Words) -> NDArray[np.float64]:
+    """Counter-based draws in [0, 1), one for each element of the broadcast words.
+
+    `purpose` keeps the draws of different uses apart ("crop", "drop_path", ...); equal arguments give equal draws on
+    every machine, world size and resume.
+    """
+    bits = mix64(seed, zlib.crc32(purpose.encode()), *words)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(n: int, *words: int) -> I64:
+    """A permutation of range(n) that is a pure function of the words: a stable argsort of hashed keys."""
+    return np.argsort(mix64(*words, np.arange(n, dtype=np.uint64)), kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Parameters of the shuffled order; all of them travel in the cursor."""
+
+    seed: int = 0
+    version: int = 1
+    lanes: int = 64  # L: independent runs of the epoch's sequence that are read side by side
+    chunk: int = 16  # c: samples of one shard that stay together, the unit of reading
+    window: int = 32  # w: chunks whose samples are mixed inside a lane
+
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            raise ValueError(f"order.version is {self.version}; this build knows 1: upgrade to read it")
+        for name in ("lanes", "chunk", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"order.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the samples of some global positions are, as parallel arrays [n]."""
+
+    epoch: I64
+    lane: I64
+    item: I64
+    sample: I64  # number in manifest order, 0..N-1
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def take(self, index: Any) -> Place:
+        return Place(self.epoch[index], self.lane[index], self.item[index], self.sample[index])
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's sequence S: chunks in permuted order; chunk k is samples first[k] .. first[k] + size[k] - 1."""
+
+    first: I64
+    size: I64
+    end: I64 = field(repr=False)  # cumulative sizes
+
+    def at(self, s: I64) -> I64:
+        """Sample numbers at positions s of the sequence S."""
+        k = np.searchsorted(self.end, s, side="right")
+        return self.first[k] + (s - (self.end[k] - self.size[k]))
+
+
+def chunks(counts: I64, chunk: int) -> tuple[I64, I64]:
+    """Cut each shard's selected samples, in row order, into runs of `chunk` (the last one shorter): (first, size)."""
+    counts = np.asarray(counts, np.int64)
+    per_shard = -(-counts // chunk)
+    shard = np.repeat(np.arange(len(counts)), per_shard)
+    within = np.arange(len(shard)) - np.repeat(np.cumsum(per_shard) - per_shard, per_shard)
+    start = (np.cumsum(counts) - counts)[shard]
+    return start + within * chunk, np.minimum(chunk, counts[shard] - within * chunk)
+
+
+class Sequence:
+    """The order over one manifest's counts: maps global positions to samples. Holds only caches of pure values."""
+
+    def __init__(self, counts: I64, order: Order):
+        self.order = order
+        self.samples = int(np.sum(counts))
+        if self.samples == 0:
+            raise ValueError("the manifest selects 0 samples; there is nothing to stream: check its counts")
+        self._first, self._size = chunks(counts, order.chunk)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self._run = lru_cache(maxsize=4 * order.lanes)(self._run_order)
+
+    def _epoch(self, epoch: int) -> Epoch:
+        shuffled = permutation(len(self._first), self.order.seed, epoch)
+        size = self._size[shuffled]
+        return Epoch(self._first[shuffled], size, np.cumsum(size))
+
+    def lane(self, lane: Words) -> tuple[Any, Any]:
+        """(start in S, length) of a lane: a contiguous run of S."""
+        share, extra = divmod(self.samples, self.order.lanes)
+        return lane * share + np.minimum(lane, extra), share + (lane < extra)
+
+    def _run_order(self, epoch: int, lane: int, run: int) -> I64:
+        """The permuted offsets of one run of window * chunk samples inside a lane."""
+        length = self.order.window * self.order.chunk
+        _, lane_length = self.lane(lane)
+        return permutation(min(length, int(lane_length) - run * length), self.order.seed, epoch, lane, run)
+
+    def at(self, start: int, stop: int) -> Place:
+        """The samples at global positions start .. stop-1 of the endless stream."""
+        g = np.arange(start, stop, dtype=np.int64)
+        epoch, position = g // self.samples, g % self.samples
+        item, lane = position // self.order.lanes, position % self.order.lanes
+        return Place(epoch, lane, item, self._samples(epoch, lane, item))
+
+    def _samples(self, epoch: I64, lane: I64, item: I64) -> I64:
+        length = self.order.window * self.order.chunk
+        run, offset = item // length, item % length
+        start, _ = self.lane(lane)
+        within = np.empty(len(item), np.int64)
+        for which in {*zip(epoch.tolist(), lane.tolist(), run.tolist())}:
+            here = (epoch == which[0]) & (lane == which[1]) & (run == which[2])
+            within[here] = self._run(*which)[offset[here]]
+        s = start + run * length + within
+        out = np.empty(len(item), np.int64)
+        for e in np.unique(epoch).tolist():
+            out[epoch == e] = self.epoch(e).at(s[epoch == e])
+        return out
+
+    def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
+        """What may stand in for a bad sample: the other items of the same lane window, the following ones first."""
+        length = self.order.window * self.order.chunk
+        run, offset = divmod(item, length)
+        n = len(self._run(epoch, lane, run))
+        for step in range(1, n):
+            where = (np.array([epoch]), np.array([lane]), np.array([run * length + (offset + step) % n]))
+            yield Place(*where, self._samples(*where))
+
+
+def batch(sequence: Sequence, start: int, stop: int) -> Place:
+    """The global batch of positions start .. stop-1, sorted by (epoch, lane, item): the same set at any world size."""
+    place = sequence.at(start, stop)
+    return place.take(np.lexsort((place.item, place.lane, place.epoch)))
+
+
+def cut(n: int, rank: int, world: int) -> slice:
+    """Rank r's of W near-equal cuts of n things; sizes differ by at most one."""
+    share, extra = divmod(n, world)
+    start = rank * share + min(rank, extra)
+    return slice(start, start + share + (rank < extra))

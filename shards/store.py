@@ -1,0 +1,345 @@
+"""The one door to storage: whole objects, ranges, atomic puts and put-if-absent on anything fsspec opens.
+
+A URL is `s3://bucket/key`, `file:///path`, a plain path, or any scheme fsspec knows. Endpoint, region and keys of S3
+come from the standard AWS variables or the instance's role and are never arguments. Errors are `StoreError`s (a
+`ValueError`) that name the object and the next step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+
+T = TypeVar("T")
+
+ATTEMPTS = 5  # tries of one remote call; the waits between them add up to about 8 s
+SINGLE_PUT = 64 << 20  # larger uploads go multipart; commits never do (some stores ignore the condition there)
+
+
+class StoreError(ValueError):
+    """A storage call failed for a reason that a retry did not mend."""
+
+
+class Missing(StoreError):
+    """The named object does not exist."""
+
+
+def join(base: str, *names: str) -> str:
+    return "/".join([base.rstrip("/"), *names]) if base != "/" else "/" + "/".join(names)
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    return Path(url.removeprefix("file://"))
+
+
+def absolute(url: str) -> str:
+    """The same place for another process: plain paths made absolute."""
+    return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
+
+
+_filesystems: dict[tuple[int, str], Any] = {}
+_filesystems_lock = threading.Lock()
+
+
+def _remote(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a remote URL, made in the process that uses it (clients do not survive a fork)."""
+    scheme, path = url.split("://", 1)
+    with _filesystems_lock:
+        here = (os.getpid(), scheme)
+        if here not in _filesystems:
+            _filesystems[here] = _open_filesystem(scheme, url)
+        return _filesystems[here], path
+
+
+def _open_filesystem(scheme: str, url: str) -> Any:
+    try:
+        if scheme != "s3":
+            return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+        return fsspec.filesystem(
+            "s3",
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            default_block_size=SINGLE_PUT,
+            config_kwargs={
+                "connect_timeout": 5,
+                "read_timeout": 60,
+                "max_pool_connections": 32,
+                "retries": {"max_attempts": 3, "mode": "standard"},
+                # Stores that are not AWS (Ceph, rclone) refuse or store the newer SDKs' trailing checksums.
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+        )
+    except (ValueError, ImportError) as error:
+        raise StoreError(f"{url}: no storage client for {scheme}://: {error}") from None
+
+
+_HINTS = (
+    ("NoCredentials", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use an instance role"),
+    ("Unable to locate credentials", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("PartialCredentials", "half of the credentials: set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("InvalidAccessKeyId", "the store does not know this access key: check AWS_ACCESS_KEY_ID"),
+    ("SignatureDoesNotMatch", "the store refuses this secret: check AWS_SECRET_ACCESS_KEY"),
+    ("NoSuchBucket", "the bucket does not exist: make it first"),
+    ("bucket does not exist", "the bucket does not exist: make it first"),
+    ("EndpointConnectionError", "the store does not answer: check AWS_ENDPOINT_URL and the network"),
+    ("Could not connect", "the store does not answer: check AWS_ENDPOINT_URL and the network"),
+    ("AccessDenied", "access denied: check the permissions of these credentials on the bucket"),
+    ("Forbidden", "access denied: check the credentials and their permissions on the bucket"),
+)
+_FINAL = ("Credentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "AccessDenied", "Forbidden")
+
+
+def _explain(verb: str, url: str, error: BaseException) -> StoreError:
+    text = f"{type(error).__name__}: {error}"
+    cause = f"{error.__cause__}" if error.__cause__ else ""
+    for mark, hint in _HINTS:
+        if mark in text or mark in cause:
+            return StoreError(f"{url}: cannot {verb}: {hint}")
+    return StoreError(f"{url}: cannot {verb}: {' '.join(text.split())}")
+
+
+def _call(verb: str, url: str, action: Callable[[], T]) -> T:
+    """Run one remote action with retries; turns what is left into an error that names the object."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            if "bucket" in str(error).lower():
+                raise _explain(verb, url, error) from None
+            raise Missing(f"{url}: there is no such object") from None
+        except FileExistsError:
+            raise
+        except Exception as error:
+            # fsspec and botocore raise many unrelated types here; only the kinds listed are known to be final.
+            if attempt == ATTEMPTS - 1 or any(mark in f"{type(error).__name__}: {error}" for mark in _FINAL):
+                raise _explain(verb, url, error) from None
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _local_errors(verb: str, url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise Missing(f"{url}: there is no such object") from None
+    except OSError as error:
+        raise StoreError(f"{url}: cannot {verb}: {error.strerror or error}") from None
+
+
+def read(url: str) -> bytes:
+    """The whole object. Raises Missing, StoreError."""
+    if is_local(url):
+        with _local_errors("read", url):
+            return local_path(url).read_bytes()
+    fs, path = _remote(url)
+    return _call("read", url, lambda: fs.cat_file(path))
+
+
+def read_range(url: str, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset`. Raises Missing; StoreError also when the object is shorter than that."""
+    if is_local(url):
+        with _local_errors("read", url), local_path(url).open("rb") as file:
+            file.seek(offset)
+            body = file.read(length)
+    else:
+        fs, path = _remote(url)
+        body = _call("read", url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+    if len(body) != length:
+        raise StoreError(f"{url}: ends {length - len(body)} bytes before {offset}+{length}: run xtra check on it")
+    return body
+
+
+def open_read(url: str) -> BinaryIO:
+    """A streaming reader for a large object."""
+    if is_local(url):
+        with _local_errors("read", url):
+            return local_path(url).open("rb")
+    fs, path = _remote(url)
+    return _call("read", url, lambda: fs.open(path, "rb", block_size=8 << 20))
+
+
+def put(url: str, body: bytes) -> None:
+    """Write the object whole or not at all; replaces what was there."""
+    if is_local(url):
+        with _local_errors("write", url), _aside(url) as (aside, target):
+            aside.write_bytes(body)
+            _publish(aside, target)
+        return
+    fs, path = _remote(url)
+    _call("write", url, lambda: fs.pipe_file(path, body))
+
+
+def put_file(url: str, path: str | os.PathLike[str]) -> None:
+    """Upload a local file whole or not at all; replaces what was there."""
+    if is_local(url):
+        with open(path, "rb") as source, _local_errors("write", url), _aside(url) as (aside, target):
+            with aside.open("wb") as out:
+                while piece := source.read(8 << 20):
+                    out.write(piece)
+            _publish(aside, target)
+        return
+    fs, remote_path = _remote(url)
+    _call("write", url, lambda: fs.put_file(os.fspath(path), remote_path))
+
+
+def put_if_absent(url: str, body: bytes) -> bool:
+    """Write the object only if nothing has its name. True: ours was written. False: another was there first.
+
+    Local: `link()`, which fails on an existing name. S3: one single-part PUT with `If-None-Match: *` (RFC 9110
+    section 13.1.2). A reply can be lost after the store has applied the write, so a refusal of our own retry is
+    settled by reading the object back: equal bytes are ours, whoever put them.
+    """
+    assert len(body) < SINGLE_PUT, "a commit is one small single-part PUT"
+    if is_local(url):
+        with _local_errors("write", url), _aside(url) as (aside, target):
+            aside.write_bytes(body)
+            try:
+                _publish(aside, target, exclusive=True)
+            except FileExistsError:
+                return False
+            return True
+    fs, path = _remote(url)
+    tries = 0
+
+    def create() -> bool:
+        nonlocal tries
+        tries += 1
+        try:
+            fs.pipe_file(path, body, mode="create")
+        except FileExistsError:
+            return tries > 1 and fs.cat_file(path) == body
+        except Exception as error:
+            if "PreconditionFailed" in str(error) or "412" in str(error):
+                return tries > 1 and fs.cat_file(path) == body
+            raise
+        return True
+
+    return _call("write", url, create)
+
+
+def put_json(url: str, value: Any) -> None:
+    put(url, _json(value))
+
+
+def put_json_if_absent(url: str, value: Any) -> bool:
+    return put_if_absent(url, _json(value))
+
+
+def read_json(url: str) -> Any:
+    """Raises Missing, and StoreError when the object is not JSON."""
+    try:
+        return json.loads(read(url))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{url}: is not JSON ({error}): it was not written by this program or is damaged") from None
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def exists(url: str) -> bool:
+    if is_local(url):
+        return local_path(url).exists()
+    fs, path = _remote(url)
+    return _call("look up", url, lambda: fs.exists(path))
+
+
+def names(url: str) -> list[str]:
+    """Names directly under a folder, sorted; [] if nothing is there."""
+    if is_local(url):
+        try:
+            with _local_errors("list", url):
+                return sorted(name for name in os.listdir(local_path(url)) if not name.startswith(".aside-"))
+        except Missing:
+            return []
+    fs, path = _remote(url)
+    try:
+        found = _call("list", url, lambda: fs.ls(path, detail=False))
+    except Missing:
+        return []
+    return sorted({name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != path.rstrip("/")})
+
+
+def delete(url: str) -> None:
+    """Remove one object; no error if it is not there."""
+    if is_local(url):
+        with _local_errors("delete", url):
+            local_path(url).unlink(missing_ok=True)
+        return
+    fs, path = _remote(url)
+    with contextlib.suppress(Missing):
+        _call("delete", url, lambda: fs.rm_file(path))
+
+
+def check_writable(url: str) -> None:
+    """Fail early, in one line, when a folder cannot be written or its store overwrites on put-if-absent.
+
+    Two concurrent conditional puts of one key must have exactly one winner (rclone overwrites silently, Swift lets
+    several through); commits rest on it.
+    """
+    probe = join(url, f".probe-{os.getpid()}-{time.time_ns():x}")
+    wins: list[bool] = []
+    errors: list[StoreError] = []
+
+    def race(body: bytes) -> None:
+        try:
+            wins.append(put_if_absent(probe, body))
+        except StoreError as error:
+            errors.append(error)
+
+    racers = [threading.Thread(target=race, args=(body,)) for body in (b"a", b"b")]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    if errors:
+        raise errors[0]
+    delete(probe)
+    if sum(wins) != 1:
+        raise StoreError(
+            f"{url}: this store let {sum(wins)} of 2 writers create one key; use one with atomic put-if-absent"
+        )
+
+
+@contextlib.contextmanager
+def _aside(url: str) -> Iterator[tuple[Path, Path]]:
+    """A temporary name beside the target, gone afterwards whatever happens."""
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
+    os.close(handle)
+    os.chmod(name, 0o644)
+    try:
+        yield Path(name), target
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _publish(aside: Path, target: Path, exclusive: bool = False) -> None:
+    """fsync, then give the file its name in one step, then fsync the folder."""
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    if exclusive:
+        os.link(aside, target)
+    else:
+        os.replace(aside, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,75 @@
+"""Where tests keep their datasets: a temporary folder, or a real S3 store when XTRA_TEST_S3 names its endpoint."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+for folder in ("", "shards", "jobs"):  # helper modules of tests: tests/origin.py, tests/shards/datasets.py, ...
+    sys.path.append(str(Path(__file__).parent / folder))
+
+STORES = ["local", "moto", "s3"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference numbers and real images that lies beside a development checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside this checkout: reference vectors and real images are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[str]:
+    """An S3 server in this process (moto), for what does not need a real store."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def on_moto(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shards import store
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setattr(store, "_filesystems", {})
+
+
+def bucket() -> str:
+    """A new bucket on the store that the AWS variables name."""
+    from shards import store
+
+    name = f"xtra-test-{uuid.uuid4().hex[:12]}"
+    store._remote("s3://x/y")[0].mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=STORES)
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder on each kind of store; "s3" is the real one and is skipped where none is given."""
+    if request.param == "local":
+        return str(tmp_path / "data")
+    if request.param == "moto":
+        request.getfixturevalue("on_moto")
+    else:
+        need_s3()
+    return bucket() + "/data"
+
+
+def need_s3() -> None:
+    if not os.environ.get("XTRA_TEST_S3"):
+        pytest.skip("XTRA_TEST_S3 does not name the endpoint of a real S3 store")
+    assert os.environ.get("AWS_ENDPOINT_URL") == os.environ["XTRA_TEST_S3"], "the AWS variables name another store"

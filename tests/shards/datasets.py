@@ -1,0 +1,119 @@
+"""Small real datasets for tests: written through the same calls as ingest's, without fetching anything."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from shards import store
+from shards.manifest import (
+    INDEX_SCHEMA,
+    PLAN_SCHEMA,
+    Commit,
+    DatasetInfo,
+    Manifest,
+    commit,
+    make_version,
+    table_bytes,
+    unit_name,
+    write_info,
+    write_plan,
+)
+from shards.tar import Member, write_tar
+
+
+def jpeg(number: int, side: int = 32) -> bytes:
+    """A small picture that differs for every number."""
+    y, x = np.mgrid[:side, :side]
+    rng = np.random.default_rng(number)
+    a, b, c = rng.uniform(0.05, 0.6, 3)
+    pixels = np.stack([np.sin(a * x + number), np.sin(b * y), np.sin(c * (x + y))], -1)
+    out = io.BytesIO()
+    Image.fromarray((127.5 + 127 * pixels).astype(np.uint8)).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def write_unit(dataset: str, unit: int, rows: list[dict], attempt: str = "a1") -> Commit:
+    """Tar, index and commit of one unit; `rows` are index rows with a `body` where they are kept."""
+    tar, members = io.BytesIO(), []
+    for row in rows:
+        if row["reason"] == "kept":
+            row |= {"sha256": hashlib.sha256(row["body"]).hexdigest(), "member": row["key"] + ".jpg"}
+            note = {name: row[name] for name in ("url", "labels", "sha256", "width", "height")}
+            members += [
+                Member(row["key"] + ".jpg", row["body"]),
+                Member(row["key"] + ".json", json.dumps(note).encode()),
+            ]
+    placed = {p.name: p for p in write_tar(tar, members)}
+    for row in rows:
+        if row["reason"] == "kept":
+            row |= {"offset": placed[row["member"]].offset, "length": placed[row["member"]].length}
+    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "body"} for row in rows], INDEX_SCHEMA)
+    index = table_bytes(table)
+    base = f"{unit_name(unit)}-{attempt}"
+    store.put(store.join(dataset, "shards", base + ".tar"), tar.getvalue())
+    store.put(store.join(dataset, "shards", base + ".parquet"), index)
+    reasons = [row["reason"] for row in rows if row["reason"] != "kept"]
+    return commit(
+        dataset,
+        Commit(
+            unit=unit,
+            attempt=attempt,
+            tar=base + ".tar",
+            tar_bytes=len(tar.getvalue()),
+            tar_sha256=hashlib.sha256(tar.getvalue()).hexdigest(),
+            index=base + ".parquet",
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            links=len(rows),
+            kept=len(rows) - len(reasons),
+            reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        ),
+    )
+
+
+def rows_of(first: int, count: int, classes: int = 5, bad: tuple[int, ...] = (), side: int = 32) -> list[dict]:
+    """Index rows first .. first+count-1; the rows in `bad` are http_404."""
+    return [
+        {
+            "key": f"k{row:06d}",
+            "url": f"http://example.org/{row}.jpg",
+            "labels": [f"c{row % classes}"],
+            "row": row,
+            "reason": "http_404" if row in bad else "kept",
+            "width": side,
+            "height": side,
+            "source_format": "jpeg",
+            "body": b"" if row in bad else jpeg(row, side),
+        }
+        for row in range(first, first + count)
+    ]
+
+
+def make_dataset(dataset: str | Path, counts: list[int], bad: tuple[int, ...] = (), side: int = 32) -> Manifest:
+    """A dataset of len(counts) units with counts[i] links each and a first version."""
+    dataset = str(dataset)
+    first = 0
+    for unit, count in enumerate(counts):
+        rows = rows_of(first, count, bad=bad, side=side)
+        plan = [{name: row[name] for name in PLAN_SCHEMA.names} for row in rows]
+        write_plan(dataset, unit, pa.Table.from_pylist(plan, PLAN_SCHEMA))
+        write_unit(dataset, unit, rows)
+        first += count
+    write_info(
+        dataset,
+        DatasetInfo(
+            list_name="test",
+            list_sha256="0" * 64,
+            units=len(counts),
+            unit=max(counts),
+            config_digest="c",
+            image_build="t",
+        ),
+    )
+    return make_version(dataset, "test")

@@ -1,0 +1,148 @@
+"""Datasets, commits and versions: nothing counted twice, nothing lost, immutable versions, nested subsets."""
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+from datasets import make_dataset, rows_of, write_unit
+
+from shards import store
+from shards.manifest import (
+    INDEX_SCHEMA,
+    Commit,
+    DatasetInfo,
+    commit,
+    committed_units,
+    make_version,
+    planned_units,
+    read_info,
+    read_manifest,
+    read_plan,
+    selected_index,
+    subset,
+    write_info,
+)
+
+
+def test_a_version_counts_every_link(base):
+    manifest = make_dataset(base, [30, 20, 7], bad=(3, 4, 45))
+    assert (manifest.links, manifest.kept, manifest.reasons) == (57, 54, {"http_404": 3})
+    assert manifest.counts.tolist() == [28, 19, 7]
+    assert read_manifest(base) == manifest
+    assert read_manifest(f"{base}@1") == manifest
+    assert read_manifest(manifest.address) == manifest
+    assert planned_units(base) == committed_units(base) == [0, 1, 2]
+    assert read_plan(base, 2)["row"].to_pylist() == list(range(50, 57))
+
+
+def test_the_index_of_a_shard_gives_its_selected_rows_in_order(tmp_path):
+    manifest = make_dataset(tmp_path, [10, 10], bad=(2, 11))
+    assert selected_index(manifest, 0)["row"].to_pylist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert selected_index(manifest, 1, ["offset"]).column_names == ["offset", "key", "row", "reason"]
+    assert selected_index(manifest, 1).schema.equals(INDEX_SCHEMA)
+
+
+def test_new_commits_make_a_new_version_and_the_old_one_stays(tmp_path):
+    base = str(tmp_path)
+    first = make_dataset(base, [10])
+    assert make_version(base, "nothing new") == first
+    write_unit(base, 1, rows_of(10, 5, bad=(11,)))
+    second = make_version(base, "more")
+    assert (second.links, second.kept, read_manifest(base).digest) == (15, 14, second.digest)
+    assert read_manifest(f"{base}@1") == first
+    assert store.read_json(f"{base}/versions/000002.json")["parent"] == first.digest
+
+
+def test_a_retried_row_counts_once_with_its_newest_verdict(tmp_path):
+    base = str(tmp_path)
+    make_dataset(base, [10], bad=(2, 3))
+    won = write_unit(base, 1, rows_of(2, 2, bad=(3,)))
+    store.put_json(f"{base}/commits/000001.json", dataclasses.asdict(won) | {"supersedes": {"http_404": 2}})
+    retried = make_version(base, "retry")
+    assert (retried.links, retried.kept, retried.reasons, retried.samples) == (10, 9, {"http_404": 1}, 9)
+
+
+def test_only_one_attempt_at_a_unit_wins_and_both_see_who(base):
+    one, two = (
+        Commit(0, name, f"{name}.tar", 1, "x", f"{name}.parquet", "y", links=1, kept=1, reasons={}) for name in "ab"
+    )
+    assert commit(base, one) == one
+    assert commit(base, two) == one
+
+
+def test_an_unbalanced_commit_cannot_be_made():
+    with pytest.raises(AssertionError, match="do not balance"):
+        Commit(0, "a", "t", 1, "x", "i", "y", links=3, kept=1, reasons={"dns": 1})
+
+
+def test_subsets_nest_and_balance(base):
+    manifest = make_dataset(base, [150, 150], bad=(7,))
+    keys = {}
+    for n in (20, 80, 200):
+        chosen = subset(manifest, n, seed=4)
+        rows = [selected_index(chosen, shard)["key"].to_pylist() for shard in range(2)]
+        assert [len(r) for r in rows] == chosen.counts.tolist()
+        assert abs(chosen.samples - n) < 4 * n**0.5
+        keys[n] = {key for shard in rows for key in shard}
+        assert read_manifest(chosen.address) == chosen
+        assert subset(manifest, n, seed=4).digest == chosen.digest
+    assert keys[20] < keys[80] < keys[200]
+    assert subset(manifest, 80, seed=5).digest != subset(manifest, 80, seed=4).digest
+    assert read_manifest(base) == manifest, "a subset is not the dataset's newest version"
+
+
+def test_a_subset_of_a_subset_nests_in_both(tmp_path):
+    manifest = make_dataset(tmp_path, [200])
+    middle = subset(manifest, 100, seed=1)
+    inner = subset(middle, middle.samples // 2, seed=1)
+    assert set(selected_index(inner, 0)["key"].to_pylist()) < set(selected_index(middle, 0)["key"].to_pylist())
+    with pytest.raises(ValueError, match="use that seed"):
+        subset(middle, 5, seed=2)
+    with pytest.raises(ValueError, match="subset of 900 samples"):
+        subset(manifest, 900)
+
+
+def test_a_rerun_with_other_input_is_refused_by_name(tmp_path):
+    info = DatasetInfo("list.txt", "a" * 64, 2, 10, "cfg", "pillow")
+    write_info(str(tmp_path), info)
+    write_info(str(tmp_path), dataclasses.replace(info, image_build="another pillow"))
+    assert read_info(str(tmp_path)) == info
+    for change in ({"list_sha256": "b" * 64}, {"config_digest": "x"}, {"unit": 5}, {"classes": ("a",)}):
+        with pytest.raises(ValueError, match=f"another {next(iter(change))}"):
+            write_info(str(tmp_path), dataclasses.replace(info, **change))
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is not a dataset"):
+        read_manifest(str(tmp_path))
+    manifest = make_dataset(tmp_path, [5])
+    with pytest.raises(ValueError, match="has no version 7: it has versions 1"):
+        read_manifest(f"{tmp_path}@7")
+    with pytest.raises(ValueError, match="0 manifests start with abcdef0123"):
+        read_manifest(f"{tmp_path}@abcdef0123")
+    head = f"{tmp_path}/manifests/{manifest.digest}.json"
+    store.put_json(head, store.read_json(head) | {"deselected": {"x": 0}})
+    with pytest.raises(ValueError, match="content its name promises"):
+        read_manifest(str(tmp_path))
+
+
+def test_a_future_format_is_refused(tmp_path):
+    make_dataset(tmp_path, [5])
+    store.put_json(f"{tmp_path}/dataset.json", store.read_json(f"{tmp_path}/dataset.json") | {"format": 9})
+    with pytest.raises(ValueError, match="is of format 9, this build reads 1"):
+        read_manifest(str(tmp_path))
+
+
+def test_a_damaged_index_is_named(tmp_path):
+    manifest = make_dataset(tmp_path, [5])
+    store.put(f"{tmp_path}/shards/{manifest.shards[0].index}", b"not parquet at all")
+    with pytest.raises(ValueError, match=manifest.shards[0].index):
+        selected_index(manifest, 0)
+
+
+def test_deselected_rows_are_left_out(tmp_path):
+    manifest = make_dataset(tmp_path, [6])
+    shard = dataclasses.replace(manifest.shards[0], deselected=((1, "duplicate"), (4, "placeholder")), selected=4)
+    chosen = dataclasses.replace(manifest, shards=(shard,), deselected={"duplicate": 1, "placeholder": 1})
+    assert selected_index(chosen, 0)["row"].to_pylist() == [0, 2, 3, 5]
+    assert isinstance(selected_index(chosen, 0), pa.Table)

@@ -1,0 +1,55 @@
+"""One tar: the same bytes every time, readable by the standard library, honest about damage."""
+
+import io
+import tarfile
+
+import pytest
+
+from shards.tar import Member, read_tar, write_tar
+
+BODIES = {"a.jpg": b"x" * 700, "a.json": b"{}", "b.png": b"", "c.jpg": b"y" * 512}
+
+
+def pack() -> tuple[bytes, list]:
+    out = io.BytesIO()
+    placed = list(write_tar(out, [Member(name, body) for name, body in BODIES.items()]))
+    return out.getvalue(), placed
+
+
+def test_offsets_point_at_the_data_and_bytes_repeat():
+    packed, placed = pack()
+    assert packed == pack()[0]
+    assert {p.name: packed[p.offset : p.offset + p.length] for p in placed} == BODIES
+
+
+def test_the_standard_library_reads_it_and_finds_nothing_of_this_machine():
+    packed, _ = pack()
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        infos = tar.getmembers()
+        assert {i.name: tar.extractfile(i).read() for i in infos} == BODIES
+    assert {(i.uid, i.gid, i.mtime, i.mode, i.uname) for i in infos} == {(0, 0, 0, 0o644, "")}
+
+
+def test_spooled_bodies_are_written_from_disk(tmp_path):
+    (tmp_path / "body").write_bytes(b"spooled")
+    out = io.BytesIO()
+    list(write_tar(out, [Member("k.jpg", tmp_path / "body")]))
+    assert [(n, b) for n, _, b in read_tar(io.BytesIO(out.getvalue()))] == [("k.jpg", b"spooled")]
+
+
+def test_reading_gives_names_offsets_and_bodies():
+    packed, placed = pack()
+    assert [(n, o, b) for n, o, b in read_tar(io.BytesIO(packed))] == [
+        (p.name, p.offset, BODIES[p.name]) for p in placed
+    ]
+
+
+@pytest.mark.parametrize(("length", "what"), [(300, "without its end mark"), (900, "inside a.jpg"), (1536, "end mark")])
+def test_a_cut_tar_says_where(length, what):
+    with pytest.raises(ValueError, match=what):
+        list(read_tar(io.BytesIO(pack()[0][:length])))
+
+
+def test_rubbish_is_not_a_tar():
+    with pytest.raises(ValueError, match="no valid header at byte 0"):
+        list(read_tar(io.BytesIO(b"z" * 2048)))
