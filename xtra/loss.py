@@ -1,0 +1,42 @@
+"""The pretraining loss: the next block's pixels, normalised by their own mean and variance (paper section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    l1: bool = False  # mean absolute instead of mean squared error (the paper's ablation)
+
+
+def normalise_blocks(blocks_BKP: Tensor) -> Tensor:
+    """Each block minus its mean over its standard deviation, all values and channels together; at least float32.
+
+    The variance is the unbiased one and EPS is inside the root, as in the official code (src/modules/xtra.py, _loss).
+    """
+    x = blocks_BKP.to(torch.promote_types(blocks_BKP.dtype, torch.float32))
+    var, mean = torch.var_mean(x, dim=-1, keepdim=True)
+    return (x - mean) * (var + EPS).rsqrt()
+
+
+def next_block_loss(predictions: Sequence[Tensor], targets_BKP: Tensor, config: LossConfig | None = None) -> Tensor:
+    """The mean over heads of each head's mean error; a scalar.
+
+    predictions: head i's [B, >= K-1-i, P]; position k predicts block k+1+i, and positions beyond K-2-i are ignored.
+    targets_BKP: raw blocks (`blocks.target_blocks`), in the order that the model saw them.
+    """
+    error = F.l1_loss if config is not None and config.l1 else F.mse_loss
+    wanted = normalise_blocks(targets_BKP[:, 1:])
+    heads = []
+    for ahead, prediction in enumerate(predictions):
+        target = wanted[:, ahead:]
+        heads.append(error(prediction[:, : target.shape[1]].to(target.dtype), target))
+    return torch.stack(heads).mean()
