@@ -13,89 +13,13 @@ import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn
 
+from jobs.flops import Shape, flops_per_image, parameters
 from shards import store
 
 READERS = 16  # metrics parts are many small objects: read them in parallel
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the arithmetic of a model needs; sides in pixels, `block` in tokens a side (1 = plain causal AIM)."""
-
-    image: int
-    patch: int
-    block: int
-    width: int
-    depth: int
-    bridge: int
-    dec_width: int
-    dec_depth: int
-    head: int
-    predict: int = 1
-
-    @property
-    def tokens(self) -> int:
-        return (self.image // self.patch) ** 2
-
-    @property
-    def blocks(self) -> int:
-        return self.tokens // self.block**2
-
-    @property
-    def variant(self) -> str:
-        return "aim" if self.block == 1 else "xtra"
-
-    @property
-    def size(self) -> str:
-        """The usual letter where width and depth are the usual ones ("B/16"), else both ("192x4/8")."""
-        name = _SIZE_NAMES.get((self.width, self.depth), f"{self.width}x{self.depth}")
-        return f"{name}/{self.patch}"
-
-
-_SIZE_NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g"}
-
-
-def flops_per_image(shape: Shape) -> int:
-    """The paper's FLOPs of one training image, forward and backward: what the official code computes, masks dense.
-
-    2mnk a matmul; the backward pass is twice the forward one, except that pixels need no gradient (equal to torch's
-    FlopCounterMode on the official modules: 254,275,485,696 for B/16 at 256, 1,096,620,048,384 for H/14 at 224).
-    Savings of our own (last block dropped, sparse attention) do not lower it: it is the x-axis shared with peers.
-    """
-
-    def transformer(width: int, depth: int) -> int:
-        linears = 24 * shape.tokens * width**2  # qkv 6, projection 2, MLP 16
-        attention = 4 * shape.tokens**2 * width
-        return depth * (linears + attention)
-
-    pixels = 3 * shape.patch**2
-    embed = 2 * shape.tokens * pixels * shape.width
-    bridge = 2 * shape.tokens * shape.bridge * (shape.width + shape.dec_width)
-    block_in = shape.block**2 * shape.dec_width
-    block_out = shape.block**2 * pixels
-    heads = shape.predict * 2 * shape.blocks * shape.head * (block_in + block_out)
-    trunk = transformer(shape.width, shape.depth) + transformer(shape.dec_width, shape.dec_depth)
-    return 2 * embed + 3 * (trunk + bridge + heads)
-
-
-def parameters(shape: Shape) -> int:
-    """Weights of the whole pretraining model: encoder, bridge, decoder, heads."""
-
-    def transformer(width: int, depth: int) -> int:
-        block = 12 * width**2 + 13 * width  # qkv, projection and MLP with biases, two LayerNorms
-        return depth * block + 2 * width + shape.tokens * width  # final LayerNorm, position table
-
-    pixels = 3 * shape.patch**2
-    embed = pixels * shape.width + shape.width
-    bridge = shape.width * shape.bridge + shape.bridge + shape.bridge * shape.dec_width  # second layer has no bias
-    block_in = shape.block**2 * shape.dec_width
-    block_out = shape.block**2 * pixels
-    head = block_in * shape.head + shape.head + shape.head * block_out + block_out
-    trunk = transformer(shape.width, shape.depth) + transformer(shape.dec_width, shape.dec_depth)
-    return embed + trunk + bridge + shape.predict * head
 
 
 @dataclass(frozen=True)
@@ -386,9 +310,9 @@ def _shape(config: Mapping[str, Any], where: str) -> Shape:
     model = config.get("model")
     if not isinstance(model, Mapping):
         raise ValueError(f"{where}: 'model' is {model!r}, expected an object: not a training run's config")
-    return Shape(
-        **{f.name: _get(model, f.name, int, where) for f in fields(Shape) if f.name != "predict" or "predict" in model}
-    )
+    names = [f.name for f in fields(Shape) if f.type == "int" and (f.default is MISSING or f.name in model)]
+    ratio = _get(model, "mlp_ratio", float, where) if "mlp_ratio" in model else Shape.mlp_ratio
+    return Shape(**{name: _get(model, name, int, where) for name in names}, mlp_ratio=ratio)
 
 
 # ---- reading one field or file, with errors that name it ----

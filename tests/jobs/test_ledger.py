@@ -1,13 +1,19 @@
 import csv
 import json
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import run_folders
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.ledger import Ledger, Shape, flops_per_image, parameters, read_runs, write_ledger
+from jobs.flops import Shape, flops_per_image, parameters
+from jobs.ledger import Ledger, read_runs, write_ledger
+from xtra.model import SIZES, ModelConfig, Xtra, build
 
 B16 = Shape(256, 16, 4, 768, 12, bridge=4096, dec_width=768, dec_depth=8, head=6144)
 H14 = Shape(224, 14, 4, 1280, 32, bridge=5120, dec_width=640, dec_depth=8, head=9408)
@@ -21,6 +27,28 @@ def test_flops_and_parameters_are_those_of_the_official_modules():
     assert parameters(H14) == 864_390_144 + 628_096
     assert parameters(AIM) == 111_945_472
     assert (B16.size, H14.size, B16.variant, AIM.variant) == ("B/16", "H/14", "xtra", "aim")
+
+
+def test_parameters_are_those_of_the_model_itself():
+    for name in ("tiny64", "b16_aim"):
+        config = replace(SIZES[name], predict=2, mlp_ratio=3.0)
+        with torch.device("meta"):
+            model = Xtra(config)
+        assert parameters(shape_of(config)) == sum(p.numel() for p in model.parameters()), name
+
+
+def test_flops_are_those_that_torch_counts_for_a_model_of_ours():
+    config = SIZES["tiny32"]
+    model = build(config)
+    # the counter knows the plain attention kernels only
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (prediction,) = model(torch.zeros(1, 3, 32, 32), last_block=True)
+        prediction.sum().backward()
+    assert flops_per_image(shape_of(config)) == counter.get_total_flops()
+
+
+def shape_of(config: ModelConfig) -> Shape:
+    return Shape(**{f.name: getattr(config, f.name) for f in fields(Shape)})
 
 
 def test_one_row_for_each_probe_and_one_for_a_run_without(tmp_path: Path):
