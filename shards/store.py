@@ -121,8 +121,6 @@ def _call(verb: str, url: str, action: Callable[[], T]) -> T:
             if "bucket" in str(error).lower():
                 raise _explain(verb, url, error) from None
             raise Missing(f"{url}: there is no such object") from None
-        except FileExistsError:
-            raise
         except Exception as error:
             # fsspec and botocore raise many unrelated types here; only the kinds listed are known to be final.
             if attempt == ATTEMPTS - 1 or any(mark in f"{type(error).__name__}: {error}" for mark in _FINAL):
@@ -201,8 +199,8 @@ def put_if_absent(url: str, body: bytes) -> bool:
     """Write the object only if nothing has its name. True: ours was written. False: another was there first.
 
     Local: `link()`, which fails on an existing name. S3: one single-part PUT with `If-None-Match: *` (RFC 9110
-    section 13.1.2). A reply can be lost after the store has applied the write, so a refusal of our own retry is
-    settled by reading the object back: equal bytes are ours, whoever put them.
+    section 13.1.2). A reply can be lost after the store has applied the write, so a refusal is settled by reading the
+    object back: equal bytes count as ours, so callers who must tell writers apart put a name into the body.
     """
     assert len(body) < SINGLE_PUT, "a commit is one small single-part PUT"
     if is_local(url):
@@ -214,18 +212,15 @@ def put_if_absent(url: str, body: bytes) -> bool:
                 return False
             return True
     fs, path = _remote(url)
-    tries = 0
 
     def create() -> bool:
-        nonlocal tries
-        tries += 1
         try:
             fs.pipe_file(path, body, mode="create")
-        except FileExistsError:
-            return tries > 1 and fs.cat_file(path) == body
         except Exception as error:
-            if "PreconditionFailed" in str(error) or "412" in str(error):
-                return tries > 1 and fs.cat_file(path) == body
+            # The same answer, 412, has several shapes by the time it arrives here. The client may have retried a PUT
+            # whose reply was lost, so even the first refusal we see can be of our own object: read it back.
+            if isinstance(error, FileExistsError) or "PreconditionFailed" in f"{error} {error.__cause__}":
+                return fs.cat_file(path) == body
             raise
         return True
 
