@@ -1,0 +1,159 @@
+"""The nouns of ingest: what falls from one stage to the next, and the closed list of reasons a link can end with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Reason(StrEnum):
+    """Why a link was not kept. Nothing is dropped, replaced or retried without one."""
+
+    # Retryable: the same link may succeed later.
+    DNS = "dns"
+    CONNECT = "connect"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    HTTP_429 = "http_429"
+    HTTP_5XX = "http_5xx"
+    TRUNCATED_BODY = "truncated_body"
+    # Final: asking again gives the same answer, or we must not ask.
+    HTTP_404 = "http_404"
+    HTTP_410 = "http_410"
+    HTTP_4XX = "http_4xx"
+    BLOCKED_ADDRESS = "blocked_address"
+    BAD_URL = "bad_url"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    ROBOTS = "robots"
+    OPT_OUT = "opt_out"
+    TOO_LARGE = "too_large"
+    # Content: bytes came, and they are not a picture we keep.
+    NOT_AN_IMAGE = "not_an_image"
+    UNDECODABLE = "undecodable"
+    TOO_SMALL = "too_small"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    BAD_ASPECT = "bad_aspect"
+    UNSUPPORTED = "unsupported"
+    PLACEHOLDER = "placeholder"
+    DUPLICATE = "duplicate"
+
+    @property
+    def retryable(self) -> bool:
+        return self in RETRYABLE
+
+
+RETRYABLE = frozenset(
+    {
+        Reason.DNS,
+        Reason.CONNECT,
+        Reason.TIMEOUT,
+        Reason.TLS,
+        Reason.HTTP_429,
+        Reason.HTTP_5XX,
+        Reason.TRUNCATED_BODY,
+    }
+)
+FINAL = frozenset(
+    {
+        Reason.HTTP_404,
+        Reason.HTTP_410,
+        Reason.HTTP_4XX,
+        Reason.BLOCKED_ADDRESS,
+        Reason.BAD_URL,
+        Reason.TOO_MANY_REDIRECTS,
+        Reason.ROBOTS,
+        Reason.OPT_OUT,
+        Reason.TOO_LARGE,
+    }
+)
+CONTENT = frozenset(set(Reason) - RETRYABLE - FINAL)
+
+_BAD_LINE = "bad-line:"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One URL of the list. `key` is unique in the dataset; `row` counts links (bad lines too) from 0."""
+
+    key: str
+    url: str
+    labels: tuple[str, ...]
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that holds no usable link. It keeps its key and row, so that counts balance; its reason is `bad_url`."""
+
+    key: str
+    row: int
+    line: int  # in the list, from 1
+    why: str
+    text: str  # what the line said, cut and printable
+
+    @property
+    def url(self) -> str:
+        """What the plan stores in place of a URL; no URL that we fetch can look like it."""
+        return f"{_BAD_LINE}{self.line}:{self.why}:{self.text}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+
+def from_plan(key: str, url: str, labels: list[str] | None, row: int) -> Link | BadLine:
+    """The inverse of writing (key, url, labels, row) to the plan."""
+    if not url.startswith(_BAD_LINE):
+        return Link(key, url, tuple(labels or ()), row)
+    line, why, text = url.removeprefix(_BAD_LINE).split(":", 2)
+    return BadLine(key, row, int(line), why, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What the network gave for a link: a body, or the reason there is none."""
+
+    link: Link
+    body: bytes | Path | None  # a large body is a file on scratch
+    reason: Reason | None  # None exactly when there is a body
+    detail: str  # one line for people; empty when all is well
+    status: int  # the last HTTP status, 0 if none came
+    final_url: str
+    attempts: int  # requests made, redirects not counted
+    ms: int  # from the first request to the end, waits between attempts included
+    at: float  # when it ended, seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is stored for a kept link, and what is known about it."""
+
+    body: bytes
+    suffix: str  # "jpg", "png" or "webp"
+    sha256: str
+    width: int  # as stored, before any EXIF orientation
+    height: int
+    mode: str
+    orientation: int  # EXIF, 1..8
+    progressive: bool | None
+    subsampling: str | None
+    icc: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement on one link: a picture to keep, or a reason."""
+
+    fetched: Fetched
+    picture: Picture | None
+    reason: Reason | None  # None exactly when there is a picture
+    detail: str
+    source_format: str | None = None  # of the fetched bytes, by content
+    fetched_bytes: int | None = None
+    fetched_sha256: str | None = None
+    decode_checked: bool = False
+
+    @property
+    def keep(self) -> bool:
+        return self.picture is not None

@@ -1,0 +1,223 @@
+"""An HTTP origin on loopback that serves pictures and misbehaves in every way the fetcher must survive.
+
+    with Origin() as origin:
+        origin.url("/ok/1.jpg")      # a picture, different for every path
+        origin.url("/status/404")
+
+Paths: /ok/NAME.jpg|png|gif|bmp|webp|tiff, /status/CODE, /flaky/N/NAME (503 for the first N requests),
+/busy/SECONDS/NAME (429 with Retry-After once, then a picture), /drip (a byte every 0.2 s), /silent (accepts, never
+answers), /endless, /truncated, /reset, /html, /empty, /gzip and /bomb (a Content-Encoding nobody asked for),
+/declared/N (a Content-Length of N), /cut/NAME.jpg (a complete reply with half a picture), /slow/SECONDS/NAME.jpg,
+/redirect/N (N hops to a picture), /loop, /goto?URL (302 to any URL), /file/NAME (from `files`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import socket
+import struct
+import tarfile
+import threading
+import zlib
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from PIL import Image
+
+
+def picture(name: str, kind: str = "jpeg", side: int = 64) -> bytes:
+    """A picture that is a function of its name."""
+    seed = zlib.crc32(name.encode())
+    block = Image.frombytes("RGB", (4, 4), struct.pack("<12I", *((seed * (k + 1)) & 0xFFFFFFFF for k in range(12))))
+    out = io.BytesIO()
+    block.resize((side, side * 3 // 4), Image.Resampling.BICUBIC).save(out, kind)
+    return out.getvalue()
+
+
+class Origin:
+    """Serves until the `with` block ends; counts requests by path, and the most served at the same time."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.requests: Counter[str] = Counter()
+        self.connections = 0
+        self.busy = 0
+        self.busiest = 0
+        self.headers: list[dict[str, str]] = []
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.origin = self
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def __enter__(self) -> Origin:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    origin: Origin
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients that hang up are what these tests are about
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.origin.connections += 1
+        super().process_request(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def do_GET(self) -> None:
+        origin = self.server.origin
+        path = unquote(self.path, "latin-1")
+        with origin.lock:
+            origin.requests[path] += 1
+            origin.headers.append(dict(self.headers))
+            origin.busy += 1
+            origin.busiest = max(origin.busiest, origin.busy)
+        try:
+            words = path.lstrip("/").split("?")[0].split("/")
+            getattr(self, f"serve_{words[0]}", self.serve_unknown)(path, *words[1:])
+        finally:
+            with origin.lock:
+                origin.busy -= 1
+
+    def reply(self, body: bytes, code: int = 200, **headers: str) -> None:
+        self.send_response(code)
+        for name, value in {"Content_Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def seen(self, path: str) -> int:
+        return self.server.origin.requests[path]
+
+    def wait(self, seconds: float) -> None:
+        self.server.origin.closing.wait(seconds)
+
+    def serve_unknown(self, path: str, *_: str) -> None:
+        self.reply(b"no such path", 404)
+
+    def serve_ok(self, path: str, *_: str) -> None:
+        suffix = path.rsplit(".", 1)[-1]
+        self.reply(picture(path, {"jpg": "jpeg"}.get(suffix, suffix)), Content_Type="image/jpeg")
+
+    def serve_file(self, path: str, name: str) -> None:
+        self.reply(self.server.origin.files[name])
+
+    def serve_status(self, path: str, code: str) -> None:
+        self.reply(b"sorry", int(code))
+
+    def serve_flaky(self, path: str, failures: str, *_: str) -> None:
+        failed = self.seen(path) <= int(failures)
+        self.reply(b"" if failed else picture(path), 503 if failed else 200)
+
+    def serve_busy(self, path: str, seconds: str, *_: str) -> None:
+        if self.seen(path) == 1:
+            self.reply(b"", 429, Retry_After=seconds)
+        else:
+            self.reply(picture(path))
+
+    def serve_drip(self, path: str, *_: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        while not self.server.origin.closing.is_set():
+            self.wfile.write(b"\xff")
+            self.wfile.flush()
+            self.wait(0.2)
+
+    def serve_silent(self, path: str, *_: str) -> None:
+        self.wait(60)
+        self.close_connection = True
+
+    def serve_slow(self, path: str, seconds: str, *_: str) -> None:
+        self.wait(float(seconds))
+        self.serve_ok(path)
+
+    def serve_endless(self, path: str, *_: str) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        piece = b"10000\r\n" + bytes(65536) + b"\r\n"
+        while not self.server.origin.closing.is_set():
+            self.wfile.write(piece)
+
+    def serve_declared(self, path: str, length: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.close_connection = True
+
+    def serve_truncated(self, path: str, *_: str) -> None:
+        body = picture(path)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2])
+        self.close_connection = True
+
+    def serve_cut(self, path: str, *_: str) -> None:
+        body = picture(path)
+        self.reply(body[: len(body) // 2])
+
+    def serve_reset(self, path: str, *_: str) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def serve_html(self, path: str, *_: str) -> None:
+        self.reply(b"<!DOCTYPE html><title>gone</title>", Content_Type="image/jpeg")
+
+    def serve_empty(self, path: str, *_: str) -> None:
+        self.reply(b"")
+
+    def serve_gzip(self, path: str, *_: str) -> None:
+        self.reply(gzip.compress(picture(path), mtime=0), Content_Encoding="gzip")
+
+    def serve_bomb(self, path: str, *_: str) -> None:
+        self.reply(gzip.compress(bytes(50_000_000), 1, mtime=0), Content_Encoding="gzip")
+
+    def serve_redirect(self, path: str, hops: str) -> None:
+        left = int(hops)
+        self.reply(b"", 302, Location=f"/redirect/{left - 1}" if left > 1 else "/ok/moved.jpg")
+
+    def serve_loop(self, path: str, *_: str) -> None:
+        self.reply(b"", 301, Location="/loop")
+
+    def serve_goto(self, path: str, *_: str) -> None:
+        self.reply(b"", 302, Location=path.split("?", 1)[1])
+
+
+def unpacked(shared: Path, name: str, to: Path) -> Path:
+    """The folder ../shared/data/NAME.tar.gz, unpacked."""
+    with tarfile.open(shared / "data" / f"{name}.tar.gz") as tar:
+        tar.extractall(to, filter="data")
+    return to / name if (to / name).is_dir() else to
