@@ -1,0 +1,41 @@
+"""Side-by-side measurements, one file a subject; each has a Config and a run(config) that returns `result(...)`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def result(subject: str, rows: list[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:
+    """What every subject ends with: the rows measured, and the ratios that others rely on."""
+    return {"subject": subject, "hardware": hardware(), "commit": commit(), "rows": rows, "ratios": ratios}
+
+
+def hardware() -> str:
+    """Processor, usable cores and, where torch sees one, the GPU."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = lines[0] if lines else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    import torch  # only benches that run anything get here
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join([f"{cores} cores of {model}", *gpus])
+
+
+def commit() -> str:
+    """The git commit of this source tree, with + where files differ from it; "unknown" outside a checkout."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import xtra
+from shards import store
+from xtra import checkpoint
+from xtra.blocks import target_blocks
+from xtra.loss import next_block_loss
+from xtra.model import SIZES, Xtra, build
+
+CONFIG = replace(SIZES["tiny32"], predict=2)
+STATE = {"cursor": {"manifest": "abc123", "order": {"seed": 0}, "samples_seen": 128}, "note": "kept"}
+
+
+def optimizer_of(model: Xtra) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def train(model: Xtra, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+        next_block_loss(model(x), target_blocks(x, model.config.side)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    store.put_json(store.join(str(tmp_path), "config.json"), {"model": asdict(CONFIG), "seed": 0})
+    return str(tmp_path)
+
+
+@pytest.fixture
+def trained(run: str) -> tuple[str, Xtra, torch.optim.Optimizer]:
+    model = build(CONFIG, 0)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, 2)
+    assert checkpoint.save(run, 3, 128, model, optimizer, STATE)
+    return run, model, optimizer
+
+
+def test_training_goes_on_after_a_load_as_if_nothing_had_happened(trained):
+    run, model, optimizer = trained
+    other = build(CONFIG, seed=9)
+    resumed = optimizer_of(other)
+    url = checkpoint.latest(run)
+    assert url is not None
+    assert checkpoint.load(url, other, resumed) == STATE
+    train(model, optimizer, 2, first=2)
+    train(other, resumed, 2, first=2)
+    for (name, p), q in zip(model.named_parameters(), other.parameters()):
+        assert torch.equal(p, q), name
+
+
+def test_the_folder_is_the_one_of_the_design_and_holds_no_pickle(trained):
+    run, model, _ = trained
+    folder = Path(run, "checkpoints", "000000000128")
+    commit = json.loads((folder / "COMMIT.json").read_text())
+    assert commit["attempt"] == 3
+    assert commit["samples_seen"] == 128
+    assert commit["manifest"] == "abc123"
+    names = {"000003/model.safetensors", "000003/optim.safetensors", "000003/state.json"}
+    assert commit["files"].keys() == names
+    on_disk = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert on_disk == {*names, "COMMIT.json"}
+    for name, promise in commit["files"].items():
+        assert (folder / name).stat().st_size == promise["bytes"]
+    assert load_file(folder / "000003/model.safetensors").keys() == dict(model.named_parameters()).keys()
+    optim = load_file(folder / "000003/optim.safetensors")
+    assert optim.keys() == {f"{n}/{k}" for n, _ in model.named_parameters() for k in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def test_the_first_commit_wins_and_is_never_touched_again(trained):
+    run, model, optimizer = trained
+    before = {p: p.read_bytes() for p in Path(run, "checkpoints").rglob("*") if p.is_file()}
+    train(model, optimizer, 1)
+    assert not checkpoint.save(run, 4, 128, model, optimizer, STATE)
+    assert checkpoint.save(run, 3, 128, model, optimizer, STATE)
+    assert {p: p.read_bytes() for p in Path(run, "checkpoints").rglob("*") if p.is_file()} == before
+
+
+def test_a_slower_attempt_loses_the_commit_and_the_winner_loads(run, monkeypatch):
+    model = build(CONFIG, 0)
+    rival = build(CONFIG, 1)
+    real = checkpoint.store.put_json_if_absent
+
+    def rival_first(url, value):
+        monkeypatch.setattr(checkpoint.store, "put_json_if_absent", real)
+        assert checkpoint.save(run, 2, 64, rival, optimizer_of(rival), STATE)
+        return real(url, value)
+
+    monkeypatch.setattr(checkpoint.store, "put_json_if_absent", rival_first)
+    assert not checkpoint.save(run, 1, 64, model, optimizer_of(model), STATE)
+    checkpoint.load(checkpoint.checkpoint_folder(run, 64), model)
+    assert torch.equal(model.bridge.fc1.weight, rival.bridge.fc1.weight)
+
+
+def test_latest_passes_over_what_was_never_committed(trained):
+    run, model, optimizer = trained
+    checkpoint.save(run, 3, 256, model, optimizer, STATE)
+    store.put(store.join(run, "checkpoints", "000000000512", "000004", "model.safetensors"), b"half")
+    assert checkpoint.latest(run) == checkpoint.checkpoint_folder(run, 256)
+    assert checkpoint.committed(run) == [128, 256]
+    assert checkpoint.latest(run + "/nothing") is None
+    with pytest.raises(store.Missing, match="000000000512"):
+        checkpoint.load(checkpoint.checkpoint_folder(run, 512), model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_file_is_named_and_nothing_is_loaded(trained, name, damage):
+    run, _, _ = trained
+    file = Path(run, "checkpoints", "000000000128", "000003", name)
+    body = bytearray(file.read_bytes())
+    body[-2] ^= 1
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(body if damage == "flip" else body[:-1])
+    other = build(CONFIG, 5)
+    before = {n: p.detach().clone() for n, p in other.named_parameters()}
+    words = {"flip": "sha256 is", "cut": "bytes is", "gone": "missing"}[damage]
+    with pytest.raises(ValueError, match=f"000003/{name}.*{words}"):
+        checkpoint.load(checkpoint.checkpoint_folder(run, 128), other, optimizer_of(other))
+    assert all(torch.equal(p, before[n]) for n, p in other.named_parameters())
+
+
+def test_the_first_tensor_that_does_not_fit_is_named_with_both_shapes(trained):
+    run, _, _ = trained
+    url = checkpoint.checkpoint_folder(run, 128)
+    wider = build(replace(CONFIG, bridge=96), 0)
+    with pytest.raises(ValueError, match=r"bridge\.fc1\.weight \[96, 64\], the file \[128, 64\]"):
+        checkpoint.load(url, wider)
+    deeper = build(replace(CONFIG, depth=3), 0)
+    with pytest.raises(ValueError, match=r"has encoder\.blocks\.2\.norm1\.weight \[64\], the file does not"):
+        checkpoint.load(url, deeper)
+    with pytest.raises(ValueError, match=r"lacks heads\.1\.fc1\.bias, the file has it \[128\]"):
+        checkpoint.load(url, build(replace(CONFIG, predict=1), 0))
+
+
+def test_a_checkpoint_from_before_the_first_step_loads_an_empty_optimiser(run):
+    model = build(CONFIG, 0)
+    checkpoint.save(run, 1, 0, model, optimizer_of(model), STATE)
+    other = build(CONFIG, 1)
+    optimizer = optimizer_of(other)
+    checkpoint.load(checkpoint.checkpoint_folder(run, 0), other, optimizer)
+    assert not optimizer.state
+    train(model, optimizer_of(model), 1)
+    train(other, optimizer, 1)
+    assert torch.equal(model.bridge.fc1.weight, other.bridge.fc1.weight)
+
+
+def test_names_are_those_outside_ddp_and_compile_wrappers():
+    def wrap(inner: torch.nn.Module, name: str) -> torch.nn.Module:
+        outer = torch.nn.Module()
+        outer.add_module(name, inner)
+        return outer
+
+    model = build(CONFIG, 0)
+    plain = list(checkpoint.parameters(model))
+    model.encoder.blocks[1] = wrap(model.encoder.blocks[1], "_orig_mod")
+    wrapped = wrap(wrap(model, "_orig_mod"), "module")
+    assert next(iter(wrapped.state_dict())) == "module._orig_mod.encoder.pos_embed"
+    assert list(checkpoint.parameters(wrapped)) == plain
+
+
+def test_load_gives_the_encoder_of_a_run_or_of_a_checkpoint(trained):
+    run, model, _ = trained
+    x = torch.randn(2, 3, 32, 32)
+    expected = model.encoder(x)
+    for path in (run, checkpoint.checkpoint_folder(run, 128)):
+        encoder = xtra.load(path)
+        assert not encoder.training
+        assert torch.equal(encoder(x), expected)
+    with pytest.raises(ValueError, match="no committed checkpoint"):
+        xtra.load(run + "/probes")
+
+
+def test_load_says_which_config_is_at_fault(trained):
+    run, _, _ = trained
+    store.put_json(store.join(run, "config.json"), {"model": {**asdict(CONFIG), "width": 128}})
+    with pytest.raises(ValueError, match=r"pos_embed \[1, 64, 128\], the file \[1, 64, 64\]"):
+        xtra.load(run)
+    store.put_json(store.join(run, "config.json"), {"seed": 0})
+    with pytest.raises(ValueError, match=r"config\.json: has no model"):
+        xtra.load(run)
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, xtra; assert callable(xtra.load); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_prune_keeps_the_newest_and_sweeps_what_lies_before(trained):
+    run, model, optimizer = trained
+    for samples in (256, 384, 512):
+        checkpoint.save(run, 3, samples, model, optimizer, STATE)
+    store.put(store.join(run, "checkpoints", "000000000200", "000001", "model.safetensors"), b"left by a dead attempt")
+    store.put(store.join(run, "checkpoints", "000000000640", "000003", "model.safetensors"), b"being written")
+    assert checkpoint.prune(run, keep=2) == [128, 256]
+    assert checkpoint.committed(run) == [384, 512]
+    files = [p for p in Path(run, "checkpoints").rglob("*") if p.is_file()]
+    assert {p.relative_to(Path(run, "checkpoints")).parts[0] for p in files} == {
+        "000000000384",
+        "000000000512",
+        "000000000640",
+    }
+    checkpoint.load(checkpoint.checkpoint_folder(run, 384), model, optimizer)
+    with pytest.raises(ValueError, match="keep is 0"):
+        checkpoint.prune(run, keep=0)
+    assert checkpoint.prune(run + "/nothing", keep=1) == []
+
+
+def test_prune_takes_the_commit_first(trained, monkeypatch):
+    run, model, optimizer = trained
+    checkpoint.save(run, 3, 256, model, optimizer, STATE)
+    deleted = []
+    monkeypatch.setattr(checkpoint.store, "delete", lambda url: deleted.append(url.rsplit("/", 1)[1]))
+    checkpoint.prune(run, keep=1)
+    assert deleted == ["COMMIT.json", "model.safetensors", "optim.safetensors", "state.json"]
+
+
+# --- Official weights -----------------------------------------------------------------------------------------------
+
+
+def test_official_weights_make_a_round_trip_to_the_bit():
+    ours = {name: torch.randn_like(p) for name, p in build(CONFIG, 0).named_parameters()}
+    official = checkpoint.to_official(ours, CONFIG)
+    again = checkpoint.from_official(official, CONFIG)
+    assert again.keys() == ours.keys()
+    assert all(torch.equal(again[name], p) for name, p in ours.items())
+    back = checkpoint.to_official(again, CONFIG)
+    assert all(torch.equal(back[name], w) for name, w in official.items())
+
+
+def test_official_layouts_are_raster_and_feature_major():
+    ours = {name: p.detach() for name, p in build(CONFIG, 0).named_parameters()}
+    official = checkpoint.to_official(ours, CONFIG)
+    token, feature, width = 3, 17, CONFIG.dec_width  # token 3 of a block is its row 1, column 1
+    mine = ours["heads.1.fc1.weight"][:, token * width + feature]
+    assert torch.equal(official["aim_proj.1.mlp.0.weight"][:, feature * 4 + token], mine)
+    raster = (2 * 1 + 1) * 8 + (2 * 2 + 1)  # that token of block 6 (row 1, column 2) on the 8 x 8 grid
+    assert torch.equal(official["predictor.pos_embed"][0, raster], ours["decoder.pos_embed"][0, 6 * 4 + token])
+    assert torch.equal(official["enc.blocks.1.attn.qkv.weight"], ours["encoder.blocks.1.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_forward_module.", "_orig_mod.", "_forward_module._orig_mod."])
+def test_wrapper_prefixes_are_stripped(prefix):
+    ours = {name: p.detach() for name, p in build(CONFIG, 0).named_parameters()}
+    wrapped = {prefix + name: w for name, w in checkpoint.to_official(ours, CONFIG).items()}
+    Xtra(CONFIG).load_state_dict(checkpoint.from_official(wrapped, CONFIG))
+
+
+def test_an_import_reports_all_that_does_not_fit():
+    official = checkpoint.to_official(dict(build(CONFIG, 0).named_parameters()), CONFIG)
+    official["classifier.1.bias"] = torch.zeros(5)
+    official["enc.pos_embed"] = torch.zeros(1, 16, 64)
+    del official["proj.mlp.0.bias"], official["proj.mlp.2.weight"]
+    with pytest.raises(ValueError) as error:
+        checkpoint.from_official(official, CONFIG)
+    text = str(error.value)
+    assert "2 missing: proj.mlp.0.bias first" in text
+    assert "1 unexpected: classifier.1.bias first" in text
+    assert "1 of another shape: enc.pos_embed [1, 16, 64], not [1, 64, 64]" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "some"),
+    [
+        ("b16", {"proj.mlp.2.weight": [768, 4096], "aim_proj.0.mlp.0.weight": [6144, 12288]}),
+        ("h14", {"predictor.blocks.7.attn.qkv.weight": [1920, 640], "enc.patch_embed.proj.weight": [1280, 3, 14, 14]}),
+    ],
+)
+def test_official_names_and_shapes_of_the_papers_models(size, some):
+    with torch.device("meta"):
+        shapes = {checkpoint.official_name(n): list(p.shape) for n, p in Xtra(SIZES[size]).named_parameters()}
+    assert some.items() <= shapes.items()
+    assert not any(name.startswith(("encoder", "decoder", "bridge", "heads")) for name in shapes)

@@ -1,0 +1,298 @@
+"""Checkpoints: safetensors by parameter name and JSON, committed last; and the layout of the official weights.
+
+    RUN/checkpoints/000000012800/000001/model.safetensors    parameters by name
+    RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...
+    RUN/checkpoints/000000012800/000001/state.json           the caller's state: cursor, config, ...
+    RUN/checkpoints/000000012800/COMMIT.json                 put if absent, last: attempt, manifest, sizes, sha256
+
+Attempts share no key, so a checkpoint is whatever its COMMIT names, however many writers there were. Nothing is
+pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shards import store
+from xtra.blocks import block_order, raster_order
+from xtra.model import Encoder, ModelConfig, Xtra, model_config
+
+COMMIT = "COMMIT.json"
+MODEL, OPTIM, STATE = "model.safetensors", "optim.safetensors", "state.json"
+_WRAPPERS = re.compile(
+    r"(?<![^.])(?:module|_forward_module|_orig_mod)\."
+)  # name parts added by DDP, Lightning, compile
+
+
+# --- Saving ---------------------------------------------------------------------------------------------------------
+
+
+def save(
+    run: str, attempt: int, samples_seen: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> bool:
+    """Write and commit one checkpoint; True if the committed one is this attempt's.
+
+    state: JSON; its "cursor" names the manifest that the COMMIT repeats. A checkpoint that is already committed is left
+    alone, whoever wrote it. Raises StoreError.
+    """
+    folder = checkpoint_folder(run, samples_seen)
+    if not store.exists(store.join(folder, COMMIT)):
+        files: dict[str, dict[str, Any]] = {}
+        with tempfile.TemporaryDirectory(prefix="xtra-checkpoint-") as scratch:
+            for name in (MODEL, OPTIM, STATE):
+                path = Path(scratch, name)
+                _write(path, model, optimizer, state)
+                files[f"{attempt:06d}/{name}"] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                store.put_file(store.join(folder, f"{attempt:06d}", name), path)
+                path.unlink()
+        cursor = state.get("cursor") or {}
+        commit = {
+            "attempt": attempt,
+            "samples_seen": samples_seen,
+            "manifest": cursor.get("manifest"),
+            "files": files,
+        }
+        store.put_json_if_absent(store.join(folder, COMMIT), commit)
+    return store.read_json(store.join(folder, COMMIT))["attempt"] == attempt
+
+
+def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    if path.name == STATE:
+        path.write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
+        return
+    tensors = parameters(model) if path.name == MODEL else _optimizer_tensors(model, optimizer)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def checkpoint_folder(run: str, samples_seen: int) -> str:
+    return store.join(run, "checkpoints", f"{samples_seen:012d}")
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters by the name that they have outside DDP and compile wrappers."""
+    assert not list(model.buffers()), "a checkpoint holds parameters only; the models have no buffers"
+    return {_WRAPPERS.sub("", name): p for name, p in model.named_parameters()}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as flat tensors "NAME/KEY"; {} before its first step."""
+    return {
+        f"{name}/{key}": value
+        for name, p in parameters(model).items()
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+
+
+# --- Loading --------------------------------------------------------------------------------------------------------
+
+
+def committed(run: str) -> list[int]:
+    """The samples seen of every committed checkpoint of a run, oldest first."""
+    folders = [name for name in store.names(store.join(run, "checkpoints")) if re.fullmatch(r"\d{12}", name)]
+    return [int(name) for name in folders if store.exists(store.join(run, "checkpoints", name, COMMIT))]
+
+
+def latest(run: str) -> str | None:
+    """The folder of a run's newest committed checkpoint."""
+    for name in reversed(store.names(store.join(run, "checkpoints"))):
+        if re.fullmatch(r"\d{12}", name) and store.exists(store.join(run, "checkpoints", name, COMMIT)):
+            return store.join(run, "checkpoints", name)
+    return None
+
+
+def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Fill the model and the optimiser from a committed checkpoint and return its state. Any world size may.
+
+    Raises Missing without a COMMIT; ValueError naming the file whose size or sha256 differs, or the first tensor that
+    does not fit and both shapes. Nothing is changed then.
+    """
+    commit = store.read_json(store.join(checkpoint, COMMIT))
+    weights = _tensors(checkpoint, commit, MODEL)
+    own = parameters(model)
+    _require_same_names(f"{checkpoint}: the model", {n: list(p.shape) for n, p in own.items()}, weights)
+    with _verified(checkpoint, commit, STATE) as path:
+        state = json.loads(path.read_text())
+    if optimizer is not None:
+        _load_optimizer(checkpoint, _tensors(checkpoint, commit, OPTIM), own, optimizer)
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(weights[name])
+    return state
+
+
+def load_encoder(path: str) -> Encoder:
+    """The encoder of a run folder (its newest checkpoint) or of one checkpoint folder, in eval mode: `xtra.load`."""
+    checkpoint = path if store.exists(store.join(path, COMMIT)) else latest(path)
+    if checkpoint is None:
+        raise ValueError(f"{path}: holds no committed checkpoint: name a run folder or one of its checkpoints")
+    run = checkpoint.rstrip("/").rsplit("/", 2)[0]
+    config = store.read_json(store.join(run, "config.json"))
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"{store.join(run, 'config.json')}: has no model: is {run} a run folder?")
+    with torch.device("meta"):
+        encoder = Encoder(model_config(config["model"]))
+    weights = _tensors(checkpoint, store.read_json(store.join(checkpoint, COMMIT)), MODEL)
+    weights = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
+    own = {name: list(p.shape) for name, p in encoder.named_parameters()}
+    _require_same_names(f"{checkpoint}: the encoder", own, weights)
+    encoder.load_state_dict({name: w.clone() for name, w in weights.items()}, assign=True)  # w maps the file
+    return encoder.eval()
+
+
+def _tensors(checkpoint: str, commit: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    with _verified(checkpoint, commit, name) as path:
+        return load_file(path)
+
+
+@contextlib.contextmanager
+def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Iterator[Path]:
+    """A local copy of one file of a checkpoint, its size and sha256 checked against the COMMIT."""
+    file = f"{commit['attempt']:06d}/{name}"
+    url, promised = store.join(checkpoint, file), commit["files"][file]
+    with tempfile.TemporaryDirectory(prefix="xtra-checkpoint-") as scratch:
+        path = store.local_path(url) if store.is_local(url) else Path(scratch, name)
+        if not store.is_local(url):
+            with store.open_read(url) as source, path.open("wb") as out:
+                while piece := source.read(8 << 20):
+                    out.write(piece)
+        elif not path.exists():
+            raise store.Missing(f"{url}: is named by {COMMIT} but missing: use another checkpoint")
+        for what, found in (("bytes", path.stat().st_size), ("sha256", _sha256(path))):
+            if found != promised[what]:
+                raise ValueError(f"{url}: {what} is {found}, {COMMIT} says {promised[what]}: use another checkpoint")
+        yield path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_same_names(who: str, own: Mapping[str, list[int]], found: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the first tensor that is missing, unexpected or of another shape."""
+    for name, shape in own.items():
+        if name not in found:
+            raise ValueError(f"{who} has {name} {shape}, the file does not: its config is another one")
+        if list(found[name].shape) != shape:
+            raise ValueError(f"{who} has {name} {shape}, the file {list(found[name].shape)}: its config is another one")
+    for name, tensor in found.items():
+        if name not in own:
+            raise ValueError(f"{who} lacks {name}, the file has it {list(tensor.shape)}: its config is another one")
+
+
+def _load_optimizer(
+    checkpoint: str,
+    found: dict[str, Tensor],
+    own: Mapping[str, nn.Parameter | Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, value in found.items():
+        parameter, key = name.rsplit("/", 1)
+        state.setdefault(parameter, {})[key] = value
+    moments = {n: s["exp_avg"] for n, s in state.items() if "exp_avg" in s}
+    names = {id(p): name for name, p in own.items()}
+    held = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    if state:  # empty when the checkpoint was written before the first step
+        _require_same_names(f"{checkpoint}: the optimiser", {n: list(own[n].shape) for n in held}, moments)
+    # load_state_dict puts each tensor where this optimiser wants it (fused ones keep `step` on the device).
+    by_position = {position: state[name] for position, name in enumerate(held) if name in state}
+    optimizer.load_state_dict({"state": by_position, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def prune(run: str, keep: int) -> list[int]:
+    """Delete all but the newest `keep` committed checkpoints and what dead attempts left before them.
+
+    COMMIT goes first, so that a half-deleted checkpoint is no checkpoint. Returns the samples seen of those deleted.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; at least 1 checkpoint must stay")
+    commits = committed(run)
+    if not commits:
+        return []
+    oldest_kept = commits[-keep:][0]
+    for name in store.names(store.join(run, "checkpoints")):
+        if not re.fullmatch(r"\d{12}", name) or int(name) >= oldest_kept:
+            continue
+        folder = store.join(run, "checkpoints", name)
+        store.delete(store.join(folder, COMMIT))
+        for attempt in store.names(folder):
+            if re.fullmatch(r"\d{6}", attempt):
+                for file in store.names(store.join(folder, attempt)):
+                    store.delete(store.join(folder, attempt, file))
+    return [samples for samples in commits if samples < oldest_kept]
+
+
+# --- Official weights -----------------------------------------------------------------------------------------------
+
+# Our names and the official ones (github.com/elad-amrani/xtra, src/modules); the first prefix that fits counts.
+_OFFICIAL = (
+    (r"encoder\.patch_embed\.", r"enc.patch_embed.proj."),
+    (r"encoder\.", r"enc."),
+    (r"bridge\.fc1\.", r"proj.mlp.0."),
+    (r"bridge\.fc2\.", r"proj.mlp.2."),
+    (r"decoder\.", r"predictor."),
+    (r"heads\.(\d+)\.fc1\.", r"aim_proj.\1.mlp.0."),
+    (r"heads\.(\d+)\.fc2\.", r"aim_proj.\1.mlp.2."),
+)
+
+
+def official_name(name: str) -> str:
+    """The name that the official code gives to one of our parameters."""
+    for ours, theirs in _OFFICIAL:
+        if re.match(ours, name):
+            return re.sub("^" + ours, theirs, name)
+    raise AssertionError(f"{name} has no official name")
+
+
+def from_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Official weights (a flat name -> tensor dict) as ours, for `Xtra(config).load_state_dict`.
+
+    Wrapper prefixes are stripped. Strict: a ValueError counts what is missing, unexpected and of another shape, and
+    names the first of each. Two layouts differ, by exact permutations: position tables are in raster order there and
+    in block order here, and heads read a block feature-major there (index d * t + p) and token-major here (p * D + d).
+    """
+    with torch.device("meta"):
+        ours = {name: (official_name(name), p.shape) for name, p in Xtra(config).named_parameters()}
+    found = {re.sub(r"^(?:(?:module|_forward_module|_orig_mod)\.)+", "", name): w for name, w in state.items()}
+    wanted = dict(ours.values())
+    report = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {list(found[name].shape)}, not {list(shape)},"
+            for name, shape in wanted.items()
+            if name in found and found[name].shape != shape
+        ],
+    }
+    if any(report.values()):
+        said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
+        raise ValueError(f"these official weights do not fit the model config: {said}")
+    return {name: _relayout(name, found[theirs], config, official=True) for name, (theirs, _) in ours.items()}
+
+
+def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Our weights, or anything by our names and shapes such as gradients, under official names and in their layout."""
+    return {official_name(name): _relayout(name, w, config, official=False) for name, w in state.items()}
+
+
+def _relayout(name: str, weight: Tensor, config: ModelConfig, official: bool) -> Tensor:
+    """One tensor from the official layout to ours (`official`) or back; no arithmetic, so bits stay."""
+    if name.endswith("pos_embed"):
+        order = block_order if official else raster_order
+        return weight[:, order(config.grid, config.block).to(weight.device)]
+    if re.fullmatch(r"heads\.\d+\.fc1\.weight", name):
+        inner = (config.dec_width, config.per_block) if official else (config.per_block, config.dec_width)
+        return weight.unflatten(1, inner).transpose(1, 2).flatten(1)
+    return weight

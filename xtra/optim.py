@@ -1,0 +1,69 @@
+"""The optimiser and its learning rate as a function of samples seen (paper table 1; official src/utils/utils.py)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 1e-3  # the peak
+    min_lr: float = 1e-6  # at the last sample
+    warmup_lr: float = 1e-4  # at the first sample (the configs', not in the paper)
+    warmup: float = 0.03  # below 1 a fraction of all samples, else a number of samples (paper: B 15/800, H 3/100)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float = 1.0  # of the global gradient norm; 0 does not clip
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "min_lr", "warmup_lr", "warmup", "weight_decay", "clip"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be at least 0")
+        if not self.eps > 0:
+            raise ValueError(f"optim.eps is {self.eps}; it must be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas is {self.betas}; it must be two numbers, each at least 0 and below 1")
+
+
+def learning_rate(config: OptimConfig, samples_seen: int, total_samples: int, batch: int) -> float:
+    """The rate of the step that starts at `samples_seen`: linear warm-up, then a cosine to `min_lr`.
+
+    With t = samples_seen / batch, T = total_samples / batch and w = warm-up steps it is the closed form of the
+    scheduler of the official code (lightning-bolts LinearWarmupCosineAnnealingLR), which reaches the peak at step
+    w - 1 and repeats it at step w. Its recursion never leaves `warmup_lr` when w is 0; this starts at the peak then.
+    """
+    t, total = samples_seen / batch, total_samples / batch
+    w = int(config.warmup * total) if config.warmup < 1 else int(config.warmup / batch)
+    if t < w:
+        rise = min(1.0, t / (w - 1)) if w > 1 else 0.0
+        return config.warmup_lr + rise * (config.lr - config.warmup_lr)
+    progress = min(1.0, (t - w) / (total - w)) if total > w else 1.0
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Weight decay is for what is neither a bias nor one-dimensional; so position tables do decay, as officially."""
+    return "bias" not in name and parameter.ndim > 1
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters in two groups: with weight decay, and without.
+
+    Fused: the same formula in one pass over memory, on CPUs as well as GPUs.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
