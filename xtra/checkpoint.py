@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def _tensors(checkpoint: str, commit: Mapping[str, Any], name: str) -> dict[str,
 
 
 @contextlib.contextmanager
-def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Iterator[Path]:
+def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Generator[Path]:
     """A local copy of one file of a checkpoint, its size and sha256 checked against the COMMIT."""
     file = f"{commit['attempt']:06d}/{name}"
     url, promised = store.join(checkpoint, file), commit["files"][file]

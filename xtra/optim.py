@@ -18,14 +18,15 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05
-    clip: float = 1.0  # of the global gradient norm; 0 does not clip
+    clip: float = 1.0  # of the global gradient norm; inf does not clip
 
     def __post_init__(self) -> None:
-        for name in ("lr", "min_lr", "warmup_lr", "warmup", "weight_decay", "clip"):
+        for name in ("lr", "min_lr", "warmup_lr", "warmup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be at least 0")
-        if not self.eps > 0:
-            raise ValueError(f"optim.eps is {self.eps}; it must be above 0")
+        for name in ("eps", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be above 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas is {self.betas}; it must be two numbers, each at least 0 and below 1")
 
@@ -62,8 +63,3 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr

@@ -229,6 +229,33 @@ def test_prune_takes_the_commit_first(trained, monkeypatch):
     assert deleted == ["COMMIT.json", "model.safetensors", "optim.safetensors", "state.json"]
 
 
+def test_every_store_holds_checkpoints(base):
+    store.put_json(store.join(base, "config.json"), {"model": asdict(CONFIG)})
+    model = build(CONFIG, 0)
+    optimizer = optimizer_of(model)
+    assert checkpoint.latest(base) is None
+    for samples in (64, 128):
+        train(model, optimizer, 1)
+        assert checkpoint.save(base, 1, samples, model, optimizer, STATE)
+    assert not checkpoint.save(base, 2, 128, model, optimizer, STATE)
+    other = build(CONFIG, 1)
+    url = checkpoint.latest(base)
+    assert url == checkpoint.checkpoint_folder(base, 128)
+    assert checkpoint.load(url, other, optimizer_of(other)) == STATE
+    assert torch.equal(other.bridge.fc1.weight, model.bridge.fc1.weight)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(xtra.load(base)(x), model.encoder(x))
+    assert checkpoint.prune(base, keep=1) == [64]
+    assert checkpoint.committed(base) == [128]
+    weights = store.join(url, "000001", "model.safetensors")
+    store.put(weights, store.read(weights)[:-1])
+    with pytest.raises(ValueError, match=r"000001/model\.safetensors: bytes is"):
+        checkpoint.load(url, other)
+    store.delete(weights)
+    with pytest.raises(store.Missing, match=r"model\.safetensors"):
+        checkpoint.load(url, other)
+
+
 # --- Official weights -----------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xtra.model import SIZES, Xtra, build
-from xtra.optim import OptimConfig, decays, learning_rate, make_optimizer, set_learning_rate
+from xtra.optim import OptimConfig, decays, learning_rate, make_optimizer
 
 CONFIG = OptimConfig(warmup=0.1)
 BATCH, STEPS = 64, 1000  # 100 steps of warm-up
@@ -96,7 +96,8 @@ def test_the_optimiser_takes_the_configured_step_on_both_groups():
     model = build(SIZES["tiny32"], 0).double()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = make_optimizer(model, config)
-    set_learning_rate(optimizer, 0.01)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
     for p in model.parameters():
         p.grad = torch.full_like(p, 2.0)
     optimizer.step()
@@ -120,6 +121,7 @@ def test_frozen_parameters_are_left_out():
         ({"warmup": float("nan")}, "optim.warmup is nan"),
         ({"betas": (0.9, 1.0)}, "optim.betas is"),
         ({"eps": 0.0}, "optim.eps is 0.0"),
+        ({"clip": 0.0}, "optim.clip is 0.0"),
     ],
 )
 def test_a_bad_value_is_named(change, words):
