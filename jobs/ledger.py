@@ -93,7 +93,8 @@ class LedgerRow:
     total: int | None = None
     classes: int | None = None
     lr: float | None = None
-    manifest_eval: str = ""
+    probe_train: str = ""  # digest of the set that trained the head
+    probe_eval: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,6 @@ def read_run(url: str, problems: list[str]) -> Run | None:
                 _same_manifest(url, info["manifest"], commit.get("manifest"), where)
                 commits[int(seen)] = commit
     probes = _read_each(_json_files(store.join(url, "probes")), problems)
-    for probe in probes:
-        if probe.get("encoder") == "trained":
-            _same_manifest(url, info["manifest"], probe.get("manifest_train"), probe["_file"])
     attempts = _read_each(_json_files(store.join(url, "attempts")), problems)
     return Run(url, config, info, shape, commits, tuple(attempts), read_metrics(url, problems), tuple(probes))
 
@@ -263,7 +261,8 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
         total=_get(probe, "total", int, where),
         classes=_get(probe, "classes", int, where),
         lr=_maybe(probe, "lr", where),
-        manifest_eval=str(probe.get("manifest_eval", "")),
+        probe_train=_get(probe, "manifest_train", str, where),
+        probe_eval=_get(probe, "manifest_eval", str, where),
     )
 
 

@@ -108,14 +108,13 @@ def write_probe(
     total: int = 5000,
     **other: Any,
 ) -> Path:
-    run = json.loads((folder / "run.json").read_text())
     seen = json.loads((folder / "config.json").read_text())["samples"] if samples_seen is None else samples_seen
     correct = round(accuracy * total)
     low, high = wilson(correct, total)
     probe = {
         "checkpoint": f"{folder}/checkpoints/{seen:012d}" if encoder == "trained" else "",
         "samples_seen": seen,
-        "manifest_train": run["manifest"],
+        "manifest_train": digest(set_name, "train"),
         "manifest_eval": digest(set_name),
         **{"set": set_name, "head": head, "encoder": encoder, "accuracy": correct / total, "low": low, "high": high},
         **{"correct": correct, "total": total, "classes": 200, "lr": 1e-3, "weight_decay": 0.1},

@@ -102,14 +102,10 @@ def test_a_newer_attempt_replaces_what_an_older_one_logged_after_its_start(tmp_p
     assert [m.loss for m in found.metrics[4:]] == [9.0] * 4
 
 
-@pytest.mark.parametrize("where", ["checkpoint", "probe"])
-def test_another_manifest_than_that_of_the_run_is_refused_naming_both(tmp_path: Path, where: str):
+def test_another_manifest_than_that_of_the_run_is_refused_naming_both(tmp_path: Path):
     run = run_folders.write_run(tmp_path / "a")
     ours = json.loads((run / "run.json").read_text())["manifest"]
-    if where == "checkpoint":
-        run_folders.write_commit(run, 25600, "f" * 64)
-    else:
-        run_folders.write_probe(run, 0.2, manifest_train="f" * 64)
+    run_folders.write_commit(run, 25600, "f" * 64)
     with pytest.raises(ValueError) as error:
         read_runs(str(tmp_path))
     message = str(error.value)

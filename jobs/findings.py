@@ -1,0 +1,155 @@
+"""What a ledger shows and does not show, in plain words and with intervals: the text of the report.
+
+Every sentence is computed from rows; a comparison that the rows do not allow is not made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.charts import human, model_name
+from jobs.ledger import Ledger, LedgerRow
+
+PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """XTRA minus AIM at the same size, data, samples seen, set and head; accuracies are means over seeds."""
+
+    size: str
+    unique_images: int
+    samples_seen: int
+    set: str
+    head: str
+    xtra: float
+    aim: float
+    low: float
+    high: float
+    seeds: int  # of the side with fewer
+
+    @property
+    def verdict(self) -> str:
+        return "XTRA higher" if self.low > 0 else "AIM higher" if self.high < 0 else "undecided"
+
+
+def comparisons(rows: Sequence[LedgerRow]) -> list[Comparison]:
+    """All pairs that differ in nothing but the variant, hardest evidence first within a set: most samples last."""
+    cells: dict[tuple[str, str, str, str, int, int], dict[str, list[LedgerRow]]] = {}
+    for r in rows:
+        if r.encoder == "trained" and r.accuracy is not None and r.total:
+            key = (r.set, r.head, r.size, r.manifest, r.unique_images, r.samples_seen)
+            cells.setdefault(key, {}).setdefault(r.variant, []).append(r)
+    found = []
+    for (name, head, size, _, unique, seen), sides in sorted(cells.items(), key=lambda c: (c[0][:3], c[0][4:])):
+        if "xtra" in sides and "aim" in sides:
+            (xtra, n_xtra), (aim, n_aim) = _mean(sides["xtra"]), _mean(sides["aim"])
+            low, high = difference_interval(xtra, n_xtra, aim, n_aim)
+            seeds = min(len({r.seed for r in side}) for side in sides.values())
+            found.append(Comparison(size, unique, seen, name, head, xtra, aim, low, high, seeds))
+    return found
+
+
+def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% interval of p - q for two shares of n and m images (Newcombe 1998, method 10: from the Wilson intervals).
+
+    Treats the two test runs as independent; on the same images the true interval is narrower.
+    """
+    (p_low, p_high), (q_low, q_high) = _wilson(p, n, z), _wilson(q, m, z)
+    return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
+
+
+def _wilson(p: float, n: int, z: float) -> tuple[float, float]:
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+
+def _mean(rows: Sequence[LedgerRow]) -> tuple[float, int]:
+    """Mean accuracy over seeds and the number of test images (not seeds x images: the seeds share them)."""
+    return sum(r.accuracy or 0.0 for r in rows) / len(rows), min(r.total or 1 for r in rows)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def shown(ledger: Ledger) -> list[str]:
+    """What the numbers say: the best probe of each set and head against its baselines, and XTRA against AIM."""
+    lines = []
+    for name, head in sorted({(r.set, r.head) for r in ledger.rows if r.encoder == "trained"}):
+        rows = [r for r in ledger.rows if r.set == name]
+        best = max((r for r in rows if r.encoder == "trained" and r.head == head), key=lambda r: r.accuracy or 0.0)
+        lines.append(_best(name, head, best, rows))
+    pairs = comparisons(ledger.rows)
+    if pairs:
+        counts = {v: sum(p.verdict == v for p in pairs) for v in ("XTRA higher", "AIM higher", "undecided")}
+        lines.append(
+            f"XTRA and AIM met {_count(len(pairs), 'time')} at equal size, data, samples seen, set and head: XTRA was "
+            f"higher beyond the 95 % interval of the difference {_count(counts['XTRA higher'], 'time')}, AIM "
+            f"{_count(counts['AIM higher'], 'time')}, and {counts['undecided']} stayed undecided."
+        )
+    return lines or ["No probe is in this folder yet, so nothing is shown about accuracy: run xtra probe."]
+
+
+def _best(name: str, head: str, best: LedgerRow, rows: Sequence[LedgerRow]) -> str:
+    accuracy, total = _mean([best])
+    low, high = _wilson(accuracy, total, 1.959964)
+    text = (
+        f"{name}, {head} probe: the best is {percent(accuracy)} ({percent(low)} to {percent(high)}), by "
+        f"{model_name(best)} after {human(best.samples_seen)} samples of {human(best.unique_images)} unique images"
+    )
+    bars = {"the untrained encoder": [r for r in rows if r.encoder == "random" and r.head == head]}
+    bars["a linear classifier of raw pixels"] = [r for r in rows if r.encoder == "none"]
+    said = []
+    for what, found in bars.items():
+        if found:
+            bar, n = _mean(found)
+            low, high = difference_interval(accuracy, total, bar, n)
+            how = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
+            said.append(f"{how} {what} ({percent(bar)})")
+    missing = [what for what, found in bars.items() if not found]
+    text += "; it is " + " and ".join(said) if said else ""
+    return text + (f"; {' and '.join(missing)} was not measured" if missing else "") + "."
+
+
+def not_shown(ledger: Ledger) -> list[str]:
+    """The limits, each only where it applies."""
+    trained = [r for r in ledger.rows if r.encoder == "trained"]
+    lines = []
+    if trained:
+        cells: dict[tuple[object, ...], set[int]] = {}
+        for r in trained:
+            cells.setdefault((r.variant, r.size, r.manifest, r.samples_seen, r.set, r.head), set()).add(r.seed)
+        several = sum(len(seeds) > 1 for seeds in cells.values())
+        lines.append(
+            f"The intervals cover the choice of test images only. Another training seed moves a point as well, and "
+            f"{several} of {len(cells)} points have more than one seed."
+        )
+        lines.append(
+            "The interval of a difference treats both probes as independent; on the same test images it is wider "
+            "than it has to be. With many comparisons, one in twenty crosses its interval by chance."
+        )
+    ends = {r.url: int(r.config.get("samples") or 0) for r in ledger.runs}
+    if early := sum(0 < r.samples_seen < ends[r.run] for r in trained):
+        lines.append(
+            f"{early} of {len(trained)} probes are of checkpoints before the end of their run: with a decaying "
+            "learning rate such a checkpoint is worse than a run that was planned to end there."
+        )
+    if len({r.shape.variant for r in ledger.runs}) > 1:
+        lines.append(
+            "Training losses of XTRA and AIM are means over different targets (a block of patches, one patch) and "
+            "must not be compared with each other."
+        )
+    if seen := max((r.samples_seen for r in ledger.runs), default=0):
+        lines.append(
+            f"The longest run here saw {human(seen)} samples; the paper's saw {PAPER}. The lines join measured points: "
+            "nothing is fitted, and nothing here says how they go on."
+        )
+    lines.append("Samples seen count repeats; unique images do not. Read both axes before comparing with other work.")
+    return lines
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
