@@ -1,0 +1,275 @@
+"""Verify a dataset version: one pass over every tar and index, each problem named by shard and key.
+
+What must agree: the manifest with the commits, the commit with the tar's and index's bytes (size, sha256), the index
+with the plan (the same links), with the commit's counts, and with the tar's members (offset, length, sha256, json).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards import image, manifest, store, tar
+
+JSON_FIELDS = ("url", "labels", "sha256", "width", "height")
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
+    jobs: int = 2  # shards checked at once
+    decode: bool = False  # also decode every image in full
+    problems_per_shard: int = 20  # more are counted, not listed
+
+
+@dataclass(frozen=True)
+class Problem:
+    shard: str  # the tar's name; "manifest" for what concerns the version as a whole
+    key: str | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key + ': ' if self.key else ''}{self.what}"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    dataset: str
+    digest: str
+    shards: int
+    links: int
+    kept: int
+    samples: int
+    bytes: int  # of tar that were read
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def run(config: Config, progress: Callable[[int, int], None] | None = None) -> CheckResult:
+    """Check every shard of the version; `progress(shards done, shards)`. Damage is a problem in the result.
+
+    Raises ValueError when there is no such dataset or version, or its manifest, the list of what to check, is damaged.
+    """
+    if config.jobs < 1:
+        raise ValueError(f"jobs is {config.jobs}; it must be at least 1")
+    try:
+        version = manifest.read_manifest(config.dataset)
+    except (AssertionError, KeyError, TypeError) as error:
+        raise ValueError(f"{config.dataset}: its manifest is damaged ({error!r}): check another version") from None
+    problems: list[Problem] = []
+    size, totals, superseded = 0, Counter[str](), Counter[str]()
+    with ThreadPoolExecutor(config.jobs) as pool:
+        reports = pool.map(lambda number: _check_shard(version, number, config.decode), range(len(version.shards)))
+        for done, (shard, report) in enumerate(zip(version.shards, reports, strict=True), start=1):
+            listed, more = (
+                report.problems[: config.problems_per_shard],
+                len(report.problems) - config.problems_per_shard,
+            )
+            problems += listed
+            if more > 0:
+                problems.append(Problem(shard.tar, None, f"and {more} more problems"))
+            size += report.bytes
+            totals.update(report.counts)
+            superseded.update(report.superseded)
+            if progress:
+                progress(done, len(version.shards))
+    problems += _check_counts(version, totals - superseded)
+    return CheckResult(
+        dataset=version.dataset,
+        digest=version.digest,
+        shards=len(version.shards),
+        links=version.links,
+        kept=version.kept,
+        samples=version.samples,
+        bytes=size,
+        problems=tuple(problems),
+    )
+
+
+def _check_counts(version: manifest.Manifest, totals: Counter[str]) -> Iterator[Problem]:
+    """links = kept + sum(reasons) and samples = kept - deselected, counted from the indexes themselves."""
+    claimed = Counter({manifest.KEPT: version.kept, **version.reasons})
+    for reason in sorted({*claimed, *totals}):
+        if claimed[reason] != totals[reason]:
+            yield Problem("manifest", None, f"says {claimed[reason]} {reason}, the indexes hold {totals[reason]}")
+    if version.links != sum(totals.values()):
+        yield Problem("manifest", None, f"says {version.links} links, the indexes hold {sum(totals.values())}")
+    if version.samples != version.kept - sum(version.deselected.values()):
+        yield Problem("manifest", None, f"says {version.samples} samples, but kept - deselected is another number")
+
+
+class _Report:
+    """What one shard adds to the result."""
+
+    def __init__(self, shard: str):
+        self.shard = shard
+        self.problems: list[Problem] = []
+        self.counts = Counter[str]()  # rows of the index by reason
+        self.superseded = Counter[str]()
+        self.bytes = 0
+
+    def add(self, what: str, key: str | None = None) -> None:
+        self.problems.append(Problem(self.shard, key, what))
+
+
+def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Report:
+    shard = version.shards[number]
+    report = _Report(shard.tar)
+    try:
+        commit = manifest.read_commit(version.dataset, shard.unit)
+    except (store.StoreError, TypeError, AssertionError) as error:
+        report.add(f"its commit cannot be read: {error}")
+        commit = None
+    if commit:
+        report.superseded.update(commit.supersedes)
+        for name in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept"):
+            if getattr(commit, name) != getattr(shard, name):
+                report.add(f"the manifest has {name} {getattr(shard, name)}, the commit {getattr(commit, name)}")
+    index = _read_index(version, shard, commit, report)
+    if index is None:
+        return report
+    _check_index(version, number, index, commit, report)
+    kept = {row["member"]: row for row in index.to_pylist() if row["reason"] == manifest.KEPT}
+    _check_tar(version.dataset, shard, kept, decode, report)
+    return report
+
+
+def _read_index(
+    version: manifest.Manifest, shard: manifest.Shard, commit: manifest.Commit | None, report: _Report
+) -> pa.Table | None:
+    try:
+        body = store.read(store.join(version.dataset, "shards", shard.index))
+        if commit and hashlib.sha256(body).hexdigest() != commit.index_sha256:
+            report.add(f"the index {shard.index} does not have the sha256 of its commit")
+        table = pq.read_table(io.BytesIO(body))
+    except (store.StoreError, pa.ArrowException, OSError) as error:
+        report.add(f"the index cannot be read: {error}")
+        return None
+    if not table.schema.equals(manifest.INDEX_SCHEMA):
+        report.add(f"the index {shard.index} does not have the columns of an index")
+        return None
+    return table
+
+
+def _check_index(
+    version: manifest.Manifest, number: int, index: pa.Table, commit: manifest.Commit | None, report: _Report
+) -> None:
+    """The index against the plan, the commit's counts, and the manifest's selection."""
+    shard = version.shards[number]
+    report.counts = Counter(index["reason"].to_pylist())
+    if commit and report.counts != Counter({manifest.KEPT: commit.kept, **commit.reasons}):
+        report.add(f"the index counts {dict(report.counts)}, the commit kept {commit.kept}, {commit.reasons}")
+    try:
+        plan = manifest.read_plan(version.dataset, shard.unit)
+        planned = plan.select(["key", "url", "labels", "row"]).to_pylist()
+    except (store.StoreError, pa.ArrowException, KeyError) as error:
+        report.add(f"the plan cannot be read: {error}")
+    else:
+        rows = index.select(["key", "url", "labels", "row"]).to_pylist()
+        if len(rows) != len(planned):
+            report.add(f"the index has {len(rows)} rows, the plan {len(planned)} links")
+        for row, link in zip(rows, planned):
+            if row != link:
+                report.add(f"row {row['row']} of the index is not the link that was planned", link["key"])
+    for name in ("key", "member"):
+        column = [value for value in index[name].to_pylist() if value is not None]
+        for value, times in Counter(column).items():
+            if times > 1:
+                report.add(f"{name} {value} stands {times} times in the index", value)
+    selected = manifest.selected_index(version, number, ["key"]).num_rows
+    if selected != shard.selected:
+        report.add(f"the manifest selects {shard.selected} samples, its rules {selected}")
+
+
+class _Hashing(io.RawIOBase):
+    """Reads through to `file`, hashing and counting what passes."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        body = self.file.read(size)
+        self.sha256.update(body)
+        self.size += len(body)
+        return body
+
+
+def _check_tar(
+    dataset: str, shard: manifest.Shard, kept: dict[str, dict[str, Any]], decode: bool, report: _Report
+) -> None:
+    try:
+        with store.open_read(store.join(dataset, "shards", shard.tar)) as file:
+            source = _Hashing(file)
+            try:
+                found = _check_members(source, kept, decode, report)
+                for member, row in kept.items():
+                    if member not in found:
+                        report.add(f"the tar lacks {member}", row["key"])
+            except ValueError as error:
+                report.add(str(error))
+            while source.read(8 << 20):
+                pass
+    except (store.StoreError, OSError) as error:
+        report.add(f"the tar cannot be read: {error}")
+        return
+    report.bytes = source.size
+    if source.size != shard.tar_bytes:
+        report.add(f"the tar has {source.size} bytes, the manifest says {shard.tar_bytes}")
+    if source.sha256.hexdigest() != shard.tar_sha256:
+        report.add("the tar does not have the sha256 of the manifest")
+
+
+def _check_members(source: Any, kept: dict[str, dict[str, Any]], decode: bool, report: _Report) -> set[str]:
+    """Compare the tar's members with the index's kept rows; returns the image members found. ValueError: torn tar."""
+    by_key = {row["key"]: row for row in kept.values()}
+    found: set[str] = set()
+    described: set[str] = set()
+    for name, offset, body in tar.read_tar(source):
+        key, _, ending = name.rpartition(".")
+        if ending == "json" and key in by_key:
+            described.add(key)
+            _check_json(by_key[key], body, report)
+        elif row := kept.get(name):
+            found.add(name)
+            _check_image(row, offset, body, decode, report)
+        else:
+            report.add(f"the tar holds {name}, which the index does not keep", key)
+    for key in by_key.keys() - described:
+        report.add(f"the tar lacks {key}.json", key)
+    return found
+
+
+def _check_image(row: dict[str, Any], offset: int, body: bytes, decode: bool, report: _Report) -> None:
+    if (row["offset"], row["length"]) != (offset, len(body)):
+        report.add(f"lies at {offset}+{len(body)}, the index says {row['offset']}+{row['length']}", row["key"])
+    if hashlib.sha256(body).hexdigest() != row["sha256"]:
+        report.add("its bytes do not have the sha256 of the index", row["key"])
+    if decode:
+        try:
+            image.decode(body)
+        except image.Undecodable as error:
+            report.add(f"does not decode: {error}", row["key"])
+
+
+def _check_json(row: dict[str, Any], body: bytes, report: _Report) -> None:
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        report.add(f"its json member is not JSON: {error}", row["key"])
+        return
+    value = value if isinstance(value, dict) else {}
+    for name in (*JSON_FIELDS, *(("key",) if "key" in value else ())):
+        if value.get(name) != row[name]:
+            report.add(f"its json member disagrees with the index in {name}", row["key"])
