@@ -28,11 +28,15 @@ class Metric:
 
     samples_seen: int
     loss: float
-    seconds: float | None
-    samples_per_s: float | None
+    seconds: float  # since the attempt's start
+    samples_per_s: float  # since the attempt's start
     val_loss: float | None
-    lr: float | None
     attempt: int
+
+    @property
+    def began_at(self) -> int:
+        """Samples seen when the attempt started."""
+        return self.samples_seen - round(self.seconds * self.samples_per_s)
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ def read_metrics(run: str, problems: list[str]) -> tuple[Metric, ...]:
     log: list[Metric] = []
     for attempt in sorted(by_attempt):
         newer = sorted(by_attempt[attempt], key=lambda m: m.samples_seen)
-        log = [m for m in log if m.samples_seen < newer[0].samples_seen] + newer
+        log = [m for m in log if m.samples_seen <= newer[0].began_at] + newer
     return tuple(log)
 
 
@@ -224,9 +228,16 @@ def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
         where = f"{url} line {number}"
         try:
             row = _object(line, where)
-            optional = {k: _maybe(row, k, where) for k in ("seconds", "samples_per_s", "val_loss", "lr")}
-            samples_seen, loss = _get(row, "samples_seen", int, where), _get(row, "loss", float, where)
-            found.append(Metric(samples_seen, loss, **optional, attempt=attempt))
+            found.append(
+                Metric(
+                    samples_seen=_get(row, "samples_seen", int, where),
+                    loss=_get(row, "loss", float, where),
+                    seconds=_get(row, "seconds", float, where),
+                    samples_per_s=_get(row, "samples_per_s", float, where),
+                    val_loss=_maybe(row, "val_loss", where),
+                    attempt=attempt,
+                )
+            )
         except ValueError as error:
             problems.append(f"{error} (line skipped)")
     return found
@@ -298,11 +309,11 @@ def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
     )
 
 
-def _speed(log: Iterable[Metric]) -> tuple[float | None, float | None]:
-    """Seconds of training and samples a second over the whole log; each metric row covers `seconds` since the last."""
-    timed = [(m.seconds, m.samples_per_s) for m in log if m.seconds is not None and m.samples_per_s is not None]
-    seconds = sum(s for s, _ in timed)
-    return (seconds, sum(s * rate for s, rate in timed) / seconds) if seconds else (None, None)
+def _speed(log: Sequence[Metric]) -> tuple[float | None, float | None]:
+    """Seconds that training took to get here, and samples a second; work that a later attempt redid is not counted."""
+    lasts = {m.attempt: m for m in log}.values()
+    seconds = sum(m.seconds for m in lasts)
+    return (seconds, sum(m.seconds * m.samples_per_s for m in lasts) / seconds) if seconds else (None, None)
 
 
 def _shape(config: Mapping[str, Any], where: str) -> Shape:

@@ -53,7 +53,7 @@ def write_run(
         folder / "run.json",
         {"versions": {"python": "3.11.7", "torch": "2.13.0"}, "git": digest("git")[:12], "manifest": manifest}
         | {"manifest_samples": unique, "dataset": "s3://b/tin", "recipe": "tiny", "image_build": "pillow 13.0.0"}
-        | {"threads": 2, "world": 1},
+        | {"threads": 2, "world": 1, "hardware": "2 CPU cores, x86_64"},
     )
     write_json(folder / "attempts/000001.json", attempt(1))
     steps = range(128, samples + 1, 128)
@@ -74,10 +74,10 @@ def attempt(number: int) -> dict[str, Any]:
     return {"attempt": number, "host": "node-3", "pid": 17, "world": 1, "since": "2026-11-21T10:00:00+00:00"}
 
 
-def metric(samples_seen: int, block: int = 4, **other: Any) -> dict[str, Any]:
+def metric(samples_seen: int, block: int = 4, began_at: int = 0, **other: Any) -> dict[str, Any]:
     loss = 0.55 + (0.6 if block > 1 else 0.4) * math.exp(-samples_seen / 20000)
     return {"samples_seen": samples_seen, "step": samples_seen // 128, "loss": loss, "lr": 1e-3, "grad_norm": 1.0} | {
-        "seconds": 0.5,
+        "seconds": (samples_seen - began_at) / 256,
         "samples_per_s": 256.0,
         "data_wait": 0.01,
         **other,

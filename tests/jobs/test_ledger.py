@@ -94,12 +94,15 @@ def test_a_probe_of_an_early_checkpoint_costs_what_had_been_seen_then(tmp_path: 
 
 def test_a_newer_attempt_replaces_what_an_older_one_logged_after_its_start(tmp_path: Path):
     run = run_folders.write_run(tmp_path / "a", samples=1280)
-    resumed = [run_folders.metric(s, loss=9.0) for s in range(640, 1025, 128)]
+    # begun at the checkpoint of 512 with batches of 256: the older rows at 640, and all later ones, did not count
+    resumed = [run_folders.metric(s, began_at=512, loss=9.0) for s in range(768, 1025, 256)]
     run_folders.write_metrics(run, 2, 0, resumed)
-    (found,) = read_runs(str(run)).runs
-    assert [m.samples_seen for m in found.metrics] == list(range(128, 1025, 128))
-    assert [m.attempt for m in found.metrics] == [1] * 4 + [2] * 4
-    assert [m.loss for m in found.metrics[4:]] == [9.0] * 4
+    ledger = read_runs(str(run))
+    (found,) = ledger.runs
+    assert [m.samples_seen for m in found.metrics] == [128, 256, 384, 512, 768, 1024]
+    assert [m.attempt for m in found.metrics] == [1] * 4 + [2] * 2
+    assert [m.loss for m in found.metrics[4:]] == [9.0] * 2
+    assert (ledger.rows[0].seconds, ledger.rows[0].samples_per_s) == (1024 / 256, 256.0)
 
 
 def test_another_manifest_than_that_of_the_run_is_refused_naming_both(tmp_path: Path):
