@@ -1,0 +1,177 @@
+"""The same run() in this process or on Ray Train workers.
+
+One worker group serves many runs: starting a group costs some 20 s, so a study's runs are trained one after another by
+the same processes. Ray's checkpoint registry is never a source: our own COMMITs say what a run has, and a group that
+lost a worker starts again from them (design section 3, "Run folder").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shards import store
+from xtra import train
+from xtra.train import Config, TrainResult
+
+Progress = Callable[[dict[str, Any]], None]
+
+POLL_SECONDS = 0.5
+FAILURES = 8  # worker groups lost before a run is given up
+_RAY_ENV = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line of a worker appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # notice a dead worker in a quarter of a second
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def train_all(
+    configs: Sequence[Config],
+    workers: int = 1,
+    stop: threading.Event | None = None,
+    progress: Progress = lambda row: None,
+    use_ray: bool | None = None,
+) -> list[TrainResult]:
+    """Train the runs one after another: in this process for one worker, on a Ray Train group for more.
+
+    `stop` makes every rank save a checkpoint and return at the end of its step. `use_ray` forces a group of one.
+    Raises ValueError for what train.run() raises it for.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    stop = stop or threading.Event()
+    configs = [
+        dataclasses.replace(c, data=c.data and store.absolute(c.data), out=c.out and store.absolute(c.out))
+        for c in configs
+    ]
+    if use_ray or (use_ray is None and workers > 1):
+        return _train_on_ray(configs, workers, stop, progress)
+    results: list[TrainResult] = []
+    for config in configs:
+        if stop.is_set():
+            break
+        results.append(train.run(config, stop.is_set, lambda row, c=config: progress({"run": c.out, **row})))
+    return results
+
+
+def start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS, or start one in this machine's own processes."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
+    try:
+        ray.init(log_to_driver=True, logging_level="error", configure_logging=True)
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS")
+        raise ValueError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}): start it or unset it"
+        ) from None
+
+
+class _Desk:
+    """Where the driver and the workers leave each other notes: the wish to stop, and the newest progress."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.progress: dict[str, Any] = {}
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def tell(self, row: dict[str, Any]) -> bool:
+        """A worker's note; answers whether to stop."""
+        self.progress = row or self.progress
+        return self.stopping
+
+    def read(self) -> dict[str, Any]:
+        return self.progress
+
+
+def _train_on_ray(
+    configs: Sequence[Config], workers: int, stop: threading.Event, progress: Progress
+) -> list[TrainResult]:
+    start_ray()
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+    desk = ray.remote(num_cpus=0)(_Desk).remote()
+    attempt = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"configs": list(configs), "desk": desk},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        # A name that was never used: with an old one Ray would go on from its own idea of a checkpoint.
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=store.join(configs[0].out, "ray"),
+            failure_config=FailureConfig(max_failures=FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    done: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            done["metrics"] = trainer.fit().metrics
+        except BaseException as error:
+            done["error"] = error
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    seen: dict[str, Any] = {}
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        if stop.is_set():
+            desk.stop.remote()
+        row = ray.get(desk.read.remote())
+        if row != seen:
+            seen = row
+            progress(row)
+    if "error" in done:
+        raise done["error"]
+    metrics = done["metrics"] or {}
+    if metrics.get("error"):
+        raise ValueError(metrics["error"])
+    return [TrainResult(**result) for result in metrics.get("results", [])]
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """One rank: every run in turn, with the group's torch.distributed already set up by Ray Train."""
+    import ray
+    import ray.train
+
+    desk, stopping = job["desk"], threading.Event()
+    latest: dict[str, Any] = {}
+    rank = ray.train.get_context().get_world_rank()
+
+    def talk() -> None:
+        while not stopping.wait(POLL_SECONDS):
+            if ray.get(desk.tell.remote(latest.copy() if rank == 0 else {})):
+                stopping.set()
+
+    threading.Thread(target=talk, name="desk", daemon=True).start()
+    results: list[dict[str, Any]] = []
+    try:
+        for config in job["configs"]:
+            result = train.run(config, stopping.is_set, lambda row, c=config: latest.update({"run": c.out, **row}))
+            results.append(dataclasses.asdict(result))
+            if result.stopped:
+                break
+        ray.train.report({"results": results})
+    except ValueError as error:
+        # The user's to mend: trying again on a new group would only fail again.
+        print(error, file=sys.stderr, flush=True)
+        ray.train.report({"error": str(error), "results": results})

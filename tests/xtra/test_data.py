@@ -1,0 +1,119 @@
+"""Batches: what was decoded, cropped how, and what stood in for what did not decode."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from datasets import jpeg, make_dataset, rows_of, write_unit
+
+from shards import image
+from shards.manifest import make_version
+from shards.order import Order
+from shards.stream import Stream
+from xtra.data import Augment, augmented, crop_box, eval_batches, normalise, train_batches
+
+ORDER = Order(seed=1, lanes=4, chunk=4, window=2)
+
+
+def batches(manifest, n, batch=12, rank=0, world=1, seen=0, threads=3):
+    stream = Stream(manifest, ORDER, batch, seen, rank=rank, world=world)
+    taken = list(itertools.islice(train_batches(stream, 16, Augment(), 5, threads), n))
+    stream.close()
+    return taken
+
+
+def test_keys_and_crops_do_not_depend_on_world_size_threads_or_resume(tmp_path):
+    manifest = make_dataset(tmp_path, [40])
+    whole = batches(manifest, 6)
+    for step, parts in enumerate(zip(*(batches(manifest, 6, rank=r, world=3, threads=1) for r in range(3)))):
+        assert torch.equal(torch.cat([p.images_B3HW for p in parts]), whole[step].images_B3HW)
+        assert tuple(k for p in parts for k in p.keys) == whole[step].keys
+    resumed = batches(manifest, 2, seen=48)
+    assert torch.equal(resumed[0].images_B3HW, whole[4].images_B3HW)
+    assert resumed[1].keys == whole[5].keys
+
+
+def test_a_sample_is_cropped_anew_every_epoch():
+    one, again, two = (augmented(jpeg(3), 16, Augment(), 0, epoch, 7) for epoch in (0, 0, 1))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, two)
+
+
+def test_crops_have_the_area_and_ratio_asked_for():
+    boxes = [crop_box(200, 160, Augment(), 1, 0, sample) for sample in range(3000)]
+    area = np.array([w * h / (200 * 160) for _, _, w, h in boxes])
+    ratio = np.array([w / h for _, _, w, h in boxes])
+    assert area.min() > 0.29
+    assert area.max() <= 1
+    assert abs(np.median(area) - 0.55) < 0.05  # below the middle of the range: the largest areas often do not fit
+    assert ratio.min() > 0.74
+    assert ratio.max() < 1.35
+    assert all(0 <= x <= 200 - w and 0 <= y <= 160 - h for x, y, w, h in boxes)
+    assert len({(x, y) for x, y, _, _ in boxes}) > 1500
+
+
+def test_a_crop_that_cannot_fit_is_centred():
+    x, y, w, h = crop_box(400, 10, Augment(scale=(0.9, 1.0)), 0, 0, 0)
+    assert (w, h, y) == (13, 10, 0)
+    assert x == (400 - 13) // 2
+
+
+def test_flips_mirror_about_half_of_the_samples():
+    body, always, never = jpeg(1), Augment(flip=1), Augment(flip=0)
+    sometimes = [augmented(body, 16, Augment(), 2, 0, s) for s in range(60)]
+    mirrored = sum(np.array_equal(p, augmented(body, 16, always, 2, 0, s)) for s, p in enumerate(sometimes))
+    plain = sum(np.array_equal(p, augmented(body, 16, never, 2, 0, s)) for s, p in enumerate(sometimes))
+    assert mirrored + plain == 60
+    assert 15 < mirrored < 45
+
+
+def test_an_undecodable_sample_is_replaced_from_its_window_and_named(tmp_path):
+    base = str(tmp_path)
+    make_dataset(base, [30])
+    rows = rows_of(30, 10)
+    rows[4]["body"] = rows[4]["body"][:200]
+    write_unit(base, 1, rows)
+    manifest = make_version(base, "with a broken one")
+    epoch = batches(manifest, 4, batch=10)
+    (event,) = [e for b in epoch for e in b.events]
+    assert (event["event"], event["key"]) == ("substitute", "k000034")
+    assert event["shard"].endswith("000001-a1.tar")
+    keys = [k for b in epoch for k in b.keys]
+    assert "k000034" not in keys
+    assert keys.count(event["shown"]) == 2
+    assert len(set(keys)) == 39
+
+
+def test_when_nothing_decodes_the_shard_is_named(tmp_path):
+    rows = rows_of(0, 8)
+    for row in rows:
+        row["body"] = b"\xff\xd8\xff not a picture"
+    make_dataset(tmp_path, [8])
+    base = str(tmp_path / "bad")
+    make_dataset(base, [8])
+    write_unit(base, 1, [r | {"row": r["row"] + 8, "key": "x" + r["key"]} for r in rows])
+    manifest = make_version(base, "broken")
+    with pytest.raises(ValueError, match=r"000001-a1\.tar: xk\d+ .*xtra check"):
+        list(eval_batches(manifest, 4, 16))
+
+
+def test_evaluation_sees_each_sample_once_centred(tmp_path):
+    manifest = make_dataset(tmp_path, [7, 6], side=24)
+    taken = list(eval_batches(manifest, 5, 16, resize=20))
+    assert [len(b) for b in taken] == [5, 5, 3]
+    assert [k for b in taken for k in b.keys] == [f"k{i:06d}" for i in range(13)]
+    expected = image.resize_center(image.decode(jpeg(3, 24)), 20, 16).transpose(2, 0, 1)
+    assert np.array_equal(taken[0].images_B3HW[3].numpy(), expected)
+    one, two = (next(iter(eval_batches(manifest, 5, 16, view=v))).images_B3HW for v in (1, 2))
+    assert not torch.equal(one, two)
+
+
+def test_normalise_takes_imagenet_statistics_out():
+    white = normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    assert torch.allclose(white, torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]))
+
+
+def test_bad_augmentation_is_named():
+    with pytest.raises(ValueError, match=r"augment\.scale is 0 1"):
+        Augment(scale=(0, 1))

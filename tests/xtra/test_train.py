@@ -1,0 +1,246 @@
+"""The training run: exact resuming, the same step at any world size, honest stops, refusals that name the cause."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from datasets import make_dataset, rows_of, write_unit
+
+from shards import store
+from shards.manifest import make_version, subset
+from shards.order import Order
+from xtra import checkpoint, train
+from xtra.model import ModelConfig
+from xtra.optim import OptimConfig
+
+MODEL = ModelConfig(16, 4, 2, 32, 2, 2, bridge=48, dec_width=32, dec_depth=1, dec_heads=2, head=40, drop_path=0.3)
+
+
+def config(data, out, **changes) -> train.Config:
+    base = train.Config(
+        model=MODEL,
+        samples=120,
+        batch=10,
+        data=str(data),
+        out=str(out),
+        optim=OptimConfig(lr=1e-3, warmup=0.1),
+        order=Order(seed=2, lanes=4, chunk=4, window=2),
+        checkpoint_every=30,
+        threads=1,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def metrics(run) -> list[dict]:
+    folder = store.join(str(run), "metrics")
+    rows = {}
+    for name in store.names(folder):  # later attempts override
+        for line in store.read(store.join(folder, name)).decode().splitlines():
+            row = json.loads(line)
+            rows[row["samples_seen"]] = row
+    return [rows[seen] for seen in sorted(rows)]
+
+
+def losses(run) -> list[float]:
+    return [row["loss"] for row in metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    base = tmp_path_factory.mktemp("data")
+    make_dataset(base, [40, 37], bad=(5,))
+    return base
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    result = train.run(config(data, out))
+    assert (result.samples_seen, result.stopped) == (120, False)
+    return out
+
+
+def test_a_run_learns_and_records_itself(whole):
+    rows = metrics(whole)
+    assert [r["samples_seen"] for r in rows] == list(range(10, 130, 10))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    facts = store.read_json(str(whole / "run.json"))
+    cursor = checkpoint_state(whole)["cursor"]
+    assert cursor["manifest"] == facts["manifest"]
+    assert cursor["samples_seen"] == 120
+    assert checkpoint.committed(str(whole)) == [90, 120]
+
+
+def checkpoint_state(run) -> dict:
+    folder = checkpoint.latest(str(run))
+    attempt = store.read_json(store.join(folder, "COMMIT.json"))["attempt"]
+    return store.read_json(store.join(folder, f"{attempt:06d}", "state.json"))
+
+
+def test_stopped_and_resumed_losses_are_bit_equal(data, whole, tmp_path):
+    steps = iter(range(99))
+    first = train.run(config(data, tmp_path / "run"), stop=lambda: next(steps) == 4)
+    assert (first.stopped, first.samples_seen) == (True, 50)
+    second = train.run(config(data, tmp_path / "run"))
+    assert (second.attempt, second.samples_seen) == (2, 120)
+    assert losses(tmp_path / "run") == losses(whole)
+    assert same_weights(tmp_path / "run", whole)
+
+
+def same_weights(one, two) -> bool:
+    a, b = (checkpoint.load_encoder(str(run)).state_dict() for run in (one, two))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_has_nothing_left_to_do(data, whole):
+    again = train.run(config(data, whole))
+    assert (again.samples_seen, again.loss, again.stopped) == (120, None, False)
+
+
+RUN = """
+import sys; sys.path[:0] = sys.argv[3:]
+from test_train import config
+from xtra import train
+settings = config(sys.argv[1], sys.argv[2], samples=240, checkpoint_every=40)
+train.run(settings, progress=lambda row: print(row["samples_seen"], flush=True))
+"""
+
+
+def test_a_killed_run_goes_on_bit_equal(data, tmp_path):
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "shards")]
+    command = [sys.executable, "-c", RUN, str(data), str(tmp_path / "run"), *paths]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        for line in process.stdout:
+            if int(line) >= 110:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+    done = checkpoint.committed(str(tmp_path / "run"))
+    assert done
+    assert done[-1] < 240
+    train.run(config(data, tmp_path / "run", samples=240, checkpoint_every=40))
+    train.run(config(data, tmp_path / "alone", samples=240, checkpoint_every=40))
+    redone = [row for row in metrics(tmp_path / "run") if row["samples_seen"] > done[-1]]
+    alone = [row for row in metrics(tmp_path / "alone") if row["samples_seen"] > done[-1]]
+    assert [r["loss"] for r in redone] == [r["loss"] for r in alone]
+    assert same_weights(tmp_path / "run", tmp_path / "alone")
+
+
+def one_rank(rank: int, world: int, setup: str, settings: train.Config) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{setup}", rank=rank, world_size=world)
+    try:
+        train.run(settings)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_another_world_size_takes_the_same_step_to_rounding(data, whole, tmp_path, world):
+    out = tmp_path / "run"
+    mp.spawn(one_rank, (world, str(tmp_path / "setup"), config(data, out)), nprocs=world)
+    ours, alone = metrics(out), metrics(whole)
+    assert ours[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
+    assert ours[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-6)
+    assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in alone], rel=1e-3)
+
+
+def test_a_run_changes_its_world_size_half_way(data, whole, tmp_path):
+    steps = iter(range(99))
+    train.run(config(data, tmp_path / "run"), stop=lambda: next(steps) == 5)
+    mp.spawn(one_rank, (2, str(tmp_path / "setup"), config(data, tmp_path / "run")), nprocs=2)
+    assert losses(tmp_path / "run")[:6] == losses(whole)[:6]
+    assert losses(tmp_path / "run")[6] == pytest.approx(losses(whole)[6], rel=1e-6)
+
+
+def test_gradients_are_those_of_the_whole_batch_in_parts(data, tmp_path, whole):
+    train.run(config(data, tmp_path / "run", micro=3))
+    assert metrics(tmp_path / "run")[0]["grad_norm"] == pytest.approx(metrics(whole)[0]["grad_norm"], rel=1e-5)
+
+
+def test_random_block_order_bf16_and_a_short_last_batch_run(data, tmp_path):
+    model = dataclasses.replace(MODEL, order="random", predict=2)
+    result = train.run(config(data, tmp_path / "run", model=model, samples=33, precision="bf16"))
+    assert result.samples_seen == 33
+    assert [r["samples_seen"] for r in metrics(tmp_path / "run")] == [10, 20, 30, 33]
+
+
+def test_a_run_stays_on_the_version_it_began_with(tmp_path):
+    base = str(tmp_path / "data")
+    first = make_dataset(base, [40])
+    steps = iter(range(99))
+    train.run(config(base, tmp_path / "run"), stop=lambda: next(steps) == 3)
+    write_unit(base, 1, rows_of(40, 30))
+    make_version(base, "more")
+    train.run(config(base, tmp_path / "run"))
+    assert checkpoint_state(tmp_path / "run")["cursor"]["manifest"] == first.digest
+
+
+def test_another_manifest_is_refused_unless_asked_for(tmp_path):
+    base = str(tmp_path / "data")
+    manifest = make_dataset(base, [60])
+    train.run(config(base, tmp_path / "run", samples=30))
+    other = config(subset(manifest, 30).address, tmp_path / "run", samples=30)
+    with pytest.raises(ValueError, match=f"begun on manifest {manifest.digest[:16]}"):
+        train.run(other)
+    train.run(dataclasses.replace(other, other_manifest=True))
+
+
+def test_other_settings_are_refused_by_name(data, whole):
+    with pytest.raises(ValueError, match=r"begun with model\.depth = 2, now 3"):
+        train.run(config(data, whole, model=dataclasses.replace(MODEL, depth=3)))
+    with pytest.raises(ValueError, match=r"begun with optim\.lr = 0\.001, now 0\.1"):
+        train.run(config(data, whole, optim=OptimConfig(lr=0.1, warmup=0.1)))
+
+
+def test_another_batch_size_is_allowed_and_said(data, tmp_path, capsys):
+    steps = iter(range(99))
+    train.run(config(data, tmp_path / "run"), stop=lambda: next(steps) == 3)
+    train.run(config(data, tmp_path / "run", batch=20))
+    assert "the batch is now 20, it was 10" in capsys.readouterr().err
+    assert [r["samples_seen"] for r in metrics(tmp_path / "run")][3:6] == [40, 60, 80]
+
+
+def test_a_later_attempt_fences_an_earlier_one_off(data, tmp_path):
+    out = tmp_path / "run"
+
+    def take_over() -> bool:
+        store.put_json_if_absent(str(out / "attempts" / "000002.json"), {"attempt": 2})
+        return False
+
+    result = train.run(config(data, out), stop=take_over)
+    assert (result.stopped, result.samples_seen) == (True, 30)
+    assert checkpoint.committed(str(out)) == []
+
+
+def test_a_diverging_run_stops_with_the_step_named(data, tmp_path):
+    wild = config(data, tmp_path / "run", optim=OptimConfig(lr=1e25, warmup_lr=1e25, warmup=0.0, clip=1e30))
+    with pytest.raises(ValueError, match=r"the loss is nan at \d+ samples seen"):
+        train.run(wild)
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path):
+    base = str(tmp_path / "data")
+    rows = rows_of(0, 40)
+    for row in rows[::3]:
+        row["body"] = row["body"][:150]
+    make_dataset(tmp_path / "other", [1])
+    store.put(f"{base}/dataset.json", store.read(f"{tmp_path}/other/dataset.json"))
+    write_unit(base, 0, rows)
+    make_version(base, "broken")
+    with pytest.raises(ValueError, match="did not decode, more than --max-bad"):
+        train.run(config(base, tmp_path / "run"))
+
+
+def test_missing_flags_are_named(data):
+    with pytest.raises(ValueError, match="--data is missing"):
+        train.run(config("", "x"))
+    with pytest.raises(ValueError, match="precision is 'fp8'"):
+        config(data, "x", precision="fp8")

@@ -1,0 +1,171 @@
+"""The run folder: what a run is, who is writing it, and what it measured (design section 3, "Run folder").
+
+A bucket cannot append and attempts may overlap, so everything here is put if absent or an immutable part named by its
+attempt; readers take the highest attempt. A writer that sees a higher attempt than its own must stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards import store
+from shards.image import IMAGE_BUILD
+from shards.manifest import Manifest, read_manifest
+
+MAY_DIFFER = (
+    "out",
+    "data",
+    "batch",
+    "micro",
+    "device",
+    "threads",
+    "checkpoint_every",
+    "keep",
+    "max_bad",
+    "other_manifest",
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process group's try at a run, numbered from 1."""
+
+    run: str
+    number: int
+
+    def superseded(self) -> bool:
+        """A later attempt has started: this one must not commit anything more."""
+        return max(attempts(self.run), default=self.number) > self.number
+
+
+def attempts(run: str) -> list[int]:
+    return [int(name.removesuffix(".json")) for name in store.names(store.join(run, "attempts"))]
+
+
+def open_run(run: str, config: Mapping[str, Any], world: int) -> tuple[Attempt, Manifest, list[str]]:
+    """Start or continue a run: (this attempt, the manifest it must read, remarks for the user).
+
+    Raises ValueError naming the field in which the config differs from the run's, or the manifest that differs.
+    """
+    config = json.loads(json.dumps(config))
+    remarks: list[str] = []
+    fresh = store.put_json_if_absent(store.join(run, "config.json"), config)
+    before = store.read_json(store.join(run, "config.json"))
+    if not fresh:
+        _require_same(run, "", before, config)
+        if before["batch"] != config["batch"]:
+            remarks.append(f"{run}: the batch is now {config['batch']}, it was {before['batch']} when the run began")
+    manifest = _resolve(run, config, before)
+    facts = _facts(manifest, config, world)
+    store.put_json_if_absent(store.join(run, "run.json"), facts)
+    recorded = store.read_json(store.join(run, "run.json"))
+    if recorded["manifest"] != manifest.digest:
+        if not config["other_manifest"]:
+            raise ValueError(
+                f"{run}: was begun on manifest {recorded['manifest'][:16]}, --data {config['data']} is "
+                f"{manifest.digest[:16]}: use that version, another --out, or --other-manifest to go on regardless"
+            )
+        remarks.append(f"{run}: goes on with manifest {manifest.digest[:16]}, begun on {recorded['manifest'][:16]}")
+    number = max(attempts(run), default=0) + 1
+    while not store.put_json_if_absent(
+        store.join(run, "attempts", f"{number:06d}.json"), facts | {"attempt": number, **_who()}
+    ):
+        number += 1
+    return Attempt(run, number), manifest, remarks
+
+
+def _resolve(run: str, config: Mapping[str, Any], before: Mapping[str, Any]) -> Manifest:
+    """A restart reads the version that the run began with, even when `DATASET` has a newer one by now."""
+    if config["data"] == before["data"] and store.exists(store.join(run, "run.json")):
+        recorded = store.read_json(store.join(run, "run.json"))
+        return read_manifest(f"{recorded['dataset']}@{recorded['manifest']}")
+    return read_manifest(config["data"])
+
+
+def _require_same(run: str, path: str, before: Any, now: Any) -> None:
+    for name in sorted({*before, *now}):
+        if not path and name in MAY_DIFFER:
+            continue
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _require_same(run, f"{path}{name}.", old, new)
+        elif old != new:
+            raise ValueError(
+                f"{run}: was begun with {path}{name} = {old}, now {new}: use the old value or another --out"
+            )
+
+
+def _facts(manifest: Manifest, config: Mapping[str, Any], world: int) -> dict[str, Any]:
+    packages = ("torch", "numpy", "pyarrow", "safetensors", "fsspec")
+    return {
+        "dataset": store.absolute(manifest.dataset),
+        "manifest": manifest.digest,
+        "manifest_samples": manifest.samples,
+        "recipe": config["recipe"],
+        "world": world,
+        "threads": torch.get_num_threads(),
+        "image_build": IMAGE_BUILD,
+        "git": _git(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "hardware": _hardware(),
+    }
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def _git() -> str | None:
+    """The commit of this source tree; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _who() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass
+class Parts:
+    """Rows of one kind (metrics or events), collected here and flushed as immutable parts."""
+
+    attempt: Attempt
+    kind: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    part: int = 0
+    flushed_at: float = field(default_factory=time.monotonic)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> None:
+        self.flushed_at = time.monotonic()
+        if not self.rows:
+            return
+        body = "".join(json.dumps(row) + "\n" for row in self.rows)
+        name = f"{self.attempt.number:06d}-{self.part:06d}.jsonl"
+        store.put(store.join(self.attempt.run, self.kind, name), body.encode())
+        self.rows, self.part = [], self.part + 1
