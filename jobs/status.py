@@ -1,0 +1,254 @@
+"""What a run or a dataset is doing, read from its folder alone: no process is asked, so it works from anywhere."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs.ledger import read_run
+from shards import manifest, store
+
+READERS = 16
+WIDTH = 80
+_WRAP = {"drop_whitespace": False, "break_on_hyphens": False}  # keep columns; break a URL only where it must
+
+
+@dataclass(frozen=True)
+class Config:
+    url: str  # a dataset, a run, or a folder of runs
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """Links, kept and reasons are of the committed units; `versions` counts the dataset's manifests."""
+
+    dataset: str
+    list_name: str
+    units: int  # that the list has; units of later retries included
+    planned: int
+    committed: int
+    links: int
+    kept: int
+    reasons: dict[str, int]
+    tar_bytes: int
+    versions: int
+    newest: str | None  # digest
+    why: str | None
+    samples: int | None  # of the newest version
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """None is "not known yet": a run writes its log and events every 30 s."""
+
+    run: str
+    recipe: str = ""
+    samples_seen: int = 0  # at the last logged step
+    samples: int | None = None  # in total
+    loss: float | None = None
+    samples_per_s: float | None = None
+    seconds_left: float | None = None
+    checkpoint: int | None = None  # samples seen of the newest committed one
+    attempt: int | None = None
+    host: str | None = None
+    since: str | None = None
+    last_event: str | None = None
+    last_event_at: str | None = None
+    probes: int = 0
+    problems: tuple[str, ...] = ()
+
+
+Status = DatasetStatus | RunStatus
+
+
+def read_status(url: str) -> list[Status]:
+    """The status of a dataset or of a run, or of every run and dataset directly in the folder.
+
+    Raises ValueError if there is neither.
+    """
+    url = url.rstrip("/")
+    if (found := _one(url)) is not None:
+        return [found]
+    inside = [_one(store.join(url, name)) for name in store.names(url)]
+    statuses = [status for status in inside if status is not None]
+    if not statuses:
+        raise ValueError(f"{url}: is no dataset and no run, and holds none: give an --out of xtra ingest or train")
+    return statuses
+
+
+def run(config: Config) -> list[Status]:
+    """Read and print."""
+    statuses = read_status(config.url)
+    print("\n\n".join(map(text, statuses)))
+    return statuses
+
+
+def as_dict(status: Status) -> dict[str, Any]:
+    kind = "dataset" if isinstance(status, DatasetStatus) else "run"
+    return {"kind": kind, **asdict(status)}
+
+
+def text(status: Status, now: datetime | None = None) -> str:
+    """A few lines of at most 80 columns."""
+    now = now or datetime.now(UTC)
+    lines = _dataset_lines(status) if isinstance(status, DatasetStatus) else _run_lines(status, now)
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent=" " * 9, **_WRAP))
+
+
+def _one(url: str) -> Status | None:
+    if store.exists(store.join(url, "dataset.json")):
+        return dataset_status(url)
+    if store.exists(store.join(url, "run.json")) or store.exists(store.join(url, "config.json")):
+        return run_status(url)
+    return None
+
+
+# ---- a dataset ----
+
+
+def dataset_status(url: str) -> DatasetStatus:
+    """Counts from the newest version plus the commits made since, so that a large dataset is read once."""
+    info = manifest.read_info(url)
+    versions = [name for name in store.names(store.join(url, "versions")) if name.endswith(".json")]
+    version = store.read_json(store.join(url, "versions", versions[-1])) if versions else None
+    base = manifest.read_manifest(f"{url}@{version['digest']}") if version else None
+    known = {shard.unit for shard in base.shards} if base else set()
+    committed = manifest.committed_units(url)
+    with ThreadPoolExecutor(READERS) as pool:
+        fresh = list(pool.map(lambda unit: manifest.read_commit(url, unit), set(committed) - known))
+    reasons = dict(base.reasons) if base else {}
+    for done in fresh:
+        for reason, n in done.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + n
+        for reason, n in done.supersedes.items():
+            reasons[reason] = reasons.get(reason, 0) - n
+    kept = (base.kept if base else 0) + sum(done.kept for done in fresh)
+    planned = manifest.planned_units(url)
+    return DatasetStatus(
+        dataset=url,
+        list_name=info.list_name,
+        units=max(info.units, len(planned)),
+        planned=len(planned),
+        committed=len(committed),
+        links=kept + sum(reasons.values()),
+        kept=kept,
+        reasons={reason: n for reason, n in sorted(reasons.items(), key=lambda r: (-r[1], r[0])) if n},
+        tar_bytes=sum(done.tar_bytes for done in [*(base.shards if base else ()), *fresh]),
+        versions=len(versions),
+        newest=version["digest"] if version else None,
+        why=version["why"] if version else None,
+        samples=base.samples if base else None,
+    )
+
+
+def _dataset_lines(s: DatasetStatus) -> list[str]:
+    lines = [
+        f"dataset  {_tail(s.dataset)}",
+        f"list     {s.list_name}",
+        f"units    {s.committed:,} of {s.units:,} committed ({_share(s.committed, s.units)})"
+        + ("" if s.planned >= s.units else f", {s.planned:,} planned"),
+        f"kept     {s.kept:,} of {s.links:,} links ({_share(s.kept, s.links)})",
+    ]
+    lines += [f"         {reason:<18} {n:>12,}  {_share(n, s.links)}" for reason, n in s.reasons.items()]
+    if s.newest:
+        lines.append(f"version  {s.versions} ({s.newest[:16]}, {s.why}): {s.samples:,} samples")
+    else:
+        lines.append("version  none yet")
+    if s.committed < s.units:
+        lines.append(f"next     rerun the same xtra ingest: it does the {s.units - s.committed:,} missing units")
+    return lines
+
+
+# ---- a run ----
+
+
+def run_status(url: str) -> RunStatus:
+    problems: list[str] = []
+    found = read_run(url, problems)
+    if found is None:  # what is wrong is in problems
+        return RunStatus(run=url, problems=tuple(problems))
+    event = _last_event(url, problems)
+    last = found.metrics[-1] if found.metrics else None
+    total = int(found.config["samples"]) if "samples" in found.config else None
+    rate = last.samples_per_s if last else None
+    seen = last.samples_seen if last else max(found.checkpoints, default=0)
+    attempt = found.attempts[-1] if found.attempts else {}
+    return RunStatus(
+        run=url,
+        recipe=str(found.info.get("recipe", "")),
+        samples_seen=seen,
+        samples=total,
+        loss=last.loss if last else None,
+        samples_per_s=rate,
+        seconds_left=(total - seen) / rate if rate and total is not None else None,
+        checkpoint=max(found.checkpoints, default=None),
+        attempt=attempt.get("attempt"),
+        host=attempt.get("host"),
+        since=attempt.get("since"),
+        last_event=event.get("event"),
+        last_event_at=event.get("at"),
+        probes=len(found.probes),
+        problems=tuple(problems),
+    )
+
+
+def _last_event(run: str, problems: list[str]) -> dict[str, Any]:
+    """The last line of the newest part of the highest attempt."""
+    names = [name for name in store.names(store.join(run, "events")) if name.endswith(".jsonl")]
+    if not names:
+        return {}
+    url = store.join(run, "events", names[-1])
+    try:
+        return json.loads(store.read(url).splitlines()[-1])
+    except (json.JSONDecodeError, IndexError) as error:
+        problems.append(f"{url}: last line is not JSON ({error}): the file is torn or damaged")
+        return {}
+
+
+def _run_lines(s: RunStatus, now: datetime) -> list[str]:
+    lines = [f"run      {_tail(s.run)}" + (f" ({s.recipe})" if s.recipe else "")]
+    if s.samples is not None:
+        lines.append(f"seen     {s.samples_seen:,} of {s.samples:,} samples ({_share(s.samples_seen, s.samples)})")
+    if s.loss is not None and s.samples_per_s is not None:
+        left = f", {_span(s.seconds_left)} left" if s.seconds_left else ""
+        lines.append(f"loss     {s.loss:.4f} at {s.samples_per_s:,.1f} images/s{left}")
+    saved = "none yet" if s.checkpoint is None else f"at {s.checkpoint:,} samples"
+    lines.append(f"saved    {saved}" + (f", {s.probes} probes" if s.probes else ""))
+    if s.attempt is not None:
+        lines.append(f"attempt  {s.attempt} on {s.host} since {_moment(s.since)}")
+    if s.last_event_at:
+        lines.append(f"event    {s.last_event} {_ago(s.last_event_at, now)}")
+    return lines + [f"problem  {problem}" for problem in s.problems]
+
+
+# ---- words ----
+
+
+def _tail(url: str) -> str:
+    """The end of a long URL says more than its start."""
+    return url if len(url) <= WIDTH - 9 else "…" + url[-(WIDTH - 10) :]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+
+
+def _span(seconds: float | None) -> str:
+    minutes = round((seconds or 0) / 60)
+    if minutes < 2:
+        return f"{round(seconds or 0)} s"
+    return (
+        f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h" if minutes < 2880 else f"{minutes / 1440:.1f} d"
+    )
+
+
+def _moment(iso: str | None) -> str:
+    return (iso or "")[:19].replace("T", " ")
+
+
+def _ago(iso: str, now: datetime) -> str:
+    return f"{_span((now - datetime.fromisoformat(iso)).total_seconds())} ago ({_moment(iso)})"

@@ -1,0 +1,109 @@
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import run_folders
+from datasets import make_dataset, rows_of, write_unit
+
+from jobs.status import Config, DatasetStatus, RunStatus, as_dict, read_status, run, text
+from shards import store
+from shards.manifest import DatasetInfo, write_info
+
+NOW = datetime(2026, 11, 21, 11, 5, tzinfo=UTC)
+
+
+def test_a_finished_dataset_balances(tmp_path: Path):
+    made = make_dataset(tmp_path / "d", [20, 30], bad=(3, 25, 26))
+    (status,) = read_status(str(tmp_path / "d"))
+    assert isinstance(status, DatasetStatus)
+    assert (status.units, status.planned, status.committed) == (2, 2, 2)
+    assert (status.links, status.kept, status.reasons) == (50, 47, {"http_404": 3})
+    assert (status.versions, status.newest, status.samples) == (1, made.digest, 47)
+    assert status.tar_bytes == sum(shard.tar_bytes for shard in made.shards)
+    assert "47 of 50 links (94.0 %)" in text(status)
+    assert "rerun" not in text(status)
+
+
+def test_units_committed_after_the_newest_version_are_counted(tmp_path: Path):
+    make_dataset(tmp_path, [20])
+    write_unit(str(tmp_path), 1, rows_of(20, 10, bad=(21,)))
+    (status,) = read_status(str(tmp_path))
+    assert isinstance(status, DatasetStatus)
+    assert (status.committed, status.links, status.kept, status.samples) == (2, 30, 29, 20)
+
+
+def test_an_ingest_that_has_committed_nothing_says_how_to_go_on(tmp_path: Path):
+    info = DatasetInfo("list", "0" * 64, units=7, unit=10, config_digest="c", image_build="t")
+    write_info(str(tmp_path), info)
+    (status,) = read_status(str(tmp_path))
+    assert isinstance(status, DatasetStatus)
+    assert (status.committed, status.links, status.newest) == (0, 0, None)
+    assert "0 of 7 committed" in text(status)
+    assert "rerun the same xtra ingest: it does the 7 missing units" in text(status)
+
+
+def test_a_run_says_where_it_is(tmp_path: Path):
+    folder = run_folders.write_run(tmp_path / "a", samples=12800)
+    config = json.loads((folder / "config.json").read_text())
+    run_folders.write_json(folder / "config.json", config | {"samples": 25600})
+    run_folders.write_json(folder / "attempts/000002.json", run_folders.attempt(2))
+    run_folders.write_probe(folder, 0.2)
+    (status,) = read_status(str(folder))
+    assert isinstance(status, RunStatus)
+    assert (status.samples_seen, status.samples, status.checkpoint) == (12800, 25600, 12800)
+    assert (status.samples_per_s, status.seconds_left) == (256.0, 50.0)
+    assert (status.attempt, status.host, status.probes) == (2, "node-3", 1)
+    assert (status.last_event, status.last_event_at) == ("end", "2026-11-21T11:00:00+00:00")
+    said = text(status, NOW)
+    for words in ("12,800 of 25,600 samples (50.0 %)", "256.0 images/s, 50 s left", "end 5 min ago", "1 probes"):
+        assert words in said
+
+
+def test_a_run_that_has_just_begun_shows_what_is_known(tmp_path: Path):
+    folder = run_folders.write_run(tmp_path / "a", samples=12800, commit=False)
+    for part in ("metrics", "events"):
+        for file in (folder / part).iterdir():
+            file.unlink()
+    (status,) = read_status(str(folder))
+    assert isinstance(status, RunStatus)
+    assert (status.samples_seen, status.loss, status.checkpoint, status.last_event) == (0, None, None, None)
+    assert "saved    none yet" in text(status, NOW)
+
+
+def test_a_damaged_run_is_a_problem_and_not_a_crash(tmp_path: Path):
+    folder = run_folders.write_run(tmp_path / "a")
+    (folder / "events/000001-000000.jsonl").write_text('{"at": ')
+    (folder / "run.json").write_text("{")
+    (status,) = read_status(str(folder))
+    said = text(status, NOW)
+    assert "run.json: is not JSON" in "".join(line.strip() for line in said.splitlines())
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_folder_of_both_is_listed_and_lines_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    deep = tmp_path / ("long-name-" * 9)
+    make_dataset(deep / "set", [5], bad=(1,))
+    run_folders.write_run(deep / "run")
+    statuses = run(Config(str(deep)))
+    assert [as_dict(s)["kind"] for s in statuses] == ["run", "dataset"]
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    json.dumps([as_dict(s) for s in statuses])
+
+
+def test_a_folder_with_neither_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="is no dataset and no run"):
+        read_status(str(tmp_path))
+
+
+def test_both_are_read_from_a_bucket(base: str, tmp_path: Path):
+    folder = run_folders.write_run(tmp_path / "local")
+    for path in sorted(folder.rglob("*.json*")):
+        store.put(store.join(base, "run", str(path.relative_to(folder))), path.read_bytes())
+    make_dataset(store.join(base, "set"), [5], bad=(1,))
+    remote, dataset = read_status(base)
+    (local,) = read_status(str(folder))
+    assert as_dict(remote) == as_dict(local) | {"run": store.join(base, "run")}
+    assert isinstance(dataset, DatasetStatus)
+    assert (dataset.links, dataset.kept) == (5, 4)
