@@ -290,7 +290,7 @@ def _with_keys(rows: Iterable[_Row]) -> Iterator[Link | BadLine]:
     while batch := list(islice(rows, 4096)):
         keys = seen.unique([_key(entry.name, row + at) for at, entry in enumerate(batch)], row)
         for key, entry in zip(keys, batch):
-            url = _quote(entry.url)
+            url = quote(entry.url)
             why = entry.why or ("NUL byte" if "\0" in url else check_url(url))
             if why is None:
                 yield Link(key, url, tuple(_printable(label, 200) for label in entry.labels), row)
@@ -306,7 +306,7 @@ def _key(name: str | None, row: int) -> str:
     return clean[:KEY_LENGTH] or f"{row:09d}"
 
 
-def _quote(url: str) -> str:
+def quote(url: str) -> str:
     """Percent-encode what may not stand in a URL, byte for byte: a list in latin-1 asks for the bytes it was made with.
     Host names are the exception: they are IDNA-encoded."""
     url = url.strip(" \t\r\n")
