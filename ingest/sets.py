@@ -1,0 +1,329 @@
+"""Labelled sets on disk -> the same dataset format as an ingest: plan, tars, indexes, commits, a version.
+
+Two kinds of source. A folder of classes: `ROOT/CLASS/…/NAME.jpg`, the first folder is the label. WebDataset-style tars:
+members `KEY.jpg` and `KEY.cls`, the latter a label or the number of one. Links are the pictures in sorted order; the
+url of a link is its path relative to the source (`shard.tar/KEY.jpg` inside tars). Files that are neither are no links.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import re
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ingest.filter import FilterConfig, judge
+from ingest.record import Fetched, Link, Reason, Verdict
+from ingest.run import IngestResult, Progress
+from ingest.unit import UnitWriter
+from shards import manifest, store
+from shards.image import IMAGE_BUILD
+
+PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "mpo"})
+KEY_LENGTH = 90
+SLICE = 256  # pictures between two looks at `stop` and two reports
+
+
+@dataclass(frozen=True)
+class Config:
+    source: str  # a folder of class folders, a folder of .tar files, one .tar, or a glob of them
+    out: str  # the dataset to make
+    unit: int = 10_240  # links a unit
+    classes: str | None = None  # JSON that names the numbers in .cls files: a list, {"3": "cat"} or [{"label", "name"}]
+    name: str | None = None  # of the set, as results show it; the source's own if None
+    filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))  # a set is what it is
+    scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
+    threads: int = 2  # that decode
+
+    def __post_init__(self) -> None:
+        if self.unit < 1:
+            raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One labelled picture of the source: a file, or a stretch of one."""
+
+    name: str  # path relative to the source; its url in the dataset
+    key: str  # not yet unique
+    label: str
+    path: Path
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                body = file.read(self.length)
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read ({error.strerror}): rerun when it can") from None
+        if len(body) < self.length:
+            raise ValueError(f"{self.path}: became shorter during the import: rerun into another --out")
+        return body
+
+
+def run(
+    config: Config,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> IngestResult:
+    """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
+    not committed is dropped, a rerun does it. Raises ValueError for a source, a store or a setting that cannot work."""
+    begun = time.monotonic()
+    pictures = find(config.source, config.classes)
+    entries = links(pictures)
+    units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
+    _plan(config, pictures, entries, units)
+    done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
+
+    def report(writer: UnitWriter | None = None) -> None:
+        if progress is None:
+            return
+        reasons = _reasons(done) + Counter({str(r): n for r, n in writer.reasons.items()} if writer else {})
+        kept = sum(commit.kept for commit in done.values()) + (writer.kept if writer else 0)
+        total = kept + reasons.total()
+        progress(Progress(len(entries), len(units), total, len(done), kept, dict(sorted(reasons.items())), 0))
+
+    for unit, part in enumerate(units):
+        if unit in done:
+            continue
+        commit = _unit(config, unit, pictures[part], entries[part], report, stop)
+        if commit is None:
+            break
+        done[unit] = commit
+        report()
+    version = None
+    if len(done) == len(units):
+        made = manifest.make_version(config.out, "import")
+        assert made.links == len(entries), f"{made.links} links in the version, {len(entries)} pictures in the set"
+        version = made.digest
+    return IngestResult(
+        dataset=config.out,
+        links=len(entries),
+        kept=sum(commit.kept for commit in done.values()),
+        reasons=dict(sorted(_reasons(done).items())),
+        units=len(units),
+        units_done=len(done),
+        version=version,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _reasons(done: dict[int, manifest.Commit]) -> Counter[str]:
+    return sum((Counter(commit.reasons) for commit in done.values()), Counter())
+
+
+def _plan(config: Config, pictures: list[Picture], entries: list[Link], units: list[slice]) -> None:
+    """dataset.json first, so that nothing is planned into the dataset of another set; then the plans that lack."""
+    store.check_writable(config.out)
+    info = manifest.DatasetInfo(
+        list_name=config.name or _set_name(config.source),
+        list_sha256=_listing_sha256(pictures),
+        units=len(units),
+        unit=config.unit,
+        config_digest=hashlib.sha256(
+            json.dumps(dataclasses.asdict(config.filter), sort_keys=True).encode()
+        ).hexdigest(),
+        image_build=IMAGE_BUILD,
+        classes=_classes(config, pictures),
+    )
+    manifest.write_info(config.out, info)
+    planned = set(manifest.planned_units(config.out))
+    for unit, part in enumerate(units):
+        if unit not in planned:
+            rows = [dataclasses.asdict(link) for link in entries[part]]
+            manifest.write_plan(config.out, unit, pa.Table.from_pylist(rows, manifest.PLAN_SCHEMA))
+
+
+def _unit(
+    config: Config,
+    unit: int,
+    pictures: list[Picture],
+    entries: list[Link],
+    report: Callable[[UnitWriter], None],
+    stop: Callable[[], bool],
+) -> manifest.Commit | None:
+    """One unit up to its commit; None when stopped on the way, and then nothing of it is left."""
+    with (
+        tempfile.TemporaryDirectory(prefix="xtra-import-", dir=config.scratch) as folder,
+        closing(UnitWriter(config.out, unit, entries, Path(folder))) as writer,
+        ThreadPoolExecutor(config.threads, thread_name_prefix="judge") as pool,
+    ):
+        for at in range(0, len(entries), SLICE):
+            if stop():
+                return None
+            part = slice(at, at + SLICE)
+            for verdict in pool.map(
+                lambda picture, link: _judge(picture, link, config.filter), pictures[part], entries[part]
+            ):
+                writer.add(verdict)
+            report(writer)
+        return writer.seal()
+
+
+def _judge(picture: Picture, link: Link, rules: FilterConfig) -> Verdict:
+    fetched = Fetched(
+        link=link, body=picture.read(), reason=None, detail="", status=0, final_url="", attempts=0, ms=0, at=time.time()
+    )
+    verdict = judge(fetched, rules)
+    if verdict.reason is Reason.PLACEHOLDER and verdict.decode_checked:
+        # On the web a picture of one colour stands for one that is gone; in a set it may be the sea. It decoded.
+        verdict = judge(fetched, dataclasses.replace(rules, decode_check=False))
+        verdict = dataclasses.replace(verdict, decode_checked=True)
+    return verdict
+
+
+def _set_name(source: str) -> str:
+    """The folder's name, or that of the tars without their numbers: `cifar10-train-*.tar` is `cifar10-train`."""
+    name = Path(store.local_path(source)).absolute().name.removesuffix(".tar")
+    return re.sub(r"[-_.]?[*?\[].*$|[-_.]\d+$", "", name) or name
+
+
+def _classes(config: Config, pictures: list[Picture]) -> tuple[str, ...]:
+    if config.classes:
+        return tuple(_class_names(config.classes).values())
+    labels = {picture.label for picture in pictures}
+    return tuple(sorted(labels, key=int if all(label.isdecimal() for label in labels) else None))
+
+
+# --- reading sources -----------------------------------------------------------------------------------------------
+
+
+def find(source: str, classes: str | None = None) -> list[Picture]:
+    """The pictures of a source, sorted by name. Raises ValueError naming what has no label or cannot be read."""
+    if "://" in source and not source.startswith("file://"):
+        raise ValueError(f"{source}: sets are imported from local disks: copy it there first")
+    path = store.local_path(source)
+    tars = sorted(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path)))]
+    if not tars and not path.is_dir():
+        raise ValueError(f"{source}: there is no such folder or tar: check --source")
+    names = _class_names(classes) if classes else None
+    pictures = [p for tar in tars for p in _in_tar(tar, names)] if tars else list(_in_folder(path, names))
+    if not pictures:
+        endings = ", ".join(sorted(PICTURES))
+        raise ValueError(f"{source}: holds no pictures ({endings}): check --source")
+    return pictures
+
+
+def _in_folder(root: Path, names: dict[str, str] | None) -> Iterator[Picture]:
+    walked: set[str] = set()  # folders may be links; a circle of them must end
+    for folder, below, files in os.walk(root, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in walked:
+            below[:] = []
+            continue
+        walked.add(real)
+        for file in sorted(files):
+            path = Path(folder, file)
+            relative = path.relative_to(root)
+            if file.startswith(".") or _ending(file) not in PICTURES:
+                continue
+            if len(relative.parts) < 2:
+                raise ValueError(f"{path}: lies outside a class folder: put it into {root}/CLASS/")
+            label, stem = relative.parts[0], path.stem
+            key = stem if stem.startswith(label) else "_".join((*relative.parts[:-1], stem))
+            yield Picture(relative.as_posix(), key, _named(label, names, path), path, 0, path.stat().st_size)
+
+
+def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Picture]:
+    pictures: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(tar, "r:") as members:
+            for member in members:
+                key, _, ending = member.name.rpartition(".")
+                if not member.isreg():
+                    continue
+                if ending.lower() in PICTURES:
+                    if key in pictures:
+                        raise ValueError(f"{tar}: {key} has two pictures, {pictures[key].name} and {member.name}")
+                    pictures[key] = member
+                elif ending == "cls":
+                    body = members.extractfile(member)
+                    assert body is not None
+                    labels[key] = body.read().decode("utf-8", "replace").strip()
+    except tarfile.TarError as error:
+        raise ValueError(f"{tar}: cannot be read ({error}): it must be an uncompressed, whole tar") from None
+    for key in sorted(pictures):
+        member = pictures[key]
+        if not labels.get(key):
+            raise ValueError(f"{tar}: {member.name} has no label: add a member {key}.cls")
+        label = _named(labels[key], names, tar)
+        yield Picture(f"{tar.name}/{member.name}", key, label, tar, member.offset_data, member.size)
+
+
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def _named(label: str, names: dict[str, str] | None, where: Path) -> str:
+    if names is None:
+        return label
+    if label not in names:
+        raise ValueError(f"{where}: label {label!r} is not among the {len(names)} class names: check --classes")
+    return names[label]
+
+
+def _class_names(url: str) -> dict[str, str]:
+    """Label as written -> name. A "wnid" is preferred to a "name", which is not always unique."""
+    value = store.read_json(url)
+    entries: list[tuple[Any, Any]]
+    if isinstance(value, dict):
+        entries = list(value.items())
+    elif isinstance(value, list) and all(isinstance(entry, dict) and "label" in entry for entry in value):
+        entries = [(entry["label"], entry.get("wnid") or entry.get("name")) for entry in value]
+    elif isinstance(value, list):
+        entries = list(enumerate(value))
+    else:
+        entries = []
+    if not entries or not all(isinstance(name, str) and name for _, name in entries):
+        raise ValueError(f'{url}: must be a list of names, {{"number": "name"}} or [{{"label": 0, "name": "…"}}]')
+    names = {str(label): name for label, name in entries}
+    twice = [name for name, times in Counter(names.values()).items() if times > 1]
+    if twice or len(names) < len(entries):
+        raise ValueError(f"{url}: names {twice[0] if twice else 'a label'!r} twice: class names must differ")
+    return names
+
+
+# --- pictures -> links ---------------------------------------------------------------------------------------------
+
+
+def links(pictures: list[Picture]) -> list[Link]:
+    """Links with unique keys of the allowed letters; a repeated one gets `_r<row>`."""
+    seen: set[str] = set()
+    found = []
+    for row, picture in enumerate(pictures):
+        key = re.sub(r"[^A-Za-z0-9_-]", "_", picture.key)[:KEY_LENGTH] or f"{row:09d}"
+        tries = 0
+        while key in seen:
+            suffix = f"_r{row}" + (f"_{tries}" if tries else "")
+            key, tries = key[: KEY_LENGTH - len(suffix)] + suffix, tries + 1
+        seen.add(key)
+        found.append(Link(key, picture.name, (picture.label,), row))
+    return found
+
+
+def _listing_sha256(pictures: list[Picture]) -> str:
+    """What a rerun must agree on: names, labels and sizes in order."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(json.dumps([picture.name, picture.label, picture.length]).encode() + b"\n")
+    return digest.hexdigest()
