@@ -1,0 +1,295 @@
+"""A whole ingest against an origin on loopback: counts balance, tars repeat, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from origin import Origin, picture
+
+from ingest.fetch import FetchConfig
+from ingest.filter import FilterConfig
+from ingest.record import Reason
+from ingest.run import Config, IngestResult, Progress, run
+from shards import manifest, store
+from shards.tar import read_tar
+
+FETCH = FetchConfig(allow_private=("127.0.0.1",), backoff=0.01, deadline=5, connections=16, max_bytes=1 << 20)
+
+# path -> verdict; a line that is no path stands as it is.
+MIXED = {
+    **{f"/ok/{n}.jpg": "kept" for n in range(20)},
+    "/ok/a.png": "kept",
+    "/ok/a.gif": "kept",
+    "/status/404": "http_404",
+    "/status/410": "http_410",
+    "/status/403": "http_4xx",
+    "/status/500": "http_5xx",
+    "/status/429": "http_429",
+    "/flaky/1/x": "kept",
+    "/redirect/2": "kept",
+    "/loop": "too_many_redirects",
+    "/goto?http://10.0.0.1/": "blocked_address",
+    "/truncated": "truncated_body",
+    "/reset": "connect",
+    "/endless": "too_large",
+    "/html": "not_an_image",
+    "/empty": "not_an_image",
+    "/cut/a.jpg": "undecodable",
+    "ftp://a/b.jpg": "bad_url",
+    "no url at all": "bad_url",
+}
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin() as server:
+        yield server
+
+
+def write_list(path: Path, origin: Origin, paths: list[str]) -> str:
+    urls = [origin.url(p) if p.startswith("/") else p for p in paths]
+    path.write_text("".join(f"n{row % 7:08d}_{row}\t{url}\n" for row, url in enumerate(urls)))
+    return str(path)
+
+
+def rows_of(dataset: str) -> list[dict[str, Any]]:
+    """All index rows of the committed units."""
+    found = []
+    for unit in manifest.committed_units(dataset):
+        index = manifest.read_commit(dataset, unit).index
+        found += manifest.read_table(store.join(dataset, "shards", index)).to_pylist()
+    return found
+
+
+def tars_of(dataset: str) -> list[bytes]:
+    commits = [manifest.read_commit(dataset, unit) for unit in manifest.committed_units(dataset)]
+    return [store.read(store.join(dataset, "shards", commit.tar)) for commit in commits]
+
+
+def balance(result: IngestResult, links: int) -> None:
+    assert not result.stopped
+    assert result.links == links == result.kept + sum(result.reasons.values())
+    made = manifest.read_manifest(result.dataset)
+    assert (made.digest, made.links, made.kept, made.samples) == (result.version, links, result.kept, result.kept)
+    assert made.reasons == result.reasons
+    assert sorted(row["row"] for row in rows_of(result.dataset)) == list(range(links))
+
+
+def test_every_link_ends_with_its_verdict(base: str, origin: Origin, tmp_path: Path) -> None:
+    urls = write_list(tmp_path / "list.txt", origin, list(MIXED))
+    result = run(Config(urls, base, unit=15, fetch=FETCH, scratch=str(tmp_path / "scratch")))
+    balance(result, len(MIXED))
+    assert result.units == 3
+    rows = rows_of(base)
+    assert {path: row["reason"] for path, row in zip(MIXED, rows)} == MIXED
+    assert result.reasons == {r: n for r, n in Counter(MIXED.values()).items() if r != "kept"}
+    assert all(row["detail"] for row in rows if row["reason"] != "kept")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+    (tars, kept) = tars_of(base), [row for row in rows if row["reason"] == "kept"]
+    members = [member for tar in tars for member in read_tar(io.BytesIO(tar))]
+    assert [name for name, _, _ in members] == [name for row in kept for name in (row["member"], row["key"] + ".json")]
+    bodies = {name: body for name, _, body in members}
+    for row in kept:
+        body = bodies[row["member"]]
+        assert tars[row["row"] // 15][row["offset"] : row["offset"] + row["length"]] == body
+        about = json.loads(bodies[row["key"] + ".json"])
+        assert about == {name: row[name] for name in ("url", "labels", "sha256", "width", "height")}
+        assert row["labels"] == [row["key"].split("_")[0]]
+    assert bodies["n00000003_3.jpg"] == picture("/ok/3.jpg")
+    first = rows[0]
+    assert (first["http_status"], first["attempts"], first["width"], first["height"]) == (200, 1, 64, 48)
+    assert (first["source_format"], first["mode"], first["decode_checked"]) == ("jpeg", "RGB", True)
+    assert abs(first["fetched_at"].timestamp() - time.time()) < 60
+
+
+def test_the_same_bytes_give_the_same_tars(origin: Origin, tmp_path: Path) -> None:
+    paths = [f"/slow/{(n * 7) % 5 / 50}/{n}.jpg" for n in range(40)]  # complete in another order each time
+    urls = write_list(tmp_path / "list.txt", origin, paths)
+    outs = [str(tmp_path / f"out{n}") for n in range(3)]
+    for out, connections, workers in zip(outs, (3, 16, 4), (1, 1, 2)):
+        fetch = replace(FETCH, connections=connections)
+        balance(run(Config(urls, out, unit=16, fetch=fetch, workers=workers)), 40)
+    assert tars_of(outs[0]) == tars_of(outs[1]) == tars_of(outs[2])
+    assert manifest.read_commit(outs[0], 0).tar != manifest.read_commit(outs[1], 0).tar
+
+
+def test_a_rerun_asks_for_nothing_and_changes_nothing(origin: Origin, tmp_path: Path) -> None:
+    urls = write_list(tmp_path / "list.txt", origin, [f"/ok/{n}.jpg" for n in range(10)])
+    config = Config(urls, str(tmp_path / "out"), unit=4, fetch=FETCH)
+    first = run(config)
+    asked = origin.requests.total()
+    again = run(replace(config, workers=2, fetch=replace(FETCH, retries=7, per_host=1)))
+    assert origin.requests.total() == asked == 10
+    assert replace(again, seconds=0) == replace(first, seconds=0)
+    assert store.names(str(tmp_path / "out" / "versions")) == ["000001.json"]
+
+
+def test_a_rerun_with_other_words_is_refused_by_name(origin: Origin, tmp_path: Path) -> None:
+    urls = write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg", "/ok/2.jpg"])
+    config = Config(urls, str(tmp_path / "out"), fetch=FETCH)
+    run(config)
+    with pytest.raises(ValueError, match="another unit "):
+        run(replace(config, unit=7))
+    with pytest.raises(ValueError, match="another config_digest"):
+        run(replace(config, filter=FilterConfig(min_side=50)))
+    with pytest.raises(ValueError, match="another config_digest"):
+        run(replace(config, fetch=replace(FETCH, max_bytes=5)))
+    with pytest.raises(ValueError, match="another list_sha256"):
+        run(replace(config, urls=write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg"])))
+
+
+def test_stop_ends_cleanly_and_a_rerun_does_the_rest(origin: Origin, tmp_path: Path) -> None:
+    paths = [f"/slow/0.05/{n}.jpg" for n in range(60)]
+    urls = write_list(tmp_path / "list.txt", origin, paths)
+    config = Config(urls, str(tmp_path / "out"), unit=10, fetch=FETCH, scratch=str(tmp_path / "scratch"))
+    done = 0
+
+    def progress(now: Progress) -> None:
+        nonlocal done
+        assert now.links == 60
+        assert now.done == now.kept + sum(now.reasons.values())
+        done = max(done, now.done)
+
+    stopped = run(config, progress, lambda: done >= 20)
+    assert stopped.stopped
+    assert 1 <= stopped.units_done < 6
+    assert stopped.kept == 10 * stopped.units_done
+    assert list((tmp_path / "scratch").iterdir()) == []
+    names = store.names(str(tmp_path / "out" / "shards"))
+    assert len(names) == 2 * stopped.units_done  # nothing half-written
+    before = Counter(origin.requests)
+    balance(run(config, progress), 60)
+    assert done == 60
+    again = {path for path, n in (origin.requests - before).items() if n}
+    assert again == set(paths[10 * stopped.units_done :])
+
+
+KILLED = """
+import sys
+from ingest.fetch import FetchConfig
+from ingest.run import Config, run
+
+if __name__ == "__main__":
+    urls, out, scratch, workers = sys.argv[1:]
+    fetch = FetchConfig(allow_private=("127.0.0.1",), connections=8, max_bytes=1 << 20)
+    run(Config(urls, out, unit=10, fetch=fetch, scratch=scratch, workers=int(workers)))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_rerun_nothing_is_lost_and_nothing_twice(origin: Origin, tmp_path: Path, workers: int) -> None:
+    paths = [f"/slow/0.1/{n}.jpg" for n in range(100)]
+    urls = write_list(tmp_path / "list.txt", origin, paths)
+    out, scratch = str(tmp_path / "out"), tmp_path / "scratch"
+    (tmp_path / "killed.py").write_text(KILLED)
+    words = [sys.executable, str(tmp_path / "killed.py"), urls, out, str(scratch), str(workers)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(manifest.committed_units(out)) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.7 if workers > 1 else 0)  # workers look for their parent every quarter of a second
+    committed = manifest.committed_units(out)
+    assert 2 <= len(committed) < 10
+    before, tars = Counter(origin.requests), tars_of(out)
+
+    balance(run(Config(urls, out, unit=10, fetch=FETCH, scratch=str(scratch))), 100)
+    assert [row["reason"] for row in rows_of(out)] == ["kept"] * 100
+    again = origin.requests - before
+    assert set(again.values()) == {1}
+    assert set(again) == {path for n, path in enumerate(paths) if n // 10 not in committed}
+    assert [tar for unit, tar in enumerate(tars_of(out)) if unit in committed] == tars
+    assert list(scratch.iterdir()) == []  # the killed run's too
+
+
+def test_two_runs_on_one_dataset_are_harmless(origin: Origin, tmp_path: Path) -> None:
+    urls = write_list(tmp_path / "list.txt", origin, [f"/slow/0.02/{n}.jpg" for n in range(40)])
+    config = Config(urls, str(tmp_path / "out"), unit=10, fetch=FETCH)
+    results: list[IngestResult] = []
+    runs = [threading.Thread(target=lambda: results.append(run(config))) for _ in range(2)]
+    for thread in runs:
+        thread.start()
+    for thread in runs:
+        thread.join()
+    assert results[0].version == results[1].version
+    for result in results:
+        balance(result, 40)
+    assert len(store.names(str(tmp_path / "out" / "shards"))) == 2 * 4  # the slower one took its own back
+
+
+def test_an_interrupted_plan_is_made_again(origin: Origin, tmp_path: Path) -> None:
+    urls = write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg", "/ok/2.jpg"])
+    out = str(tmp_path / "out")
+    stale = pa.Table.from_pylist([{"key": "x", "url": "http://x/", "labels": [], "row": 0}], manifest.PLAN_SCHEMA)
+    for unit in range(3):
+        manifest.write_plan(out, unit, stale)
+    balance(run(Config(urls, out, fetch=FETCH)), 2)
+    assert manifest.planned_units(out) == [0]
+
+
+def test_large_bodies_pass_through_scratch(origin: Origin, tmp_path: Path) -> None:
+    origin.files["large"] = picture("large", "bmp", 300)
+    urls = write_list(tmp_path / "list.txt", origin, ["/file/large", "/ok/1.jpg"])
+    result = run(Config(urls, str(tmp_path / "out"), fetch=replace(FETCH, in_memory=1000)))
+    assert result.kept == 2
+    assert rows_of(result.dataset)[0]["source_format"] == "bmp"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "why"),
+    [
+        (None, {}, r"list.txt: there is no such list: check --urls"),
+        ("", {}, r"list.txt: holds no links: check --urls"),
+        ("\n\n", {}, r"list.txt: holds no links: check --urls"),
+        ("http://a/1.jpg\n" * 1001, {}, r"more than 1000 links .* set --fetch.contact"),
+        ("http://a/1.jpg\n", {"out": "/etc/hostname"}, r"/etc/hostname.*: cannot write"),
+        ("http://a/1.jpg\n", {"scratch": "/proc/none"}, r"/proc/none: cannot hold scratch files"),
+        ("http://a/1.jpg\n", {"url_column": "x", "format": "csv"}, r"has no column 'x'"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str | None, options: dict[str, str], why: str) -> None:
+    if text is not None:
+        (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(ValueError, match=why) as raised:
+        run(Config(**{"urls": str(tmp_path / "list.txt"), "out": str(tmp_path / "out"), **options}))
+    assert re.fullmatch(r"[^\n]+", str(raised.value))
+    assert not (tmp_path / "out" / "dataset.json").exists() or "scratch" in options
+
+
+def test_a_full_scratch_is_one_line(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    urls = write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg"])
+    monkeypatch.setattr("ingest.unit.UnitWriter.add", full)
+    with pytest.raises(ValueError, match=r"cannot hold a unit \(No space left on device\): free space"):
+        run(Config(urls, str(tmp_path / "out"), fetch=FETCH))
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="unit is 0"):
+        Config("a", "b", unit=0)
+    with pytest.raises(ValueError, match="workers is 0"):
+        Config("a", "b", workers=0)
+
+
+def test_reasons_of_a_run_are_of_the_closed_list() -> None:
+    assert set(MIXED.values()) - {"kept"} <= {str(reason) for reason in Reason}
