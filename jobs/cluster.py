@@ -8,8 +8,8 @@ lost a worker starts again from them (design section 3, "Run folder").
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-import sys
 import threading
 import time
 import uuid
@@ -70,7 +70,7 @@ def start_ray() -> None:
         return
     os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
     try:
-        ray.init(log_to_driver=True, logging_level="error", configure_logging=True)
+        ray.init(log_to_driver=False, logging_level="error")
     except ConnectionError as error:
         address = os.environ.get("RAY_ADDRESS")
         raise ValueError(
@@ -79,22 +79,34 @@ def start_ray() -> None:
 
 
 class _Desk:
-    """Where the driver and the workers leave each other notes: the wish to stop, and the newest progress."""
+    """Where the driver and the workers leave each other notes: the wish to stop, progress, and how it ended.
+
+    Ray Train's own report() would lose them: it keeps nothing that comes without a checkpoint.
+    """
 
     def __init__(self) -> None:
         self.stopping = False
-        self.progress: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.outcome: dict[str, Any] | None = None
 
     def stop(self) -> None:
         self.stopping = True
 
-    def tell(self, row: dict[str, Any]) -> bool:
-        """A worker's note; answers whether to stop."""
-        self.progress = row or self.progress
+    def tell(self, rows: list[dict[str, Any]]) -> bool:
+        """A worker's notes; answers whether to stop."""
+        self.rows += rows
         return self.stopping
 
-    def read(self) -> dict[str, Any]:
-        return self.progress
+    def finish(self, outcome: dict[str, Any]) -> None:
+        if self.outcome is None or "error" in outcome:
+            self.outcome = outcome
+
+    def collect(self) -> list[dict[str, Any]]:
+        rows, self.rows = self.rows, []
+        return rows
+
+    def result(self) -> dict[str, Any] | None:
+        return self.outcome
 
 
 def _train_on_ray(
@@ -102,7 +114,7 @@ def _train_on_ray(
 ) -> list[TrainResult]:
     start_ray()
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
@@ -118,34 +130,39 @@ def _train_on_ray(
             name=attempt,
             storage_path=store.join(configs[0].out, "ray"),
             failure_config=FailureConfig(max_failures=FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    done: dict[str, Any] = {}
+    failed: list[BaseException] = []
 
     def fit() -> None:
         try:
-            done["metrics"] = trainer.fit().metrics
+            trainer.fit()
         except BaseException as error:
-            done["error"] = error
+            failed.append(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    seen: dict[str, Any] = {}
+    outcome = None
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         if stop.is_set():
             desk.stop.remote()
-        row = ray.get(desk.read.remote())
-        if row != seen:
-            seen = row
+        rows, outcome = ray.get([desk.collect.remote(), desk.result.remote()])
+        for row in rows:
             progress(row)
-    if "error" in done:
-        raise done["error"]
-    metrics = done["metrics"] or {}
-    if metrics.get("error"):
-        raise ValueError(metrics["error"])
-    return [TrainResult(**result) for result in metrics.get("results", [])]
+        if outcome is not None and "error" in outcome:
+            # Ranks that did not meet the error themselves wait for those that did, and would for half an hour.
+            thread.join(10)
+            break
+    if thread.is_alive():
+        ray.shutdown()
+    if outcome is not None and "error" in outcome:
+        raise ValueError(outcome["error"])
+    if failed:
+        raise failed[0]
+    assert outcome is not None, "the worker group ended without a word"
+    return [TrainResult(**result) for result in outcome["results"]]
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -154,24 +171,32 @@ def _worker(job: dict[str, Any]) -> None:
     import ray.train
 
     desk, stopping = job["desk"], threading.Event()
-    latest: dict[str, Any] = {}
     rank = ray.train.get_context().get_world_rank()
+    rows: list[dict[str, Any]] = []
+
+    def note(run: str, row: dict[str, Any]) -> None:
+        if rank == 0:
+            if "remark" not in row:  # of the numbers only the newest matter
+                rows[:] = [old for old in rows if "remark" in old]
+            rows.append({"run": run, **row})
 
     def talk() -> None:
         while not stopping.wait(POLL_SECONDS):
-            if ray.get(desk.tell.remote(latest.copy() if rank == 0 else {})):
+            news, rows[:] = rows[:], []
+            if ray.get(desk.tell.remote(news)):
                 stopping.set()
 
     threading.Thread(target=talk, name="desk", daemon=True).start()
     results: list[dict[str, Any]] = []
+    outcome: dict[str, Any] = {"results": results}
     try:
         for config in job["configs"]:
-            result = train.run(config, stopping.is_set, lambda row, c=config: latest.update({"run": c.out, **row}))
+            result = train.run(config, stopping.is_set, functools.partial(note, config.out))
             results.append(dataclasses.asdict(result))
             if result.stopped:
                 break
-        ray.train.report({"results": results})
     except ValueError as error:
-        # The user's to mend: trying again on a new group would only fail again.
-        print(error, file=sys.stderr, flush=True)
-        ray.train.report({"error": str(error), "results": results})
+        outcome["error"] = str(error)  # the user's to mend: a new group would only fail again
+    if rank == 0 or "error" in outcome:
+        ray.get(desk.tell.remote(rows))
+        ray.get(desk.finish.remote(outcome))

@@ -150,12 +150,13 @@ def now() -> str:
 
 @dataclass
 class Parts:
-    """Rows of one kind (metrics or events), collected here and flushed as immutable parts."""
+    """Rows of one kind (metrics or events) of one rank, flushed as immutable parts; a context that flushes its last."""
 
     attempt: Attempt
     kind: str
+    part: int = 0  # a rank starts at its own number and steps by the world size, so ranks share no name
+    stride: int = 1
     rows: list[dict[str, Any]] = field(default_factory=list)
-    part: int = 0
     flushed_at: float = field(default_factory=time.monotonic)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -168,4 +169,10 @@ class Parts:
         body = "".join(json.dumps(row) + "\n" for row in self.rows)
         name = f"{self.attempt.number:06d}-{self.part:06d}.jsonl"
         store.put(store.join(self.attempt.run, self.kind, name), body.encode())
-        self.rows, self.part = [], self.part + 1
+        self.rows, self.part = [], self.part + self.stride
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.manifest import Manifest
 from shards.order import Order
 from shards.stream import Cursor, Stream
 from xtra import checkpoint
@@ -86,6 +87,9 @@ def run(
 ) -> TrainResult:
     """Train until `config.samples`, resuming from the run folder's newest checkpoint.
 
+    `stop` is asked after every step; True on any rank ends the run with a checkpoint. `progress` is given rows of
+    numbers, and {"remark": text} for what the user should know.
+
     Runs on every rank of the default torch.distributed group, or alone without one. Raises ValueError for what the user
     can mend: a run begun with other settings, a non-finite loss, too many undecodable samples.
     """
@@ -94,59 +98,57 @@ def run(
             raise ValueError(f"--{name} is missing: give the {'dataset to read' if name == 'data' else 'run folder'}")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = _device(config)
-    attempt, manifest = _join_run(config, rank, world)
+    attempt, manifest = _join_run(config, rank, world, progress)
     model = build(config.model, config.seed, device, config.decoder_fp32)
     optimizer = make_optimizer(model, config.optim)
     seen = _resume(config, attempt, model, optimizer, manifest.digest)
-    metrics, events = Parts(attempt, "metrics"), Parts(attempt, "events")
-    events.add({"at": now(), "event": "resume" if seen else "start", "samples_seen": seen, "world": world})
     stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world)
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
     pending: list[tuple[dict[str, Any], Tensor, Tensor]] = []
+    loss, halted, replaced, resumed_at = None, False, 0, seen
     begun = since = time.perf_counter()
-    loss, halted, replaced, began_at = None, False, 0, seen
 
-    for batch in train_batches(stream, config.model.image, config.augment, config.seed, config.threads):
-        waited = time.perf_counter() - since
-        total = min(config.batch, config.samples - seen)
-        perm_K = pick_order(orders_KK, config.seed, seen) if orders_KK is not None else None
-        lr = learning_rate(config.optim, seen, config.samples, config.batch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    with closing(stream), Parts(attempt, "metrics") as metrics, Parts(attempt, "events", rank, world) as events:
+        if rank == 0:
+            events.add({"at": now(), "event": "resume" if seen else "start", "samples_seen": seen, "world": world})
+        for batch in train_batches(stream, config.model.image, config.augment, config.seed, config.threads):
+            waited = time.perf_counter() - since
+            total = min(config.batch, config.samples - seen)
+            perm_K = pick_order(orders_KK, config.seed, seen) if orders_KK is not None else None
+            lr = learning_rate(config.optim, seen, config.samples, config.batch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
 
-        loss_sum = _forward_backward(model, batch, config, total, device, perm_K)
-        told = _sum_ranks(model, loss_sum, len(batch.events), stop())
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seen += total
+            loss_sum = _forward_backward(model, batch, config, total, device, perm_K)
+            told = _sum_ranks(model, loss_sum, len(batch.events), stop())
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen += total
 
-        since = time.perf_counter()
-        for event in batch.events:
-            events.add({"at": now(), "samples_seen": seen, **event})
-        row = {"samples_seen": seen, "lr": lr, "seconds": since - begun, "data_wait": waited}
-        row |= {"samples_per_s": (seen - began_at) / (since - begun)}
-        pending.append((row, told, grad_norm))
-        if len(pending) >= sync_every or seen >= config.samples:
-            loss, replaced, halted = _look(config, pending, replaced, seen - began_at, metrics)
-            progress({"samples_seen": seen, "samples": config.samples, "loss": loss, **row})
-            pending.clear()
-        due = seen // config.checkpoint_every > (seen - total) // config.checkpoint_every
-        if due or halted or seen >= config.samples:
-            halted = _save(config, attempt, model, optimizer, manifest.digest, seen, rank, halted, events)
-        if rank == 0 and time.monotonic() - metrics.flushed_at > FLUSH_SECONDS:
-            metrics.flush()
-            events.flush()
-        if halted:
-            break
-
-    stream.close()
-    stopped = seen < config.samples
-    events.add({"at": now(), "event": "stop" if stopped else "done", "samples_seen": seen})
-    if rank == 0:
-        metrics.flush()
-        events.flush()
+            since = time.perf_counter()
+            for event in batch.events:
+                events.add({"at": now(), "samples_seen": seen, **event})
+            rate = (seen - resumed_at) / (since - begun)
+            row = {"samples_seen": seen, "lr": lr, "seconds": since - begun, "samples_per_s": rate, "data_wait": waited}
+            pending.append((row, told, grad_norm))
+            due = seen // config.checkpoint_every > (seen - total) // config.checkpoint_every or seen >= config.samples
+            if due or len(pending) >= sync_every:
+                on_rank_0 = metrics.add if rank == 0 else lambda row: None
+                loss, replaced, halted = _look(config, pending, replaced, seen - resumed_at, on_rank_0)
+                pending.clear()
+                progress({"samples": config.samples, "loss": loss, **row})
+            if due or halted or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
+                metrics.flush()  # before the checkpoint: a resumed run's record has no gap
+                events.flush()
+            if due or halted:
+                halted = _save(config, attempt, model, optimizer, manifest.digest, seen, rank, halted, events)
+            if halted:
+                break
+        stopped = seen < config.samples
+        if rank == 0:
+            events.add({"at": now(), "event": "stop" if stopped else "done", "samples_seen": seen})
     return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped)
 
 
@@ -157,14 +159,16 @@ def _device(config: Config) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 
-def _join_run(config: Config, rank: int, world: int) -> tuple[Attempt, Any]:
+def _join_run(
+    config: Config, rank: int, world: int, progress: Callable[[dict[str, Any]], None]
+) -> tuple[Attempt, Manifest]:
     """Rank 0 opens the run folder; the others are told the attempt and the manifest, or the error it met."""
     opened: list[Any] = [None]
     if rank == 0:
         try:
             attempt, manifest, remarks = open_run(config.out, dataclasses.asdict(config), world)
             for remark in remarks:
-                print(remark, file=sys.stderr, flush=True)
+                progress({"remark": remark})
             opened = [(attempt, manifest)]
         except ValueError as error:
             opened = [error]
@@ -234,13 +238,17 @@ def _sum_ranks(model: nn.Module, loss_share: Tensor, replaced: int, stop: bool) 
 
 
 def _look(
-    config: Config, pending: list[tuple[dict[str, Any], Tensor, Tensor]], replaced: int, samples: int, metrics: Parts
+    config: Config,
+    pending: list[tuple[dict[str, Any], Tensor, Tensor]],
+    replaced: int,
+    samples: int,
+    record: Callable[[dict[str, Any]], None],
 ) -> tuple[float, int, bool]:
     """Bring the pending steps' numbers to the host, record them, and judge: (last loss, replaced so far, stop?)."""
     loss, halt = float("nan"), False
     for row, told, grad_norm in pending:
         loss, bad, stop = told.tolist()
-        metrics.add(row | {"loss": loss, "grad_norm": float(grad_norm)})
+        record(row | {"loss": loss, "grad_norm": float(grad_norm)})
         replaced, halt = replaced + int(bad), halt or stop > 0
         if not math.isfinite(loss):
             raise ValueError(

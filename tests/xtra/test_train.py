@@ -200,11 +200,12 @@ def test_other_settings_are_refused_by_name(data, whole):
         train.run(config(data, whole, optim=OptimConfig(lr=0.1, warmup=0.1)))
 
 
-def test_another_batch_size_is_allowed_and_said(data, tmp_path, capsys):
+def test_another_batch_size_is_allowed_and_said(data, tmp_path):
     steps = iter(range(99))
     train.run(config(data, tmp_path / "run"), stop=lambda: next(steps) == 3)
-    train.run(config(data, tmp_path / "run", batch=20))
-    assert "the batch is now 20, it was 10" in capsys.readouterr().err
+    rows = []
+    train.run(config(data, tmp_path / "run", batch=20), progress=rows.append)
+    assert "the batch is now 20, it was 10" in rows[0]["remark"]
     assert [r["samples_seen"] for r in metrics(tmp_path / "run")][3:6] == [40, 60, 80]
 
 

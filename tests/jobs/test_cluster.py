@@ -1,0 +1,99 @@
+"""Training under Ray Train: the same run on real worker processes, through kills, stops and the user's mistakes."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch.multiprocessing as mp
+from datasets import make_dataset
+from test_train import config, losses, one_rank, same_weights
+
+from jobs.cluster import train_all
+from shards import store
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    base = tmp_path_factory.mktemp("data")
+    make_dataset(base, [40, 37], bad=(5,))
+    return base
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data, tmp_path_factory):
+    """The uninterrupted run on two plain gloo processes, without Ray."""
+    base = tmp_path_factory.mktemp("two")
+    mp.spawn(one_rank, (2, str(base / "setup"), config(data, base / "run", samples=600)), nprocs=2)
+    return base / "run"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_down():
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+def test_runs_of_one_group_equal_runs_alone(data, two_ranks, tmp_path):
+    rows = []
+    one = config(data, tmp_path / "one", samples=600)
+    two = config(data, tmp_path / "two", samples=60, seed=5)
+    results = train_all([one, two], workers=2, progress=rows.append)
+    assert [(r.samples_seen, r.stopped) for r in results] == [(600, False), (60, False)]
+    assert losses(tmp_path / "one") == losses(two_ranks)
+    assert same_weights(tmp_path / "one", two_ranks)
+    assert rows[-1]["samples_seen"] == 60
+
+
+def wait_for(run, samples: int) -> dict:
+    """Wait until the run has a checkpoint of that many samples; returns its newest attempt."""
+    for _ in range(1200):
+        done = [int(name) for name in store.names(str(run / "checkpoints"))]
+        if done and max(done) >= samples:
+            newest = store.names(str(run / "attempts"))[-1]
+            return store.read_json(str(run / "attempts" / newest))
+        time.sleep(0.05)
+    raise AssertionError("the run made no checkpoint in a minute")
+
+
+def test_a_killed_worker_is_replaced_and_nothing_changes(data, two_ranks, tmp_path):
+    killed = {}
+
+    def kill() -> None:
+        killed.update(wait_for(tmp_path / "run", 60))
+        os.kill(killed["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    slow = config(data, tmp_path / "run", samples=600)
+    (result,) = train_all([slow], workers=2)
+    killer.join()
+    assert result.attempt >= 2, "the run was over before the kill"
+    assert losses(tmp_path / "run") == losses(two_ranks)
+    assert same_weights(tmp_path / "run", two_ranks)
+
+
+def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_path):
+    stop = threading.Event()
+    stopper = threading.Thread(target=lambda: (wait_for(tmp_path / "run", 30), stop.set()))
+    stopper.start()
+    long = config(data, tmp_path / "run", samples=600)
+    (result,) = train_all([long], workers=2, stop=stop)
+    stopper.join()
+    assert result.stopped
+    assert result.samples_seen < 600
+    assert store.exists(str(tmp_path / "run" / "checkpoints" / f"{result.samples_seen:012d}" / "COMMIT.json"))
+    train_all([long], workers=2)
+    assert losses(tmp_path / "run") == losses(two_ranks)
+
+
+def test_the_users_mistakes_come_back_as_one_line(data, tmp_path):
+    train_all([config(data, tmp_path / "run", samples=20)], workers=1)
+    with pytest.raises(ValueError, match="begun with seed = 0, now 9"):
+        train_all([config(data, tmp_path / "run", samples=20, seed=9)], workers=2)
+    with pytest.raises(ValueError, match="workers is 0"):
+        train_all([dataclasses.replace(config(data, tmp_path / "run"))], workers=0)
