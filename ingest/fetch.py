@@ -9,7 +9,6 @@ redirect nor a name that resolves to a private address gets past it.
 from __future__ import annotations
 
 import heapq
-import ipaddress
 import random
 import selectors
 import socket
@@ -18,13 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import pycurl
 
+from ingest.address import networks, refusal
 from ingest.record import Fetched, Link, Reason
 from ingest.source import check_url, quote
 
@@ -61,7 +60,7 @@ class FetchConfig:
                 raise ValueError(f"fetch.{name} is {getattr(self, name)}: it must be 0 or more")
         if not self.contact.isprintable() or not self.contact.isascii():
             raise ValueError(f"fetch.contact is {self.contact!r}: use one line of plain ASCII")
-        _networks(self.allow_private)
+        networks(self.allow_private)
 
     @property
     def user_agent(self) -> str:
@@ -81,46 +80,6 @@ def fetch(
         yield from loop.run(iter(links), stop)
     finally:
         loop.close()
-
-
-# --- which addresses may be asked ----------------------------------------------------------------------------------
-
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-
-
-@lru_cache
-def _networks(allowed: tuple[str, ...]) -> tuple[_Network, ...]:
-    networks = []
-    for text in allowed:
-        try:
-            networks.append(ipaddress.ip_network(text, strict=False))
-        except ValueError:
-            raise ValueError(f"fetch.allow_private: {text!r} is not an address or network like 10.0.0.0/8") from None
-    return tuple(networks)
-
-
-def refusal(ip: str, port: int, allowed: tuple[str, ...]) -> str | None:
-    """Why an address may not be connected to, or None."""
-    address = ipaddress.ip_address(ip.split("%")[0])
-    inner = _unwrap(address)
-    if any(candidate in network for candidate in (address, inner) for network in _networks(allowed)):
-        return None
-    public = inner.is_global and not inner.is_multicast and (inner.version == 4 or inner in _GLOBAL_V6)
-    if not public:
-        return f"{ip} is not a public address"
-    return None if port in (80, 443) else f"port {port} is not 80 or 443"
-
-
-def _unwrap(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address inside an IPv6 one (mapped, NAT64, 6to4, Teredo), where the packets would end up."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    if address in _NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    teredo = address.teredo
-    return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
 
 
 # --- one transfer --------------------------------------------------------------------------------------------------
@@ -175,7 +134,7 @@ class _Slot:
         self.task, self.blocked, self.status = task, "", 0
         self.chunks: list[bytes] = []
         self.size, self.too_large = 0, False
-        self.failure: OSError | None = None
+        self.failure: str | None = None  # of this machine, no verdict; an exception cannot cross libcurl
         self.curl.setopt(pycurl.URL, task.url)
         self.curl.setopt(pycurl.TIMEOUT_MS, max(1, int(1000 * (task.started + self.config.deadline - now))))
 
@@ -206,7 +165,13 @@ class _Slot:
         if why is not None:
             self.blocked = why
             return pycurl.SOCKET_BAD
-        opened = socket.socket(address.family, address.socktype, address.protocol)
+        try:
+            opened = socket.socket(address.family, address.socktype, address.protocol)
+        except OSError as error:
+            self.failure = (
+                f"no socket for a connection ({error.strerror}): lower --fetch.connections or raise ulimit -n"
+            )
+            return pycurl.SOCKET_BAD
         self._opened.append(opened)
         return opened
 
@@ -227,8 +192,8 @@ class _Slot:
         if self._file is not None or (self.scratch is not None and self.size > self.config.in_memory):
             try:
                 self._spool()
-            except OSError as error:  # an exception cannot cross libcurl: `body` raises it
-                self.failure = error
+            except OSError as error:
+                self.failure = f"{self.scratch}: cannot hold bodies ({error.strerror}): free space or set --scratch"
                 return 0
         return None
 
@@ -433,9 +398,7 @@ class _Loop:
         self.multi.remove_handle(slot.curl)
         slot.end()
         if slot.failure is not None:
-            raise ValueError(
-                f"{slot.scratch}: cannot hold bodies ({slot.failure.strerror}): free space or set --scratch"
-            )
+            raise ValueError(slot.failure)
         self.idle.append(slot)
         host = self.hosts[task.host]
         host.active -= 1

@@ -178,7 +178,7 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
     if kind not in _PILLOW_NAMES:
         raise Unsupported(f"{kind} is not a format we take")
     try:
-        image = Image.open(_Gauge(body) if kind == "jpeg" else io.BytesIO(body), formats=(_PILLOW_NAMES[kind],))
+        image = Image.open(io.BytesIO(body), formats=(_PILLOW_NAMES[kind],))
     except PIL.UnidentifiedImageError:
         raise Undecodable(f"damaged {kind} header") from None
     if image.width * image.height > max_pixels:
@@ -243,44 +243,36 @@ def _load(image: Image.Image, body: bytes) -> None:
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         image.load()
         return
-    gauge = image.fp
-    assert isinstance(gauge, _Gauge)
-    scans = gauge.start()
+    first, end, scans = _scans(body)
+    if scans != 1:
+        image.load()
+        return
+    gauge = image.fp = _Gauge(body, first, end)
     image.load()
-    if scans == 1 and gauge.pieces < 2:
+    if gauge.pieces < 2:
         raise Undecodable("damaged jpeg data: the picture is complete before its data ends")
 
 
 class _Gauge(io.BytesIO):
-    """A JPEG file that notices how much of its data the decoder needs.
+    """A sequential JPEG with one scan, as a file that notices how much of its data the decoder needs.
 
     libjpeg only warns, and Pillow says nothing, when entropy-coded data is damaged; but damage shifts the code, so the
-    decoder then finishes before the data ends, or runs out of it. The one scan of a sequential JPEG is handed out in
-    two pieces: all but its last bytes, then these with a few zeros in place of the end marker. A sound picture needs
-    the second piece and nothing after it (Pillow raises when there is none). Progressive files have no such check.
+    decoder then finishes before the data ends, or runs out of it. The file is handed out in two pieces: all but the
+    last bytes of the scan, then these with a few zeros in place of the end marker. A sound picture needs the second
+    piece and nothing after it (Pillow raises when it asks for more). Progressive files have no such check.
     """
 
-    SLACK = 16  # more than libjpeg reads ahead (8 bytes), less than damage usually leaves over
+    SLACK = 16  # bytes; more than libjpeg reads ahead (8), less than damage usually leaves over
 
-    def start(self) -> int:
-        """From here on hand out pieces; returns the number of scans. Raises Undecodable without an end marker."""
-        body = self.getvalue()
-        first, end, scans = _scans(body)
+    def __init__(self, body: bytes, first: int, end: int) -> None:
+        super().__init__()
+        cut = max(first, end - self.SLACK)
+        self._todo = [body[cut:end] + bytes(self.SLACK), body[:cut]]
         self.pieces = 0
-        if scans == 1:
-            cut = max(first, end - self.SLACK)
-            self._todo = [body[:cut], body[cut:end] + bytes(self.SLACK)]
-        else:
-            self._todo = [body]
-        return scans
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if not hasattr(self, "_todo"):
-            return super().read(size)
-        if self.pieces == len(self._todo):
-            return b""
         self.pieces += 1
-        return self._todo[self.pieces - 1]
+        return self._todo.pop() if self._todo else b""
 
 
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # as libjpeg: junk between segments is skipped

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from origin import Origin, picture
 
-from ingest.fetch import FetchConfig, fetch, refusal
+from ingest.address import refusal
+from ingest.fetch import FetchConfig, fetch
 from ingest.record import CONTENT, FINAL, RETRYABLE, Fetched, Link, Reason
 
 LOOPBACK: dict[str, Any] = {"allow_private": ("127.0.0.0/8",), "backoff": 0.01}
@@ -284,3 +285,12 @@ def test_stop_ends_soon_and_leaves_no_file(origin: Origin, tmp_path: Path) -> No
 def test_a_config_that_cannot_work_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"fetch.{name} is 0: it must be more than 0"):
         FetchConfig(**{name: 0})
+
+
+def test_no_sockets_left_is_an_error_and_no_verdict(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("ingest.fetch.socket.socket", none_left)
+    with pytest.raises(ValueError, match=r"Too many open files\): lower --fetch\.connections"):
+        get(origin.url("/ok/a.jpg"))
