@@ -7,7 +7,6 @@ import platform
 import resource
 import shutil
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from jobs import simd as build
 from shards import store
 
 GIB = 1 << 30
-SIMD_HEADERS = {  # header -> the Debian package that has it; what pillow-simd needs to be built with all our formats
+PACKAGES = {  # what pillow-simd's build may miss -> the Debian package that has it
+    "a C compiler": "build-essential",
     "jpeglib.h": "libjpeg-turbo8-dev or libjpeg62-turbo-dev",
     "zlib.h": "zlib1g-dev",
     "webp/decode.h": "libwebp-dev",
@@ -109,11 +110,12 @@ def simd() -> Check:
     """Whether pillow-simd is in use, or could be built here."""
     if _version("pillow-simd"):
         return Check("ok", "pillow-simd", "in use")
-    missing = [header for header in SIMD_HEADERS if not _header(header)]
-    if missing:
-        packages = ", ".join(SIMD_HEADERS[header] for header in missing)
+    if not build.has_avx2():
+        return Check("ok", "pillow-simd", "not in use: this processor has no AVX2")
+    if missing := build.missing_headers():
+        packages = ", ".join(PACKAGES[name] for name in missing)
         return Check("warn", "pillow-simd", f"not in use: no {', '.join(missing)}", f"install {packages}; make setup")
-    return Check("ok", "pillow-simd", "not in use; its headers are here", "make clean setup builds it")
+    return Check("ok", "pillow-simd", "not in use, but it can be built here", "make clean setup")
 
 
 def curl() -> Check:
@@ -208,13 +210,6 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _header(name: str) -> bool:
-    """Whether a C compiler would find it in its usual places."""
-    folders = ["/usr/include", "/usr/local/include", f"/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"]
-    folders += [f for v in ("CPATH", "C_INCLUDE_PATH") for f in os.environ.get(v, "").split(os.pathsep) if f]
-    return any(Path(folder, name).is_file() for folder in folders)
 
 
 def _cgroup(name: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import doctor
+from jobs import doctor, simd
 from shards import store
 
 
@@ -36,15 +36,14 @@ def test_half_of_the_credentials_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     assert (doctor.aws().level, doctor.aws().next_step) == ("warn", "set AWS_SECRET_ACCESS_KEY as well")
 
 
-def test_missing_headers_of_pillow_simd_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_headers_of_pillow_simd_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None)
-    monkeypatch.setattr(doctor, "SIMD_HEADERS", {"zlib-of-no-one.h": "zlib-dev", "webp/none.h": "webp-dev"})
-    (tmp_path / "webp").mkdir()
-    (tmp_path / "webp/none.h").touch()
-    monkeypatch.setenv("CPATH", str(tmp_path))
+    monkeypatch.setattr(simd, "has_avx2", lambda: True)
+    monkeypatch.setattr(simd, "missing_headers", lambda: ["webp/decode.h", "tiffio.h"])
     assert doctor.simd() == doctor.Check(
-        "warn", "pillow-simd", "not in use: no zlib-of-no-one.h", "install zlib-dev; make setup"
+        "warn", "pillow-simd", "not in use: no webp/decode.h, tiffio.h", "install libwebp-dev, libtiff-dev; make setup"
     )
+    assert {"a C compiler", *simd.HEADERS} == set(doctor.PACKAGES), "every header has its package"
 
 
 def test_two_packages_under_one_name_fail(monkeypatch: pytest.MonkeyPatch):

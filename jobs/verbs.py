@@ -1,0 +1,224 @@
+"""The verbs of `xtra`: each imports the room it needs, calls it, prints what it did and returns its result."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from ingest.run import IngestResult
+    from ingest.run import Progress as IngestProgress
+    from jobs.cli import Call
+
+C = TypeVar("C")
+PARITY = 1e-9  # largest relative error against the official float64 numbers
+
+
+def _ingest(call: Call) -> Any:
+    from ingest import run as ingest
+
+    return _gather(call, call.config(ingest.Config), ingest.run)
+
+
+def _import(call: Call) -> Any:
+    from ingest import sets
+
+    return _gather(call, call.config(sets.Config, "source"), sets.run)
+
+
+def _gather(call: Call, config: C, run: Callable[..., IngestResult]) -> IngestResult:
+    from jobs.progress import Progress
+
+    stop = call.stoppable()
+    with Progress("links") as bar:
+
+        def progress(p: IngestProgress) -> None:
+            bar(p.done, p.links, note=f"{p.kept:,} kept, {p.units_done:,} of {p.units:,} units")
+
+        result = run(config, progress, stop.is_set)
+    print(accounting(result.links, result.kept, result.reasons))
+    print(f"{result.dataset}@{result.version[:16]}" if result.version else f"{result.dataset}: not finished")
+    return result
+
+
+def accounting(links: int, kept: int, reasons: dict[str, int]) -> str:
+    """links = kept + every reason, as a table; what a stop left undone is a line of its own."""
+    rows = [("kept", kept), *sorted(reasons.items(), key=lambda r: (-r[1], r[0]))]
+    if left := links - kept - sum(reasons.values()):
+        rows.append(("not done yet", left))
+    lines = [f"{name:<20} {n:>14,}  {100 * n / links if links else 0:5.1f} %" for name, n in rows]
+    return "\n".join([*lines, f"{'links':<20} {links:>14,}"])
+
+
+def _check(call: Call) -> Any:
+    from jobs.progress import Progress
+    from shards import check
+
+    config = call.config(check.Config, "dataset")
+    with Progress("shards") as progress:
+        result = check.run(config, progress)
+    print("\n".join(map(str, result.problems)))
+    verdict = "sound" if result.ok else f"{len(result.problems)} problems"
+    print(f"{result.shards:,} shards, {result.samples:,} samples, {result.links:,} links: {verdict}")
+    call.exit_code = 0 if result.ok else 1
+    return result
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
+    subset: int  # about this many random samples; smaller subsets of one seed lie in larger ones
+    seed: int = 0
+
+
+def _select(call: Call) -> Any:
+    config = call.config(SelectConfig, "dataset")
+    from shards.manifest import read_manifest, subset
+
+    chosen = subset(read_manifest(config.dataset), config.subset, config.seed)
+    print(f"{chosen.samples:,} samples: {chosen.address}")
+    return {"address": chosen.address, "digest": chosen.digest, "samples": chosen.samples}
+
+
+def _train(call: Call) -> Any:
+    from jobs import cluster, recipes
+    from jobs.progress import Progress
+
+    name = call.first()
+    if name is None:
+        if "--help" in call.words or "-h" in call.words:
+            print("usage: xtra train RECIPE --data DATASET --out RUN [--workers N] [--flags]\n\nrecipes:")
+            print("\n".join(_entry(name, getattr(recipes, name).__doc__ or "") for name in recipes.names()))
+            print("\nxtra train RECIPE --help describes the flags, with that recipe's values.")
+            raise SystemExit(0)
+        raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
+    if name not in recipes.names():
+        raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
+    workers = call.own("workers", 1)
+    also = "--workers N trains on N processes (1: this one)"
+    config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
+    with Progress("samples") as progress:
+        (result,) = cluster.train_all(
+            [config],
+            workers,
+            call.stoppable(),
+            lambda row: progress(
+                row["samples_seen"], row["samples"], note=f"loss {row['loss']:.4f}" if row.get("loss") else ""
+            ),
+        )
+    print(f"{result.samples_seen:,} samples seen, loss {result.loss}: {result.run}")
+    return result
+
+
+def _probe(call: Call) -> Any:
+    from jobs.progress import Progress
+    from xtra import probe
+
+    config = call.config(probe.Config, "checkpoint")
+    with Progress("images") as progress:
+        results = probe.run(config, lambda what, done, total: progress(done, total, what))
+    for r in results:
+        interval = f"{100 * r.low:.1f} to {100 * r.high:.1f}"
+        print(f"{r.set}  {r.head:<9}  {r.encoder:<7}  {100 * r.accuracy:5.1f} %  ({interval})  lr {r.lr:g}")
+    return {"probes": results}
+
+
+def _scale(call: Call) -> Any:
+    from jobs import scale
+    from jobs.progress import Progress
+
+    config = call.config(scale.Config)
+    stop = call.stoppable()
+    with Progress("") as bar:
+
+        def progress(row: dict[str, Any]) -> None:
+            name = row["run"].rstrip("/").rsplit("/", 1)[-1]
+            if "probe" in row:
+                bar(row["probe"], row["probes"], "probes", note=name)
+            else:
+                bar(row["samples_seen"], row["samples"], f"{name}, samples")
+
+        result = scale.run(config, progress, stop)
+    print(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
+    return result
+
+
+def _report(call: Call) -> Any:
+    from jobs import report
+
+    result = report.run(call.config(report.Config, "runs"))
+    for problem in result.problems:
+        print(f"xtra report: {problem}", file=sys.stderr)
+    print(f"{result.runs} runs, {result.rows} rows: {result.report}")
+    return result
+
+
+def _status(call: Call) -> Any:
+    from jobs import status
+
+    return {"status": [status.as_dict(s) for s in status.run(call.config(status.Config, "url"))]}
+
+
+def _bench(call: Call) -> Any:
+    import importlib
+    import pkgutil
+
+    from jobs import bench
+
+    subjects = sorted(m.name for m in pkgutil.iter_modules(bench.__path__) if not m.name.startswith("_"))
+    subject = call.first()
+    if subject not in subjects:
+        what = "SUBJECT is missing" if subject is None else f"{subject!r} is not a subject{nearest(subject, subjects)}"
+        raise ValueError(f"{what}: give one of {', '.join(subjects)}")
+    call.verb = f"bench {subject}"
+    module = importlib.import_module(f"jobs.bench.{subject}")
+    result = module.run(call.config(module.Config))
+    print("\n".join(f"{name} {value:.4g}" for name, value in result["ratios"].items()))
+    if subject == "parity" and not result["ratios"]["max_relative_error"] <= PARITY:
+        call.exit_code = 1
+    return result
+
+
+def _doctor(call: Call) -> Any:
+    from jobs import doctor
+
+    checks = doctor.run(call.config(doctor.Config, "url"))
+    call.exit_code = 1 if any(c.level == "fail" for c in checks) else 0
+    return {"checks": checks}
+
+
+@dataclass(frozen=True)
+class Verb:
+    takes: str  # the leading word, as help shows it
+    help: str
+    run: Callable[[Call], Any]
+
+
+VERBS = {
+    "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", _ingest),
+    "import": Verb("SOURCE", "make a dataset of a labelled set on disk: folders or tars", _import),
+    "select": Verb("DATASET", "make a version of a dataset that holds a random subset", _select),
+    "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
+    "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
+    "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
+    "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
+    "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
+    "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
+    "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
+    "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),
+}
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _entry(name: str, doc: str) -> str:
+    """A name and the first paragraph of its docstring, in 80 columns."""
+    text = f"  {name:<14}  {' '.join(doc.strip().partition(chr(10) * 2)[0].split())}"
+    return textwrap.fill(text, 80, subsequent_indent=" " * 18, drop_whitespace=True)

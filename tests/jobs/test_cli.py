@@ -1,0 +1,375 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_folders
+from datasets import make_dataset
+from origin import Origin, picture
+
+from jobs import cli, verbs
+from jobs.ledger import read_runs
+from jobs.progress import Progress
+from shards.manifest import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ["--samples", "192", "--batch", "64", "--checkpoint-every", "64"]
+
+
+def xtra(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+# ---- help ----
+
+
+def test_help_lists_every_verb_in_80_columns(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for name, verb in verbs.VERBS.items():
+        assert f"  {name}" in text
+        assert verb.help in text
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_help_imports_none_of_the_rooms_and_is_quick():
+    heavy = "{'torch', 'ray', 'pyarrow', 'numpy', 'tyro', 'tqdm', 'fsspec', 'PIL'}"
+    code = f"import jobs.cli, sys; jobs.cli.main(['--help']); sys.exit(str({heavy} & set(sys.modules) or ''))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stderr.strip() == ""
+    times = []
+    for _ in range(5):
+        since = time.perf_counter()
+        xtra("--help")
+        times.append(time.perf_counter() - since)
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("verb", [*verbs.VERBS, "train demo32", "bench parity"])
+def test_every_verb_describes_its_flags(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    words = [*verb.split(), *([] if verb == "bench" else ["--help"])]
+    if verb == "bench":  # its subjects have the flags
+        assert cli.main(words) == 2
+        assert "give one of" in capsys.readouterr().err
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "--" in text
+
+
+# ---- mistakes ----
+
+MISTAKES = [
+    (["trian"], "'trian' is not a verb; did you mean train?: xtra --help lists them"),
+    (["train"], "RECIPE is missing: give one of"),
+    (["train", "demo23"], "recipe 'demo23' is unknown; did you mean demo32?"),
+    (["train", "demo32", "--optim.lrr", "3"], "--optim.lrr is not a flag; did you mean --optim.lr?: xtra train --help"),
+    (["train", "demo32", "--optim.lr=abc"], "--optim.lr: could not convert string to float: 'abc'"),
+    (["train", "demo32", "--batch", "0"], "batch is 0; it must be at least 1"),
+    (["train", "demo32", "--model.heads", "5"], "model.heads is 5; it must divide the width"),
+    (["train", "demo32", "--workers", "many"], "--workers is 'many'; it must be a whole number"),
+    (["train", "demo32"], "--data is missing"),
+    (["ingest"], "--urls and --out must be given: xtra ingest --help"),
+    (["ingest", "--urls", "nowhere.txt", "--out"], "--out"),
+    (["import"], "SOURCE is missing: xtra import SOURCE"),
+    (["import", "/no/such/set", "--out", "/tmp/x"], "/no/such/set: there is no such folder or tar"),
+    (["scale", "--data", "a", "--out", "b"], "--probe.train is missing"),
+    (["scale", "--data", "a", "--out", "b", "--sample", "3"], "--sample is not a flag; did you mean --samples?"),
+    (["probe", "run", "--train", "a", "--eval", "b", "--encoder", "tired"], "invalid choice 'tired'"),
+    (["check"], "DATASET is missing: xtra check DATASET"),
+    (["check", "one", "two"], "Unrecognized options: two"),
+    (["check", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
+    (["select", "/no/such/dataset"], "--subset must be given"),
+    (["status", "/no/such/folder"], "/no/such/folder: is no dataset and no run"),
+    (["report", "/no/such/folder"], "/no/such/folder: holds no run"),
+    (["bench", "parrot"], "'parrot' is not a subject; did you mean parity?"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_says_what_to_do_and_exit_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("xtra")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not set(err) & set("╭│╰─"), "the parser's box"
+
+
+def test_flags_with_underscores_and_equals_are_understood():
+    @dataclass(frozen=True)
+    class Inner:
+        some_rate: float = 1.0
+
+    @dataclass(frozen=True)
+    class Config:
+        url: str
+        inner: Inner = Inner()
+        is_quick: bool = False
+
+    made = cli.parse(Config, ["--url=x=y", "--inner.some_rate", "-0.5", "--is-quick"], "xtra test")
+    assert made == Config("x=y", Inner(-0.5), True)
+    assert cli.parse(Config, ["--no-is-quick"], "xtra test", default=made).is_quick is False
+
+
+def test_anything_else_that_is_raised_is_a_bug_and_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    def broken(call: cli.Call) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setitem(verbs.VERBS, "broken", verbs.Verb("", "", broken))
+    with pytest.raises(KeyError):
+        cli.main(["broken"])
+
+
+# ---- verbs ----
+
+
+def test_check_exits_1_when_it_finds_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = make_dataset(tmp_path, [5, 5])
+    assert cli.main(["check", str(tmp_path), "--json"]) == 0
+    assert last_json(capsys)["samples"] == 10
+    tar = tmp_path / "shards" / made.shards[1].tar
+    tar.write_bytes(tar.read_bytes()[:-600] + b"\1" * 600)
+    assert cli.main(["check", str(tmp_path)]) == 1
+    assert made.shards[1].tar in capsys.readouterr().out
+
+
+def test_select_gives_an_address_that_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_dataset(tmp_path, [40])
+    assert cli.main(["select", str(tmp_path), "--subset", "10", "--seed", "3", "--json"]) == 0
+    told = last_json(capsys)
+    chosen = read_manifest(told["address"])
+    assert (chosen.samples, chosen.digest) == (told["samples"], told["digest"])
+    assert 0 < chosen.samples < 40
+
+
+def test_status_and_report_read_a_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run_folders.write_probe(run_folders.write_run(tmp_path / "a"), 0.2).write_text("{")
+    assert cli.main(["status", str(tmp_path), "--json"]) == 0
+    assert last_json(capsys)["status"][0]["samples_seen"] == 12800
+    assert cli.main(["report", str(tmp_path), "--note", "a note", "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert "a note" in Path(result["report"]).read_text()
+    assert (len(result["problems"]), "is not JSON" in err) == (1, True)
+
+
+def test_doctor_exits_1_when_something_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["doctor", str(tmp_path), "--json"]) == 0
+    assert {c["level"] for c in last_json(capsys)["checks"]} <= {"ok", "warn"}
+    (tmp_path / "file").touch()
+    assert cli.main(["doctor", "--url", str(tmp_path / "file/below")]) == 1
+
+
+def test_parity_fails_above_its_bar(monkeypatch: pytest.MonkeyPatch):
+    from jobs.bench import parity
+
+    for error, code in ((1e-12, 0), (1e-8, 1), (float("nan"), 1)):
+        monkeypatch.setattr(parity, "run", lambda config, e=error: {"ratios": {"max_relative_error": e}})
+        assert cli.main(["bench", "parity", "--vectors", "x"]) == code
+
+
+def test_ingest_accounts_for_every_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with Origin() as origin:
+        paths = [*(f"/ok/{i}.jpg" for i in range(8)), "/status/404", "/html"]
+        (tmp_path / "urls.txt").write_text("".join(f"{origin.url(path)}\n" for path in paths))
+        flags = ["--urls", str(tmp_path / "urls.txt"), "--out", str(tmp_path / "set"), "--unit", "4"]
+        assert cli.main(["ingest", *flags, "--fetch.allow-private", "127.0.0.1", "--json"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:4] == [
+        "kept                              8   80.0 %",
+        "http_404                          1   10.0 %",
+        "not_an_image                      1   10.0 %",
+        "links                            10",
+    ]
+    result = json.loads(out[-1])
+    assert result["links"] == result["kept"] + sum(result["reasons"].values()) == 10
+
+
+def test_import_makes_a_labelled_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("cat/1.jpg", "cat/2.jpg", "dog/3.jpg"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(picture(name))
+    assert cli.main(["import", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    result = last_json(capsys)
+    assert (result["links"], result["kept"], result["reasons"]) == (3, 3, {})
+    assert read_manifest(f"{tmp_path / 'out'}@{result['version']}").classes == ("cat", "dog")
+
+
+def test_scale_trains_and_probes_a_grid_and_a_rerun_has_nothing_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    make_dataset(tmp_path / "set", [40])
+    data, out = str(tmp_path / "set"), str(tmp_path / "study")
+    words = ["scale", "--data", data, "--out", out, "--samples", "64", "128", "--probe.train", data]
+    words += ["--probe.eval", data, "--probe.heads", "linear", "--probe.epochs", "1", "--probe.views", "1", "--json"]
+    assert cli.main(words) == 0
+    first = last_json(capsys)
+    assert (first["runs"], first["trained"], first["stopped"]) == (4, 4, False)
+    assert cli.main(words) == 0
+    again = last_json(capsys)
+    assert (again["runs"], again["trained"], again["probed"]) == (4, 0, 0)
+    ledger = read_runs(out)
+    assert {(r.variant, r.samples_seen, r.head, r.encoder) for r in ledger.rows} == {
+        ("xtra", 64, "linear", "trained"),
+        ("xtra", 128, "linear", "trained"),
+        ("aim", 64, "linear", "trained"),
+        ("aim", 128, "linear", "trained"),
+        ("xtra", 0, "linear", "random"),
+        ("xtra", 0, "pixels", "none"),
+        ("aim", 0, "linear", "random"),
+    }
+    assert len(ledger.rows) == 7
+
+
+def test_an_unfinished_ingest_shows_what_is_left():
+    table = verbs.accounting(10, 5, {"dns": 2}).splitlines()
+    assert table[2].split() == ["not", "done", "yet", "3", "30.0", "%"]
+
+
+def test_train_then_probe_then_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_dataset(tmp_path / "set", [40, 30])
+    run, data = str(tmp_path / "runs/one"), str(tmp_path / "set")
+    assert cli.main(["train", "demo32", "--data", data, "--out", run, *TRAIN, "--optim.lr", "2e-3", "--json"]) == 0
+    result = last_json(capsys)
+    assert (result["samples_seen"], result["stopped"]) == (192, False)
+    assert json.loads(Path(run, "config.json").read_text())["optim"]["lr"] == 2e-3
+    quick = ["--train", data, "--eval", data, "--epochs", "2", "--views", "1", "--batch", "16"]
+    assert cli.main(["probe", run, *quick, "--heads", "linear", "--pixels", "--json"]) == 0
+    assert {p["head"] for p in last_json(capsys)["probes"]} == {"linear", "pixels"}
+    assert cli.main(["report", str(tmp_path / "runs"), "--json"]) == 0
+    report = last_json(capsys)
+    assert (report["runs"], report["rows"], report["problems"]) == (1, 2, [])
+
+
+# ---- stopping ----
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int):
+    make_dataset(tmp_path / "set", [40])
+    run, data = tmp_path / "run", str(tmp_path / "set")
+    words = ["train", "demo32", "--data", data, "--out", str(run), "--samples", "100000000"]
+    words += ["--batch", "32", "--checkpoint-every", "32"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # a loaded machine crawls with more threads than cores
+    )
+    try:
+        wait_for(lambda: list(run.glob("checkpoints/*/COMMIT.json")), process)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code
+    assert err.splitlines()[-1].startswith(f"xtra train: stopped by {number.name}: rerun the same command")
+    assert "Traceback" not in err
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_verb_that_cannot_wind_down_ends_at_the_first_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def forever(call: cli.Call) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(verbs.VERBS, "forever", verbs.Verb("", "", forever))
+    assert cli.main(["forever"]) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_second_signal_ends_a_verb_that_is_winding_down(monkeypatch: pytest.MonkeyPatch):
+    def slow(call: cli.Call) -> None:
+        stop = call.stoppable()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on")
+
+    monkeypatch.setitem(verbs.VERBS, "slow", verbs.Verb("", "", slow))
+    assert cli.main(["slow"]) == 130
+
+
+# ---- what is printed ----
+
+
+def test_json_has_no_number_that_json_does_not_have():
+    @dataclass(frozen=True)
+    class Inner:
+        loss: float
+
+    value = {"a": (Inner(float("nan")), Inner(1.5)), "path": Path("x"), 3: None, "ok": True}
+    assert json.loads(json.dumps(cli.plain(value), allow_nan=False)) == {
+        "a": [{"loss": None}, {"loss": 1.5}],
+        "path": "x",
+        "3": None,
+        "ok": True,
+    }
+
+
+def test_progress_is_lines_where_there_is_no_terminal():
+    out = io.StringIO()
+    with Progress("links", out, every=0.0) as progress:
+        progress(10, 40, note="8 kept")
+        progress(40, 40)
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("10 of 40 (25.0 %) links")
+    assert first.endswith("8 kept")
+    assert second.startswith("40 of 40 (100.0 %) links")
+
+
+def test_progress_is_quiet_between_its_lines():
+    out = io.StringIO()
+    with Progress("links", out, every=60.0) as progress:
+        for done in range(100):
+            progress(done, 100)
+    assert out.getvalue() == ""
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    with Progress("images", out) as progress:
+        progress(0, 4, "encoding")
+        progress(4, 4, "encoding", note="fine")
+    assert "encoding: 100%" in out.getvalue()
+    assert "4/4" in out.getvalue()
