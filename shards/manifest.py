@@ -236,7 +236,11 @@ def _short(value: object) -> str:
 
 
 def write_plan(dataset: str, unit: int, plan: pa.Table) -> None:
-    store.put(store.join(dataset, "links", unit_name(unit) + ".parquet"), table_bytes(plan.cast(PLAN_SCHEMA)))
+    """Put if absent. Raises ValueError when another list was planned here, by an earlier or a concurrent driver."""
+    url = store.join(dataset, "links", unit_name(unit) + ".parquet")
+    plan = plan.cast(PLAN_SCHEMA)
+    if not store.put_if_absent(url, table_bytes(plan)) and not read_table(url).equals(plan):
+        raise ValueError(f"{url}: plans other links than this list gives: use the same list, or another --out")
 
 
 def read_plan(dataset: str, unit: int) -> pa.Table:

@@ -133,9 +133,9 @@ def _call(verb: str, url: str, action: Callable[[], T]) -> T:
 def _local_errors(verb: str, url: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise Missing(f"{url}: there is no such object") from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and verb != "write":
+            raise Missing(f"{url}: there is no such object") from None
         raise StoreError(f"{url}: cannot {verb}: {error.strerror or error}") from None
 
 

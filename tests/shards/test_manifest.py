@@ -21,6 +21,7 @@ from shards.manifest import (
     selected_index,
     subset,
     write_info,
+    write_plan,
 )
 
 
@@ -110,6 +111,14 @@ def test_a_rerun_with_other_input_is_refused_by_name(tmp_path):
     for change in ({"list_sha256": "b" * 64}, {"config_digest": "x"}, {"unit": 5}, {"classes": ("a",)}):
         with pytest.raises(ValueError, match=f"another {next(iter(change))}"):
             write_info(str(tmp_path), dataclasses.replace(info, **change))
+
+
+def test_a_plan_of_other_links_is_refused(base):
+    manifest = make_dataset(base, [5])
+    write_plan(base, 0, read_plan(base, 0))
+    with pytest.raises(ValueError, match="plans other links than this list gives"):
+        write_plan(base, 0, read_plan(base, 0).slice(1))
+    assert read_plan(base, 0)["row"].to_pylist() == list(range(manifest.links))
 
 
 def test_what_is_not_there_is_named(tmp_path):

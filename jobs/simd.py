@@ -1,0 +1,71 @@
+"""Run once by `make setup`: take pillow-simd instead of Pillow where this machine can build it whole.
+
+pillow-simd is source only and owns the same `PIL` package, so exactly one of the two is installed. It replaces Pillow
+only if a build made aside, with AVX2, reports every codec that Pillow's own wheels have; otherwise nothing changes and
+`xtra doctor` names what is missing. No feature and no verdict depends on the choice (design section 5).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PILLOW_SIMD = "pillow-simd==12.1.1.post0"
+HEADERS = ("jpeglib.h", "zlib.h", "webp/decode.h", "lcms2.h", "tiffio.h")
+FEATURES = ("jpg", "libjpeg_turbo", "zlib", "webp", "littlecms2", "libtiff")
+_REPORT = "import sys; from PIL import features; sys.exit(not all(features.check(f) for f in sys.argv[1:]))"
+
+
+def missing_headers() -> list[str]:
+    """The C headers that the build needs and the compiler does not find."""
+    compiler = os.environ.get("CC") or shutil.which("cc")
+    if compiler is None:
+        return ["a C compiler", *HEADERS]
+    return [name for name in HEADERS if not _compiles(compiler, f"#include <stdio.h>\n#include <{name}>\n")]
+
+
+def _compiles(compiler: str, source: str) -> bool:
+    done = subprocess.run([compiler, "-E", "-x", "c", "-"], input=source.encode(), capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def has_avx2() -> bool:
+    try:
+        return " avx2 " in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def main() -> int:
+    missing = missing_headers()
+    if missing or not has_avx2():
+        why = f"no {', '.join(missing)}" if missing else "this processor has no AVX2"
+        print(f"PIL: Pillow ({why} for pillow-simd; xtra doctor tells more)")
+        return 0
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    with tempfile.TemporaryDirectory(prefix="pillow-simd-") as aside:
+        flags = os.environ | {"CFLAGS": os.environ.get("CFLAGS", "") + " -mavx2"}
+        build = [*pip, "wheel", "--no-deps", "--no-binary", ":all:", "-w", aside, PILLOW_SIMD]
+        built = subprocess.run(build, env=flags, capture_output=True, check=False)
+        wheels = list(Path(aside).glob("*.whl"))
+        if built.returncode or not wheels:
+            print("PIL: Pillow (pillow-simd did not build here)")
+            return 0
+        trial = Path(aside) / "trial"
+        subprocess.run([*pip, "install", "--no-deps", "--target", str(trial), str(wheels[0])], check=True)
+        isolated = os.environ | {"PYTHONPATH": str(trial)}
+        if subprocess.run([sys.executable, "-c", _REPORT, *FEATURES], env=isolated, check=False).returncode:
+            print("PIL: Pillow (the pillow-simd built here lacks a codec)")
+            return 0
+        subprocess.run([*pip, "uninstall", "-y", "pillow"], check=True)
+        subprocess.run([*pip, "install", "--no-deps", str(wheels[0])], check=True)
+    print(f"PIL: {PILLOW_SIMD}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
