@@ -27,6 +27,7 @@ from jobs.verbs import VERBS, nearest
 
 C = TypeVar("C")
 REQUIRED = dataclasses.MISSING
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
@@ -77,6 +78,20 @@ class Call:
         """From here on a signal asks the verb to wind down by itself."""
         self.can_stop = True
         return self.stop
+
+    def listen(self) -> None:
+        """Take SIGINT and SIGTERM; again after a library that takes them for itself has started (Ray does)."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """The first asks a verb that can to wind down; any other ends it at once."""
+        urgent = self.signal or not self.can_stop
+        self.signal = number
+        self.stop.set()
+        if urgent:
+            raise Stopped
+        os.write(2, b"stopping: finishing what is in hand; once more to stop at once\n")
 
 
 # ---- words -> Config ----
@@ -208,17 +223,9 @@ def _help() -> str:
 
 @contextlib.contextmanager
 def _signals(call: Call) -> Iterator[None]:
-    """SIGINT and SIGTERM: the first asks a verb that can to wind down, any other ends it at once."""
-
-    def handle(number: int, frame: Any) -> None:
-        urgent = call.signal or not call.can_stop
-        call.signal = number
-        call.stop.set()
-        if urgent:
-            raise Stopped
-        os.write(2, b"stopping: finishing what is in hand; once more to stop at once\n")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    """SIGINT and SIGTERM reach the call until the block ends."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    call.listen()
     try:
         yield
     finally:

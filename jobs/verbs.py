@@ -101,6 +101,7 @@ def _train(call: Call) -> Any:
     workers = call.own("workers", 1)
     also = "--workers N trains on N processes (1: this one)"
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
+    _start_group(call, workers)
     with Progress("samples") as progress:
         (result,) = cluster.train_all(
             [config],
@@ -112,6 +113,15 @@ def _train(call: Call) -> Any:
         )
     print(f"{result.samples_seen:,} samples seen, loss {result.loss}: {result.run}")
     return result
+
+
+def _start_group(call: Call, workers: int) -> None:
+    """Start Ray before the work, because it takes SIGTERM for itself and would die of it instead of saving."""
+    from jobs import cluster
+
+    if workers > 1:
+        cluster.start_ray()
+        call.listen()
 
 
 def _probe(call: Call) -> Any:
@@ -133,6 +143,7 @@ def _scale(call: Call) -> Any:
 
     config = call.config(scale.Config)
     stop = call.stoppable()
+    _start_group(call, config.workers)
     with Progress("") as bar:
 
         def progress(row: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from jobs import cli, verbs
 from jobs.ledger import read_runs
 from jobs.progress import Progress
 from shards.manifest import read_manifest
+from xtra.train import TrainResult
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ["--samples", "192", "--batch", "64", "--checkpoint-every", "64"]
@@ -324,6 +325,22 @@ def test_the_second_signal_ends_a_verb_that_is_winding_down(monkeypatch: pytest.
 
     monkeypatch.setitem(verbs.VERBS, "slow", verbs.Verb("", "", slow))
     assert cli.main(["slow"]) == 130
+
+
+def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.MonkeyPatch):
+    from jobs import cluster
+
+    def start_ray() -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray got the signal"))
+
+    def train_all(configs: Any, workers: int, stop: Any, progress: Any) -> list[TrainResult]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        return [TrainResult("run", 1, 64, 0.5, 1.0, stopped=True)]
+
+    monkeypatch.setattr(cluster, "start_ray", start_ray)
+    monkeypatch.setattr(cluster, "train_all", train_all)
+    assert cli.main(["train", "demo32", "--data", "d", "--out", "o", "--workers", "2"]) == 143
 
 
 # ---- what is printed ----
