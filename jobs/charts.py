@@ -11,20 +11,23 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import matplotlib
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from jobs.ledger import LedgerRow, Run
 
 Axis = Literal["samples_seen", "unique_images", "flops"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+HUES = {"xtra": ("#c4e3f6", "#0072B2"), "aim": ("#fbd9b5", "#D55E00")}  # lighter than the smallest model, the largest
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, FAINT = "#1f2328", "#8a9099"
+INK, SOFT, FAINT = "#1f2328", "#59616b", "#8a9099"
 CURVE_POINTS = 240  # a loss curve is averaged in bins down to this many points
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it follows the page's font and can be searched
@@ -38,8 +41,8 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e7eaee",
     "grid.linewidth": 0.8,
-    "xtick.color": "#59616b",
-    "ytick.color": "#59616b",
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "legend.frameon": False,
@@ -54,12 +57,15 @@ LABELS: dict[Axis, str] = {
 
 @dataclass(frozen=True)
 class Baseline:
-    """A horizontal line: what is reached without any pretraining."""
+    """A horizontal line: what is reached without any pretraining; a band where several models were measured."""
 
     label: str
-    accuracy: float
-    colour: str
+    accuracies: tuple[float, ...]
     dashes: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.accuracies) / len(self.accuracies)
 
 
 def model_name(row: LedgerRow) -> str:
@@ -67,9 +73,19 @@ def model_name(row: LedgerRow) -> str:
 
 
 def colours(rows: Iterable[LedgerRow]) -> dict[str, str]:
-    """A colour for every model in the ledger, the same in all charts; XTRA comes first."""
-    names = sorted({(r.variant != "xtra", r.params, model_name(r)) for r in rows})
-    return {name: PALETTE[i % len(PALETTE)] for i, (_, _, name) in enumerate(names)}
+    """A colour for every model in the ledger, the same in all charts: hue is the variant, darker is larger."""
+    found: dict[str, str] = {}
+    models = {(r.variant, r.params, model_name(r)) for r in rows}
+    for variant, (light, dark) in HUES.items():
+        names = [name for v, _, name in sorted(models) if v == variant]
+        for place, name in enumerate(names, 1):
+            found[name] = to_hex(_between(light, dark, place / len(names)))
+    return found
+
+
+def _between(light: str, dark: str, share: float) -> tuple[float, float, float]:
+    (r, g, b), (x, y, z) = to_rgb(light), to_rgb(dark)
+    return r + (x - r) * share, g + (y - g) * share, b + (z - b) * share
 
 
 def human(value: float) -> str:
@@ -80,21 +96,17 @@ def human(value: float) -> str:
     return f"{value:.3g}"
 
 
-def baselines(rows: Sequence[LedgerRow], head: str, palette: dict[str, str]) -> list[Baseline]:
-    """Chance, raw pixels and the untrained encoder(s), from rows of one evaluation set."""
-    found: list[Baseline] = []
-    if classes := {r.classes for r in rows if r.classes}:
-        found.append(Baseline("chance", 1 / min(classes), FAINT, (1, 2)))
-    if pixels := [r.accuracy for r in rows if r.encoder == "none" and r.accuracy is not None]:
-        found.append(Baseline("raw pixels", sum(pixels) / len(pixels), FAINT, (5, 2, 1, 2)))
-    random: dict[str, list[float]] = {}
-    for r in rows:
-        if r.encoder == "random" and r.head == head and r.accuracy is not None:
-            random.setdefault(model_name(r), []).append(r.accuracy)
-    for name, values in sorted(random.items()):
-        colour = palette[name] if len(random) > 1 else FAINT
-        found.append(Baseline("untrained", sum(values) / len(values), colour, (5, 2)))
-    return sorted(found, key=lambda b: b.accuracy)
+def baselines(rows: Sequence[LedgerRow], head: str) -> list[Baseline]:
+    """Chance, raw pixels and the untrained encoders, lowest first, from rows of one evaluation set."""
+    lines = {
+        ("chance", (1.0, 2.0)): [1 / r.classes for r in rows if r.classes][:1],
+        ("raw pixels", (5.0, 2.0, 1.0, 2.0)): [r.accuracy for r in rows if r.encoder == "none"],
+        ("untrained", (5.0, 2.0)): [r.accuracy for r in rows if r.encoder == "random" and r.head == head],
+    }
+    found = [
+        Baseline(label, tuple(v for v in values if v is not None), dashes) for (label, dashes), values in lines.items()
+    ]
+    return sorted((line for line in found if line.accuracies), key=lambda line: line.mean)
 
 
 @matplotlib.rc_context(STYLE)
@@ -107,20 +119,22 @@ def accuracy_chart(rows: Sequence[LedgerRow], head: str, axis: Axis, palette: di
     apart: Axis = "samples_seen" if axis == "unique_images" else "unique_images"
     others = sorted({int(getattr(r, apart)) for r in points})
     shapes = {value: MARKERS[i % len(MARKERS)] for i, value in enumerate(others)}
-    strength = {value: 0.4 + 0.6 * (i + 1) / len(others) for i, value in enumerate(others)}  # more data, stronger line
+    sizes = {r.size for r in points}  # with one size, lightness is free to say: more data, stronger line
+    strength = {v: 0.4 + 0.6 * (i + 1) / len(others) if len(sizes) == 1 else 1.0 for i, v in enumerate(others)}
     what = "samples seen" if apart == "samples_seen" else "unique images"
     entries = [(name, palette[name], "o") for name in palette if any(model_name(r) == name for r in points)]
     entries += [(f"{human(value)} {what}", FAINT, mark) for value, mark in shapes.items()] if len(shapes) > 1 else []
     figure, axes = _figure(entries)
     for (name, other), group in _grouped(points, apart).items():
         _draw(axes, group, axis, palette[name], shapes[other], strength[other])
-    _draw_baselines(axes, baselines(rows, head, palette))
+    _draw_baselines(axes, baselines(rows, head))
     axes.set_xlabel(LABELS[axis])
     axes.set_title(f"{head} probe, accuracy in %", loc="left", fontsize=10.5, color=INK)
-    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g}"))
     _log_axis(axes, [float(getattr(r, axis)) for r in points])
+    if axis == "flops":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.2g}".replace("e+", "e")))
     return _svg(figure, f"accuracy of the {head} probe against {LABELS[axis]}")
 
 
@@ -138,7 +152,7 @@ def loss_chart(runs: Sequence[Run], variant: str) -> str | None:
         axes.plot(x, y, color=shades[int(run.info["manifest_samples"])], linewidth=1.3, alpha=0.85)
     axes.set_xlabel(LABELS["samples_seen"])
     axes.set_title(f"{variant}, training loss", loc="left", fontsize=10.5, color=INK)
-    _log_axis(axes, [float(m.samples_seen) for r in runs for m in (r.metrics[0], r.metrics[-1])])
+    _log_axis(axes, [float(m.samples_seen) for r in runs for m in r.metrics])
     return _svg(figure, f"{variant}: training loss against samples seen")
 
 
@@ -185,24 +199,28 @@ def _draw(axes: Any, rows: Sequence[LedgerRow], axis: Axis, colour: str, marker:
 
 
 def _draw_baselines(axes: Any, lines: Sequence[Baseline]) -> None:
-    """Dashed lines, named in the right margin; names keep a line's height of distance."""
+    """Dashed lines, named in the right margin. A line so low that the curves would be squeezed is only named."""
+    low, high = axes.dataLim.intervaly  # of the intervals
+    floor = low - 1.2 * (high - low)
+    drawn = [line for line in lines if line.mean >= floor]
+    for line in drawn:
+        axes.axhline(line.mean, color=FAINT, linewidth=1.1, dashes=line.dashes, zorder=1)
+        axes.axhspan(min(line.accuracies), max(line.accuracies), color=FAINT, alpha=0.15, linewidth=0, zorder=0)
+    low, high = min([low, *(min(line.accuracies) for line in drawn)]), max([high, *(line.mean for line in drawn)])
+    bottom, top = max(0.0, low - 0.06 * (high - low)), high + 0.06 * (high - low)
+    axes.set_ylim(bottom, top)
+    height, taken = (top - bottom) * 0.065, -math.inf
     for line in lines:
-        axes.axhline(line.accuracy, color=line.colour, linewidth=1.1, dashes=line.dashes, zorder=1)
-    bottom, top = axes.get_ylim()
-    bottom = max(0.0, bottom)
-    height, taken = (top - bottom) * 0.062, -math.inf
-    for line in lines:
-        y = max(line.accuracy, taken + height)
+        y = max(line.mean if line in drawn else bottom, taken + height)
         taken = y
-        colour = "#59616b" if line.colour == FAINT else line.colour
-        text = f"{line.label} {100 * line.accuracy:.3g}"
+        text = f"{line.label} {100 * line.mean:.3g}" + ("" if line in drawn else " ↓")
         axes.annotate(
             text,
             (1.015, y),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=9,
-            color=colour,
+            color=SOFT,
             annotation_clip=False,
         )
 
@@ -231,8 +249,11 @@ def _log_axis(axes: Any, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     axes.set_xscale("log")
     axes.set_xlim(low / 1.35, high * 1.35)
-    subs = (1.0, 2.0, 5.0) if high / low < 60 else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    apart = sorted(set(values))
+    if len(apart) <= 6 and all(b / a > (high / low) ** 0.1 for a, b in pairwise(apart)):
+        axes.xaxis.set_major_locator(FixedLocator(apart))  # few values: name exactly these
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 60 else (1.0,)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: human(x)))
     axes.grid(visible=False, axis="x")

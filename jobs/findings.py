@@ -17,7 +17,7 @@ PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples s
 
 @dataclass(frozen=True)
 class Comparison:
-    """XTRA minus AIM at the same size, data, samples seen, set and head; accuracies are means over seeds."""
+    """XTRA minus AIM with the same settings, data, samples seen, set and head; accuracies are means over seeds."""
 
     size: str
     unique_images: int
@@ -37,13 +37,13 @@ class Comparison:
 
 def comparisons(rows: Sequence[LedgerRow]) -> list[Comparison]:
     """All pairs that differ in nothing but the variant, hardest evidence first within a set: most samples last."""
-    cells: dict[tuple[str, str, str, str, int, int], dict[str, list[LedgerRow]]] = {}
+    cells: dict[tuple[str, str, str, str, str, int, int], dict[str, list[LedgerRow]]] = {}
     for r in rows:
         if r.encoder == "trained" and r.accuracy is not None and r.total:
-            key = (r.set, r.head, r.size, r.manifest, r.unique_images, r.samples_seen)
+            key = (r.set, r.head, r.size, r.settings, r.manifest, r.unique_images, r.samples_seen)
             cells.setdefault(key, {}).setdefault(r.variant, []).append(r)
     found = []
-    for (name, head, size, _, unique, seen), sides in sorted(cells.items(), key=lambda c: (c[0][:3], c[0][4:])):
+    for (name, head, size, _, _, unique, seen), sides in sorted(cells.items(), key=lambda c: (c[0][:3], c[0][5:])):
         if "xtra" in sides and "aim" in sides:
             (xtra, n_xtra), (aim, n_aim) = _mean(sides["xtra"]), _mean(sides["aim"])
             low, high = difference_interval(xtra, n_xtra, aim, n_aim)
@@ -86,8 +86,8 @@ def shown(ledger: Ledger) -> list[str]:
     if pairs:
         counts = {v: sum(p.verdict == v for p in pairs) for v in ("XTRA higher", "AIM higher", "undecided")}
         lines.append(
-            f"XTRA and AIM met {_count(len(pairs), 'time')} at equal size, data, samples seen, set and head: XTRA was "
-            f"higher beyond the 95 % interval of the difference {_count(counts['XTRA higher'], 'time')}, AIM "
+            f"XTRA and AIM met {_count(len(pairs), 'time')} at equal settings, data, samples seen, set and head: XTRA "
+            f"was higher beyond the 95 % interval of the difference {_count(counts['XTRA higher'], 'time')}, AIM "
             f"{_count(counts['AIM higher'], 'time')}, and {counts['undecided']} stayed undecided."
         )
     return lines or ["No probe is in this folder yet, so nothing is shown about accuracy: run xtra probe."]
@@ -100,7 +100,9 @@ def _best(name: str, head: str, best: LedgerRow, rows: Sequence[LedgerRow]) -> s
         f"{name}, {head} probe: the best is {percent(accuracy)} ({percent(low)} to {percent(high)}), by "
         f"{model_name(best)} after {human(best.samples_seen)} samples of {human(best.unique_images)} unique images"
     )
-    bars = {"the untrained encoder": [r for r in rows if r.encoder == "random" and r.head == head]}
+    untrained = [r for r in rows if r.encoder == "random" and r.head == head]
+    same = [r for r in untrained if model_name(r) == model_name(best)]
+    bars = {"the untrained encoder": same or untrained}
     bars["a linear classifier of raw pixels"] = [r for r in rows if r.encoder == "none"]
     said = []
     for what, found in bars.items():

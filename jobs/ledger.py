@@ -8,6 +8,7 @@ names is refused, because every later number would be about the wrong data.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import typing
@@ -19,6 +20,9 @@ from typing import Any, NoReturn
 from jobs.flops import Shape, flops_per_image, parameters
 from shards import store
 
+# Fields of a run's config that say which data, how long and where, not how.
+NOT_SETTINGS = {"out", "data", "recipe", "seed", "samples", "micro", "device", "threads"}
+NOT_SETTINGS |= {"checkpoint_every", "keep", "max_bad", "other_manifest"}
 READERS = 16  # metrics parts are many small objects: read them in parallel
 
 
@@ -88,6 +92,7 @@ class LedgerRow:
     world: int
     seed: int
     git: str
+    settings: str  # digest of all that shapes the training but variant, seed, samples and data: equal is comparable
     set: str = ""  # "" in all fields below: a run without probes
     head: str = ""
     encoder: str = ""
@@ -305,8 +310,16 @@ def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
         world=_get(info, "world", int, where),
         seed=_get(config, "seed", int, store.join(run.url, "config.json")),
         git=str(info.get("git") or ""),
+        settings=settings_digest(config),
         **probe,
     )
+
+
+def settings_digest(config: Mapping[str, Any]) -> str:
+    """12 hex digits that are equal for runs which differ in variant, seed, samples, data and machine only."""
+    kept = {k: v for k, v in config.items() if k not in NOT_SETTINGS}
+    kept["model"] = {k: v for k, v in config["model"].items() if k != "block"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _speed(log: Sequence[Metric]) -> tuple[float | None, float | None]:

@@ -101,7 +101,10 @@ def _accuracy(ledger: Ledger) -> str:
             for head in sorted({r.head for r in rows if r.encoder == "trained"}):
                 figures.append(charts.accuracy_chart(rows, head, axis, palette))
         total = " or ".join(f"{n:,}" for n in sorted({r.total for r in rows if r.total}))
-        text = f"{total} test images. Bars: 95 % Wilson intervals. Lines join the mean of the seeds."
+        text = (
+            f"{total} test images. Bars: 95 % Wilson intervals; lines join the mean of the seeds. Grey: what is "
+            "reached without pretraining (a band spans the models, an arrow says that the line is below)."
+        )
         parts.append(f"<h3>{escape(name)}</h3><p>{text}</p>" + _grid(figures))
     return _section("Accuracy", "".join(parts))
 

@@ -167,6 +167,14 @@ def test_the_ledger_reads_back_from_parquet_and_csv(tmp_path: Path):
     assert read_runs(str(tmp_path)) == ledger, "the written ledger does not count as a run"
 
 
+def test_settings_are_equal_where_only_variant_seed_samples_and_machine_differ(tmp_path: Path):
+    run_folders.write_run(tmp_path / "a", 6400, seed=0)
+    run_folders.write_run(tmp_path / "b", 12800, seed=1, block=1)
+    run_folders.write_run(tmp_path / "c", 6400, sizes={"head": 512})
+    a, b, c = read_runs(str(tmp_path)).rows
+    assert a.settings == b.settings != c.settings
+
+
 def test_an_empty_ledger_keeps_its_columns(tmp_path: Path):
     parquet, _ = write_ledger(str(tmp_path), Ledger().rows)
     assert pq.read_table(parquet).column_names[:2] == ["run", "name"]

@@ -1,3 +1,4 @@
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -76,12 +77,31 @@ def test_every_row_is_in_the_table_and_unknown_numbers_stay_empty(study: Path):
 def test_baselines_are_named_with_their_numbers(study: Path):
     rows = list(read_runs(str(study)).rows)
     palette = charts.colours(rows)
-    lines = {line.label: line.accuracy for line in charts.baselines(rows, "linear", palette)}
-    assert lines == {"chance": 1 / 200, "raw pixels": 0.034, "untrained": 0.062}
+    lines = {line.label: line.accuracies for line in charts.baselines(rows, "linear")}
+    assert lines == {"chance": (1 / 200,), "raw pixels": (0.034,), "untrained": (0.062,)}
     svg = charts.accuracy_chart(rows, "linear", "samples_seen", palette)
     assert svg is not None
     for text in ("untrained 6.2", "raw pixels 3.4", "chance 0.5", "XTRA 192x4/8", "AIM 192x4/8"):
         assert text in svg
+
+
+def test_a_baseline_far_below_is_named_without_squeezing_the_curves(tmp_path: Path):
+    for samples, accuracy in ((6400, 0.50), (12800, 0.55)):
+        folder = run_folders.write_run(tmp_path / str(samples), samples=samples)
+        run_folders.write_probe(folder, accuracy, classes=10)
+    rows = read_runs(str(tmp_path)).rows
+    svg = charts.accuracy_chart(rows, "linear", "samples_seen", charts.colours(rows))
+    assert svg is not None
+    assert "chance 10 ↓" in svg
+
+
+def test_models_have_colours_of_their_own(tmp_path: Path):
+    for block in (4, 1):
+        for width in (96, 192, 384):
+            run_folders.write_run(tmp_path / f"{block}-{width}", block=block, sizes={"width": width})
+    palette = charts.colours(read_runs(str(tmp_path)).rows)
+    assert len(palette) == len(set(palette.values())) == 6
+    assert next(iter(palette)).startswith("XTRA")
 
 
 def test_an_axis_with_one_value_is_not_drawn(study: Path):
@@ -98,6 +118,10 @@ def test_only_runs_that_differ_in_the_variant_alone_are_compared(tmp_path: Path)
     for block, unique, samples, accuracy in ((4, 6400, 12800, 0.3), (1, 6400, 12800, 0.2), (1, 6400, 6400, 0.1)):
         folder = run_folders.write_run(tmp_path / f"{block}-{samples}", samples, unique, block)
         run_folders.write_probe(folder, accuracy)
+    other = run_folders.write_run(tmp_path / "other-lr", 6400, 6400, 4)
+    config = json.loads((other / "config.json").read_text())
+    run_folders.write_json(other / "config.json", config | {"optim": {"lr": 9.0}})
+    run_folders.write_probe(other, 0.4)
     (pair,) = findings.comparisons(read_runs(str(tmp_path)).rows)
     assert (pair.xtra, pair.aim, pair.samples_seen, pair.verdict) == (0.3, 0.2, 12800, "XTRA higher")
 
