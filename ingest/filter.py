@@ -85,7 +85,9 @@ def _judge_body(body: bytes, verdict: Verdict, config: FilterConfig) -> Verdict:
             return replace(verdict, reason=refused[0], detail=refused[1])
         if config.decode_check:
             verdict = replace(verdict, decode_checked=True)
-            if image.check(body, config.max_pixels).getcolors(1) is not None:
+            # A check may look at an eighth of the size, where fine texture averages out: look closely before refusing.
+            flat = image.check(body, config.max_pixels).getcolors(1) is not None
+            if flat and image.decode(body, config.max_pixels).getcolors(1) is not None:
                 return replace(verdict, reason=Reason.PLACEHOLDER, detail="one flat colour")
         return replace(verdict, picture=_store(body, head, verdict.fetched_sha256 or "", config))
     except image.TooManyPixels as error:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from shards import store
-from xtra import train
+from xtra import probe, train
 from xtra.train import Config, TrainResult
 
 Progress = Callable[[dict[str, Any]], None]
@@ -60,6 +60,61 @@ def train_all(
             break
         results.append(train.run(config, stop.is_set, lambda row, c=config: progress({"run": c.out, **row})))
     return results
+
+
+def probe_all(
+    configs: Sequence[probe.Config],
+    workers: int = 1,
+    stop: threading.Event | None = None,
+    progress: Progress = lambda row: None,
+) -> int:
+    """Run the probes, `workers` at a time (one: in this process); returns how many were done before `stop`.
+
+    A probe writes its own results, so one that is stopped or lost is simply missing. Raises what probe.run() raises.
+    """
+    stop = stop or threading.Event()
+    if workers == 1 or len(configs) < 2:
+        return _probe_here(configs, stop, progress)
+    start_ray()
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=FAILURES)(_probe)
+    waiting, running, done = list(configs), {}, 0
+    try:
+        while running or (waiting and not stop.is_set()):
+            while waiting and len(running) < workers and not stop.is_set():
+                config = waiting.pop(0)
+                running[task.remote(config)] = config
+            ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            for reference in ready:
+                if error := ray.get(reference):
+                    raise ValueError(error)
+                done += 1
+                progress({"run": running.pop(reference).out, "probe": done, "probes": len(configs)})
+            if stop.is_set() and not ready:
+                break  # probes are short; what was under way is done again by the next run
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+    return done
+
+
+def _probe_here(configs: Sequence[probe.Config], stop: threading.Event, progress: Progress) -> int:
+    for number, config in enumerate(configs):
+        if stop.is_set():
+            return number
+        probe.run(config)
+        progress({"run": config.out, "probe": number + 1, "probes": len(configs)})
+    return len(configs)
+
+
+def _probe(config: probe.Config) -> str | None:
+    """One probe as a Ray task; a user's mistake comes back as its text, so that Ray does not try it again."""
+    try:
+        probe.run(config)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def start_ray() -> None:

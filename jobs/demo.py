@@ -70,7 +70,7 @@ def run(config: Config) -> dict[str, Any]:
         *("scale", "--data", data, "--out", study, "--workers", str(WORKERS)),
         *("--recipes", *RECIPES, "--samples", *map(str, SAMPLES)),
         *("--probe.train", data, "--probe.eval", evaluation, "--probe.epochs", "15", "--probe.views", "2"),
-        *("--probe.lrs", "1e-3", "4e-3", "1.6e-2", "--probe.encode-batch", "256"),
+        *("--probe.lrs", "3e-3", "1e-2", "3e-2", "1e-1", "--probe.batch", "128"),
     )
     report = _xtra("report", study)
     rows = ledger.read_runs(study).rows

@@ -55,13 +55,16 @@ def _cpu(recipe: str, model: ModelConfig, samples: int, batch: int) -> Config:
 
 
 def demo32() -> Config:
-    """The demo's XTRA: 32 px images, 4 px patches, blocks of 2 x 2 patches."""
-    return _cpu("demo32", SIZES["tiny32"], 8192, 64)
+    """The demo's XTRA: 32 px images, 4 px patches, blocks of 2 x 2 patches; many small steps, as samples are few."""
+    model = dataclasses.replace(SIZES["tiny32"], width=96, depth=4, heads=3)
+    base = _cpu("demo32", model, 8192, 32)
+    return dataclasses.replace(base, optim=dataclasses.replace(base.optim, lr=2e-3))
 
 
 def demo32_aim() -> Config:
     """The demo's plain-causal twin: a block is one patch, everything else the same (the paper's AIM baseline)."""
-    return _cpu("demo32_aim", dataclasses.replace(SIZES["tiny32"], block=1), 8192, 64)
+    base = demo32()
+    return dataclasses.replace(base, recipe="demo32_aim", model=dataclasses.replace(base.model, block=1))
 
 
 def small64() -> Config:

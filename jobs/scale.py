@@ -66,15 +66,9 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     missing = [wanted for wanted in runs if not _is_trained(wanted)]
     if missing:
         cluster.train_all(missing, config.workers, stop, progress)
-    probed = 0
-    for number, (run_config, settings) in enumerate(probes := list(_probes(config, runs))):
-        if stop.is_set():
-            break
-        progress({"run": run_config.out, "probe": number, "probes": len(probes)})
-        settings = _only_missing(settings, run_config)
-        if settings is not None:
-            probe.run(settings)
-            probed += 1
+    wanted = (_only_missing(settings, trained) for trained, settings in _probes(config, runs))
+    probes = [settings for settings in wanted if settings is not None]
+    probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
     return StudyResult(config.out, len(runs), sum(map(_is_trained, missing)), probed, stop.is_set())
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ingest.run import IngestResult
     from ingest.run import Progress as IngestProgress
     from jobs.cli import Call
+    from jobs.progress import Progress
 
 C = TypeVar("C")
 PARITY = 1e-9  # largest relative error against the official float64 numbers
@@ -107,12 +108,18 @@ def _train(call: Call) -> Any:
             [config],
             workers,
             call.stoppable(),
-            lambda row: progress(
-                row["samples_seen"], row["samples"], note=f"loss {row['loss']:.4f}" if row.get("loss") else ""
-            ),
+            lambda row: _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else ""),
         )
     print(f"{result.samples_seen:,} samples seen, loss {result.loss}: {result.run}")
     return result
+
+
+def _show(bar: Progress, row: dict[str, Any], what: str, note: str) -> None:
+    """One row of a run's progress: a remark as a line of its own, numbers on the bar."""
+    if "remark" in row:
+        print(row["remark"], file=sys.stderr, flush=True)
+    else:
+        bar(row["samples_seen"], row["samples"], what, note)
 
 
 def _start_group(call: Call, workers: int) -> None:
@@ -151,7 +158,7 @@ def _scale(call: Call) -> Any:
             if "probe" in row:
                 bar(row["probe"], row["probes"], "probes", note=name)
             else:
-                bar(row["samples_seen"], row["samples"], f"{name}, samples")
+                _show(bar, row, f"{name}, samples", "")
 
         result = scale.run(config, progress, stop)
     print(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")

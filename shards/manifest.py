@@ -403,10 +403,19 @@ def _load(dataset: str, digest: str) -> Manifest:
         head = store.read_json(base + ".json")
     except store.Missing:
         raise ValueError(f"{dataset}: has no manifest {digest[:16]}: {_offer(dataset)}") from None
-    rows = read_table(base + ".parquet").to_pylist()
+    try:
+        manifest = _parse(dataset, head, read_table(base + ".parquet").to_pylist())
+    except (AssertionError, KeyError, TypeError) as error:
+        raise ValueError(f"{base}: is damaged ({error!r}): restore it or use another version") from None
+    if manifest.digest != digest:
+        raise ValueError(f"{base}.json: does not have the content its name promises: restore it or use another version")
+    return manifest
+
+
+def _parse(dataset: str, head: dict[str, Any], rows: list[dict[str, Any]]) -> Manifest:
     for row in rows:
         row["deselected"] = tuple((entry["row"], entry["reason"]) for entry in row["deselected"])
-    manifest = Manifest(
+    return Manifest(
         dataset=dataset,
         list_name=head["list_name"],
         list_sha256=head["list_sha256"],
@@ -418,9 +427,6 @@ def _load(dataset: str, digest: str) -> Manifest:
         subset=Subset(**head["subset"]) if head["subset"] else None,
         classes=tuple(head["classes"]) if head["classes"] is not None else None,
     )
-    if manifest.digest != digest:
-        raise ValueError(f"{base}.json: does not have the content its name promises: restore it or use another version")
-    return manifest
 
 
 # --- selection -----------------------------------------------------------------------------------------------------

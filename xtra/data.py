@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ from shards.stream import Sample, Stream, once
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as the official code's transforms use
 STD = (0.229, 0.224, 0.225)
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop gives up after as many
-
-T = TypeVar("T")
+_TOGETHER = 8  # samples that one decoding task takes: handing each over alone costs more than decoding a small one
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def train_batches(
     Raises ValueError when a whole lane window does not decode.
     """
 
-    def decode(sample: Sample) -> tuple[Sample, np.ndarray, dict[str, Any] | None]:
+    def decode(sample: Sample) -> Decoded:
         first_why = None
         for candidate in itertools.chain([sample], stream.substitutes(sample)):
             try:
@@ -137,9 +136,8 @@ def train_batches(
         )
 
     with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode") as pool:
-        submitted = ([pool.submit(decode, sample) for sample in samples] for samples in stream)
         try:
-            for decoded in _ahead(submitted, ahead, _results):
+            for decoded in _decoded(pool, decode, stream, ahead):
                 yield _stack(decoded, size)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -162,7 +160,7 @@ def eval_batches(
     does not decode: an evaluation has no substitutes.
     """
 
-    def decode(sample: Sample) -> tuple[Sample, np.ndarray, None]:
+    def decode(sample: Sample) -> Decoded:
         try:
             if view == 0:
                 return sample, centred(sample.body, size, resize or size), None
@@ -174,30 +172,35 @@ def eval_batches(
             ) from None
 
     with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode") as pool:
-        submitted = ([pool.submit(decode, sample) for sample in samples] for samples in once(manifest, batch))
         try:
-            for decoded in _ahead(submitted, 2, _results):
+            for decoded in _decoded(pool, decode, once(manifest, batch), 2):
                 yield _stack(decoded, size)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _results(futures: list[Future[T]]) -> list[T]:
-    return [future.result() for future in futures]
+Decoded = tuple[Sample, np.ndarray, dict[str, Any] | None]
 
 
-def _ahead(items: Iterable[Any], ahead: int, finish: Callable[[Any], T]) -> Iterator[T]:
-    """Start items `ahead` of the one being finished."""
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(item)
+def _decoded(
+    pool: ThreadPoolExecutor, decode: Callable[[Sample], Decoded], batches: Iterable[list[Sample]], ahead: int
+) -> Iterator[list[Decoded]]:
+    """Each batch decoded, in order, with `ahead` batches under way while one is consumed."""
+
+    def together(samples: list[Sample]) -> list[Decoded]:
+        return [decode(sample) for sample in samples]
+
+    waiting: deque[list[Future[list[Decoded]]]] = deque()
+    for samples in batches:
+        starts = range(0, len(samples), _TOGETHER)
+        waiting.append([pool.submit(together, samples[start : start + _TOGETHER]) for start in starts])
         if len(waiting) > ahead:
-            yield finish(waiting.popleft())
+            yield [done for future in waiting.popleft() for done in future.result()]
     while waiting:
-        yield finish(waiting.popleft())
+        yield [done for future in waiting.popleft() for done in future.result()]
 
 
-def _stack(decoded: list[tuple[Sample, np.ndarray, dict[str, Any] | None]], size: int) -> Batch:
+def _stack(decoded: list[Decoded], size: int) -> Batch:
     samples = [sample for sample, _, _ in decoded]
     pixels = np.stack([p for _, p, _ in decoded]) if decoded else np.zeros((0, 3, size, size), np.uint8)
     return Batch(

@@ -196,3 +196,11 @@ def test_what_imagenet_urls_returned_gets_its_verdicts(shared: Path, tmp_path: P
             wrong.append((entry["file"], entry["verdict"], entry["reason"], found.reason, found.detail))
     assert wrong == []
     assert len(PLACEHOLDERS) == 1
+
+
+def test_fine_texture_is_not_one_flat_colour() -> None:
+    """At an eighth of its size, where the decode check looks, a fine pattern is flat; the picture is not."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert verdict(encode(Image.fromarray(stripes), "jpeg", quality=95, subsampling=0)).keep
+    assert verdict(encode(Image.new("RGB", (64, 64), "gray"), "jpeg")).reason is Reason.PLACEHOLDER

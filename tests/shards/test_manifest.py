@@ -133,6 +133,9 @@ def test_what_is_not_there_is_named(tmp_path):
     store.put_json(head, store.read_json(head) | {"deselected": {"x": 0}})
     with pytest.raises(ValueError, match="content its name promises"):
         read_manifest(str(tmp_path))
+    store.put_json(head, store.read_json(head) | {"links": 99})
+    with pytest.raises(ValueError, match=r"is damaged .*links do not balance"):
+        read_manifest(str(tmp_path))
 
 
 def test_a_future_format_is_refused(tmp_path):
