@@ -68,13 +68,15 @@ def demo32_aim() -> Config:
 
 
 def small64() -> Config:
-    """A small XTRA for 64 px images such as Tiny ImageNet."""
-    return _cpu("small64", SIZES["small64"], 50_000, 128)
+    """A small XTRA for 64 px photographs such as Tiny ImageNet: 8 px patches, blocks of 2 x 2, 6 layers of 128."""
+    model = dataclasses.replace(SIZES["small64"], patch=8, block=2, depth=6)
+    return _cpu("small64", model, 160_000, 64)
 
 
 def small64_aim() -> Config:
     """The plain-causal twin of small64."""
-    return _cpu("small64_aim", dataclasses.replace(SIZES["small64"], block=1), 50_000, 128)
+    base = small64()
+    return dataclasses.replace(base, recipe="small64_aim", model=dataclasses.replace(base.model, block=1))
 
 
 def _recipes() -> dict[str, Callable[[], Config]]:
