@@ -48,6 +48,18 @@ def on_moto(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_filesystems", {})
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster for the whole session: starting one takes some 10 s."""
+    import ray
+
+    from jobs.cluster import start_ray
+
+    start_ray()
+    yield
+    ray.shutdown()
+
+
 def bucket() -> str:
     """A new bucket on the store that the AWS variables name."""
     from shards import store

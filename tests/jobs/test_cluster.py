@@ -30,12 +30,7 @@ def two_ranks(data, tmp_path_factory):
     return base / "run"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_down():
-    yield
-    import ray
-
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_runs_of_one_group_equal_runs_alone(data, two_ranks, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from datasets import make_dataset, rows_of, write_unit
+from safetensors.torch import load_file
 
 from shards import store
 from shards.manifest import make_version, subset
@@ -150,6 +151,25 @@ def test_another_world_size_takes_the_same_step_to_rounding(data, whole, tmp_pat
     assert ours[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
     assert ours[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-6)
     assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in alone], rel=1e-3)
+
+
+def first_gradients(run) -> dict[str, torch.Tensor]:
+    """The clipped gradients of a run's first and only step: AdamW's first moment is then (1 - beta1) times them."""
+    folder = checkpoint.latest(str(run))
+    state = load_file(f"{folder}/000001/optim.safetensors")
+    return {name: value / 0.1 for name, value in state.items() if name.endswith("/exp_avg")}
+
+
+def test_another_world_size_finds_the_same_gradients(data, tmp_path):
+    """Drop path on, one step, fp32: every parameter's gradient, relative to the largest of that parameter."""
+    one_step = config(data, tmp_path / "one", samples=10)
+    train.run(one_step)
+    three = dataclasses.replace(one_step, out=str(tmp_path / "three"))
+    mp.spawn(one_rank, (3, str(tmp_path / "setup"), three), nprocs=3)
+    alone, ours = first_gradients(tmp_path / "one"), first_gradients(tmp_path / "three")
+    assert alone.keys() == ours.keys()
+    for name, gradient in alone.items():
+        assert (ours[name] - gradient).abs().max() <= 1e-6 * max(gradient.abs().max(), 1e-6), name
 
 
 def test_a_run_changes_its_world_size_half_way(data, whole, tmp_path):
