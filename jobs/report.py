@@ -35,11 +35,13 @@ class ReportResult:
 
 
 def run(config: Config) -> ReportResult:
-    """Writes ledger.parquet and ledger.csv beside the runs, and the page."""
+    """Writes ledger.parquet and ledger.csv beside the runs, the page, and its first curves as files beside the page."""
     ledger = read_runs(config.runs)
     parquet, csv = write_ledger(config.runs, ledger.rows)
     url = config.out or store.join(config.runs, "report.html")
     store.put(url, page(ledger, config.note).encode())
+    for name, svg in curves(ledger).items():
+        store.put(store.join(url.rpartition("/")[0] or ".", f"curve-{name}.svg"), svg.encode())
     return ReportResult(url, parquet, csv, len(ledger.runs), len(ledger.rows), ledger.problems)
 
 
@@ -107,6 +109,18 @@ def _accuracy(ledger: Ledger) -> str:
         )
         parts.append(f"<h3>{escape(name)}</h3><p>{text}</p>" + _grid(figures))
     return _section("Accuracy", "".join(parts))
+
+
+def curves(ledger: Ledger) -> dict[str, str]:
+    """Accuracy against samples seen as stand-alone SVGs, by "SET-HEAD": for slides and READMEs."""
+    palette = charts.colours(ledger.rows)
+    drawn = {}
+    for name, head in sorted({(r.set, r.head) for r in ledger.rows if r.encoder == "trained"}):
+        rows = [r for r in ledger.rows if r.set == name]
+        if svg := charts.accuracy_chart(rows, head, "samples_seen", palette):
+            alone = '<svg style="background:#fff;font-family:system-ui,sans-serif" '  # what the page gives otherwise
+            drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{name}-{head}")] = svg.replace("<svg ", alone, 1)
+    return drawn
 
 
 def _losses(ledger: Ledger) -> str:

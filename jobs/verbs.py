@@ -78,7 +78,8 @@ class SelectConfig:
 
 def _select(call: Call) -> Any:
     config = call.config(SelectConfig, "dataset")
-    from shards.manifest import read_manifest, subset
+    from shards.manifest import read_manifest
+    from shards.selection import subset
 
     chosen = subset(read_manifest(config.dataset), config.subset, config.seed)
     print(f"{chosen.samples:,} samples: {chosen.address}")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards import image, manifest, store, tar
+from shards import image, manifest, selection, store, tar
 
 JSON_FIELDS = ("url", "labels", "sha256", "width", "height")
 
@@ -188,7 +188,7 @@ def _check_index(
         for value, times in Counter(column).items():
             if times > 1:
                 report.add(f"{name} {value} stands {times} times in the index", value)
-    selected = manifest.selected_index(version, number, ["key"]).num_rows
+    selected = selection.selected_index(version, number, ["key"]).num_rows
     if selected != shard.selected:
         report.add(f"the manifest selects {shard.selected} samples, its rules {selected}")
 

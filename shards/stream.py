@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from shards import store
-from shards.manifest import Manifest, selected_index
+from shards.manifest import Manifest
 from shards.order import Order, Place, Sequence, batch, cut
+from shards.selection import selected_index
 
 _COLUMNS = ["key", "row", "labels", "offset", "length"]
 

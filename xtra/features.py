@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from shards import order
-from shards.manifest import Manifest, key_hash, selected_index
+from shards.manifest import Manifest
+from shards.selection import key_hash, selected_index
 from xtra import data
 from xtra.model import Encoder
 

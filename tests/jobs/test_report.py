@@ -159,6 +159,14 @@ def test_runs_without_probes_make_a_page_that_says_so(tmp_path: Path):
     assert "training loss" in text
 
 
+def test_the_first_curves_are_files_of_their_own_beside_the_page(study: Path):
+    write_report(str(study))
+    drawn = sorted(path for path in study.glob("curve-*.svg"))
+    assert drawn
+    for path in drawn:
+        assert ElementTree.fromstring(path.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
+
+
 def test_text_from_files_is_escaped(tmp_path: Path):
     folder = run_folders.write_run(tmp_path / "a")
     run_folders.write_probe(folder, 0.2, set_name="<b>&set")

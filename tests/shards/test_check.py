@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from shards import check, manifest, store
+from shards import check, manifest, selection, store
 from shards.tar import Member, header
 
 
@@ -41,7 +41,7 @@ def test_a_sound_dataset_has_no_problems_on_every_store(base: str) -> None:
 
 
 def test_subsets_and_named_versions_are_checked_too(dataset: Path) -> None:
-    part = manifest.subset(manifest.read_manifest(str(dataset)), 8)
+    part = selection.subset(manifest.read_manifest(str(dataset)), 8)
     result = check.run(check.Config(part.address))
     assert result.ok, result.problems
     assert result.samples == part.samples < result.kept == 19

@@ -18,11 +18,10 @@ from shards.manifest import (
     read_info,
     read_manifest,
     read_plan,
-    selected_index,
-    subset,
     write_info,
     write_plan,
 )
+from shards.selection import selected_index, subset
 
 
 def test_a_version_counts_every_link(base):

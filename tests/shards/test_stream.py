@@ -10,8 +10,8 @@ import pytest
 from datasets import jpeg, make_dataset
 
 from shards import store
-from shards.manifest import subset
 from shards.order import Order
+from shards.selection import subset
 from shards.stream import Stream, once
 
 ORDER = Order(seed=3, lanes=5, chunk=4, window=3)

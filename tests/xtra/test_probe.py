@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shards import manifest, store
+from shards import manifest, selection, store
 from shards.manifest import DatasetInfo, Manifest, make_version, write_info, write_plan
 from xtra import checkpoint, features, probe
 from xtra.model import ModelConfig, build
@@ -195,13 +195,13 @@ def test_the_cache_shows_each_image_once_an_epoch_and_each_view_in_turn(world: A
 def test_the_hold_out_is_independent_of_subsets(tmp_path: Path) -> None:
     """Both are thresholds on a hash of the key; a 10 % subset must not be the hold-out itself."""
     full = labelled_set(tmp_path / "a", "a", labels(900))
-    part = manifest.subset(full, 90)
+    part = selection.subset(full, 90)
     whole, _, _ = features.labelled(full, full, 0.1)
     few, _, _ = features.labelled(part, part, 0.1)
     assert whole.held_N.mean() == pytest.approx(0.1, abs=0.05)
     assert few.held_N.mean() < 0.3
-    keys = [k for n in range(1) for k in manifest.selected_index(part, n)["key"].to_pylist()]
-    all_keys = manifest.selected_index(full, 0)["key"].to_pylist()
+    keys = [k for n in range(1) for k in selection.selected_index(part, n)["key"].to_pylist()]
+    all_keys = selection.selected_index(full, 0)["key"].to_pylist()
     held = {k for k, h in zip(all_keys, whole.held_N) if h}
     assert [k in held for k in keys] == few.held_N.tolist(), "a sample is held out in every subset or in none"
 

@@ -15,8 +15,9 @@ from datasets import make_dataset, rows_of, write_unit
 from safetensors.torch import load_file
 
 from shards import store
-from shards.manifest import make_version, subset
+from shards.manifest import make_version
 from shards.order import Order
+from shards.selection import subset
 from xtra import checkpoint, train
 from xtra.model import ModelConfig
 from xtra.optim import OptimConfig
