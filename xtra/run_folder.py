@@ -62,23 +62,28 @@ def open_run(run: str, config: Mapping[str, Any], world: int) -> tuple[Attempt, 
     """
     config = json.loads(json.dumps(config))
     remarks: list[str] = []
-    fresh = store.put_json_if_absent(store.join(run, "config.json"), config)
-    before = store.read_json(store.join(run, "config.json"))
-    if not fresh:
+    before = _read_if_there(store.join(run, "config.json"))
+    recorded = _read_if_there(store.join(run, "run.json"))
+    if before is not None:
         _require_same(run, "", before, config)
         if before["batch"] != config["batch"]:
             remarks.append(f"{run}: the batch is now {config['batch']}, it was {before['batch']} when the run began")
-    manifest = _resolve(run, config, before)
-    facts = _facts(manifest, config, world)
-    store.put_json_if_absent(store.join(run, "run.json"), facts)
-    recorded = store.read_json(store.join(run, "run.json"))
-    if recorded["manifest"] != manifest.digest:
+    if before is not None and recorded is not None and before["data"] == config["data"]:
+        # A restart reads the version that the run began with, even when DATASET has a newer one by now.
+        manifest = read_manifest(f"{recorded['dataset']}@{recorded['manifest']}")
+    else:
+        manifest = read_manifest(config["data"])
+    if recorded is not None and recorded["manifest"] != manifest.digest:
         if not config["other_manifest"]:
             raise ValueError(
                 f"{run}: was begun on manifest {recorded['manifest'][:16]}, --data {config['data']} is "
                 f"{manifest.digest[:16]}: use that version, another --out, or --other-manifest to go on regardless"
             )
         remarks.append(f"{run}: goes on with manifest {manifest.digest[:16]}, begun on {recorded['manifest'][:16]}")
+    facts = _facts(manifest, config, world)
+    if not store.put_json_if_absent(store.join(run, "config.json"), config) and before is None:
+        return open_run(run, config, world)  # another process began this run just now: meet its terms
+    store.put_json_if_absent(store.join(run, "run.json"), facts)
     number = max(attempts(run), default=0) + 1
     while not store.put_json_if_absent(
         store.join(run, "attempts", f"{number:06d}.json"), facts | {"attempt": number, **_who()}
@@ -87,12 +92,11 @@ def open_run(run: str, config: Mapping[str, Any], world: int) -> tuple[Attempt, 
     return Attempt(run, number), manifest, remarks
 
 
-def _resolve(run: str, config: Mapping[str, Any], before: Mapping[str, Any]) -> Manifest:
-    """A restart reads the version that the run began with, even when `DATASET` has a newer one by now."""
-    if config["data"] == before["data"] and store.exists(store.join(run, "run.json")):
-        recorded = store.read_json(store.join(run, "run.json"))
-        return read_manifest(f"{recorded['dataset']}@{recorded['manifest']}")
-    return read_manifest(config["data"])
+def _read_if_there(url: str) -> dict[str, Any] | None:
+    try:
+        return store.read_json(url)
+    except store.Missing:
+        return None
 
 
 def _require_same(run: str, path: str, before: Any, now: Any) -> None:

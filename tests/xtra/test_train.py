@@ -261,6 +261,12 @@ def test_too_many_bad_samples_stop_the_run(tmp_path):
         train.run(config(base, tmp_path / "run"))
 
 
+def test_a_refused_run_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="is not a dataset"):
+        train.run(config(tmp_path / "nothing", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_flags_are_named(data):
     with pytest.raises(ValueError, match="--data is missing"):
         train.run(config("", "x"))
