@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check
-OUT ?= runs/demo
+OUT ?=
 DATA ?=
 FETCH ?=
 
@@ -24,10 +24,10 @@ endif
 	@touch $@
 
 demo: setup ## the whole fall on two cores, no network, no bucket: OUT=… (folder or s3://…), DATA=… (your labelled folder)
-	.venv/bin/python -m jobs.demo --out $(OUT) $(if $(DATA),--data $(DATA))
+	.venv/bin/python -m jobs.demo $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 ingest: setup ## fetch your list: URLS=list.txt OUT=s3://bucket/name (FETCH='--fetch.contact you@lab.org …' for more flags)
-	@test -n "$(URLS)" || { echo "make ingest: URLS is missing: make ingest URLS=list.txt OUT=s3://bucket/name" >&2; exit 2; }
+	@test -n "$(URLS)" -a -n "$(OUT)" || { echo "make ingest: URLS or OUT is missing: make ingest URLS=list.txt OUT=s3://bucket/name" >&2; exit 2; }
 	.venv/bin/xtra ingest --urls $(URLS) --out $(OUT) $(FETCH)
 
 check: setup ## format, lint, types, layers

@@ -39,22 +39,20 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 
 @dataclass(frozen=True)
 class Config:
-    out: str = "runs/demo"  # folder or s3://bucket/prefix for datasets, runs and the report
+    out: str = (
+        ""  # folder or s3://bucket/prefix for datasets, runs and the report; runs/demo or runs/demo-NAME if empty
+    )
     data: str = ""  # a labelled folder, FOLDER/CLASS/*.jpg; MNIST-5k if empty
-    local: str = "runs/demo-files"  # what the origin serves, and the list
+    local: str = ""  # what the origin serves, and the list; runs/demo-files or runs/demo-NAME-files if empty
 
 
 def run(config: Config) -> dict[str, Any]:
     """Every stage in turn; returns the numbers that the closing lines print."""
     begun = time.monotonic()
-    local = Path(config.local)
-    pictures = local / "pictures"
-    if not (local / "ready").exists():
-        shutil.rmtree(local, ignore_errors=True)
-        count = _copy(Path(config.data), pictures) if config.data else _mnist(pictures)
-        (local / "ready").write_text(f"{config.data or 'MNIST-5k'}: {count} pictures\n")
-    print(f"pictures: {(local / 'ready').read_text().strip()}")
-    out = config.out.rstrip("/")
+    name = f"demo-{Path(config.data).resolve().name}" if config.data else "demo"
+    local = Path(config.local or f"runs/{name}-files")
+    pictures = _pictures(config, local)
+    out = (config.out or f"runs/{name}").rstrip("/")
     data, evaluation, study = (store.join(out, name) for name in ("data", "eval", "study"))
     with _origin(local) as port:
         links = _write_list(local, port)
@@ -125,6 +123,20 @@ def _closing(ingested: dict[str, Any], rows: tuple[ledger.LedgerRow, ...], repor
     print(f"\nreport: {report}")
     print(f"time: {seconds:.0f} s")
     print("This shows the plumbing, not evidence: the models are tiny and have seen almost nothing.")
+
+
+def _pictures(config: Config, local: Path) -> Path:
+    """local/pictures/{train,test}/CLASS/*, made once. Raises ValueError when they were made from something else."""
+    source, ready = str(Path(config.data).resolve()) if config.data else "MNIST-5k", local / "ready"
+    if not ready.exists():
+        shutil.rmtree(local, ignore_errors=True)
+        count = _copy(Path(config.data), local / "pictures") if config.data else _mnist(local / "pictures")
+        ready.write_text(f"{count} pictures of {source}\n")
+    found = ready.read_text().strip()
+    if found.partition(" pictures of ")[2] != source:
+        raise ValueError(f"{local}: holds {found}, not of {source}: remove it, or give another --local and --out")
+    print(found)
+    return local / "pictures"
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------

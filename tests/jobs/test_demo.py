@@ -1,0 +1,79 @@
+"""The demo's web: real pictures among junk, on the port that its list names, and what ingest makes of it."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from datasets import jpeg
+
+from ingest import run as ingest
+from ingest.fetch import FetchConfig
+from ingest.filter import FilterConfig
+from jobs import demo
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    for number in range(250):
+        path = tmp_path / "mine" / f"class{number % 3}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    (tmp_path / "files").mkdir()
+    assert demo._copy(tmp_path / "mine", tmp_path / "files" / "pictures") == 250
+    return tmp_path / "files"
+
+
+def test_every_kind_of_junk_gets_its_verdict_and_the_rest_is_kept(local, tmp_path):
+    with demo._origin(local) as port:
+        links = demo._write_list(local, port)
+        settings = ingest.Config(
+            str(links),
+            str(tmp_path / "data"),
+            id_column="id",
+            label_column="label",
+            fetch=FetchConfig(allow_private=("127.0.0.1",), retries=0),
+            filter=FilterConfig(min_side=16),
+        )
+        got = ingest.run(settings)
+    kinds = Counter(line.split("/")[3] for line in links.read_text().splitlines()[1:-3])
+    verdicts = {
+        "gone": "http_404",
+        "forbidden": "http_4xx",
+        "broken": "http_5xx",
+        "page": "not_an_image",
+        "cut": "undecodable",
+        "icon": "too_small",
+    }
+    expected = {verdicts[kind]: n for kind, n in kinds.items() if kind in verdicts}
+    assert got.reasons == expected | {"dns": 1, "bad_url": 1, "blocked_address": 1}
+    assert got.kept == kinds["ok"] + kinds["moved"]
+
+
+def test_a_rerun_serves_the_same_links(local):
+    with demo._origin(local) as port:
+        first = demo._write_list(local, port).read_text()
+    with demo._origin(local) as again:
+        assert again == port
+        assert demo._write_list(local, again).read_text() == first
+
+
+def test_the_packaged_pictures_are_whole_and_split(tmp_path):
+    assert demo._mnist(tmp_path) == 5000
+    train, test = (list((tmp_path / split).glob("digit-*/*.jpg")) for split in ("train", "test"))
+    assert len(train) + len(test) == 5000
+    assert 900 < len(test) < 1100
+    assert len({path.parent.name for path in test}) == 10
+
+
+def test_pictures_of_another_folder_are_not_mixed_in(local, tmp_path, capsys):
+    mine = demo.Config(data=str(tmp_path / "mine"))
+    made = demo._pictures(mine, tmp_path / "served")
+    assert demo._pictures(mine, tmp_path / "served") == made
+    assert "250 pictures of" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="not of MNIST-5k: remove it"):
+        demo._pictures(demo.Config(), tmp_path / "served")
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no CLASS/\*\.jpg pictures"):
+        demo._copy(tmp_path, tmp_path / "out")
