@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 
 class Reason(StrEnum):
@@ -69,8 +70,6 @@ FINAL = frozenset(
 )
 CONTENT = frozenset(set(Reason) - RETRYABLE - FINAL)
 
-_BAD_LINE = "bad-line:"
-
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -90,24 +89,26 @@ class BadLine:
     row: int
     line: int  # in the list, from 1
     why: str
-    text: str  # what the line said, cut and printable
-
-    @property
-    def url(self) -> str:
-        """What the plan stores in place of a URL; no URL that we fetch can look like it."""
-        return f"{_BAD_LINE}{self.line}:{self.why}:{self.text}"
+    url: str  # what the line said, cut and printable; never asked for
 
     @property
     def labels(self) -> tuple[str, ...]:
         return ()
 
 
-def from_plan(key: str, url: str, labels: list[str] | None, row: int) -> Link | BadLine:
-    """The inverse of writing (key, url, labels, row) to the plan."""
-    if not url.startswith(_BAD_LINE):
+def to_plan(link: Link | BadLine) -> dict[str, Any]:
+    """The link as a row of the plan (`manifest.PLAN_SCHEMA`)."""
+    row = {"key": link.key, "url": link.url, "labels": list(link.labels), "row": link.row}
+    return row | {"line": link.line, "why": link.why} if isinstance(link, BadLine) else row
+
+
+def from_plan(
+    key: str, url: str, labels: list[str] | None, row: int, line: int | None = None, why: str | None = None
+) -> Link | BadLine:
+    """The inverse of `to_plan`."""
+    if line is None:
         return Link(key, url, tuple(labels or ()), row)
-    line, why, text = url.removeprefix(_BAD_LINE).split(":", 2)
-    return BadLine(key, row, int(line), why, text)
+    return BadLine(key, row, line, why or "", url)
 
 
 @dataclass(frozen=True, slots=True)

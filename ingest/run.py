@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from ingest.fetch import FetchConfig, fetch
 from ingest.filter import FilterConfig, judge
-from ingest.record import BadLine, Link, from_plan
+from ingest.record import BadLine, Link, from_plan, to_plan
 from ingest.source import list_name, list_sha256, read_links
 from ingest.unit import UnitWriter
 from shards import manifest, store
@@ -190,8 +190,7 @@ def _need_contact(config: Config, links: int) -> None:
 
 
 def _plan_table(batch: list[Link | BadLine]) -> pa.Table:
-    rows = [{"key": link.key, "url": link.url, "labels": list(link.labels), "row": link.row} for link in batch]
-    return pa.Table.from_pylist(rows, manifest.PLAN_SCHEMA)
+    return pa.Table.from_pylist([to_plan(link) for link in batch], manifest.PLAN_SCHEMA)
 
 
 # --- units ---------------------------------------------------------------------------------------------------------

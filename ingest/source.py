@@ -295,9 +295,7 @@ def _with_keys(rows: Iterable[_Row]) -> Iterator[Link | BadLine]:
             if why is None:
                 yield Link(key, url, tuple(_printable(label, 200) for label in entry.labels), row)
             else:
-                yield BadLine(
-                    key, row, entry.line, why.replace(":", ","), _printable(entry.url or entry.name or "", 200)
-                )
+                yield BadLine(key, row, entry.line, why, _printable(entry.url or entry.name or "", 200))
             row += 1
 
 

@@ -28,7 +28,14 @@ FORMAT = 1
 KEPT = "kept"
 
 PLAN_SCHEMA = pa.schema(
-    [("key", pa.string()), ("url", pa.string()), ("labels", pa.list_(pa.string())), ("row", pa.int64())]
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("row", pa.int64()),
+        ("line", pa.int64()),  # of the list, from 1, where it holds no usable link; else null
+        ("why", pa.string()),  # it does not
+    ]
 )
 INDEX_SCHEMA = pa.schema(
     [

@@ -235,14 +235,18 @@ def test_two_runs_on_one_dataset_are_harmless(origin: Origin, tmp_path: Path) ->
     assert len(store.names(str(tmp_path / "out" / "shards"))) == 2 * 4  # the slower one took its own back
 
 
-def test_an_interrupted_plan_is_made_again(origin: Origin, tmp_path: Path) -> None:
+def test_an_interrupted_plan_is_finished_and_that_of_another_list_refused(origin: Origin, tmp_path: Path) -> None:
     urls = write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg", "/ok/2.jpg"])
-    out = str(tmp_path / "out")
+    out, other = str(tmp_path / "out"), str(tmp_path / "other")
     stale = pa.Table.from_pylist([{"key": "x", "url": "http://x/", "labels": [], "row": 0}], manifest.PLAN_SCHEMA)
-    for unit in range(3):
-        manifest.write_plan(out, unit, stale)
-    balance(run(Config(urls, out, fetch=FETCH)), 2)
-    assert manifest.planned_units(out) == [0]
+    manifest.write_plan(other, 0, stale)
+    with pytest.raises(ValueError, match="plans other links than this list gives"):
+        run(Config(urls, other, unit=1, fetch=FETCH))
+    balance(run(Config(urls, out, unit=1, fetch=FETCH)), 2)
+    for lost in ("dataset.json", "links/000001.parquet", "commits/000001.json", "versions/000001.json"):
+        store.delete(store.join(out, lost))  # as if it had been killed while planning its second unit
+    balance(run(Config(urls, out, unit=1, fetch=FETCH)), 2)
+    assert manifest.planned_units(out) == [0, 1]
 
 
 def test_large_bodies_pass_through_scratch(origin: Origin, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def make_dataset(dataset: str | Path, counts: list[int], bad: tuple[int, ...] = 
     first = 0
     for unit, count in enumerate(counts):
         rows = rows_of(first, count, bad=bad, side=side)
-        plan = [{name: row[name] for name in PLAN_SCHEMA.names} for row in rows]
+        plan = [{name: row.get(name) for name in PLAN_SCHEMA.names} for row in rows]
         write_plan(dataset, unit, pa.Table.from_pylist(plan, PLAN_SCHEMA))
         write_unit(dataset, unit, rows)
         first += count

@@ -37,7 +37,7 @@ def labelled_set(folder: Path, name: str, labels: list[list[str]], first: int = 
         | {"key": f"{name}-{i:04d}", "labels": found, "body": picture((found or ["red"])[0], first + i)}
         for i, found in enumerate(labels)
     ]
-    plan = [{column: row[column] for column in manifest.PLAN_SCHEMA.names} for row in rows]
+    plan = [{column: row.get(column) for column in manifest.PLAN_SCHEMA.names} for row in rows]
     write_plan(str(folder), 0, pa.Table.from_pylist(plan, manifest.PLAN_SCHEMA))
     datasets.write_unit(str(folder), 0, rows)
     write_info(str(folder), DatasetInfo(name, "0" * 64, 1, len(rows), "c", "t"))
@@ -223,7 +223,7 @@ def test_labels_are_checked_before_any_work(world: Any, tmp_path: Path) -> None:
 
 
 def _one_unit(folder: Path, rows: list[dict[str, Any]]) -> str:
-    plan = [{column: row[column] for column in manifest.PLAN_SCHEMA.names} for row in rows]
+    plan = [{column: row.get(column) for column in manifest.PLAN_SCHEMA.names} for row in rows]
     write_plan(str(folder), 0, pa.Table.from_pylist(plan, manifest.PLAN_SCHEMA))
     datasets.write_unit(str(folder), 0, rows)
     write_info(str(folder), DatasetInfo("t", "0" * 64, 1, len(rows), "c", "t"))
