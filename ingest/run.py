@@ -117,7 +117,7 @@ def run(
     for unit in sorted(committed):
         tally.commit(manifest.read_commit(config.out, unit))
     todo = [unit for unit in range(info.units) if unit not in committed]
-    with _scratch_folder(config.scratch) as scratch:
+    with scratch_folder(config.scratch) as scratch:
         ingest = _in_processes if config.workers > 1 and len(todo) > 1 else _in_this_process
         for commit in ingest(config, todo, scratch, tally, stop):
             tally.commit(commit)
@@ -311,7 +311,7 @@ def _in_processes(
 
 
 @contextlib.contextmanager
-def _scratch_folder(base: str | None) -> Iterator[Path]:
+def scratch_folder(base: str | None) -> Iterator[Path]:
     """A folder of our own, gone afterwards; also removes those of runs that were killed.
 
     Each is locked while its run lives (flock ends with the process, whatever ends it).

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from ingest.filter import FilterConfig, judge
 from ingest.record import Fetched, Link, Reason, Verdict
-from ingest.run import IngestResult, Progress
+from ingest.run import IngestResult, Progress, scratch_folder
 from ingest.unit import UnitWriter
 from shards import manifest, store
 from shards.image import IMAGE_BUILD
@@ -90,25 +90,9 @@ def run(
     pictures = find(config.source, config.classes)
     entries = links(pictures)
     units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
-    _plan(config, pictures, entries, units)
-    done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
-
-    def report(writer: UnitWriter | None = None) -> None:
-        if progress is None:
-            return
-        reasons = _reasons(done) + Counter({str(r): n for r, n in writer.reasons.items()} if writer else {})
-        kept = sum(commit.kept for commit in done.values()) + (writer.kept if writer else 0)
-        total = kept + reasons.total()
-        progress(Progress(len(entries), len(units), total, len(done), kept, dict(sorted(reasons.items())), 0))
-
-    for unit, part in enumerate(units):
-        if unit in done:
-            continue
-        commit = _unit(config, unit, pictures[part], entries[part], report, stop)
-        if commit is None:
-            break
-        done[unit] = commit
-        report()
+    with scratch_folder(config.scratch) as scratch:
+        _plan(config, pictures, entries, units)
+        done = _units(config, pictures, entries, units, scratch, progress, stop)
     version = None
     if len(done) == len(units):
         made = manifest.make_version(config.out, "import")
@@ -124,6 +108,37 @@ def run(
         version=version,
         seconds=time.monotonic() - begun,
     )
+
+
+def _units(
+    config: Config,
+    pictures: list[Picture],
+    entries: list[Link],
+    units: list[slice],
+    scratch: Path,
+    progress: Callable[[Progress], None] | None,
+    stop: Callable[[], bool],
+) -> dict[int, manifest.Commit]:
+    """The commits of all units, those of earlier runs included; some lack when stopped."""
+    done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
+
+    def report(writer: UnitWriter | None = None) -> None:
+        if progress is None:
+            return
+        reasons = _reasons(done) + Counter({str(r): n for r, n in writer.reasons.items()} if writer else {})
+        kept = sum(commit.kept for commit in done.values()) + (writer.kept if writer else 0)
+        total = kept + reasons.total()
+        progress(Progress(len(entries), len(units), total, len(done), kept, dict(sorted(reasons.items())), 0))
+
+    for unit, part in enumerate(units):
+        if unit in done:
+            continue
+        commit = _unit(config, unit, pictures[part], entries[part], scratch, report, stop)
+        if commit is None:
+            break
+        done[unit] = commit
+        report()
+    return done
 
 
 def _reasons(done: dict[int, manifest.Commit]) -> Counter[str]:
@@ -157,12 +172,13 @@ def _unit(
     unit: int,
     pictures: list[Picture],
     entries: list[Link],
+    scratch: Path,
     report: Callable[[UnitWriter], None],
     stop: Callable[[], bool],
 ) -> manifest.Commit | None:
     """One unit up to its commit; None when stopped on the way, and then nothing of it is left."""
     with (
-        tempfile.TemporaryDirectory(prefix="xtra-import-", dir=config.scratch) as folder,
+        tempfile.TemporaryDirectory(dir=scratch) as folder,
         closing(UnitWriter(config.out, unit, entries, Path(folder))) as writer,
         ThreadPoolExecutor(config.threads, thread_name_prefix="judge") as pool,
     ):

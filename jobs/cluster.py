@@ -18,6 +18,7 @@ from typing import Any
 
 from shards import store
 from xtra import probe, train
+from xtra.run_folder import terms
 from xtra.train import Config, TrainResult
 
 Progress = Callable[[dict[str, Any]], None]
@@ -30,6 +31,9 @@ _RAY_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Stores that are not AWS refuse the newer SDKs' trailing checksums; Ray Train writes a marker with pyarrow.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
 
 
@@ -52,6 +56,8 @@ def train_all(
         dataclasses.replace(c, data=c.data and store.absolute(c.data), out=c.out and store.absolute(c.out))
         for c in configs
     ]
+    for config in configs:
+        terms(config.out, dataclasses.asdict(config))  # refuse now what every worker would refuse later
     if use_ray or (use_ray is None and workers > 1):
         return _train_on_ray(configs, workers, stop, progress)
     results: list[TrainResult] = []
@@ -141,6 +147,7 @@ class _Desk:
 
     def __init__(self) -> None:
         self.stopping = False
+        self.met = False  # a worker
         self.rows: list[dict[str, Any]] = []
         self.outcome: dict[str, Any] | None = None
 
@@ -149,6 +156,7 @@ class _Desk:
 
     def tell(self, rows: list[dict[str, Any]]) -> bool:
         """A worker's notes; answers whether to stop."""
+        self.met = True
         self.rows += rows
         return self.stopping
 
@@ -160,8 +168,8 @@ class _Desk:
         rows, self.rows = self.rows, []
         return rows
 
-    def result(self) -> dict[str, Any] | None:
-        return self.outcome
+    def result(self) -> tuple[bool, dict[str, Any] | None]:
+        return self.met, self.outcome
 
 
 def _train_on_ray(
@@ -172,7 +180,7 @@ def _train_on_ray(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+    configs, use_gpu = _placed(configs, workers)
     desk = ray.remote(num_cpus=0)(_Desk).remote()
     attempt = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
@@ -203,9 +211,11 @@ def _train_on_ray(
         thread.join(POLL_SECONDS)
         if stop.is_set():
             desk.stop.remote()
-        rows, outcome = ray.get([desk.collect.remote(), desk.result.remote()])
+        rows, (met, outcome) = ray.get([desk.collect.remote(), desk.result.remote()])
         for row in rows:
             progress(row)
+        if stop.is_set() and not met:
+            break  # the workers have not begun, so there is nobody to ask and nothing to save
         if outcome is not None and "error" in outcome:
             # Ranks that did not meet the error themselves wait for those that did, and would for half an hour.
             thread.join(10)
@@ -216,8 +226,31 @@ def _train_on_ray(
         raise ValueError(outcome["error"])
     if failed:
         raise failed[0]
+    if outcome is None and stop.is_set():
+        return []
     assert outcome is not None, "the worker group ended without a word"
     return [TrainResult(**result) for result in outcome["results"]]
+
+
+def _placed(configs: Sequence[Config], workers: int) -> tuple[list[Config], bool]:
+    """The runs with their device settled, and whether each worker gets a GPU.
+
+    Raises ValueError when the cluster cannot hold the workers: Ray would wait for ever, without a word.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    devices = {config.device for config in configs}
+    use_gpu = devices != {"cpu"} and have.get("GPU", 0) > 0
+    if use_gpu and "cpu" in devices:
+        raise ValueError("these runs mix device cpu with cuda or auto: train them in two calls")
+    kind = "GPU" if use_gpu else "CPU"
+    if have.get(kind, 0) < workers:
+        raise ValueError(
+            f"workers is {workers}; this cluster has {have.get(kind, 0):g} {kind}s: use fewer workers"
+            + (", or --device cpu" if use_gpu else "")
+        )
+    return [dataclasses.replace(config, device="cuda" if use_gpu else "cpu") for config in configs], use_gpu
 
 
 def _worker(job: dict[str, Any]) -> None:

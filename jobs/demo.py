@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from PIL import Image
@@ -129,8 +130,14 @@ def _pictures(config: Config, local: Path) -> Path:
     """local/pictures/{train,test}/CLASS/*, made once. Raises ValueError when they were made from something else."""
     source, ready = str(Path(config.data).resolve()) if config.data else "MNIST-5k", local / "ready"
     if not ready.exists():
-        shutil.rmtree(local, ignore_errors=True)
-        count = _copy(Path(config.data), local / "pictures") if config.data else _mnist(local / "pictures")
+        new = local / "pictures.new"
+        if config.data and local.resolve().is_relative_to(source):
+            raise ValueError(f"{local}: lies inside {source}: give a --local elsewhere")
+        if local.exists() and {path.name for path in local.iterdir()} - {"pictures", "pictures.new"}:
+            raise ValueError(f"{local}: is not a folder of the demo's: give an empty or a new --local")
+        shutil.rmtree(new, ignore_errors=True)
+        count = _copy(Path(config.data), new) if config.data else _mnist(new)
+        new.rename(local / "pictures")
         ready.write_text(f"{count} pictures of {source}\n")
     found = ready.read_text().strip()
     if found.partition(" pictures of ")[2] != source:
@@ -206,7 +213,7 @@ def _write_list(local: Path, port: int) -> Path:
                     break
                 draw -= share
             where = f"{kind}/{picture.relative_to(local / 'pictures')}"
-            rows.writerow([f"p{number:06d}", f"http://127.0.0.1:{port}/{where}", picture.parent.name])
+            rows.writerow([f"p{number:06d}", f"http://127.0.0.1:{port}/{quote(where)}", picture.parent.name])
         rows.writerow(["nohost", "http://no-such-host.invalid/x.jpg", ""])
         rows.writerow(["local", "file:///etc/hostname", ""])
         rows.writerow(["inside", "http://10.0.0.1/x.jpg", ""])
@@ -240,11 +247,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     root: Path
 
     def do_GET(self) -> None:
-        _, kind, *rest = self.path.split("/")
-        picture = self.root.joinpath(*rest)
+        kind, _, rest = unquote(self.path).lstrip("/").partition("/")
+        picture = (self.root / rest).resolve()
         if kind == "moved":
-            return self._send(301, b"", location="/ok/" + "/".join(rest))
-        if kind in ("gone", "forbidden", "broken") or not picture.is_file():
+            return self._send(301, b"", location="/ok/" + quote(rest))
+        inside = picture.is_relative_to(self.root.resolve())
+        if kind in ("gone", "forbidden", "broken") or not (inside and picture.is_file()):
             return self._send({"forbidden": 403, "broken": 500}.get(kind, 404), b"no")
         body = picture.read_bytes()
         changes: dict[str, Callable[[bytes], bytes]] = {

@@ -118,18 +118,26 @@ class Ledger:
 def read_runs(root: str) -> Ledger:
     """Every run folder directly under `root` (or `root` itself, if it is one).
 
-    Raises ValueError if there is no run at all, or if a run mixes manifests.
+    A run that mixes manifests is a problem and no run. Raises ValueError if there is nothing at all.
     """
     root = root.rstrip("/")
     folders = [root] if _is_run(root) else [store.join(root, n) for n in store.names(root)]
     problems: list[str] = []
-    runs = [run for url in folders if _is_run(url) and (run := read_run(url, problems)) is not None]
+    runs = [run for url in folders if _is_run(url) and (run := _read_or_note(url, problems)) is not None]
     if not runs and not problems:
         raise ValueError(
             f"{root}: holds no run (no run.json in it or one folder below): give the --out of a training run"
         )
     rows = [row for run in runs for row in _rows(run, problems)]
     return Ledger(tuple(runs), tuple(rows), tuple(problems))
+
+
+def _read_or_note(url: str, problems: list[str]) -> Run | None:
+    try:
+        return read_run(url, problems)
+    except ValueError as error:
+        problems.append(str(error))
+        return None
 
 
 def write_ledger(root: str, rows: Sequence[LedgerRow]) -> tuple[str, str]:

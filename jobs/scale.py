@@ -16,6 +16,7 @@ from jobs import cluster, recipes
 from shards import store
 from shards.manifest import read_manifest
 from xtra import checkpoint, probe, train
+from xtra.run_folder import terms
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -56,17 +57,22 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         if not url:
             raise ValueError(f"--{flag} is missing: give the labelled dataset")
         read_manifest(url)
-    data = read_manifest(config.data).address  # one version for the whole study, whatever is ingested meanwhile
+    data = read_manifest(
+        store.absolute(config.data)
+    ).address  # one version for the whole study, whatever is ingested meanwhile
     runs = [
         _run_config(config, data, recipe, samples, seed)
         for recipe in config.recipes
         for seed in config.seeds
         for samples in config.samples
     ]
+    for wanted in runs:  # a run that is there must be the one wanted: other data or settings are refused here
+        terms(wanted.out, dataclasses.asdict(wanted))
     missing = [wanted for wanted in runs if not _is_trained(wanted)]
     if missing:
         cluster.train_all(missing, config.workers, stop, progress)
-    wanted = (_only_missing(settings, trained) for trained, settings in _probes(config, runs))
+    trained = [wanted for wanted in runs if _is_trained(wanted)]
+    wanted = (_only_missing(settings, run_config) for run_config, settings in _probes(config, trained))
     probes = [settings for settings in wanted if settings is not None]
     probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
     return StudyResult(config.out, len(runs), sum(map(_is_trained, missing)), probed, stop.is_set())
@@ -74,7 +80,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
 
 def _run_config(config: Config, data: str, recipe: str, samples: int, seed: int) -> train.Config:
     base = recipes.get(recipe)
-    out = store.join(config.out, f"{recipe}-{samples:09d}-s{seed}")
+    out = store.join(store.absolute(config.out), f"{recipe}-{samples:09d}-s{seed}")
     every = max(samples // 2, base.batch)
     batch = min(base.batch, samples)
     return dataclasses.replace(
@@ -83,7 +89,7 @@ def _run_config(config: Config, data: str, recipe: str, samples: int, seed: int)
 
 
 def _is_trained(wanted: train.Config) -> bool:
-    done = checkpoint.committed(store.absolute(wanted.out))
+    done = checkpoint.committed(wanted.out)
     return bool(done) and done[-1] >= wanted.samples
 
 

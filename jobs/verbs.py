@@ -105,13 +105,20 @@ def _train(call: Call) -> Any:
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
     _start_group(call, workers)
     with Progress("samples") as progress:
-        (result,) = cluster.train_all(
+        results = cluster.train_all(
             [config],
             workers,
             call.stoppable(),
             lambda row: _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else ""),
         )
+    if not results:
+        print("stopped before the workers began")
+        return {}
+    (result,) = results
     print(f"{result.samples_seen:,} samples seen, loss {result.loss}: {result.run}")
+    if result.superseded:
+        print(f"xtra train: a later attempt has taken {result.run} over: xtra status shows it", file=sys.stderr)
+        call.exit_code = 1
     return result
 
 

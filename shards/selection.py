@@ -30,6 +30,8 @@ def subset(manifest: Manifest, samples: int, seed: int = 0) -> Manifest:
     """
     if not 0 < samples <= manifest.samples:
         raise ValueError(f"subset of {samples} samples: {manifest.dataset} has {manifest.samples}; ask for 1 to that")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}; it must be 0 or more, and fit 64 bits")
     if manifest.subset and manifest.subset.seed != seed:
         raise ValueError(
             f"{manifest.address} is a subset with seed {manifest.subset.seed}: use that seed to nest in it"

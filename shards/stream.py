@@ -23,6 +23,7 @@ from shards.manifest import Manifest
 from shards.order import Order, Place, Sequence, batch, cut
 from shards.selection import selected_index
 
+_GAP = 32 << 10  # bytes between two samples above which they are read apart
 _COLUMNS = ["key", "row", "labels", "offset", "length"]
 
 
@@ -59,7 +60,7 @@ class Reader:
         self._start = np.cumsum(manifest.counts) - manifest.counts
         self._tables: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._chunk, self._cache_bytes, self._cached = chunk, cache_bytes, 0
-        self._chunks: OrderedDict[tuple[int, int], tuple[int, Future[bytes]]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], list[_Piece]] = OrderedDict()
         self._files: dict[int, int] = {}
         self._lock = threading.RLock()
         self._local = store.is_local(manifest.dataset)
@@ -134,9 +135,10 @@ class Reader:
 
     def _body(self, shard: int, index: int, offset: int, length: int) -> bytes:
         if not self._local:
-            base, body = self._remote_chunk(shard, index // self._chunk)
-            piece = body.result()
-            return piece[offset - base : offset - base + length]
+            for piece in self._remote_chunk(shard, index // self._chunk):
+                if piece.offset <= offset < piece.offset + piece.length:
+                    return piece.body.result()[offset - piece.offset :][:length]
+            raise AssertionError("every selected sample lies in a piece of its chunk")
         with self._lock:
             if shard not in self._files:
                 if len(self._files) >= 256:
@@ -148,8 +150,9 @@ class Reader:
             raise store.StoreError(f"{self.tar_url(shard)}: is cut short at byte {offset + len(body)}: run xtra check")
         return body
 
-    def _remote_chunk(self, shard: int, number: int) -> tuple[int, Future[bytes]]:
-        """(offset of the chunk in its tar, its bytes to come); started if it is not cached."""
+    def _remote_chunk(self, shard: int, number: int) -> list[_Piece]:
+        """The chunk's bytes to come; fetching starts if it is not cached. Neighbours share a read, and what lies
+        between two samples that a subset or a verdict took apart is not read."""
         assert self._pool is not None
         with self._lock:
             if (shard, number) in self._chunks:
@@ -157,17 +160,31 @@ class Reader:
                 return self._chunks[shard, number]
         table = self._table(shard)
         these = slice(number * self._chunk, (number + 1) * self._chunk)
-        base = int(table["offset"][these][0])
-        length = int(table["offset"][these][-1] + table["length"][these][-1]) - base
+        begin = table["offset"][these]
+        end = begin + table["length"][these]
+        apart = np.flatnonzero(begin[1:] - end[:-1] > _GAP) + 1
         with self._lock:
             if (shard, number) not in self._chunks:
-                fetch = self._pool.submit(store.read_range, self.tar_url(shard), base, length)
-                self._chunks[shard, number] = (base, fetch)
-                self._cached += length
+                pieces = []
+                for run in np.split(np.arange(len(begin)), apart):
+                    offset, length = int(begin[run[0]]), int(end[run[-1]] - begin[run[0]])
+                    fetch = self._pool.submit(store.read_range, self.tar_url(shard), offset, length)
+                    pieces.append(_Piece(offset, length, fetch))
+                self._chunks[shard, number] = pieces
+                self._cached += sum(piece.length for piece in pieces)
                 while self._cached > self._cache_bytes and len(self._chunks) > 1:
-                    _, (_, old) = self._chunks.popitem(last=False)
-                    self._cached -= len(old.result()) if old.done() and not old.exception() else 0
+                    _, old = self._chunks.popitem(last=False)
+                    self._cached -= sum(piece.length for piece in old)
             return self._chunks[shard, number]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One ranged read of a tar, under way or done."""
+
+    offset: int
+    length: int
+    body: Future[bytes]
 
 
 def _open(url: str) -> int:

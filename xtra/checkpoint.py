@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,18 @@ _WRAPPERS = re.compile(
 
 
 def save(
-    run: str, attempt: int, samples_seen: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    run: str,
+    attempt: int,
+    samples_seen: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    may_commit: Callable[[], bool] = lambda: True,
 ) -> bool:
     """Write and commit one checkpoint; True if the committed one is this attempt's.
 
     state: JSON; its "cursor" names the manifest that the COMMIT repeats. A checkpoint that is already committed is left
-    alone, whoever wrote it. Raises StoreError.
+    alone, whoever wrote it. `may_commit` is asked after the uploads, which may take minutes. Raises StoreError.
     """
     folder = checkpoint_folder(run, samples_seen)
     if not store.exists(store.join(folder, COMMIT)):
@@ -56,6 +62,8 @@ def save(
                 files[f"{attempt:06d}/{name}"] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
                 store.put_file(store.join(folder, f"{attempt:06d}", name), path)
                 path.unlink()
+        if not may_commit():
+            return False
         cursor = state.get("cursor") or {}
         commit = {
             "attempt": attempt,

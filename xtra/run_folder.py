@@ -24,6 +24,7 @@ import torch
 from shards import store
 from shards.image import IMAGE_BUILD
 from shards.manifest import Manifest, read_manifest
+from xtra import checkpoint
 
 MAY_DIFFER = (
     "out",
@@ -46,26 +47,39 @@ class Attempt:
     run: str
     number: int
 
-    def superseded(self) -> bool:
-        """A later attempt has started: this one must not commit anything more."""
-        return max(attempts(self.run), default=self.number) > self.number
+    def is_newest(self) -> bool:
+        """Once a later attempt has started, this one must not commit anything more."""
+        return max(attempts(self.run), default=self.number) <= self.number
 
 
 def attempts(run: str) -> list[int]:
     return [int(name.removesuffix(".json")) for name in store.names(store.join(run, "attempts"))]
 
 
-def open_run(run: str, config: Mapping[str, Any], world: int) -> tuple[Attempt, Manifest, list[str]]:
-    """Start or continue a run: (this attempt, the manifest it must read, remarks for the user).
+@dataclass(frozen=True)
+class Opened:
+    """What every rank of an attempt must agree on; rank 0 finds it out and tells the others."""
 
-    Raises ValueError naming the field in which the config differs from the run's, or the manifest that differs.
+    attempt: Attempt
+    manifest: Manifest
+    checkpoint: str | None  # the newest committed one, to resume from
+    remarks: tuple[str, ...]  # for the user
+
+
+def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest, tuple[str, ...]]:
+    """The manifest that a run with this config must read, and remarks for the user; writes nothing.
+
+    Raises ValueError naming what is missing, the field in which the config differs from that of the run, or the
+    manifests that differ: the run's, its newest checkpoint's and the one that --data names.
     """
-    config = json.loads(json.dumps(config))
-    remarks: list[str] = []
+    for name, what in (("data", "the dataset to read"), ("out", "the run folder")):
+        if not config[name]:
+            raise ValueError(f"--{name} is missing: give {what}")
+    remarks = []
     before = _read_if_there(store.join(run, "config.json"))
     recorded = _read_if_there(store.join(run, "run.json"))
     if before is not None:
-        _require_same(run, "", before, config)
+        _require_same(run, "", before, json.loads(json.dumps(config)))
         if before["batch"] != config["batch"]:
             remarks.append(f"{run}: the batch is now {config['batch']}, it was {before['batch']} when the run began")
     if before is not None and recorded is not None and before["data"] == config["data"]:
@@ -73,23 +87,35 @@ def open_run(run: str, config: Mapping[str, Any], world: int) -> tuple[Attempt, 
         manifest = read_manifest(f"{recorded['dataset']}@{recorded['manifest']}")
     else:
         manifest = read_manifest(config["data"])
-    if recorded is not None and recorded["manifest"] != manifest.digest:
+    newest = checkpoint.latest(run)
+    others = {recorded["manifest"]} if recorded else set()
+    others |= {store.read_json(store.join(newest, checkpoint.COMMIT))["manifest"]} if newest else set()
+    for other in sorted(others - {manifest.digest}):
         if not config["other_manifest"]:
             raise ValueError(
-                f"{run}: was begun on manifest {recorded['manifest'][:16]}, --data {config['data']} is "
-                f"{manifest.digest[:16]}: use that version, another --out, or --other-manifest to go on regardless"
+                f"{run}: was begun on manifest {other[:16]}, --data {config['data']} is {manifest.digest[:16]}: "
+                "use that version, another --out, or --other-manifest to go on regardless"
             )
-        remarks.append(f"{run}: goes on with manifest {manifest.digest[:16]}, begun on {recorded['manifest'][:16]}")
+        remarks.append(f"{run}: goes on with manifest {manifest.digest[:16]}, begun on {other[:16]}")
+    return manifest, tuple(remarks)
+
+
+def open_run(run: str, config: Mapping[str, Any], world: int) -> Opened:
+    """Start a run or an attempt at continuing it. Raises what `terms` raises, and has then written nothing."""
+    manifest, remarks = terms(run, config)
     facts = _facts(manifest, config, world)
-    if not store.put_json_if_absent(store.join(run, "config.json"), config) and before is None:
+    begun = store.exists(store.join(run, "run.json"))
+    ours = store.put_json_if_absent(store.join(run, "config.json"), config)
+    ours = store.put_json_if_absent(store.join(run, "run.json"), facts) and ours
+    if not (begun or ours):
         return open_run(run, config, world)  # another process began this run just now: meet its terms
-    store.put_json_if_absent(store.join(run, "run.json"), facts)
     number = max(attempts(run), default=0) + 1
     while not store.put_json_if_absent(
         store.join(run, "attempts", f"{number:06d}.json"), facts | {"attempt": number, **_who()}
     ):
         number += 1
-    return Attempt(run, number), manifest, remarks
+    # Looked up after the attempt is announced: from here on an earlier attempt commits nothing more.
+    return Opened(Attempt(run, number), manifest, checkpoint.latest(run), remarks)
 
 
 def _read_if_there(url: str) -> dict[str, Any] | None:

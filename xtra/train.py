@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shards.manifest import Manifest
 from shards.order import Order
 from shards.stream import Cursor, Stream
 from xtra import checkpoint
@@ -30,7 +29,7 @@ from xtra.data import Augment, Batch, normalise, train_batches
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import ModelConfig, Xtra, build, drop_path_scales
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
-from xtra.run_folder import Attempt, Parts, now, open_run
+from xtra.run_folder import Attempt, Opened, Parts, now, open_run
 
 FLUSH_SECONDS = 30.0
 
@@ -64,6 +63,8 @@ class Config:
         for name in ("samples", "batch", "checkpoint_every", "keep", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.micro < 0:
+            raise ValueError(f"micro is {self.micro}; it must be 0 (all at once) or more")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -78,6 +79,7 @@ class TrainResult:
     loss: float | None  # of the last step; None when there was nothing left to do
     seconds: float
     stopped: bool  # before its last sample, by a signal or by a later attempt
+    superseded: bool  # by a later attempt, which goes on with the run
 
 
 def run(
@@ -93,20 +95,22 @@ def run(
     Runs on every rank of the default torch.distributed group, or alone without one. Raises ValueError for what the user
     can mend: a run begun with other settings, a non-finite loss, too many undecodable samples.
     """
-    for name in ("data", "out"):
-        if not getattr(config, name):
-            raise ValueError(f"--{name} is missing: give the {'dataset to read' if name == 'data' else 'run folder'}")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = _device(config)
-    attempt, manifest = _join_run(config, rank, world, progress)
+    opened = _join_run(config, rank, world)
+    attempt, manifest = opened.attempt, opened.manifest
+    for remark in opened.remarks:
+        progress({"remark": remark})
     model = build(config.model, config.seed, device, config.decoder_fp32)
     optimizer = make_optimizer(model, config.optim)
-    seen = _resume(config, attempt, model, optimizer, manifest.digest)
+    seen = 0
+    if opened.checkpoint is not None:
+        seen = int(checkpoint.load(opened.checkpoint, model, optimizer)["cursor"]["samples_seen"])
     stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world)
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
     pending: list[tuple[dict[str, Any], Tensor, Tensor]] = []
-    loss, halted, replaced, resumed_at = None, False, 0, seen
+    loss, halted, superseded, replaced, resumed_at = None, False, False, 0, seen
     begun = since = time.perf_counter()
 
     with closing(stream), Parts(attempt, "metrics") as metrics, Parts(attempt, "events", rank, world) as events:
@@ -143,13 +147,13 @@ def run(
                 metrics.flush()  # before the checkpoint: a resumed run's record has no gap
                 events.flush()
             if due or halted:
-                halted = _save(config, attempt, model, optimizer, manifest.digest, seen, rank, halted, events)
-            if halted:
+                superseded = _save(config, attempt, model, optimizer, manifest.digest, seen, rank, events)
+            if halted or superseded:
                 break
         stopped = seen < config.samples
         if rank == 0:
             events.add({"at": now(), "event": "stop" if stopped else "done", "samples_seen": seen})
-    return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped)
+    return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped, superseded)
 
 
 def _device(config: Config) -> torch.device:
@@ -159,41 +163,19 @@ def _device(config: Config) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 
-def _join_run(
-    config: Config, rank: int, world: int, progress: Callable[[dict[str, Any]], None]
-) -> tuple[Attempt, Manifest]:
-    """Rank 0 opens the run folder; the others are told the attempt and the manifest, or the error it met."""
-    opened: list[Any] = [None]
+def _join_run(config: Config, rank: int, world: int) -> Opened:
+    """Rank 0 opens the run folder; the others are told what it found, or the error it met."""
+    told: list[Any] = [None]
     if rank == 0:
         try:
-            attempt, manifest, remarks = open_run(config.out, dataclasses.asdict(config), world)
-            for remark in remarks:
-                progress({"remark": remark})
-            opened = [(attempt, manifest)]
+            told = [open_run(config.out, dataclasses.asdict(config), world)]
         except ValueError as error:
-            opened = [error]
+            told = [error]
     if world > 1:
-        dist.broadcast_object_list(opened, src=0)
-    if isinstance(opened[0], ValueError):
-        raise opened[0]
-    return opened[0]
-
-
-def _resume(
-    config: Config, attempt: Attempt, model: Xtra, optimizer: torch.optim.Optimizer, manifest_digest: str
-) -> int:
-    """Load the newest checkpoint, if there is one; returns the samples seen."""
-    newest = checkpoint.latest(attempt.run)
-    if newest is None:
-        return 0
-    state = checkpoint.load(newest, model, optimizer)
-    cursor = state["cursor"]
-    if cursor["manifest"] != manifest_digest and not config.other_manifest:
-        raise ValueError(
-            f"{newest}: is of manifest {cursor['manifest'][:16]}, this run reads {manifest_digest[:16]}: "
-            "use that version, another --out, or --other-manifest to go on regardless"
-        )
-    return int(cursor["samples_seen"])
+        dist.broadcast_object_list(told, src=0)
+    if isinstance(told[0], ValueError):
+        raise told[0]
+    return told[0]
 
 
 def _forward_backward(
@@ -248,14 +230,16 @@ def _look(
     loss, halt = float("nan"), False
     for row, told, grad_norm in pending:
         loss, bad, stop = told.tolist()
-        record(row | {"loss": loss, "grad_norm": float(grad_norm)})
+        norm = float(grad_norm)
+        record(row | {"loss": loss, "grad_norm": norm})
         replaced, halt = replaced + int(bad), halt or stop > 0
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ValueError(
-                f"{config.out}: the loss is {loss} at {row['samples_seen']} samples seen (lr {row['lr']:.3g}): "
+                f"{config.out}: the loss is {loss} and the gradient norm {norm} at {row['samples_seen']} samples seen "
+                f"(lr {row['lr']:.3g}): "
                 "lower --optim.lr or use --precision fp32; the newest checkpoint is from before that"
             )
-    if replaced > max(config.max_bad * samples, 1):
+    if replaced > config.max_bad * max(samples, 1000):  # a share of a few samples says nothing yet
         raise ValueError(
             f"{config.data}: {replaced} of {samples} samples did not decode, more than --max-bad {config.max_bad}: "
             "run xtra check on the dataset, or raise --max-bad"
@@ -271,20 +255,18 @@ def _save(
     manifest_digest: str,
     seen: int,
     rank: int,
-    halted: bool,
     events: Parts,
 ) -> bool:
-    """Commit a checkpoint on rank 0, unless a later attempt has taken over; returns whether all ranks must stop."""
+    """Commit a checkpoint on rank 0; returns, on every rank, whether a later attempt has taken over instead."""
     superseded = [False]
     if rank == 0:
-        superseded[0] = attempt.superseded()
+        state = {"cursor": dataclasses.asdict(Cursor(manifest_digest, config.order, seen))}
+        if attempt.is_newest():
+            checkpoint.save(attempt.run, attempt.number, seen, model, optimizer, state, attempt.is_newest)
+        superseded[0] = not attempt.is_newest()
         if not superseded[0]:
-            cursor = dataclasses.asdict(Cursor(manifest_digest, config.order, seen))
-            checkpoint.save(attempt.run, attempt.number, seen, model, optimizer, {"cursor": cursor})
             checkpoint.prune(attempt.run, config.keep)
-            events.add({"at": now(), "event": "checkpoint", "samples_seen": seen})
-        else:
-            events.add({"at": now(), "event": "superseded", "samples_seen": seen})
+        events.add({"at": now(), "event": "superseded" if superseded[0] else "checkpoint", "samples_seen": seen})
     if dist.is_initialized():
         dist.broadcast_object_list(superseded, src=0)
-    return halted or superseded[0]
+    return bool(superseded[0])

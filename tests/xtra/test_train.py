@@ -244,7 +244,7 @@ def test_a_later_attempt_fences_an_earlier_one_off(data, tmp_path):
 
 def test_a_diverging_run_stops_with_the_step_named(data, tmp_path):
     wild = config(data, tmp_path / "run", optim=OptimConfig(lr=1e25, warmup_lr=1e25, warmup=0.0, clip=1e30))
-    with pytest.raises(ValueError, match=r"the loss is nan at \d+ samples seen"):
+    with pytest.raises(ValueError, match=r"the loss is .* at \d+ samples seen"):
         train.run(wild)
 
 
