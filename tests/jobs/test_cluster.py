@@ -90,5 +90,11 @@ def test_the_users_mistakes_come_back_as_one_line(data, tmp_path):
     train_all([config(data, tmp_path / "run", samples=20)], workers=1)
     with pytest.raises(ValueError, match="begun with seed = 0, now 9"):
         train_all([config(data, tmp_path / "run", samples=20, seed=9)], workers=2)
+    with pytest.raises(ValueError, match=r"workers is 99; this cluster has \d+ CPUs"):
+        train_all([config(data, tmp_path / "new", samples=20)], workers=99)
+    for broken in (config(tmp_path / "nothing", tmp_path / "new"), config("", tmp_path / "new"), config(data, "")):
+        with pytest.raises(ValueError, match=r"is not a dataset|is missing: give"):
+            train_all([broken], workers=2)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="workers is 0"):
         train_all([dataclasses.replace(config(data, tmp_path / "run"))], workers=0)

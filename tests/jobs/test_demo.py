@@ -1,5 +1,7 @@
 """The demo's web: real pictures among junk, on the port that its list names, and what ingest makes of it."""
 
+import urllib.error
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -72,6 +74,33 @@ def test_pictures_of_another_folder_are_not_mixed_in(local, tmp_path, capsys):
     assert "250 pictures of" in capsys.readouterr().out
     with pytest.raises(ValueError, match="not of MNIST-5k: remove it"):
         demo._pictures(demo.Config(), tmp_path / "served")
+
+
+def test_a_folder_of_the_users_is_never_touched(tmp_path):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "a.jpg").write_bytes(jpeg(1))
+    with pytest.raises(ValueError, match="lies inside"):
+        demo._pictures(demo.Config(data=str(tmp_path)), tmp_path)
+    with pytest.raises(ValueError, match="is not a folder of the demo's"):
+        demo._pictures(demo.Config(), tmp_path)
+    assert (tmp_path / "cats" / "a.jpg").read_bytes() == jpeg(1)
+
+
+def test_any_file_name_is_served_and_no_other_file(tmp_path):
+    name = "my cat #1 50% ü.jpg"
+    (tmp_path / "mine" / "big cats").mkdir(parents=True)
+    (tmp_path / "mine" / "big cats" / name).write_bytes(jpeg(1))
+    (tmp_path / "secret.jpg").write_bytes(jpeg(2))
+    local = tmp_path / "files"
+    for split in ("train", "test"):
+        (local / "pictures" / split / "big cats").mkdir(parents=True)
+        (local / "pictures" / split / "big cats" / name).write_bytes(jpeg(1))
+    with demo._origin(local) as port:
+        line = demo._write_list(local, port).read_text().splitlines()[1]
+        with urllib.request.urlopen(line.split(",")[1].replace("/moved/", "/ok/"), timeout=5) as reply:
+            assert reply.read() == jpeg(1)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ok/../../secret.jpg", timeout=5)
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):

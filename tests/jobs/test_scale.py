@@ -51,6 +51,14 @@ def test_a_lost_probe_is_made_again_alone(study):
     assert lost in store.names(folder)
 
 
+def test_a_study_over_other_data_is_refused_before_anything_is_trained(study, tmp_path):
+    scale.run(dataclasses.replace(study, samples=(32,)))
+    make_dataset(tmp_path / "other", [30])
+    with pytest.raises(ValueError, match="was begun on manifest"):
+        scale.run(dataclasses.replace(study, data=str(tmp_path / "other"), samples=(32, 64)))
+    assert store.names(study.out) == ["one-000000032-s0"]
+
+
 def test_what_a_study_lacks_is_named(study):
     with pytest.raises(ValueError, match=r"--probe\.train is missing"):
         scale.run(dataclasses.replace(study, probe=probe.Config("", train="", eval="x")))

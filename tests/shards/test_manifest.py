@@ -98,6 +98,8 @@ def test_a_subset_of_a_subset_nests_in_both(tmp_path):
     assert set(selected_index(inner, 0)["key"].to_pylist()) < set(selected_index(middle, 0)["key"].to_pylist())
     with pytest.raises(ValueError, match="use that seed"):
         subset(middle, 5, seed=2)
+    with pytest.raises(ValueError, match="seed is -1"):
+        subset(manifest, 9, seed=-1)
     with pytest.raises(ValueError, match="subset of 900 samples"):
         subset(manifest, 900)
 
@@ -141,6 +143,12 @@ def test_a_future_format_is_refused(tmp_path):
     make_dataset(tmp_path, [5])
     store.put_json(f"{tmp_path}/dataset.json", store.read_json(f"{tmp_path}/dataset.json") | {"format": 9})
     with pytest.raises(ValueError, match="is of format 9, this build reads 1"):
+        read_manifest(str(tmp_path))
+
+
+def test_somebody_elses_dataset_json_is_not_ours(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": []}')
+    with pytest.raises(ValueError, match="is not one of ours"):
         read_manifest(str(tmp_path))
 
 

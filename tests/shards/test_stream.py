@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import bucket
 from datasets import jpeg, make_dataset
 
 from shards import store
@@ -56,6 +57,18 @@ def test_a_subset_streams_only_its_own(tmp_path):
     (samples,) = take(Stream(chosen, ORDER, chosen.samples), 1)
     assert len({s.key for s in samples}) == chosen.samples
     assert sorted(s.sample for s in samples) == list(range(chosen.samples))
+
+
+def test_a_sparse_subset_reads_little_more_than_it_uses(tmp_path, on_moto, monkeypatch):
+    base = bucket() + "/data"
+    manifest = make_dataset(base, [40], side=400)
+    chosen = subset(manifest, 8)
+    reads, read_range = [], store.read_range
+    monkeypatch.setattr(store, "read_range", lambda url, at, n: reads.append(n) or read_range(url, at, n))
+    used = sum(len(s.body) for batch in once(chosen, 4) for s in batch)
+    assert used <= sum(reads) <= 1.1 * used
+    assert len(next(iter(once(manifest, 40)))) == 40
+    assert len(reads) < chosen.samples + 40, "neighbours share a read"
 
 
 def test_once_is_row_order_without_repeats(base):

@@ -18,7 +18,7 @@ from shards import store
 from shards.manifest import make_version
 from shards.order import Order
 from shards.selection import subset
-from xtra import checkpoint, train
+from xtra import checkpoint, run_folder, train
 from xtra.model import ModelConfig
 from xtra.optim import OptimConfig
 
@@ -248,6 +248,54 @@ def test_a_diverging_run_stops_with_the_step_named(data, tmp_path):
         train.run(wild)
 
 
+@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (2.0, float("inf"))])
+def test_what_is_not_finite_is_never_saved(data, tmp_path, monkeypatch, loss, norm):
+    honest = train._look
+
+    def poisoned(settings, pending, *rest):
+        row, told, grad_norm = pending[-1]
+        if row["samples_seen"] == 60:  # a step that is due to be saved
+            told, grad_norm = told.clone(), torch.tensor(norm)
+            told[0] = loss
+        return honest(settings, [*pending[:-1], (row, told, grad_norm)], *rest)
+
+    monkeypatch.setattr(train, "_look", poisoned)
+    with pytest.raises(ValueError, match="at 60 samples seen"):
+        train.run(config(data, tmp_path / "run"))
+    assert checkpoint.committed(str(tmp_path / "run")) == [30]
+
+
+def test_an_attempt_overtaken_while_it_uploads_does_not_commit(data, tmp_path, monkeypatch):
+    out, upload = tmp_path / "run", store.put_file
+
+    def slow(url, path):
+        upload(url, path)
+        store.put_json_if_absent(str(out / "attempts" / "000002.json"), {"attempt": 2})
+
+    monkeypatch.setattr(store, "put_file", slow)
+    result = train.run(config(data, out))
+    assert (result.stopped, result.superseded) == (True, True)
+    assert checkpoint.committed(str(out)) == []
+
+
+def test_a_run_that_another_process_began_first_is_joined_on_its_terms(tmp_path, monkeypatch):
+    base, out = str(tmp_path / "data"), str(tmp_path / "run")
+    first = make_dataset(base, [40])
+    settings = dataclasses.asdict(config(base, out))
+    facts = run_folder._facts
+
+    def overtaken(manifest, *rest):  # between reading the dataset and writing run.json
+        monkeypatch.setattr(run_folder, "_facts", facts)
+        run_folder.open_run(out, settings, 1)
+        write_unit(base, 1, rows_of(40, 30))
+        make_version(base, "more")
+        return facts(make_version(base, "more"), *rest)
+
+    monkeypatch.setattr(run_folder, "_facts", overtaken)
+    opened = run_folder.open_run(out, settings, 1)
+    assert (opened.attempt.number, opened.manifest.digest) == (2, first.digest)
+
+
 def test_too_many_bad_samples_stop_the_run(tmp_path):
     base = str(tmp_path / "data")
     rows = rows_of(0, 40)
@@ -270,5 +318,7 @@ def test_a_refused_run_leaves_nothing_behind(tmp_path):
 def test_missing_flags_are_named(data):
     with pytest.raises(ValueError, match="--data is missing"):
         train.run(config("", "x"))
+    with pytest.raises(ValueError, match="micro is -1"):
+        config(data, "x", micro=-1)
     with pytest.raises(ValueError, match="precision is 'fp8'"):
         config(data, "x", precision="fp8")
