@@ -32,7 +32,7 @@ from PIL import Image
 from jobs import cli, ledger
 from shards import store
 
-SAMPLES = (1024, 4096, 12288)
+SAMPLES = (1024, 3072, 9216)
 RECIPES = ("demo32", "demo32_aim")
 WORKERS = 2
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
