@@ -57,9 +57,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         if not url:
             raise ValueError(f"--{flag} is missing: give the labelled dataset")
         read_manifest(url)
-    data = read_manifest(
-        store.absolute(config.data)
-    ).address  # one version for the whole study, whatever is ingested meanwhile
+    data = read_manifest(store.absolute(config.data)).address  # one version for the study, whatever is ingested later
     runs = [
         _run_config(config, data, recipe, samples, seed)
         for recipe in config.recipes
@@ -81,8 +79,8 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
 def _run_config(config: Config, data: str, recipe: str, samples: int, seed: int) -> train.Config:
     base = recipes.get(recipe)
     out = store.join(store.absolute(config.out), f"{recipe}-{samples:09d}-s{seed}")
-    every = max(samples // 2, base.batch)
     batch = min(base.batch, samples)
+    every = min(base.checkpoint_every, max(samples // 2, batch))
     return dataclasses.replace(
         base, data=data, out=out, samples=samples, seed=seed, batch=batch, checkpoint_every=every
     )
@@ -96,8 +94,10 @@ def _is_trained(wanted: train.Config) -> bool:
 def _probes(config: Config, runs: list[train.Config]) -> list[tuple[train.Config, probe.Config]]:
     """Every trained encoder; beside the first run of a recipe and seed, its encoder untrained; pixels once a study."""
     wanted, seen = [], set()
+    training, evaluation = store.absolute(config.probe.train), store.absolute(config.probe.eval)
+    base = dataclasses.replace(config.probe, train=training, eval=evaluation, pixels=False)
     for trained in runs:
-        settings = dataclasses.replace(config.probe, checkpoint=trained.out, out=trained.out, pixels=False)
+        settings = dataclasses.replace(base, checkpoint=trained.out, out=trained.out)
         wanted.append((trained, settings))
         if config.random and (trained.recipe, trained.seed) not in seen:
             pixels = config.pixels and not seen

@@ -79,7 +79,7 @@ class TrainResult:
     loss: float | None  # of the last step; None when there was nothing left to do
     seconds: float
     stopped: bool  # before its last sample, by a signal or by a later attempt
-    superseded: bool  # by a later attempt, which goes on with the run
+    superseded: bool = False  # by a later attempt, which goes on with the run
 
 
 def run(
