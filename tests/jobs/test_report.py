@@ -176,6 +176,14 @@ def test_text_from_files_is_escaped(tmp_path: Path):
     assert "<b>&set" in Reader(html).text
 
 
+def test_a_folder_of_unreadable_runs_is_no_report(tmp_path: Path):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"no run in it can be read: .*run"):
+        write_report(str(tmp_path))
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_run_writes_page_and_ledger_and_reports_problems(tmp_path: Path):
     folder = run_folders.write_run(tmp_path / "runs/a")
     run_folders.write_probe(folder, 0.2).write_text("{")
