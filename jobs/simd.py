@@ -49,7 +49,7 @@ def main() -> int:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     with tempfile.TemporaryDirectory(prefix="pillow-simd-") as aside:
         flags = os.environ | {"CFLAGS": os.environ.get("CFLAGS", "") + " -mavx2"}
-        build = [*pip, "wheel", "--no-deps", "--no-binary", ":all:", "-w", aside, PILLOW_SIMD]
+        build = [*pip, "wheel", "--no-deps", "--no-binary", "pillow-simd", "-w", aside, PILLOW_SIMD]
         built = subprocess.run(build, env=flags, capture_output=True, check=False)
         wheels = list(Path(aside).glob("*.whl"))
         if built.returncode or not wheels:
