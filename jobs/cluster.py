@@ -42,11 +42,10 @@ def train_all(
     workers: int = 1,
     stop: threading.Event | None = None,
     progress: Progress = lambda row: None,
-    use_ray: bool | None = None,
 ) -> list[TrainResult]:
     """Train the runs one after another: in this process for one worker, on a Ray Train group for more.
 
-    `stop` makes every rank save a checkpoint and return at the end of its step. `use_ray` forces a group of one.
+    `stop` makes every rank save a checkpoint and return at the end of its step.
     Raises ValueError for what train.run() raises it for.
     """
     if workers < 1:
@@ -58,7 +57,7 @@ def train_all(
     ]
     for config in configs:
         terms(config.out, dataclasses.asdict(config))  # refuse now what every worker would refuse later
-    if use_ray or (use_ray is None and workers > 1):
+    if workers > 1:
         return _train_on_ray(configs, workers, stop, progress)
     results: list[TrainResult] = []
     for config in configs:
@@ -215,7 +214,8 @@ def _train_on_ray(
         for row in rows:
             progress(row)
         if stop.is_set() and not met:
-            break  # the workers have not begun, so there is nobody to ask and nothing to save
+            ray.shutdown()  # the workers have not begun, so there is nobody to ask and nothing to save
+            return []
         if outcome is not None and "error" in outcome:
             # Ranks that did not meet the error themselves wait for those that did, and would for half an hour.
             thread.join(10)
@@ -226,8 +226,6 @@ def _train_on_ray(
         raise ValueError(outcome["error"])
     if failed:
         raise failed[0]
-    if outcome is None and stop.is_set():
-        return []
     assert outcome is not None, "the worker group ended without a word"
     return [TrainResult(**result) for result in outcome["results"]]
 

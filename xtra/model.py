@@ -139,14 +139,6 @@ SIZES: Mapping[str, ModelConfig] = MappingProxyType(_sizes())
 plain-causal arm; the rest train on a CPU. All have drop_path 0: a recipe sets it."""
 
 
-def b16() -> ModelConfig:
-    return SIZES["b16"]
-
-
-def h14() -> ModelConfig:
-    return SIZES["h14"]
-
-
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, mask_NN: Tensor | None) -> Tensor:
     """Softmax attention, [B, H, N, E]. No mask means plain causal, where kernels need none."""
     return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_NN, is_causal=mask_NN is None)

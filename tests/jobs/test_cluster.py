@@ -86,6 +86,13 @@ def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_pat
     assert losses(tmp_path / "run") == losses(two_ranks)
 
 
+def test_a_stop_before_the_workers_begin_ends_without_a_run(data, tmp_path):
+    stop = threading.Event()
+    stop.set()
+    assert train_all([config(data, tmp_path / "run")], workers=2, stop=stop) == []
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_the_users_mistakes_come_back_as_one_line(data, tmp_path):
     train_all([config(data, tmp_path / "run", samples=20)], workers=1)
     with pytest.raises(ValueError, match="begun with seed = 0, now 9"):
