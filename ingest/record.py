@@ -140,6 +140,7 @@ class Picture:
     progressive: bool | None
     subsampling: str | None
     icc: bool
+    phash: int = 0  # perceptual hash, 64 bits; 0 where the picture was not decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,18 @@ class Verdict:
     fetched_bytes: int | None = None
     fetched_sha256: str | None = None
     decode_checked: bool = False
+    body: bytes | None = None  # of a content reject, so that people can be shown what was rejected
 
     @property
     def keep(self) -> bool:
         return self.picture is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that people will want to know of afterwards: a host that was paused, a worker that died, an outage."""
+
+    at: float  # seconds since 1970
+    kind: str
+    about: str  # the host, unit or link
+    detail: str
