@@ -191,11 +191,10 @@ def _status(call: Call) -> Any:
 
 def _bench(call: Call) -> Any:
     import importlib
-    import pkgutil
 
     from jobs import bench
 
-    subjects = sorted(m.name for m in pkgutil.iter_modules(bench.__path__) if not m.name.startswith("_"))
+    subjects = bench.subjects()
     subject = call.first()
     if subject not in subjects:
         what = "SUBJECT is missing" if subject is None else f"{subject!r} is not a subject{nearest(subject, subjects)}"

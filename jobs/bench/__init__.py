@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+HELPERS = ("origin", "peers")  # modules here that are no subject of their own
+
+
+def subjects() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
 
 
 def result(subject: str, rows: list[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:
