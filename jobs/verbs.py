@@ -103,6 +103,7 @@ def _train(call: Call) -> Any:
     workers = call.own("workers", 1)
     also = "--workers N trains on N processes (1: this one)"
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
+    print(f"recipe {name}", *(f"not {other}" for other in recipes.variants(name)), sep="\n", file=sys.stderr)
     _start_group(call, workers)
     with Progress("samples") as progress:
         results = cluster.train_all(

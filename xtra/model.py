@@ -120,6 +120,11 @@ def _sizes() -> dict[str, ModelConfig]:
     b16 = ModelConfig(256, 16, 4, 768, 12, 12, bridge=4096, dec_width=768, dec_depth=8, dec_heads=6, head=6144)
     h14 = ModelConfig(224, 14, 4, 1280, 32, 16, bridge=5120, dec_width=640, dec_depth=8, dec_heads=8, head=9408)
     b16_ablation = replace(b16, dec_width=384)
+    # Encoders of the official code (src/modules/vit.py); their decoders, bridges and heads are ours.
+    ti16 = replace(b16, width=192, heads=3, bridge=1024, dec_width=192, dec_heads=3, head=1536)
+    s16 = replace(b16, width=384, heads=6, bridge=2048, dec_width=384, head=3072)
+    l16 = replace(b16, width=1024, depth=24, heads=16)
+    g14 = replace(h14, width=1408, depth=40, bridge=5632, dec_width=704, mlp_ratio=48 / 11)
     return {
         "tiny32": tiny,
         "small32": small,
@@ -127,8 +132,12 @@ def _sizes() -> dict[str, ModelConfig]:
         "tiny64": replace(tiny, image=64, block=4),
         "small64": replace(small, image=64, block=4),
         "base64": replace(base, image=64, block=4),
+        "ti16": ti16,
+        "s16": s16,
         "b16": b16,
+        "l16": l16,
         "h14": h14,
+        "g14": g14,
         "b16_ablation": b16_ablation,
         "b16_aim": replace(b16_ablation, block=1),
     }
@@ -136,7 +145,8 @@ def _sizes() -> dict[str, ModelConfig]:
 
 SIZES: Mapping[str, ModelConfig] = MappingProxyType(_sizes())
 """b16 and h14 are the paper's XTRA-B/16@256 and XTRA-H/14@224; b16_ablation and b16_aim its ablation baseline and
-plain-causal arm; the rest train on a CPU. All have drop_path 0: a recipe sets it."""
+plain-causal arm; ti16, s16, l16 and g14 are not trained there; *32 and *64 train on a CPU. All have drop_path 0: a
+recipe sets it."""
 
 
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, mask_NN: Tensor | None) -> Tensor:
