@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 import pycurl
 
 from ingest.address import networks, refusal
-from ingest.record import Fetched, Link, Reason
+from ingest.hosts import HostLoad, Leases
+from ingest.record import Event, Fetched, Link, Reason
 from ingest.source import check_url, quote
 
 AGENT = "xtra-pretrain/0.1"
@@ -75,11 +76,11 @@ def fetch(
 ) -> Iterator[Fetched]:
     """One result a link, as they complete. Large bodies are files under `scratch` (without it: all in memory), and
     then belong to the caller. `stop` returning True ends the iteration early; what was in flight is dropped."""
-    loop = _Loop(config, scratch)
+    fetcher = Fetcher(config, scratch)
     try:
-        yield from loop.run(iter(links), stop)
+        yield from (fetched for fetched in fetcher.run(links, stop) if fetched is not None)
     finally:
-        loop.close()
+        fetcher.close()
 
 
 # --- one transfer --------------------------------------------------------------------------------------------------
@@ -277,10 +278,28 @@ class _Host:
     listed: bool = False  # in _Loop.ready
 
 
-class _Loop:
-    def __init__(self, config: FetchConfig, scratch: Path | None) -> None:
+def ignore(_event: Event) -> None:
+    """Nobody wants to know."""
+
+
+class Fetcher:
+    """Fetches for as long as its process lives: connections, DNS, TLS sessions and what is known of hosts stay.
+
+    `leases` is where several processes share hosts; without it this process has them to itself. `tell` hears of what
+    people will want to know afterwards.
+    """
+
+    def __init__(
+        self,
+        config: FetchConfig,
+        scratch: Path | None = None,
+        leases: Leases | None = None,
+        tell: Callable[[Event], None] = ignore,
+    ) -> None:
         self.config = config
-        self.hosts: dict[str, _Host] = {}
+        self.leases = leases
+        self.tell = tell
+        self._hosts: dict[str, _Host] = {}
         self.ready: deque[str] = deque()  # hosts with a task to start and room to start it
         self.later: list[tuple[float, int, _Task]] = []  # heap of tasks that wait for their next attempt
         self.held = 0  # tasks that have not ended
@@ -306,13 +325,28 @@ class _Loop:
         self.multi.close()
         self.selector.close()
 
-    def run(self, links: Iterator[Link], stop: Callable[[], bool]) -> Iterator[Fetched]:
+    def hosts(self) -> list[HostLoad]:
+        """What is known of the hosts that have links now, for a live table."""
+        return [HostLoad(name, host.active, len(host.waiting), 0, 0, 0, 0.0, 0.0) for name, host in self._hosts.items()]
+
+    def paused(self) -> str:
+        """Why nothing new is started, in one line; empty when all is well."""
+        return ""
+
+    def run(self, links: Iterable[Link | None], stop: Callable[[], bool] = lambda: False) -> Iterator[Fetched | None]:
+        """One result a link, as they complete. A None among the links says: none just now, ask again soon. A None among
+        the results comes about every TICK when nothing ends, so that the caller can look after other things."""
+        source = iter(links)
         more = True
+        quiet_since = time.monotonic()
         while (more or self.held) and not stop():
             while more and self.held < LOOKAHEAD * self.config.connections:
-                link = next(links, None)
-                if link is None:
+                try:
+                    link = next(source)
+                except StopIteration:
                     more = False
+                    break
+                if link is None:
                     break
                 self.held += 1
                 why = check_url(link.url)
@@ -326,10 +360,15 @@ class _Loop:
                 self._queue(heapq.heappop(self.later)[2])
             self._start(now)
             self._turn()
-            yield from self._finished()
+            for fetched in self._finished():
+                quiet_since = now
+                yield fetched
+            if now - quiet_since >= TICK:
+                quiet_since = now
+                yield None
 
     def _queue(self, task: _Task) -> None:
-        host = self.hosts.setdefault(task.host, _Host())
+        host = self._hosts.setdefault(task.host, _Host())
         host.waiting.append(task)
         self._list(task.host, host)
 
@@ -341,7 +380,7 @@ class _Loop:
     def _start(self, now: float) -> None:
         while self.ready and self.idle:
             name = self.ready.popleft()
-            host = self.hosts[name]
+            host = self._hosts[name]
             host.listed = False
             task = host.waiting.popleft()
             host.active += 1
@@ -400,11 +439,11 @@ class _Loop:
         if slot.failure is not None:
             raise ValueError(slot.failure)
         self.idle.append(slot)
-        host = self.hosts[task.host]
+        host = self._hosts[task.host]
         host.active -= 1
         self._list(task.host, host)
         if not host.active and not host.waiting:
-            del self.hosts[task.host]
+            del self._hosts[task.host]
 
         if target:
             slot.discard()
