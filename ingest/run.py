@@ -6,23 +6,20 @@ last run was stopped, killed or finished.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import shutil
-import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -43,8 +40,8 @@ SCRATCH = "xtra-ingest-"
 class Config:
     """What to ingest, and how."""
 
-    urls: str  # the list: text, CSV, TSV or Parquet, plain or .gz, anywhere fsspec reads
-    out: str  # the dataset's folder
+    urls: str = ""  # the list: text, CSV, TSV or Parquet, plain or .gz, anywhere fsspec reads; a retry needs none
+    out: str = ""  # the dataset's folder
     unit: int = 10_240  # links a tar
     format: str = "auto"  # of the list: auto (by its name), text, csv, tsv, parquet
     url_column: str | None = None
@@ -52,14 +49,20 @@ class Config:
     label_column: str | None = None
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
-    scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
-    workers: int = 1  # processes, each with its own connections
+    scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
+    scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
+    retry: bool = (
+        False  # ask again for the links whose reason may pass: dns, connect, timeout, tls, 429, 5xx, cut bodies
+    )
+    dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
 
     def __post_init__(self) -> None:
         if self.unit < 1:
             raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
-        if self.workers < 1:
-            raise ValueError(f"workers is {self.workers}: it must be at least 1")
+        if self.scratch_bytes is not None and self.scratch_bytes < 1:
+            raise ValueError(f"scratch_bytes is {self.scratch_bytes}: it must be at least 1 byte")
+        if self.dry_run < 0:
+            raise ValueError(f"dry_run is {self.dry_run}: it must be a number of links, or 0 for a real run")
 
     @property
     def digest(self) -> str:
@@ -83,11 +86,15 @@ class Progress:
     kept: int
     reasons: dict[str, int]
     fetched_bytes: int  # of this run
+    seconds: float = 0.0  # since this run began
+    done_now: int = 0  # links that this run has finished
+    hosts: tuple[Any, ...] = ()  # HostLoad: those with links in hand
+    note: str = ""  # what people must know now, such as that the network is gone; one line
 
 
 @dataclass(frozen=True)
 class IngestResult:
-    """links = kept + sum(reasons) when the ingest is complete."""
+    """links = kept + sum(reasons) and samples = kept - sum(deselected) when the ingest is complete."""
 
     dataset: str
     links: int
@@ -97,6 +104,9 @@ class IngestResult:
     units_done: int
     version: str | None  # the manifest's digest; None when stopped before the last unit
     seconds: float
+    samples: int = 0  # of that version
+    deselected: dict[str, int] = field(default_factory=dict)  # kept links that it leaves out, by reason
+    not_chosen: int = 0  # lines of the list whose classes were not asked for; no links of the dataset
 
     @property
     def stopped(self) -> bool:
@@ -118,14 +128,13 @@ def run(
         tally.commit(manifest.read_commit(config.out, unit))
     todo = [unit for unit in range(info.units) if unit not in committed]
     with scratch_folder(config.scratch) as scratch:
-        ingest = _in_processes if config.workers > 1 and len(todo) > 1 else _in_this_process
-        for commit in ingest(config, todo, scratch, tally, stop):
+        for commit in _in_this_process(config, todo, scratch, tally, stop):
             tally.commit(commit)
-    version = None
+    version, samples, deselected = None, 0, {}
     if tally.units_done == info.units:
         made = manifest.make_version(config.out, "ingest")
         assert made.links == links, f"{made.links} links in the version, {links} in the plan"
-        version = made.digest
+        version, samples, deselected = made.digest, made.samples, made.deselected
         assert tally.kept + sum(tally.reasons.values()) == links
     tally.report(force=True)
     return IngestResult(
@@ -137,6 +146,8 @@ def run(
         units_done=tally.units_done,
         version=version,
         seconds=time.monotonic() - begun,
+        samples=samples,
+        deselected=dict(deselected),
     )
 
 
@@ -149,6 +160,9 @@ def plan(config: Config) -> tuple[manifest.DatasetInfo, int]:
     Raises ValueError when the list is missing or empty, when the out folder cannot be written or holds a dataset of
     another list or other settings, and when more than 1,000 links would be asked for without a contact.
     """
+    for name in ("urls", "out"):
+        if not getattr(config, name):
+            raise ValueError(f"--{name} is missing: xtra ingest --urls LIST --out FOLDER")
     found = manifest.DatasetInfo(
         list_name=list_name(config.urls),
         list_sha256=list_sha256(config.urls),
@@ -262,49 +276,6 @@ def _in_this_process(
         if commit is None:
             return
         yield commit
-
-
-_stop_event: Event
-
-
-def _start_worker(event: Event) -> None:
-    global _stop_event
-    _stop_event = event
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
-
-
-def _worker_stops() -> bool:
-    parent = multiprocessing.parent_process()
-    return _stop_event.is_set() or parent is None or not parent.is_alive()
-
-
-def _worker_unit(config: Config, unit: int, scratch: Path) -> manifest.Commit | None:
-    return None if _worker_stops() else ingest_unit(config, unit, scratch, _worker_stops)
-
-
-def _in_processes(
-    config: Config, units: list[int], scratch: Path, tally: _Tally, stop: Callable[[], bool]
-) -> Iterator[manifest.Commit]:
-    spawn = multiprocessing.get_context("spawn")
-    event = spawn.Event()
-    with concurrent.futures.ProcessPoolExecutor(
-        min(config.workers, len(units)), spawn, _start_worker, (event,)
-    ) as pool:
-        waiting = {pool.submit(_worker_unit, config, unit, scratch) for unit in units}
-        try:
-            while waiting:
-                done, waiting = concurrent.futures.wait(waiting, TICK, concurrent.futures.FIRST_COMPLETED)
-                if stop():
-                    event.set()
-                tally.report()
-                for future in done:
-                    commit = future.result()
-                    if commit is not None:
-                        tally.fetched_bytes += commit.tar_bytes
-                        yield commit
-        finally:
-            event.set()
-            pool.shutdown(cancel_futures=True)
 
 
 # --- scratch -------------------------------------------------------------------------------------------------------

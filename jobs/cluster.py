@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ingest import run as ingest
 from shards import store
 from xtra import probe, train
 from xtra.run_folder import terms
@@ -65,6 +66,23 @@ def train_all(
             break
         results.append(train.run(config, stop.is_set, lambda row, c=config: progress({"run": c.out, **row})))
     return results
+
+
+def ingest_all(
+    config: ingest.Config,
+    workers: int = 1,
+    stop: threading.Event | None = None,
+    progress: Callable[[ingest.Progress], None] | None = None,
+) -> ingest.IngestResult:
+    """Ingest a list: in this process for one worker, by Ray actors for more.
+
+    `stop` ends it within seconds; what is not committed is done by a rerun. Raises ValueError for what
+    ingest.run.run() raises it for.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    stop = stop or threading.Event()
+    return ingest.run(config, progress, stop.is_set)
 
 
 def probe_all(

@@ -21,8 +21,12 @@ PARITY = 1e-9  # largest relative error against the official float64 numbers
 
 def _ingest(call: Call) -> Any:
     from ingest import run as ingest
+    from jobs import cluster
 
-    return _gather(call, call.config(ingest.Config), ingest.run)
+    workers = call.own("workers", 1)
+    config = call.config(ingest.Config, also="--workers N ingests with N processes (1: this one)")
+    _start_group(call, workers)
+    return _gather(call, config, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress))
 
 
 def _import(call: Call) -> Any:

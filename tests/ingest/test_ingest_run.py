@@ -122,9 +122,9 @@ def test_the_same_bytes_give_the_same_tars(origin: Origin, tmp_path: Path) -> No
     paths = [f"/slow/{(n * 7) % 5 / 50}/{n}.jpg" for n in range(40)]  # complete in another order each time
     urls = write_list(tmp_path / "list.txt", origin, paths)
     outs = [str(tmp_path / f"out{n}") for n in range(3)]
-    for out, connections, workers in zip(outs, (3, 16, 4), (1, 1, 2)):
+    for out, connections in zip(outs, (3, 16, 4)):
         fetch = replace(FETCH, connections=connections)
-        balance(run(Config(urls, out, unit=16, fetch=fetch, workers=workers)), 40)
+        balance(run(Config(urls, out, unit=16, fetch=fetch)), 40)
     assert tars_of(outs[0]) == tars_of(outs[1]) == tars_of(outs[2])
     assert manifest.read_commit(outs[0], 0).tar != manifest.read_commit(outs[1], 0).tar
 
@@ -134,7 +134,7 @@ def test_a_rerun_asks_for_nothing_and_changes_nothing(origin: Origin, tmp_path: 
     config = Config(urls, str(tmp_path / "out"), unit=4, fetch=FETCH)
     first = run(config)
     asked = origin.requests.total()
-    again = run(replace(config, workers=2, fetch=replace(FETCH, retries=7, per_host=1)))
+    again = run(replace(config, fetch=replace(FETCH, retries=7, per_host=1)))
     assert origin.requests.total() == asked == 10
     assert replace(again, seconds=0) == replace(first, seconds=0)
     assert store.names(str(tmp_path / "out" / "versions")) == ["000001.json"]
@@ -186,19 +186,18 @@ from ingest.fetch import FetchConfig
 from ingest.run import Config, run
 
 if __name__ == "__main__":
-    urls, out, scratch, workers = sys.argv[1:]
+    urls, out, scratch = sys.argv[1:]
     fetch = FetchConfig(allow_private=("127.0.0.1",), connections=8, max_bytes=1 << 20)
-    run(Config(urls, out, unit=10, fetch=fetch, scratch=scratch, workers=int(workers)))
+    run(Config(urls, out, unit=10, fetch=fetch, scratch=scratch))
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_and_rerun_nothing_is_lost_and_nothing_twice(origin: Origin, tmp_path: Path, workers: int) -> None:
+def test_killed_and_rerun_nothing_is_lost_and_nothing_twice(origin: Origin, tmp_path: Path) -> None:
     paths = [f"/slow/0.1/{n}.jpg" for n in range(100)]
     urls = write_list(tmp_path / "list.txt", origin, paths)
     out, scratch = str(tmp_path / "out"), tmp_path / "scratch"
     (tmp_path / "killed.py").write_text(KILLED)
-    words = [sys.executable, str(tmp_path / "killed.py"), urls, out, str(scratch), str(workers)]
+    words = [sys.executable, str(tmp_path / "killed.py"), urls, out, str(scratch)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -206,7 +205,6 @@ def test_killed_and_rerun_nothing_is_lost_and_nothing_twice(origin: Origin, tmp_
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.7 if workers > 1 else 0)  # workers look for their parent every quarter of a second
     committed = manifest.committed_units(out)
     assert 2 <= len(committed) < 10
     before, tars = Counter(origin.requests), tars_of(out)
@@ -291,8 +289,10 @@ def test_a_full_scratch_is_one_line(origin: Origin, tmp_path: Path, monkeypatch:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="unit is 0"):
         Config("a", "b", unit=0)
-    with pytest.raises(ValueError, match="workers is 0"):
-        Config("a", "b", workers=0)
+    with pytest.raises(ValueError, match="scratch_bytes is 0"):
+        Config("a", "b", scratch_bytes=0)
+    with pytest.raises(ValueError, match="dry_run is -1"):
+        Config("a", "b", dry_run=-1)
 
 
 def test_reasons_of_a_run_are_of_the_closed_list() -> None:

@@ -90,7 +90,7 @@ MISTAKES = [
     (["train", "demo32", "--model.heads", "5"], "model.heads is 5; it must divide the width"),
     (["train", "demo32", "--workers", "many"], "--workers is 'many'; it must be a whole number"),
     (["train", "demo32"], "--data is missing"),
-    (["ingest"], "--urls and --out must be given: xtra ingest --help"),
+    (["ingest"], "--urls is missing: xtra ingest --urls LIST --out FOLDER"),
     (["ingest", "--urls", "nowhere.txt", "--out"], "--out"),
     (["import"], "SOURCE is missing: xtra import SOURCE"),
     (["import", "/no/such/set", "--out", "/tmp/x"], "/no/such/set: there is no such folder or tar"),
