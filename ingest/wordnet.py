@@ -1,0 +1,172 @@
+"""Which classes of a labelled list are taken: by subtree of WordNet, by name, by a file, by how many links they have.
+
+Two companion files of ImageNet are read: `wordnet.is_a.txt`, a line `parent child` for every edge (a synset may have
+several parents, so it is no tree), and `words.txt`, a line `wnid<TAB>lemma, lemma, …` for every synset. Both are small
+(82,115 synsets) and held whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards import store
+
+WNID = re.compile(r"n\d{8}")
+_SHOWN = 8  # candidates that an error lists
+
+
+@dataclass(frozen=True)
+class ClassConfig:
+    """Which labels are taken. Every rule that is set narrows the choice; none set takes every link, labelled or not."""
+
+    subtree: tuple[str, ...] = ()  # wnids (or names, with words) whose class and all classes below are taken
+    is_a: str | None = None  # wordnet.is_a.txt, for subtree: a line "parent child" for every edge
+    words: str | None = None  # words.txt, for names in subtree: a line "wnid<TAB>lemma, lemma" for every synset
+    file: str | None = None  # the classes to take, one a line: the first word where it is a wnid, else the first column
+    min_count: int = 0  # links that a class must have in the list (ImageNet-21K-P takes more than 500: 501)
+
+    def __post_init__(self) -> None:
+        if self.min_count < 0:
+            raise ValueError(f"classes.min_count is {self.min_count}: it must be 0 or more")
+        if self.subtree and self.is_a is None:
+            raise ValueError(
+                f"classes.subtree {self.subtree[0]!r} needs a hierarchy: set --classes.is-a wordnet.is_a.txt"
+            )
+        for name in self.subtree:
+            if WNID.fullmatch(name) is None and self.words is None:
+                raise ValueError(
+                    f"classes.subtree {name!r} is not a wnid like n02084071: name it so, or set --classes.words"
+                )
+
+    @property
+    def all(self) -> bool:
+        """No rule is set."""
+        return not (self.subtree or self.file is not None or self.min_count)
+
+
+def chosen(config: ClassConfig, counts: Callable[[], Mapping[str, int]]) -> frozenset[str] | None:
+    """The labels that are taken; None: every one, and links without a label too.
+
+    `counts` gives the links of every label (`source.label_counts` of a list; of kept rows when selecting). It is called
+    only where min_count is set. Raises ValueError for a file that is missing or broken, a class that is not in the
+    hierarchy, an ambiguous name, and when nothing is left.
+    """
+    if config.all:
+        return None
+    rules: list[Collection[str]] = []
+    if config.subtree:
+        assert config.is_a is not None  # ClassConfig saw to it
+        names = None if config.words is None else read_words(config.words)
+        tops = [resolve(name, names, config.words) for name in config.subtree]
+        rules.append(subtree(tops, read_is_a(config.is_a), config.is_a))
+    if config.file is not None:
+        rules.append(read_classes(config.file))
+    if config.min_count:
+        rules.append({label for label, n in counts().items() if n >= config.min_count})
+    left = frozenset(rules[0]).intersection(*rules[1:])
+    if not left:
+        raise ValueError("--classes: no class meets all the rules that are set: loosen one")
+    return left
+
+
+def takes(labels: pa.ListArray, classes: Collection[str]) -> pa.BooleanArray:
+    """For every row whether it has a label among `classes`; labels are a list of strings (or bytes) a row."""
+    flat = labels.flatten()
+    mine = pc.is_in(flat, value_set=pa.array(sorted(classes), pa.string()).cast(flat.type))
+    hits = np.concatenate([[0], np.cumsum(mine.to_numpy(zero_copy_only=False))])
+    lengths = pc.list_value_length(labels).fill_null(0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths)
+    return pa.array(hits[ends] > hits[ends - lengths])
+
+
+# --- the hierarchy and the names -----------------------------------------------------------------------------------
+
+
+def read_is_a(url: str) -> dict[str, list[str]]:
+    """Parent -> children. Raises ValueError naming the line that is not `parent child`."""
+    children: dict[str, list[str]] = defaultdict(list)
+    for number, line in _lines(url):
+        edge = line.split()
+        if len(edge) != 2:
+            raise ValueError(f"{url}: line {number} is {line[:60]!r}: it must be a parent and a child")
+        children[edge[0]].append(edge[1])
+    return dict(children)
+
+
+def subtree(tops: Iterable[str], children: Mapping[str, Iterable[str]], url: str) -> set[str]:
+    """The tops and everything below them, each once, however many parents it has and even where the file has a cycle.
+    Raises ValueError for a top that the hierarchy of `url` does not know."""
+    known = set(children).union(*children.values())
+    found: set[str] = set()
+    todo = list(tops)
+    for top in todo:
+        if top not in known:
+            raise ValueError(
+                f"classes.subtree: {top} is not in {url}: check the wnid, or that it is the right hierarchy"
+            )
+    while todo:
+        synset = todo.pop()
+        if synset not in found:
+            found.add(synset)
+            todo += children.get(synset, ())
+    return found
+
+
+def read_words(url: str) -> dict[str, str]:
+    """Wnid -> its lemmas, `dog, domestic dog, Canis familiaris`. Raises ValueError naming a line without a tab."""
+    words = {}
+    for number, line in _lines(url):
+        wnid, tab, lemmas = line.partition("\t")
+        if not tab:
+            raise ValueError(f"{url}: line {number} is {line[:60]!r}: it must be a wnid, a tab and names")
+        words[wnid.strip()] = lemmas.strip()
+    return words
+
+
+def resolve(name: str, words: Mapping[str, str] | None, url: str | None) -> str:
+    """The wnid of a wnid, of a synset's whole line of lemmas, or of one lemma that no other synset has.
+    Raises ValueError for a name that nobody has, and one listing the candidates for one that several have."""
+    if WNID.fullmatch(name):
+        return name
+    assert words is not None  # ClassConfig saw to it
+    wanted = name.strip()
+    # One whose only name this is gets no preference: "dog" alone is an insult, the animal is "dog, domestic dog, ...".
+    found = [wnid for wnid, lemmas in words.items() if lemmas == wanted or wanted in lemmas.split(", ")]
+    if not found:
+        raise ValueError(
+            f"classes.subtree: no synset in {url} is named {name!r}: use a wnid, or a lemma as written there"
+        )
+    if len(found) > 1:
+        listed = "; ".join(f"{wnid} {words[wnid]}" for wnid in found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise ValueError(f"classes.subtree: {name!r} names {len(found)} synsets: use one's wnid: {listed}{more}")
+    return found[0]
+
+
+def read_classes(url: str) -> frozenset[str]:
+    """The labels that a file names, one a line. Raises ValueError when it names none."""
+    found = set()
+    for _, line in _lines(url):
+        word = line.split()[0]
+        found.add(word if WNID.fullmatch(word) else line.split("\t")[0].strip())
+    if not found:
+        raise ValueError(f"{url}: names no classes: put one a line")
+    return frozenset(found)
+
+
+def _lines(url: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of what is not blank."""
+    try:
+        text = store.read(url).decode("utf-8", "replace")
+    except store.Missing:
+        raise ValueError(f"{url}: there is no such file: check the --classes flags") from None
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
