@@ -1,73 +1,78 @@
-"""Units, commits and versions: which samples a dataset holds, and the proof that every link is accounted for.
+"""Manifests and versions: which samples a dataset holds, and the proof that every link is accounted for.
 
-A dataset is a folder (design section 3): `dataset.json`, the plan `links/`, the tars and indexes in `shards/`, one
-commit a unit in `commits/` (written last, put if absent), immutable manifests named by their own digest in
-`manifests/`, and `versions/`, whose newest number is the newest version. A unit without a commit never happened.
+Beside what ingest wrote (`shards.dataset`, whose names are also found here), a dataset's folder holds immutable
+manifests named by their own digest in `manifests/`, and `versions/`, whose newest number is the newest version.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards import store
-
-FORMAT = 1
-KEPT = "kept"
-
-PLAN_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("row", pa.int64()),
-        ("line", pa.int64()),  # of the list, from 1, where it holds no usable link; else null
-        ("why", pa.string()),  # it does not
-    ]
+from shards.dataset import (
+    FORMAT,
+    INDEX_SCHEMA,
+    KEPT,
+    PLAN_SCHEMA,
+    Commit,
+    DatasetInfo,
+    Generation,
+    commit,
+    committed_units,
+    planned_units,
+    read_commit,
+    read_commits,
+    read_generations,
+    read_info,
+    read_plan,
+    read_table,
+    table_bytes,
+    unit_name,
+    write_generation,
+    write_info,
+    write_plan,
 )
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("final_url", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("row", pa.int64()),
-        ("reason", pa.string()),  # "kept" or a Reason
-        ("detail", pa.string()),
-        ("http_status", pa.int32()),
-        ("attempts", pa.int32()),
-        ("fetched_at", pa.timestamp("ms", "UTC")),
-        ("elapsed_ms", pa.int32()),
-        ("fetched_bytes", pa.int64()),
-        ("fetched_sha256", pa.string()),
-        ("source_format", pa.string()),
-        ("decode_checked", pa.bool_()),
-        ("sha256", pa.string()),  # of the member as stored
-        ("phash", pa.uint64()),
-        ("width", pa.int32()),  # as stored
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("orientation", pa.int8()),
-        ("progressive", pa.bool_()),
-        ("subsampling", pa.string()),
-        ("icc", pa.bool_()),
-        ("member", pa.string()),
-        ("offset", pa.int64()),  # of the member's data in the tar, bytes
-        ("length", pa.int64()),
-    ]
-)
+
+__all__ = [
+    "INDEX_SCHEMA",
+    "KEPT",
+    "PLAN_SCHEMA",
+    "Commit",
+    "DatasetInfo",
+    "Generation",
+    "Manifest",
+    "Shard",
+    "Subset",
+    "commit",
+    "committed_units",
+    "make_version",
+    "planned_units",
+    "read_commit",
+    "read_commits",
+    "read_generations",
+    "read_info",
+    "read_manifest",
+    "read_plan",
+    "read_table",
+    "table_bytes",
+    "unit_name",
+    "write_generation",
+    "write_info",
+    "write_manifest",
+    "write_plan",
+]
+
 _SHARD_SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -81,40 +86,6 @@ _SHARD_SCHEMA = pa.schema(
         ("deselected", pa.list_(pa.struct([("row", pa.int64()), ("reason", pa.string())]))),
     ]
 )
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """`dataset.json`: what the dataset was made from; a rerun must agree with all of it."""
-
-    list_name: str
-    list_sha256: str
-    units: int
-    unit: int  # links a unit
-    config_digest: str
-    image_build: str
-    classes: tuple[str, ...] | None = None
-    format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class Commit:
-    """`commits/000017.json`: which attempt at a unit counts."""
-
-    unit: int
-    attempt: str
-    tar: str  # object name under shards/
-    tar_bytes: int
-    tar_sha256: str
-    index: str
-    index_sha256: str
-    links: int
-    kept: int
-    reasons: dict[str, int]  # without "kept"
-    supersedes: dict[str, int] = field(default_factory=dict)  # older verdicts that rows of this unit replace
-
-    def __post_init__(self) -> None:
-        assert self.links == self.kept + sum(self.reasons.values()), f"unit {self.unit}: links do not balance"
 
 
 @dataclass(frozen=True)
@@ -201,94 +172,6 @@ def _content(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def unit_name(unit: int) -> str:
-    return f"{unit:06d}"
-
-
-# --- dataset.json and the plan -------------------------------------------------------------------------------------
-
-
-def read_info(dataset: str) -> DatasetInfo:
-    """Raises ValueError when there is no dataset or it is of a newer format."""
-    try:
-        value = store.read_json(store.join(dataset, "dataset.json"))
-    except store.Missing:
-        raise ValueError(
-            f"{dataset}: is not a dataset (no dataset.json): make one with xtra ingest or import"
-        ) from None
-    if not isinstance(value, dict) or not {field.name for field in dataclasses.fields(DatasetInfo)} <= value.keys():
-        raise ValueError(f"{dataset}: its dataset.json is not one of ours: give the folder of a dataset")
-    if value["format"] != FORMAT:
-        raise ValueError(f"{dataset}: is of format {value['format']}, this build reads {FORMAT}: upgrade to read it")
-    classes = value.pop("classes")
-    return DatasetInfo(**value, classes=tuple(classes) if classes is not None else None)
-
-
-def write_info(dataset: str, info: DatasetInfo) -> None:
-    """Put if absent. Raises ValueError naming the first field in which a rerun differs."""
-    value = dataclasses.asdict(info)
-    if store.put_json_if_absent(store.join(dataset, "dataset.json"), value):
-        return
-    old = read_info(dataset)
-    for name in ("list_sha256", "list_name", "unit", "config_digest", "units", "classes"):
-        if getattr(old, name) != getattr(info, name):
-            raise ValueError(
-                f"{dataset}: was made with another {name} ({_short(getattr(old, name))}, now "
-                f"{_short(getattr(info, name))}): use the same list and settings, or another --out"
-            )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:16] + "…"
-
-
-def write_plan(dataset: str, unit: int, plan: pa.Table) -> None:
-    """Put if absent. Raises ValueError when another list was planned here, by an earlier or a concurrent driver."""
-    url = store.join(dataset, "links", unit_name(unit) + ".parquet")
-    plan = plan.cast(PLAN_SCHEMA)
-    if not store.put_if_absent(url, table_bytes(plan)) and not read_table(url).equals(plan):
-        raise ValueError(f"{url}: plans other links than this list gives: use the same list, or another --out")
-
-
-def read_plan(dataset: str, unit: int) -> pa.Table:
-    return read_table(store.join(dataset, "links", unit_name(unit) + ".parquet"))
-
-
-def planned_units(dataset: str) -> list[int]:
-    return [int(name.removesuffix(".parquet")) for name in store.names(store.join(dataset, "links"))]
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    return out.getvalue()
-
-
-def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
-    try:
-        return pq.read_table(pa.BufferReader(store.read(url)), columns=columns)
-    except pa.ArrowInvalid as error:
-        raise store.StoreError(f"{url}: is damaged ({error}): run xtra check on the dataset") from None
-
-
-# --- commits -------------------------------------------------------------------------------------------------------
-
-
-def committed_units(dataset: str) -> list[int]:
-    return [int(name.removesuffix(".json")) for name in store.names(store.join(dataset, "commits"))]
-
-
-def read_commit(dataset: str, unit: int) -> Commit:
-    return Commit(**store.read_json(store.join(dataset, "commits", unit_name(unit) + ".json")))
-
-
-def commit(dataset: str, ours: Commit) -> Commit:
-    """Put the commit if no other attempt has; returns the winner, which is whoever the object read back names."""
-    store.put_json_if_absent(store.join(dataset, "commits", unit_name(ours.unit) + ".json"), dataclasses.asdict(ours))
-    return read_commit(dataset, ours.unit)
-
-
 # --- manifests and versions ----------------------------------------------------------------------------------------
 
 
@@ -297,7 +180,7 @@ def make_version(dataset: str, why: str) -> Manifest:
     info = read_info(dataset)
     number, parent = _newest(dataset)
     known = {shard.unit for shard in parent.shards} if parent else set()
-    fresh = [read_commit(dataset, unit) for unit in committed_units(dataset) if unit not in known]
+    fresh = read_commits(dataset, [unit for unit in committed_units(dataset) if unit not in known])
     if parent is not None and not fresh:
         return parent
     if not fresh:

@@ -11,13 +11,17 @@ from shards.manifest import (
     INDEX_SCHEMA,
     Commit,
     DatasetInfo,
+    Generation,
     commit,
     committed_units,
     make_version,
     planned_units,
+    read_commits,
+    read_generations,
     read_info,
     read_manifest,
     read_plan,
+    write_generation,
     write_info,
     write_plan,
 )
@@ -60,6 +64,35 @@ def test_a_retried_row_counts_once_with_its_newest_verdict(tmp_path):
     store.put_json(f"{base}/commits/000001.json", dataclasses.asdict(won) | {"supersedes": {"http_404": 2}})
     retried = make_version(base, "retry")
     assert (retried.links, retried.kept, retried.reasons, retried.samples) == (10, 9, {"http_404": 1}, 9)
+
+
+def test_many_commits_are_read_in_the_order_asked_for(base):
+    made = [
+        commit(base, Commit(unit, "a", "t", 1, "x", "i", "y", links=unit, kept=unit, reasons={})) for unit in range(40)
+    ]
+    assert read_commits(base, range(39, -1, -1)) == made[::-1]
+    with pytest.raises(store.Missing, match="000040"):
+        read_commits(base, [0, 40])
+
+
+def test_a_retry_is_planned_once(base):
+    assert read_generations(base) == []
+    first = Generation(number=1, parent="d" * 64, first_unit=3, units=2)
+    write_generation(base, first)
+    write_generation(base, first)
+    with pytest.raises(ValueError, match="another retry was planned here meanwhile"):
+        write_generation(base, dataclasses.replace(first, units=1))
+    second = Generation(number=2, parent="e" * 64, first_unit=5, units=1)
+    write_generation(base, second)
+    assert read_generations(base) == [first, second]
+
+
+def test_a_dataset_of_before_classes_were_chosen_is_read(tmp_path):
+    make_dataset(tmp_path, [5])
+    value = store.read_json(f"{tmp_path}/dataset.json")
+    assert value.pop("not_chosen") == 0
+    store.put_json(f"{tmp_path}/dataset.json", value)
+    assert read_info(str(tmp_path)).not_chosen == 0
 
 
 def test_only_one_attempt_at_a_unit_wins_and_both_see_who(base):

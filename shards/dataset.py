@@ -1,0 +1,242 @@
+"""What ingest and import write into a dataset's folder: dataset.json, the plan, commits and generations.
+
+A dataset is a folder (design section 3): `dataset.json`, the plan `links/`, the tars and indexes in `shards/`, one
+commit a unit in `commits/` (written last, put if absent); `generations/` says which units were planned by a retry. A
+unit without a commit never happened. Versions of a dataset are in `shards.manifest`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards import store
+
+FORMAT = 1
+KEPT = "kept"
+READERS = 32  # small objects asked for at once
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("row", pa.int64()),
+        ("line", pa.int64()),  # of the list, from 1, where it holds no usable link; else null
+        ("why", pa.string()),  # it does not
+    ]
+)
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("final_url", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("row", pa.int64()),
+        ("reason", pa.string()),  # "kept" or a Reason
+        ("detail", pa.string()),
+        ("http_status", pa.int32()),
+        ("attempts", pa.int32()),
+        ("fetched_at", pa.timestamp("ms", "UTC")),
+        ("elapsed_ms", pa.int32()),
+        ("fetched_bytes", pa.int64()),
+        ("fetched_sha256", pa.string()),
+        ("source_format", pa.string()),
+        ("decode_checked", pa.bool_()),
+        ("sha256", pa.string()),  # of the member as stored
+        ("phash", pa.uint64()),
+        ("width", pa.int32()),  # as stored
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("orientation", pa.int8()),
+        ("progressive", pa.bool_()),
+        ("subsampling", pa.string()),
+        ("icc", pa.bool_()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),  # of the member's data in the tar, bytes
+        ("length", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """`dataset.json`: what the dataset was made from; a rerun must agree with all of it."""
+
+    list_name: str
+    list_sha256: str
+    units: int
+    unit: int  # links a unit
+    config_digest: str
+    image_build: str
+    classes: tuple[str, ...] | None = None
+    format: int = FORMAT
+    not_chosen: int = 0  # lines of the list that the choice of classes left out before any unit was planned
+
+
+@dataclass(frozen=True)
+class Commit:
+    """`commits/000017.json`: which attempt at a unit counts."""
+
+    unit: int
+    attempt: str
+    tar: str  # object name under shards/
+    tar_bytes: int
+    tar_sha256: str
+    index: str
+    index_sha256: str
+    links: int
+    kept: int
+    reasons: dict[str, int]  # without "kept"
+    supersedes: dict[str, int] = field(default_factory=dict)  # older verdicts that rows of this unit replace
+
+    def __post_init__(self) -> None:
+        assert self.links == self.kept + sum(self.reasons.values()), f"unit {self.unit}: links do not balance"
+        assert KEPT not in self.supersedes, f"unit {self.unit}: a kept row is never asked for again"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`generations/000001.json`: the units in which a retry asks again for rows of an older version.
+
+    Their links keep the key and row they had; their commits say, in `supersedes`, which verdicts they replace.
+    """
+
+    number: int  # from 1; the units of dataset.json are generation 0
+    parent: str  # digest of the version whose retryable rows these are
+    first_unit: int
+    units: int
+
+    def __post_init__(self) -> None:
+        assert min(self.number, self.first_unit, self.units) > 0, f"{self}: is not a retry"
+
+
+def unit_name(unit: int) -> str:
+    return f"{unit:06d}"
+
+
+# --- dataset.json and the plan -------------------------------------------------------------------------------------
+
+
+def read_info(dataset: str) -> DatasetInfo:
+    """Raises ValueError when there is no dataset or it is of a newer format."""
+    try:
+        value = store.read_json(store.join(dataset, "dataset.json"))
+    except store.Missing:
+        raise ValueError(
+            f"{dataset}: is not a dataset (no dataset.json): make one with xtra ingest or import"
+        ) from None
+    if not isinstance(value, dict) or not value.keys() >= _INFO_FIELDS:
+        raise ValueError(f"{dataset}: its dataset.json is not one of ours: give the folder of a dataset")
+    if value["format"] != FORMAT:
+        raise ValueError(f"{dataset}: is of format {value['format']}, this build reads {FORMAT}: upgrade to read it")
+    classes = value.pop("classes")
+    return DatasetInfo(**value, classes=tuple(classes) if classes is not None else None)
+
+
+_INFO_FIELDS = {field.name for field in dataclasses.fields(DatasetInfo)} - {"not_chosen"}  # younger than the format
+
+
+def write_info(dataset: str, info: DatasetInfo) -> None:
+    """Put if absent. Raises ValueError naming the first field in which a rerun differs."""
+    value = dataclasses.asdict(info)
+    if store.put_json_if_absent(store.join(dataset, "dataset.json"), value):
+        return
+    old = read_info(dataset)
+    for name in ("list_sha256", "list_name", "unit", "config_digest", "units", "classes"):
+        if getattr(old, name) != getattr(info, name):
+            raise ValueError(
+                f"{dataset}: was made with another {name} ({_short(getattr(old, name))}, now "
+                f"{_short(getattr(info, name))}): use the same list and settings, or another --out"
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:16] + "…"
+
+
+def write_plan(dataset: str, unit: int, plan: pa.Table) -> None:
+    """Put if absent. Raises ValueError when another list was planned here, by an earlier or a concurrent driver."""
+    url = store.join(dataset, "links", unit_name(unit) + ".parquet")
+    plan = plan.cast(PLAN_SCHEMA)
+    if not store.put_if_absent(url, table_bytes(plan)) and not read_table(url).equals(plan):
+        raise ValueError(f"{url}: plans other links than this list gives: use the same list, or another --out")
+
+
+def read_plan(dataset: str, unit: int) -> pa.Table:
+    return read_table(store.join(dataset, "links", unit_name(unit) + ".parquet"))
+
+
+def planned_units(dataset: str) -> list[int]:
+    return _numbers(dataset, "links", ".parquet")
+
+
+def _numbers(dataset: str, folder: str, suffix: str) -> list[int]:
+    return sorted(int(name.removesuffix(suffix)) for name in store.names(store.join(dataset, folder)))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(store.read(url)), columns=columns)
+    except pa.ArrowInvalid as error:
+        raise store.StoreError(f"{url}: is damaged ({error}): run xtra check on the dataset") from None
+
+
+# --- commits -------------------------------------------------------------------------------------------------------
+
+
+def committed_units(dataset: str) -> list[int]:
+    return _numbers(dataset, "commits", ".json")
+
+
+def read_commit(dataset: str, unit: int) -> Commit:
+    return Commit(**store.read_json(store.join(dataset, "commits", unit_name(unit) + ".json")))
+
+
+def read_commits(dataset: str, units: Sequence[int]) -> list[Commit]:
+    """The commits of these units, in their order; many small objects, so many are asked for at once."""
+    found: list[Commit] = []
+    with ThreadPoolExecutor(READERS, thread_name_prefix="commits") as pool:
+        for first in range(0, len(units), 4096):  # the pool keeps a future for each that it was given
+            found += pool.map(lambda unit: read_commit(dataset, unit), units[first : first + 4096])
+    return found
+
+
+def commit(dataset: str, ours: Commit) -> Commit:
+    """Put the commit if no other attempt has; returns the winner, which is whoever the object read back names."""
+    store.put_json_if_absent(store.join(dataset, "commits", unit_name(ours.unit) + ".json"), dataclasses.asdict(ours))
+    return read_commit(dataset, ours.unit)
+
+
+# --- generations ---------------------------------------------------------------------------------------------------
+
+
+def write_generation(dataset: str, generation: Generation) -> None:
+    """Put if absent, LAST, after the plans of its units: a retry without it never happened.
+
+    Raises ValueError when another driver has planned another retry of this number meanwhile.
+    """
+    url = store.join(dataset, "generations", f"{generation.number:06d}.json")
+    if store.put_json_if_absent(url, dataclasses.asdict(generation)):
+        return
+    if Generation(**store.read_json(url)) != generation:
+        raise ValueError(f"{url}: another retry was planned here meanwhile: rerun to join it")
+
+
+def read_generations(dataset: str) -> list[Generation]:
+    """The retries planned so far, oldest first."""
+    numbers = _numbers(dataset, "generations", ".json")
+    return [Generation(**store.read_json(store.join(dataset, "generations", f"{n:06d}.json"))) for n in numbers]
