@@ -107,15 +107,16 @@ def _train(call: Call) -> Any:
     workers = call.own("workers", 1)
     also = "--workers N trains on N processes (1: this one)"
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
-    print(f"recipe {name}", *(f"not {other}" for other in recipes.variants(name)), sep="\n", file=sys.stderr)
+    which = iter([f"recipe {name}", *(f"not {other}" for other in recipes.variants(name))])
+
+    def show(row: dict[str, Any]) -> None:
+        for line in which:  # once the run has begun: a refused one is one line
+            print(line, file=sys.stderr, flush=True)
+        _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
+
     _start_group(call, workers)
     with Progress("samples") as progress:
-        results = cluster.train_all(
-            [config],
-            workers,
-            call.stoppable(),
-            lambda row: _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else ""),
-        )
+        results = cluster.train_all([config], workers, call.stoppable(), show)
     if not results:
         print("stopped before the workers began")
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import recipes
+from jobs import cli, cluster, recipes
 from jobs.flops import Shape, parameters
 from xtra.model import ModelConfig
 
@@ -116,3 +116,17 @@ def test_every_recipe_carries_its_name_and_a_description():
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(ValueError, match=r"recipe 'b15' is unknown: use one of ablation_224_block14, .*b16_in1k"):
         recipes.get("b15")
+
+
+def test_the_command_says_which_account_of_a_run_it_trains(monkeypatch, capsys):
+    def train_all(configs, workers, stop, progress):
+        assert configs[0].recipe == "b16_in1k"
+        progress({"samples_seen": 2048, "samples": 4096})
+        return []
+
+    monkeypatch.setattr(cluster, "train_all", train_all)
+    assert cli.main(["train", "b16_in1k", "--data", "d", "--out", "o"]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "recipe b16_in1k"
+    assert err[1].startswith("not b16_in1k_official_config: samples 2049867200 (here 1024933600)")
+    assert err[2].startswith("not b16_in1k_as_run: model.drop_path 0.1 (here 0.2)")
