@@ -1,7 +1,8 @@
 """Verify a dataset version: one pass over every tar and index, each problem named by shard and key.
 
-What must agree: the manifest with the commits, the commit with the tar's and index's bytes (size, sha256), the index
-with the plan (the same links), with the commit's counts, and with the tar's members (offset, length, sha256, json).
+What must agree: the manifest with the commits and with its rules, the commit with the tar's and index's bytes (size,
+sha256), the index with the plan (the same links), with the commit's counts, and with the tar's members (offset, length,
+sha256, json). A link that was asked for again counts once, with its newest verdict.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards import image, manifest, selection, store, tar
+from shards import image, manifest, rules, selection, store, tar
 
 JSON_FIELDS = ("url", "labels", "sha256", "width", "height")
 
@@ -69,23 +71,27 @@ def run(config: Config, progress: Callable[[int, int], None] | None = None) -> C
     except (AssertionError, KeyError, TypeError) as error:
         raise ValueError(f"{config.dataset}: its manifest is damaged ({error!r}): check another version") from None
     problems: list[Problem] = []
-    size, totals, superseded = 0, Counter[str](), Counter[str]()
+    size, totals, superseded, ruled = 0, Counter[str](), Counter[str](), Counter[str]()
+    verdicts = _Verdicts(version)
     with ThreadPoolExecutor(config.jobs) as pool:
         reports = pool.map(lambda number: _check_shard(version, number, config.decode), range(len(version.shards)))
-        for done, (shard, report) in enumerate(zip(version.shards, reports, strict=True), start=1):
+        for done, report in enumerate(reports, start=1):
+            verdicts.add(report)
             listed, more = (
                 report.problems[: config.problems_per_shard],
                 len(report.problems) - config.problems_per_shard,
             )
             problems += listed
             if more > 0:
-                problems.append(Problem(shard.tar, None, f"and {more} more problems"))
+                problems.append(Problem(report.shard, None, f"and {more} more problems"))
             size += report.bytes
             totals.update(report.counts)
             superseded.update(report.superseded)
+            ruled.update(report.ruled)
             if progress:
                 progress(done, len(version.shards))
-    problems += _check_counts(version, totals - superseded)
+    totals.subtract(superseded)
+    problems += _check_counts(version, totals, ruled)
     return CheckResult(
         dataset=version.dataset,
         digest=version.digest,
@@ -98,7 +104,7 @@ def run(config: Config, progress: Callable[[int, int], None] | None = None) -> C
     )
 
 
-def _check_counts(version: manifest.Manifest, totals: Counter[str]) -> Iterator[Problem]:
+def _check_counts(version: manifest.Manifest, totals: Counter[str], ruled: Counter[str]) -> Iterator[Problem]:
     """links = kept + sum(reasons) and samples = kept - deselected, counted from the indexes themselves."""
     claimed = Counter({manifest.KEPT: version.kept, **version.reasons})
     for reason in sorted({*claimed, *totals}):
@@ -106,6 +112,13 @@ def _check_counts(version: manifest.Manifest, totals: Counter[str]) -> Iterator[
             yield Problem("manifest", None, f"says {claimed[reason]} {reason}, the indexes hold {totals[reason]}")
     if version.links != sum(totals.values()):
         yield Problem("manifest", None, f"says {version.links} links, the indexes hold {sum(totals.values())}")
+    deselected = Counter({reason: n for reason, n in version.deselected.items() if reason != "subset"})
+    for reason in sorted({*deselected, *ruled}):
+        if deselected[reason] != ruled[reason]:
+            yield Problem("manifest", None, f"deselects {deselected[reason]} as {reason}, its rules {ruled[reason]}")
+    if version.rules:
+        for what in rules.verify(version.dataset, version.rules):
+            yield Problem("manifest", None, what)
     if version.samples != version.kept - sum(version.deselected.values()):
         yield Problem("manifest", None, f"says {version.samples} samples, but kept - deselected is another number")
 
@@ -118,15 +131,48 @@ class _Report:
         self.problems: list[Problem] = []
         self.counts = Counter[str]()  # rows of the index by reason
         self.superseded = Counter[str]()
+        self.ruled = Counter[str]()  # rows that the version's rules take out
         self.bytes = 0
+        self.unit = -1
+        self.rows = np.empty(0, np.int64)
+        self.reasons: list[str] = []  # of the rows
 
     def add(self, what: str, key: str | None = None) -> None:
         self.problems.append(Problem(self.shard, key, what))
 
 
+class _Verdicts:
+    """The verdict of every row so far, where there was a retry: a byte for each link. Shards come oldest first."""
+
+    def __init__(self, version: manifest.Manifest):
+        generations = manifest.read_generations(version.dataset)
+        self.first_retry = min((g.first_unit for g in generations), default=None)
+        self._codes: dict[str, int] = {}  # from 1
+        self._code_N = np.zeros(0, np.uint8)  # by row; 0: no verdict yet
+
+    def add(self, report: _Report) -> None:
+        """A retry must replace the verdicts that its commit says, and none that kept a picture."""
+        rows = report.rows
+        if self.first_retry is None or not len(rows):
+            return
+        if rows.max() >= len(self._code_N):
+            self._code_N = np.concatenate([self._code_N, np.zeros(1 + int(rows.max()), np.uint8)])
+        old = self._code_N[rows]
+        names = ["", *self._codes]
+        replaced = Counter({names[code]: int(n) for code, n in enumerate(np.bincount(old)) if n and code})
+        if replaced != +report.superseded:
+            report.add(f"replaces {dict(replaced)} of older units, its commit says {dict(report.superseded)}")
+        if replaced[manifest.KEPT]:
+            report.add(f"asks again for {replaced[manifest.KEPT]} links that older units kept")
+        if report.unit >= self.first_retry and (new := int((old == 0).sum())):
+            report.add(f"asks again for {new} links that no older unit has")
+        self._code_N[rows] = [self._codes.setdefault(reason, len(self._codes) + 1) for reason in report.reasons]
+
+
 def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Report:
     shard = version.shards[number]
     report = _Report(shard.tar)
+    report.unit = shard.unit
     try:
         commit = manifest.read_commit(version.dataset, shard.unit)
     except (store.StoreError, TypeError, AssertionError) as error:
@@ -168,7 +214,8 @@ def _check_index(
 ) -> None:
     """The index against the plan, the commit's counts, and the manifest's selection."""
     shard = version.shards[number]
-    report.counts = Counter(index["reason"].to_pylist())
+    report.rows, report.reasons = index["row"].to_numpy(), index["reason"].to_pylist()
+    report.counts = Counter(report.reasons)
     if commit and report.counts != Counter({manifest.KEPT: commit.kept, **commit.reasons}):
         report.add(f"the index counts {dict(report.counts)}, the commit kept {commit.kept}, {commit.reasons}")
     try:
@@ -188,9 +235,28 @@ def _check_index(
         for value, times in Counter(column).items():
             if times > 1:
                 report.add(f"{name} {value} stands {times} times in the index", value)
-    selected = selection.selected_index(version, number, ["key"]).num_rows
+    try:
+        _check_rules(version, number, index, report)
+        selected = selection.selected_index(version, number, ["key"]).num_rows
+    except store.StoreError as error:
+        report.add(str(error))
+        return
     if selected != shard.selected:
         report.add(f"the manifest selects {shard.selected} samples, its rules {selected}")
+
+
+def _check_rules(version: manifest.Manifest, number: int, index: pa.Table, report: _Report) -> None:
+    """Every rule is about a row that the index keeps, and does one thing to it."""
+    if not version.rules:
+        return
+    kept = {row for row, reason in zip(report.rows.tolist(), report.reasons) if reason == manifest.KEPT}
+    for found in rules.read_rules(version.dataset, version.rules, version.shards[number].unit).to_pylist():
+        if found["row"] not in kept:
+            report.add(f"a rule is about row {found['row']}, which the index does not keep")
+        if (found["reason"] is None) == (found["labels"] is None):
+            report.add(f"the rule about row {found['row']} neither takes it out nor joins labels")
+        if found["reason"]:
+            report.ruled[found["reason"]] += 1
 
 
 class _Hashing(io.RawIOBase):

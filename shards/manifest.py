@@ -43,6 +43,7 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
+from shards.rules import Rules
 
 __all__ = [
     "INDEX_SCHEMA",
@@ -52,8 +53,10 @@ __all__ = [
     "DatasetInfo",
     "Generation",
     "Manifest",
+    "Rules",
     "Shard",
     "Subset",
+    "add_version",
     "commit",
     "committed_units",
     "make_version",
@@ -83,7 +86,6 @@ _SHARD_SCHEMA = pa.schema(
         ("links", pa.int64()),
         ("kept", pa.int64()),
         ("selected", pa.int64()),
-        ("deselected", pa.list_(pa.struct([("row", pa.int64()), ("reason", pa.string())]))),
     ]
 )
 
@@ -109,7 +111,6 @@ class Shard:
     links: int
     kept: int
     selected: int
-    deselected: tuple[tuple[int, str], ...] = ()  # (row, reason), rules only; a subset is a threshold
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Manifest:
     deselected: dict[str, int]
     subset: Subset | None = None
     classes: tuple[str, ...] | None = None
+    rules: Rules | None = None  # row by row; a subset is a threshold
 
     def __post_init__(self) -> None:
         assert self.links == self.kept + sum(self.reasons.values()), "links do not balance"
@@ -156,7 +158,10 @@ def _canonical(value: Any) -> bytes:
 
 
 def _content(manifest: Manifest) -> dict[str, Any]:
-    shards = [dataclasses.asdict(shard) for shard in manifest.shards]
+    """All that the digest covers."""
+    # Row lists stood in "deselected" before they had a file of their own: without rules, digests are what they were.
+    shards = [{**{name: getattr(shard, name) for name in _FIELDS}, "deselected": []} for shard in manifest.shards]
+    rules = manifest.rules
     return {
         "format": FORMAT,
         "list_name": manifest.list_name,
@@ -169,54 +174,88 @@ def _content(manifest: Manifest) -> dict[str, Any]:
         "deselected": manifest.deselected,
         "subset": dataclasses.asdict(manifest.subset) if manifest.subset else None,
         "classes": list(manifest.classes) if manifest.classes is not None else None,
+        **({"rules": {"sha256": rules.sha256, "rows": rules.rows, "how": rules.how}} if rules else {}),
     }
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Shard))
 
 
 # --- manifests and versions ----------------------------------------------------------------------------------------
 
 
 def make_version(dataset: str, why: str) -> Manifest:
-    """Compact the commits that are newer than the newest version into a new one; no new commits, no new version."""
+    """Compact the commits that are newer than the newest version into a new one; no new commits, no new version.
+
+    The new version holds every kept row: rules that compared rows of the old one say nothing about new rows.
+    """
     info = read_info(dataset)
-    number, parent = _newest(dataset)
-    known = {shard.unit for shard in parent.shards} if parent else set()
-    fresh = read_commits(dataset, [unit for unit in committed_units(dataset) if unit not in known])
-    if parent is not None and not fresh:
-        return parent
-    if not fresh:
-        raise ValueError(
-            f"{dataset}: no unit is committed yet, so there is no version to make: finish the ingest first"
-        )
+    while True:
+        number, parent = _newest(dataset)
+        known = {shard.unit for shard in parent.shards} if parent else set()
+        fresh = read_commits(dataset, [unit for unit in committed_units(dataset) if unit not in known])
+        if parent is not None and not fresh:
+            return parent
+        if not fresh:
+            raise ValueError(
+                f"{dataset}: no unit is committed yet, so there is no version to make: finish the ingest first"
+            )
+        manifest = _with_commits(dataset, info, parent, fresh)
+        if _publish(manifest, number + 1, parent, why):
+            return manifest  # else another driver was faster: build on its version
+
+
+def _with_commits(dataset: str, info: DatasetInfo, parent: Manifest | None, fresh: list[Commit]) -> Manifest:
     reasons = Counter(parent.reasons if parent else {})
     links = parent.links if parent else 0
     for done in fresh:
         links += done.links - sum(done.supersedes.values())
         reasons.update(done.reasons)
         reasons.subtract(done.supersedes)
-    shards = [*(parent.shards if parent else ()), *map(_shard, fresh)]
-    manifest = Manifest(
+    old = [dataclasses.replace(shard, selected=shard.kept) for shard in (parent.shards if parent else ())]
+    shards = sorted([*old, *map(_shard, fresh)], key=lambda shard: shard.unit)
+    return Manifest(
         dataset=dataset,
         list_name=info.list_name,
         list_sha256=info.list_sha256,
-        shards=tuple(sorted(shards, key=lambda shard: shard.unit)),
+        shards=tuple(shards),
         links=links,
         kept=sum(shard.kept for shard in shards),
         reasons={reason: n for reason, n in sorted(reasons.items()) if n},
-        deselected=parent.deselected if parent else {},
+        deselected={},
         classes=info.classes,
     )
+
+
+def add_version(manifest: Manifest, why: str) -> bool:
+    """Write a manifest, and make it the newest version unless it is that already, or lacks a unit that the newest has:
+    what is newest never loses links. True: it is the newest version now."""
+    units = {shard.unit for shard in manifest.shards}
+    while True:
+        number, newest = _newest(manifest.dataset)
+        if newest is not None and newest.digest == manifest.digest:
+            return True
+        if newest is not None and not units.issuperset(shard.unit for shard in newest.shards):
+            write_manifest(manifest)
+            return False
+        if _publish(manifest, number + 1, newest, why):
+            return True
+
+
+def _publish(manifest: Manifest, number: int, parent: Manifest | None, why: str) -> bool:
+    """Write the manifest, then the version of this number; False if another driver has made one meanwhile."""
     write_manifest(manifest)
     version = {
-        "number": number + 1,
+        "number": number,
         "digest": manifest.digest,
         "parent": parent.digest if parent else None,
         "why": why,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if not store.put_json_if_absent(store.join(dataset, "versions", f"{number + 1:06d}.json"), version):
-        return make_version(dataset, why)  # another driver was faster: build on its version
-    store.put_json(store.join(dataset, "latest.json"), version)
-    return manifest
+    if not store.put_json_if_absent(store.join(manifest.dataset, "versions", f"{number:06d}.json"), version):
+        return False
+    store.put_json(store.join(manifest.dataset, "latest.json"), version)
+    return True
 
 
 def _shard(done: Commit) -> Shard:
@@ -235,12 +274,12 @@ def _shard(done: Commit) -> Shard:
 def write_manifest(manifest: Manifest) -> None:
     """Write `manifests/<digest>.parquet`, then `.json`: pure functions of the digest, so races are harmless."""
     base = store.join(manifest.dataset, "manifests", manifest.digest)
-    rows = [
-        dataclasses.asdict(shard) | {"deselected": [{"row": row, "reason": reason} for row, reason in shard.deselected]}
-        for shard in manifest.shards
-    ]
-    store.put(base + ".parquet", table_bytes(pa.Table.from_pylist(rows, _SHARD_SCHEMA)))
-    store.put_json(base + ".json", _content(manifest))
+    columns = {name: [getattr(shard, name) for shard in manifest.shards] for name in _FIELDS}
+    store.put(base + ".parquet", table_bytes(pa.Table.from_pydict(columns, _SHARD_SCHEMA)))
+    head = _content(manifest)
+    if manifest.rules:  # where they lie is no part of what they say
+        head["rules"] |= {"file": manifest.rules.file, "bytes": manifest.rules.bytes}
+    store.put_json(base + ".json", head)
 
 
 def _newest(dataset: str) -> tuple[int, Manifest | None]:
@@ -295,7 +334,7 @@ def _load(dataset: str, digest: str) -> Manifest:
     except store.Missing:
         raise ValueError(f"{dataset}: has no manifest {digest[:16]}: {_offer(dataset)}") from None
     try:
-        manifest = _parse(dataset, head, read_table(base + ".parquet").to_pylist())
+        manifest = _parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))
     except (AssertionError, KeyError, TypeError) as error:
         raise ValueError(f"{base}: is damaged ({error!r}): restore it or use another version") from None
     if manifest.digest != digest:
@@ -303,18 +342,17 @@ def _load(dataset: str, digest: str) -> Manifest:
     return manifest
 
 
-def _parse(dataset: str, head: dict[str, Any], rows: list[dict[str, Any]]) -> Manifest:
-    for row in rows:
-        row["deselected"] = tuple((entry["row"], entry["reason"]) for entry in row["deselected"])
+def _parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
     return Manifest(
         dataset=dataset,
         list_name=head["list_name"],
         list_sha256=head["list_sha256"],
-        shards=tuple(Shard(**row) for row in rows),
+        shards=tuple(map(Shard, *(table[name].to_pylist() for name in _FIELDS))),
         links=head["links"],
         kept=head["kept"],
         reasons=head["reasons"],
         deselected=head["deselected"],
         subset=Subset(**head["subset"]) if head["subset"] else None,
         classes=tuple(head["classes"]) if head["classes"] is not None else None,
+        rules=Rules(**head["rules"]) if head.get("rules") else None,
     )

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import store
-from shards.manifest import KEPT, Manifest, Subset, read_table, write_manifest
+from shards.manifest import KEPT, Manifest, Shard, Subset, read_generations, read_table, write_manifest
+from shards.rules import read_rules
 
 
 def key_hash(keys: list[str], seed: int) -> np.ndarray:
@@ -37,16 +39,21 @@ def subset(manifest: Manifest, samples: int, seed: int = 0) -> Manifest:
             f"{manifest.address} is a subset with seed {manifest.subset.seed}: use that seed to nest in it"
         )
     threshold = min((1 << 64) - 1, int((samples / manifest.samples) * (_ceiling(manifest) + 1)))
-    chosen = dataclasses.replace(manifest, subset=Subset(samples, seed, threshold))
+    result = below(manifest, Subset(samples, seed, threshold))
+    write_manifest(result)
+    return result
+
+
+def below(manifest: Manifest, subset: Subset) -> Manifest:
+    """The manifest whose samples are those that its rules leave, below the subset's threshold; it is not written."""
+    chosen = dataclasses.replace(manifest, subset=subset)
     shards = tuple(
-        dataclasses.replace(shard, selected=len(selected_index(chosen, number)))
+        dataclasses.replace(shard, selected=len(selected_index(chosen, number, [])))
         for number, shard in enumerate(manifest.shards)
     )
     rules = {reason: n for reason, n in manifest.deselected.items() if reason != "subset"}
     left = manifest.kept - sum(rules.values()) - sum(shard.selected for shard in shards)
-    result = dataclasses.replace(chosen, shards=shards, deselected=rules | ({"subset": left} if left else {}))
-    write_manifest(result)
-    return result
+    return dataclasses.replace(chosen, shards=shards, deselected=rules | ({"subset": left} if left else {}))
 
 
 def _ceiling(manifest: Manifest) -> int:
@@ -54,14 +61,50 @@ def _ceiling(manifest: Manifest) -> int:
 
 
 def selected_index(manifest: Manifest, shard_number: int, columns: list[str] | None = None) -> pa.Table:
-    """Index rows of the selected samples of one shard, in row order. Raises StoreError naming a damaged index."""
+    """Index rows of the selected samples of one shard, in row order, with the labels that they have in this version.
+
+    Raises StoreError naming a damaged index or rules file.
+    """
     shard = manifest.shards[shard_number]
     url = store.join(manifest.dataset, "shards", shard.index)
     wanted = None if columns is None else list(dict.fromkeys([*columns, "key", "row", "reason"]))
     table = read_table(url, wanted).filter(pc.field("reason") == KEPT)
-    if shard.deselected:
-        table = table.filter(~pc.field("row").isin([row for row, _ in shard.deselected]))
+    if manifest.rules:
+        table = _ruled(table, read_rules(manifest.dataset, manifest.rules, shard.unit))
     if manifest.subset:
         below = key_hash(table["key"].to_pylist(), manifest.subset.seed) < np.uint64(manifest.subset.threshold)
         table = table.filter(pa.array(below))
     return table
+
+
+def _ruled(table: pa.Table, rules: pa.Table) -> pa.Table:
+    """Rows that a rule took out are gone; rows that stand for others have the labels of all of them."""
+    out = rules.filter(pc.field("reason").is_valid())["row"]
+    table = table.filter(pc.invert(pc.is_in(table["row"], out.combine_chunks())))
+    if "labels" in table.column_names:
+        joined = rules.filter(pc.field("labels").is_valid())
+        new = joined["labels"].take(pc.index_in(table["row"], joined["row"].combine_chunks()))
+        at = table.column_names.index("labels")
+        field = table.schema.field(at)
+        table = table.set_column(at, field, pc.coalesce(new.cast(field.type), table["labels"]))
+    return table
+
+
+def newest_verdicts(manifest: Manifest, columns: list[str]) -> Iterator[tuple[Shard, pa.Table]]:
+    """Every link once: the index rows of each shard, kept or not, without those that a later unit asked for again.
+
+    Newest shards first. Takes a byte of memory for each link of the list where there was a retry.
+    """
+    first = min((generation.first_unit for generation in read_generations(manifest.dataset)), default=None)
+    again = np.zeros(0, bool)  # by row
+    for shard in sorted(manifest.shards, key=lambda shard: shard.unit, reverse=True):
+        url = store.join(manifest.dataset, "shards", shard.index)
+        table = read_table(url, list(dict.fromkeys([*columns, "row"])))
+        rows = table["row"].to_numpy()
+        old = rows < len(again)
+        old[old] = again[rows[old]]
+        yield shard, table.filter(pa.array(~old)) if old.any() else table
+        if first is not None and shard.unit >= first:
+            more = max(0, int(rows.max(initial=-1)) + 1 - len(again))
+            again = np.concatenate([again, np.zeros(more, bool)])
+            again[rows] = True

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +20,19 @@ from shards.manifest import (
     PLAN_SCHEMA,
     Commit,
     DatasetInfo,
+    Generation,
     Manifest,
     commit,
     make_version,
+    read_generations,
     table_bytes,
     unit_name,
+    write_generation,
     write_info,
+    write_manifest,
     write_plan,
 )
+from shards.rules import SCHEMA, write_rules
 from shards.tar import Member, write_tar
 
 
@@ -39,12 +47,15 @@ def jpeg(number: int, side: int = 32) -> bytes:
     return out.getvalue()
 
 
-def write_unit(dataset: str, unit: int, rows: list[dict], attempt: str = "a1") -> Commit:
+def write_unit(
+    dataset: str, unit: int, rows: list[dict], attempt: str = "a1", supersedes: dict[str, int] | None = None
+) -> Commit:
     """Tar, index and commit of one unit; `rows` are index rows with a `body` where they are kept."""
     tar, members = io.BytesIO(), []
     for row in rows:
         if row["reason"] == "kept":
-            row |= {"sha256": hashlib.sha256(row["body"]).hexdigest(), "member": row["key"] + ".jpg"}
+            sha256 = hashlib.sha256(row["body"]).hexdigest()
+            row |= {"sha256": sha256, "fetched_sha256": sha256, "member": row["key"] + ".jpg"}
             note = {name: row[name] for name in ("url", "labels", "sha256", "width", "height")}
             members += [
                 Member(row["key"] + ".jpg", row["body"]),
@@ -73,6 +84,7 @@ def write_unit(dataset: str, unit: int, rows: list[dict], attempt: str = "a1") -
             links=len(rows),
             kept=len(rows) - len(reasons),
             reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+            supersedes=supersedes or {},
         ),
     )
 
@@ -95,14 +107,46 @@ def rows_of(first: int, count: int, classes: int = 5, bad: tuple[int, ...] = (),
     ]
 
 
+def plan_unit(dataset: str, unit: int, rows: list[dict]) -> None:
+    plan = [{name: row.get(name) for name in PLAN_SCHEMA.names} for row in rows]
+    write_plan(dataset, unit, pa.Table.from_pylist(plan, PLAN_SCHEMA))
+
+
+def retry(manifest: Manifest, again: list[int], bad: tuple[int, ...] = ()) -> Manifest:
+    """A new generation of one unit that asks for these http_404 rows again, and the version with it."""
+    dataset, unit = manifest.dataset, max(shard.unit for shard in manifest.shards) + 1
+    rows = [row for number in again for row in rows_of(number, 1, bad=bad)]
+    plan_unit(dataset, unit, rows)
+    write_generation(dataset, Generation(len(read_generations(dataset)) + 1, manifest.digest, unit, 1))
+    write_unit(dataset, unit, rows, supersedes={"http_404": len(rows)})
+    return make_version(dataset, "retry")
+
+
+def rule(manifest: Manifest, rules: dict[int, list[tuple[int, str | None, list[str] | None]]]) -> Manifest:
+    """The manifest with these rules: (row, reason, labels) by unit. It is written, but is no version."""
+    tables = [
+        pa.Table.from_pylist([{"unit": unit, "row": r, "reason": why, "labels": to} for r, why, to in some], SCHEMA)
+        for unit, some in sorted(rules.items())
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        written = write_rules(manifest.dataset, tables, {"by": "hand"}, Path(scratch))
+    reasons = Counter(why for some in rules.values() for _, why, _ in some if why)
+    shards = []
+    for shard in manifest.shards:
+        out = sum(why is not None for _, why, _ in rules.get(shard.unit, []))
+        shards.append(replace(shard, selected=shard.selected - out))
+    ruled = replace(manifest, shards=tuple(shards), deselected=dict(sorted(reasons.items())), rules=written)
+    write_manifest(ruled)
+    return ruled
+
+
 def make_dataset(dataset: str | Path, counts: list[int], bad: tuple[int, ...] = (), side: int = 32) -> Manifest:
     """A dataset of len(counts) units with counts[i] links each and a first version."""
     dataset = str(dataset)
     first = 0
     for unit, count in enumerate(counts):
         rows = rows_of(first, count, bad=bad, side=side)
-        plan = [{name: row.get(name) for name in PLAN_SCHEMA.names} for row in rows]
-        write_plan(dataset, unit, pa.Table.from_pylist(plan, PLAN_SCHEMA))
+        plan_unit(dataset, unit, rows)
         write_unit(dataset, unit, rows)
         first += count
     write_info(

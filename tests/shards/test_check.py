@@ -47,6 +47,54 @@ def test_subsets_and_named_versions_are_checked_too(dataset: Path) -> None:
     assert result.samples == part.samples < result.kept == 19
 
 
+def test_a_version_with_rules_is_checked_against_them(dataset: Path) -> None:
+    whole = manifest.read_manifest(str(dataset))
+    ruled = datasets.rule(whole, {0: [(1, "duplicate", None), (2, None, ["x", "y"])], 1: [(12, "placeholder", None)]})
+    result = check.run(check.Config(ruled.address))
+    assert result.ok, result.problems
+    assert (result.kept, result.samples) == (19, 17)
+    part = selection.subset(ruled, 8)
+    assert check.run(check.Config(part.address)).ok
+
+
+def test_rules_that_do_not_fit_are_named(dataset: Path) -> None:
+    whole = manifest.read_manifest(str(dataset))
+    wrong = datasets.rule(whole, {0: [(3, None, ["of a row that is not kept"]), (4, "both", ["x"]), (5, None, None)]})
+    found = [str(problem) for problem in check.run(check.Config(wrong.address)).problems]
+    assert found == [
+        "000000-a1.tar: a rule is about row 3, which the index does not keep",
+        "000000-a1.tar: the rule about row 4 neither takes it out nor joins labels",
+        "000000-a1.tar: the rule about row 5 neither takes it out nor joins labels",
+    ]
+    right = datasets.rule(whole, {0: [(1, "duplicate", None)]})
+    assert right.rules is not None
+    (dataset / "manifests" / right.rules.file).unlink()
+    found = [str(problem) for problem in check.run(check.Config(right.address)).problems]
+    assert any(p.startswith("000000-a1.tar: ") and right.rules.file in p for p in found)
+    assert any(p.startswith("manifest: ") and right.rules.file in p for p in found)
+    assert "manifest: deselects 1 as duplicate, its rules 0" in found
+
+
+def test_a_link_that_was_asked_for_again_counts_once(dataset: Path) -> None:
+    first = manifest.read_manifest(str(dataset))
+    again = datasets.retry(datasets.retry(first, [3, 15], bad=(15,)), [15])
+    result = check.run(check.Config(str(dataset)))
+    assert result.ok, result.problems
+    assert (result.links, result.kept, again.reasons) == (21, 21, {})
+
+
+def test_a_retry_that_replaces_other_verdicts_than_it_says_is_named(dataset: Path) -> None:
+    first = manifest.read_manifest(str(dataset))
+    datasets.retry(first, [3])
+    commit = dataset / "commits" / "000002.json"
+    commit.write_text(json.dumps(json.loads(commit.read_text()) | {"supersedes": {"timeout": 1}}))
+    assert "000002-a1.tar: replaces {'http_404': 1} of older units, its commit says {'timeout': 1}" in problems(dataset)
+    datasets.retry(manifest.read_manifest(str(dataset)), [4, 99])
+    found = problems(dataset)
+    assert "000003-a1.tar: asks again for 1 links that older units kept" in found
+    assert "000003-a1.tar: asks again for 1 links that no older unit has" in found
+
+
 def test_a_flipped_bit_in_a_picture_is_named_by_key(dataset: Path) -> None:
     row = index_rows(dataset)[2]
     flip(shard_file(dataset, "tar"), row["offset"] + row["length"] // 2)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pyarrow as pa
 import pytest
-from datasets import make_dataset, rows_of, write_unit
+from datasets import make_dataset, retry, rows_of, rule, write_unit
 
 from shards import store
 from shards.manifest import (
@@ -12,6 +12,7 @@ from shards.manifest import (
     Commit,
     DatasetInfo,
     Generation,
+    add_version,
     commit,
     committed_units,
     make_version,
@@ -21,11 +22,13 @@ from shards.manifest import (
     read_info,
     read_manifest,
     read_plan,
+    read_table,
+    table_bytes,
     write_generation,
     write_info,
     write_plan,
 )
-from shards.selection import selected_index, subset
+from shards.selection import newest_verdicts, selected_index, subset
 
 
 def test_a_version_counts_every_link(base):
@@ -58,12 +61,49 @@ def test_new_commits_make_a_new_version_and_the_old_one_stays(tmp_path):
 
 
 def test_a_retried_row_counts_once_with_its_newest_verdict(tmp_path):
-    base = str(tmp_path)
-    make_dataset(base, [10], bad=(2, 3))
-    won = write_unit(base, 1, rows_of(2, 2, bad=(3,)))
-    store.put_json(f"{base}/commits/000001.json", dataclasses.asdict(won) | {"supersedes": {"http_404": 2}})
-    retried = make_version(base, "retry")
-    assert (retried.links, retried.kept, retried.reasons, retried.samples) == (10, 9, {"http_404": 1}, 9)
+    first = make_dataset(tmp_path, [10, 10], bad=(2, 3, 14))
+    once_more = retry(first, [2, 3, 14], bad=(3, 14))
+    assert (once_more.links, once_more.kept, once_more.reasons) == (20, 18, {"http_404": 2})
+    twice_more = retry(once_more, [3, 14], bad=(14,))
+    assert (twice_more.links, twice_more.kept, twice_more.reasons) == (20, 19, {"http_404": 1})
+    assert [g.first_unit for g in read_generations(str(tmp_path))] == [2, 3]
+    newest = [table for _, table in newest_verdicts(twice_more, ["reason"])]
+    verdicts = {row["row"]: row["reason"] for table in newest for row in table.to_pylist()}
+    assert sum(map(len, newest)) == len(verdicts) == 20
+    assert [row for row, reason in verdicts.items() if reason != "kept"] == [14]
+    selected = [row for shard in range(4) for row in selected_index(twice_more, shard)["row"].to_pylist()]
+    assert sorted(selected) == [row for row in range(20) if row != 14]
+
+
+def test_a_new_version_drops_the_rules_of_the_old_one(tmp_path):
+    ruled = rule(make_dataset(tmp_path, [6, 4]), {1: [(3, "duplicate", None)]})
+    assert add_version(ruled, "select")
+    write_unit(str(tmp_path), 2, rows_of(10, 5))
+    more = make_version(str(tmp_path), "more")
+    assert (more.rules, more.samples, more.deselected) == (None, 15, {})
+
+
+def test_the_newest_version_never_loses_links(tmp_path):
+    first = make_dataset(tmp_path, [6])
+    write_unit(str(tmp_path), 1, rows_of(6, 5))
+    second = make_version(str(tmp_path), "more")
+    old = rule(first, {0: [(3, "duplicate", None)]})
+    assert not add_version(old, "of an old version")
+    assert read_manifest(str(tmp_path)) == second
+    assert read_manifest(old.address) == old
+    new = rule(second, {0: [(3, "duplicate", None)]})
+    assert add_version(new, "rules")
+    assert add_version(new, "again")
+    assert read_manifest(f"{tmp_path}@3") == new
+    assert store.names(f"{tmp_path}/versions") == ["000001.json", "000002.json", "000003.json"]
+
+
+def test_manifests_of_before_rules_had_a_file_are_read(tmp_path):
+    manifest = make_dataset(tmp_path, [5])
+    table = read_table(f"{tmp_path}/manifests/{manifest.digest}.parquet")
+    empty = pa.array([[]], pa.list_(pa.struct([("row", pa.int64()), ("reason", pa.string())])))
+    store.put(f"{tmp_path}/manifests/{manifest.digest}.parquet", table_bytes(table.append_column("deselected", empty)))
+    assert read_manifest(str(tmp_path)) == manifest
 
 
 def test_many_commits_are_read_in_the_order_asked_for(base):
@@ -190,11 +230,3 @@ def test_a_damaged_index_is_named(tmp_path):
     store.put(f"{tmp_path}/shards/{manifest.shards[0].index}", b"not parquet at all")
     with pytest.raises(ValueError, match=manifest.shards[0].index):
         selected_index(manifest, 0)
-
-
-def test_deselected_rows_are_left_out(tmp_path):
-    manifest = make_dataset(tmp_path, [6])
-    shard = dataclasses.replace(manifest.shards[0], deselected=((1, "duplicate"), (4, "placeholder")), selected=4)
-    chosen = dataclasses.replace(manifest, shards=(shard,), deselected={"duplicate": 1, "placeholder": 1})
-    assert selected_index(chosen, 0)["row"].to_pylist() == [0, 2, 3, 5]
-    assert isinstance(selected_index(chosen, 0), pa.Table)
