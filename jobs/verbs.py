@@ -158,6 +158,14 @@ def _probe(call: Call) -> Any:
     return {"probes": results}
 
 
+def _export(call: Call) -> Any:
+    from xtra import export
+
+    result = export.run(call.config(export.Config, "checkpoint"))
+    print(export.describe(result))
+    return result
+
+
 def _scale(call: Call) -> Any:
     from jobs import scale
     from jobs.progress import Progress
@@ -236,6 +244,7 @@ VERBS = {
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
+    "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),

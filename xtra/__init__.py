@@ -11,10 +11,11 @@ __all__ = ["load"]
 
 
 def load(path: str) -> Encoder:
-    """The trained encoder of a run folder (its newest checkpoint) or of one checkpoint folder, in eval mode.
+    """The trained encoder, in eval mode, of a run folder (its newest checkpoint), of one checkpoint folder, or of an
+    official checkpoint (a .ckpt file or a DeepSpeed folder).
 
     Raises ValueError naming the file when there is none or it does not fit.
     """
-    from xtra.checkpoint import load_encoder  # torch is imported only when a model is wanted
+    from xtra import checkpoint, official  # torch is imported only when a model is wanted
 
-    return load_encoder(path)
+    return official.load_encoder(path) if official.is_official(path) else checkpoint.load_encoder(path)

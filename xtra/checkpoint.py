@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors by parameter name and JSON, committed last; and the layout of the official weights.
+"""Checkpoints: safetensors by parameter name and JSON, committed last. (Official ones: xtra/official.py.)
 
     RUN/checkpoints/000000012800/000001/model.safetensors    parameters by name
     RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...
@@ -17,17 +17,18 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards import store
-from xtra.blocks import block_order, raster_order
 from xtra.model import Encoder, ModelConfig, Xtra, model_config
 
+M = TypeVar("M", bound=nn.Module)
 COMMIT = "COMMIT.json"
 MODEL, OPTIM, STATE = "model.safetensors", "optim.safetensors", "state.json"
 _WRAPPERS = re.compile(
@@ -139,8 +140,21 @@ def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | N
     return state
 
 
-def load_encoder(path: str) -> Encoder:
-    """The encoder of a run folder (its newest checkpoint) or of one checkpoint folder, in eval mode: `xtra.load`."""
+@dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint and the model that it holds."""
+
+    url: str
+    run: str
+    config: ModelConfig
+    commit: Mapping[str, Any]
+
+
+def find(path: str) -> Saved:
+    """The newest checkpoint of a run folder, or the one that is named.
+
+    Raises ValueError when nothing is committed there, or nothing says which model it is.
+    """
     checkpoint = path if store.exists(store.join(path, COMMIT)) else latest(path)
     if checkpoint is None:
         raise ValueError(f"{path}: holds no committed checkpoint: name a run folder or one of its checkpoints")
@@ -148,14 +162,32 @@ def load_encoder(path: str) -> Encoder:
     config = store.read_json(store.join(run, "config.json"))
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"{store.join(run, 'config.json')}: has no model: is {run} a run folder?")
+    commit = store.read_json(store.join(checkpoint, COMMIT))
+    return Saved(checkpoint, run, model_config(config["model"]), commit)
+
+
+def load_model(saved: Saved) -> Xtra:
+    """The whole pretraining model, in eval mode."""
     with torch.device("meta"):
-        encoder = Encoder(model_config(config["model"]))
-    weights = _tensors(checkpoint, store.read_json(store.join(checkpoint, COMMIT)), MODEL)
+        model = Xtra(saved.config)
+    return _filled(model, _tensors(saved.url, saved.commit, MODEL), f"{saved.url}: the model")
+
+
+def load_encoder(path: str) -> Encoder:
+    """The encoder of a run folder (its newest checkpoint) or of one checkpoint folder, in eval mode: `xtra.load`."""
+    saved = find(path)
+    with torch.device("meta"):
+        encoder = Encoder(saved.config)
+    weights = _tensors(saved.url, saved.commit, MODEL)
     weights = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
-    own = {name: list(p.shape) for name, p in encoder.named_parameters()}
-    _require_same_names(f"{checkpoint}: the encoder", own, weights)
-    encoder.load_state_dict({name: w.clone() for name, w in weights.items()}, assign=True)  # w maps the file
-    return encoder.eval()
+    return _filled(encoder, weights, f"{saved.url}: the encoder")
+
+
+def _filled(module: M, weights: Mapping[str, Tensor], who: str) -> M:
+    own = {name: list(p.shape) for name, p in module.named_parameters()}
+    _require_same_names(who, own, weights)
+    module.load_state_dict({name: w.clone() for name, w in weights.items()}, assign=True)  # w maps the file
+    return module.eval()
 
 
 def _tensors(checkpoint: str, commit: Mapping[str, Any], name: str) -> dict[str, Tensor]:
@@ -240,67 +272,3 @@ def prune(run: str, keep: int) -> list[int]:
                 for file in store.names(store.join(folder, attempt)):
                     store.delete(store.join(folder, attempt, file))
     return [samples for samples in commits if samples < oldest_kept]
-
-
-# --- Official weights -----------------------------------------------------------------------------------------------
-
-# Our names and the official ones (github.com/elad-amrani/xtra, src/modules); the first prefix that fits counts.
-_OFFICIAL = (
-    (r"encoder\.patch_embed\.", r"enc.patch_embed.proj."),
-    (r"encoder\.", r"enc."),
-    (r"bridge\.fc1\.", r"proj.mlp.0."),
-    (r"bridge\.fc2\.", r"proj.mlp.2."),
-    (r"decoder\.", r"predictor."),
-    (r"heads\.(\d+)\.fc1\.", r"aim_proj.\1.mlp.0."),
-    (r"heads\.(\d+)\.fc2\.", r"aim_proj.\1.mlp.2."),
-)
-
-
-def official_name(name: str) -> str:
-    """The name that the official code gives to one of our parameters."""
-    for ours, theirs in _OFFICIAL:
-        if re.match(ours, name):
-            return re.sub("^" + ours, theirs, name)
-    raise AssertionError(f"{name} has no official name")
-
-
-def from_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Official weights (a flat name -> tensor dict) as ours, for `Xtra(config).load_state_dict`.
-
-    Wrapper prefixes are stripped. Strict: a ValueError counts what is missing, unexpected and of another shape, and
-    names the first of each. Two layouts differ, by exact permutations: position tables are in raster order there and
-    in block order here, and heads read a block feature-major there (index d * t + p) and token-major here (p * D + d).
-    """
-    with torch.device("meta"):
-        ours = {name: (official_name(name), p.shape) for name, p in Xtra(config).named_parameters()}
-    found = {re.sub(r"^(?:(?:module|_forward_module|_orig_mod)\.)+", "", name): w for name, w in state.items()}
-    wanted = dict(ours.values())
-    report = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
-        "of another shape": [
-            f"{name} {list(found[name].shape)}, not {list(shape)},"
-            for name, shape in wanted.items()
-            if name in found and found[name].shape != shape
-        ],
-    }
-    if any(report.values()):
-        said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
-        raise ValueError(f"these official weights do not fit the model config: {said}")
-    return {name: _relayout(name, found[theirs], config, official=True) for name, (theirs, _) in ours.items()}
-
-
-def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our weights, or anything by our names and shapes such as gradients, under official names and in their layout."""
-    return {official_name(name): _relayout(name, w, config, official=False) for name, w in state.items()}
-
-
-def _relayout(name: str, weight: Tensor, config: ModelConfig, official: bool) -> Tensor:
-    """One tensor from the official layout to ours (`official`) or back; no arithmetic, so bits stay."""
-    if name.endswith("pos_embed"):
-        order = block_order if official else raster_order
-        return weight[:, order(config.grid, config.block).to(weight.device)]
-    if re.fullmatch(r"heads\.\d+\.fc1\.weight", name):
-        inner = (config.dec_width, config.per_block) if official else (config.per_block, config.dec_width)
-        return weight.unflatten(1, inner).transpose(1, 2).flatten(1)
-    return weight

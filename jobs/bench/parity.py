@@ -17,9 +17,9 @@ from torch import Tensor
 
 from jobs.bench import result
 from xtra.blocks import raster_order, target_blocks
-from xtra.checkpoint import from_official, to_official
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import ModelConfig, Xtra
+from xtra.official import from_official, to_official
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,326 @@
+"""The official code's weights (github.com/elad-amrani/xtra, e711fb5): read, laid out as ours, and laid out back.
+
+Its files are pickles of several shapes: Lightning's .ckpt (weights under `state_dict`; B/16), a DeepSpeed folder
+(`…/mp_rank_00_model_states.pt`, under `module`; H/14), the encoder alone (`encoder`), a probe's (`enc.*` beside a
+`classifier`), or a bare dict. They are opened by `xtra.unpickle`, which runs nothing of them. An import is strict: the
+weights fit a `ModelConfig` tensor by tensor or are refused, and what else the file holds is listed, not guessed at.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shards import store
+from xtra import unpickle
+from xtra.blocks import block_order, raster_order
+from xtra.model import SIZES, Encoder, ModelConfig, Xtra
+from xtra.unpickle import StoredTensor
+
+MODEL_STATES = "mp_rank_00_model_states.pt"
+_HOLDERS = ("state_dict", "module", "encoder")  # where a file's weights are
+_PREFIXES = re.compile(r"^(?:(?:module|_forward_module|_orig_mod)\.)+")  # added by DDP, DeepSpeed, compile
+_ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # src/modules/vit.py, by width
+_DECODER_HEADS = {640: 8}  # config/pretrain of H/14; all others have 6
+
+# ---- names and layouts ---------------------------------------------------------------------------------------------
+
+# Our names and the official ones (src/modules); the first prefix that fits counts.
+_OFFICIAL = (
+    (r"encoder\.patch_embed\.", r"enc.patch_embed.proj."),
+    (r"encoder\.", r"enc."),
+    (r"bridge\.fc1\.", r"proj.mlp.0."),
+    (r"bridge\.fc2\.", r"proj.mlp.2."),
+    (r"decoder\.", r"predictor."),
+    (r"heads\.(\d+)\.fc1\.", r"aim_proj.\1.mlp.0."),
+    (r"heads\.(\d+)\.fc2\.", r"aim_proj.\1.mlp.2."),
+)
+
+
+def official_name(name: str) -> str:
+    """The name that the official code gives to one of our parameters."""
+    for ours, theirs in _OFFICIAL:
+        if re.match(ours, name):
+            return re.sub("^" + ours, theirs, name)
+    raise AssertionError(f"{name} has no official name")
+
+
+def from_official(state: Mapping[str, Tensor], config: ModelConfig, encoder_only: bool = False) -> dict[str, Tensor]:
+    """Official weights (a flat name -> tensor dict) as ours, for `Xtra(config).load_state_dict`.
+
+    Wrapper prefixes are stripped. Strict: a ValueError counts what is missing, unexpected and of another shape, and
+    names the first of each. Two layouts differ, by exact permutations: position tables are in raster order there and
+    in block order here, and heads read a block feature-major there (index d * t + p) and token-major here (p * D + d).
+    `encoder_only` gives and wants the encoder alone, under the names that it has in the whole model.
+    """
+    ours = {name: (official_name(name), shape) for name, shape in _shapes(config, encoder_only).items()}
+    found = {_PREFIXES.sub("", name): w for name, w in state.items()}
+    wanted = dict(ours.values())
+    report = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {list(found[name].shape)}, not {list(shape)},"
+            for name, shape in wanted.items()
+            if name in found and found[name].shape != shape
+        ],
+    }
+    if any(report.values()):
+        said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
+        raise ValueError(f"these official weights do not fit the model config: {said}")
+    return {name: relayout(name, found[theirs], config, official=True) for name, (theirs, _) in ours.items()}
+
+
+def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Our weights, or anything by our names and shapes such as gradients, under official names and in their layout."""
+    return {official_name(name): relayout(name, w, config, official=False) for name, w in state.items()}
+
+
+def relayout(name: str, weight: Tensor, config: ModelConfig, official: bool) -> Tensor:
+    """One tensor from the official layout to ours (`official`) or back; no arithmetic, so bits stay."""
+    if name.endswith("pos_embed"):
+        order = block_order if official else raster_order
+        return weight[:, order(config.grid, config.block).to(weight.device)]
+    if re.fullmatch(r"heads\.\d+\.fc1\.weight", name):
+        inner = (config.dec_width, config.per_block) if official else (config.per_block, config.dec_width)
+        return weight.unflatten(1, inner).transpose(1, 2).flatten(1)
+    return weight
+
+
+def _shapes(config: ModelConfig, encoder_only: bool) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in Xtra(config).named_parameters()}
+    return {name: s for name, s in shapes.items() if name.startswith("encoder.") or not encoder_only}
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """One official checkpoint as found: nothing is read into memory yet but names and shapes."""
+
+    path: str
+    layout: str  # how it is stored, in words
+    tensors: Mapping[str, StoredTensor]  # the pretraining model's, official names without wrapper prefixes
+    not_taken: tuple[str, ...]  # everything else in it, a line each
+    step: int | None  # optimiser steps taken, where the file says so
+
+    @property
+    def encoder_only(self) -> bool:
+        return all(name.startswith("enc.") for name in self.tensors)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Official weights as ours."""
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor]  # float32
+    encoder_only: bool
+    step: int | None
+    report: tuple[str, ...]  # what was taken, what was not, what had to be assumed
+
+
+def is_official(path: str) -> bool:
+    """Whether a path looks like an official checkpoint, a file or a DeepSpeed folder, rather than a run of ours."""
+    if not store.is_local(path):
+        return False
+    local = store.local_path(path)
+    return local.is_file() or bool(_model_states(local))
+
+
+def open_official(path: str) -> OfficialFile:
+    """Raises ValueError when there is no such file, or no weights of the official model in it."""
+    local = store.local_path(path) if store.is_local(path) else Path(path)
+    beside: list[str] = []
+    file, kind = local, "file"
+    if local.is_dir():
+        states = _model_states(local)
+        if len(states) != 1:
+            raise ValueError(f"{path}: holds {len(states)} {MODEL_STATES}: name the folder of one DeepSpeed checkpoint")
+        file, kind = states[0], "DeepSpeed folder"
+        if file.with_name(MODEL_STATES.replace("00", "01")).exists():
+            raise ValueError(f"{file.parent}: is split over several model ranks: merge them with DeepSpeed's own tool")
+        others = sorted(p for p in file.parent.iterdir() if p.is_file() and p != file)
+        beside = [f"{p.name}: {_size(p.stat().st_size)}" for p in others]
+    elif not local.is_file():
+        raise ValueError(f"{path}: is no file and no folder here: download the official checkpoint first")
+    found = unpickle.read(file)
+    holder, weights = _weights(found.root, path)
+    model = {name: t for name, t in weights.items() if name.startswith(("enc.", "proj.", "predictor.", "aim_proj."))}
+    if not model:
+        raise ValueError(
+            f"{path}: has no tensor of the official model under {holder}; its first is {next(iter(weights))}"
+        )
+    other = {name: t for name, t in weights.items() if name not in model}
+    not_taken = [f"{name}: of no use in pretraining" for name in other]
+    rest = found.root.items() if holder else ()
+    not_taken += [line for key, value in rest if key != holder and (line := _describe(key, value))]
+    not_taken += [f"class {name}: not loaded" for name in found.foreign]
+    step = found.root.get("global_step", found.root.get("global_steps"))
+    layout = f"{kind}, weights under {holder}" if holder else f"{kind}, a bare dict of weights"
+    return OfficialFile(path, layout, model, tuple(not_taken + beside), step if isinstance(step, int) else None)
+
+
+def _model_states(folder: Path) -> list[Path]:
+    """DeepSpeed's file of module weights, in the folder or in one of its own."""
+    return sorted([*folder.glob(MODEL_STATES), *folder.glob(f"*/{MODEL_STATES}")])
+
+
+def _weights(root: Any, path: str) -> tuple[str, dict[str, StoredTensor]]:
+    """The key that holds the weights ("" for a bare dict) and the weights."""
+    if not isinstance(root, dict):
+        raise ValueError(f"{path}: holds a {type(root).__name__}, not a dict: is it a checkpoint?")
+    for holder in _HOLDERS:
+        state = root.get(holder)
+        if isinstance(state, dict) and any(isinstance(value, StoredTensor) for value in state.values()):
+            break
+    else:
+        holder, state = "", root
+    weights = {_PREFIXES.sub("", n): t for n, t in state.items() if isinstance(n, str) and isinstance(t, StoredTensor)}
+    if holder == "encoder":  # StoP's files hold the encoder without its prefix
+        weights = {n if n.startswith("enc.") else f"enc.{n}": t for n, t in weights.items()}
+    if not weights:
+        raise ValueError(f"{path}: holds no tensors under {', '.join(_HOLDERS)} or by itself: is it a checkpoint?")
+    return holder, weights
+
+
+def _describe(key: Any, value: Any) -> str:
+    """A line about a part of the file that is not taken; "" for a plain number or text."""
+    tensors = list(_tensors(value))
+    if tensors:
+        return f"{key}: {len(tensors)} tensors, {_size(sum(t.bytes for t in tensors))}"
+    return f"{key}: no tensors" if isinstance(value, dict | list | tuple | unpickle.Foreign) and value else ""
+
+
+def _tensors(value: Any) -> Iterator[StoredTensor]:
+    if isinstance(value, StoredTensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+# ---- sizes ---------------------------------------------------------------------------------------------------------
+
+
+def config_of(file: OfficialFile, size: str = "", heads: int = 0, dec_heads: int = 0) -> tuple[ModelConfig, list[str]]:
+    """The sizes of an official checkpoint, and a line for each that its weights do not tell.
+
+    `size` names one of `model.SIZES` instead; `heads` and `dec_heads` override those of encoder and decoder. Raises
+    ValueError naming what cannot be right.
+    """
+    if size:
+        if size not in SIZES:
+            raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
+        config = SIZES[size]
+        return replace(config, heads=heads or config.heads, dec_heads=dec_heads or config.dec_heads), []
+    shape = {name: tuple(t.shape) for name, t in file.tensors.items()}
+    try:
+        told = _encoder_sizes(shape)
+        if not file.encoder_only:
+            told |= _decoder_sizes(shape, told)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{file.path}: its sizes cannot be read from its tensors ({error}): give --size") from None
+    fits = [s for s in SIZES.values() if all(getattr(s, k) == v for k, v in told.items() if k != "predict")]
+    if fits:
+        known = fits[0]
+    elif told["width"] in _ENCODER_HEADS and not file.encoder_only:
+        dec = told["dec_width"]
+        known = ModelConfig(**told, heads=_ENCODER_HEADS[told["width"]], dec_heads=_DECODER_HEADS.get(dec, 6))
+    elif heads and dec_heads and not file.encoder_only:
+        known = ModelConfig(**told, heads=heads, dec_heads=dec_heads)
+    else:
+        said = ", ".join(f"{k} {v}" for k, v in told.items())
+        raise ValueError(f"{file.path}: no model of these sizes is known ({said}): give --size, or --heads --dec-heads")
+    config = replace(known, **told, heads=heads or known.heads, dec_heads=dec_heads or known.dec_heads)
+    assumed = [f"assumed: {config.heads} encoder and {config.dec_heads} decoder heads, which no tensor tells"]
+    if file.encoder_only:
+        assumed = [f"assumed: {config.heads} heads and blocks of {config.block} x {config.block}: no tensor tells"]
+    return config, assumed
+
+
+def _encoder_sizes(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    _, tokens, width = shape["enc.pos_embed"]
+    patch = shape["enc.patch_embed.proj.weight"][-1]
+    return {
+        "image": math.isqrt(tokens) * patch,
+        "patch": patch,
+        "width": width,
+        "depth": _depth(shape, "enc"),
+        "mlp_ratio": shape["enc.blocks.0.mlp.fc1.weight"][0] / width,
+    }
+
+
+def _decoder_sizes(shape: Mapping[str, tuple[int, ...]], told: Mapping[str, Any]) -> dict[str, Any]:
+    head, pixels = shape["aim_proj.0.mlp.0.weight"][0], shape["aim_proj.0.mlp.2.weight"][0]
+    return {
+        "block": math.isqrt(pixels // 3) // told["patch"],
+        "bridge": shape["proj.mlp.0.weight"][0],
+        "dec_width": shape["predictor.pos_embed"][2],
+        "dec_depth": _depth(shape, "predictor"),
+        "head": head,
+        "predict": len({name.split(".")[1] for name in shape if name.startswith("aim_proj.")}),
+    }
+
+
+def _depth(shape: Mapping[str, tuple[int, ...]], part: str) -> int:
+    return 1 + max(int(name.split(".")[2]) for name in shape if name.startswith(f"{part}.blocks."))
+
+
+# ---- the import ----------------------------------------------------------------------------------------------------
+
+
+def read_official(path: str, size: str = "", heads: int = 0, dec_heads: int = 0) -> Imported:
+    """An official checkpoint as ours. Raises ValueError naming the file and what does not fit."""
+    file = open_official(path)
+    config, assumed = config_of(file, size, heads, dec_heads)
+    stored = {name: t.read() for name, t in file.tensors.items()}
+    try:
+        weights = from_official(stored, config, file.encoder_only)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in stored.values()})
+    total = sum(w.numel() for w in weights.values())
+    part = "the encoder alone" if file.encoder_only else "the whole model"
+    table = weights["encoder.pos_embed"][0, -config.per_block :]
+    report = [
+        f"read: {path} ({file.layout})",
+        f"taken: {len(weights)} tensors, {total:,} parameters, {' and '.join(kinds)}, kept as float32: {part}",
+        f"sizes: {', '.join(f'{f.name} {getattr(config, f.name)}' for f in fields(config) if f.name != 'drop_path')}",
+        *assumed,
+        f"last block's positions: largest {float(table.abs().max()):.1e} (pretraining decays them to about 0: "
+        "no loss ever sees that block)",
+        *(f"not taken: {line}" for line in file.not_taken),
+    ]
+    weights = {name: w.to(torch.float32).contiguous() for name, w in weights.items()}
+    return Imported(config, weights, file.encoder_only, file.step, tuple(report))
+
+
+def load_encoder(path: str) -> Encoder:
+    """The encoder of an official checkpoint, in eval mode."""
+    found = read_official(path)
+    with torch.device("meta"):
+        encoder = Encoder(found.config)
+    weights = {n.removeprefix("encoder."): w for n, w in found.weights.items() if n.startswith("encoder.")}
+    encoder.load_state_dict(weights, assign=True)
+    return encoder.eval()
