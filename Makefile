@@ -40,8 +40,8 @@ check: setup ## format, lint, types, layers
 test: setup ## all tests (XTRA_TEST_S3=endpoint runs the store's tests on a real S3 store as well)
 	.venv/bin/python -m pytest
 
-bench: setup ## the benchmarks that need no peer: SUBJECT=parity ARGS='--vectors DIR'
-	.venv/bin/xtra bench $(or $(SUBJECT),parity) $(ARGS)
+bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetch ARGS='--images 10000 --json'
+	.venv/bin/xtra bench $(or $(SUBJECT),fetch) $(ARGS)
 
 lock: setup ## write requirements.lock anew from pyproject.toml
 	$(PIP) install -q uv
@@ -53,8 +53,8 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 		| LC_ALL=C sort > .venv/new.lock
 	mv .venv/new.lock requirements.lock
 
-clean: ## remove .venv, caches and the demo's output
-	rm -rf .venv runs build *.egg-info .ruff_cache .hypothesis
+clean: ## remove .venv, peers' environments, caches and the demo's output
+	rm -rf .venv .bench runs build *.egg-info .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup demo ingest check test bench lock clean

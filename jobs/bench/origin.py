@@ -355,7 +355,11 @@ def serving(cpu: int | None = None, **flags: Any) -> Iterator[Served]:
 
 async def _serve(args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
-    pool = real_photographs(args.data, args.bodies) if args.data else photographs(args.bodies, args.bytes)
+    if args.data:
+        pool = real_photographs(args.data, args.bodies)
+    else:
+        each = -(-args.bodies // len(args.bytes))
+        pool = [body for k, size in enumerate(args.bytes) for body in photographs(each, size, k * each)]
     site = _Site(pool, args.folder)
     addresses = [f"127.0.{k // 250}.{k % 250 + 1}" for k in range(args.hosts)]
     context, authorities = None, None
@@ -385,12 +389,18 @@ async def _serve(args: argparse.Namespace) -> None:
         server.close()
 
 
+def _sizes(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--hosts", type=int, default=1, help="addresses: 127.0.0.1, 127.0.0.2, ...")
     parser.add_argument("--bodies", type=int, default=64, help="pictures in the pool")
-    parser.add_argument("--bytes", type=int, default=110_000, help="their mean size; 1500 gives 44x33 px")
+    parser.add_argument(
+        "--bytes", type=_sizes, default=[110_000], help="mean sizes, as 110000,280000; 1500 is 44x33 px"
+    )
     parser.add_argument("--data", type=Path, help="a folder or tar of JPEGs: the pool, instead of made ones")
     parser.add_argument("--folder", type=Path, help="served under /file/")
     parser.add_argument("--tls", type=Path, help="speak TLS; keys and certificates go to this folder")

@@ -1,0 +1,262 @@
+"""Images per CPU second of our ingest beside img2dataset's: one origin, one list, one core for the client.
+
+Each client runs as its users run it, one command from list to tars, pinned to the first core; the origin has the last
+one. CPU is user + system time of the client's whole process tree, start-up included. What both wrote is read back, so
+that nobody wins by doing less. A ratio is ours over theirs, of the long list; the median of interleaved rounds.
+
+Ratios that end in `_marginal` leave start-up out: they divide the images by which a long list is longer than a short
+one by the CPU that these cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.bench import peers, result
+from jobs.bench.origin import Served, serving
+
+SHORT = 5  # the short list is this part of the long one
+RESIZE = 384  # short side
+SIDES = {"keep": "110000", "resize": "110000,181000,281000,462000"}  # bytes of 500x375, 640x480, 800x600, 1024x768
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    images: int = 10_000  # of the long list; resize takes a fifth of it, https a tenth
+    rounds: int = 3
+    modes: tuple[str, ...] = ("keep", "decode", "resize", "https")
+    data: str | None = None  # a folder or tar of real JPEGs to serve; made ones otherwise
+    hosts: int = 4  # addresses that the list names
+    threads: int = 16  # of img2dataset: its best here
+    scratch: str | None = None  # a folder for lists and outputs: a few GB for 10,000 images
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 50), ("rounds", 1), ("hosts", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        for mode in self.modes:
+            if mode not in MODES:
+                raise ValueError(f"modes names {mode!r}: give some of {', '.join(MODES)}")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One comparison: our flags, theirs, and the images as a part of Config.images."""
+
+    ratio: str
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    part: int = 1
+    pictures: str = "keep"
+    tls: bool = False
+
+
+_RAW = ("--disable_all_reencoding=True",)
+MODES = {
+    "keep": Mode("keep_vs_img2dataset", ("--filter.no-decode-check",), _RAW),
+    "decode": Mode("decode_check_vs_img2dataset", (), _RAW),
+    "resize": Mode(
+        "resize_vs_img2dataset",
+        (f"--filter.resize={RESIZE}", "--filter.quality=95"),
+        (
+            f"--image_size={RESIZE}",
+            "--resize_mode=keep_ratio",
+            "--resize_only_if_bigger=True",  # as ours: smaller pictures stay as they are
+            "--skip_reencode=True",
+            "--encode_quality=95",
+        ),
+        part=5,
+        pictures="resize",
+    ),
+    "https": Mode("https_keep_vs_img2dataset", ("--filter.no-decode-check",), _RAW, part=10, tls=True),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One client's run over one list."""
+
+    cpu: float  # seconds, of its whole process tree
+    wall: float
+    rss: int  # bytes, the largest of its processes
+    kept: int
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Measure the modes and print a line each. Raises ValueError when a client fails or they disagree on a body."""
+    python = peers.build(peers.IMG2DATASET)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
+        for mode in config.modes:
+            rows.append(_measure(config, mode, Path(name) / mode, python))
+            print(_line(rows[-1]), flush=True)
+    return result("fetch", rows, ratios_of(rows))
+
+
+def ratios_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    named = {MODES[row["mode"]].ratio: row for row in rows}
+    return {name: row["ratio"] for name, row in named.items()} | {
+        f"{name}_marginal": row["ratio_marginal"] for name, row in named.items()
+    }
+
+
+def _measure(config: Config, mode: str, folder: Path, python: Path) -> dict[str, Any]:
+    spec = MODES[mode]
+    long = max(50, config.images // spec.part)
+    lengths = (long // SHORT, long)
+    folder.mkdir()
+    cores = sorted(os.sched_getaffinity(0))
+    with serving(
+        cpu=cores[-1],
+        bytes=SIDES[spec.pictures],
+        bodies=256,
+        hosts=config.hosts,
+        data=config.data,
+        tls=folder / "tls" if spec.tls else None,
+    ) as origin:
+        commands = {
+            "ours": [sys.executable, "-m", "jobs.cli", "ingest", "--fetch.allow-private=127.0.0.0/8", *spec.ours],
+            "theirs": [
+                str(python.parent / "img2dataset"),
+                "--input_format=txt",
+                "--output_format=webdataset",
+                "--extract_exif=False",  # a cost that we do not have
+                f"--thread_count={config.threads}",
+                *spec.theirs,
+            ],
+        }
+        rounds = []
+        for turn in range(config.rounds):
+            # Who goes first changes from round to round, so that neither always meets the warmer machine.
+            order = ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours")
+            rounds.append(
+                {
+                    (who, length): _client(who, commands[who], _list(folder, origin, length), folder, cores[0], origin)
+                    for length in lengths
+                    for who in order
+                }
+            )
+            _agree(mode, rounds[-1], folder, lengths)
+    return _row(mode, config, origin, lengths, rounds)
+
+
+def _list(folder: Path, origin: Served, length: int) -> Path:
+    path = folder / f"{length}.txt"
+    path.write_text("".join(f"{origin.url(f'/ok/{n}.jpg', n)}\n" for n in range(length)))
+    return path
+
+
+def _client(who: str, command: list[str], urls: Path, folder: Path, core: int, origin: Served) -> Run:
+    """Run one client to its end, on one core. Raises ValueError when it fails."""
+    out = folder / f"{who}-{urls.stem}"
+    shutil.rmtree(out, ignore_errors=True)
+    words = {
+        "ours": [f"--urls={urls}", f"--out={out}", f"--scratch={folder}"],
+        "theirs": [f"--url_list={urls}", f"--output_folder={out}"],
+    }
+    env = peers.environment()
+    if who == "ours":
+        env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    if origin.authorities:
+        env["SSL_CERT_FILE"] = origin.authorities
+    log = folder / f"{who}.log"
+    with log.open("wb") as file:
+        started = os.times().elapsed
+        process = subprocess.Popen(
+            [*command, *words[who]],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=env,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+        _, status, usage = os.wait4(process.pid, 0)  # with all children that it waited for
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall = os.times().elapsed - started
+    if process.returncode != 0:
+        said = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
+        raise ValueError(f"{who} failed with status {process.returncode}: {said[-1]}")
+    kept = sum(1 for _ in _bodies(out))
+    return Run(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss << 10, kept)
+
+
+def _bodies(out: Path) -> Iterator[bytes]:
+    for path in sorted(out.rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield file.read()
+
+
+def _agree(mode: str, runs: dict[tuple[str, int], Run], folder: Path, lengths: tuple[int, ...]) -> None:
+    """Both kept every image; and, unless they re-encoded, the same bytes."""
+    for length in lengths:
+        for who in ("ours", "theirs"):
+            kept = runs[who, length].kept
+            if kept != length:
+                raise ValueError(f"{mode}: {who} kept {kept} of {length} images; see {folder}")
+        if mode != "resize":
+            ours, theirs = (
+                sorted(hashlib.sha256(body).digest() for body in _bodies(folder / f"{who}-{length}"))
+                for who in ("ours", "theirs")
+            )
+            if ours != theirs:
+                raise ValueError(f"{mode}: the bodies that the two kept are not the same ones; see {folder}")
+
+
+def _row(
+    mode: str, config: Config, origin: Served, lengths: tuple[int, int], rounds: list[dict[tuple[str, int], Run]]
+) -> dict[str, Any]:
+    short, long = lengths
+
+    def cost(runs: dict[tuple[str, int], Run], who: str) -> float:
+        return runs[who, long].cpu / long
+
+    def marginal(runs: dict[tuple[str, int], Run], who: str) -> float:
+        return (runs[who, long].cpu - runs[who, short].cpu) / (long - short)
+
+    row: dict[str, Any] = {
+        "mode": mode,
+        "images": long,
+        "short_list": short,
+        "mean_bytes": origin.mean_bytes,
+        "hosts": config.hosts,
+        "rounds": len(rounds),
+    }
+    for who in ("ours", "theirs"):
+        row |= {
+            f"{who}_cpu_ms": 1000 * statistics.median(cost(runs, who) for runs in rounds),
+            f"{who}_cpu_ms_marginal": 1000 * statistics.median(marginal(runs, who) for runs in rounds),
+            f"{who}_wall_s": statistics.median(runs[who, long].wall for runs in rounds),
+            f"{who}_peak_rss_mb": max(runs[who, long].rss for runs in rounds) / 1e6,
+        }
+        row[f"{who}_images_per_cpu_s"] = 1000 / row[f"{who}_cpu_ms"]
+    ratios = [cost(runs, "theirs") / cost(runs, "ours") for runs in rounds]
+    row |= {"ratio": statistics.median(ratios), "ratios": ratios}
+    row["ratio_marginal"] = statistics.median(marginal(runs, "theirs") / marginal(runs, "ours") for runs in rounds)
+    return row
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['mode']:7} {row['images']:6,} images of {row['mean_bytes'] / 1000:.0f} KB:  "
+        f"ours {row['ours_cpu_ms']:.3f} ms CPU an image ({row['ours_cpu_ms_marginal']:.3f} without start-up), "
+        f"img2dataset {row['theirs_cpu_ms']:.3f} ({row['theirs_cpu_ms_marginal']:.3f}):  "
+        f"{row['ratio']:.2f}x ({row['ratio_marginal']:.2f}x)"
+    )

@@ -1,0 +1,104 @@
+"""The tools we measure ourselves against, each in a virtual environment of its own under `.bench/` of the checkout.
+
+`build(IMG2DATASET)` gives the Python that runs it. An environment is built once; one that was left half-built, or built
+for other versions, is built anew. Its own `freeze.txt` says what was installed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2] / ".bench"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool, the requirements that make it run, and what has to import for it to count as built."""
+
+    name: str
+    requirements: tuple[str, ...]
+    imports: str
+    newest: tuple[int, int] = (3, 13)  # Python that it runs on
+    why: str = ""  # not on newer ones
+
+
+IMG2DATASET = Peer(
+    "img2dataset",
+    # Its own ranges are open: with albumentations 2, pandas 3 or webdataset 0.3 and newer it fails or warns on start.
+    (
+        "img2dataset==1.47.0",
+        "albumentations==1.4.24",
+        "pandas<3",
+        "webdataset<0.3",
+        "numpy<3",
+        "opencv-python-headless<5",
+    ),
+    "img2dataset, webdataset, cv2, albumentations",
+    (3, 12),
+    "it imports imghdr, which Python 3.13 no longer has",
+)
+
+
+def build(peer: Peer, root: Path = ROOT) -> Path:
+    """The interpreter of the peer's environment, made now if need be (a minute, from the package index).
+
+    Raises ValueError when no fitting Python is here or the installation fails.
+    """
+    folder = root / peer.name
+    python, done = folder / "bin" / "python", folder / "done.json"
+    base = interpreter(peer)
+    version = _run(peer, [str(base), "-c", "import sys; print(sys.version)"]).strip()
+    wanted = json.dumps({"requirements": peer.requirements, "python": version})
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{peer.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two benches at once build it once
+        if done.exists() and done.read_text() == wanted:
+            return python
+        print(f"building {peer.name}'s environment in {folder}", file=sys.stderr, flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(peer, [str(base), "-m", "venv", str(folder)])
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+        if peer.requirements:
+            _run(peer, [*pip, "install", "-q", *peer.requirements])
+        _run(peer, [str(python), "-c", f"import {peer.imports}"])
+        (folder / "freeze.txt").write_text(_run(peer, [*pip, "freeze"]))
+        done.write_text(wanted)
+    return python
+
+
+def interpreter(peer: Peer) -> Path:
+    """This Python if it is old enough for the peer, else an older one on PATH. Raises ValueError naming both."""
+    oldest = (3, 11)
+    if oldest <= sys.version_info[:2] <= peer.newest:
+        return Path(sys.executable)
+    for minor in range(peer.newest[1], oldest[1] - 1, -1):
+        found = shutil.which(f"python3.{minor}")
+        if found is not None:
+            return Path(found)
+    here = ".".join(map(str, sys.version_info[:2]))
+    newest = ".".join(map(str, peer.newest))
+    raise ValueError(
+        f"{peer.name} needs Python 3.11 to {newest} ({peer.why}), this is {here}: "
+        f"put python{newest} on PATH, or run the bench from an environment made with it"
+    )
+
+
+def environment() -> dict[str, str]:
+    """The environment variables a peer is run with: ours, without what would lead its Python to our modules."""
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def _run(peer: Peer, command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
+        raise ValueError(f"{peer.name}: its environment cannot be built: {' '.join(command[1:4])} ...: {said[-1]}")
+    return done.stdout
