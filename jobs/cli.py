@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ class Call:
     exit_code: int = 0
     signal: int = 0
     can_stop: bool = False
+    on_stop: Callable[[], None] | None = None  # shows the wish to stop where a table covers the terminal
     stop: threading.Event = field(default_factory=threading.Event)
 
     def first(self) -> str | None:
@@ -91,7 +92,10 @@ class Call:
         self.stop.set()
         if urgent:
             raise Stopped
-        os.write(2, b"stopping: finishing what is in hand; once more to stop at once\n")
+        if self.on_stop is None:
+            os.write(2, b"stopping: finishing what is in hand; once more to stop at once\n")
+        else:
+            self.on_stop()
 
 
 # ---- words -> Config ----

@@ -9,10 +9,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.record import RETRYABLE, Event
 from jobs.ledger import read_run
+from jobs.live import clean
 from shards import manifest, store
 
 READERS = 16
+NEWEST = 8  # units whose indexes tell the rate
+PAUSE = 600.0  # seconds between two units that are not of one stretch of work
 WIDTH = 80
 _WRAP = {"drop_whitespace": False, "break_on_hyphens": False}  # keep columns; break a URL only where it must
 
@@ -39,6 +46,14 @@ class DatasetStatus:
     newest: str | None  # digest
     why: str | None
     samples: int | None  # of the newest version
+    not_chosen: int  # lines of the list that are no links, as their classes were not asked for
+    retryable: int  # links that `xtra ingest --retry` would take
+    retries: int  # planned so far
+    asked_at: str | None  # when the newest committed links were asked for
+    links_per_s: float | None  # while those were: about the rate of an ingest that is under way
+    seconds_left: float | None  # at that rate
+    last_event: str | None
+    last_event_at: str | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ def as_dict(status: Status) -> dict[str, Any]:
 def text(status: Status, now: datetime | None = None) -> str:
     """A few lines of at most 80 columns."""
     now = now or datetime.now(UTC)
-    lines = _dataset_lines(status) if isinstance(status, DatasetStatus) else _run_lines(status, now)
+    lines = _dataset_lines(status, now) if isinstance(status, DatasetStatus) else _run_lines(status, now)
     return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent=" " * 9, **_WRAP))
 
 
@@ -128,13 +143,17 @@ def dataset_status(url: str) -> DatasetStatus:
             reasons[reason] = reasons.get(reason, 0) - n
     kept = (base.kept if base else 0) + sum(done.kept for done in fresh)
     planned = manifest.planned_units(url)
+    asked_at, rate = _pace(url, committed[-NEWEST:])
+    units = max(info.units, len(planned))
+    links = kept + sum(reasons.values())
+    event = _newest_event(url)
     return DatasetStatus(
         dataset=url,
         list_name=info.list_name,
-        units=max(info.units, len(planned)),
+        units=units,
         planned=len(planned),
         committed=len(committed),
-        links=kept + sum(reasons.values()),
+        links=links,
         kept=kept,
         reasons={reason: n for reason, n in sorted(reasons.items(), key=lambda r: (-r[1], r[0])) if n},
         tar_bytes=sum(done.tar_bytes for done in [*(base.shards if base else ()), *fresh]),
@@ -142,24 +161,70 @@ def dataset_status(url: str) -> DatasetStatus:
         newest=version["digest"] if version else None,
         why=version["why"] if version else None,
         samples=base.samples if base else None,
+        not_chosen=info.not_chosen,
+        retryable=sum(n for reason, n in reasons.items() if reason in RETRYABLE),
+        retries=len(manifest.read_generations(url)),
+        asked_at=asked_at.isoformat(timespec="seconds") if asked_at else None,
+        links_per_s=rate,
+        seconds_left=(units - len(committed)) * info.unit / rate if rate and len(committed) < units else None,
+        last_event=f"{event.kind} {event.about} {event.detail}".strip() if event else None,
+        last_event_at=datetime.fromtimestamp(event.at, UTC).isoformat(timespec="seconds") if event else None,
     )
 
 
-def _dataset_lines(s: DatasetStatus) -> list[str]:
+def _pace(url: str, units: list[int]) -> tuple[datetime | None, float | None]:
+    """When the links of these units were last asked for, and how many a second while they were."""
+    names = [commit.index for commit in manifest.read_commits(url, units)]
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(lambda name: _asked(store.join(url, "shards", name)), names))
+    spans = [(pc.min(t).as_py(), pc.max(t).as_py(), len(t)) for t in tables if len(t)]
+    if not spans:
+        return None, None
+    last = max(end for _, end, _ in spans)
+    # Units overlap, and a run may have been stopped between two: the newest ones that touch each other count.
+    first, links = last, 0
+    for begin, end, n in sorted(spans, key=lambda s: s[1], reverse=True):
+        if (first - end).total_seconds() > PAUSE:
+            break
+        first, links = min(first, begin), links + n
+    seconds = (last - first).total_seconds()
+    return last, links / seconds if seconds > 0 else None
+
+
+def _newest_event(url: str) -> Event | None:
+    names = store.names(store.join(url, "events"))
+    lines = store.read(store.join(url, "events", names[-1])).splitlines() if names else []
+    return Event(**json.loads(lines[-1])) if lines else None
+
+
+def _asked(index: str) -> pa.ChunkedArray:
+    return manifest.read_table(index, ["fetched_at"])["fetched_at"].drop_null()
+
+
+def _dataset_lines(s: DatasetStatus, now: datetime) -> list[str]:
     lines = [
         f"dataset  {_tail(s.dataset)}",
-        f"list     {s.list_name}",
+        f"list     {s.list_name}" + (f", {s.not_chosen:,} lines of no chosen class" if s.not_chosen else ""),
         f"units    {s.committed:,} of {s.units:,} committed ({_share(s.committed, s.units)})"
         + ("" if s.planned >= s.units else f", {s.planned:,} planned"),
         f"kept     {s.kept:,} of {s.links:,} links ({_share(s.kept, s.links)})",
     ]
     lines += [f"         {reason:<18} {n:>12,}  {_share(n, s.links)}" for reason, n in s.reasons.items()]
+    if s.asked_at:
+        rate = f", at about {s.links_per_s:,.0f} links/s" if s.links_per_s else ""
+        left = f", {_span(s.seconds_left)} left at that" if s.seconds_left else ""
+        lines.append(f"asked    {_ago(s.asked_at, now)}{rate}{left}")
+    if s.last_event and s.last_event_at:
+        lines.append(f"event    {clean(s.last_event, 300)} {_ago(s.last_event_at, now)}")
     if s.newest:
         lines.append(f"version  {s.versions} ({s.newest[:16]}, {s.why}): {s.samples:,} samples")
     else:
         lines.append("version  none yet")
     if s.committed < s.units:
-        lines.append(f"next     rerun the same xtra ingest: it does the {s.units - s.committed:,} missing units")
+        lines.append(f"next     {s.units - s.committed:,} units to do: if no ingest is running, rerun the same words")
+    elif s.retryable:
+        again = f" ({s.retries} retries so far)" if s.retries else ""
+        lines.append(f"next     xtra ingest --retry takes the {s.retryable:,} links that may work later{again}")
     return lines
 
 

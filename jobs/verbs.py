@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ingest.run import IngestResult
-    from ingest.run import Progress as IngestProgress
     from jobs.cli import Call
     from jobs.progress import Progress
 
@@ -21,42 +20,68 @@ PARITY = 1e-9  # largest relative error against the official float64 numbers
 
 def _ingest(call: Call) -> Any:
     from ingest import run as ingest
-    from jobs import cluster
 
     workers = call.own("workers", 1)
     config = call.config(ingest.Config, also="--workers N ingests with N processes (1: this one)")
+    if workers == 1:
+        return _gather(call, config, f"{config.urls} to {config.out}", ingest.run)
+    from jobs import cluster  # it brings torch along, which one worker does not need
+
     _start_group(call, workers)
-    return _gather(call, config, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress))
+    title = f"{config.urls} to {config.out}, {workers} workers"
+    return _gather(
+        call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)
+    )
 
 
 def _import(call: Call) -> Any:
     from ingest import sets
 
-    return _gather(call, call.config(sets.Config, "source"), sets.run)
+    config = call.config(sets.Config, "source")
+    return _gather(call, config, f"{config.source} to {config.out}", sets.run)
 
 
-def _gather(call: Call, config: C, run: Callable[..., IngestResult]) -> IngestResult:
-    from jobs.progress import Progress
+def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult]) -> dict[str, Any]:
+    from jobs import accounting
+    from jobs.live import Live
+    from shards import manifest
 
     stop = call.stoppable()
-    with Progress("links") as bar:
+    with Live(f"xtra {call.verb}  {title}") as live:
+        call.on_stop = live.stop
+        result = run(config, live, stop.is_set)
+        call.on_stop = None
+    account = accounting.Account(
+        links=result.links,
+        kept=result.kept,
+        reasons=result.reasons,
+        deselected=result.deselected,
+        left=result.links - result.kept - sum(result.reasons.values()),
+        not_chosen=result.not_chosen,
+    )
+    print(accounting.text(account))
+    told = {**vars(result), "retryable": account.retryable, "address": None, "page": None}
+    if result.version is None:
+        print(f"\n{result.dataset}: not finished")
+        return told
+    told["address"] = manifest.read_manifest(f"{result.dataset}@{result.version}").address
+    told["page"] = _page(call, config, result)
+    if account.retryable:
+        print(f"\n{account.retryable:,} links may work later: xtra {call.verb} --retry takes these again")
+    print(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
+    return told
 
-        def progress(p: IngestProgress) -> None:
-            bar(p.done, p.links, note=f"{p.kept:,} kept, {p.units_done:,} of {p.units:,} units")
 
-        result = run(config, progress, stop.is_set)
-    print(accounting(result.links, result.kept, result.reasons))
-    print(f"{result.dataset}@{result.version[:16]}" if result.version else f"{result.dataset}: not finished")
-    return result
+def _page(call: Call, config: Any, result: IngestResult) -> str | None:
+    """The page of a finished ingest. The dataset is whole without it, so a store that fails now is only a remark."""
+    from jobs import ingest_page
+    from shards.store import StoreError
 
-
-def accounting(links: int, kept: int, reasons: dict[str, int]) -> str:
-    """links = kept + every reason, as a table; what a stop left undone is a line of its own."""
-    rows = [("kept", kept), *sorted(reasons.items(), key=lambda r: (-r[1], r[0]))]
-    if left := links - kept - sum(reasons.values()):
-        rows.append(("not done yet", left))
-    lines = [f"{name:<20} {n:>14,}  {100 * n / links if links else 0:5.1f} %" for name, n in rows]
-    return "\n".join([*lines, f"{'links':<20} {links:>14,}"])
+    try:
+        return ingest_page.write(result.dataset, settings=ingest_page.settings(config))
+    except StoreError as error:
+        print(f"xtra {call.verb}: the page was not written: {error}", file=sys.stderr)
+        return None
 
 
 def _check(call: Call) -> Any:
@@ -88,6 +113,16 @@ def _select(call: Call) -> Any:
     chosen = subset(read_manifest(config.dataset), config.subset, config.seed)
     print(f"{chosen.samples:,} samples: {chosen.address}")
     return {"address": chosen.address, "digest": chosen.digest, "samples": chosen.samples}
+
+
+def _peek(call: Call) -> Any:
+    import shutil
+
+    from jobs import peek
+
+    result = peek.run(call.config(peek.Config, "dataset"))
+    print(peek.text(result.rows, shutil.get_terminal_size().columns) if result.page is None else result.page)
+    return result
 
 
 def _train(call: Call) -> Any:
@@ -241,6 +276,7 @@ VERBS = {
     "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", _ingest),
     "import": Verb("SOURCE", "make a dataset of a labelled set on disk: folders or tars", _import),
     "select": Verb("DATASET", "make a version of a dataset that holds a random subset", _select),
+    "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),

@@ -19,6 +19,7 @@ from jobs import cli, verbs
 from jobs.ledger import read_runs
 from jobs.progress import Progress
 from shards.manifest import read_manifest
+from shards.store import StoreError
 from xtra.train import TrainResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,9 @@ MISTAKES = [
     (["scale", "--data", "a", "--out", "b"], "--probe.train is missing"),
     (["scale", "--data", "a", "--out", "b", "--sample", "3"], "--sample is not a flag; did you mean --samples?"),
     (["probe", "run", "--train", "a", "--eval", "b", "--encoder", "tired"], "invalid choice 'tired'"),
+    (["peek"], "DATASET is missing: xtra peek DATASET"),
+    (["peek", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
+    (["peek", "/no/such/dataset", "--reason", "404"], "reason '404' is none: use kept, dns"),
     (["check"], "DATASET is missing: xtra check DATASET"),
     (["check", "one", "two"], "Unrecognized options: two"),
     (["check", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
@@ -195,19 +199,47 @@ def test_parity_fails_above_its_bar(monkeypatch: pytest.MonkeyPatch):
 
 def test_ingest_accounts_for_every_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with Origin() as origin:
-        paths = [*(f"/ok/{i}.jpg" for i in range(8)), "/status/404", "/html"]
+        paths = [*(f"/ok/{i}.jpg" for i in range(8)), "/status/404", "/status/503", "/html"]
         (tmp_path / "urls.txt").write_text("".join(f"{origin.url(path)}\n" for path in paths))
         flags = ["--urls", str(tmp_path / "urls.txt"), "--out", str(tmp_path / "set"), "--unit", "4"]
-        assert cli.main(["ingest", *flags, "--fetch.allow-private", "127.0.0.1", "--json"]) == 0
+        assert cli.main(["ingest", *flags, "--fetch.allow-private", "127.0.0.1", "--fetch.retries", "0", "--json"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[:4] == [
-        "kept                              8   80.0 %",
-        "http_404                          1   10.0 %",
-        "not_an_image                      1   10.0 %",
-        "links                            10",
-    ]
+    counts = {" ".join(words[:-3]): words[-3] for line in out[:9] if len(words := line.split()) > 3}
+    assert counts == {
+        "links": "11",
+        "failed, may work later": "1",
+        "http_5xx": "1",
+        "gone, or not ours to take": "1",
+        "http_404": "1",
+        "no picture that we keep": "1",
+        "not_an_image": "1",
+        "kept": "8",
+        "samples": "8",
+    }
+    assert "1 links may work later: xtra ingest --retry takes these again" in out
     result = json.loads(out[-1])
-    assert result["links"] == result["kept"] + sum(result["reasons"].values()) == 10
+    assert result["links"] == result["kept"] + sum(result["reasons"].values()) == 11
+    assert result["samples"] == result["kept"] - sum(result["deselected"].values()) == 8
+    assert (result["retryable"], result["not_chosen"], result["units"], result["units_done"]) == (1, 0, 3, 3)
+    assert read_manifest(result["address"]).samples == 8
+    assert "http_404" in Path(result["page"]).read_text()
+
+
+def test_a_page_that_cannot_be_written_is_a_remark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The dataset is whole without it."""
+
+    def full(*words: Any, **more: Any) -> None:
+        raise StoreError("s3://b/ingest.html: cannot be written (503)")
+
+    monkeypatch.setattr("jobs.ingest_page.write", full)
+    (tmp_path / "set/cat").mkdir(parents=True)
+    (tmp_path / "set/cat/1.jpg").write_bytes(picture("1"))
+    assert cli.main(["import", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["page"] is None
+    assert err == "xtra import: the page was not written: s3://b/ingest.html: cannot be written (503)\n"
 
 
 def test_import_makes_a_labelled_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -244,11 +276,6 @@ def test_scale_trains_and_probes_a_grid_and_a_rerun_has_nothing_left(
         ("aim", 0, "linear", "random"),
     }
     assert len(ledger.rows) == 7
-
-
-def test_an_unfinished_ingest_shows_what_is_left():
-    table = verbs.accounting(10, 5, {"dns": 2}).splitlines()
-    assert table[2].split() == ["not", "done", "yet", "3", "30.0", "%"]
 
 
 def test_train_then_probe_then_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

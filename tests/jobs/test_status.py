@@ -1,5 +1,5 @@
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ from datasets import make_dataset, rows_of, write_unit
 
 from jobs.status import Config, DatasetStatus, RunStatus, as_dict, read_status, run, text
 from shards import store
-from shards.manifest import DatasetInfo, write_info
+from shards.manifest import DatasetInfo, make_version, write_info
 
 NOW = datetime(2026, 11, 21, 11, 5, tzinfo=UTC)
 
@@ -40,7 +40,47 @@ def test_an_ingest_that_has_committed_nothing_says_how_to_go_on(tmp_path: Path):
     assert isinstance(status, DatasetStatus)
     assert (status.committed, status.links, status.newest) == (0, 0, None)
     assert "0 of 7 committed" in text(status)
-    assert "rerun the same xtra ingest: it does the 7 missing units" in text(status)
+    assert "7 units to do: if no ingest is running, rerun the same words" in text(status)
+
+
+def test_an_ingest_under_way_says_how_fast_it_is_and_what_happened_last(tmp_path: Path):
+    write_info(str(tmp_path), DatasetInfo("list", "0" * 64, units=10, unit=60, config_digest="c", image_build="t"))
+    asked = datetime(2026, 11, 21, 11, 0, tzinfo=UTC)
+    for unit in range(4):  # the first one days before, by another run
+        begin = asked + timedelta(seconds=30 * unit) - (timedelta(days=3) if unit == 0 else timedelta(0))
+        rows = rows_of(60 * unit, 60, bad=range(60 * unit, 60 * unit + 60, 4))
+        write_unit(
+            str(tmp_path), unit, [row | {"fetched_at": begin + timedelta(seconds=n % 30)} for n, row in enumerate(rows)]
+        )
+    events = [
+        {"at": asked.timestamp() + at, "kind": "pause", "about": f"host{at}\x1b[2J", "detail": "429"} for at in (5, 9)
+    ]
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events/20261121T110000-a-1-000000.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    (status,) = read_status(str(tmp_path))
+    assert isinstance(status, DatasetStatus)
+    assert status.asked_at == "2026-11-21T11:01:59+00:00"
+    assert status.links_per_s == pytest.approx(180 / 89)
+    assert status.seconds_left == pytest.approx(360 / (180 / 89))
+    assert status.last_event_at == "2026-11-21T11:00:09+00:00"
+    said = text(status, NOW)
+    assert "asked    3 min ago (2026-11-21 11:01:59), at about 2 links/s, 3 min left at that" in said
+    assert "pause host9" in said
+    assert "\x1b" not in said
+
+
+def test_a_finished_ingest_says_what_a_retry_would_take(tmp_path: Path):
+    write_info(str(tmp_path), DatasetInfo("list", "0" * 64, 1, 20, config_digest="c", image_build="t", not_chosen=7))
+    rows = rows_of(0, 20, bad=range(5))
+    rows[0]["reason"] = rows[1]["reason"] = "timeout"
+    write_unit(str(tmp_path), 0, rows)
+    make_version(str(tmp_path), "ingest")
+    (status,) = read_status(str(tmp_path))
+    assert isinstance(status, DatasetStatus)
+    assert (status.retryable, status.not_chosen, status.retries) == (2, 7, 0)
+    said = text(status, NOW)
+    assert "xtra ingest --retry takes the 2 links that may work later" in said
+    assert "7 lines of no chosen class" in said
 
 
 def test_a_run_says_where_it_is(tmp_path: Path):

@@ -1,0 +1,80 @@
+"""Where every line of a list went: lines -> links -> kept -> samples, with the reason of each that fell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ingest.record import CONTENT, FINAL, RETRYABLE, Reason
+from shards.manifest import Manifest
+
+GROUPS: dict[str, frozenset[Reason]] = {
+    "failed, may work later": RETRYABLE,
+    "gone, or not ours to take": FINAL,
+    "no picture that we keep": CONTENT,
+}
+
+
+@dataclass(frozen=True)
+class Account:
+    """lines = not_chosen + links; links = kept + sum(reasons) + left; samples = kept - sum(deselected)."""
+
+    links: int
+    kept: int
+    reasons: dict[str, int]
+    deselected: dict[str, int]
+    left: int = 0  # links without a verdict yet
+    not_chosen: int = 0  # lines of classes that were not asked for
+
+    @property
+    def lines(self) -> int:
+        return self.links + self.not_chosen
+
+    @property
+    def samples(self) -> int:
+        return self.kept - sum(self.deselected.values())
+
+    @property
+    def retryable(self) -> int:
+        """Links whose reason says that the same link may succeed later: what `--retry` takes."""
+        return sum(n for reason, n in self.reasons.items() if reason in RETRYABLE)
+
+    def grouped(self) -> Iterator[tuple[str, int, dict[str, int]]]:
+        """(what the group means, how many, by reason) of each group that has any, the most frequent reason first."""
+        for meaning, members in GROUPS.items():
+            if found := ordered({reason: n for reason, n in self.reasons.items() if reason in members}):
+                yield meaning, sum(found.values()), found
+
+
+def of_manifest(manifest: Manifest, not_chosen: int = 0) -> Account:
+    return Account(manifest.links, manifest.kept, manifest.reasons, manifest.deselected, not_chosen=not_chosen)
+
+
+def ordered(counts: Mapping[str, int]) -> dict[str, int]:
+    """The largest first; none of nothing."""
+    return {name: n for name, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])) if n}
+
+
+def share(part: int, whole: int) -> str:
+    """Something is never shown as nothing."""
+    percent = 100 * part / whole if whole else 0.0
+    return "<0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
+
+
+def text(account: Account) -> str:
+    """The account as a table of at most 60 columns; each stage is what remains of the one before."""
+    a = account
+    rows: list[tuple[str, int]] = []
+    if a.not_chosen:
+        rows += [("lines in the list", a.lines), ("  of no chosen class", a.not_chosen)]
+    rows.append(("links", a.links))
+    for meaning, total, reasons in a.grouped():
+        rows.append((f"  {meaning}", total))
+        rows += [(f"    {reason}", n) for reason, n in reasons.items()]
+    if a.left:
+        rows.append(("  not done yet", a.left))
+    rows.append(("kept", a.kept))
+    rows += [(f"  {reason}", n) for reason, n in ordered(a.deselected).items()]
+    if not a.left:
+        rows.append(("samples", a.samples))
+    return "\n".join(f"{name:<28} {n:>14,}  {share(n, a.links) if n <= a.links else '':>7}" for name, n in rows)

@@ -1,0 +1,316 @@
+"""A dataset -> one HTML page: where every link went and why, by example; hosts, sizes, pictures kept and rejected.
+
+The page needs nothing but itself: no script, no fonts, no links out, so it opens from a bucket, a mail or a stick. The
+list, its hosts and what they answered are hostile: all of it is escaped, none of it becomes a link, and a
+Content-Security-Policy forbids whatever should slip through.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from ingest.record import RETRYABLE, Event, Reason
+from jobs import accounting
+from jobs.accounting import Account, share
+from jobs.document import document, safe
+from jobs.live import size
+from jobs.survey import Example, Histogram, Host, Survey, Thumb, survey
+from shards import manifest, store
+from shards.manifest import KEPT, Manifest
+
+NAME = "ingest.html"
+EVENTS = 60  # the newest ones are shown; all are counted
+
+MEANINGS: dict[str, str] = {
+    KEPT: "a picture in the shards",
+    Reason.DNS: "the host's name could not be resolved",
+    Reason.CONNECT: "no connection to the host, or it broke off",
+    Reason.TIMEOUT: "the link took longer than the deadline, or hardly sent anything",
+    Reason.TLS: "no trusted encryption: an expired, wrong or self-signed certificate",
+    Reason.HTTP_429: "the host said that we ask too often",
+    Reason.HTTP_5XX: "the server had an error",
+    Reason.TRUNCATED_BODY: "the reply ended before its announced length",
+    Reason.HTTP_404: "not found",
+    Reason.HTTP_410: "gone for good",
+    Reason.HTTP_4XX: "refused in another way: 401, 403, 451 …",
+    Reason.BLOCKED_ADDRESS: "leads to an address that is not public, or to a port that is not allowed",
+    Reason.BAD_URL: "the line holds no usable http or https URL",
+    Reason.TOO_MANY_REDIRECTS: "redirected in a circle or too often",
+    Reason.ROBOTS: "the host's robots.txt does not want it fetched",
+    Reason.OPT_OUT: "the reply says that it is not for training (X-Robots-Tag)",
+    Reason.TOO_LARGE: "the reply is larger than the cap",
+    Reason.NOT_AN_IMAGE: "the reply is something else, often a web page",
+    Reason.UNDECODABLE: "a damaged picture: truncated, or corrupt",
+    Reason.TOO_SMALL: "a side is shorter than the minimum",
+    Reason.TOO_MANY_PIXELS: "more pixels than the cap",
+    Reason.BAD_ASPECT: "too long and thin",
+    Reason.UNSUPPORTED: "a picture of a format or sample type that we do not take",
+    Reason.PLACEHOLDER: "a stand-in for a photo that is gone, the same under many links",
+    Reason.DUPLICATE: "the same picture as an earlier link, whose labels it joined",
+}
+
+
+@dataclass(frozen=True)
+class Happened:
+    """The events of a dataset's runs: how many of each kind, and the newest ones."""
+
+    counts: dict[str, int]
+    newest: tuple[Event, ...]
+
+
+def happened(events: Iterable[Event], most: int = EVENTS) -> Happened:
+    """In constant memory, however many there are."""
+    counts: Counter[str] = Counter()
+    newest: deque[Event] = deque(maxlen=most)
+    for event in events:
+        counts[event.kind] += 1
+        newest.append(event)
+    return Happened(dict(counts.most_common()), tuple(sorted(newest, key=lambda event: event.at)))
+
+
+def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
+    """The page of the newest version of a dataset, as DATASET/ingest.html; returns its URL. Raises StoreError."""
+    version = manifest.read_manifest(dataset)
+    url = store.join(dataset, NAME)
+    account = accounting.of_manifest(version, manifest.read_info(dataset).not_chosen)
+    store.put(url, page(version, account, survey(version), happened(()), settings or {}).encode())
+    return url
+
+
+def page(version: Manifest, account: Account, seen: Survey, events: Happened, settings: Mapping[str, str]) -> str:
+    read = f"From {seen.shards_read:,} of {seen.shards:,} shards, evenly spaced ({seen.rows:,} links)."
+    sample = "" if seen.whole else read
+    parts = [
+        _header(version, account),
+        _section("Where the links went", _funnel(account) + _retry(account)),
+        _section("Reasons, by example", _reasons(account, seen.examples), sample),
+        _section("Hosts", _hosts(seen), sample),
+        _section("Kept pictures", _shapes(seen) + _thumbs(seen.thumbs.get(KEPT, ()), captions=False), sample),
+        _section("Rejected pictures", _rejected(seen), sample),
+        _section("What happened on the way", _events(events)),
+        _section("Where it came from", _facts(version, settings)),
+    ]
+    return document(f"Ingest of {version.list_name}", "\n".join(parts))
+
+
+def settings(config: Any, prefix: str = "") -> dict[str, str]:
+    """Every field of a Config by its flag's name, without what may be a secret: a URL's user, password and query."""
+    found: dict[str, str] = {}
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), f"{prefix}{f.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            found |= settings(value, f"{name}.")
+        elif isinstance(value, tuple | list | frozenset | set):
+            found[name] = " ".join(_unsecret(str(v)) for v in value)
+        else:
+            found[name] = "" if value is None else _unsecret(str(value))
+    return found
+
+
+def _unsecret(text: str) -> str:
+    if "://" not in text:
+        return text
+    return re.sub(r"(?<=://)[^/@]*@", "…@", text).partition("?")[0]
+
+
+# ---- sections ----
+
+
+def _header(version: Manifest, a: Account) -> str:
+    stored = sum(shard.tar_bytes for shard in version.shards)
+    tiles = [
+        (f"{a.links:,}", "links"),
+        (f"{a.kept:,}", f"kept, {share(a.kept, a.links)} of the links"),
+        (f"{a.samples:,}", "samples, duplicates and stand-ins taken out" if a.deselected else "samples"),
+        (size(stored), f"in {len(version.shards):,} shards"),
+    ]
+    body = "".join(f"<div><b>{safe(number)}</b><span>{safe(what)}</span></div>" for number, what in tiles)
+    return (
+        f"<header><p>Ingest</p><h1>{safe(version.list_name)}</h1><p><code>{safe(version.address)}</code></p>"
+        f'<div class="tiles">{body}</div></header>'
+    )
+
+
+def _funnel(a: Account) -> str:
+    """Stages and what fell between them, as bars over the lines of the list."""
+    rows: list[str] = []
+    if a.not_chosen:
+        rows += [_bar("lines in the list", a.lines, a, "stage"), _bar("of no chosen class", a.not_chosen, a, "fell")]
+    rows.append(_bar("links", a.links, a, "stage"))
+    for kind, (meaning, total, reasons) in zip(_kinds(a), a.grouped()):
+        rows.append(_bar(meaning, total, a, f"fell {kind}"))
+        rows += [_bar(reason, n, a, f"why {kind}") for reason, n in reasons.items()]
+    rows.append(_bar(KEPT, a.kept, a, "stage kept"))
+    rows += [_bar(reason, n, a, "fell content") for reason, n in accounting.ordered(a.deselected).items()]
+    rows.append(_bar("samples", a.samples, a, "stage kept"))
+    return f'<table class="funnel"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _kinds(a: Account) -> list[str]:
+    names = dict(zip(accounting.GROUPS, ("retryable", "final", "content")))
+    return [names[meaning] for meaning, _, _ in a.grouped()]
+
+
+def _bar(name: str, n: int, a: Account, kind: str) -> str:
+    width = 100 * n / max(1, a.lines)
+    return (
+        f'<tr class="{kind}"><th>{safe(name)}</th><td class="bar"><i style="width:{width:.2f}%"></i></td>'
+        f'<td class="n">{n:,}</td><td class="n">{share(n, a.links) if n <= a.links else ""}</td></tr>'
+    )
+
+
+def _retry(a: Account) -> str:
+    if not a.retryable:
+        return ""
+    return f"<p>{a.retryable:,} links may work later: <code>xtra ingest --retry</code> takes exactly these again.</p>"
+
+
+def _reasons(a: Account, examples: Mapping[str, Sequence[Example]]) -> str:
+    counts = accounting.ordered(Counter(a.reasons) + Counter(a.deselected))
+    rows = []
+    for reason, n in counts.items():
+        items = "".join(example(e.key, e.url, e.detail, e.status) for e in examples.get(reason, ()))
+        again = " May work later." if reason in RETRYABLE else ""
+        rows.append(
+            f"<details><summary><b>{safe(reason)}</b> <span>{safe(MEANINGS.get(reason, ''))}.{again}</span>"
+            f"<em>{n:,}</em></summary><ul>{items or '<li>none among the links that were read</li>'}</ul></details>"
+        )
+    return f'<div class="reasons">{"".join(rows)}</div>' if rows else "<p>Every link was kept.</p>"
+
+
+def example(key: str, url: str, detail: str, status: int | None = None) -> str:
+    """A link as a list item; its URL is text, so that nobody follows it by accident."""
+    said = " · ".join(filter(None, (key, f"HTTP {status}" if status else "", detail)))
+    return f"<li><code>{safe(url, 300)}</code><br>{safe(said, 300)}</li>"
+
+
+def _hosts(seen: Survey) -> str:
+    tables = [
+        ("with the most links", seen.largest),
+        ("that failed most", seen.failing),
+        ("that were slowest", seen.slowest),
+    ]
+    return '<div class="grid">' + "".join(_host_table(title, hosts) for title, hosts in tables if hosts) + "</div>"
+
+
+def _host_table(title: str, hosts: Sequence[Host]) -> str:
+    rows = "".join(
+        f'<tr><td class="host">{safe(h.name, 80)}</td><td class="n">{h.links:,}</td>'
+        f'<td class="n">{share(h.kept, h.links)}</td><td class="n">{share(h.failed, h.links)}</td>'
+        f'<td class="n">{h.seconds:.2f} s</td></tr>'
+        for h in hosts
+    )
+    head = "".join(f'<th class="n">{name}</th>' for name in ("links", "kept", "failed", "a link"))
+    return (
+        f'<div class="wide"><h3>{safe(title)}</h3><table><thead><tr><th>host</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _shapes(seen: Survey) -> str:
+    total = sum(seen.formats.values())
+    formats = ", ".join(f"{name} {share(n, total)}" for name, n in seen.formats.items())
+    figures = [
+        _figure("shorter side, pixels", seen.sides, [f"{edge:g}" for edge in seen.sides.edges]),
+        _figure("width / height", seen.aspects, ["1:3", "1:2", "2:3", "3:4", "", "1:1", "4:3", "3:2", "2:1", "3:1"]),
+        _figure("bytes stored", seen.sizes, [_short_size(edge) for edge in seen.sizes.edges]),
+    ]
+    words = f"<p>Fetched as {safe(formats)}.</p>" if formats else ""
+    return words + f'<div class="grid">{"".join(figures)}</div>'
+
+
+def _short_size(count: float) -> str:
+    return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k"
+
+
+def _figure(title: str, histogram: Histogram, labels: Sequence[str]) -> str:
+    """Bars between labelled edges; the first and the last bin are open."""
+    counts, total = histogram.counts, sum(histogram.counts)
+    if not total:
+        return ""
+    assert len(labels) == len(histogram.edges)
+    wide, high, step = 360.0, 110.0, 360.0 / len(counts)
+    names = [f"under {labels[0]}", *(f"{a} to {b}" for a, b in pairwise(labels)), f"{labels[-1]} or more"]
+    bars = "".join(
+        f'<rect x="{i * step + 1:.1f}" y="{14 + high * (1 - n / max(counts)):.1f}" width="{step - 2:.1f}" '
+        f'height="{high * n / max(counts):.1f}"><title>{safe(name)}: {n:,}</title></rect>'
+        for i, (n, name) in enumerate(zip(counts, names))
+    )
+    every = -(-len(labels) // 7)
+    ticks = "".join(
+        f'<text x="{(i + 1) * step:.1f}" y="{high + 30:.0f}">{safe(label)}</text>'
+        for i, label in enumerate(labels)
+        if i % every == every // 2 or every == 1
+    )
+    top = counts.index(max(counts))
+    anchor = "start" if top < 2 else "end" if top > len(counts) - 3 else "middle"
+    peak = f'<text x="{(top + 0.5) * step:.1f}" y="10" style="text-anchor:{anchor}">{share(max(counts), total)}</text>'
+    return (
+        f'<figure><figcaption>{safe(title)}</figcaption><svg viewBox="0 0 {wide:.0f} {high + 36:.0f}" role="img" '
+        f'aria-label="{safe(title)}">{bars}<path d="M0 {high + 14.5}H{wide}"/>{ticks}{peak}</svg></figure>'
+    )
+
+
+def _rejected(seen: Survey) -> str:
+    order = [str(reason) for reason in Reason]
+    found = [reason for reason in order if seen.thumbs.get(reason)]
+    return "".join(
+        f"<h3>{safe(reason)}</h3><p>{safe(MEANINGS.get(reason, ''))}</p>" + _thumbs(seen.thumbs[reason])
+        for reason in found
+    )
+
+
+def _thumbs(thumbs: Sequence[Thumb], captions: bool = True) -> str:
+    figures = "".join(thumb(t, (t.detail or t.key) if captions else "") for t in thumbs)
+    return f'<div class="thumbs">{figures}</div>' if figures else ""
+
+
+def thumb(t: Thumb, caption: str = "") -> str:
+    """A picture as a figure; hovering shows where it came from."""
+    about = safe(" · ".join(filter(None, (t.key, t.detail, t.url))), 400)
+    words = f"<figcaption>{safe(caption, 80)}</figcaption>" if caption else ""
+    data = base64.b64encode(t.jpeg).decode()
+    return f'<figure title="{about}"><img alt="{about}" src="data:image/jpeg;base64,{data}">{words}</figure>'
+
+
+def _events(events: Happened) -> str:
+    if not events.counts:
+        return ""
+    kinds = ", ".join(f"{safe(kind)} {n:,}" for kind, n in events.counts.items())
+    rows = "".join(
+        f"<tr><td>{_moment(e.at)}</td><td>{safe(e.kind)}</td><td>{safe(e.about, 100)}</td>"
+        f"<td>{safe(e.detail, 200)}</td></tr>"
+        for e in events.newest
+    )
+    some = "" if len(events.newest) == sum(events.counts.values()) else f" The last {len(events.newest)}:"
+    return f'<p>{kinds}.{some}</p><div class="wide"><table class="events"><tbody>{rows}</tbody></table></div>'
+
+
+def _facts(version: Manifest, given: Mapping[str, str]) -> str:
+    facts = {
+        "dataset": version.address,
+        "list": f"{version.list_name}, sha256 {version.list_sha256}",
+        "classes": "" if version.classes is None else f"{len(version.classes):,}",
+        **given,
+    }
+    rows = "".join(
+        f"<tr><th>{safe(name)}</th><td>{safe(value, 500)}</td></tr>" for name, value in facts.items() if value
+    )
+    return f'<div class="wide"><table class="facts"><tbody>{rows}</tbody></table></div>'
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    words = f"<p>{safe(note)}</p>" if note and body else ""
+    return f"<section><h2>{safe(title)}</h2>{words}{body}</section>" if body else ""
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,184 @@
+"""A few links of a dataset to look at: rows on the terminal, or a contact sheet as one HTML page.
+
+Which ones is a pure function of the version, the seed and the reason: a random choice of shards, then of their rows, so
+that a look at a dataset of any size reads a handful of objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.record import Reason
+from jobs import ingest_page
+from jobs.document import document, safe
+from jobs.live import clean
+from jobs.survey import COLUMNS, READERS, Thumb, member_thumb, read_rows, replaced_rows, thumb_rows
+from shards import manifest, store
+from shards.manifest import KEPT, Manifest, Shard
+from shards.selection import selected_index
+
+SHARDS = 16  # read at most
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
+    out: str | None = None  # a contact sheet as one HTML file; without it rows are printed
+    samples: int = 16
+    reason: str = KEPT  # show links that ended so: kept, or a reason such as undecodable or duplicate
+    label: str | None = None  # only links with this label
+    seed: int = 0  # another choice
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}: it must be at least 1")
+        if self.reason != KEPT and self.reason not in list(Reason):
+            raise ValueError(f"reason {self.reason!r} is none: use {KEPT}, {', '.join(Reason)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    url: str
+    labels: tuple[str, ...]
+    reason: str
+    detail: str
+    width: int | None
+    height: int | None
+    format: str | None
+    shard: str  # the tar's name
+
+
+@dataclass(frozen=True)
+class PeekResult:
+    dataset: str  # the version that was looked at
+    reason: str
+    rows: tuple[Row, ...]
+    page: str | None
+
+
+def run(config: Config) -> PeekResult:
+    """Raises ValueError when the dataset has no version, or no such links."""
+    version = manifest.read_manifest(config.dataset)
+    found = _choose(version, config)
+    if not found:
+        what = f"{config.reason} links" + (f" labelled {config.label}" if config.label else "")
+        raise ValueError(f"{version.address}: no {what} in the shards that were read: {_offer(version)}")
+    rows = tuple(_row(shard, row) for shard, row in found)
+    if config.out:
+        thumbs = _thumbs(version, found)
+        store.put(config.out, sheet(version, config, rows, thumbs).encode())
+    return PeekResult(version.address, config.reason, rows, config.out)
+
+
+def text(rows: Sequence[Row], width: int = 80) -> str:
+    """Two lines a link: what it is, and where it came from."""
+    lines = []
+    for r in rows:
+        about = [f"{r.width}x{r.height}" if r.width else "", r.format or "", " ".join(r.labels), r.detail]
+        lines.append(clean(f"{r.key}  {'  '.join(filter(None, about))}", width))
+        lines.append(clean(f"    {r.url}", width))
+    return "\n".join(lines)
+
+
+def sheet(version: Manifest, config: Config, rows: Sequence[Row], thumbs: Sequence[bytes | None]) -> str:
+    """The contact sheet; links without a picture are listed below it."""
+    shown = [(row, jpeg) for row, jpeg in zip(rows, thumbs) if jpeg]
+    figures = "".join(
+        ingest_page.thumb(Thumb(r.key, r.url, r.reason, r.detail, jpeg), " ".join(r.labels) or r.detail or r.key)
+        for r, jpeg in shown
+    )
+    blind = [row for row, jpeg in zip(rows, thumbs) if not jpeg]
+    items = "".join(ingest_page.example(r.key, r.url, r.detail) for r in blind)
+    meaning = ingest_page.MEANINGS.get(config.reason, "")
+    body = (
+        f"<header><p>{len(rows)} of the links that are</p><h1>{safe(config.reason)}</h1><p>{safe(meaning)}</p>"
+        f"<p><code>{safe(version.address)}</code>, seed {config.seed}</p></header>"
+        + (f'<div class="thumbs large">{figures}</div>' if figures else "")
+        + (f'<div class="reasons"><ul>{items}</ul></div>' if items else "")
+    )
+    return document(f"{config.reason} in {version.list_name}", body)
+
+
+# ---- choosing ----
+
+
+def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, Any]]]:
+    """Rows of a random few shards, in the order of the dataset."""
+    draw = np.random.default_rng([config.seed, int(version.digest[:8], 16)])
+    weights = _weights(version, config.reason)
+    possible = np.flatnonzero(weights)
+    order = draw.permutation(possible)[:SHARDS]
+    replaced = [] if config.reason == KEPT else replaced_rows(version)
+
+    def rows(number: int) -> pa.Table:
+        if config.reason == KEPT:
+            table = selected_index(version, number, COLUMNS)
+        else:
+            table = read_rows(version, version.shards[number], replaced)
+            table = table.filter(pc.equal(table["reason"], config.reason))
+        if config.label is not None:
+            has = [config.label in (labels or ()) for labels in table["labels"].to_pylist()]
+            table = table.filter(pa.array(has, pa.bool_()))
+        return table
+
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(rows, order))
+    sizes = np.array([len(table) for table in tables], np.int64)
+    if not sizes.sum():
+        return []
+    picked = np.sort(draw.permutation(int(sizes.sum()))[: config.samples])
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    found = []
+    for place, table in enumerate(tables):
+        mine = picked[(picked >= starts[place]) & (picked < starts[place + 1])] - starts[place]
+        shard = version.shards[order[place]]
+        found += [(shard, row) for row in table.take(pa.array(mine, pa.int64())).to_pylist()]
+    return sorted(found, key=lambda f: f[1]["row"])
+
+
+def _weights(version: Manifest, reason: str) -> np.ndarray:
+    """Shards in which there may be such a link; 0 where there is none."""
+    if reason == KEPT:
+        return version.counts
+    return np.array([shard.links - shard.kept for shard in version.shards], np.int64) + bool(version.rules)
+
+
+def _offer(version: Manifest) -> str:
+    there = [KEPT, *sorted({*version.reasons, *version.deselected})]
+    return f"it has {', '.join(there)}; another --seed reads other shards"
+
+
+def _row(shard: Shard, row: dict[str, Any]) -> Row:
+    return Row(
+        key=row["key"],
+        url=row["url"] or "",
+        labels=tuple(row["labels"] or ()),
+        reason=row["reason"],
+        detail=row["detail"] or "",
+        width=row["width"],
+        height=row["height"],
+        format=row["source_format"],
+        shard=shard.tar,
+    )
+
+
+def _thumbs(version: Manifest, found: Sequence[tuple[Shard, dict[str, Any]]]) -> list[bytes | None]:
+    """A JPEG of each: made of its stored member, or the one that the ingest left."""
+    small = {shard.unit: thumb_rows(version, shard) for shard in {s.unit: s for s, _ in found}.values()}
+
+    def one(entry: tuple[Shard, dict[str, Any]]) -> bytes | None:
+        shard, row = entry
+        if row["member"]:
+            return member_thumb(version, shard, row)
+        return small[shard.unit].get(row["row"])
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(one, found))

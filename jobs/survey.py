@@ -1,0 +1,345 @@
+"""A bounded look into a dataset's indexes: examples of every reason, hosts, sizes and thumbnails.
+
+However large the dataset is, at most SHARDS of its shards are read, evenly spaced over it; the survey says how many
+rows that were. What is read is hostile text and pictures: whoever shows it must escape it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from ingest.record import FINAL, RETRYABLE
+from shards import image, manifest, store
+from shards.manifest import KEPT, Manifest, Shard
+from shards.rules import read_rules
+
+SHARDS = 48
+READERS = 8
+EXAMPLES = 6  # of a reason
+THUMBS = {KEPT: 24}  # kept pictures shown; of a reason:
+THUMBS_A_REASON = 8
+THUMB_SIDE = 160
+THUMB_PIXELS = 40_000_000  # larger pictures have no thumbnail: decoding one takes seconds
+THUMB_BYTES = 8 << 20
+HOSTS = 10  # of each list
+FAILED = frozenset(map(str, RETRYABLE | FINAL))
+COLUMNS = [
+    *("key", "url", "labels", "row", "reason", "detail", "http_status", "elapsed_ms", "fetched_bytes"),
+    *("source_format", "width", "height", "orientation", "member", "offset", "length"),
+]
+HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[^/?#:]+)"
+
+SIDES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)  # px
+BYTES = tuple(digit * 10**power for power in (3, 4, 5, 6) for digit in (1, 2, 5))  # 1 kB to 5 MB
+ASPECTS = (1 / 3, 1 / 2, 2 / 3, 3 / 4, 0.95, 1.05, 4 / 3, 3 / 2, 2, 3)  # width / height as shown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A link and what became of it."""
+
+    key: str
+    url: str
+    detail: str
+    status: int | None
+
+
+@dataclass(frozen=True)
+class Host:
+    name: str
+    links: int
+    kept: int
+    failed: int  # for a reason that lies with the host or the network, not with the picture
+    seconds: float  # mean of the links that were asked for
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Thumb:
+    key: str
+    url: str
+    reason: str
+    detail: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """counts[i] values lie in [edges[i - 1], edges[i]); the first and the last bin are open."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    shards: int  # of the version
+    shards_read: int
+    rows: int  # that were read
+    examples: dict[str, tuple[Example, ...]]
+    largest: tuple[Host, ...]
+    failing: tuple[Host, ...]
+    slowest: tuple[Host, ...]
+    formats: dict[str, int]  # of the fetched bytes of kept links
+    sides: Histogram  # the shorter one, of kept pictures
+    aspects: Histogram
+    sizes: Histogram  # bytes
+    thumbs: dict[str, tuple[Thumb, ...]]
+
+    @property
+    def whole(self) -> bool:
+        return self.shards_read == self.shards
+
+
+@dataclass
+class _Part:
+    """What one shard adds."""
+
+    rows: int = 0
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    hosts: pa.Table | None = None
+    formats: dict[str, int] = field(default_factory=dict)
+    sides: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    aspects: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    thumbs: dict[str, list[Thumb]] = field(default_factory=dict)
+
+
+def survey(version: Manifest, shards: int = SHARDS) -> Survey:
+    """Raises StoreError naming an index or tar that is missing or damaged."""
+    chosen = spaced(version.shards, shards)
+    thumbs = -(-THUMBS[KEPT] // max(1, len(chosen))), -(-2 * THUMBS_A_REASON // max(1, len(chosen)))
+    replaced = replaced_rows(version)
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(lambda shard: _part(version, shard, replaced, *thumbs), chosen))
+    hosts = _merged([part.hosts for part in parts if part.hosts is not None])
+    asked = [host for host in hosts if host.links >= 0.0005 * sum(h.links for h in hosts)]  # one bad link is no host
+    return Survey(
+        shards=len(version.shards),
+        shards_read=len(chosen),
+        rows=sum(part.rows for part in parts),
+        examples={r: _apart(e)[:EXAMPLES] for r, e in _joined(part.examples for part in parts).items()},
+        largest=tuple(sorted(hosts, key=lambda h: (-h.links, h.name))[:HOSTS]),
+        failing=tuple(h for h in sorted(hosts, key=lambda h: (-h.failed, h.name))[:HOSTS] if h.failed),
+        slowest=tuple(h for h in sorted(asked, key=lambda h: (-h.seconds, h.name))[:HOSTS] if h.seconds),
+        formats=_summed(part.formats for part in parts),
+        sides=_histogram(SIDES, [part.sides for part in parts]),
+        aspects=_histogram(ASPECTS, [part.aspects for part in parts]),
+        sizes=_histogram(BYTES, [part.sizes for part in parts]),
+        thumbs={
+            reason: tuple(found[: THUMBS.get(reason, THUMBS_A_REASON)])
+            for reason, found in _joined(part.thumbs for part in parts).items()
+        },
+    )
+
+
+def spaced(items: Sequence[T], most: int) -> list[T]:
+    """At most that many of the items, evenly spaced, the first one among them."""
+    count = min(most, len(items))
+    return [items[at * len(items) // count] for at in range(count)]
+
+
+# ---- one shard ----
+
+
+def replaced_rows(version: Manifest) -> list[tuple[int, np.ndarray]]:
+    """(first unit, rows) of every retry: it asked for these again, so what earlier units say of them is out of date."""
+    retries = manifest.read_generations(version.dataset)
+    found = []
+    for retry in retries:
+        units = range(retry.first_unit, retry.first_unit + retry.units)
+        indexes = [store.join(version.dataset, "shards", s.index) for s in version.shards if s.unit in units]
+        with ThreadPoolExecutor(READERS) as pool:
+            tables = list(pool.map(lambda url: manifest.read_table(url, ["row"]), indexes))
+        found.append((retry.first_unit, np.concatenate([t["row"].to_numpy() for t in tables] or [np.zeros(0)])))
+    return found
+
+
+def read_rows(version: Manifest, shard: Shard, replaced: Sequence[tuple[int, np.ndarray]]) -> pa.Table:
+    """The shard's index rows that no retry has replaced, those that the version deselects with their reason in place
+    of `kept`."""
+    table = manifest.read_table(store.join(version.dataset, "shards", shard.index), COLUMNS)
+    for first_unit, rows in replaced:
+        if shard.unit < first_unit:
+            table = table.filter(pa.array(~np.isin(table["row"].to_numpy(), rows)))
+    if version.rules is None:
+        return table
+    fell = read_rules(version.dataset, version.rules, shard.unit).filter(pc.field("reason").is_valid())
+    at = pc.index_in(table["row"], fell["row"].combine_chunks())
+    reasons = pc.coalesce(fell["reason"].take(at), table["reason"])
+    return table.set_column(table.column_names.index("reason"), "reason", reasons)
+
+
+def _part(
+    version: Manifest, shard: Shard, replaced: Sequence[tuple[int, np.ndarray]], thumbs_kept: int, thumbs_reason: int
+) -> _Part:
+    table = read_rows(version, shard, replaced)
+    kept = table.filter(pc.equal(table["reason"], KEPT))
+    width, height = (_numbers(kept[name]) for name in ("width", "height"))
+    turned = _numbers(kept["orientation"]) >= 5  # EXIF 5 to 8 lie on their side
+    known = (width > 0) & (height > 0)
+    part = _Part(
+        rows=len(table),
+        hosts=_hosts(table),
+        formats={str(f): n for f, n in _counts(kept["source_format"]).items()},
+        sides=np.minimum(width, height)[known],
+        aspects=(np.where(turned, height, width)[known] / np.where(turned, width, height)[known]),
+        sizes=_numbers(kept["length"]),
+    )
+    small = thumb_rows(version, shard)
+    for reason in sorted(_counts(table["reason"])):
+        rows = table.filter(pc.equal(table["reason"], reason))
+        if reason != KEPT:
+            part.examples[reason] = [_example(row) for row in _varied(rows, EXAMPLES)]
+        wanted = thumbs_kept if reason == KEPT else thumbs_reason
+        part.thumbs[reason] = list(_thumbs(version, shard, rows, small, wanted))
+    return part
+
+
+def _varied(rows: pa.Table, most: int) -> list[dict[str, Any]]:
+    """Rows with different details first: many alike say little."""
+    details: dict[str, int] = {}
+    for at, detail in enumerate(rows["detail"].to_pylist()):
+        details.setdefault(detail or "", at)
+    first = spaced(sorted(details.values()), most)
+    more = [at for at in spaced(range(len(rows)), most) if at not in first]
+    return rows.take(pa.array([*first, *more][:most], pa.int64())).to_pylist()
+
+
+def _example(row: dict[str, Any]) -> Example:
+    return Example(row["key"], row["url"] or "", row["detail"] or "", row["http_status"])
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
+
+
+def _counts(column: pa.ChunkedArray) -> dict[Any, int]:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
+
+
+# ---- hosts ----
+
+
+def _hosts(table: pa.Table) -> pa.Table:
+    """links, kept, failed, asked, ms, bytes of each host of the shard."""
+    host = pc.struct_field(pc.extract_regex(table["url"], HOST), "host")
+    reason = table["reason"]
+    rows = pa.table(
+        {
+            "host": pc.utf8_lower(host),
+            "links": pa.repeat(1, len(table)),
+            "kept": pc.equal(reason, KEPT).cast(pa.int64()),
+            "failed": pc.is_in(reason, pa.array(sorted(FAILED))).cast(pa.int64()),
+            "asked": pc.is_valid(table["elapsed_ms"]).cast(pa.int64()),
+            "ms": pc.fill_null(table["elapsed_ms"].cast(pa.int64()), 0),
+            "bytes": pc.fill_null(table["fetched_bytes"], 0),
+        }
+    )
+    return _by_host(rows.filter(pc.is_valid(rows["host"])))
+
+
+def _by_host(rows: pa.Table) -> pa.Table:
+    names = ["links", "kept", "failed", "asked", "ms", "bytes"]
+    summed = rows.group_by("host").aggregate([(name, "sum") for name in names])
+    return summed.select(["host", *(f"{name}_sum" for name in names)]).rename_columns(["host", *names])
+
+
+def _merged(tables: list[pa.Table]) -> list[Host]:
+    if not tables:
+        return []
+    rows = _by_host(pa.concat_tables(tables)).to_pylist()
+    return [
+        Host(r["host"], r["links"], r["kept"], r["failed"], r["ms"] / 1000 / max(1, r["asked"]), r["bytes"])
+        for r in rows
+    ]
+
+
+# ---- thumbnails ----
+
+
+def thumb_rows(version: Manifest, shard: Shard) -> dict[int, bytes]:
+    """row -> JPEG of the thumbnails that the ingest left, if it left any."""
+    try:
+        table = manifest.read_table(store.join(version.dataset, "thumbs", shard.index), ["row", "jpeg"])
+    except store.Missing:
+        return {}
+    return {row: jpeg for row, jpeg in zip(table["row"].to_pylist(), table["jpeg"].to_pylist()) if jpeg}
+
+
+def _thumbs(version: Manifest, shard: Shard, rows: pa.Table, small: Mapping[int, bytes], most: int) -> Iterator[Thumb]:
+    """Of stored pictures by decoding them again; of rejected ones what the ingest left."""
+    stored = rows.filter(pc.less(rows["length"], THUMB_BYTES))  # null where nothing is stored
+    left = rows.filter(pc.is_in(rows["row"], pa.array(sorted(small), pa.int64())))
+    found = stored if len(stored) else left
+    for row in found.take(pa.array(spaced(range(len(found)), most), pa.int64())).to_pylist():
+        jpeg = member_thumb(version, shard, row) if row["member"] else small[row["row"]]
+        if jpeg is not None:
+            yield Thumb(row["key"], row["url"] or "", row["reason"], row["detail"] or "", jpeg)
+
+
+def member_thumb(version: Manifest, shard: Shard, row: dict[str, Any]) -> bytes | None:
+    """Of one stored picture; None where it cannot be decoded."""
+    body = store.read_range(store.join(version.dataset, "shards", shard.tar), row["offset"], row["length"])
+    return thumbnail(body)
+
+
+def thumbnail(body: bytes, side: int = THUMB_SIDE) -> bytes | None:
+    """A JPEG of at most `side` by `side`, or None for what cannot or need not be decoded."""
+    try:
+        picture = image.decode(body, THUMB_PIXELS)
+    except image.Undecodable:
+        return None
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+# ---- putting parts together ----
+
+
+def _joined(parts: Iterable[Mapping[str, list[T]]]) -> dict[str, list[T]]:
+    """A list for every name, one item of each part in turn."""
+    lists: dict[str, list[list[T]]] = defaultdict(list)
+    for part in parts:
+        for name, items in part.items():
+            lists[name].append(items)
+    return {
+        name: [item for turn in zip_longest(*several) for item in turn if item is not None]
+        for name, several in sorted(lists.items())
+    }
+
+
+def _apart(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Examples with different details first."""
+    seen: set[str] = set()
+    first = [e for e in examples if e.detail not in seen and not seen.add(e.detail)]
+    return (*first, *(e for e in examples if e not in first))
+
+
+def _summed(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = defaultdict(int)
+    for part in parts:
+        for name, n in part.items():
+            total[name] += n
+    return dict(sorted(total.items(), key=lambda t: (-t[1], t[0])))
+
+
+def _histogram(edges: tuple[float, ...], parts: Sequence[np.ndarray]) -> Histogram:
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    places = np.searchsorted(np.array(edges), values, side="right")
+    return Histogram(edges, tuple(int(n) for n in np.bincount(places, minlength=len(edges) + 1)))
