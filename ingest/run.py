@@ -1,4 +1,4 @@
-"""One ingest: a URL list to a dataset version, a unit at a time: links -> bytes -> verdicts -> tar -> commit.
+"""One ingest: a URL list to a dataset version: links -> bytes -> verdicts -> tars -> commits -> selected samples.
 
 A unit without a commit never happened: a rerun of the same words does exactly the units that are missing, whether the
 last run was stopped, killed or finished.
@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import shutil
-import tempfile
+import os
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-import pyarrow as pa
+from ingest import plan
+from ingest.crawl import Assignment, Crawl, Underway
+from ingest.events import EventLog
+from ingest.fetch import FetchConfig, Fetcher
+from ingest.filter import FilterConfig
+from ingest.hosts import HostLoad
+from ingest.record import Event
+from ingest.scratch import scratch_folder
+from ingest.source import list_name
+from ingest.wordnet import ClassConfig
+from shards import manifest
 
-from ingest.fetch import FetchConfig, fetch
-from ingest.filter import FilterConfig, judge
-from ingest.record import BadLine, Link, from_plan, to_plan
-from ingest.source import list_name, list_sha256, read_links
-from ingest.unit import UnitWriter
-from shards import manifest, store
-from shards.image import IMAGE_BUILD
-
-CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
 TICK = 0.25  # seconds between progress reports
-SCRATCH = "xtra-ingest-"
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ class Config:
     url_column: str | None = None
     id_column: str | None = None
     label_column: str | None = None
+    classes: ClassConfig = field(default_factory=ClassConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
@@ -66,18 +63,23 @@ class Config:
 
     @property
     def digest(self) -> str:
-        """sha256 of the fields that decide what a unit holds; the others may change between reruns."""
-        value = {
-            "list": [self.format, self.url_column, self.id_column, self.label_column],
-            "filter": dataclasses.asdict(self.filter),
-            "max_bytes": self.fetch.max_bytes,
-        }
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        """Of the fields that decide what a unit holds; the others may change between reruns. The first half is of those
+        that read the list, which a retry does not need; the second of those that judge."""
+        classes = dataclasses.asdict(self.classes)
+        for name in ("is_a", "words", "file"):  # wherever the file lies today
+            classes[name] = list_name(classes[name] or "")
+        reads = [self.format, self.url_column, self.id_column, self.label_column, classes]
+        judges = {"filter": dataclasses.asdict(self.filter), "max_bytes": self.fetch.max_bytes}
+        return _digest(reads) + _digest(judges)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Counts so far; links of earlier runs included."""
+    """Counts so far; links of earlier runs included, but not those that a retry has yet to ask for again."""
 
     links: int
     units: int
@@ -88,7 +90,7 @@ class Progress:
     fetched_bytes: int  # of this run
     seconds: float = 0.0  # since this run began
     done_now: int = 0  # links that this run has finished
-    hosts: tuple[Any, ...] = ()  # HostLoad: those with links in hand
+    hosts: tuple[HostLoad, ...] = ()  # those with links in hand
     note: str = ""  # what people must know now, such as that the network is gone; one line
 
 
@@ -107,110 +109,87 @@ class IngestResult:
     samples: int = 0  # of that version
     deselected: dict[str, int] = field(default_factory=dict)  # kept links that it leaves out, by reason
     not_chosen: int = 0  # lines of the list whose classes were not asked for; no links of the dataset
+    note: str = ""  # what people must know, one line
 
     @property
     def stopped(self) -> bool:
         return self.version is None
 
 
+@dataclass(frozen=True)
+class Work:
+    """What whoever crawls needs to know: the units to do, and where to tell of it."""
+
+    config: Config
+    units: Sequence[int]
+    largest: int  # links a unit, at most
+    tally: Tally
+    tell: Callable[[Event], None]
+    stop: Callable[[], bool]
+
+
 def run(
     config: Config,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    crawl: Callable[[Work], Iterator[manifest.Commit]] | None = None,
 ) -> IngestResult:
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
-    not committed is dropped, a rerun does it. Raises ValueError for a list, a store or a setting that cannot work."""
+    not committed is dropped, a rerun does it. `crawl` does the units: this process, if nobody else does.
+
+    Raises ValueError for a list, a store or a setting that cannot work.
+    """
     begun = time.monotonic()
-    info, links = plan(config)
+    planned = plan.make(config)
     committed = set(manifest.committed_units(config.out))
-    tally = _Tally(links, info.units, progress)
-    for unit in sorted(committed):
-        tally.commit(manifest.read_commit(config.out, unit))
-    todo = [unit for unit in range(info.units) if unit not in committed]
-    with scratch_folder(config.scratch) as scratch:
-        for commit in _in_this_process(config, todo, scratch, tally, stop):
-            tally.commit(commit)
+    todo = [unit for unit in range(planned.units) if unit not in committed]
+    tally = Tally(planned.links, planned.units, progress)
+    tally.begin(config.out, sorted(committed), [unit for unit in todo if unit >= planned.info.units])
+    largest = min(planned.info.unit, planned.links)
+    if todo:
+        with _log(config.out, todo) as log:
+            for commit in (crawl or crawl_here)(Work(config, todo, largest, tally, log.tell, stop)):
+                tally.commit(commit)
+    tally.underway(())
     version, samples, deselected = None, 0, {}
-    if tally.units_done == info.units:
-        made = manifest.make_version(config.out, "ingest")
-        assert made.links == links, f"{made.links} links in the version, {links} in the plan"
+    if tally.units_done == planned.units:
+        made = manifest.make_version(config.out, "ingest" if planned.units == planned.info.units else "retry")
+        assert made.links == planned.links, f"{made.links} links in the version, {planned.links} in the plan"
+        assert made.kept == tally.kept, f"{made.kept} kept in the version, {tally.kept} in the commits"
+        assert tally.kept + tally.reasons.total() == planned.links
         version, samples, deselected = made.digest, made.samples, made.deselected
-        assert tally.kept + sum(tally.reasons.values()) == links
     tally.report(force=True)
     return IngestResult(
         dataset=config.out,
-        links=links,
+        links=planned.links,
         kept=tally.kept,
-        reasons=dict(sorted(tally.reasons.items())),
-        units=info.units,
+        reasons=tally.by_name(),
+        units=planned.units,
         units_done=tally.units_done,
         version=version,
         seconds=time.monotonic() - begun,
         samples=samples,
         deselected=dict(deselected),
+        not_chosen=planned.info.not_chosen,
+        note=planned.note,
     )
 
 
-# --- the plan ------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _log(dataset: str, todo: Sequence[int]) -> Iterator[EventLog]:
+    log = EventLog(dataset)
+    log.say("started", dataset, f"{len(todo)} units to do, on {socket.gethostname()}, process {os.getpid()}")
+    try:
+        yield log
+        log.say("ended", dataset)
+    except BaseException as error:
+        log.say("failed", dataset, f"{type(error).__name__}: {error}"[:500])
+        raise
+    finally:
+        log.close()
 
 
-def plan(config: Config) -> tuple[manifest.DatasetInfo, int]:
-    """Cut the list into units, once, in constant memory; returns dataset.json and the number of links.
-
-    Raises ValueError when the list is missing or empty, when the out folder cannot be written or holds a dataset of
-    another list or other settings, and when more than 1,000 links would be asked for without a contact.
-    """
-    for name in ("urls", "out"):
-        if not getattr(config, name):
-            raise ValueError(f"--{name} is missing: xtra ingest --urls LIST --out FOLDER")
-    found = manifest.DatasetInfo(
-        list_name=list_name(config.urls),
-        list_sha256=list_sha256(config.urls),
-        units=0,
-        unit=config.unit,
-        config_digest=config.digest,
-        image_build=IMAGE_BUILD,
-    )
-    store.check_writable(config.out)
-    if store.exists(store.join(config.out, "dataset.json")):
-        old = manifest.read_info(config.out)
-        manifest.write_info(config.out, replace(found, units=old.units))
-        links = (old.units - 1) * old.unit + len(manifest.read_plan(config.out, old.units - 1))
-        _need_contact(config, links)
-        return old, links
-    units = links = 0
-    entries = read_links(config.urls, config.format, config.url_column, config.id_column, config.label_column)
-    while batch := list(islice(entries, config.unit)):
-        links += len(batch)
-        _need_contact(config, links)
-        manifest.write_plan(config.out, units, _plan_table(batch))
-        units += 1
-    if not links:
-        raise ValueError(f"{config.urls}: holds no links: check --urls")
-    for stale in manifest.planned_units(config.out):
-        if stale >= units:  # of a longer list, whose planning was cut short
-            store.delete(store.join(config.out, "links", manifest.unit_name(stale) + ".parquet"))
-    info = replace(found, units=units)
-    manifest.write_info(config.out, info)
-    return info, links
-
-
-def _need_contact(config: Config, links: int) -> None:
-    if links > CONTACT_FROM and not config.fetch.contact and not config.fetch.allow_private:
-        raise ValueError(
-            f"{config.urls}: asks for more than {CONTACT_FROM} links without saying who asks: "
-            "set --fetch.contact to an address or page of yours"
-        )
-
-
-def _plan_table(batch: list[Link | BadLine]) -> pa.Table:
-    return pa.Table.from_pylist([to_plan(link) for link in batch], manifest.PLAN_SCHEMA)
-
-
-# --- units ---------------------------------------------------------------------------------------------------------
-
-
-class _Tally:
+class Tally:
     """Counts of committed units plus those of the units under way, and when to report them."""
 
     def __init__(self, links: int, units: int, progress: Callable[[Progress], None] | None) -> None:
@@ -218,89 +197,99 @@ class _Tally:
         self.kept = self.fetched_bytes = 0
         self.reasons: Counter[str] = Counter()
         self._progress = progress
+        self._begun = time.monotonic()
         self._next = 0.0
+        self._done_before = 0
+        self._under: Iterable[Underway] = ()
+
+    def begin(self, dataset: str, committed: Sequence[int], again: Sequence[int]) -> None:
+        """Take in what earlier runs have done; links that a retry has yet to ask for again do not count as done."""
+        for commit in manifest.read_commits(dataset, committed):
+            self._add(commit)
+        for unit in again:
+            self.reasons.subtract(plan.asked_before(manifest.read_plan(dataset, unit)))
+        self._again = set(again)
+        self._done_before = self.kept + self.reasons.total()
+        self.report(force=True)
 
     def commit(self, commit: manifest.Commit) -> None:
+        self._add(commit)
+        if commit.unit in self._again:
+            self.reasons.update(commit.supersedes)  # which `begin` has taken off already
+
+    def _add(self, commit: manifest.Commit) -> None:
         self.units_done += 1
         self.kept += commit.kept
         self.reasons.update(commit.reasons)
+        self.reasons.subtract(commit.supersedes)
+
+    def by_name(self) -> dict[str, int]:
+        return {reason: n for reason, n in sorted(self.reasons.items()) if n}
+
+    def underway(self, workers: Iterable[Underway]) -> None:
+        """What the workers have in hand now; told if it is time."""
+        self._under = tuple(workers)
+        self.fetched_bytes = max(self.fetched_bytes, sum(worker.fetched_bytes for worker in self._under))
         self.report()
 
-    def report(self, writer: UnitWriter | None = None, force: bool = False) -> None:
-        """Tell the counts if it is time; those of a unit under way come from its writer."""
+    def report(self, force: bool = False) -> None:
         if self._progress is None or (time.monotonic() < self._next and not force):
             return
         self._next = time.monotonic() + TICK
-        reasons = self.reasons + Counter({str(r): n for r, n in writer.reasons.items()}) if writer else self.reasons
-        kept = self.kept + (writer.kept if writer else 0)
+        reasons = Counter(self.by_name())
+        for worker in self._under:
+            reasons.update(worker.reasons)
+        kept = self.kept + sum(worker.kept for worker in self._under)
+        done = kept + reasons.total()
         self._progress(
             Progress(
                 links=self.links,
                 units=self.units,
-                done=kept + reasons.total(),
+                done=done,
                 units_done=self.units_done,
                 kept=kept,
                 reasons=dict(sorted(reasons.items())),
                 fetched_bytes=self.fetched_bytes,
+                seconds=time.monotonic() - self._begun,
+                done_now=done - self._done_before,
+                hosts=_together(self._under),
+                note=next((worker.note for worker in self._under if worker.note), ""),
             )
         )
 
 
-def ingest_unit(
-    config: Config, unit: int, scratch: Path, stop: Callable[[], bool], tally: _Tally | None = None
-) -> manifest.Commit | None:
-    """One unit from its plan to its commit; None when stopped on the way, and then nothing of it is left on scratch."""
-    links = [from_plan(**row) for row in manifest.read_plan(config.out, unit).to_pylist()]
-    try:
+def _together(workers: Iterable[Underway]) -> tuple[HostLoad, ...]:
+    """The loads of each host, over all workers."""
+    loads: dict[str, HostLoad] = {}
+    for load in (load for worker in workers for load in worker.hosts):
+        seen = loads.get(load.name)
+        loads[load.name] = load if seen is None else _sum(seen, load)
+    return tuple(loads.values())
+
+
+def _sum(a: HostLoad, b: HostLoad) -> HostLoad:
+    return HostLoad(
+        name=a.name,
+        active=a.active + b.active,
+        waiting=a.waiting + b.waiting,
+        done=a.done + b.done,
+        failed=a.failed + b.failed,
+        bytes=a.bytes + b.bytes,
+        seconds=a.seconds + b.seconds,
+        paused_until=max(a.paused_until, b.paused_until),
+    )
+
+
+def crawl_here(work: Work) -> Iterator[manifest.Commit]:
+    """The units in this process."""
+    config = work.config
+    with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:
+        scratch.check(work.largest)
         with (
-            tempfile.TemporaryDirectory(prefix="unit-", dir=scratch) as folder,
-            contextlib.closing(UnitWriter(config.out, unit, links, Path(folder))) as writer,
+            contextlib.closing(Fetcher(config.fetch, scratch.folder, tell=work.tell)) as fetcher,
+            contextlib.closing(Crawl(config.out, config.filter, scratch, fetcher, work.tell)) as crawl,
         ):
-            good = (link for link in links if isinstance(link, Link))
-            for fetched in fetch(good, config.fetch, Path(folder), stop):
-                verdict = judge(fetched, config.filter)
-                writer.add(verdict)
-                if tally is not None:
-                    tally.fetched_bytes += verdict.fetched_bytes or 0
-                    tally.report(writer)
-            return writer.seal() if writer.done == len(links) else None
-    except OSError as error:  # storage and network have errors of their own: this is scratch
-        raise ValueError(f"{scratch}: cannot hold a unit ({error.strerror}): free space or set --scratch") from error
-
-
-def _in_this_process(
-    config: Config, units: list[int], scratch: Path, tally: _Tally, stop: Callable[[], bool]
-) -> Iterator[manifest.Commit]:
-    for unit in units:
-        commit = None if stop() else ingest_unit(config, unit, scratch, stop, tally)
-        if commit is None:
-            return
-        yield commit
-
-
-# --- scratch -------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def scratch_folder(base: str | None) -> Iterator[Path]:
-    """A folder of our own, gone afterwards; also removes those of runs that were killed.
-
-    Each is locked while its run lives (flock ends with the process, whatever ends it).
-    """
-    root = Path(base or tempfile.gettempdir())
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=root))
-    except OSError as error:
-        raise ValueError(f"{root}: cannot hold scratch files ({error.strerror}): set --scratch to a folder") from None
-    for lock in root.glob(f"{SCRATCH}*/lock"):
-        with contextlib.suppress(OSError), lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
-    try:
-        with (folder / "lock.new").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            (folder / "lock.new").rename(folder / "lock")  # only now can others see that it is locked
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            for commit in crawl.run(map(Assignment, work.units), work.stop):
+                if commit is not None:
+                    yield commit
+                work.tally.underway([crawl.underway()])

@@ -28,7 +28,8 @@ import pyarrow as pa
 
 from ingest.filter import FilterConfig, judge
 from ingest.record import Fetched, Link, Reason, Verdict
-from ingest.run import IngestResult, Progress, scratch_folder
+from ingest.run import IngestResult, Progress
+from ingest.scratch import scratch_folder
 from ingest.unit import UnitWriter
 from shards import manifest, store
 from shards.image import IMAGE_BUILD
@@ -92,7 +93,7 @@ def run(
     units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
     with scratch_folder(config.scratch) as scratch:
         _plan(config, pictures, entries, units)
-        done = _units(config, pictures, entries, units, scratch, progress, stop)
+        done = _units(config, pictures, entries, units, scratch.folder, progress, stop)
     version = None
     if len(done) == len(units):
         made = manifest.make_version(config.out, "import")

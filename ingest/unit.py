@@ -1,148 +1,281 @@
-"""The verdicts of one unit -> its tar, its index and its commit."""
+"""The verdicts of one unit -> its tar, its index, its thumbnails and its commit."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
+import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
+from ingest import thumbs
 from ingest.record import BadLine, Link, Reason, Verdict
 from shards import manifest, store
-from shards.tar import Member, write_tar
+from shards.image import MAX_PIXELS
+from shards.tar import BLOCK, END, segment
+
+PIECE = 4 << 20  # bytes of the spool read at once
+
+# A row of the index before its member has a place in the tar.
+_JUDGED = tuple(manifest.INDEX_SCHEMA.names[:-3])
+assert manifest.INDEX_SCHEMA.names[-3:] == ["member", "offset", "length"]
+_UNPICTURED = (None,) * (len(_JUDGED) - _JUDGED.index("sha256"))
 
 
 class UnitWriter:
     """Takes the verdicts of a unit's links in any order; `seal` writes them in input order, so that the same bytes
-    fetched give the same tar. Bodies wait in one file on scratch; memory holds only what becomes the index.
+    fetched give the same tar. Bodies wait in one file on scratch, each already in the shape it has in the tar; memory
+    holds only what becomes the index.
 
     Object names carry an attempt that nobody else has: two writers of one unit are harmless, the first commit wins.
     """
 
-    def __init__(self, dataset: str, unit: int, links: Sequence[Link | BadLine], scratch: Path) -> None:
+    def __init__(
+        self,
+        dataset: str,
+        unit: int,
+        links: Sequence[Link | BadLine],
+        scratch: Path,
+        supersedes: Mapping[str, int] | None = None,
+        judging: Callable[[int], AbstractContextManager[object]] = lambda row: contextlib.nullcontext(),
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """`supersedes` counts the older verdicts that a retry's unit replaces; `judging` marks the row whose bytes are
+        being decoded for a thumbnail, for pictures of at most `max_pixels`."""
         self.dataset = dataset
         self.unit = unit
         self.links = links
         self.attempt = secrets.token_hex(6)
         self.kept = 0
         self.reasons: Counter[str] = Counter()
+        self.spooled = 0  # bytes on scratch
+        self._supersedes = dict(supersedes or {})
+        self._judging, self._max_pixels = judging, max_pixels
         self._scratch = scratch
-        self._spool: BinaryIO = (scratch / "bodies").open("w+b")
+        self._spool = os.open(scratch / "bodies", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._at = {link.row: at for at, link in enumerate(links)}
-        self._rows: list[dict[str, Any] | None] = [None] * len(links)
-        self._bodies: list[tuple[int, int]] = [(0, 0)] * len(links)  # offset and length in the spool
+        self._rows: list[tuple[Any, ...] | None] = [None] * len(links)
+        # Of kept links: suffix, offset in the spool, length there, length of the body.
+        self._places: list[tuple[str, int, int, int] | None] = [None] * len(links)
+        self._choice = thumbs.Choice()
+        self._blind: set[int] = set()
         for at, link in enumerate(links):
             if isinstance(link, BadLine):
-                self._rows[at] = _row(link) | {"reason": Reason.BAD_URL, "detail": f"line {link.line}: {link.why}"}
+                self._rows[at] = _bad_row(link)
                 self.reasons[Reason.BAD_URL] += 1
 
     @property
     def done(self) -> int:
         return self.kept + self.reasons.total()
 
-    def add(self, verdict: Verdict) -> None:
-        """One link's verdict; its body goes to scratch."""
-        at = self._at[verdict.fetched.link.row]
-        assert self._rows[at] is None, f"{verdict.fetched.link.key}: two verdicts"
+    def add(self, verdict: Verdict, show: bool = True) -> None:
+        """One link's verdict; its body goes to scratch. Without `show` no thumbnail is made of it, whatever it is."""
+        link = verdict.fetched.link
+        at = self._at[link.row]
+        assert self._rows[at] is None, f"{link.key}: two verdicts"
         self._rows[at] = _judged_row(verdict)
-        if verdict.picture is None:
+        if verdict.picture is not None:
+            self.kept += 1
+            self._places[at] = self._keep(verdict)
+        else:
             assert verdict.reason is not None
             self.reasons[verdict.reason] += 1
+        if thumbs.wanted(verdict.reason):
+            self._offer(at, verdict, show)
+
+    def _keep(self, verdict: Verdict) -> tuple[str, int, int, int]:
+        """Spool the link's two members as they will lie in the tar."""
+        key, picture, offset = verdict.fetched.link.key, verdict.picture, self.spooled
+        assert picture is not None
+        about = _about(verdict.fetched.link, picture.sha256, picture.width, picture.height)
+        self._write(*segment(f"{key}.{picture.suffix}", picture.body), *segment(f"{key}.json", about))
+        return picture.suffix, offset, self.spooled - offset, len(picture.body)
+
+    def _write(self, *pieces: bytes) -> None:
+        size = sum(map(len, pieces))
+        if os.writev(self._spool, pieces) != size:
+            # A short write is how a full disk says it first; the next write says it in words.
+            os.pwrite(self._spool, b"".join(pieces), self.spooled)
+            os.lseek(self._spool, self.spooled + size, os.SEEK_SET)
+        self.spooled += size
+
+    def _offer(self, at: int, verdict: Verdict, show: bool) -> None:
+        """Let the link be one of the few that are shown, if its key is among the lowest of its reason."""
+        link, place = verdict.fetched.link, self._places[at]
+        reason = str(verdict.reason or manifest.KEPT)
+        rank = self._choice.rank(link.key, reason)
+        if rank is None:
             return
-        self.kept += 1
-        self._bodies[at] = (self._spool.tell(), len(verdict.picture.body))
-        self._spool.write(verdict.picture.body)
+        body = thumbs.shown(verdict) if show else None
+        span = None
+        if body is not None and len(body) <= thumbs.LARGEST:
+            if place is not None:
+                span = (place[1] + BLOCK, place[3])
+            else:
+                span = (self.spooled, len(body))
+                self._write(body)
+        self._choice.take(thumbs.Sample(rank, link.key, link.row, reason, verdict.detail, span))
 
     def seal(self) -> manifest.Commit:
-        """Write the tar, then the index, then the commit; returns the commit that counts, ours or a faster one's."""
+        """Write tar, index and thumbnails, then the commit; returns the commit that counts, ours or a faster one's."""
         assert self.done == len(self.links), f"unit {self.unit}: {self.done} of {len(self.links)} links have a verdict"
         name = f"{manifest.unit_name(self.unit)}-{self.attempt}"
         tar_url, index_url = (store.join(self.dataset, "shards", name + end) for end in (".tar", ".parquet"))
-        rows = {row["key"]: row for row in self._rows if row is not None}
+        thumbs_url = store.join(self.dataset, "thumbs", name + ".parquet")
         path = self._scratch / "unit.tar"
-        with path.open("wb") as file:
-            out = _Hashing(file)
-            for placed in write_tar(out, self._members()):  # type: ignore[arg-type]
-                key, _, suffix = placed.name.rpartition(".")
-                if suffix != "json":
-                    rows[key] |= {"member": placed.name, "offset": placed.offset, "length": placed.length}
-        store.put_file(tar_url, path)
-        path.unlink()
-        index = manifest.table_bytes(pa.Table.from_pylist(self._rows, manifest.INDEX_SCHEMA))
+        size, digest = self._assemble(path)
+        store.put_file(tar_url, path, move=True)
+        path.unlink(missing_ok=True)
+        index = manifest.table_bytes(self._index())
         store.put(index_url, index)
+        samples = self._choice.samples()
+        if samples:
+            store.put(thumbs_url, thumbs.table(samples, self._body, self._judging, self._max_pixels))
         winner = manifest.commit(
             self.dataset,
             manifest.Commit(
                 unit=self.unit,
                 attempt=self.attempt,
                 tar=name + ".tar",
-                tar_bytes=out.size,
-                tar_sha256=out.digest.hexdigest(),
+                tar_bytes=size,
+                tar_sha256=digest,
                 index=name + ".parquet",
                 index_sha256=hashlib.sha256(index).hexdigest(),
                 links=len(self.links),
                 kept=self.kept,
                 reasons={str(reason): n for reason, n in sorted(self.reasons.items())},
+                supersedes=self._supersedes,
             ),
         )
         if winner.attempt != self.attempt:
-            store.delete(tar_url)
-            store.delete(index_url)
+            for url in (tar_url, index_url, thumbs_url):
+                store.delete(url)
         return winner
 
     def close(self) -> None:
-        self._spool.close()
+        if self._spool >= 0:
+            os.close(self._spool)
+            self._spool = -1
 
-    def _members(self) -> Iterator[Member]:
-        for row, (offset, length) in zip(self._rows, self._bodies):
-            assert row is not None
-            if row["reason"] != manifest.KEPT:
+    def _body(self, sample: thumbs.Sample) -> bytes | None:
+        return os.pread(self._spool, sample.body[1], sample.body[0]) if sample.body is not None else None
+
+    def _assemble(self, path: Path) -> tuple[int, str]:
+        """Copy the spooled members into a tar in input order; returns its size and sha256.
+
+        All that is long here (reading, hashing, writing) runs without the interpreter's lock.
+        """
+        digest, size = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(PIECE))
+        with path.open("wb", buffering=0) as out:
+            for offset, length in self._runs():
+                for at in range(offset, offset + length, PIECE):
+                    piece = buffer[: min(PIECE, offset + length - at)]
+                    assert os.preadv(self._spool, [piece], at) == len(piece), (
+                        "the spool is shorter than what was put in"
+                    )
+                    digest.update(piece)
+                    _write_all(out.fileno(), piece)
+                size += length
+            digest.update(END)
+            _write_all(out.fileno(), memoryview(END))
+        return size + len(END), digest.hexdigest()
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """(offset, length) in the spool of the members in input order; neighbours are one run."""
+        runs: list[tuple[int, int]] = []
+        for place in self._places:
+            if place is None:
                 continue
-            self._spool.seek(offset)
-            yield Member(f"{row['key']}.{row.pop('suffix')}", self._spool.read(length))
-            about = {name: row[name] for name in ("url", "labels", "sha256", "width", "height")}
-            yield Member(f"{row['key']}.json", json.dumps(about, sort_keys=True).encode())
+            _, offset, length, _ = place
+            if runs and sum(runs[-1]) == offset:
+                runs[-1] = (runs[-1][0], runs[-1][1] + length)
+            else:
+                runs.append((offset, length))
+        return runs
+
+    def _index(self) -> pa.Table:
+        columns: list[Any] = list(zip(*(row for row in self._rows if row is not None)))
+        members: list[str | None] = []
+        offsets: list[int | None] = []
+        lengths: list[int | None] = []
+        at = 0
+        for link, place in zip(self.links, self._places):
+            if place is None:
+                members.append(None)
+                offsets.append(None)
+                lengths.append(None)
+                continue
+            suffix, _, span, length = place
+            members.append(f"{link.key}.{suffix}")
+            offsets.append(at + BLOCK)
+            lengths.append(length)
+            at += span
+        columns += [members, offsets, lengths]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, manifest.INDEX_SCHEMA)]
+        return pa.Table.from_arrays(arrays, schema=manifest.INDEX_SCHEMA)
 
 
-class _Hashing:
-    """A file that is hashed and measured while it is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self.size = 0
-        self._file = file
-
-    def write(self, piece: bytes) -> int:
-        self.digest.update(piece)
-        self.size += len(piece)
-        return self._file.write(piece)
+def _write_all(fd: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(fd, piece) :]
 
 
-def _row(link: Link | BadLine) -> dict[str, Any]:
-    return {"key": link.key, "url": link.url, "labels": list(link.labels), "row": link.row}
+def _about(link: Link, sha256: str, width: int, height: int) -> bytes:
+    """KEY.json, byte for byte what json.dumps(…, sort_keys=True) gives, at a tenth of its cost."""
+    labels = ", ".join(map(quoted, link.labels))
+    text = (
+        f'{{"height": {height}, "labels": [{labels}], "sha256": "{sha256}", '
+        f'"url": {quoted(link.url)}, "width": {width}}}'
+    )
+    return text.encode("ascii")
 
 
-def _judged_row(verdict: Verdict) -> dict[str, Any]:
+def _bad_row(link: BadLine) -> tuple[Any, ...]:
+    row = dict.fromkeys(_JUDGED) | {"key": link.key, "url": link.url, "labels": list(link.labels), "row": link.row}
+    row |= {"reason": Reason.BAD_URL, "detail": f"line {link.line}: {link.why}"}
+    return tuple(row.values())
+
+
+def _judged_row(verdict: Verdict) -> tuple[Any, ...]:
+    """The cells of the index in the order of its columns, up to those of the member's place."""
     fetched, picture = verdict.fetched, verdict.picture
-    row = _row(fetched.link) | {
-        "final_url": fetched.final_url,
-        "reason": manifest.KEPT if picture is not None else verdict.reason,
-        "detail": verdict.detail,
-        "http_status": fetched.status or None,
-        "attempts": fetched.attempts,
-        "fetched_at": round(1000 * fetched.at),
-        "elapsed_ms": fetched.ms,
-        "fetched_bytes": verdict.fetched_bytes,
-        "fetched_sha256": verdict.fetched_sha256,
-        "source_format": verdict.source_format,
-        "decode_checked": verdict.decode_checked,
-    }
-    if picture is not None:
-        names = ("sha256", "width", "height", "mode", "orientation", "progressive", "subsampling", "icc", "suffix")
-        row |= {name: getattr(picture, name) for name in names}
-    return row
+    link = fetched.link
+    row = (
+        link.key,
+        link.url,
+        fetched.final_url,
+        link.labels,
+        link.row,
+        manifest.KEPT if picture is not None else verdict.reason,
+        verdict.detail,
+        fetched.status or None,
+        fetched.attempts,
+        round(1000 * fetched.at),
+        fetched.ms,
+        verdict.fetched_bytes,
+        verdict.fetched_sha256,
+        verdict.source_format,
+        verdict.decode_checked,
+    )
+    if picture is None:
+        return row + _UNPICTURED
+    return (
+        *row,
+        picture.sha256,
+        picture.phash or None,
+        picture.width,
+        picture.height,
+        picture.mode,
+        picture.orientation,
+        picture.progressive,
+        picture.subsampling,
+        picture.icc,
+    )

@@ -131,6 +131,23 @@ def check(body: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _to_rgb(image)
 
 
+def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture within side x side pixels, upright, as RGB; of a JPEG no more is reconstructed than that takes.
+
+    Raises Undecodable, Unsupported, TooManyPixels.
+    """
+    with _refusals():
+        image = _open(body, max_pixels)
+        head = _header(image)
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            image.draft(image.mode, (side, side))
+        _load(image, body)
+        turn = _TRANSPOSE.get(head.orientation) if head.format != "tiff" else None
+        rgb = _to_rgb(image)
+        rgb.thumbnail((side, side))
+        return rgb.transpose(turn) if turn is not None else rgb
+
+
 def crop_resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
     """The box (x, y, width, height; pixels, fractions allowed) as uint8 [size, size, 3]: bicubic, antialiased."""
     x, y, width, height = box

@@ -8,6 +8,7 @@ come from the standard AWS variables or the instance's role and are never argume
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -182,17 +183,31 @@ def put(url: str, body: bytes) -> None:
     _call("write", url, lambda: fs.pipe_file(path, body))
 
 
-def put_file(url: str, path: str | os.PathLike[str]) -> None:
-    """Upload a local file whole or not at all; replaces what was there."""
+def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None:
+    """Upload a local file whole or not at all; replaces what was there. With `move` the file may be gone afterwards:
+    on the same local disk it then gets its new name without being copied."""
     if is_local(url):
         with open(path, "rb") as source, _local_errors("write", url), _aside(url) as (aside, target):
-            with aside.open("wb") as out:
-                while piece := source.read(8 << 20):
-                    out.write(piece)
+            if not (move and _renamed(path, aside)):
+                with aside.open("wb") as out:
+                    while piece := source.read(8 << 20):
+                        out.write(piece)
             _publish(aside, target)
         return
     fs, remote_path = _remote(url)
     _call("write", url, lambda: fs.put_file(os.fspath(path), remote_path))
+
+
+def _renamed(path: str | os.PathLike[str], to: Path) -> bool:
+    """Whether the file could be given this name; not across disks."""
+    try:
+        os.chmod(path, 0o644)
+        os.replace(path, to)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return False
+        raise
+    return True
 
 
 def put_if_absent(url: str, body: bytes) -> bool:

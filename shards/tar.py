@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 BLOCK = 512
-_END = 2 * BLOCK  # two zero blocks close a tar
+END = bytes(2 * BLOCK)  # two zero blocks close a tar
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,18 @@ class Placed:
 
 
 def header(name: str, length: int) -> bytes:
-    """The 512-byte ustar header of a regular file."""
+    """The 512-byte ustar header of a regular file. Raises UnicodeEncodeError or ValueError for a name that has no place
+    in one: more than 100 characters, or not ASCII."""
+    raw = name.encode("ascii")
+    if len(raw) > 100 or length > _LARGEST:
+        return _rare_header(name, length)
+    size = b"%011o" % length
+    # The checksum is the sum of all bytes, its own field counted as spaces; all but name and size is fixed.
+    total = _FIXED_SUM + sum(raw) + sum(size)
+    return b"".join((raw, _ZEROS[len(raw) :], _MODE_TO_GID, size, _MTIME, b"%06o" % total, _FROM_TYPE))
+
+
+def _rare_header(name: str, length: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = length
     info.mode = 0o644
@@ -42,18 +53,31 @@ def header(name: str, length: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
+_LARGEST = 8**11 - 1
+_ZEROS = bytes(100)  # of the name's field
+_PLAIN = _rare_header("", 0)
+_MODE_TO_GID, _MTIME, _FROM_TYPE = _PLAIN[100:124], _PLAIN[135:148], _PLAIN[154:]
+_FIXED_SUM = sum(_PLAIN[:124]) + sum(_PLAIN[135:148]) + 8 * ord(" ") + sum(_PLAIN[156:])
+
+
+def segment(name: str, body: bytes) -> tuple[bytes, bytes, bytes]:
+    """A member as it lies in a tar: its header, its body, and what fills the last block."""
+    return header(name, len(body)), body, _ZEROS_OF_A_BLOCK[: -len(body) % BLOCK]
+
+
+_ZEROS_OF_A_BLOCK = bytes(BLOCK)
+
+
 def write_tar(out: BinaryIO, members: Iterable[Member]) -> Iterator[Placed]:
     """Write members in the order given; yields each one's place once it is written. The end mark follows the last."""
     at = 0
     for member in members:
         body = member.body if isinstance(member.body, bytes) else member.body.read_bytes()
-        head = header(member.name, len(body))
-        out.write(head)
-        out.write(body)
-        out.write(b"\0" * (-len(body) % BLOCK))
-        yield Placed(member.name, at + len(head), len(body))
-        at += len(head) + len(body) + -len(body) % BLOCK
-    out.write(b"\0" * _END)
+        for piece in segment(member.name, body):
+            out.write(piece)
+        yield Placed(member.name, at + BLOCK, len(body))
+        at += BLOCK + len(body) + -len(body) % BLOCK
+    out.write(END)
 
 
 def read_tar(file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:

@@ -277,7 +277,7 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str | None, options: dict[s
 
 
 def test_a_full_scratch_is_one_line(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     urls = write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg"])

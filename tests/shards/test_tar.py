@@ -4,8 +4,10 @@ import io
 import tarfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shards.tar import Member, read_tar, write_tar
+from shards.tar import Member, header, read_tar, write_tar
 
 BODIES = {"a.jpg": b"x" * 700, "a.json": b"{}", "b.png": b"", "c.jpg": b"y" * 512}
 
@@ -53,3 +55,14 @@ def test_a_cut_tar_says_where(length, what):
 def test_rubbish_is_not_a_tar():
     with pytest.raises(ValueError, match="no valid header at byte 0"):
         list(read_tar(io.BytesIO(b"z" * 2048)))
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=100), st.integers(0, 8**12))
+def test_headers_are_those_of_tarfile(name, length):
+    info = tarfile.TarInfo(name)
+    info.size = length
+    try:
+        expected = info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    except ValueError:
+        return  # larger than ustar can say
+    assert header(name, length) == expected

@@ -1,0 +1,249 @@
+"""The one loop of a worker: units -> links -> bytes -> verdicts -> units sealed and committed.
+
+The links of two units are in flight at a time, so that the last slow links of one do not idle the fetcher; a full unit
+is sealed and uploaded beside the fetching. A unit without a commit never happened: a stop drops what is in hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ingest.fetch import Fetcher
+from ingest.filter import FilterConfig, judge
+from ingest.hosts import HostLoad
+from ingest.record import Event, Fetched, Link, from_plan
+from ingest.scratch import BYTES_A_LINK, COPIES, Scratch
+from ingest.unit import UnitWriter
+from shards import manifest, store
+
+IN_FLIGHT = 2  # units whose links are being fetched
+SEALING = 2  # units that are being written to the store
+TICK = 0.25  # seconds
+LAST_WORDS = 5.0  # seconds that a seal has to end in when the run is stopped
+PATIENCE = 30.0  # seconds that other users of the disk have to make room
+SHOWN_HOSTS = 64
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A unit to do. One at which workers have died repeatedly is judged link by link in a child process."""
+
+    unit: int
+    careful: bool = False
+
+
+@dataclass(frozen=True)
+class Underway:
+    """What a worker has in hand: counts of the units that it has not committed; bytes are of its whole life."""
+
+    kept: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    fetched_bytes: int = 0
+    hosts: tuple[HostLoad, ...] = ()
+    note: str = ""  # why nothing new is asked for, if that is so
+    wants: int = 0  # units that it could begin now
+
+
+class _Unit:
+    """A unit in hand."""
+
+    def __init__(self, task: Assignment, links: list[Link], writer: UnitWriter, folder: Path) -> None:
+        self.number, self.careful = task.unit, task.careful
+        self.links, self.writer, self.folder = links, writer, folder
+
+
+class Crawl:
+    """A worker's state. `run` is the loop; `underway` may be called between its steps."""
+
+    def __init__(
+        self,
+        dataset: str,
+        rules: FilterConfig,
+        scratch: Scratch,
+        fetcher: Fetcher,
+        tell: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._dataset, self._rules, self._scratch, self._fetcher, self._tell = dataset, rules, scratch, fetcher, tell
+        self._open: dict[int, _Unit] = {}
+        self._sealing: dict[int, _Unit] = {}
+        self._full: list[_Unit] = []  # complete, waiting for their turn to be sealed
+        self._sealed: queue.SimpleQueue[tuple[int, manifest.Commit | BaseException]] = queue.SimpleQueue()
+        self._commits: list[manifest.Commit] = []  # to be yielded
+        self._by_row: dict[int, _Unit] = {}
+        self._crowded_since: float | None = None  # no room on scratch for more links
+        self._fetched_bytes = self._seen_bytes = self._seen_links = 0
+
+    def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[manifest.Commit | None]:
+        """The commits of the units, as they are made; a None about every TICK. A None among the tasks says: none just
+        now. Ends when the tasks do, or soon after `stop` returns True: what is not committed by then is dropped.
+
+        Raises ValueError for a store or a scratch folder that fails.
+        """
+        next_look = 0.0
+        try:
+            for fetched in self._fetcher.run(self._links(iter(tasks)), stop):
+                if fetched is not None:
+                    self._take(fetched)
+                now = time.monotonic()
+                if now >= next_look:
+                    next_look = now + TICK
+                    self._look()
+                    yield None
+                while self._commits:
+                    yield self._commits.pop(0)
+            stopped = now = time.monotonic()
+            while self._sealing or self._full:
+                if stop():
+                    self._full.clear()
+                    if time.monotonic() > stopped + LAST_WORDS:
+                        return
+                else:
+                    stopped = time.monotonic()
+                self._look(TICK)
+                yield None
+                while self._commits:
+                    yield self._commits.pop(0)
+        except OSError as error:  # storage and network have errors of their own: this is scratch
+            raise ValueError(
+                f"{self._scratch.folder.parent}: cannot hold a unit ({error.strerror}): free space or set --scratch"
+            ) from error
+
+    def underway(self) -> Underway:
+        units = [*self._open.values(), *self._full, *self._sealing.values()]
+        reasons: Counter[str] = Counter()
+        for unit in units:
+            reasons.update({str(reason): n for reason, n in list(unit.writer.reasons.items())})
+        hosts = sorted(self._fetcher.hosts(), key=lambda host: -(host.active + host.waiting + bool(host.paused_until)))
+        return Underway(
+            kept=sum(unit.writer.kept for unit in units),
+            reasons=dict(reasons),
+            fetched_bytes=self._fetched_bytes,
+            hosts=tuple(hosts[:SHOWN_HOSTS]),
+            note=self._fetcher.paused(),
+            wants=max(0, IN_FLIGHT - len(self._open)) if len(self._sealing) + len(self._full) < SEALING else 0,
+        )
+
+    def close(self) -> None:
+        for unit in [*self._open.values(), *self._full]:
+            unit.writer.close()
+
+    # --- links ---
+
+    def _links(self, tasks: Iterator[Assignment | None]) -> Iterator[Link | None]:
+        """The links of one unit after the other; None when none may be begun just now."""
+        while True:
+            while not self._room():
+                yield None
+            try:
+                task = next(tasks)
+            except StopIteration:
+                return
+            if task is None:
+                yield None
+                continue
+            unit = self._begin(task)
+            for link in unit.links if unit is not None else ():
+                while self._crowded_since is not None:
+                    yield None
+                yield link
+
+    def _room(self) -> bool:
+        """Whether another unit may be begun."""
+        if len(self._open) >= IN_FLIGHT or len(self._sealing) + len(self._full) >= SEALING:
+            return False
+        if not (self._open or self._sealing or self._full):
+            return True  # one there must be
+        mean = self._seen_bytes / self._seen_links if self._seen_links > 1000 else BYTES_A_LINK
+        last = max(unit.writer.done for unit in [*self._open.values(), *self._full, *self._sealing.values()])
+        return self._scratch.room() >= COPIES * mean * last
+
+    def _begin(self, task: Assignment) -> _Unit | None:
+        """Open a unit; None when it has nothing to fetch."""
+        name = manifest.unit_name(task.unit)
+        if store.exists(store.join(self._dataset, "commits", name + ".json")):  # by another run, since we looked
+            self._commits.append(manifest.read_commit(self._dataset, task.unit))
+            return None
+        plan = manifest.read_plan(self._dataset, task.unit)
+        entries = list(map(from_plan, *(plan[column].to_pylist() for column in plan.column_names)))
+        again = Counter(why for line, why in zip(plan["line"].to_pylist(), plan["why"].to_pylist()) if line is None)
+        again.pop(None, None)
+        folder = self._scratch.folder / f"unit-{name}"
+        folder.mkdir()
+        writer = UnitWriter(self._dataset, task.unit, entries, folder, again, max_pixels=self._rules.max_pixels)
+        links = [entry for entry in entries if isinstance(entry, Link)]
+        unit = _Unit(task, links, writer, folder)
+        if not links:
+            self._seal(unit)
+            return None
+        self._open[task.unit] = unit
+        self._by_row.update((link.row, unit) for link in links)
+        return unit
+
+    # --- verdicts ---
+
+    def _take(self, fetched: Fetched) -> None:
+        row = fetched.link.row
+        unit = self._by_row.pop(row)
+        verdict = judge(fetched, self._rules)
+        unit.writer.add(verdict)
+        if verdict.fetched_bytes:
+            self._fetched_bytes += verdict.fetched_bytes
+            self._seen_bytes += verdict.fetched_bytes
+        self._seen_links += 1
+        if unit.writer.done == len(unit.writer.links):
+            del self._open[unit.number]
+            self._seal(unit)
+
+    # --- sealing ---
+
+    def _seal(self, unit: _Unit) -> None:
+        self._full.append(unit)
+        self._seal_next()
+
+    def _seal_next(self) -> None:
+        while self._full and len(self._sealing) < SEALING:
+            unit = self._full.pop(0)
+            self._sealing[unit.number] = unit
+            # No pool: an upload that hangs must not hold the process when it is told to stop.
+            threading.Thread(target=self._seal_here, args=(unit,), name=f"seal-{unit.number}", daemon=True).start()
+
+    def _seal_here(self, unit: _Unit) -> None:
+        try:
+            self._sealed.put((unit.number, unit.writer.seal()))
+        except BaseException as error:
+            self._sealed.put((unit.number, error))
+
+    def _look(self, wait: float = 0.0) -> None:
+        """Take in what the sealing threads have done, and see how full scratch is."""
+        with contextlib.suppress(queue.Empty):
+            number, result = self._sealed.get(timeout=wait) if wait else self._sealed.get_nowait()
+            unit = self._sealing.pop(number)
+            unit.writer.close()
+            shutil.rmtree(unit.folder, ignore_errors=True)
+            if isinstance(result, BaseException):
+                raise result
+            self._commits.append(result)
+            self._tell(Event(time.time(), "unit", str(number), f"{result.kept} kept of {result.links}"))
+        self._seal_next()
+        self._measure()
+
+    def _measure(self) -> None:
+        """See how full scratch is. Raises ValueError when it is full and nothing of ours will change that."""
+        if self._scratch.room() > 0:
+            self._crowded_since = None
+            return
+        now = time.monotonic()
+        self._crowded_since = self._crowded_since or now
+        if len(self._open) == 1 and not (self._sealing or self._full) and now - self._crowded_since > PATIENCE:
+            raise ValueError(
+                f"{self._scratch.folder.parent}: is full with one unit alone: free space, set --scratch to another "
+                "disk or allow more with --scratch-bytes, or start a dataset with a smaller --unit"
+            )

@@ -1,0 +1,92 @@
+"""What happened during a run, for people to read afterwards: `events/<attempt>-<part>.jsonl` in the dataset's folder.
+
+A bucket cannot append, so a log is a series of immutable parts, written every half minute and at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from ingest.record import Event
+from shards import store
+
+EVERY = 30.0  # seconds between parts
+PENDING = 10_000  # events that wait for a store that does not answer; later ones are only counted
+
+
+def attempt_name() -> str:
+    """Of one run of one process: begins with the time, so that names sort by it, and is nobody else's."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{socket.gethostname()[:20].replace('/', '_')}-{os.getpid()}"
+
+
+class EventLog:
+    """Takes events from any thread. An ingest never fails for its log: what cannot be written now is tried again."""
+
+    def __init__(self, dataset: str, attempt: str | None = None, every: float = EVERY) -> None:
+        self.attempt = attempt or attempt_name()
+        self._base = store.join(dataset, "events", self.attempt)
+        self._every = every
+        self._part = 0
+        self._pending: list[Event] = []
+        self._lost = 0
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def tell(self, event: Event) -> None:
+        with self._lock:
+            if len(self._pending) >= PENDING:
+                self._lost += 1
+                return
+            self._pending.append(event)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._flush_often, name="events", daemon=True)
+                self._thread.start()
+
+    def say(self, kind: str, about: str, detail: str = "") -> None:
+        """An event of now."""
+        self.tell(Event(time.time(), kind, about, detail))
+
+    def flush(self) -> None:
+        """Write what is pending as one part."""
+        with self._writing:
+            with self._lock:
+                events, self._pending = self._pending, []
+                if self._lost:
+                    events.append(Event(time.time(), "lost", "events", f"{self._lost} more than could be held"))
+                    self._lost = 0
+            if not events:
+                return
+            lines = "".join(json.dumps(dataclasses.asdict(event)) + "\n" for event in events)
+            try:
+                store.put(f"{self._base}-{self._part:06d}.jsonl", lines.encode())
+                self._part += 1
+            except store.StoreError:
+                with self._lock:
+                    self._pending = [*events, *self._pending][:PENDING]
+
+    def close(self) -> None:
+        self._closed.set()
+        self.flush()
+
+    def _flush_often(self) -> None:
+        while not self._closed.wait(self._every):
+            self.flush()
+
+
+Tell = Callable[[Event], None]
+
+
+def read_events(dataset: str) -> Iterator[Event]:
+    """Every event of every run, run by run in the order in which they began."""
+    for name in store.names(store.join(dataset, "events")):
+        for line in store.read(store.join(dataset, "events", name)).decode().splitlines():
+            yield Event(**json.loads(line))

@@ -1,0 +1,233 @@
+"""The list -> units of links, planned once; and a retry -> more units, of the links whose reason may have passed.
+
+Both hold a few units in memory. A crash anywhere is harmless: plans are pure functions of what they are made from and
+are put if absent, and what makes them count (dataset.json, a generation) is written after them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest import wordnet
+from ingest.record import RETRYABLE, Link, to_plan
+from ingest.source import list_name, list_sha256, read_links
+from shards import manifest, store
+from shards.image import IMAGE_BUILD
+
+if TYPE_CHECKING:
+    from ingest.run import Config
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
+AHEAD = 8  # plans being written, or indexes being read, at once
+_RETRYABLE = pa.array(sorted(map(str, RETRYABLE)))
+_RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, all told; a rerun finds the same."""
+
+    info: manifest.DatasetInfo
+    links: int
+    units: int  # those of retries included
+    note: str = ""  # what people must know
+
+
+def make(config: Config) -> Plan:
+    """Plan the list if that is not done yet; and a retry, if one is asked for and everything planned so far is done.
+
+    Raises ValueError when the list is missing or empty, when the out folder cannot be written or holds a dataset of
+    another list or other settings, and when more than 1,000 links would be asked for without a contact.
+    """
+    if not (config.urls or config.retry):
+        raise ValueError("--urls is missing: xtra ingest --urls LIST --out FOLDER")
+    if not config.out:
+        raise ValueError("--out is missing: xtra ingest --urls LIST --out FOLDER")
+    store.check_writable(config.out)
+    info = _the_list(config)
+    links = (info.units - 1) * info.unit + len(manifest.read_plan(config.out, info.units - 1))
+    _need_contact(config, links)
+    generations = manifest.read_generations(config.out)
+    units = info.units + sum(generation.units for generation in generations)
+    note = ""
+    if config.retry:
+        if not set(manifest.committed_units(config.out)).issuperset(range(units)):
+            note = f"{config.out}: what is not done yet comes first; --retry once more to ask again for what fails"
+            note = "" if generations else note
+        elif retry := _plan_retry(config.out, info, generations):
+            units += retry.units
+        else:
+            note = f"{config.out}: nothing to retry: no link ended with {', '.join(_RETRYABLE.to_pylist())}"
+    return Plan(info, links, units, note)
+
+
+def asked_before(plan: pa.Table) -> Counter[str]:
+    """How many links of a unit ended with which reason before; empty but for a retry's."""
+    before = plan["why"].filter(pc.is_null(plan["line"])).drop_null()
+    return Counter(before.to_pylist())
+
+
+# --- the list ------------------------------------------------------------------------------------------------------
+
+
+def _the_list(config: Config) -> manifest.DatasetInfo:
+    """dataset.json, after planning the list where it has not been."""
+    known = store.exists(store.join(config.out, "dataset.json"))
+    if not config.urls:
+        old = manifest.read_info(config.out)
+        if old.config_digest[32:] != config.digest[32:]:
+            raise ValueError(f"{config.out}: was made with other filter settings: a retry must use the same")
+        return old
+    info = manifest.DatasetInfo(
+        list_name=list_name(config.urls),
+        list_sha256=list_sha256(config.urls),
+        units=0,
+        unit=config.unit,
+        config_digest=config.digest,
+        image_build=IMAGE_BUILD,
+    )
+    if known:
+        old = manifest.read_info(config.out)
+        # How many units the list makes, and of which classes, follows from the rest.
+        manifest.write_info(config.out, replace(info, units=old.units, classes=old.classes))
+        return old
+    return _plan_list(config, info)
+
+
+def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetInfo:
+    words = (config.urls, config.format, config.url_column, config.id_column, config.label_column)
+
+    def counts() -> Counter[str]:
+        return Counter(label for link in read_links(*words) for label in set(link.labels))
+
+    classes = wordnet.chosen(config.classes, counts)
+    units = links = not_chosen = 0
+
+    def planned() -> Iterator[tuple[int, pa.Table]]:
+        nonlocal units, links, not_chosen
+        for table, left_out in _tables(words, config.unit, classes):
+            not_chosen += left_out
+            if len(table):
+                links += len(table)
+                _need_contact(config, links)
+                yield units, table
+                units += 1
+
+    for _ in _side_by_side(lambda unit: manifest.write_plan(config.out, *unit), planned()):
+        pass
+    if not links:
+        left = f": none of its {not_chosen:,} lines is of a class that was asked for" if not_chosen else ""
+        raise ValueError(f"{config.urls}: holds no links{left}: check --urls{' and --classes' if left else ''}")
+    for stale in manifest.planned_units(config.out):
+        if stale >= units:  # of a longer list, whose planning was cut short
+            store.delete(store.join(config.out, "links", manifest.unit_name(stale) + ".parquet"))
+    chosen = tuple(sorted(classes)) if classes is not None else None
+    info = replace(info, units=units, classes=chosen, not_chosen=not_chosen)
+    manifest.write_info(config.out, info)
+    return info
+
+
+def _tables(
+    words: tuple[str, str, str | None, str | None, str | None], unit: int, classes: frozenset[str] | None
+) -> Iterator[tuple[pa.Table, int]]:
+    """The plan of one unit after the other, each with the number of lines before its last link that were left out."""
+    left_out = 0
+
+    def taken() -> Iterator[dict[str, object]]:
+        nonlocal left_out
+        for link in read_links(*words):
+            if classes is not None and isinstance(link, Link) and classes.isdisjoint(link.labels):
+                left_out += 1
+            else:
+                yield to_plan(link)
+
+    rows = taken()
+    while batch := list(islice(rows, unit)):
+        yield pa.Table.from_pylist(batch, manifest.PLAN_SCHEMA), left_out
+        left_out = 0
+    yield pa.Table.from_pylist([], manifest.PLAN_SCHEMA), left_out
+
+
+def _need_contact(config: Config, links: int) -> None:
+    if links > CONTACT_FROM and not config.fetch.contact and not config.fetch.allow_private:
+        raise ValueError(
+            f"{config.urls or config.out}: asks for more than {CONTACT_FROM} links without saying who asks: "
+            "set --fetch.contact to an address or page of yours"
+        )
+
+
+# --- a retry -------------------------------------------------------------------------------------------------------
+
+
+def _plan_retry(
+    dataset: str, info: manifest.DatasetInfo, generations: Sequence[manifest.Generation]
+) -> manifest.Generation | None:
+    """New units of the links whose newest verdict may pass, with the key and row they have; None if there are none.
+
+    Each retry takes all such links, so those of the newest version are those among the last retry's units. A plan's
+    `why` says what a link ended with before.
+    """
+    parent = manifest.make_version(dataset, "ingest").digest
+    last = generations[-1] if generations else None
+    newest = range(last.first_unit, last.first_unit + last.units) if last else range(info.units)
+    first = newest.stop
+    units = 0
+
+    def planned() -> Iterator[tuple[int, pa.Table]]:
+        nonlocal units
+        for table in _cut(_side_by_side(lambda unit: _failed(dataset, unit), newest), info.unit):
+            yield first + units, table
+            units += 1
+
+    for _ in _side_by_side(lambda unit: manifest.write_plan(dataset, *unit), planned()):
+        pass
+    if not units:
+        return None
+    retry = manifest.Generation(len(generations) + 1, parent, first, units)
+    manifest.write_generation(dataset, retry)
+    return retry
+
+
+def _failed(dataset: str, unit: int) -> pa.Table:
+    """The links of a unit that ended with a retryable reason, as rows of a plan."""
+    index = manifest.read_commit(dataset, unit).index
+    rows = manifest.read_table(store.join(dataset, "shards", index), _RETRIED)
+    rows = rows.filter(pc.is_in(rows["reason"], value_set=_RETRYABLE))
+    never = pa.nulls(len(rows), pa.int64())
+    columns = [*(rows[name] for name in _RETRIED[:-1]), never, rows["reason"]]
+    return pa.Table.from_arrays(columns, schema=manifest.PLAN_SCHEMA)
+
+
+def _cut(tables: Iterable[pa.Table], unit: int) -> Iterator[pa.Table]:
+    """The rows of the tables in tables of `unit` rows; the last may be shorter."""
+    held = manifest.PLAN_SCHEMA.empty_table()
+    for table in tables:
+        held = pa.concat_tables([held, table])
+        while len(held) >= unit:
+            yield held.slice(0, unit)
+            held = held.slice(unit)
+    if len(held):
+        yield held
+
+
+def _side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The results in the items' order, a few at work at once and no more held than that."""
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="plan") as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

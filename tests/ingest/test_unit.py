@@ -1,0 +1,127 @@
+"""A unit: the same verdicts in any order give the same bytes, and a few of its pictures can be looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from origin import picture
+from PIL import Image
+
+from ingest import thumbs
+from ingest.record import BadLine, Fetched, Link, Picture, Reason, Verdict
+from ingest.unit import UnitWriter, _about
+from shards import manifest, store
+from shards.tar import read_tar
+
+LINKS = [Link(f"k{row}", f"http://a/{row}", (f"c{row % 3}",), row) for row in range(40)]
+BAD = BadLine("k40", 40, 41, "no url", "")
+
+
+def verdict(link: Link) -> Verdict:
+    fetched = Fetched(link, b"", None, "", 200, link.url, 1, 10, 1.7e9)
+    body = picture(link.key)
+    if link.row % 4 == 3:
+        return Verdict(fetched, None, Reason.TOO_SMALL, "9x9", "jpeg", 9, "0" * 64, body=picture(link.key, side=9))
+    if link.row % 4 == 2:
+        return Verdict(fetched, None, Reason.UNDECODABLE, "cut", "jpeg", 9, "0" * 64, body=body[:99])
+    if link.row % 4 == 1:
+        return Verdict(fetched, None, Reason.HTTP_404, "status 404")
+    digest = hashlib.sha256(body).hexdigest()
+    return Verdict(fetched, Picture(body, "jpg", digest, 64, 48, "RGB", 1, False, "4:2:0", False, 7), None, "")
+
+
+def written(out: Path, seed: int, show: bool = True) -> manifest.Commit:
+    order = list(LINKS)
+    random.Random(seed).shuffle(order)
+    scratch = out.parent / f"scratch-{out.name}"
+    scratch.mkdir()
+    with contextlib.closing(UnitWriter(str(out), 0, [*LINKS, BAD], scratch)) as writer:
+        for link in order:
+            writer.add(verdict(link), show)
+        return writer.seal()
+
+
+def test_any_order_gives_the_same_tar_and_index(tmp_path: Path) -> None:
+    one, two = (written(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    assert (one.tar_sha256, one.index_sha256, one.reasons) == (two.tar_sha256, two.index_sha256, two.reasons)
+    assert one.reasons == {"bad_url": 1, "http_404": 10, "too_small": 10, "undecodable": 10}
+    tar = store.read(str(tmp_path / "a" / "shards" / one.tar))
+    assert (len(tar), hashlib.sha256(tar).hexdigest()) == (one.tar_bytes, one.tar_sha256)
+    index = manifest.read_table(str(tmp_path / "a" / "shards" / one.index))
+    assert index.schema.equals(manifest.INDEX_SCHEMA)
+    rows = index.to_pylist()
+    assert [row["row"] for row in rows] == list(range(41))
+    members = {name: (offset, body) for name, offset, body in read_tar(io.BytesIO(tar))}
+    kept = [row for row in rows if row["reason"] == "kept"]
+    assert list(members) == [name for row in kept for name in (f"{row['key']}.jpg", f"{row['key']}.json")]
+    for row in kept:
+        assert (row["offset"], members[row["member"]][1]) == (members[row["member"]][0], picture(row["key"]))
+        assert json.loads(members[f"{row['key']}.json"][1])["labels"] == row["labels"]
+        assert row["phash"] == 7
+    assert rows[40]["detail"] == "line 41: no url"
+    assert rows[1]["member"] is rows[1]["sha256"] is rows[1]["phash"] is None
+
+
+def test_thumbnails_are_the_same_few_every_time(tmp_path: Path) -> None:
+    tables = []
+    for seed, name in enumerate("ab"):
+        commit = written(tmp_path / name, seed)
+        tables.append(manifest.read_table(str(tmp_path / name / "thumbs" / commit.index)))
+    assert tables[0].equals(tables[1])
+    rows = tables[0].to_pylist()
+    assert [row["reason"] for row in rows] == [r for r in ("kept", "too_small", "undecodable") for _ in range(4)]
+    for row in rows:
+        if row["reason"] == "undecodable":  # never decoded for a picture's sake
+            assert (row["jpeg"], row["detail"]) == (None, "cut")
+        else:
+            image = Image.open(io.BytesIO(row["jpeg"]))
+            assert image.format == "JPEG"
+            assert max(image.size) <= thumbs.SIDE
+
+
+def test_what_may_kill_its_decoder_is_not_drawn(tmp_path: Path) -> None:
+    commit = written(tmp_path / "a", 0, show=False)
+    rows = manifest.read_table(str(tmp_path / "a" / "thumbs" / commit.index)).to_pylist()
+    assert {row["jpeg"] for row in rows} == {None}
+
+
+def test_a_second_attempt_takes_its_objects_back(tmp_path: Path) -> None:
+    first = written(tmp_path / "a", 0)
+    (tmp_path / "scratch-a").rename(tmp_path / "old")
+    assert written(tmp_path / "a", 1) == first
+    assert store.names(str(tmp_path / "a" / "shards")) == sorted([first.tar, first.index])
+    assert store.names(str(tmp_path / "a" / "thumbs")) == [first.index]
+
+
+@given(st.text(), st.lists(st.text()), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_about_is_plain_json(url: str, labels: list[str], width: int, height: int) -> None:
+    about = {"url": url, "labels": labels, "sha256": "ab" * 32, "width": width, "height": height}
+    assert (
+        _about(Link("k", url, tuple(labels), 0), "ab" * 32, width, height) == json.dumps(about, sort_keys=True).encode()
+    )
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("os.writev", lambda fd, pieces: 1)
+
+    def pwrite(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", pwrite)
+    return
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_short_write_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        written(tmp_path / "a", 0)
