@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import re
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from origin import unpacked
 
-from ingest import source
+from ingest import lists, source
 from ingest.record import BadLine, Link, from_plan, to_plan
 
 
@@ -112,28 +114,24 @@ def test_repeated_ids_get_their_row(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,90}", key) for key in keys)
 
 
-def test_repeats_are_found_across_batches_in_little_memory(tmp_path: Path) -> None:
-    n = 50_000
+def test_repeats_are_found_across_batches_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 200_000
     path = tmp_path / "list.txt"
     with path.open("w") as out:
         for at in range(n):
-            out.write(f"k{at % 40_000}\thttp://a/{at}.jpg\n")
+            out.write(f"k{at % 160_000}\thttp://a/{at}.jpg\n")
+    monkeypatch.setattr(lists, "BLOCK", 128 << 10)
     list(source.read_links(str(put(tmp_path / "warm.txt", "a\thttp://a/1.jpg\n"))))
+    repeated = arrow = 0
     tracemalloc.start()
-    repeated = sum("_r" in link.key for link in source.read_links(str(path)))
+    before = pa.total_allocated_bytes()
+    for planned in source.plan_batches(str(path)):
+        repeated += sum("_r" in key for key in planned.links["key"].to_pylist())
+        arrow = max(arrow, pa.total_allocated_bytes() - before)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert repeated == 10_000
-    assert peak < 16 * n + (6 << 20)  # 4096 links of work, and two times 8 bytes a link
-
-
-def test_gz_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
-    body = gzip.compress(b"a\thttp://a/1.jpg\n" * 5000)
-    assert len(links(put(tmp_path / "list.txt.gz", body))) == 5000
-    with pytest.raises(ValueError, match=r"cut.txt.gz: damaged gzip"):
-        links(put(tmp_path / "cut.txt.gz", body[:-20]))
-    with pytest.raises(ValueError, match="is not read"):
-        links(put(tmp_path / "list.txt.zst", body))
+    assert repeated == 40_000
+    assert peak + arrow < 16 * n + (6 << 20)  # twice 8 bytes a link, and a few blocks of work
 
 
 def table() -> Iterator[dict[str, str]]:
@@ -143,17 +141,24 @@ def table() -> Iterator[dict[str, str]]:
     yield {"ID": "d", "url": "", "label": "dog"}
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "parquet"])
-def test_tables_with_names(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"list.{kind}"
-    if kind == "parquet":
+def write_table(path: Path) -> Path:
+    """The table in the format that the name says."""
+    if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(list(table())), path)
-    else:
-        opener = gzip.open if kind.endswith("gz") else open
-        with opener(path, "wt", newline="") as out:
-            writer = csv.DictWriter(out, ["ID", "url", "label"], delimiter="\t" if kind == "tsv" else ",")
+        return path
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", newline="") as out:
+        if ".jsonl" in path.name:
+            out.writelines(json.dumps(row) + "\n" for row in table())
+        else:
+            writer = csv.DictWriter(out, ["ID", "url", "label"], delimiter="\t" if ".tsv" in path.name else ",")
             writer.writeheader()
             writer.writerows(table())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "jsonl", "jsonl.gz", "parquet"])
+def test_tables_with_names(tmp_path: Path, kind: str) -> None:
+    path = write_table(tmp_path / f"list.{kind}")
     found = links(path)
     assert [(f.key, f.row, f.labels) for f in found[:2]] == [("a", 0, ("cat, big",)), ("b", 1, ())]
     assert isinstance(found[0], Link)
@@ -201,40 +206,142 @@ def test_parquet_that_is_not(tmp_path: Path) -> None:
         links(tmp_path / "x", format="xml")
 
 
+def test_classes_leave_lines_out(tmp_path: Path) -> None:
+    lines = ["n00000001_1\thttp://a/1.jpg", "n00000002_1\thttp://a/2.jpg", "broken", "n00000002_2\tno-scheme"]
+    lines += ["n00000001_1\thttp://a/3.jpg", "n00000003_1\thttp://a/4.jpg"]
+    path = str(put(tmp_path / "list.txt", "\n".join(lines)))
+    batches = list(source.plan_batches(path, classes={"n00000001", "n00000009"}))
+    found = [link for planned in batches for link in source.links_of(planned.links)]
+    # A broken line may have been of any class, so it stays and is counted; rows and lines are those of the whole list.
+    assert [(f.key, f.row, type(f)) for f in found] == [
+        ("n00000001_1", 0, Link),
+        ("000000002", 2, BadLine),
+        ("n00000001_1_r4", 4, Link),
+    ]
+    assert sum(planned.not_chosen for planned in batches) == 3
+    assert source.label_counts(path) == {"n00000001": 2, "n00000002": 1, "n00000003": 1}
+
+
+@pytest.mark.parametrize("unit", [1, 2, 3, 4, 7, 100])
+def test_units_have_their_size_and_lose_nothing(tmp_path: Path, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "BLOCK", 64 << 10)
+    lines = [f"n0000000{at % 3}_{at}\thttp://a/{'x' * 3000}{at}.jpg\n" for at in range(100)]
+    path = str(put(tmp_path / "list.txt", "".join(lines)))
+    whole = [f for planned in source.plan_batches(path, classes={"n00000000"}) for f in source.links_of(planned.links)]
+    units = list(source.plan_units(path, unit, classes={"n00000000"}))
+    assert [f for planned in units for f in source.links_of(planned.links)] == whole
+    assert [len(planned.links) for planned in units[:-1]] == [unit] * (len(units) - 1)
+    assert sum(planned.not_chosen for planned in units) == 66
+    assert [len(planned.links) for planned in source.plan_units(path, 50)] == [50, 50]
+
+
+def test_plain_urls_are_what_the_rule_for_one_url_says() -> None:
+    """The column's shortcut must never say more than `check_url` and `quote` would."""
+    parts = [
+        "http://",
+        "https://",
+        "HTTP://",
+        "ftp://",
+        "a",
+        "a.b-c",
+        "[::1]",
+        ":80",
+        ":99999",
+        "@",
+        "/",
+        "?",
+        "#",
+        " ",
+    ]
+    parts += ["\\", "%20", "é", "\x7f", "\0", "\n", "a" * 4096]
+    pattern = re.compile(source._PLAIN_URL)
+    plain = 0
+    for url in map("".join, itertools.product(parts, repeat=4)):
+        if len(url) <= source.MAX_URL and pattern.fullmatch(url):
+            plain += 1
+            assert source.quote(url) == url
+            host, port = urlsplit(url).hostname, urlsplit(url).port
+            assert host
+            assert port is None or 0 <= port < 10_000
+            assert not set("@\\#\n\0 ") & set(url.split("/", 3)[2])
+    assert plain > 50
+
+
+# Lines of the stress list whose verdict leaves a choice, or that end otherwise than it says here, and why.
+BAD = {
+    1632: "no tab between id and url",  # "reject-or-tolerate", a space in place of the tab
+    1633: "no url",  # "reject-or-tolerate", two tabs: the second field is empty
+}
+GOOD = {
+    1646: "raw space in the url",  # "reject-or-quote": quoted, as browsers do; its id repeats an earlier line's
+    # "reject": the URL is good, and the fetcher refuses the address that it would connect to (blocked_address), as for
+    # any name that resolves to one, unless --fetch.allow-private names it.
+    1648: "loopback address (SSRF)",
+}
+
+
 def test_the_stress_list_gets_its_verdicts(shared: Path, tmp_path: Path) -> None:
     folder = unpacked(shared, "meta", tmp_path) / "imagenet-urls"
     verdicts = json.loads((folder / "fall11_stress_DERIVED.verdicts.json").read_text())
-    found = links(folder / "fall11_stress_DERIVED.txt")
-    wanted = [entry for entry in verdicts if entry["verdict"] != "skip"]
-    assert len(found) == len(wanted)
-    assert len({f.key for f in found}) == len(found)
-    wrong = []
-    for entry, got in zip(wanted, found):
-        repeated = got.key.endswith(f"_r{got.row}")
-        match entry["verdict"], entry["why"]:
-            case "reject", "loopback address (SSRF)":  # a good URL; the fetcher refuses the address
-                good = isinstance(got, Link) and got.url.startswith("http://127.0.0.1")
-            case "reject", _:
-                good = isinstance(got, BadLine) and got.line == entry["line"]
-            case "ok" | "unknown-wnid", _:
-                good = isinstance(got, Link) and not repeated
-            case (("ok-duplicate-id" | "duplicate-id"), _):
-                good = isinstance(got, Link) and repeated
-            case "duplicate", _:  # same id, same URL: kept apart here, merged when selecting
-                good = isinstance(got, Link)
-            case "reject-or-tolerate" | "reject-or-quote", _:
-                good = isinstance(got, BadLine) or got.url.isascii()
-            case _:
-                good = False
-        if not good:
-            wrong.append((entry, got))
-    assert wrong == []
+    lines = (folder / "fall11_stress_DERIVED.txt").read_bytes().split(b"\n")
+    assert [entry["line"] for entry in verdicts] == list(range(1, len(lines)))
+    found = iter(links(folder / "fall11_stress_DERIVED.txt"))
+    keys: set[str] = set()
+    for row, entry in enumerate(entry for entry in verdicts if entry["verdict"] != "skip"):
+        number, verdict, line = entry["line"], entry["verdict"], lines[entry["line"] - 1].rstrip(b"\r")
+        got = next(found)
+        name, _, url = line.decode("utf-8", "surrogateescape").partition("\t")
+        assert got.row == row, entry
+        assert got.key not in keys, entry
+        keys.add(got.key)
+        if number in BAD or (verdict == "reject" and number not in GOOD):
+            assert isinstance(got, BadLine), entry
+            assert got.line == number, entry
+            assert BAD.get(number, "") in got.why, entry
+            continue
+        assert isinstance(got, Link), entry
+        assert got.labels == (name.split("_")[0],), entry
+        assert got.url == source.quote(url), entry
+        assert unquote_to_bytes(got.url) == unquote_to_bytes(line.partition(b"\t")[2]), entry  # the list's own bytes
+        repeated = verdict in ("ok-duplicate-id", "duplicate-id", "duplicate") or number in GOOD
+        assert got.key == (f"{name}_r{row}" if repeated else name), entry
+        assert GOOD.get(number, entry["why"]) == entry["why"]
+    assert list(found) == []
 
 
-def test_real_lists_lose_nothing(shared: Path, tmp_path: Path) -> None:
-    folder = unpacked(shared, "meta", tmp_path) / "imagenet-urls"
-    for name in ("fall11_real_sample.txt", "n02084071_urls.txt", "clock_geturls_no_ids.txt"):
-        lines = [line for line in (folder / name).read_bytes().splitlines() if line.strip()]
-        found = links(folder / name)
-        assert len(found) == len(lines), name
-        assert sum(isinstance(f, BadLine) for f in found) == 0, name
+def test_the_stress_list_is_the_same_packed_and_in_small_pieces(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = unpacked(shared, "meta", tmp_path) / "imagenet-urls" / "fall11_stress_DERIVED.txt"
+    whole = links(path)
+    body = path.read_bytes()
+    monkeypatch.setattr(lists, "BLOCK", lists._PIECE)
+    assert links(path) == whole
+    assert links(put(tmp_path / "list.gz", gzip.compress(body[:70_000]) + gzip.compress(body[70_000:]))) == whole
+    assert links(put(tmp_path / "list.zst", pa.compress(body, "zstd", asbytes=True))) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("fall11_real_sample.txt", 1623),
+        ("n02084071_urls.txt", 1603),
+        ("clock_geturls_no_ids.txt", 1076),
+        ("fall11_quoted_lines.txt", 20),
+        ("ml-images_train_urls_tiny.txt", 100),
+    ],
+)
+def test_real_lists_lose_nothing(shared: Path, tmp_path: Path, name: str, count: int) -> None:
+    path = unpacked(shared, "meta", tmp_path) / "imagenet-urls" / name
+    found = links(path)
+    assert [type(f) for f in found] == [Link] * count
+    assert len({f.key for f in found}) == count
+    for line, got in zip(filter(bytes.strip, path.read_bytes().splitlines()), found):
+        fields = line.split(b"\t")
+        if name.startswith(("fall11", "n0208")):
+            assert (got.key.encode(), got.labels[0].encode()) == (fields[0], fields[0][:9])
+            assert unquote_to_bytes(got.url) == unquote_to_bytes(fields[1])
+        else:
+            assert got.key == f"{got.row:09d}"
+            assert unquote_to_bytes(got.url) == unquote_to_bytes(fields[0].strip())
+            assert got.labels == tuple(field.decode().split(":")[0] for field in fields[1:])

@@ -1,0 +1,136 @@
+"""URL lists as bytes: which files, their compression and encoding -> blocks of whole lines, in constant memory.
+
+Compression (gzip, zstd) is told by content. UTF-8, and any bytes that are none, pass as they are; UTF-16 becomes UTF-8
+where a byte order mark says so. A list may be several files: a folder, or a pattern like `s3://b/lists/part-*.csv`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from shards import store
+
+FORMATS = ("auto", "text", "csv", "tsv", "jsonl", "parquet")
+MAX_LINE = 64 << 10  # bytes; a longer line is bad, and is skipped without being held
+BLOCK = 2 << 20  # bytes of a list in hand
+_PIECE = 64 << 10  # bytes of one read: so near to damage the line is known
+
+_SUFFIXES = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet", "pq": "parquet"}
+_PACKED = (".gz", ".zst", ".zstd")
+
+
+def list_files(urls: str) -> list[str]:
+    """The files of a list in order: itself, those of a folder, or those that a pattern (* ? []) names in one.
+
+    Names that begin with . or _ are none (what Spark and editors leave). Raises ValueError when there are none.
+    """
+    folder, _, last = urls.rstrip("/").rpartition("/")
+    if any(mark in last for mark in "*?[") and not (store.is_local(urls) and store.local_path(urls).exists()):
+        assert "/" in urls or not folder
+        names = [name for name in store.names(folder or ".") if fnmatch.fnmatchcase(name, last)]
+    elif urls.endswith("/") or (store.is_local(urls) and store.local_path(urls).is_dir()):
+        folder = urls
+        names = store.names(folder)
+    else:
+        return [urls]
+    files = [store.join(folder, name) if folder else name for name in names if name[0] not in "._"]
+    if not files:
+        raise ValueError(f"{urls}: there are no lists: check --urls")
+    return files
+
+
+def list_name(urls: str) -> str:
+    return urls.rstrip("/").rsplit("/", 1)[-1]
+
+
+def list_sha256(urls: str) -> str:
+    """Of the list's bytes as stored; of several files, of their bytes and names. Raises ValueError when unreadable."""
+    digest = hashlib.sha256()
+    files = list_files(urls)
+    for url in files:
+        if len(files) > 1:
+            digest.update(f"\0{list_name(url)}\0".encode())
+        with closing(open_list(url)) as file:
+            while piece := file.read(BLOCK):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def kind_of(url: str) -> str:
+    """The format that a name tells, compression aside; text where it tells none."""
+    name = list_name(url).lower()
+    for end in _PACKED:
+        name = name.removesuffix(end)
+    return _SUFFIXES.get(name.rsplit(".", 1)[-1], "text")
+
+
+# --- bytes -> lines ------------------------------------------------------------------------------------------------
+
+
+def open_list(url: str) -> BinaryIO:
+    try:
+        return store.open_read(url)
+    except store.Missing:
+        raise ValueError(f"{url}: there is no such list: check --urls") from None
+
+
+def _unpacked(url: str, raw: BinaryIO) -> Any:
+    """The file itself or what it holds compressed; by its first bytes, for names lie."""
+    head = raw.read(6)
+    raw.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return pa.CompressedInputStream(raw, "zstd")
+    if head.startswith((b"PK\x03\x04", b"BZh", b"\xfd7zXZ\0")):
+        raise ValueError(f"{url}: this compression is not read: unpack the list, or use .gz or .zst")
+    return raw
+
+
+def blocks(url: str) -> Iterator[tuple[int, bytes]]:
+    """(number of its first line, whole lines, each with its newline). Of a line longer than MAX_LINE a little more
+    than that is left, which tells it. Raises ValueError for damage, naming the line that was reached."""
+    line, rest = 1, b""
+    decode: Callable[[bytes], bytes] | None = None
+    with closing(open_list(url)) as raw, closing(_unpacked(url, raw)) as file:
+        while True:
+            parts: list[bytes] = []
+            try:
+                while len(parts) < BLOCK // _PIECE and (part := file.read(_PIECE)):
+                    parts.append(part)
+            except (OSError, EOFError, zlib.error) as error:
+                reached = line - 1 + sum(part.count(b"\n") for part in parts)
+                kind = "list" if file is raw else "compressed list"
+                why = " ".join(str(error).split())[:100]
+                raise ValueError(f"{url}: damaged {kind} after line {reached} ({why}): fetch it again") from None
+            piece = b"".join(parts)
+            if not piece:
+                break
+            if line == 1 and not rest and decode is None:
+                decode = _decoder(piece)
+                piece = piece.removeprefix(codecs.BOM_UTF8)
+            piece = rest + (decode(piece) if decode is not None else piece)
+            cut = piece.rfind(b"\n") + 1
+            rest = piece[cut:][: MAX_LINE + 1]
+            if cut:
+                yield line, piece[:cut]
+                line += piece.count(b"\n", 0, cut)
+    if rest:
+        yield line, rest + b"\n"
+
+
+def _decoder(start: bytes) -> Callable[[bytes], bytes] | None:
+    """UTF-16 -> UTF-8 where the list begins with its mark: PowerShell and spreadsheets write such."""
+    if not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return None
+    decode = codecs.getincrementaldecoder("utf-16")("replace").decode
+    return lambda piece: decode(piece).encode()

@@ -1,0 +1,169 @@
+"""The rows of a URL list, as columns; and how lines of text become them.
+
+Text is a URL a line, or `id<TAB>url` as the headerless fall11 list of ImageNet, or `url<TAB>label:confidence<TAB>…`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.lists import MAX_LINE, blocks
+from ingest.wordnet import WNID
+
+BATCH = 8192  # rows of formats that are read a row at a time
+
+ROWS = pa.schema(
+    [
+        ("line", pa.int64()),  # of its file, from 1
+        ("name", pa.binary()),  # its id as written; null where the list has none
+        ("url", pa.binary()),  # as written
+        ("labels", pa.list_(pa.binary())),
+        ("why", pa.string()),  # it is bad, even before its URL is looked at; null: nothing wrong so far
+    ]
+)
+
+
+class Row(NamedTuple):
+    """One entry as read; a column of ROWS each."""
+
+    line: int
+    name: bytes | None
+    url: bytes
+    labels: tuple[bytes, ...] = ()
+    why: str | None = None
+
+
+def batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+    rows = iter(rows)
+    while batch := list(islice(rows, BATCH)):
+        yield _batch(batch)
+
+
+def _batch(rows: list[Row]) -> pa.RecordBatch:
+    line, name, url, labels, why = zip(*rows) if rows else [()] * len(ROWS)
+    counts = np.fromiter(map(len, labels), np.int32, len(rows))
+    flat = pa.array(list(chain.from_iterable(labels)), pa.binary())
+    columns = [pa.array(line, pa.int64()), pa.array(name, pa.binary()), pa.array(url, pa.binary())]
+    return pa.record_batch([*columns, lists_of(counts, flat), pa.array(why, pa.string())], schema=ROWS)
+
+
+def lists_of(counts: np.ndarray, flat: pa.Array) -> pa.ListArray:
+    """`flat` as one list a row, of counts[k] items."""
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat)
+
+
+def is_url(text: bytes) -> bool:
+    return text.lstrip()[:8].lower().startswith((b"http://", b"https://"))
+
+
+# --- text ----------------------------------------------------------------------------------------------------------
+
+_PLAIN_ID = {"fall11": r"^n[0-9]{8}_[0-9]+$", "ids": "^[A-Za-z0-9_-]+$"}
+_WNID_NUMBER = re.compile(WNID.pattern.encode() + rb"_\d+")
+# 4097:1<TAB>865:0.9, as the URL lists of Tencent's ML-Images: a confidence, so never a time or an aspect.
+_CONFIDENCES = re.compile(rb"(?:\t[^\s:]+:(?:0?\.[0-9]+|0|1(?:\.0+)?))+")
+
+
+def text_rows(url: str) -> Iterator[pa.RecordBatch]:
+    """The lines of a text list. Raises ValueError when it is missing or damaged."""
+    style = None
+    for line, block in blocks(url):
+        style = style or _style(block)
+        yield _text_batch(line, block, style)
+
+
+def _style(block: bytes) -> str:
+    """What the lines hold, by the majority of the first 1,000: fall11 (`wnid_number<TAB>url`, the wnid is the label),
+    ids (`id<TAB>url`), labelled (`url<TAB>label:confidence…`) or urls."""
+    head = [line.rstrip(b"\r") for line in block.split(b"\n", 1000)[:1000]]
+    tabbed = [line for line in head if b"\t" in line]
+    after = [line for line in tabbed if is_url(line)]
+    wnids = sum(_WNID_NUMBER.fullmatch(line.split(b"\t")[0]) is not None for line in tabbed)
+    if 2 * wnids > len(tabbed):
+        return "fall11"
+    if 2 * sum(is_url(line) for line in head) <= sum(bool(line.strip()) for line in head):
+        return "ids"
+    labelled = sum(_CONFIDENCES.fullmatch(line[line.index(b"\t") :]) is not None for line in after)
+    return "labelled" if 2 * labelled > len(after) else "urls"
+
+
+def _text_batch(first: int, block: bytes, style: str) -> pa.RecordBatch:
+    """The rows of whole lines. Lines of the list's own style are cut all at once, the others one by one."""
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == 10)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    stops = ends - (data[ends - 1] == 13) * (ends > starts)  # CRLF
+    tabs = np.concatenate([np.flatnonzero(data == 9), [len(data)] * 2])
+    at = np.searchsorted(tabs, starts)
+    tab = np.minimum(tabs[at], stops)
+    field, after = _cut(block, starts, tab), np.minimum(tab + 1, stops)
+    if style in _PLAIN_ID:
+        url = _cut(block, after, np.minimum(tabs[at + 1], stops))
+        fine = pc.and_(pc.match_substring_regex(field, _PLAIN_ID[style]), pc.starts_with(url, b"http"))
+    else:
+        url = field
+        fine = pc.or_(pc.starts_with(url, b"http://"), pc.starts_with(url, b"https://"))
+    fine = pc.and_(fine, pa.array(stops - starts <= MAX_LINE))
+    line = np.arange(first, first + len(ends))
+    name = field if style in _PLAIN_ID else pa.nulls(len(ends), pa.binary())
+    if style == "fall11":
+        labels = lists_of(np.ones(len(ends), np.int32), pc.binary_slice(field, 0, 9))
+    elif style == "labelled":
+        labels = pa.array(map(_confident, _cut(block, tab, stops).to_pylist()), pa.list_(pa.binary()))
+    else:
+        labels = lists_of(np.zeros(len(ends), np.int32), pa.array([], pa.binary()))
+    rows = pa.record_batch([pa.array(line), name, url, labels, pa.nulls(len(ends), pa.string())], schema=ROWS)
+    if (odd := np.flatnonzero(~fine.to_numpy(zero_copy_only=False))).size == 0:
+        return rows
+    others = [_text_row(int(line[k]), block[starts[k] : ends[k]], style) for k in odd]
+    table = pa.Table.from_batches([rows.filter(fine), _batch([row for row in others if row is not None])])
+    return table.sort_by("line").combine_chunks().to_batches()[0] if len(table) else rows.slice(0, 0)
+
+
+def _cut(block: bytes, starts: np.ndarray, stops: np.ndarray) -> pa.BinaryArray:
+    """block[starts[k]:stops[k]] for every k; the pieces are in order and apart."""
+    offsets = np.empty(2 * len(starts) + 1, np.int32)
+    offsets[:-1:2], offsets[1::2], offsets[-1:] = starts, stops, stops[-1:]
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(block)]
+    pieces = pa.Array.from_buffers(pa.binary(), 2 * len(starts), buffers)  # and, by turns, what lies between them
+    return pieces.take(pa.array(np.arange(0, 2 * len(starts), 2)))
+
+
+def _text_row(number: int, line: bytes, style: str) -> Row | None:
+    """The rule for any line; None for an empty one."""
+    if len(line) > MAX_LINE:
+        return Row(number, None, b"", (), f"line longer than {MAX_LINE} bytes")
+    line = line.rstrip(b"\r")
+    if not line.strip():
+        return None
+    name, tab, rest = line.partition(b"\t")
+    if is_url(name):
+        return Row(number, None, name, _confident(tab + rest) if style == "labelled" else ())
+    if not tab:
+        return Row(number, None, name, (), "no tab between id and url")
+    url, why = rest.split(b"\t")[0], None
+    labels = (name.partition(b"_")[0],) if style == "fall11" and _WNID_NUMBER.fullmatch(name) else ()
+    if not name.strip():
+        why = "empty id"
+    elif b"\0" in name:
+        why = "NUL byte"
+    elif style == "fall11" and not labels:
+        why = "id is not wnid_number"
+    elif not url.strip():
+        why = "no url"
+    return Row(number, name, url, labels, why)
+
+
+def _confident(rest: bytes) -> tuple[bytes, ...]:
+    """`<TAB>4097:1<TAB>865:0.9` -> 4097, 865; nothing when it is something else."""
+    if not _CONFIDENCES.fullmatch(rest):
+        return ()
+    return tuple(pair.partition(b":")[0] for pair in rest[1:].split(b"\t"))
