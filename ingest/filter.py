@@ -16,7 +16,9 @@ from PIL import Image
 
 from ingest.record import Fetched, Picture, Reason, Verdict
 from shards import image
+from shards.phash import phash
 
+MAX_PROFILE = 1 << 20  # bytes of a colour profile that a re-encoded picture takes over
 _SUFFIX = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
 # Pictures that servers send, with status 200, in place of one that is gone: sha256 of the bytes.
@@ -50,6 +52,11 @@ class FilterConfig:
             raise ValueError(f"filter.quality is {self.quality}: it must be 1 to 100")
 
 
+class _Rejected(Exception):
+    def __init__(self, reason: Reason, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+
+
 def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
     """The verdict on what the network gave. Takes over a body that lies on scratch and removes its file."""
     if fetched.body is None:
@@ -59,52 +66,64 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
         fetched.body.unlink()
     else:
         body = fetched.body
-    digest = hashlib.sha256(body).hexdigest()
-    blank = Verdict(
-        replace(fetched, body=b""),  # the verdict must not hold bytes that nobody needs
-        None,
-        None,
-        "",
-        source_format=image.sniff(body),
-        fetched_bytes=len(body),
-        fetched_sha256=digest,
-    )
-    if digest in PLACEHOLDERS:
-        return replace(blank, reason=Reason.PLACEHOLDER, detail=PLACEHOLDERS[digest])
-    return _judge_body(body, blank, config)
-
-
-def _judge_body(body: bytes, verdict: Verdict, config: FilterConfig) -> Verdict:
-    if verdict.source_format is None:
-        return replace(verdict, reason=Reason.NOT_AN_IMAGE, detail=_looks_like(body))
+    case = _Case(body, hashlib.sha256(body).hexdigest(), image.sniff(body))
+    picture = reason = None
+    detail = ""
     try:
-        head = image.header(body, config.max_pixels)
-        verdict = replace(verdict, source_format=head.format)
-        refused = _refused(head, config)
-        if refused is not None:
-            return replace(verdict, reason=refused[0], detail=refused[1])
-        if config.decode_check:
-            verdict = replace(verdict, decode_checked=True)
-            # A check may look at an eighth of the size, where fine texture averages out: look closely before refusing.
-            flat = image.check(body, config.max_pixels).getcolors(1) is not None
-            if flat and image.decode(body, config.max_pixels).getcolors(1) is not None:
-                return replace(verdict, reason=Reason.PLACEHOLDER, detail="one flat colour")
-        return replace(verdict, picture=_store(body, head, verdict.fetched_sha256 or "", config))
+        picture = _picture(case, config)
+    except _Rejected as rejected:
+        reason, detail = rejected.reason, rejected.detail
     except image.TooManyPixels as error:
-        return replace(verdict, reason=Reason.TOO_MANY_PIXELS, detail=str(error))
+        reason, detail = Reason.TOO_MANY_PIXELS, str(error)
     except image.Unsupported as error:
-        return replace(verdict, reason=Reason.UNSUPPORTED, detail=str(error))
+        reason, detail = Reason.UNSUPPORTED, str(error)
     except image.Undecodable as error:
-        return replace(verdict, reason=Reason.UNDECODABLE, detail=str(error))
+        reason, detail = Reason.UNDECODABLE, str(error)
+    return Verdict(
+        replace(fetched, body=b""),  # the verdict must not hold bytes that nobody needs
+        picture,
+        reason,
+        detail,
+        source_format=case.format,
+        fetched_bytes=len(body),
+        fetched_sha256=case.digest,
+        decode_checked=case.decoded,
+        body=body if reason is not None else None,
+    )
 
 
-def _refused(head: image.Header, config: FilterConfig) -> tuple[Reason, str] | None:
+@dataclass
+class _Case:
+    """What is known of a body so far; a verdict tells it even where the body is refused."""
+
+    body: bytes
+    digest: str
+    format: str | None
+    decoded: bool = False
+
+
+def _picture(case: _Case, config: FilterConfig) -> Picture:
+    """What to store of a body. Raises _Rejected, image.Undecodable."""
+    if case.digest in PLACEHOLDERS:
+        raise _Rejected(Reason.PLACEHOLDER, PLACEHOLDERS[case.digest])
+    if case.format is None:
+        raise _Rejected(Reason.NOT_AN_IMAGE, _looks_like(case.body))
+    opened = image.read(case.body, config.max_pixels)
+    head = opened.header
+    case.format = head.format
+    _check_sides(head, config)
+    shrink = config.resize is not None and min(head.width, head.height) > config.resize
+    if head.format in _SUFFIX and not shrink:
+        return _kept(case, opened, config)
+    return _reencoded(case, opened, config.resize if shrink else None, config)
+
+
+def _check_sides(head: image.Header, config: FilterConfig) -> None:
     short, long = sorted((head.width, head.height))
     if short < config.min_side:
-        return Reason.TOO_SMALL, f"{head.width}x{head.height}"
+        raise _Rejected(Reason.TOO_SMALL, f"{head.width}x{head.height}")
     if long > config.max_aspect * short:
-        return Reason.BAD_ASPECT, f"{head.width}x{head.height}"
-    return None
+        raise _Rejected(Reason.BAD_ASPECT, f"{head.width}x{head.height}")
 
 
 def _looks_like(body: bytes) -> str:
@@ -114,29 +133,52 @@ def _looks_like(body: bytes) -> str:
     return "html" if start.startswith((b"<!doctype", b"<html", b"<head", b"<script")) else "not a picture"
 
 
-def _store(body: bytes, head: image.Header, digest: str, config: FilterConfig) -> Picture:
-    """The bytes to keep and what the index says of them."""
-    shrink = config.resize is not None and min(head.width, head.height) > config.resize
-    if head.format in _SUFFIX and not shrink:
-        return _picture(body, _SUFFIX[head.format], digest, head)
-    pixels = image.decode(body, config.max_pixels)
+def _kept(case: _Case, opened: image.Opened, config: FilterConfig) -> Picture:
+    """The fetched bytes as they are; only a JPEG that lacks nothing but its end marker gets one."""
+    head, body, digest, likeness = opened.header, case.body, case.digest, 0
+    if config.decode_check:
+        case.decoded = True
+        whole = image.mended(body)
+        if whole is not body:
+            body, digest = whole, hashlib.sha256(whole).hexdigest()
+            opened = image.read(body, config.max_pixels)
+        small = image.glance(opened)
+        # Colours, and fine texture at an eighth of the size, can average out to one gray: look closely before refusing.
+        if _flat(small) and _flat(image.decode(body, config.max_pixels)):
+            raise _Rejected(Reason.PLACEHOLDER, "one flat colour")
+        likeness = phash(small)
+    return _described(body, _SUFFIX[head.format], digest, head, likeness)
+
+
+def _reencoded(case: _Case, opened: image.Opened, short: int | None, config: FilterConfig) -> Picture:
+    """A JPEG of the wanted short side, or a PNG of the same size; upright RGB, decoded once."""
+    case.decoded = True
+    pixels = image.upright(opened, short)
+    if _flat(pixels):
+        raise _Rejected(Reason.PLACEHOLDER, "one flat colour")
     # An RGB profile still describes the decoded pixels; one for CMYK or gray does not. Nothing else is carried over.
-    profile = pixels.info.get("icc_profile") if head.mode in ("RGB", "RGBA", "P") else None
+    profile = opened.pixels.info.get("icc_profile") if opened.header.mode in ("RGB", "RGBA", "P") else None
+    if profile is not None and len(profile) > MAX_PROFILE:
+        profile = None
     pixels.info.clear()
     out = io.BytesIO()
-    if shrink:
-        assert config.resize is not None
-        scale = config.resize / min(pixels.size)
-        size = (max(config.resize, round(pixels.width * scale)), max(config.resize, round(pixels.height * scale)))
-        small = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-        small.save(out, "JPEG", quality=config.quality, icc_profile=profile)
+    if short is not None:
+        pixels = image.shrink(pixels, short)
+        pixels.save(out, "JPEG", quality=config.quality, icc_profile=profile)
     else:
         pixels.save(out, "PNG", icc_profile=profile)
     stored = out.getvalue()
-    return _picture(stored, "jpg" if shrink else "png", hashlib.sha256(stored).hexdigest(), image.header(stored))
+    digest = hashlib.sha256(stored).hexdigest()
+    return _described(stored, "png" if short is None else "jpg", digest, image.header(stored), phash(pixels))
 
 
-def _picture(body: bytes, suffix: str, digest: str, head: image.Header) -> Picture:
+def _flat(picture: Image.Image) -> bool:
+    extrema = picture.getextrema()
+    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    return all(low == high for low, high in bands)
+
+
+def _described(body: bytes, suffix: str, digest: str, head: image.Header, likeness: int) -> Picture:
     return Picture(
         body=body,
         suffix=suffix,
@@ -148,4 +190,5 @@ def _picture(body: bytes, suffix: str, digest: str, head: image.Header) -> Pictu
         progressive=head.progressive,
         subsampling=head.subsampling,
         icc=head.icc,
+        phash=likeness,
     )

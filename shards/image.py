@@ -5,7 +5,7 @@ anything is decoded; every failure is an `Undecodable` that says why. This decod
 
 Policy: 8-bit RGB, EXIF orientation applied, the first frame; alpha is laid over white; 16-bit samples keep their high
 byte; ICC profiles are not applied (the index says which samples have one). It is strict: a truncated file is refused
-even if most of it could be shown, and so is a JPEG whose entropy-coded data runs out early or late (see `_Gauge`).
+even if most of it could be shown, and so is a JPEG whose data is damaged, as far as `shards.jpeg` can tell.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL
-from PIL import Image, JpegImagePlugin
+from PIL import Image, PngImagePlugin
+
+from shards import jpeg
 
 MAX_PIXELS = 178_956_970  # Pillow refuses more than this itself; a lower cap can be asked for
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"
 
 _PILLOW_NAMES = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
+GLANCE = 32  # pixels, of the short side
 FORMATS = frozenset({*_PILLOW_NAMES, "mpo"})
-_SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,6 +40,8 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Text chunks of a PNG are inflated when it is opened: 1 MiB each is Pillow's own cap, this is the one for all together.
+PngImagePlugin.MAX_TEXT_MEMORY = 8 << 20  # type: ignore[bad-assignment]
 _SILENT = re.compile(r"PIL\.")
 
 
@@ -65,7 +69,6 @@ class Header:
     progressive: bool | None  # JPEG only
     subsampling: str | None  # JPEG with chroma only: "4:2:0", or "HxV" of the first component if unusual
     icc: bool
-    frames: int  # 1 for GIF and TIFF, whose headers do not say
 
 
 def sniff(body: bytes) -> str | None:
@@ -99,36 +102,75 @@ _MAGIC: dict[str, bytes | tuple[bytes, ...]] = {
 _BMP_HEADERS = {struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 124)}
 
 
-def header(body: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+@dataclass(frozen=True)
+class Opened:
+    """A body whose header has been read. Its pixels can be had once: every decoding needs an `Opened` of its own."""
+
+    header: Header
+    body: bytes
+    pixels: Image.Image  # not decoded yet
+
+
+def read(body: bytes, max_pixels: int = MAX_PIXELS) -> Opened:
     """Parse the header alone. Raises Undecodable, Unsupported, TooManyPixels."""
     with _refusals():
-        return _header(_open(body, max_pixels))
+        image = _open(body, max_pixels)
+        return Opened(_header(image), body, image)
+
+
+def header(body: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """What `read` says of a body. Raises Undecodable, Unsupported, TooManyPixels."""
+    return read(body, max_pixels).header
 
 
 def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The whole picture as RGB, upright, first frame. Raises Undecodable, Unsupported, TooManyPixels."""
-    with _refusals():
-        image = _open(body, max_pixels)
-        head = _header(image)
-        _load(image, body)
-        # Pillow turns a TIFF upright itself while loading it.
-        turn = _TRANSPOSE.get(head.orientation) if head.format != "tiff" else None
-        rgb = _to_rgb(image)
-        return rgb.transpose(turn) if turn is not None else rgb
+    return upright(read(body, max_pixels))
 
 
 def check(body: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Prove that `decode` will work, for less: all entropy-coded data of a JPEG is read, but only an eighth of its
-    side is reconstructed. Returns that small picture (other formats: the full one) as RGB, not turned.
+    """Prove that `decode` will work, for less; see `glance`. Raises Undecodable, Unsupported, TooManyPixels."""
+    return glance(read(body, max_pixels))
 
-    Raises Undecodable, Unsupported, TooManyPixels.
+
+def upright(opened: Opened, short: int | None = None) -> Image.Image:
+    """The picture as RGB, orientation applied. Raises Undecodable.
+
+    With `short`, a JPEG comes at 1/2, 1/4 or 1/8 of its size, decoded for less, if its short side keeps so many pixels.
     """
     with _refusals():
-        image = _open(body, max_pixels)
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
-        _load(image, body)
-        return _to_rgb(image)
+        rgb = _to_rgb(_load(opened, "RGB", short))
+        turn = _turn(opened.header)
+        return rgb.transpose(turn) if turn is not None else rgb
+
+
+def glance(opened: Opened) -> Image.Image:
+    """A small upright gray picture, as proof that all of the data can be decoded. Raises Undecodable.
+
+    All entropy-coded data of a JPEG is read, but only an eighth of its side is reconstructed (more where that would be
+    under 32 pixels), and no colour. Other formats are decoded whole.
+    """
+    with _refusals():
+        image = _load(opened, "L", GLANCE)
+        gray = image if image.mode == "L" else _to_rgb(image).convert("L")
+        turn = _turn(opened.header)
+        return gray.transpose(turn) if turn is not None else gray
+
+
+def mended(body: bytes) -> bytes:
+    """The same bytes; or, of a JPEG that provably lacks nothing but its end marker, with it. Raises Undecodable."""
+    if not body.startswith(_MAGIC["jpeg"]):
+        return body
+    with _refusals():
+        return jpeg.mended(body)
+
+
+def shrink(image: Image.Image, short: int) -> Image.Image:
+    """Reduced to a short side of `short` pixels, proportions kept; antialiased. Never for enlarging."""
+    scale = short / min(image.size)
+    assert scale <= 1, f"{image.size} is not larger than {short}"
+    size = (max(short, round(image.width * scale)), max(short, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -195,122 +237,91 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
     if kind not in _PILLOW_NAMES:
         raise Unsupported(f"{kind} is not a format we take")
     try:
-        image = Image.open(io.BytesIO(body), formats=(_PILLOW_NAMES[kind],))
-    except PIL.UnidentifiedImageError:
+        if kind == "jpeg":
+            image = jpeg.opened(body)
+        else:
+            image = Image.open(io.BytesIO(body), formats=(_PILLOW_NAMES[kind],))
+    except (SyntaxError, PIL.UnidentifiedImageError):
         raise Undecodable(f"damaged {kind} header") from None
-    if image.width * image.height > max_pixels:
-        raise TooManyPixels(f"{image.width}x{image.height} is more than {max_pixels} pixels")
+    _check_size(image.width, image.height, max_pixels)
     if image.mode in ("I", "F"):
         raise Unsupported(f"{kind} with 32-bit samples")
     return image
 
 
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise TooManyPixels(f"{width}x{height} is more than {max_pixels} pixels")
+    if width * height == 0:
+        raise Undecodable("a picture without pixels")
+
+
 def _header(image: Image.Image) -> Header:
     kind = str(image.format).lower()
-    jpeg = image if isinstance(image, JpegImagePlugin.JpegImageFile) else None
-    sampling = None
-    if jpeg is not None and jpeg.layers > 1:
-        sampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(jpeg)) or f"{jpeg.layer[0][1]}x{jpeg.layer[0][2]}"
+    photo = image if isinstance(image, jpeg.Jpeg) else None
     if kind == "tiff":
         orientation = image.tag_v2.get(_ORIENTATION)  # type: ignore[attr-defined]
     else:
-        orientation = _exif_orientation(image.info.get("exif", b""))
+        orientation = _ifd_value(image.info.get("exif", b"").removeprefix(b"Exif\0\0"), _ORIENTATION)
+    if photo is not None and (_ifd_value(photo.info.get("mp", b""), _PICTURES) or 0) > 1 and not _is_ultra_hdr(photo):
+        kind = "mpo"
     return Header(
         format=kind,
         width=image.width,
         height=image.height,
         mode=image.mode,
         orientation=orientation if orientation in _TRANSPOSE else 1,
-        progressive=bool(image.info.get("progressive")) if jpeg is not None else None,
-        subsampling=sampling,
+        progressive=bool(image.info.get("progressive")) if photo is not None else None,
+        subsampling=jpeg.sampling(photo) if photo is not None else None,
         icc=bool(image.info.get("icc_profile")),
-        # GIF and TIFF would have to walk the whole file, which a hostile one makes long.
-        frames=getattr(image, "n_frames", 1) if kind in ("mpo", "webp", "png") else 1,
     )
 
 
-_ORIENTATION = 0x0112
+def _is_ultra_hdr(photo: jpeg.Jpeg) -> bool:
+    """Whether what follows the picture is only a gain map for it (Ultra HDR), which every reader may ignore."""
+    return any(name == "APP1" and b' hdrgm:Version="' in data for name, data in photo.applist)
 
 
-def _exif_orientation(exif: bytes) -> int | None:
-    """Tag 0x0112 of IFD0 (Exif 2.3, 4.6.4), read directly: Pillow's parser warns on damage and may decode a PNG."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+_ORIENTATION = 0x0112  # Exif 2.3, 4.6.4
+_PICTURES = 0xB001  # CIPA DC-007 (multi-picture format), 5.2.3
+_INTEGERS = {3: "H", 4: "I"}
+
+
+def _ifd_value(data: bytes, tag: int) -> int | None:
+    """An integer in the first IFD of a TIFF structure, read directly: Pillow's parser copies all it points to."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return None
     with contextlib.suppress(struct.error):
-        (start,) = struct.unpack_from(order + "I", exif, 4)
-        (count,) = struct.unpack_from(order + "H", exif, start)
+        (start,) = struct.unpack_from(order + "I", data, 4)
+        (count,) = struct.unpack_from(order + "H", data, start)
         for entry in range(min(count, 512)):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, start + 2 + 12 * entry)
-            if tag == _ORIENTATION and kind == 3:
-                return value
+            at = start + 2 + 12 * entry
+            found, kind, _ = struct.unpack_from(order + "HHI", data, at)
+            if found == tag and kind in _INTEGERS:
+                return struct.unpack_from(order + _INTEGERS[kind], data, at + 8)[0]
     return None
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
 
 
-def _load(image: Image.Image, body: bytes) -> None:
-    """Decode in place, as strictly as each format allows. The image may be of any supported format."""
+def _load(opened: Opened, mode: str, short: int | None) -> Image.Image:
+    """Decode, as strictly as each format allows. Only a JPEG saves work by `mode` and `short`, and may ignore them."""
+    image, body = opened.pixels, opened.body
+    if isinstance(image, jpeg.Jpeg):
+        return jpeg.load(image, body, mode, (short, short) if short else None)
     if image.format == "PNG":
         _check_png(body)
     if image.format == "WEBP" and len(body) < 8 + int.from_bytes(body[4:8], "little"):
         raise Undecodable("truncated: the webp says it is longer")
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
-        image.load()
-        return
-    first, end, scans = _scans(body)
-    if scans != 1:
-        image.load()
-        return
-    gauge = image.fp = _Gauge(body, first, end)
     image.load()
-    if gauge.pieces < 2:
-        raise Undecodable("damaged jpeg data: the picture is complete before its data ends")
+    return image
 
 
-class _Gauge(io.BytesIO):
-    """A sequential JPEG with one scan, as a file that notices how much of its data the decoder needs.
-
-    libjpeg only warns, and Pillow says nothing, when entropy-coded data is damaged; but damage shifts the code, so the
-    decoder then finishes before the data ends, or runs out of it. The file is handed out in two pieces: all but the
-    last bytes of the scan, then these with a few zeros in place of the end marker. A sound picture needs the second
-    piece and nothing after it (Pillow raises when it asks for more). Progressive files have no such check.
-    """
-
-    SLACK = 16  # bytes; more than libjpeg reads ahead (8), less than damage usually leaves over
-
-    def __init__(self, body: bytes, first: int, end: int) -> None:
-        super().__init__()
-        cut = max(first, end - self.SLACK)
-        self._todo = [body[cut:end] + bytes(self.SLACK), body[:cut]]
-        self.pieces = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.pieces += 1
-        return self._todo.pop() if self._todo else b""
-
-
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # as libjpeg: junk between segments is skipped
-_SCAN_STOP = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not a stuffed zero, a fill byte or a restart
-
-
-def _scans(body: bytes) -> tuple[int, int, int]:
-    """(first byte of the first scan's data, offset of the end marker, number of scans) of the first JPEG in a body."""
-    at, first, scans = 2, 0, 0
-    while marker := _NEXT_MARKER.search(body, at):
-        code, at = marker[1][0], marker.end()
-        if code == 0xD9:
-            return first, at - 2, scans
-        if code == 0x01 or 0xD0 <= code <= 0xD8:
-            continue
-        at += int.from_bytes(body[at : at + 2], "big")
-        if code == 0xDA:
-            scans, first = scans + 1, first or at
-            stop = _SCAN_STOP.search(body, at)
-            at = stop.start() if stop else len(body)
-    raise Undecodable("truncated: the jpeg has no end marker")
+def _turn(head: Header) -> Image.Transpose | None:
+    # Pillow turns a TIFF upright itself while loading it.
+    return _TRANSPOSE.get(head.orientation) if head.format != "tiff" else None
 
 
 def _check_png(body: bytes) -> None:
@@ -334,6 +345,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # convert() would clip everything above 255 to white.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    out = Image.new("RGB", image.size)
+    for top in range(0, image.height, 256):  # in strips: a large picture would otherwise be in memory four times
+        box = (0, top, image.width, min(top + 256, image.height))
+        rgba = image.crop(box).convert("RGBA")
+        out.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), box)
+    return out
