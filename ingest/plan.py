@@ -116,13 +116,18 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
 
     def planned() -> Iterator[tuple[int, pa.Table]]:
         nonlocal units, links, not_chosen
+        held: list[tuple[int, pa.Table]] = []  # until it is known that nothing is refused for want of a contact
         for table, left_out in _tables(words, config.unit, classes):
             not_chosen += left_out
             if len(table):
                 links += len(table)
                 _need_contact(config, links)
-                yield units, table
+                held.append((units, table))
                 units += 1
+            if links > CONTACT_FROM:
+                yield from held
+                held.clear()
+        yield from held
 
     for _ in _side_by_side(lambda unit: manifest.write_plan(config.out, *unit), planned()):
         pass

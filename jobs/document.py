@@ -57,7 +57,7 @@ thead th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 th.n, td.n { text-align: right; white-space: nowrap; }
 th.n:last-child, td.n:last-child { padding-right: 0; }
 .wide { overflow-x: auto; }
-.funnel { width: 100%; }
+.funnel { width: 100%; margin-bottom: 10px; }
 .funnel th { font-weight: 400; white-space: nowrap; width: 1%; }
 .funnel th, .funnel td { border: 0; padding-top: 3px; padding-bottom: 3px; vertical-align: middle; }
 .funnel td.n { width: 1%; }
@@ -77,7 +77,7 @@ th.n:last-child, td.n:last-child { padding-right: 0; }
 .funnel .content i { background: var(--content); }
 .reasons details { border-bottom: 1px solid var(--line); }
 .reasons summary { cursor: pointer; padding: 8px 0; display: grid; gap: 2px 10px; }
-.reasons summary { grid-template-columns: 12px 172px 1fr auto; }
+.reasons summary { grid-template-columns: 12px 190px 1fr auto; }
 .reasons summary::before { content: "▸"; color: var(--soft); }
 .reasons details[open] summary::before { content: "▾"; }
 .reasons summary b { font-weight: 600; }

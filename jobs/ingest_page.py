@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+from ingest.events import read_events
 from ingest.record import RETRYABLE, Event, Reason
 from jobs import accounting
 from jobs.accounting import Account, share
@@ -40,7 +41,7 @@ MEANINGS: dict[str, str] = {
     Reason.TRUNCATED_BODY: "the reply ended before its announced length",
     Reason.HTTP_404: "not found",
     Reason.HTTP_410: "gone for good",
-    Reason.HTTP_4XX: "refused in another way: 401, 403, 451 …",
+    Reason.HTTP_4XX: "refused in another way, such as 401, 403 or 451",
     Reason.BLOCKED_ADDRESS: "leads to an address that is not public, or to a port that is not allowed",
     Reason.BAD_URL: "the line holds no usable http or https URL",
     Reason.TOO_MANY_REDIRECTS: "redirected in a circle or too often",
@@ -81,7 +82,7 @@ def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
     version = manifest.read_manifest(dataset)
     url = store.join(dataset, NAME)
     account = accounting.of_manifest(version, manifest.read_info(dataset).not_chosen)
-    store.put(url, page(version, account, survey(version), happened(()), settings or {}).encode())
+    store.put(url, page(version, account, survey(version), happened(read_events(dataset)), settings or {}).encode())
     return url
 
 

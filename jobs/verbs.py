@@ -23,12 +23,13 @@ def _ingest(call: Call) -> Any:
 
     workers = call.own("workers", 1)
     config = call.config(ingest.Config, also="--workers N ingests with N processes (1: this one)")
+    title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
     if workers == 1:
-        return _gather(call, config, f"{config.urls} to {config.out}", ingest.run)
+        return _gather(call, config, title, ingest.run)
     from jobs import cluster  # it brings torch along, which one worker does not need
 
     _start_group(call, workers)
-    title = f"{config.urls} to {config.out}, {workers} workers"
+    title += f", {workers} workers"
     return _gather(
         call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)
     )
@@ -60,6 +61,8 @@ def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult])
         not_chosen=result.not_chosen,
     )
     print(accounting.text(account))
+    if result.note:
+        print(f"\n{result.note}")
     told = {**vars(result), "retryable": account.retryable, "address": None, "page": None}
     if result.version is None:
         print(f"\n{result.dataset}: not finished")

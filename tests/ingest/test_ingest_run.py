@@ -276,6 +276,14 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str | None, options: dict[s
     assert not (tmp_path / "out" / "dataset.json").exists() or "scratch" in options
 
 
+def test_without_a_contact_nothing_is_written(tmp_path: Path) -> None:
+    """Half a plan would refuse the next try, if that has other settings."""
+    (tmp_path / "list.txt").write_text("http://a/1.jpg\n" * 1001)
+    with pytest.raises(ValueError, match=r"set --fetch.contact"):
+        run(Config(str(tmp_path / "list.txt"), str(tmp_path / "out"), unit=100))
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
 def test_a_full_scratch_is_one_line(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
