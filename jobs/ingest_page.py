@@ -29,6 +29,7 @@ from shards.manifest import KEPT, Manifest
 
 NAME = "ingest.html"
 EVENTS = 60  # the newest ones are shown; all are counted
+ROUTINE = frozenset({"unit"})  # one for every unit: only counted
 
 MEANINGS: dict[str, str] = {
     KEPT: "a picture in the shards",
@@ -73,7 +74,8 @@ def happened(events: Iterable[Event], most: int = EVENTS) -> Happened:
     newest: deque[Event] = deque(maxlen=most)
     for event in events:
         counts[event.kind] += 1
-        newest.append(event)
+        if event.kind not in ROUTINE:
+            newest.append(event)
     return Happened(dict(counts.most_common()), tuple(sorted(newest, key=lambda event: event.at)))
 
 
@@ -221,7 +223,9 @@ def _shapes(seen: Survey) -> str:
     formats = ", ".join(f"{name} {share(n, total)}" for name, n in seen.formats.items())
     figures = [
         _figure("shorter side, pixels", seen.sides, [f"{edge:g}" for edge in seen.sides.edges]),
-        _figure("width / height", seen.aspects, ["1:3", "1:2", "2:3", "3:4", "", "1:1", "4:3", "3:2", "2:1", "3:1"]),
+        _figure(
+            "width / height", seen.aspects, ["1:3", "1:2", "2:3", "3:4", "0.95", "1.05", "4:3", "3:2", "2:1", "3:1"]
+        ),
         _figure("bytes stored", seen.sizes, [_short_size(edge) for edge in seen.sizes.edges]),
     ]
     words = f"<p>Fetched as {safe(formats)}.</p>" if formats else ""
@@ -233,30 +237,31 @@ def _short_size(count: float) -> str:
 
 
 def _figure(title: str, histogram: Histogram, labels: Sequence[str]) -> str:
-    """Bars between labelled edges; the first and the last bin are open."""
-    counts, total = histogram.counts, sum(histogram.counts)
-    if not total:
-        return ""
+    """Bars between labelled edges, from the first bin that is not empty to the last; both ends are open."""
     assert len(labels) == len(histogram.edges)
-    wide, high, step = 360.0, 110.0, 360.0 / len(counts)
+    used = [at for at, n in enumerate(histogram.counts) if n]
+    if not used:
+        return ""
+    first, last = max(0, used[0] - 1), min(len(labels), used[-1] + 1)
     names = [f"under {labels[0]}", *(f"{a} to {b}" for a, b in pairwise(labels)), f"{labels[-1]} or more"]
+    bins = list(zip(histogram.counts, names))[first : last + 1]
+    total, most, high, step = sum(histogram.counts), max(histogram.counts), 110.0, 360.0 / len(bins)
     bars = "".join(
-        f'<rect x="{i * step + 1:.1f}" y="{14 + high * (1 - n / max(counts)):.1f}" width="{step - 2:.1f}" '
-        f'height="{high * n / max(counts):.1f}"><title>{safe(name)}: {n:,}</title></rect>'
-        for i, (n, name) in enumerate(zip(counts, names))
+        f'<rect x="{at * step + 1:.1f}" y="{14 + high * (1 - n / most):.1f}" width="{step - 2:.1f}" '
+        f'height="{high * n / most:.1f}"><title>{safe(name)}: {n:,}</title></rect>'
+        for at, (n, name) in enumerate(bins)
     )
-    every = -(-len(labels) // 7)
+    every = -(-len(bins) // 8)
     ticks = "".join(
-        f'<text x="{(i + 1) * step:.1f}" y="{high + 30:.0f}">{safe(label)}</text>'
-        for i, label in enumerate(labels)
-        if i % every == every // 2 or every == 1
+        f'<text x="{(at + 1) * step:.1f}" y="{high + 30:.0f}">{safe(label)}</text>'
+        for at, label in enumerate(labels[first:last])
+        if at % every == 0
     )
-    top = counts.index(max(counts))
-    anchor = "start" if top < 2 else "end" if top > len(counts) - 3 else "middle"
-    peak = f'<text x="{(top + 0.5) * step:.1f}" y="10" style="text-anchor:{anchor}">{share(max(counts), total)}</text>'
+    top = [n for n, _ in bins].index(most)
+    peak = f'<text x="{(top + 0.5) * step:.1f}" y="10">{share(most, total)}</text>'
     return (
-        f'<figure><figcaption>{safe(title)}</figcaption><svg viewBox="0 0 {wide:.0f} {high + 36:.0f}" role="img" '
-        f'aria-label="{safe(title)}">{bars}<path d="M0 {high + 14.5}H{wide}"/>{ticks}{peak}</svg></figure>'
+        f'<figure><figcaption>{safe(title)}</figcaption><svg viewBox="-14 0 388 {high + 36:.0f}" role="img" '
+        f'aria-label="{safe(title)}">{bars}<path d="M0 {high + 14.5}H360"/>{ticks}{peak}</svg></figure>'
     )
 
 
@@ -291,20 +296,19 @@ def _events(events: Happened) -> str:
         f"<td>{safe(e.detail, 200)}</td></tr>"
         for e in events.newest
     )
-    some = "" if len(events.newest) == sum(events.counts.values()) else f" The last {len(events.newest)}:"
+    told = sum(n for kind, n in events.counts.items() if kind not in ROUTINE)
+    some = "" if len(events.newest) == told else f" The last {len(events.newest)}:"
     return f'<p>{kinds}.{some}</p><div class="wide"><table class="events"><tbody>{rows}</tbody></table></div>'
 
 
 def _facts(version: Manifest, given: Mapping[str, str]) -> str:
-    facts = {
-        "dataset": version.address,
-        "list": f"{version.list_name}, sha256 {version.list_sha256}",
-        "classes": "" if version.classes is None else f"{len(version.classes):,}",
-        **given,
-    }
-    rows = "".join(
-        f"<tr><th>{safe(name)}</th><td>{safe(value, 500)}</td></tr>" for name, value in facts.items() if value
-    )
+    classes = "" if version.classes is None else f"{len(version.classes):,}"
+    facts = {"dataset": version.address, "list": version.list_name, "its sha256": version.list_sha256}
+    return _pairs({**facts, "classes": classes}) + ("<h3>Flags of the last run</h3>" + _pairs(given) if given else "")
+
+
+def _pairs(pairs: Mapping[str, str]) -> str:
+    rows = "".join(f"<tr><th>{safe(name)}</th><td>{safe(value)}</td></tr>" for name, value in pairs.items() if value)
     return f'<div class="wide"><table class="facts"><tbody>{rows}</tbody></table></div>'
 
 

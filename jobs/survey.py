@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from ingest.record import FINAL, RETRYABLE
 from shards import image, manifest, store
@@ -121,7 +120,8 @@ class _Part:
 def survey(version: Manifest, shards: int = SHARDS) -> Survey:
     """Raises StoreError naming an index or tar that is missing or damaged."""
     chosen = spaced(version.shards, shards)
-    thumbs = -(-THUMBS[KEPT] // max(1, len(chosen))), -(-2 * THUMBS_A_REASON // max(1, len(chosen)))
+    wanted = (THUMBS[KEPT], THUMBS_A_REASON)
+    thumbs = [-(-2 * most // max(1, len(chosen))) for most in wanted]  # twice as many: some shards have none
     replaced = replaced_rows(version)
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(lambda shard: _part(version, shard, replaced, *thumbs), chosen))
@@ -300,10 +300,9 @@ def member_thumb(version: Manifest, shard: Shard, row: dict[str, Any]) -> bytes 
 def thumbnail(body: bytes, side: int = THUMB_SIDE) -> bytes | None:
     """A JPEG of at most `side` by `side`, or None for what cannot or need not be decoded."""
     try:
-        picture = image.decode(body, THUMB_PIXELS)
+        picture = image.thumbnail(body, side, THUMB_PIXELS)
     except image.Undecodable:
         return None
-    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=80)
     return out.getvalue()

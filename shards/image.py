@@ -178,16 +178,9 @@ def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Ima
 
     Raises Undecodable, Unsupported, TooManyPixels.
     """
-    with _refusals():
-        image = _open(body, max_pixels)
-        head = _header(image)
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            image.draft(image.mode, (side, side))
-        _load(image, body)
-        turn = _TRANSPOSE.get(head.orientation) if head.format != "tiff" else None
-        rgb = _to_rgb(image)
-        rgb.thumbnail((side, side))
-        return rgb.transpose(turn) if turn is not None else rgb
+    picture = upright(read(body, max_pixels), side)
+    picture.thumbnail((side, side))
+    return picture
 
 
 def crop_resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
