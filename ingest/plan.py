@@ -10,15 +10,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import wordnet
-from ingest.record import RETRYABLE, Link, to_plan
-from ingest.source import list_name, list_sha256, read_links
+from ingest.lists import list_name, list_sha256
+from ingest.record import RETRYABLE
+from ingest.source import label_counts, plan_units
+from ingest.tables import Columns
 from shards import manifest, store
 from shards.image import IMAGE_BUILD
 
@@ -106,23 +107,19 @@ def _the_list(config: Config) -> manifest.DatasetInfo:
 
 
 def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetInfo:
-    words = (config.urls, config.format, config.url_column, config.id_column, config.label_column)
-
-    def counts() -> Counter[str]:
-        return Counter(label for link in read_links(*words) for label in set(link.labels))
-
-    classes = wordnet.chosen(config.classes, counts)
+    columns = Columns(config.url_column, config.id_column, config.label_column)
+    classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns))
     units = links = not_chosen = 0
 
     def planned() -> Iterator[tuple[int, pa.Table]]:
         nonlocal units, links, not_chosen
         held: list[tuple[int, pa.Table]] = []  # until it is known that nothing is refused for want of a contact
-        for table, left_out in _tables(words, config.unit, classes):
-            not_chosen += left_out
-            if len(table):
-                links += len(table)
+        for part in plan_units(config.urls, config.unit, config.format, columns, classes):
+            not_chosen += part.not_chosen
+            if len(part.links):
+                links += len(part.links)
                 _need_contact(config, links)
-                held.append((units, table))
+                held.append((units, part.links))
                 units += 1
             if links > CONTACT_FROM:
                 yield from held
@@ -141,27 +138,6 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
     info = replace(info, units=units, classes=chosen, not_chosen=not_chosen)
     manifest.write_info(config.out, info)
     return info
-
-
-def _tables(
-    words: tuple[str, str, str | None, str | None, str | None], unit: int, classes: frozenset[str] | None
-) -> Iterator[tuple[pa.Table, int]]:
-    """The plan of one unit after the other, each with the number of lines before its last link that were left out."""
-    left_out = 0
-
-    def taken() -> Iterator[dict[str, object]]:
-        nonlocal left_out
-        for link in read_links(*words):
-            if classes is not None and isinstance(link, Link) and classes.isdisjoint(link.labels):
-                left_out += 1
-            else:
-                yield to_plan(link)
-
-    rows = taken()
-    while batch := list(islice(rows, unit)):
-        yield pa.Table.from_pylist(batch, manifest.PLAN_SCHEMA), left_out
-        left_out = 0
-    yield pa.Table.from_pylist([], manifest.PLAN_SCHEMA), left_out
 
 
 def _need_contact(config: Config, links: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 
 class Reason(StrEnum):
@@ -96,16 +95,10 @@ class BadLine:
         return ()
 
 
-def to_plan(link: Link | BadLine) -> dict[str, Any]:
-    """The link as a row of the plan (`manifest.PLAN_SCHEMA`)."""
-    row = {"key": link.key, "url": link.url, "labels": list(link.labels), "row": link.row}
-    return row | {"line": link.line, "why": link.why} if isinstance(link, BadLine) else row
-
-
 def from_plan(
     key: str, url: str, labels: list[str] | None, row: int, line: int | None = None, why: str | None = None
 ) -> Link | BadLine:
-    """The inverse of `to_plan`."""
+    """The link of a row of the plan (`manifest.PLAN_SCHEMA`); a retry's `why` is no bad line's."""
     if line is None:
         return Link(key, url, tuple(labels or ()), row)
     return BadLine(key, row, line, why or "", url)

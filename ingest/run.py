@@ -23,9 +23,9 @@ from ingest.events import EventLog
 from ingest.fetch import FetchConfig, Fetcher
 from ingest.filter import FilterConfig
 from ingest.hosts import HostLoad
+from ingest.lists import list_name
 from ingest.record import Event
 from ingest.scratch import scratch_folder
-from ingest.source import list_name
 from ingest.wordnet import ClassConfig
 from shards import manifest
 
@@ -36,10 +36,10 @@ TICK = 0.25  # seconds between progress reports
 class Config:
     """What to ingest, and how."""
 
-    urls: str = ""  # the list: text, CSV, TSV or Parquet, plain or .gz, anywhere fsspec reads; a retry needs none
+    urls: str = ""  # the list: a file, a folder or a pattern such as s3://b/part-*.csv.gz; a retry needs none
     out: str = ""  # the dataset's folder
     unit: int = 10_240  # links a tar
-    format: str = "auto"  # of the list: auto (by its name), text, csv, tsv, parquet
+    format: str = "auto"  # of the list: auto (by its name), text, csv, tsv, jsonl, parquet; .gz and .zst are unpacked
     url_column: str | None = None
     id_column: str | None = None
     label_column: str | None = None

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 
 from ingest import keys, lists, wordnet
 from ingest.lists import list_name
-from ingest.lists import list_sha256 as list_sha256
 from ingest.record import BadLine, Link, from_plan
 from ingest.rows import batches, lists_of, text_rows
 from ingest.tables import Columns, json_rows, parquet_rows, table_rows

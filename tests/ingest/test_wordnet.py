@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from origin import unpacked
+from origin import Origin, unpacked
 
+from ingest.fetch import FetchConfig
+from ingest.run import Config, run
 from ingest.wordnet import ClassConfig, chosen, read_is_a, read_words, resolve, subtree, takes
+from shards import manifest
+from shards.selection import selected_index
 
 A, B, C, D, E = (f"n0000000{at}" for at in range(1, 6))
 
@@ -105,6 +110,27 @@ def test_rows_with_a_taken_label() -> None:
     assert takes(labels.slice(2), {"a"}).to_pylist() == [True, False, False, False]
     assert takes(labels.cast(pa.list_(pa.binary())), {"b"}).to_pylist() == [False, False, True, False, True, False]
     assert takes(labels.slice(0, 0), {"a"}).to_pylist() == []
+
+
+def test_an_ingest_takes_the_chosen_classes_alone(is_a: str, tmp_path: Path) -> None:
+    with Origin() as origin:
+        lines = [f"{(A, B, C, D)[at % 4]}_{at}\t{origin.url(f'/ok/{at}.jpg')}\n" for at in range(12)]
+        lines += [f"{A}_99\tnowhere\n", f"{D}_99\tnowhere\n", "broken\n", f"{D}_100\t{origin.url('/ok/100.jpg')}\n"]
+        urls = put(tmp_path / "list.txt", "".join(lines))
+        classes = ClassConfig(subtree=(B,), is_a=is_a, min_count=4)
+        fetch = FetchConfig(allow_private=("127.0.0.0/8",))
+        config = Config(urls, str(tmp_path / "out"), unit=3, classes=classes, fetch=fetch)
+        first = run(config)
+        assert (first.links, first.kept, first.reasons, first.units) == (6, 4, {"bad_url": 2}, 2)
+        assert first.not_chosen == len(lines) - first.links
+        assert run(config).not_chosen == first.not_chosen  # a rerun finds the same plan
+        assert sorted(path for path in origin.requests if "ok" in path) == [f"/ok/{at}.jpg" for at in (100, 11, 3, 7)]
+        made = manifest.read_manifest(str(tmp_path / "out"))
+        tables = [selected_index(made, shard, ["labels", "row"]) for shard in range(len(made.shards))]
+        assert [row for table in tables for row in table["row"].to_pylist()] == [3, 7, 11, 15]
+        assert {label for table in tables for row in table["labels"].to_pylist() for label in row} == {D}
+        with pytest.raises(ValueError, match="config_digest"):
+            run(dataclasses.replace(config, classes=ClassConfig()))
 
 
 def test_the_real_hierarchy(shared: Path, tmp_path: Path) -> None:
