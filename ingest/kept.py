@@ -1,0 +1,169 @@
+"""The kept rows of a dataset as columns on scratch, read once from its indexes: what selecting compares.
+
+A row is known by its position: rows of one shard lie together, shards in the manifest's order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.filter import PLACEHOLDERS
+from shards import store
+from shards.manifest import KEPT, Manifest, Shard, read_table
+
+_AHEAD = 8  # indexes read at once
+_COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]
+_DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "shape": "<f4"}
+_LABELS = pa.schema([("labels", pa.list_(pa.string()))])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Columns of the kept rows; those of numbers are memory-mapped."""
+
+    start: np.ndarray  # int64 [shards + 1]: positions of shard i are start[i] to start[i + 1]
+    row_N: np.ndarray  # int64, the link's row
+    sha_N: np.ndarray  # uint64, the first 64 bits of the member's sha256; 0: unknown
+    sha2_N: np.ndarray  # uint64, the next 64 bits
+    phash_N: np.ndarray  # uint64; 0: unknown, or one colour
+    url_N: np.ndarray  # uint64, some hash of the URL, good for counting different ones
+    shape_N: np.ndarray  # float32, logarithm of width over height, upright
+    known_placeholders: np.ndarray  # int64, positions
+    labels_file: Path
+
+    @property
+    def count(self) -> int:
+        return int(self.start[-1])
+
+    def same_shape(self, one: np.ndarray, other: np.ndarray, within: float) -> np.ndarray:
+        return np.abs(self.shape_N[one] - self.shape_N[other]) <= within
+
+    def labels(self) -> Iterator[tuple[int, pa.ListArray]]:
+        """(first position, labels) of each shard; a null is no labels."""
+        with pa.OSFile(str(self.labels_file)) as file, pa.ipc.open_file(file) as batches:
+            for number in range(batches.num_record_batches):
+                yield int(self.start[number]), batches.get_batch(number)["labels"]
+
+    def distinct_labels(self, at_P: np.ndarray, group_P: np.ndarray, groups: int) -> np.ndarray:
+        """How many different labels the rows of each group have, [groups]."""
+        group_L, label_L, names = self.flat_labels(at_P, group_P)
+        pairs = np.unique(group_L * max(1, len(names)) + label_L)
+        return np.bincount(pairs // max(1, len(names)), minlength=groups)
+
+    def flat_labels(self, at_P: np.ndarray, group_P: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """The labels of these rows, one after the other: (group of the row [L], number of the label [L], the names)."""
+        order = np.argsort(at_P, kind="stable")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        labels = self._take(at_P[order]).take(pa.array(back))
+        lengths = pc.list_value_length(labels).fill_null(0).to_numpy(zero_copy_only=False)
+        coded = labels.flatten().dictionary_encode()
+        label_L = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.repeat(group_P, lengths), label_L, coded.dictionary
+
+    def _take(self, at_P: np.ndarray) -> pa.ListArray:
+        """Labels of these positions, which ascend."""
+        bounds = np.searchsorted(at_P, self.start)
+        pieces = [pa.array([], _LABELS.field(0).type)]
+        with pa.OSFile(str(self.labels_file)) as file, pa.ipc.open_file(file) as batches:
+            for number in np.flatnonzero(np.diff(bounds)).tolist():
+                here = at_P[bounds[number] : bounds[number + 1]] - self.start[number]
+                pieces.append(batches.get_batch(number)["labels"].take(pa.array(here)))
+        return pa.concat_arrays(pieces)
+
+
+def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]) -> Kept:
+    """Read every index once and lay the columns down in `folder`.
+
+    Raises StoreError naming an index that is damaged or does not keep what the manifest says.
+    """
+    start, known, at = np.zeros(len(manifest.shards) + 1, np.int64), [np.empty(0, np.int64)], 0
+    files = {name: (folder / name).open("wb") for name in _DTYPES}
+    labels_file = folder / "labels.arrow"
+    try:
+        with pa.OSFile(str(labels_file), "wb") as sink, pa.ipc.new_file(sink, _LABELS) as labels:
+            for number, table in enumerate(_indexes(manifest)):
+                tell(number, len(manifest.shards))
+                for name, column in _columns(table).items():
+                    files[name].write(column.astype(_DTYPES[name]).tobytes())
+                known.append(at + np.flatnonzero(_is_known(table)))
+                column = table["labels"].cast(_LABELS.field(0).type).combine_chunks()
+                labels.write_batch(pa.record_batch([column], schema=_LABELS))
+                at += len(table)
+                start[number + 1] = at
+    finally:
+        for file in files.values():
+            file.close()
+    mapped = {f"{name}_N": _mapped(folder / name, kind, at) for name, kind in _DTYPES.items()}
+    return Kept(start=start, known_placeholders=np.concatenate(known), labels_file=labels_file, **mapped)
+
+
+def _mapped(path: Path, kind: str, count: int) -> np.ndarray:
+    return np.memmap(path, kind, "r", shape=(count,)) if count else np.empty(0, kind)
+
+
+def _indexes(manifest: Manifest) -> Iterator[pa.Table]:
+    """The kept rows of each shard, in order, a few read ahead."""
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="index") as pool:
+        coming: deque[Future[pa.Table]] = deque()
+        for shard in manifest.shards:
+            coming.append(pool.submit(_index, manifest.dataset, shard))
+            if len(coming) > _AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _index(dataset: str, shard: Shard) -> pa.Table:
+    url = store.join(dataset, "shards", shard.index)
+    table = read_table(url, _COLUMNS).filter(pc.field("reason") == KEPT)
+    if len(table) != shard.kept:
+        raise store.StoreError(f"{url}: keeps {len(table)} rows, the manifest says {shard.kept}: run xtra check")
+    return table
+
+
+def _columns(table: pa.Table) -> dict[str, np.ndarray]:
+    sha, sha2 = _sha_numbers(table["sha256"])
+    width, height = (_numbers(table[name], 1).astype(np.float64) for name in ("width", "height"))
+    turned = _numbers(table["orientation"], 1) >= 5  # EXIF: stored on its side
+    shape = np.log(np.maximum(width, 1) / np.maximum(height, 1))
+    return {
+        "row": _numbers(table["row"], 0),
+        "sha": sha,
+        "sha2": sha2,
+        "phash": _numbers(table["phash"], 0),
+        # Python's own hash differs from process to process; only this one counts different values with it.
+        "url": np.fromiter(map(hash, table["url"].to_pylist()), np.int64, len(table)).view(np.uint64),
+        "shape": np.where(turned, -shape, shape),
+    }
+
+
+def _numbers(column: Any, default: int) -> np.ndarray:
+    return column.fill_null(default).to_numpy()
+
+
+def _is_known(table: pa.Table) -> np.ndarray:
+    known = pa.array(sorted(PLACEHOLDERS), pa.string())
+    hits = pc.or_(*(pc.is_in(table[name], value_set=known) for name in ("sha256", "fetched_sha256")))
+    return hits.to_numpy()
+
+
+def _sha_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The first 128 bits of each hexadecimal sha256, as two uint64 [n]; 0, 0 where it is null."""
+    text = np.zeros((len(column), 32), np.uint8)
+    head = pc.utf8_slice_codeunits(column, 0, 32).combine_chunks()
+    valid = pc.equal(pc.binary_length(head), 32).fill_null(False).to_numpy(zero_copy_only=False)
+    strings = head.filter(pa.array(valid)).cast(pa.binary(32))
+    text[valid] = np.frombuffer(strings.buffers()[1] or b"", np.uint8).reshape(-1, 32)[: len(strings)]
+    digit = (text & 15) + 9 * (text >> 6)
+    number = np.ascontiguousarray(digit[:, ::2] << 4 | digit[:, 1::2]).view(">u8").astype(np.uint64)
+    return number[:, 0], number[:, 1]

@@ -1,0 +1,358 @@
+"""Which kept pictures a dataset version holds: duplicates, placeholders and classes across all units.
+
+Selecting writes a new manifest, never a new tar. It looks at every kept row of the parent's units, whatever rules the
+parent itself had, so the same settings on the same units give the same version; a parent that is a subset gives the
+same subset of the result. One pass over the indexes writes the columns that matter to scratch (about 70 bytes a kept
+row); what follows sorts and compares these columns in parts of bounded size (`ingest.duplicates`), so memory grows only
+with what is found. A billion rows are the same steps on 64 parts, 70 GB of scratch, and 70 sorts of the perceptual
+hashes, each of which could run on a machine of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ingest import duplicates
+from ingest.kept import Kept, read_kept
+from ingest.wordnet import ClassConfig, chosen, takes
+from shards import manifest as versions
+from shards import rules, selection
+from shards.manifest import Manifest
+
+METHOD = 1  # of the rules below; another number is another version even with the same settings
+MAX_DISTANCE = 6
+ASPECT = 0.05  # of a difference in the logarithm of width over height, beyond which no two pictures are the same
+
+Tell = Callable[[str, int, int], None]  # what, done, of how many
+
+
+class Rule(StrEnum):
+    """Why a kept picture is not in a version."""
+
+    DUPLICATE = "duplicate"  # the same bytes as a lower row's
+    NEAR_DUPLICATE = "near_duplicate"  # looks like a lower row that stays
+    PLACEHOLDER = "placeholder"  # stands for pictures that are gone
+    CLASS = "class"  # none of its labels was chosen
+    SMALL_CLASS = "small_class"  # all of its labels have too few pictures
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Which of the kept pictures a version holds."""
+
+    duplicates: bool = True  # the same bytes once: the lowest row, with the labels of all; no: near ones stay, too
+    near_distance: int = 4  # bits of 64 that perceptual hashes of one picture may differ in; -1 compares bytes alone
+    placeholder_from: int = (
+        64  # URLs with the same bytes from which on these stand for what is gone; 0: only known ones
+    )
+    placeholder_labels: int = 16  # so do this many copies if they have as many labels; 0: labels say nothing
+    classes: ClassConfig = field(default_factory=ClassConfig)
+    min_per_class: int = 0  # pictures that a class must have left; classes with fewer are left out
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.near_distance <= MAX_DISTANCE:
+            raise ValueError(f"near_distance is {self.near_distance}: it must be 0 to {MAX_DISTANCE} bits, or -1")
+        for name in ("placeholder_from", "placeholder_labels"):
+            if getattr(self, name) < 0 or getattr(self, name) == 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 2, or 0 for never")
+        if self.min_per_class < 0:
+            raise ValueError(f"min_per_class is {self.min_per_class}: it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which version of a dataset to make: what the rules leave, or a random subset of the version that is given."""
+
+    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
+    subset: int | None = None  # about this many random samples; smaller subsets of one seed lie in larger ones
+    seed: int = 0  # of the subset
+    rules: SelectConfig = field(default_factory=SelectConfig)
+    scratch: str | None = None  # a local folder for about 70 bytes a picture; the system's own if None
+
+    def __post_init__(self) -> None:
+        if self.subset is not None and self.rules != SelectConfig():
+            raise ValueError("subset and rules: give one, then the other to the version that comes of it")
+
+
+def run(config: Config, progress: Tell | None = None) -> Manifest:
+    """The version asked for. Rules make a numbered version, a subset is known by its digest alone."""
+    manifest = versions.read_manifest(config.dataset)
+    if config.subset is not None:
+        return selection.subset(manifest, config.subset, config.seed)
+    return select(manifest, config.rules, Path(config.scratch) if config.scratch else None, progress)
+
+
+def select(
+    manifest: Manifest, config: SelectConfig, scratch: Path | None = None, progress: Tell | None = None
+) -> Manifest:
+    """Apply the rules to every kept row of the manifest's units, and make the result the newest version.
+
+    Raises ValueError when the rules leave nothing, and StoreError naming a damaged index.
+    """
+    tell = progress or (lambda what, done, total: None)
+    how = json.loads(json.dumps({"method": METHOD, **dataclasses.asdict(config)}))
+    if manifest.rules and manifest.rules.how == how and config.classes.all:
+        return manifest  # made by these very rules; what class files hold may have changed
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="select-", dir=scratch)))
+        rows = read_kept(manifest, folder, lambda done, total: tell("shards read", done, total))
+        found = _Found(rows)
+        _identical(found, config)
+        if config.duplicates and config.near_distance >= 0:
+            _alike(found, config.near_distance, lambda done, total: tell("comparisons", done, total))
+        found.join_labels()
+        how |= _classes(found, config)
+        if not (found.fate_N == 0).any():
+            raise ValueError(f"{manifest.address}: these rules leave none of {rows.count:,} pictures: loosen them")
+        result = _ruled(manifest, found, how, folder)
+    if manifest.subset:
+        result = selection.below(result, manifest.subset)
+        versions.write_manifest(result)
+    else:
+        versions.add_version(result, "select")
+    return result
+
+
+# --- what is found, row by row -------------------------------------------------------------------------------------
+
+_FATES: tuple[Rule, ...] = tuple(Rule)  # fate 0 stays, fate i + 1 goes for _FATES[i]
+
+
+class _Found:
+    """What becomes of each kept row, by its position among them."""
+
+    def __init__(self, rows: Kept) -> None:
+        self.rows = rows
+        self.fate_N = np.zeros(rows.count, np.uint8)
+        self.gone: list[np.ndarray] = []  # positions that another one stands for, and
+        self.stands: list[np.ndarray] = []  # the one that does; one may later go itself, for a third
+        self.joined_P = np.empty(0, np.int64)  # positions whose labels are others than the index's, ascending,
+        self.joined = pa.array([], pa.list_(pa.string()))  # and their labels
+
+    def drop(self, at: np.ndarray, rule: Rule) -> None:
+        self.fate_N[at] = 1 + _FATES.index(rule)
+
+    def replace(self, gone: np.ndarray, stands: np.ndarray, rule: Rule) -> None:
+        self.drop(gone, rule)
+        self.gone.append(gone)
+        self.stands.append(stands)
+
+    def join_labels(self) -> None:
+        """Who stands for others gets the labels of all of them, each once, in row order."""
+        if not self.gone:
+            return
+        gone, stands = np.concatenate(self.gone), np.concatenate(self.stands)
+        order = np.argsort(gone)
+        gone, stands = gone[order], stands[order]
+        while True:  # a chain is a duplicate of a near-duplicate: two steps
+            at = np.minimum(np.searchsorted(gone, stands), len(gone) - 1)
+            further = gone[at] == stands
+            if not further.any():
+                break
+            stands = np.where(further, stands[at], stands)
+        keep = np.unique(stands)
+        member = np.concatenate([keep, gone])
+        group = np.searchsorted(keep, np.concatenate([keep, stands]))
+        order = np.lexsort((self.rows.row_N[member], group))
+        group_L, label_L, names = self.rows.flat_labels(member[order], group[order])
+        own = self.rows.distinct_labels(keep, np.arange(len(keep)), len(keep))
+        # Own labels come first: who stands for others is the lowest row of all.
+        self.joined_P, self.joined = _unions(keep, group_L, label_L, names, own)
+
+
+def _unions(
+    keep: np.ndarray, group_L: np.ndarray, label_L: np.ndarray, names: pa.Array, own: np.ndarray
+) -> tuple[np.ndarray, pa.ListArray]:
+    """The labels of each group, each once, in the order in which they come, for the groups where that is more than the
+    first row's own."""
+    _, first = np.unique(group_L * max(1, len(names)) + label_L, return_index=True)
+    first.sort()
+    group_L, label_L = group_L[first], label_L[first]
+    size = np.bincount(group_L, minlength=len(keep))
+    more = size > own
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], np.cumsum(size[more])]), pa.int32()), names.take(pa.array(label_L[more[group_L]]))
+    )
+    return keep[more], lists
+
+
+# --- the rules -----------------------------------------------------------------------------------------------------
+
+
+def _identical(found: _Found, config: SelectConfig) -> None:
+    """Placeholders, known and found, go with all their copies; of other equal bytes the lowest row stays."""
+    rows = found.rows
+    found.drop(rows.known_placeholders, Rule.PLACEHOLDER)
+    at_M, bounds = duplicates.equal_groups(rows.sha_N, rows.sha2_N, rows.row_N)
+    size = np.diff(bounds)
+    group_M = np.repeat(np.arange(len(size)), size)
+    placeholder = np.zeros(len(size), bool)
+    if config.placeholder_from:
+        placeholder |= _distinct(group_M, rows.url_N, at_M, size >= config.placeholder_from) >= config.placeholder_from
+    if config.placeholder_labels:
+        crowd = (size >= config.placeholder_labels)[group_M]
+        labels = rows.distinct_labels(at_M[crowd], group_M[crowd], len(size))
+        placeholder |= labels >= config.placeholder_labels
+    found.drop(at_M[placeholder[group_M]], Rule.PLACEHOLDER)
+    if config.duplicates:
+        first = bounds[:-1][group_M]
+        copy = ~placeholder[group_M] & (np.arange(len(at_M)) > first) & (found.fate_N[at_M] == 0)
+        found.replace(at_M[copy], at_M[first[copy]], Rule.DUPLICATE)
+
+
+def _distinct(group_M: np.ndarray, value_N: np.ndarray, at_M: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """How many different values each of these groups has; 0 for the other ones."""
+    looked = groups[group_M]
+    group, value = group_M[looked], value_N[at_M[looked]]
+    order = np.lexsort((value, group))
+    group, value = group[order], value[order]
+    new = np.ones(len(group), bool)
+    new[1:] = (group[1:] != group[:-1]) | (value[1:] != value[:-1])
+    return np.bincount(group[new], minlength=len(groups))
+
+
+def _alike(found: _Found, distance: int, tell: Callable[[int, int], None]) -> None:
+    """Near-duplicates go: a few bits between their hashes, and the same shape. Hash 0: unknown, or one colour."""
+    rows = found.rows
+    hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for hash_P, place_P in duplicates.parts(rows.phash_N):
+        stays = found.fate_N[place_P] == 0
+        hash_L, place_L = _with_one_hash(found, hash_P[stays], place_P[stays])
+        hashes.append(hash_L)
+        places.append(place_L)
+    hash_L, place_L = np.concatenate(hashes), np.concatenate(places)  # hashes ascend from part to part
+    hash_U, first, leaders_U = np.unique(hash_L, return_index=True, return_counts=True)
+    near = np.searchsorted(hash_U, duplicates.near_pairs(hash_U, distance, tell=tell))
+    with_itself = np.flatnonzero(leaders_U > 1)
+    one, other = _all_pairs(np.concatenate([near, np.stack([with_itself, with_itself], 1)]), first, leaders_U)
+    one, other = place_L[one], place_L[other]
+    alike = rows.same_shape(one, other, ASPECT) & (one != other)
+    one, other = one[alike], other[alike]
+    row, row_other = rows.row_N[one], rows.row_N[other]
+    ends, which = np.unique(np.concatenate([row, row_other]), return_index=True)
+    place_of = np.concatenate([one, other])[which]
+    gone, stands = duplicates.leaders(np.minimum(row, row_other), np.maximum(row, row_other))
+    found.replace(place_of[np.searchsorted(ends, gone)], place_of[np.searchsorted(ends, stands)], Rule.NEAR_DUPLICATE)
+
+
+def _with_one_hash(found: _Found, hash_P: np.ndarray, place_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows with one and the same hash and about the same shape only the lowest leads, and the others go: (hash,
+    position) of those that lead, hashes ascending as they came."""
+    rows = found.rows
+    same = hash_P[1:] == hash_P[:-1]
+    several = np.zeros(len(hash_P), bool)
+    several[1:] |= same
+    several[:-1] |= same
+    hash_M, place_M = hash_P[several], place_P[several]
+    shape_M = np.floor(rows.shape_N[place_M] / ASPECT)
+    order = np.lexsort((rows.row_N[place_M], shape_M, hash_M))
+    hash_M, place_M, shape_M = hash_M[order], place_M[order], shape_M[order]
+    leads = np.ones(len(hash_M), bool)
+    leads[1:] = (hash_M[1:] != hash_M[:-1]) | (shape_M[1:] != shape_M[:-1])
+    leader_M = place_M[leads][np.cumsum(leads) - 1]
+    found.replace(place_M[~leads], leader_M[~leads], Rule.NEAR_DUPLICATE)
+    hash_L = np.concatenate([hash_P[~several], hash_M[leads]])
+    order = np.argsort(hash_L, kind="stable")
+    return hash_L[order], np.concatenate([place_P[~several], place_M[leads]])[order]
+
+
+def _all_pairs(pair_M: np.ndarray, first: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For pairs of groups, all pairs of their members; group g is `first[g]` to `first[g] + size[g]`."""
+    a, b = pair_M[:, 0], pair_M[:, 1]
+    count = size[a] * size[b]
+    pair = np.repeat(np.arange(len(count)), count)
+    inside = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
+    return first[a][pair] + inside // size[b][pair], first[b][pair] + inside % size[b][pair]
+
+
+def _classes(found: _Found, config: SelectConfig) -> dict[str, Any]:
+    """Pictures without a label that was chosen go; returns what there is to say of how."""
+    if config.classes.all and not config.min_per_class:
+        return {}
+    counts = _class_counts(found)
+    taken = chosen(config.classes, lambda: counts)
+    enough = {label for label, n in counts.items() if n >= config.min_per_class}
+    enough = enough if taken is None else enough & taken
+    for start, labels in found.rows.labels():
+        mine = slice(start, start + len(labels))
+        if taken is not None:
+            _leave_out(found, mine, labels, sorted(taken), Rule.CLASS)
+        if config.min_per_class:
+            _leave_out(found, mine, labels, sorted(enough), Rule.SMALL_CLASS)
+    return {} if taken is None else {"chosen": hashlib.sha256("\n".join(sorted(taken)).encode()).hexdigest()}
+
+
+def _leave_out(found: _Found, mine: slice, labels: pa.ListArray, classes: list[str], rule: Rule) -> None:
+    has = takes(labels, classes).to_numpy(zero_copy_only=False)
+    joined = slice(*np.searchsorted(found.joined_P, [mine.start, mine.stop]))
+    has[found.joined_P[joined] - mine.start] = takes(found.joined[joined], classes).to_numpy(zero_copy_only=False)
+    found.drop(mine.start + np.flatnonzero(~has & (found.fate_N[mine] == 0)), rule)
+
+
+def _class_counts(found: _Found) -> Mapping[str, int]:
+    """Pictures that stay so far by label."""
+    counts: Counter[str] = Counter()
+    mine = np.zeros(found.rows.count, bool)
+    mine[found.joined_P] = True
+    for start, labels in found.rows.labels():
+        here = slice(start, start + len(labels))
+        _count(counts, labels.filter(pa.array((found.fate_N[here] == 0) & ~mine[here])))
+    _count(counts, found.joined)
+    return counts
+
+
+def _count(counts: Counter[str], labels: pa.ListArray) -> None:
+    for found in labels.flatten().value_counts().to_pylist():
+        counts[found["values"]] += found["counts"]
+
+
+# --- the result ----------------------------------------------------------------------------------------------------
+
+
+def _ruled(manifest: Manifest, found: _Found, how: dict[str, Any], folder: Path) -> Manifest:
+    rows, fate_N = found.rows, found.fate_N
+    written = rules.write_rules(manifest.dataset, _tables(manifest, found), how, folder)
+    gone = np.concatenate([[0], np.cumsum(fate_N != 0)])[rows.start]
+    shards = tuple(
+        dataclasses.replace(shard, selected=shard.kept - int(out)) for shard, out in zip(manifest.shards, np.diff(gone))
+    )
+    counts = np.bincount(fate_N, minlength=len(_FATES) + 1)[1:].tolist()
+    deselected = {str(rule): n for rule, n in sorted(zip(_FATES, counts)) if n}
+    return dataclasses.replace(manifest, shards=shards, deselected=deselected, subset=None, rules=written)
+
+
+def _tables(manifest: Manifest, found: _Found) -> Iterator[pa.Table]:
+    """The rules of each shard that has some."""
+    names = pa.array([None, *map(str, _FATES)])
+    stays = found.fate_N[found.joined_P] == 0
+    joined_P, joined = found.joined_P[stays], found.joined.filter(pa.array(stays))
+    for number, shard in enumerate(manifest.shards):
+        start, end = found.rows.start[number : number + 2]
+        out = start + np.flatnonzero(found.fate_N[start:end])
+        first, last = np.searchsorted(joined_P, [start, end])
+        at = np.concatenate([out, joined_P[first:last]])
+        if len(at):
+            labels = pa.concat_arrays([pa.nulls(len(out), joined.type), joined[first:last]])
+            row = found.rows.row_N[at]
+            table = pa.table(
+                {
+                    "unit": pa.array(np.full(len(at), shard.unit)),
+                    "row": pa.array(row),
+                    "reason": names.take(pa.array(found.fate_N[at])),
+                    "labels": labels,
+                }
+            )
+            yield table.take(pa.array(np.argsort(row)))
