@@ -1,16 +1,177 @@
-"""How hard one host may be asked: its limits when several processes share it, and what people see of it.
+"""How hard one host may be asked: its pace, its pauses, its breaker, and its limits when several processes share it.
 
-Pure: no sockets, no clock of its own. A host is a host name; its ports and schemes share one budget.
+Pure: no sockets, no clock of its own. A host is a host name; its ports and schemes share one budget. Times are seconds
+on one monotonic clock, except between processes, where they are unix time.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from ingest.record import Reason
+from ingest.robots import Robots
+
+if TYPE_CHECKING:
+    from ingest.transfer import Task
+
+OPENINGS = 3  # of a host's breaker in a row, after which its links are given up
+COOL_OFF_GROWS = 3.0  # times longer after each opening
+CLOSED = 300.0  # seconds for which a given-up host is not asked; doubles each time
+CLOSED_MOST = 3600.0
+CREDIT = 0.25  # seconds of pauses that one success pays back
 SLICE = 10.0  # seconds a process keeps its place on a host that has more askers than transfers
 LOST = 60.0  # seconds of silence after which a process is taken for dead
+
+
+# --- one host, as one process knows it -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """How every host is treated."""
+
+    per_host: int  # transfers at once
+    interval: float  # seconds from one start to the next, at least
+    backoff: float  # seconds of the first pause of a host that does not say how long; doubles
+    breaker: int  # failures in a row that open it
+    cool_off: float  # seconds until one link may try again
+    max_pause: float  # seconds of pauses without enough successes between them, after which a host is given up
+
+
+@dataclass(eq=False, slots=True)
+class Origin:
+    """A scheme, host and port: what robots.txt speaks of."""
+
+    text: str  # "http://example.org:8080", without a slash
+    host: Host
+    robots: Robots | None = None  # None: not known
+    failure: tuple[Reason, str] | None = None  # why it is not known, and for now nothing may be asked
+    until: float = 0.0  # when either is to be asked for anew
+    asking: bool = False
+    waiting: deque[Task] = field(default_factory=deque)  # links that wait for the answer
+
+
+@dataclass(eq=False, slots=True)
+class Host:
+    """The links of one host name, and when the next of them may start."""
+
+    name: str
+    manners: Manners
+    limit: int  # transfers at once, as granted
+    interval: float  # seconds from one start to the next
+    waiting: deque[Task] = field(default_factory=deque)
+    origins: list[Origin] = field(default_factory=list)
+    active: int = 0
+    next_start: float = 0.0
+    crawl_delay: float = 0.0  # what its robots.txt asks for, capped
+    paused_until: float = 0.0
+    paused_at: float = 0.0
+    pauses: int = 0  # in a row
+    pause_spent: float = 0.0  # of max_pause
+    failures: int = 0  # in a row
+    openings: int = 0  # in a row; from the first on only one transfer at a time
+    opened_at: float = 0.0
+    closed_until: float = 0.0
+    closed_for: float = 0.0
+    last: tuple[Reason, str] = (Reason.TIMEOUT, "")  # what it failed with last
+    unresolved: bool = False  # its name did not resolve when last tried
+    answered_ever: bool = False
+    listed: bool = False  # in one of the loop's queues
+    alarm: float = 0.0  # when the loop looks at it again; 0: no alarm is set
+    burst: int = 0  # links that may still follow at once on the same connection
+    done: int = 0
+    failed: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def room(self) -> bool:
+        return self.active < (min(1, self.limit) if self.openings else self.limit)
+
+    def ready_at(self) -> float:
+        return max(self.paused_until, self.next_start)
+
+    def begin(self, now: float) -> None:
+        self.active += 1
+        self.next_start = now + max(self.interval, self.crawl_delay)
+
+    def idle(self) -> bool:
+        return not (self.active or self.waiting or any(origin.waiting for origin in self.origins))
+
+    def answered(self) -> None:
+        """It gave an answer that is neither an error of its own nor a request to wait."""
+        self.failures = self.openings = self.pauses = 0
+        self.pause_spent = max(0.0, self.pause_spent - CREDIT)
+        self.closed_for = 0.0
+        self.answered_ever, self.unresolved = True, False
+
+    def broke(self, began: float, now: float, reason: Reason, detail: str) -> str:
+        """A transfer failed that began at `began`. Returns what there is to tell, or ""."""
+        if began < self.opened_at:  # one of those that were under way when it opened
+            return ""
+        self.last = (reason, detail)
+        self.failures += 1
+        if self.failures < self.manners.breaker and not self.openings:
+            return ""
+        self.openings += 1
+        self.opened_at = now
+        what = f"{self.failures} failures in a row, the last: {detail}"
+        if self.openings >= OPENINGS:
+            return self._close(now, 0.0, f"circuit breaker: {what}")
+        wait = self.manners.cool_off * COOL_OFF_GROWS ** (self.openings - 1)
+        self.paused_until = max(self.paused_until, now + wait)
+        return f"circuit breaker open for {wait:.0f} s: {what}"
+
+    def asked_to_wait(self, began: float, now: float, seconds: float, reason: Reason) -> str:
+        """It answered a transfer that began at `began` with 429, or 503 and Retry-After; `seconds` is 0 where it did
+        not say for how long. Returns what there is to tell, or ""."""
+        if began < self.paused_at:  # said when it was already being heeded
+            self.paused_until = max(self.paused_until, min(now + seconds, now + self.manners.max_pause))
+            return ""
+        self.pauses += 1
+        self.paused_at = now
+        seconds = max(seconds, min(self.manners.backoff * 2.0 ** (self.pauses - 1), self.manners.max_pause))
+        self.pause_spent += seconds
+        self.last = (reason, f"asked to wait {seconds:.0f} s")
+        if self.pause_spent > self.manners.max_pause:
+            return self._close(now, seconds, f"asks to wait {seconds:.0f} s, {self.pause_spent:.0f} s in all")
+        self.paused_until = now + seconds
+        return f"paused for {seconds:.0f} s, as it asked" if seconds >= 1 else ""
+
+    def told(self, until: float, now: float) -> bool:
+        """Another process was asked to wait until then. Returns whether that is too long to wait for."""
+        if until <= max(now, self.paused_until, self.closed_until) + 0.5:
+            return False
+        if until - now <= self.manners.max_pause:
+            self.paused_until, self.paused_at = until, now
+            return False
+        self.last = (Reason.HTTP_429, self.last[1])
+        self._close(now, until - now, f"asks to wait {until - now:.0f} s")
+        return True
+
+    def _close(self, now: float, at_least: float, why: str) -> str:
+        self.closed_for = min(max(CLOSED, 2 * self.closed_for), CLOSED_MOST)
+        self.closed_until = now + max(self.closed_for, min(at_least, CLOSED_MOST))
+        self.paused_until = 0.0
+        self.last = (self.last[0], f"host given up for now: {why}"[:300])
+        return self.last[1]
+
+    def reopen(self) -> None:
+        """What it failed with was not its fault."""
+        self.failures = self.openings = 0
+        self.closed_until = self.closed_for = self.paused_until = 0.0
+        for origin in self.origins:
+            origin.failure = None
+
+    def load(self, since: float) -> HostLoad:
+        """`since`: the unix time of the monotonic clock's 0."""
+        waiting = len(self.waiting) + sum(len(origin.waiting) for origin in self.origins)
+        until = max(self.paused_until, self.closed_until)
+        return HostLoad(
+            self.name, self.active, waiting, self.done, self.failed, self.bytes, self.seconds, until and since + until
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +198,7 @@ class Demand:
     transfers: int  # wanted at once, those under way included
     paused_until: float = 0.0  # unix time until which the host asked to be left alone; 0 when it did not
     active: int = 0  # under way
+    alone: bool = False  # the host asked for an interval between requests: one process at a time can keep it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +226,7 @@ class _Hold:
     since: float  # when its turn began
     wanted: int = 0
     active: int = 0
+    alone: bool = False
     granted: int = 0
     before: int = 0  # granted by the settlement before: the process may not have read the newer one yet
 
@@ -116,24 +279,25 @@ class Limiter:
             self._pauses[host] = until
         holds = self._holds.setdefault(host, {})
         hold = holds.setdefault(who, _Hold(now))
-        hold.wanted, hold.active = demand.transfers, demand.active
+        hold.wanted, hold.active, hold.alone = demand.transfers, demand.active, demand.alone
+        room = 1 if any(other.alone for other in holds.values()) else self.per_host
         others = sum(other.most for name, other in holds.items() if name != who)
         hold.before = hold.granted
-        hold.granted = max(0, min(self._fair(holds, who), self.per_host - others))
+        hold.granted = max(0, min(_fair(holds, who, room), room - others))
         if hold.granted and now - hold.since > SLICE:
             hold.since = now  # who waits for a first transfer comes before it next time
         share = hold.granted / (others + hold.granted) if hold.granted else 0.0
         return Grant(hold.granted, until if until > now else 0.0, self.rate * share)
 
-    def _fair(self, holds: dict[str, _Hold], who: str) -> int:
-        """Max-min: one transfer after the other to whoever wants more, in the order of their turns."""
-        left, share = self.per_host, 0
-        wanting = sorted(holds, key=lambda name: (holds[name].since, name))
-        turn = 0
-        while wanting and left:
-            turn += 1
-            wanting = [name for name in wanting if holds[name].wanted >= turn]
-            served = wanting[:left]
-            share += who in served
-            left -= len(served)
-        return share
+
+def _fair(holds: dict[str, _Hold], who: str, room: int) -> int:
+    """Max-min: one transfer after the other to whoever wants more, in the order of their turns."""
+    share = turn = 0
+    wanting = sorted(holds, key=lambda name: (holds[name].since, name))
+    while wanting and room:
+        turn += 1
+        wanting = [name for name in wanting if holds[name].wanted >= turn]
+        served = wanting[:room]
+        share += who in served
+        room -= len(served)
+    return share

@@ -4,11 +4,18 @@
         origin.url("/ok/1.jpg")      # a picture, different for every path
         origin.url("/status/404")
 
+Several origins on several addresses of 127.0.0.0/8 are several hosts: Origin("127.0.0.2"). What /robots.txt answers is
+`origin.robots`: None for 404, or a function that gets the handler. `tls` is a server's ssl.SSLContext.
+
 Paths: /ok/NAME.jpg|png|gif|bmp|webp|tiff, /status/CODE, /flaky/N/NAME (503 for the first N requests),
 /busy/SECONDS/NAME (429 with Retry-After once, then a picture), /drip (a byte every 0.2 s), /silent (accepts, never
 answers), /endless, /truncated, /reset, /html, /empty, /gzip and /bomb (a Content-Encoding nobody asked for),
 /declared/N (a Content-Length of N), /cut/NAME.jpg (a complete reply with half a picture), /slow/SECONDS/NAME.jpg,
-/redirect/N (N hops to a picture), /loop, /goto?URL (302 to any URL), /file/NAME (from `files`).
+/redirect/N (N hops to a picture), /loop, /goto?URL (302 to any URL), /file/NAME (from `files`), /later/SECONDS (429
+always, with that Retry-After), /tag/NAME?VALUE|VALUE (X-Robots-Tag headers), /tagged_endless (opted out, and endless).
+Lies about connections: /excess (more body than declared), /unasked (a second reply nobody asked for), /leaves (a whole
+reply, then closes without notice), /hangs_up (closes before any reply), /garbage (no HTTP), /broken_chunk.
+Floods: /heads (header lines), /one_head (one line), /continue (interim replies), /trailers.
 """
 
 from __future__ import annotations
@@ -16,11 +23,13 @@ from __future__ import annotations
 import gzip
 import io
 import socket
+import ssl
 import struct
 import tarfile
 import threading
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -41,22 +50,29 @@ def picture(name: str, kind: str = "jpeg", side: int = 64) -> bytes:
 class Origin:
     """Serves until the `with` block ends; counts requests by path, and the most served at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        self.robots: Callable[[Any], None] | None = None
         self.files: dict[str, bytes] = {}
-        self.requests: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()  # robots.txt is counted apart
+        self.robots_asked = 0
         self.connections = 0
         self.busy = 0
         self.busiest = 0
         self.headers: list[dict[str, str]] = []
         self.closing = threading.Event()
         self.lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.origin = self
+        self.address, self.scheme = address, "https" if tls else "http"
+        self._server = _Server((address, port), _Handler)
+        self._server.origin, self._server.tls = self, tls
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"{self.scheme}://{self.address}:{self.port}{path}"
+
+    def asked(self, prefix: str) -> int:
+        """Requests for paths that begin so."""
+        return sum(count for path, count in self.requests.items() if path.startswith(prefix))
 
     def __enter__(self) -> Origin:
         self._thread.start()
@@ -74,6 +90,13 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
     origin: Origin
+    tls: ssl.SSLContext | None
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, client = super().get_request()
+        if self.tls is not None:  # the handshake is left to the connection's own thread
+            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, client
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients that hang up are what these tests are about
@@ -98,11 +121,17 @@ class _Handler(BaseHTTPRequestHandler):
         origin = self.server.origin
         path = unquote(self.path, "latin-1")
         with origin.lock:
-            origin.requests[path] += 1
+            if path == "/robots.txt":
+                origin.robots_asked += 1
+            else:
+                origin.requests[path] += 1
             origin.headers.append(dict(self.headers))
             origin.busy += 1
             origin.busiest = max(origin.busiest, origin.busy)
         try:
+            if path == "/robots.txt":
+                (origin.robots or _Handler.serve_unknown)(self)
+                return
             words = path.lstrip("/").split("?")[0].split("/")
             getattr(self, f"serve_{words[0]}", self.serve_unknown)(path, *words[1:])
         finally:
@@ -122,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
     def wait(self, seconds: float) -> None:
         self.server.origin.closing.wait(seconds)
 
-    def serve_unknown(self, path: str, *_: str) -> None:
+    def serve_unknown(self, path: str = "", *_: str) -> None:
         self.reply(b"no such path", 404)
 
     def serve_ok(self, path: str, *_: str) -> None:
@@ -208,6 +237,71 @@ class _Handler(BaseHTTPRequestHandler):
     def serve_redirect(self, path: str, hops: str) -> None:
         left = int(hops)
         self.reply(b"", 302, Location=f"/redirect/{left - 1}" if left > 1 else "/ok/moved.jpg")
+
+    def serve_later(self, path: str, seconds: str, *_: str) -> None:
+        self.reply(b"", 429, Retry_After=seconds)
+
+    def serve_tag(self, path: str, *_: str) -> None:
+        self.send_response(200)
+        for value in path.split("?", 1)[1].split("|"):
+            self.send_header("X-Robots-Tag", value)
+        body = picture(path)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def serve_tagged_endless(self, path: str, *_: str) -> None:
+        self.raw(b"HTTP/1.1 200 OK\r\nX-Robots-Tag: noai\r\nContent-Length: 1000000000\r\n\r\n")
+        self.forever(bytes(65536))
+
+    def raw(self, data: bytes) -> None:
+        self.wfile.write(data)
+        self.wfile.flush()
+
+    def forever(self, data: bytes) -> None:
+        while not self.server.origin.closing.is_set():
+            self.raw(data)
+
+    def serve_excess(self, path: str, *_: str) -> None:
+        body = picture(path)
+        self.raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b%b" % (len(body), body, b"x" * 1000))
+
+    def serve_unasked(self, path: str, *_: str) -> None:
+        body = picture(path)
+        whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        self.raw(whole)
+        self.wait(0.05)
+        self.raw(whole.replace(body, bytes(len(body))))
+
+    def serve_leaves(self, path: str, *_: str) -> None:
+        self.serve_ok(path)
+        self.close_connection = True
+
+    def serve_hangs_up(self, path: str, *_: str) -> None:
+        self.close_connection = True
+
+    def serve_garbage(self, path: str, *_: str) -> None:
+        self.raw(b"SSH-2.0-OpenSSH_9.2\r\n" * 3)
+        self.close_connection = True
+
+    def serve_broken_chunk(self, path: str, *_: str) -> None:
+        self.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nzz\r\n")
+        self.close_connection = True
+
+    def serve_heads(self, path: str, *_: str) -> None:
+        self.raw(b"HTTP/1.1 200 OK\r\n")
+        self.forever(b"X-Flood: and again\r\n" * 100)
+
+    def serve_one_head(self, path: str, *_: str) -> None:
+        self.raw(b"HTTP/1.1 200 OK\r\nX-Flood: ")
+        self.forever(b"again" * 1000)
+
+    def serve_continue(self, path: str, *_: str) -> None:
+        self.forever(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+    def serve_trailers(self, path: str, *_: str) -> None:
+        self.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Flood\r\n\r\n1\r\na\r\n0\r\n")
+        self.forever(b"X-Flood: and again\r\n" * 100)
 
     def serve_loop(self, path: str, *_: str) -> None:
         self.reply(b"", 301, Location="/loop")

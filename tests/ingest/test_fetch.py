@@ -50,12 +50,14 @@ def test_bytes_come_whole_over_few_connections() -> None:
         assert origin.connections <= 4
         assert origin.busiest <= 4
         agents = {headers["User-Agent"] for headers in origin.headers}
-        assert agents == {"xtra-pretrain/0.1"}
+        assert agents == {"xtra-pretrain/0.1 (+https://github.com/xtra-pretrain/xtra-pretrain)"}
 
 
 def test_the_agent_says_whom_to_contact(origin: Origin) -> None:
     get(origin.url("/ok/agent.jpg"), contact="me@example.org")
-    assert origin.headers[-1]["User-Agent"] == "xtra-pretrain/0.1 (+me@example.org)"
+    assert origin.headers[-1]["User-Agent"] == (
+        "xtra-pretrain/0.1 (+https://github.com/xtra-pretrain/xtra-pretrain; me@example.org)"
+    )
     with pytest.raises(ValueError, match=r"fetch\.contact"):
         FetchConfig(contact="a\r\nX-Evil: 1")
 
@@ -74,6 +76,13 @@ def test_the_agent_says_whom_to_contact(origin: Origin) -> None:
         ("/status/503", Reason.HTTP_5XX, 3),
         ("/truncated", Reason.TRUNCATED_BODY, 3),
         ("/reset", Reason.CONNECT, 3),
+        ("/hangs_up", Reason.CONNECT, 3),
+        ("/garbage", Reason.CONNECT, 3),
+        ("/broken_chunk", Reason.TRUNCATED_BODY, 3),
+        ("/heads", Reason.TOO_LARGE, 1),
+        ("/one_head", Reason.TOO_LARGE, 1),
+        ("/continue", Reason.TOO_LARGE, 1),
+        ("/trailers", Reason.TOO_LARGE, 1),
         ("/endless", Reason.TOO_LARGE, 1),
         ("/declared/99000000", Reason.TOO_LARGE, 1),
         ("/bomb", Reason.TOO_LARGE, 1),
@@ -83,14 +92,15 @@ def test_the_agent_says_whom_to_contact(origin: Origin) -> None:
         ("/goto?http://169.254.169.254/latest/meta-data/", Reason.BLOCKED_ADDRESS, 1),
         ("/goto?http://[::1]:80/", Reason.BLOCKED_ADDRESS, 1),
         ("/goto?http://10.0.0.1/", Reason.BLOCKED_ADDRESS, 1),
-        ("/goto?http://2130706433.nip.invalid/", Reason.DNS, 3),
+        ("/goto?http://2130706433.nip.invalid/", Reason.DNS, 1),
+        ("/goto?http://127.0.0.1:0/", Reason.CONNECT, 1),
     ],
 )
 def test_each_misbehaviour_has_its_reason(origin: Origin, path: str, reason: Reason, asked: int) -> None:
     (found,) = get(origin.url(path), max_bytes=1_000_000)
     assert (found.reason, found.attempts) == (reason, asked), found
     if not path.startswith(("/goto", "/loop")):
-        assert origin.requests[path] == asked
+        assert asked <= origin.requests[path] <= asked + 1  # libcurl itself repeats what a kept connection swallowed
         assert found.detail
         assert "\n" not in found.detail
 
@@ -114,8 +124,12 @@ def test_a_trickle_ends_by_low_speed(origin: Origin) -> None:
 def test_nobody_listens() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        (found,) = get(f"http://127.0.0.1:{probe.getsockname()[1]}/a.jpg", retries=1)
-    assert (found.reason, found.attempts, found.status) == (Reason.CONNECT, 2, 0)
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}/a.jpg"
+        (found,) = get(url, retries=1, robots=False)
+        assert (found.reason, found.attempts, found.status) == (Reason.CONNECT, 2, 0)
+        (found,) = get(url, retries=1)
+        assert (found.reason, found.attempts, found.status) == (Reason.CONNECT, 0, 0)
+        assert found.detail.startswith("robots.txt: ")
 
 
 def test_a_name_that_does_not_exist() -> None:
@@ -135,9 +149,10 @@ def test_retries_succeed_and_are_counted(origin: Origin) -> None:
 
 
 def test_retry_after_is_honoured_within_the_deadline(origin: Origin) -> None:
-    short, long = get(origin.url("/busy/1/a"), origin.url("/busy/3600/b"), deadline=20)
+    (short,) = get(origin.url("/busy/1/a"))
     assert (short.reason, short.attempts) == (None, 2)
     assert short.ms >= 1000
+    (long,) = get(origin.url("/busy/3600/b"))
     assert (long.reason, long.attempts) == (Reason.HTTP_429, 1)
     assert long.ms < 1000
 
@@ -174,7 +189,7 @@ def test_a_private_address_is_not_asked_by_default() -> None:
         urls += [f"http://[::ffff:127.0.0.1]:{origin.port}/a", "http://2130706433/a"]
         found = get(*urls, allow_private=())
         assert {f.reason for f in found} == {Reason.BLOCKED_ADDRESS}
-        assert {f.attempts for f in found} == {1}
+        assert {f.attempts for f in found} == {0}
         assert origin.connections == 0
 
 
@@ -254,7 +269,8 @@ def test_a_full_scratch_is_an_error_and_no_verdict(origin: Origin, tmp_path: Pat
         get(origin.url("/file/large"), scratch=tmp_path / "gone", in_memory=1000)
 
 
-def test_links_are_taken_only_as_they_are_needed(origin: Origin) -> None:
+def test_links_are_taken_only_as_they_are_needed(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.fetch.HOLD", 40)
     taken = 0
 
     def links() -> Iterator[Link]:
@@ -266,7 +282,7 @@ def test_links_are_taken_only_as_they_are_needed(origin: Origin) -> None:
     results = fetch(links(), FetchConfig(connections=4, per_host=4, **LOOPBACK))
     for _ in range(10):
         next(results)
-    assert taken < 10 + 3 * 4 * 4
+    assert taken < 10 + 40 + 4
     results.close()  # type: ignore[attr-defined]
 
 
@@ -291,6 +307,6 @@ def test_no_sockets_left_is_an_error_and_no_verdict(origin: Origin, monkeypatch:
     def none_left(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("ingest.fetch.socket.socket", none_left)
+    monkeypatch.setattr("ingest.transfer.socket.socket", none_left)
     with pytest.raises(ValueError, match=r"Too many open files\): lower --fetch\.connections"):
         get(origin.url("/ok/a.jpg"))

@@ -1,0 +1,73 @@
+"""How to ask: the settings of the fetcher, checked, and the name under which it asks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ingest.address import networks
+from ingest.robots import PRODUCT
+
+VERSION = "0.1"
+PROJECT = "https://github.com/xtra-pretrain/xtra-pretrain"
+RATE = 20.0  # requests/s to one host unless the user says otherwise
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """How to ask. Times in seconds, sizes in bytes."""
+
+    allow_private: tuple[str, ...] = ()  # addresses or networks that may be asked although they are not public
+    per_host: int = 8  # transfers at once to one host name
+    per_host_rate: float | None = (
+        None  # requests/s to one host name, 0: no limit; None: 20, no limit with allow_private
+    )
+    connections: int = 128  # transfers at once in all
+    deadline: float = 60.0  # for the transfers of one link, with its redirects and retries; waiting does not count
+    patience: float = 300.0  # a link waits no longer than this for a host when nothing else is left to do
+    connect_timeout: float = 10.0
+    low_speed: int = 1000  # bytes/s; slower than this for low_speed_seconds is a timeout
+    low_speed_seconds: int = 15
+    max_bytes: int = 32 << 20
+    retries: int = 2
+    backoff: float = 1.0  # before the first retry; doubles, with jitter
+    redirects: int = 5
+    robots: bool = True  # heed robots.txt (RFC 9309, and Crawl-delay up to 10 s)
+    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none")  # X-Robots-Tag words heeded
+    max_pause: float = (
+        120.0  # a host that asks for longer pauses (Retry-After) without much success between is given up
+    )
+    breaker: int = 8  # failures in a row of one host that stop it for cool_off, three times as long the next time
+    cool_off: float = 5.0
+    outage_limit: float = 3600.0  # how long a dead network is waited for; 0: take every failure at its word
+    proxy: str = ""  # http(s) or socks5h proxy; who may be asked is then for the proxy to check, not for us
+    contact: str = ""  # an address or page where the asked can reach you; part of the user agent
+    in_memory: int = 1 << 20  # a larger body goes to a file on scratch
+
+    def __post_init__(self) -> None:
+        for name in ("per_host", "connections", "deadline", "patience", "connect_timeout", "max_bytes", "breaker"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"fetch.{name} is {getattr(self, name)}: it must be more than 0")
+        not_negative = ("retries", "redirects", "backoff", "low_speed", "low_speed_seconds", "max_pause", "cool_off")
+        for name in (*not_negative, "outage_limit", "per_host_rate"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"fetch.{name} is {getattr(self, name)}: it must be 0 or more")
+        if not self.contact.isprintable() or not self.contact.isascii():
+            raise ValueError(f"fetch.contact is {self.contact!r}: use one line of plain ASCII")
+        if self.proxy and not re.fullmatch(r"(https?|socks5h)://[^@/?#\s]+/?", self.proxy):
+            raise ValueError(
+                f"fetch.proxy is {self.proxy.rpartition('@')[2]!r}: give http://HOST:PORT, https:// or socks5h://, "
+                "without a user name"
+            )
+        networks(self.allow_private)
+
+    @property
+    def user_agent(self) -> str:
+        return f"{PRODUCT}/{VERSION} (+{PROJECT}{'; ' if self.contact else ''}{self.contact})"
+
+    @property
+    def rate(self) -> float:
+        """Requests/s to one host; 0: no limit."""
+        if self.per_host_rate is None:
+            return 0.0 if self.allow_private else RATE
+        return self.per_host_rate

@@ -1,0 +1,85 @@
+"""Tells a network that is gone from links that are dead.
+
+A list of 2011 has thousands of dead names in a row, so that failures alone prove nothing. The network is *suspected*
+when nobody has answered for a while and, in that time, hosts failed that had answered before (or very many hosts).
+It is then *asked*: an origin that answered not long ago is asked again; any answer clears it. Only when these
+fail too is the network *out*. What failed without an answer since the last sign of life is not held against any link.
+
+Pure: times are handed in, in seconds on one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+QUIET = 3.0  # seconds without any sign of life before anything is suspected
+KNOWN = 3  # distinct hosts that answered before and now do not
+MANY = 20  # distinct hosts, whether they ever answered or not
+GOOD = 3  # origins remembered to ask in doubt
+PROBE = 5.0  # seconds between two probes
+
+
+@dataclass
+class Network:
+    """What the ends of transfers say about the network. `limit`: seconds without it to bear; 0: never suspect."""
+
+    limit: float
+    alive_at: float = 0.0  # the last sign of life; 0: none yet
+    silent: dict[str, bool] = field(default_factory=dict)  # hosts that failed since; whether they answered before
+    good: dict[str, None] = field(default_factory=dict)  # origins that answered, the last one last
+    suspected: bool = False
+    out_since: float = 0.0  # 0: it is there
+    over_at: float = 0.0  # when the last outage ended
+    probed: int = 0  # probes since the suspicion arose
+    next_probe: float = 0.0
+
+    def alive(self, now: float, origin: str = "") -> bool:
+        """Somebody answered (`origin`, where it was a web server). Returns whether that ends an outage."""
+        self.alive_at = now
+        if origin and next(reversed(self.good), None) != origin:
+            self.good.pop(origin, None)
+            self.good[origin] = None
+            if len(self.good) > GOOD:
+                del self.good[next(iter(self.good))]
+        if self.silent:
+            self.silent.clear()
+        if not self.suspected:
+            return False
+        was_out = self.out_since > 0
+        self.suspected, self.out_since, self.probed, self.next_probe = False, 0.0, 0, 0.0
+        self.over_at = now
+        return was_out
+
+    def failed(self, host: str, answered_before: bool) -> None:
+        """A transfer to this host ended without any answer."""
+        self.silent[host] = answered_before
+
+    @property
+    def evidence(self) -> bool:
+        """Whether those that failed are more than a few dead links."""
+        known = sum(self.silent.values()) if len(self.silent) >= KNOWN else 0
+        return self.limit > 0 and (len(self.silent) >= MANY or known >= KNOWN)
+
+    def suspect(self, now: float) -> bool:
+        """Whether there is reason to doubt the network. Where none ever answered, enough of the silent may turn out to
+        be names that do not exist."""
+        if not self.out_since and (self.alive_at == 0 or not self.suspected):
+            self.suspected = self.evidence and now - self.alive_at >= QUIET
+        return self.suspected
+
+    def probe(self, now: float) -> str | None:
+        """The origin to ask now; "" when any will do; None when it is not time."""
+        if not self.suspected or now < self.next_probe:
+            return None
+        self.next_probe = now + PROBE
+        self.probed += 1
+        good = list(self.good)
+        return good[-1 - (self.probed - 1) % len(good)] if good else ""
+
+    def probe_failed(self, now: float) -> bool:
+        """A probe found nobody. Returns whether the network now counts as out, and did not before."""
+        if self.out_since or not self.suspected or self.probed < max(1, len(self.good)):
+            self.next_probe = min(self.next_probe, now) if not self.out_since else self.next_probe
+            return False
+        self.out_since = self.alive_at or now
+        return True

@@ -1,0 +1,342 @@
+"""Which link starts next: one queue a host, in turns, each at its host's pace and only once robots.txt is known.
+
+Hosts that may start something are in one of two queues; the others wait behind an alarm, a lease or an answer and cost
+nothing per turn. No I/O: a robots.txt that is needed is handed out like a link.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import re
+import time
+from collections import deque
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from ingest.address import refusal
+from ingest.hosts import Demand, Host, HostLoad, Leases, Manners, Origin
+from ingest.record import Reason
+from ingest.robots import ANYTHING, Robots
+from ingest.source import MAX_URL, check_url
+from ingest.transfer import Task
+
+BURST = 32  # links of one host that may follow one another while other hosts wait: its connection stays warm
+LEASED = 4  # hosts that hold or ask for a lease, per transfer at once
+ROBOTS_FOR = 24 * 3600.0  # seconds for which a robots.txt is believed (RFC 9309, 2.4)
+NO_ROBOTS_FOR = 300.0  # seconds until one that could not be had is asked for again
+CRAWL_DELAY = 10.0  # seconds, the most that is honoured
+MEMORY = 64 << 20  # bytes for what is known of hosts that have no links now
+HOST_SIZE = 2048  # bytes of memory, about
+
+_PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?][!-~]*)?")
+_PATH = re.compile(r"[^:]+://[^/?#]*(.*)")
+
+
+class Schedule:
+    """The links that wait, by host. `guard`: who may be asked, where a proxy and not we will connect to it."""
+
+    def __init__(
+        self,
+        manners: Manners,
+        connections: int,
+        robots: bool,
+        patience: float,
+        leases: Leases | None = None,
+        guard: tuple[str, ...] | None = None,
+    ) -> None:
+        self.ended: deque[tuple[Task, Reason, str]] = deque()  # links that end without being asked for
+        self._manners = manners
+        self._connections = connections
+        self._robots = robots
+        self._patience = patience
+        self._leases = leases
+        self._guard = guard
+        self._hosts: dict[str, Host] = {}
+        self._origins: dict[str, Origin] = {}
+        self._ready: deque[Host] = deque()  # hosts that may start a link and have none under way
+        self._spare: deque[Host] = deque()  # hosts that may start another one
+        self._alarms: list[tuple[float, int, Host | Task]] = []  # heap of hosts to look at and links to retry
+        self._numbers = itertools.count()  # break its ties
+        self._leased: dict[str, Host] = {}
+        self._unleased: dict[str, Host] = {}  # hosts whose turn to ask for a lease has not come
+        self._robots_size = 0  # bytes of memory, about
+        self._sifted = 0.0  # where the clock of waiting stood when patience was last looked at
+
+    def loads(self) -> list[HostLoad]:
+        since = time.time() - time.monotonic()
+        return [host.load(since) for host in self._hosts.values() if not host.idle()]
+
+    def locate(self, url: str) -> Origin | str:
+        """The origin of a URL, or why we would never ask for it."""
+        plain = _PLAIN.fullmatch(url) if len(url) <= MAX_URL else None
+        if plain and (known := self._origins.get(plain[1])):
+            return known
+        why = check_url(url)
+        if why is not None:
+            return why
+        parts = urlsplit(url)
+        name, port = parts.hostname or "", parts.port
+        text = f"{parts.scheme}://[{name}]" if ":" in name else f"{parts.scheme}://{name}"
+        if port is not None and port != {"http": 80, "https": 443}[parts.scheme]:
+            text += f":{port}"
+        return self._origins.get(text) or self._new(text, name, port or 80)
+
+    def _new(self, text: str, name: str, port: int) -> Origin:
+        host_name = name.removesuffix(".")
+        host = self._hosts.get(host_name)
+        if host is None:
+            limit = 0 if self._leases else self._manners.per_host
+            host = self._hosts[host_name] = Host(host_name, self._manners, limit, self._manners.interval)
+        origin = self._origins[text] = Origin(text, host)
+        host.origins.append(origin)
+        if not self._robots:
+            origin.robots, origin.until = ANYTHING, float("inf")
+        if self._guard is not None and (why := _refused_literal(name, port, self._guard)):
+            origin.failure, origin.until = (Reason.BLOCKED_ADDRESS, why), float("inf")
+        return origin
+
+    def origin(self, text: str, number: int) -> Origin | None:
+        """The origin of that text; without one any, another for each number."""
+        if not text and self._origins:
+            text = list(self._origins)[number % len(self._origins)]
+        return self._origins.get(text)
+
+    # --- links go in and out ---
+
+    def add(self, task: Task, now: float, front: bool = False) -> None:
+        host = task.origin.host
+        if host.closed_until > now:
+            self.ended.append((task, *host.last))
+            return
+        if front:
+            host.waiting.appendleft(task)
+        else:
+            host.waiting.append(task)
+        self.list(host, now)
+
+    def later(self, task: Task, when: float) -> None:
+        """`add` it then."""
+        heapq.heappush(self._alarms, (when, next(self._numbers), task))
+
+    def next(self, now: float) -> Task | None:
+        """The next link to start now, counted as begun; None when there is none."""
+        while queue := self._ready or self._spare:
+            host = queue.popleft()
+            host.listed = False
+            task = self._pop(host, now) if host.room() and host.ready_at() <= now else None
+            self.list(host, now)
+            if task is not None:
+                return task
+        return None
+
+    def follow(self, host: Host, now: float) -> Task | None:
+        """A link of `host`, one of whose transfers has just ended: out of turn, while its burst lasts."""
+        if host.burst and host.waiting and host.room() and host.ready_at() <= now:
+            host.burst -= 1
+            if task := self._pop(host, now):
+                return task
+        host.burst = BURST
+        return None
+
+    def _pop(self, host: Host, now: float) -> Task | None:
+        while host.waiting:
+            task = host.waiting.popleft()
+            if task.link is None or self._allowed(task, now):
+                host.begin(now)
+                return task
+        return None
+
+    def _allowed(self, task: Task, now: float) -> bool:
+        """Whether robots.txt lets a link start; when not, the link has ended or waits for the answer."""
+        origin = task.origin
+        if origin.until <= now and not origin.asking:
+            self._robots_size -= origin.robots.size if origin.robots else 0
+            origin.robots = origin.failure = None
+        if origin.failure is not None:
+            self.ended.append((task, *origin.failure))
+            return False
+        if origin.robots is None:
+            origin.waiting.append(task)
+            if not origin.asking:
+                origin.asking = True
+                origin.host.waiting.appendleft(Task(None, f"{origin.text}/robots.txt", origin, origin))
+            return False
+        if origin.robots.rules and not origin.robots.allows(path := _path(task.url)):
+            self.ended.append((task, Reason.ROBOTS, f"robots.txt of {origin.text} disallows {path}"[:200]))
+            return False
+        return True
+
+    def list(self, host: Host, now: float) -> None:
+        """Put a host where its next link will be started from: now, when it may, or when it has a lease."""
+        if host.listed or not host.waiting:
+            return
+        if self._leases is not None and host.name not in self._leased:
+            self._unleased[host.name] = host
+            return
+        if not host.room():
+            return
+        at = host.ready_at()
+        if at <= now:
+            host.listed = True
+            (self._spare if host.active else self._ready).append(host)
+        elif not host.alarm or at < host.alarm:
+            host.alarm = at
+            heapq.heappush(self._alarms, (at, next(self._numbers), host))
+
+    # --- time passes ---
+
+    @property
+    def starved(self) -> bool:
+        """Nothing could start now: what waits, waits for its host."""
+        return not (self._ready or self._spare)
+
+    @property
+    def due(self) -> float:
+        """When `sound` next has something to do."""
+        return self._alarms[0][0] if self._alarms else float("inf")
+
+    def sound(self, now: float) -> None:
+        """Let those go on whose time has come."""
+        while self._alarms and self._alarms[0][0] <= now:
+            what = heapq.heappop(self._alarms)[2]
+            if isinstance(what, Task):
+                self.add(what, now)
+            else:
+                what.alarm = 0.0
+                self.list(what, now)
+
+    def settle(self, now: float) -> None:
+        """Agree with other processes on the shares of hosts."""
+        if self._leases is None:
+            return
+        while self._unleased and len(self._leased) < LEASED * self._connections:
+            name = next(iter(self._unleased))
+            self._leased[name] = self._unleased.pop(name)
+        unix = time.time() - now
+        grants = self._leases.settle({name: _demand(host, now, unix) for name, host in self._leased.items()})
+        for name, host in list(self._leased.items()):
+            grant = grants.get(name)
+            host.limit = grant.transfers if grant else 0
+            if grant:
+                host.interval = 1 / grant.rate if grant.rate else 0.0
+                if host.told(grant.paused_until - unix, now):
+                    self.give_up(host)
+            if host.idle():
+                host.limit = 0
+                del self._leased[name]  # so the next settlement gives it back
+            else:
+                self.list(host, now)
+
+    def sift(self, waited: float) -> None:
+        """End the links that have waited too long for their hosts. `waited` is a clock that runs while there is nothing
+        to do but wait, so that neither a busy crawl nor a slow machine counts against a host."""
+        if waited < self._sifted + 1:
+            return
+        self._sifted = waited
+        for host in self._hosts.values():
+            for queue in (host.waiting, *(origin.waiting for origin in host.origins)):
+                while queue and waited - queue[0].waited > self._patience:
+                    task = queue.popleft()
+                    why = host.last[1] or "it is slow, or wants few requests"
+                    self.ended.append((task, host.last[0], f"waited {self._patience:.0f} s for its host: {why}"[:300]))
+
+    def shed(self, now: float) -> None:
+        """Forget hosts that have nothing to do, when what is known of all has grown too large."""
+        if HOST_SIZE * len(self._hosts) + self._robots_size <= MEMORY:
+            return
+        for host in list(self._hosts.values()):
+            if HOST_SIZE * len(self._hosts) + self._robots_size <= MEMORY * 3 // 4:
+                return
+            held = host.alarm or host.listed or host.name in self._leased or host.name in self._unleased
+            if host.idle() and not held and max(host.paused_until, host.closed_until) <= now:
+                if any(origin.asking for origin in host.origins):
+                    continue
+                for origin in host.origins:
+                    self._robots_size -= origin.robots.size if origin.robots else 0
+                    del self._origins[origin.text]
+                del self._hosts[host.name]
+
+    # --- what becomes known ---
+
+    def learn(self, origin: Origin, robots: Robots | None, failure: tuple[Reason, str] | None, now: float) -> str:
+        """The answer to a robots.txt: rules, or why there are none. Its links go on. Returns what there is to tell."""
+        self._robots_size += robots.size if robots else 0
+        origin.robots, origin.failure = robots, failure
+        origin.asking = False
+        origin.until = now + (ROBOTS_FOR if robots else NO_ROBOTS_FOR)
+        host = origin.host
+        links, origin.waiting = origin.waiting, deque()
+        if failure is not None:
+            self.ended.extend((task, *failure) for task in links)
+            return ""
+        host.waiting.extendleft(reversed(links))
+        assert robots is not None
+        host.crawl_delay = max(host.crawl_delay, min(robots.crawl_delay, CRAWL_DELAY))
+        host.next_start = max(host.next_start, now + host.crawl_delay)
+        self.list(host, now)
+        cut = f", of which {CRAWL_DELAY:.0f} s are kept" if robots.crawl_delay > CRAWL_DELAY else ""
+        return f"asks for {robots.crawl_delay:g} s between requests{cut}" if robots.crawl_delay else ""
+
+    def give_up(self, host: Host) -> None:
+        """End all that waits for a host."""
+        for queue in (host.waiting, *(origin.waiting for origin in host.origins)):
+            self.ended.extend((task, *host.last) for task in queue)
+            queue.clear()
+
+    def forgive(self, since: float, now: float) -> None:
+        """There was no network since then: what failed in that time did not."""
+        for host in self._hosts.values():
+            if host.failures or host.openings:
+                host.reopen()
+            for origin in host.origins:
+                origin.failure = None if origin.until < float("inf") else origin.failure
+            self.list(host, now)
+        for task in self._waiting():
+            if task.silent_at >= since and task.attempts:
+                task.attempts -= 1
+
+    def _waiting(self) -> Iterator[Task]:
+        for host in self._hosts.values():
+            yield from host.waiting
+            for origin in host.origins:
+                yield from origin.waiting
+        for _, _, what in self._alarms:
+            if isinstance(what, Task):
+                yield what
+
+    def clear(self) -> None:
+        """Forget all links; what is known of hosts stays."""
+        for queue in (self._ready, self._spare, self._alarms, self.ended, self._unleased):
+            queue.clear()
+        for host in self._hosts.values():
+            host.waiting.clear()
+            host.active, host.listed, host.alarm = 0, False, 0.0
+            for origin in host.origins:
+                origin.waiting.clear()
+                origin.asking = False
+
+
+def _demand(host: Host, now: float, unix: float) -> Demand:
+    until = max(host.paused_until, host.closed_until)
+    return Demand(
+        transfers=min(host.manners.per_host, host.active + len(host.waiting)),
+        paused_until=unix + until if until > now else 0.0,
+        active=host.active,
+        alone=host.crawl_delay > 0,
+    )
+
+
+def _path(url: str) -> str:
+    """Path and query, as robots.txt means them."""
+    found = _PATH.match(url)
+    path = found[1] if found else ""
+    return path if path.startswith("/") else f"/{path}"
+
+
+def _refused_literal(name: str, port: int, allowed: tuple[str, ...]) -> str | None:
+    """Why an address in a URL may not be asked for through a proxy; names are the proxy's to check."""
+    try:
+        return refusal(name, port, allowed)
+    except ValueError:
+        return None

@@ -1,0 +1,377 @@
+"""Transfers: libcurl handles, the loop that drives them, what they bring and what that means. Knows nothing of pace."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import pycurl
+
+from ingest.address import refusal
+from ingest.record import Link, Reason
+from ingest.robots import LIMIT, opted_out
+from ingest.source import quote
+
+if TYPE_CHECKING:
+    from ingest.fetch_config import FetchConfig
+    from ingest.hosts import Origin
+
+ERROR_BODY = 64 << 10  # bytes of an error page worth reading to keep its connection
+MAX_HEAD = 64 << 10  # bytes of all header lines of a response, interim responses and trailers included
+BUFFER = 512 << 10  # bytes libcurl reads at once; one buffer for all transfers
+
+_SUPPRESS_CONNECT_HEADERS = 265  # pycurl has no names for these two
+_E_TOO_LARGE = 100  # a header line
+
+_spooled = itertools.count()
+
+
+@dataclass(eq=False, slots=True)
+class Task:
+    """Something to ask for: a link, an origin's robots.txt (no link), or a sign of life (a probe)."""
+
+    link: Link | None
+    url: str
+    origin: Origin  # of url
+    robots_of: Origin | None = None  # whose robots.txt this is, wherever a redirect has led
+    started: float = 0.0  # monotonic; 0 before the first request
+    began: float = 0.0  # of the present transfer
+    spent: float = 0.0  # seconds in transfers, of the deadline
+    waited: float = 0.0  # where the clock of waiting stood when it was taken
+    attempts: int = 0
+    hops: int = 0
+    excused: int = 0  # attempts not counted, because the network or this process was away
+    silent_at: float = 0.0  # when it last failed without an answer
+
+
+class Slot:
+    """An easy handle, reused for one task after the other, and what the present transfer has brought."""
+
+    def __init__(self, config: FetchConfig, scratch: Path | None) -> None:
+        self.config = config
+        self.scratch = scratch
+        self.task: Task | None = None
+        self.curl = curl = pycurl.Curl()
+        self.size = 0
+        self.failure: str | None = None  # of this machine, no verdict; an exception cannot cross libcurl
+        self._file: BinaryIO | None = None
+        self._opened: list[socket.socket] = []  # libcurl works on duplicates of these
+        self._timeout = 0
+        self._purged = False
+        for option, value in (
+            (pycurl.USERAGENT, config.user_agent),
+            (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
+            (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS),
+            (pycurl.PIPEWAIT, 1),  # one connection where HTTP/2 can share it
+            (pycurl.PROXY, config.proxy),  # an environment's proxy would hide the address that is asked
+            (pycurl.NOPROXY, "" if config.proxy else "*"),
+            (_SUPPRESS_CONNECT_HEADERS, 1),  # a proxy's answer is not the origin's
+            (pycurl.ACCEPT_ENCODING, "identity"),  # and undo what a server encodes nevertheless
+            (pycurl.HTTPHEADER, ["Accept: image/*, */*;q=0.5"]),
+            (pycurl.CONNECTTIMEOUT_MS, int(config.connect_timeout * 1000)),
+            (pycurl.LOW_SPEED_LIMIT, config.low_speed),
+            (pycurl.LOW_SPEED_TIME, config.low_speed_seconds),
+            (pycurl.MAXFILESIZE_LARGE, config.max_bytes),
+            (pycurl.BUFFERSIZE, BUFFER),
+            (pycurl.TCP_NODELAY, 1),
+            (pycurl.NOSIGNAL, 1),
+            (pycurl.OPENSOCKETFUNCTION, self._open_socket),
+            (pycurl.HEADERFUNCTION, self._header),
+            (pycurl.WRITEFUNCTION, self._write),
+            *_certificates(),
+        ):
+            curl.setopt(option, value)
+
+    def start(self, task: Task, seconds: float, resolve_anew: bool) -> None:
+        """Make ready for `task`, which has so long. `resolve_anew` forgets that its name did not resolve: libcurl would
+        believe that for half a minute."""
+        self.task, self.status, self.head = task, 0, 0
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.ended: tuple[Reason, str] | None = None  # why this end broke off the transfer
+        self.refused = ""
+        self.connected = False
+        curl = self.curl
+        curl.setopt(pycurl.URL, task.url)
+        timeout = max(1, int(1000 * seconds))
+        if timeout != self._timeout:
+            curl.setopt(pycurl.TIMEOUT_MS, timeout)
+            self._timeout = timeout
+        if resolve_anew or self._purged:
+            host, _, port = task.origin.text.partition("://")[2].partition(":")
+            ports = [port] if port else ["80", "443"]
+            curl.setopt(pycurl.RESOLVE, [f"-{host}:{p}" for p in ports] if resolve_anew else [])
+            self._purged = resolve_anew
+
+    def end(self) -> None:
+        """The transfer is over; what it brought is still here."""
+        self.task = None
+        while self._opened:
+            self._opened.pop().close()
+
+    def body(self) -> bytes | Path:
+        """What came; a file then belongs to the caller."""
+        chunks, self.chunks = self.chunks, []
+        if self._file is None:
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        path = Path(self._file.name)
+        self._file.close()
+        self._file = None
+        return path
+
+    def discard(self) -> None:
+        self.chunks = []
+        if self._file is not None:
+            self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
+            self._file = None
+
+    # --- called by libcurl ---
+
+    def _open_socket(self, _purpose: int, address: pycurl.CurlSockAddr) -> socket.socket | int:
+        """The one place where a connection can begin: whatever was resolved, redirected or cached before, this is the
+        address that is connected to. With a proxy it is the proxy's, and who may be asked is the proxy's affair."""
+        ip, port = address.addr[:2]
+        why = None if self.config.proxy else refusal(str(ip), int(port), self.config.allow_private)
+        if why is not None:
+            self.refused = why
+            return pycurl.SOCKET_BAD
+        try:
+            opened = socket.socket(address.family, address.socktype, address.protocol)
+        except OSError as error:
+            self.failure = (
+                f"no socket for a connection ({error.strerror}): lower --fetch.connections or raise ulimit -n"
+            )
+            return pycurl.SOCKET_BAD
+        self.connected = True
+        self._opened.append(opened)
+        return opened
+
+    def _header(self, line: bytes) -> int | None:
+        """None takes the line, 0 makes libcurl end the transfer."""
+        self.head += len(line)
+        if line.startswith(b"HTTP/"):
+            words = line.split(None, 2)
+            self.status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+        elif line[:13].lower() == b"x-robots-tag:" and 200 <= self.status < 300 and self.config.opt_out:
+            assert self.task is not None
+            found = opted_out(line[13:].decode("latin-1"), self.config.opt_out)
+            if found and self.task.link is not None:
+                self.ended = Reason.OPT_OUT, f"X-Robots-Tag: {found}"
+                return 0
+        if self.head > MAX_HEAD:
+            self.ended = Reason.TOO_LARGE, f"more than {MAX_HEAD} bytes of headers"
+            return 0
+        return None
+
+    def _write(self, piece: bytes) -> int | None:
+        """None takes the piece, 0 makes libcurl end the transfer."""
+        self.size += len(piece)
+        if self.status >= 300:
+            return None if self.size <= ERROR_BODY else 0
+        task = self.task
+        assert task is not None
+        most = self.config.max_bytes if task.link is not None else LIMIT
+        if self.size > most:
+            if task.link is None:
+                self.chunks.append(piece)  # the beginning of a robots.txt is all that is read of it
+            self.ended = Reason.TOO_LARGE, f"more than {most} bytes"
+            return 0
+        self.chunks.append(piece)
+        if self.size > self.config.in_memory and self.scratch is not None and task.link is not None:
+            try:
+                self._spool(task.link)
+            except OSError as error:
+                self.failure = f"{self.scratch}: cannot hold bodies ({error.strerror}): free space or set --scratch"
+                return 0
+        return None
+
+    def _spool(self, link: Link) -> None:
+        assert self.scratch is not None
+        if self._file is None:
+            self._file = (self.scratch / f"body-{link.row}-{next(_spooled)}").open("wb")
+        self._file.writelines(self.chunks)
+        self.chunks = []
+
+
+def _certificates() -> Iterator[tuple[int, str]]:
+    """This system's certificate store: libcurl inside a wheel looks where its builder's system has one. A file alone,
+    where there is one: with a folder besides libcurl would load it anew for each connection, 20 ms of CPU."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile and os.path.isfile(paths.cafile):
+        yield pycurl.CAINFO, paths.cafile
+    elif paths.capath:
+        yield pycurl.CAPATH, paths.capath
+
+
+# --- all of them ---------------------------------------------------------------------------------------------------
+
+
+class Transfers:
+    """Up to `connections` transfers at once on one libcurl multi handle, which keeps connections, names and TLS
+    sessions for all of them. Who starts one takes its end from `turn` and then releases the slot."""
+
+    def __init__(self, config: FetchConfig, scratch: Path | None) -> None:
+        self.config = config
+        self.scratch = scratch
+        self.active = 0
+        self._alarm: float | None = None  # when libcurl wants to be called
+        self._epoll = select.epoll()
+        self._watched: set[int] = set()
+        self._slots: dict[pycurl.Curl, Slot] = {}
+        self._idle: list[Slot] = []
+        self._multi = multi = pycurl.CurlMulti()
+        multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, config.connections)
+        multi.setopt(pycurl.M_MAX_HOST_CONNECTIONS, config.per_host)
+        multi.setopt(pycurl.M_MAXCONNECTS, config.connections)
+        multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
+        multi.setopt(pycurl.M_TIMERFUNCTION, self._set_alarm)
+
+    @property
+    def room(self) -> bool:
+        return self.active < self.config.connections
+
+    def start(self, task: Task, seconds: float, resolve_anew: bool) -> None:
+        if self._idle:
+            slot = self._idle.pop()
+        else:
+            slot = Slot(self.config, self.scratch)
+            self._slots[slot.curl] = slot
+        self.active += 1
+        slot.start(task, seconds, resolve_anew)
+        self._multi.add_handle(slot.curl)
+
+    def turn(self, wait: float) -> Iterator[tuple[Slot, int, str]]:
+        """Wait at most so long until a socket or libcurl's timer is due, and let libcurl work. Gives the transfers that
+        have ended, with libcurl's error and message."""
+        if self._alarm is not None:
+            wait = min(wait, self._alarm - time.monotonic())
+        action = self._multi.socket_action
+        for fd, mask in self._epoll.poll(max(0.0, wait)):
+            bits = pycurl.CSELECT_IN if mask & ~select.EPOLLOUT else 0
+            action(fd, bits | pycurl.CSELECT_OUT if mask & select.EPOLLOUT else bits)
+        if self._alarm is not None and self._alarm <= time.monotonic():
+            self._alarm = None
+            action(pycurl.SOCKET_TIMEOUT, 0)
+        left = 1
+        while left:
+            left, done, failed = self._multi.info_read()
+            for curl in done:
+                yield self._slots[curl], 0, ""
+            for curl, error, message in failed:
+                yield self._slots[curl], error, message
+
+    def release(self, slot: Slot) -> None:
+        """What it brought has been taken, or goes."""
+        self._multi.remove_handle(slot.curl)
+        slot.end()
+        slot.discard()
+        self.active -= 1
+        self._idle.append(slot)
+
+    def drop(self) -> None:
+        """Break off what is under way."""
+        for slot in self._slots.values():
+            if slot.task is not None:
+                self.release(slot)
+
+    def close(self) -> None:
+        self.drop()
+        for slot in self._slots.values():
+            slot.curl.close()
+        self._multi.close()
+        self._epoll.close()
+
+    def _watch(self, event: int, fd: int, _multi: object, _data: object) -> None:
+        """libcurl says which sockets it waits for."""
+        if event == pycurl.POLL_REMOVE:
+            self._watched.discard(fd)
+            with contextlib.suppress(OSError):  # it may be closed already
+                self._epoll.unregister(fd)
+            return
+        wanted = (select.EPOLLIN if event & pycurl.POLL_IN else 0) | (select.EPOLLOUT if event & pycurl.POLL_OUT else 0)
+        if fd in self._watched:
+            self._epoll.modify(fd, wanted)
+        else:
+            self._watched.add(fd)
+            self._epoll.register(fd, wanted)
+
+    def _set_alarm(self, ms: int) -> None:
+        self._alarm = None if ms < 0 else time.monotonic() + ms / 1000
+
+
+# --- what the end of a transfer means ------------------------------------------------------------------------------
+
+RETRY_AFTER: int = getattr(pycurl, "RETRY_AFTER")  # noqa: B009 its stubs do not know it yet
+
+_BY_ERROR = {
+    Reason.DNS: (pycurl.E_COULDNT_RESOLVE_HOST, pycurl.E_COULDNT_RESOLVE_PROXY),
+    Reason.TIMEOUT: (pycurl.E_OPERATION_TIMEDOUT,),
+    Reason.BAD_URL: (pycurl.E_URL_MALFORMAT,),
+    Reason.TLS: (
+        pycurl.E_SSL_CONNECT_ERROR,
+        pycurl.E_PEER_FAILED_VERIFICATION,
+        pycurl.E_SSL_CERTPROBLEM,
+        pycurl.E_SSL_CIPHER,
+        pycurl.E_SSL_CACERT_BADFILE,
+        pycurl.E_SSL_ISSUER_ERROR,
+        pycurl.E_SSL_INVALIDCERTSTATUS,
+        pycurl.E_SSL_SHUTDOWN_FAILED,
+        pycurl.E_SSL_ENGINE_INITFAILED,
+    ),
+    Reason.TRUNCATED_BODY: (pycurl.E_PARTIAL_FILE, pycurl.E_BAD_CONTENT_ENCODING),
+    Reason.TOO_LARGE: (pycurl.E_FILESIZE_EXCEEDED, _E_TOO_LARGE),
+}
+_REASON_OF = {code: reason for reason, codes in _BY_ERROR.items() for code in codes}
+
+
+def reason_of_status(status: int) -> Reason:
+    """The reason of a final HTTP status that is not a success."""
+    if status == 429:
+        return Reason.HTTP_429
+    if status == 408:
+        return Reason.TIMEOUT
+    if status == 404:
+        return Reason.HTTP_404
+    if status == 410:
+        return Reason.HTTP_410
+    return Reason.HTTP_5XX if status >= 500 else Reason.HTTP_4XX
+
+
+def outcome(slot: Slot, error: int, message: str) -> tuple[Reason | None, str]:
+    """Why a transfer that is not a redirect gave no body; (None, "") when it did."""
+    if slot.ended is not None:
+        return slot.ended
+    if slot.status >= 300:
+        return reason_of_status(slot.status), f"status {slot.status}"
+    if error == 0:
+        return None, ""
+    if slot.refused and not slot.connected:
+        return Reason.BLOCKED_ADDRESS, slot.refused
+    broken = Reason.TRUNCATED_BODY if slot.size else Reason.CONNECT
+    return _REASON_OF.get(error, broken), " ".join(f"curl {error}: {message}".split())[:200]
+
+
+def redirect_of(slot: Slot) -> str | None:
+    """Where a transfer with a 3xx status leads, as a URL; None when it does not say."""
+    target = slot.curl.getinfo_raw(pycurl.REDIRECT_URL)
+    return quote(target.decode("utf-8", "surrogateescape")) if target else None
+
+
+def alive(slot: Slot, error: int) -> bool:
+    """Whether the end of a transfer shows that there is a network: somebody answered, if only to refuse."""
+    if slot.status or error == 0:
+        return True
+    if error == pycurl.E_COULDNT_CONNECT:
+        return not slot.config.proxy and slot.curl.getinfo(pycurl.OS_ERRNO) == errno.ECONNREFUSED
+    return _REASON_OF.get(error) is Reason.TLS
