@@ -58,7 +58,7 @@ def make(config: Config) -> Plan:
     store.check_writable(config.out)
     info = _the_list(config)
     links = (info.units - 1) * info.unit + len(manifest.read_plan(config.out, info.units - 1))
-    _need_contact(config, links)
+    need_contact(config, links)
     generations = manifest.read_generations(config.out)
     units = info.units + sum(generation.units for generation in generations)
     note = ""
@@ -118,7 +118,7 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
             not_chosen += part.not_chosen
             if len(part.links):
                 links += len(part.links)
-                _need_contact(config, links)
+                need_contact(config, links)
                 held.append((units, part.links))
                 units += 1
             if links > CONTACT_FROM:
@@ -140,7 +140,8 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
     return info
 
 
-def _need_contact(config: Config, links: int) -> None:
+def need_contact(config: Config, links: int) -> None:
+    """Raises ValueError when so many links would be asked for without saying who asks."""
     if links > CONTACT_FROM and not config.fetch.contact and not config.fetch.allow_private:
         raise ValueError(
             f"{config.urls or config.out}: asks for more than {CONTACT_FROM} links without saying who asks: "

@@ -1,0 +1,231 @@
+"""`--dry-run N`: fetch and judge N links of a list, for real and as politely as ever, and say what all would give.
+
+One pass over the list plans it in memory and draws a uniform random sample of its links; nothing is written but bodies
+on scratch, and those only until they are judged.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest import wordnet
+from ingest.fetch import Fetcher
+from ingest.filter import judge
+from ingest.forecast import Forecast, Outcome, Pace, Survey, forecast, lines
+from ingest.plan import need_contact
+from ingest.record import Link, Verdict
+from ingest.run import TICK, Config, Progress
+from ingest.source import label_counts, links_of, plan_batches
+from ingest.tables import Columns
+from shards.order import mix64
+from shards.tar import BLOCK
+
+__all__ = ["Forecast", "lines", "run"]
+
+MOST_HOSTS = 200_000  # that are counted exactly
+JSON_MEMBER = 512  # bytes of a sample's json in the tar, about
+_HOST = r"^(?i:https?)://(?P<host>\[[^\]]*\]|[^/:?#]*)"
+
+
+def run(
+    config: Config,
+    links: int,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    seed: int = 0,
+) -> Forecast:
+    """Try `links` links of the list, the same for the same seed, and predict the whole. Nothing is written to
+    config.out. `stop` returning True ends it soon, with what is known by then.
+
+    Raises ValueError for a list or a setting that cannot work, and for many links without a contact.
+    """
+    if not config.urls:
+        raise ValueError("--urls is missing: xtra ingest --urls LIST --dry-run N")
+    if links < 1:
+        raise ValueError(f"dry_run is {links}: it must be at least 1 link")
+    need_contact(config, links)
+    begun = time.monotonic()
+    told = _Told(links, progress)
+    survey, sample = _survey(config, links, seed, told, stop)
+    if not survey.lines - survey.not_chosen and not stop():
+        raise ValueError(f"{config.urls}: holds no links{' of the classes asked for' if survey.not_chosen else ''}")
+    cpu = time.process_time()
+    outcomes = list(_try(config, sample, told, stop))
+    pace = Pace(
+        connections=config.fetch.connections,
+        per_host=config.fetch.per_host,
+        rate=getattr(config.fetch, "rate", 0.0),
+        cpu_seconds=time.process_time() - cpu,
+        robots=getattr(config.fetch, "robots", False),
+    )
+    stopped = len(outcomes) < len(sample) or stop()
+    return forecast(config.urls, survey, len(sample), outcomes, pace, time.monotonic() - begun, stopped)
+
+
+# --- the list ------------------------------------------------------------------------------------------------------
+
+
+def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[], bool]) -> tuple[Survey, list[Link]]:
+    """One pass over the list in constant memory: what it holds, and a uniform sample of its good links by row."""
+    columns = Columns(config.url_column, config.id_column, config.label_column)
+    classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns))
+    hosts, sample = HostCounts(), _Sample(links, seed)
+    lines = not_chosen = bad = 0
+    for planned in plan_batches(config.urls, config.format, columns, classes):
+        lines += planned.not_chosen + len(planned.links)
+        not_chosen += planned.not_chosen
+        good = planned.links.filter(pc.is_null(planned.links["why"]))
+        bad += len(planned.links) - len(good)
+        hosts.add(host_names(good["url"]))
+        sample.add(good)
+        told.say(f"reading the list: {lines:,} lines")
+        if stop():
+            break
+    return Survey(lines, not_chosen, bad, hosts.counts, hosts.distinct), sample.links()
+
+
+def host_names(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The lower-case host of every good URL."""
+    names = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
+    return pc.utf8_lower(names)
+
+
+class HostCounts:
+    """Links by host: exact up to MOST_HOSTS hosts; beyond them those with fewest are forgotten again and again, so that
+    the counts of those with most are right but for a few."""
+
+    def __init__(self, most: int = MOST_HOSTS) -> None:
+        self.counts: Counter[str] = Counter()
+        self._most, self._forgotten = most, 0
+
+    def add(self, names: pa.Array) -> None:
+        for entry in pc.value_counts(names).to_pylist():
+            self.counts[entry["values"]] += entry["counts"]
+        if len(self.counts) > 2 * self._most:
+            self._forgotten += len(self.counts) - self._most
+            self.counts = Counter(dict(self.counts.most_common(self._most)))
+
+    @property
+    def distinct(self) -> int:
+        """How many hosts; an upper bound once some were forgotten, for they may have come again."""
+        return len(self.counts) + self._forgotten
+
+
+class _Sample:
+    """A uniform random sample without replacement: the links whose rows hash lowest, whatever the batches are."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._seed = size, seed
+        self._held: list[pa.Table] = []
+        self._draws = np.empty(0, np.uint64)
+        self._limit: np.uint64 | None = None  # nothing above it can be among the lowest
+
+    def add(self, good: pa.Table) -> None:
+        draws = mix64(self._seed, good["row"].to_numpy())
+        if self._limit is not None:
+            low = draws < self._limit
+            good, draws = good.filter(pa.array(low)), draws[low]
+        self._held.append(good)
+        self._draws = np.concatenate([self._draws, draws])
+        if len(self._draws) > 2 * self._size:
+            self._cut()
+
+    def _cut(self) -> None:
+        table = pa.concat_tables(self._held) if self._held else None
+        if table is None or not self._draws.size:
+            return
+        lowest = np.argsort(self._draws, kind="stable")[: self._size]
+        self._held = [table.take(pa.array(lowest))]
+        self._draws = self._draws[lowest]
+        if len(lowest) == self._size:
+            self._limit = self._draws[-1]
+
+    def links(self) -> list[Link]:
+        """In an order that is random too, so that hosts come mixed."""
+        self._cut()
+        return [link for table in self._held for link in links_of(table) if isinstance(link, Link)]
+
+
+# --- the links -----------------------------------------------------------------------------------------------------
+
+
+def _try(config: Config, sample: list[Link], told: _Told, stop: Callable[[], bool]) -> Iterator[Outcome]:
+    """Fetch and judge the sample."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="xtra-dry-run-", dir=config.scratch, ignore_cleanup_errors=True)
+    except OSError as error:
+        where = config.scratch or tempfile.gettempdir()
+        raise ValueError(f"{where}: cannot hold scratch files ({error.strerror}): set --scratch to a folder") from None
+    with folder as scratch:
+        fetcher = Fetcher(config.fetch, Path(scratch))
+        try:
+            for fetched in fetcher.run(iter(sample), stop):
+                if fetched is not None:
+                    verdict = judge(fetched, config.filter)
+                    told.count(verdict)
+                    yield _outcome(verdict)
+                told.say(fetcher.paused(), fetcher)
+        finally:
+            fetcher.close()
+
+
+def _outcome(verdict: Verdict) -> Outcome:
+    fetched, picture = verdict.fetched, verdict.picture
+    members = () if picture is None else (len(picture.body), JSON_MEMBER)
+    return Outcome(
+        host=host_names(pa.array([fetched.link.url]))[0].as_py(),
+        reason=verdict.reason,
+        fetched_bytes=verdict.fetched_bytes or 0,
+        stored_bytes=sum(BLOCK + BLOCK * math.ceil(length / BLOCK) for length in members),
+        requests=fetched.attempts + (fetched.attempts > 0 and fetched.final_url != fetched.link.url),
+        seconds=fetched.ms / 1000,
+    )
+
+
+class _Told:
+    """How far the dry run is, and who hears of it every TICK."""
+
+    def __init__(self, links: int, progress: Callable[[Progress], None] | None) -> None:
+        self._links, self._progress = links, progress
+        self._begun = time.monotonic()
+        self._next = 0.0
+        self._kept = self._bytes = 0
+        self._reasons: Counter[str] = Counter()
+
+    def count(self, verdict: Verdict) -> None:
+        self._bytes += verdict.fetched_bytes or 0
+        if verdict.reason is None:
+            self._kept += 1
+        else:
+            self._reasons[str(verdict.reason)] += 1
+
+    def say(self, note: str, fetcher: Fetcher | None = None) -> None:
+        now = time.monotonic()
+        if self._progress is None or now < self._next:
+            return
+        self._next = now + TICK
+        done = self._kept + self._reasons.total()
+        self._progress(
+            Progress(
+                links=self._links,
+                units=0,
+                done=done,
+                units_done=0,
+                kept=self._kept,
+                reasons=dict(self._reasons),
+                fetched_bytes=self._bytes,
+                seconds=now - self._begun,
+                done_now=done,
+                hosts=tuple(fetcher.hosts()) if fetcher is not None else (),
+                note=note,
+            )
+        )

@@ -1,0 +1,289 @@
+"""What a sample of links says of the whole list: kept, reasons, bytes, requests and time, and a table of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from typing import NamedTuple
+
+from ingest.record import Reason
+
+Z = 1.959964  # of 95 %
+KNOWN = 5  # answers of a host from which on its own speed is believed, not that of all
+SLOWEST = 5
+
+
+class Outcome(NamedTuple):
+    """What became of one link of the sample."""
+
+    host: str
+    reason: Reason | None  # None: kept
+    fetched_bytes: int
+    stored_bytes: int  # in the tar
+    requests: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over the list told."""
+
+    lines: int
+    not_chosen: int  # of classes that are not asked for
+    bad: int  # hold no usable link: known exactly
+    hosts: Mapping[str, int]  # links by host; of very many only those with most
+    host_count: int  # distinct; an upper bound where they are very many
+
+    @property
+    def good(self) -> int:
+        """Links that would be asked for."""
+        return self.lines - self.not_chosen - self.bad
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast we ask, and what it cost."""
+
+    connections: int
+    per_host: int  # transfers at once
+    rate: float  # requests/s to one host; 0: no limit
+    cpu_seconds: float  # that the sample took
+    robots: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number about the whole list with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HostForecast:
+    """One host, all its links asked for at the limits."""
+
+    name: str
+    links: int
+    sampled: int
+    kept: int  # of the sampled
+    seconds_each: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Counts are of links of the whole list, sizes in bytes, times in seconds of one worker."""
+
+    urls: str
+    survey: Survey
+    wanted: int  # links of the sample
+    sampled: int  # of them with an answer: fewer when it was stopped
+    kept: Estimate
+    reasons: dict[str, Estimate]
+    fetched_bytes: Estimate
+    stored_bytes: Estimate
+    requests: int
+    pace: Pace
+    seconds_each: float  # of one link, in transfers
+    connection_seconds: float  # if the connections are what bounds it
+    cpu_seconds: float  # if one core is
+    host_seconds: float  # if the host with most to do is
+    hosts: tuple[HostForecast, ...]  # those that take longest
+    took: float  # the dry run itself
+    stopped: bool
+
+    @property
+    def links(self) -> int:
+        """Links of the dataset that would be made, bad lines included."""
+        return self.survey.good + self.survey.bad
+
+    @property
+    def seconds(self) -> float:
+        return max(self.connection_seconds, self.cpu_seconds, self.host_seconds)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which `hits` of `n` were seen (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    share, square = hits / n, Z * Z / n
+    middle = share + square / 2
+    half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
+    return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
+
+
+def forecast(
+    urls: str, survey: Survey, wanted: int, outcomes: Sequence[Outcome], pace: Pace, took: float, stopped: bool
+) -> Forecast:
+    """The whole list, if it is as the outcomes of a uniform random sample of its good links."""
+    n, good = len(outcomes), survey.good
+    counts = Counter(outcome.reason for outcome in outcomes)
+    reasons = {str(reason): _count(hits, n, good) for reason, hits in counts.most_common() if reason is not None}
+    if survey.bad:
+        seen = reasons.get(Reason.BAD_URL, Estimate(0, 0, 0))
+        bounds = (seen.value, seen.low, seen.high)
+        reasons[str(Reason.BAD_URL)] = Estimate(*(survey.bad + bound for bound in bounds))
+    asked = [outcome.requests for outcome in outcomes]
+    each = _mean([outcome.seconds for outcome in outcomes])
+    hosts = _hosts(survey, outcomes, pace, each)
+    return Forecast(
+        urls=urls,
+        survey=survey,
+        wanted=wanted,
+        sampled=n,
+        kept=_count(counts[None], n, good),
+        reasons=reasons,
+        fetched_bytes=_total([outcome.fetched_bytes for outcome in outcomes], good),
+        stored_bytes=_total([outcome.stored_bytes for outcome in outcomes], good),
+        requests=round(_mean(asked) * good) + (survey.host_count if pace.robots else 0),
+        pace=pace,
+        seconds_each=each,
+        connection_seconds=each * good / pace.connections,
+        cpu_seconds=pace.cpu_seconds * good / max(n, 1),
+        host_seconds=hosts[0].seconds if hosts else 0.0,
+        hosts=hosts,
+        took=took,
+        stopped=stopped,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _count(hits: int, n: int, good: int) -> Estimate:
+    low, high = wilson(hits, n)
+    return Estimate(good * hits / max(n, 1), good * low, good * high)
+
+
+def _total(values: Sequence[float], good: int) -> Estimate:
+    """The sum over the list, with the normal interval of a mean."""
+    mean = _mean(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1))
+    half = Z * spread / math.sqrt(max(len(values), 1))
+    return Estimate(good * mean, good * max(0.0, mean - half), good * (mean + half))
+
+
+def _hosts(survey: Survey, outcomes: Sequence[Outcome], pace: Pace, each: float) -> tuple[HostForecast, ...]:
+    """The hosts that take longest, for nothing that we do makes a host answer sooner than it does or than is polite."""
+    seen: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        seen[outcome.host].append(outcome)
+    requests = _mean([outcome.requests for outcome in outcomes]) or 1.0
+
+    def of(name: str, links: int) -> HostForecast:
+        own = seen.get(name, [])
+        mean = _mean([outcome.seconds for outcome in own]) if len(own) >= KNOWN else each
+        slowest = max(links * mean / pace.per_host, links * requests / pace.rate if pace.rate else 0.0)
+        return HostForecast(name, links, len(own), sum(outcome.reason is None for outcome in own), mean, slowest)
+
+    return tuple(nlargest(SLOWEST, (of(*host) for host in survey.hosts.items()), key=lambda host: host.seconds))
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def lines(forecast: Forecast) -> list[str]:
+    """The forecast as a table of at most 80 columns."""
+    return [
+        *_title(forecast),
+        "",
+        *_shares(forecast),
+        "",
+        *_costs(forecast),
+        "",
+        *_times(forecast),
+        "",
+        *_slow(forecast),
+    ]
+
+
+def _title(f: Forecast) -> Iterator[str]:
+    name = f.urls.rstrip("/").rsplit("/", 1)[-1]
+    yield f"a dry run of {_short(name, 66)}"
+    yield f"{f.sampled:,} of {f.links:,} links tried in {span(f.took)}; nothing was written"
+    if f.survey.not_chosen:
+        yield f"{f.survey.not_chosen:,} more lines are of classes that were not asked for"
+    if f.stopped:
+        yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so this is too bright"
+
+
+def _shares(f: Forecast) -> Iterator[str]:
+    yield f"{'':20}{'share':>9}   {'95 % interval':<19}{'links of the list':>20}"
+    rows = {"kept": f.kept, **dict(sorted(f.reasons.items(), key=lambda entry: -entry[1].value))}
+    for name, e in rows.items():
+        share, low, high = (100 * part / max(f.links, 1) for part in (e.value, e.low, e.high))
+        yield f"{name:20}{_percent(share):>7} %   {f'{_percent(low)} to {_percent(high)} %':<19}{e.value:>20,.0f}"
+    yield "(duplicates and placeholders that only the whole list shows come off this)"
+
+
+def _costs(f: Forecast) -> Iterator[str]:
+    for name, e in (("fetched", f.fetched_bytes), ("stored", f.stored_bytes)):
+        yield f"{name:20}{size(e.value):>9}   {size(e.low)} to {size(e.high)}"
+    robots = ", one each for robots.txt" if f.pace.robots else ""
+    yield f"{'requests':20}{f.requests:>9,}   to {f.survey.host_count:,} hosts{robots}"
+
+
+def _times(f: Forecast) -> Iterator[str]:
+    bounds = {
+        "connections": (f.connection_seconds, f"{f.seconds_each:.2g} s a link, {f.pace.connections} at once"),
+        "CPU": (f.cpu_seconds, f"{1000 * f.cpu_seconds / max(f.survey.good, 1):.2g} ms a link on one core"),
+        "one host": (f.host_seconds, _short(f.hosts[0].name, 40) if f.hosts else ""),
+    }
+    bound = max(bounds, key=lambda name: bounds[name][0])
+    yield f"{'time, 1 worker':20}{span(f.seconds):>9}   bounded by {bound}:"
+    for name, (seconds, why) in bounds.items():
+        yield f"  {name:18}{span(seconds):>9}   {why}"
+    workers = math.ceil(max(f.connection_seconds, f.cpu_seconds) / f.host_seconds) if f.host_seconds else 1
+    if workers > 1:
+        yield f"more workers help, up to {workers:,}: then {_short(f.hosts[0].name, 30)} is what it waits for"
+    elif bound == "one host":
+        yield "more workers do not help: no host is asked faster than --fetch.per-host says"
+
+
+def _slow(f: Forecast) -> Iterator[str]:
+    yield f"{'hosts that take longest':36}{'links':>12}{'kept':>8}{'s/link':>9}{'time':>12}"
+    for host in f.hosts:
+        kept = f"{100 * host.kept / host.sampled:.0f} %" if host.sampled else "?"
+        each = f"{host.seconds_each:.2f}" if host.sampled >= KNOWN else "?"
+        yield f"{_short(host.name, 34):36}{host.links:>12,}{kept:>8}{each:>9}{span(host.seconds):>12}"
+
+
+def _percent(share: float) -> str:
+    """Something is never shown as nothing."""
+    return "<0.1" if 0 < share < 0.05 else f"{share:.1f}"
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def span(seconds: float) -> str:
+    """A time in its two largest units: 2 d 7 h, 3 h 12 m, 45 m, 12 s."""
+    if seconds < 1:
+        return "< 1 s"
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} m"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} m"
+    hours = math.ceil(seconds / 3600)
+    return f"{hours // 24:,} d {hours % 24} h"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB" if count < 999.5 else f"{count:,.0f} PB"
