@@ -63,9 +63,9 @@ def run(
     pace = Pace(
         connections=config.fetch.connections,
         per_host=config.fetch.per_host,
-        rate=getattr(config.fetch, "rate", 0.0),
+        rate=config.fetch.rate,
         cpu_seconds=time.process_time() - cpu,
-        robots=getattr(config.fetch, "robots", False),
+        robots=config.fetch.robots,
     )
     stopped = len(outcomes) < len(sample) or stop()
     return forecast(config.urls, survey, len(sample), outcomes, pace, time.monotonic() - begun, stopped)
@@ -187,7 +187,7 @@ def _outcome(verdict: Verdict) -> Outcome:
         fetched_bytes=verdict.fetched_bytes or 0,
         stored_bytes=sum(BLOCK + BLOCK * math.ceil(length / BLOCK) for length in members),
         requests=fetched.attempts + (fetched.attempts > 0 and fetched.final_url != fetched.link.url),
-        seconds=fetched.ms / 1000,
+        seconds=fetched.transfer_ms / 1000,
     )
 
 

@@ -349,7 +349,8 @@ class Fetcher:
         host.done += 1
         host.failed += reason is not None
         ms = round(1000 * (time.monotonic() - task.started)) if task.started else 0
-        self._result(Fetched(task.link, body, reason, detail, status, task.url, task.attempts, ms, time.time()))
+        spent = round(1000 * task.spent)
+        self._result(Fetched(task.link, body, reason, detail, status, task.url, task.attempts, ms, time.time(), spent))
 
     def _result(self, fetched: Fetched) -> None:
         self._held -= 1

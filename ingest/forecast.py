@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
     fetched_bytes: int
     stored_bytes: int  # in the tar
     requests: int
-    seconds: float
+    seconds: float  # in transfers
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _shares(f: Forecast) -> Iterator[str]:
 def _costs(f: Forecast) -> Iterator[str]:
     for name, e in (("fetched", f.fetched_bytes), ("stored", f.stored_bytes)):
         yield f"{name:20}{size(e.value):>9}   {size(e.low)} to {size(e.high)}"
-    robots = ", one each for robots.txt" if f.pace.robots else ""
+    robots = ", robots.txt included" if f.pace.robots else ""
     yield f"{'requests':20}{f.requests:>9,}   to {f.survey.host_count:,} hosts{robots}"
 
 

@@ -117,6 +117,7 @@ class Fetched:
     attempts: int  # requests made, redirects not counted
     ms: int  # from the first request to the end, waits between attempts included
     at: float  # when it ended, seconds since 1970
+    transfer_ms: int = 0  # of its ms, what it was in transfer: a wait holds neither a connection nor its host
 
 
 @dataclass(frozen=True, slots=True)
