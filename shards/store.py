@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
+import random
+import shutil
 import tempfile
 import threading
 import time
@@ -22,8 +25,13 @@ import fsspec
 
 T = TypeVar("T")
 
-ATTEMPTS = 5  # tries of one remote call; the waits between them add up to about 8 s
-SINGLE_PUT = 64 << 20  # larger uploads go multipart; commits never do (some stores ignore the condition there)
+PATIENCE = 120.0  # seconds that a remote call is tried again for, so that a store may go away for a minute
+FIRST_PATIENCE = 10.0  # ... while this process has never reached the store: it may be a slip in its name
+LONGEST_WAIT = 8.0  # seconds between two tries
+SINGLE_PUT = 64 << 20  # larger bodies go multipart; commits never do (some stores ignore the condition there)
+PART = 16 << 20  # bytes of a file's part; PARTS of them are in memory at once
+PARTS = 4
+READ_AHEAD = 8 << 20
 
 
 class StoreError(ValueError):
@@ -69,21 +77,24 @@ def _open_filesystem(scheme: str, url: str) -> Any:
     try:
         if scheme != "s3":
             return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
-        return fsspec.filesystem(
+        fs = fsspec.filesystem(
             "s3",
             use_listings_cache=False,
             skip_instance_cache=True,
             default_block_size=SINGLE_PUT,
+            max_concurrency=1,  # more would ask for the size before every read
             config_kwargs={
                 "connect_timeout": 5,
                 "read_timeout": 60,
                 "max_pool_connections": 32,
-                "retries": {"max_attempts": 3, "mode": "standard"},
+                "retries": {"total_max_attempts": 3, "mode": "standard"},  # of a request; `_call` retries whole calls
                 # Stores that are not AWS (Ceph, rclone) refuse or store the newer SDKs' trailing checksums.
                 "request_checksum_calculation": "when_required",
                 "response_checksum_validation": "when_required",
             },
         )
+        fs.retries = 1  # its own, which would multiply with the other two
+        return fs
     except (ValueError, ImportError) as error:
         raise StoreError(f"{url}: no storage client for {scheme}://: {error}") from None
 
@@ -101,33 +112,73 @@ _HINTS = (
     ("AccessDenied", "access denied: check the permissions of these credentials on the bucket"),
     ("Forbidden", "access denied: check the credentials and their permissions on the bucket"),
 )
-_FINAL = ("Credentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "AccessDenied", "Forbidden")
+_FINAL = (
+    *("Credentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "AccessDenied", "Forbidden"),
+    *("ParamValidation", "Invalid endpoint", "Invalid bucket"),
+)
+_PASSING = (408, 409, 425, 429)  # statuses below 500 that may be another one the next time
+_PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "NoSuchUpload")  # S3's, with status 400 or 404
+_OURS = (TypeError, AttributeError, NameError, AssertionError, MemoryError)
 
 
-def _explain(verb: str, url: str, error: BaseException) -> StoreError:
-    text = f"{type(error).__name__}: {error}"
+def _final(error: BaseException) -> bool:
+    """Whether trying again is useless: the store has understood, and said no."""
+    if any(mark in f"{type(error).__name__}: {error}" for mark in _FINAL):
+        return True
+    status, code = _answer(error)
+    return 400 <= status < 500 and status not in _PASSING and code not in _PASSING_CODES
+
+
+def _answer(error: BaseException) -> tuple[int, str]:
+    """The HTTP status and S3's code, where a store's answer is behind the error; (0, "") elsewise."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if not isinstance(response, dict):
+        return 0, ""
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), response.get("Error", {}).get("Code", "")
+
+
+def _explain(verb: str, url: str, error: BaseException, tried: str = "") -> StoreError:
+    text = f"{type(error).__name__}: {error} {_answer(error)[1]}"
     cause = f"{error.__cause__}" if error.__cause__ else ""
     for mark, hint in _HINTS:
         if mark in text or mark in cause:
-            return StoreError(f"{url}: cannot {verb}: {hint}")
-    return StoreError(f"{url}: cannot {verb}: {' '.join(text.split())}")
+            return StoreError(f"{url}: cannot {verb}{tried}: {hint}")
+    return StoreError(f"{url}: cannot {verb}{tried}: {' '.join(text.split())}")
+
+
+_reached: set[tuple[int, str]] = set()  # (process, scheme) of stores that have answered
 
 
 def _call(verb: str, url: str, action: Callable[[], T]) -> T:
-    """Run one remote action with retries; turns what is left into an error that names the object."""
-    for attempt in range(ATTEMPTS):
+    """Run one remote action, again and again while its failure may pass and patience lasts; what is left becomes an
+    error that names the object. The action must be harmless when repeated."""
+    begun, wait, tries = time.monotonic(), 0.25, 0
+    here = (os.getpid(), url.split("://", 1)[0])
+    while True:
+        tries += 1
         try:
-            return action()
-        except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
-                raise _explain(verb, url, error) from None
-            raise Missing(f"{url}: there is no such object") from None
+            done = action()
+        except _OURS:
+            raise
         except Exception as error:
-            # fsspec and botocore raise many unrelated types here; only the kinds listed are known to be final.
-            if attempt == ATTEMPTS - 1 or any(mark in f"{type(error).__name__}: {error}" for mark in _FINAL):
+            # fsspec and botocore raise many unrelated types here; only the kinds that `_final` knows are known to last.
+            if isinstance(error, FileNotFoundError):
+                _reached.add(here)
+                if "bucket" in f"{error} {_answer(error)[1]}".lower():
+                    raise _explain(verb, url, error) from None
+                if verb != "write":  # there, what is missing is the upload: it was completed, and the reply lost
+                    raise Missing(f"{url}: there is no such object") from None
+            elif _final(error):
                 raise _explain(verb, url, error) from None
-            time.sleep(0.5 * 2**attempt)
-    raise AssertionError("unreachable")
+            spent = time.monotonic() - begun
+            if spent + wait > (PATIENCE if here in _reached else FIRST_PATIENCE):
+                tried = f" ({tries} tries in {spent:.0f} s)" if tries > 1 else ""
+                raise _explain(verb, url, error, tried) from None
+            time.sleep(wait * random.uniform(0.7, 1.0))
+            wait = min(2 * wait, LONGEST_WAIT)
+        else:
+            _reached.add(here)
+            return done
 
 
 @contextlib.contextmanager
@@ -164,12 +215,44 @@ def read_range(url: str, offset: int, length: int) -> bytes:
 
 
 def open_read(url: str) -> BinaryIO:
-    """A streaming reader for a large object."""
+    """A streaming reader for a large object; what breaks on the way is asked for again, from where it broke."""
     if is_local(url):
         with _local_errors("read", url):
             return local_path(url).open("rb")
     fs, path = _remote(url)
-    return _call("read", url, lambda: fs.open(path, "rb", block_size=8 << 20))
+    if url.startswith(("http://", "https://")):  # whose servers need not know ranges
+        return _call("read", url, lambda: fs.open(path, "rb", block_size=READ_AHEAD))
+    size = _call("read", url, lambda: fs.info(path))["size"]
+    return io.BufferedReader(_Ranges(url, size), READ_AHEAD)
+
+
+class _Ranges(io.RawIOBase):
+    """A remote object as a file that is read by ranges."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self.url = url
+        self.size = size
+        self.at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self.at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence])
+        return self.at
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(READ_AHEAD), b""))
+
+    def readinto(self, buffer: Any, /) -> int:
+        length = max(0, min(len(buffer), self.size - self.at))
+        if length:
+            buffer[:length] = read_range(self.url, self.at, length)
+            self.at += length
+        return length
 
 
 def put(url: str, body: bytes) -> None:
@@ -186,16 +269,17 @@ def put(url: str, body: bytes) -> None:
 def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None:
     """Upload a local file whole or not at all; replaces what was there. With `move` the file may be gone afterwards:
     on the same local disk it then gets its new name without being copied."""
+    with open(path, "rb"):  # a missing source is no fault of the store
+        pass
     if is_local(url):
-        with open(path, "rb") as source, _local_errors("write", url), _aside(url) as (aside, target):
+        with _local_errors("write", url), _aside(url) as (aside, target):
             if not (move and _renamed(path, aside)):
-                with aside.open("wb") as out:
-                    while piece := source.read(8 << 20):
-                        out.write(piece)
+                shutil.copyfile(path, aside)
             _publish(aside, target)
         return
     fs, remote_path = _remote(url)
-    _call("write", url, lambda: fs.put_file(os.fspath(path), remote_path))
+    parts = {"chunksize": PART, "max_concurrency": PARTS} if url.startswith("s3://") else {}
+    _call("write", url, lambda: fs.put_file(os.fspath(path), remote_path, **parts))
 
 
 def _renamed(path: str | os.PathLike[str], to: Path) -> bool:

@@ -47,8 +47,8 @@ FAULTS = ("slow_down", "reset", "reset_upload", "reset_reply", "cut", "lost_repl
 
 @dataclass(frozen=True)
 class Rule:
-    """A fault, and which requests it meets: by method, by a pattern searched in path and query, then by the number of
-    those requests (`nth`, from 1) or by chance; at most `times` of them."""
+    """A fault, and which requests it meets: by method (a pattern, such as PUT|POST), by a pattern searched in path and
+    query, then by the number of those requests (`nth`, from 1) or by chance; at most `times` of them."""
 
     fault: str
     method: str = ""
@@ -214,7 +214,7 @@ class FaultProxy:
         with self._lock:
             chosen = None
             for at, rule in enumerate(self._rules):
-                if (rule.method and rule.method != method) or not re.search(rule.path, path):
+                if (rule.method and not re.fullmatch(rule.method, method)) or not re.search(rule.path, path):
                     continue
                 self._met[at] += 1
                 spent = rule.times is not None and self._fired[at] >= rule.times
