@@ -73,8 +73,18 @@ def text(account: Account) -> str:
         rows += [(f"    {reason}", n) for reason, n in reasons.items()]
     if a.left:
         rows.append(("  not done yet", a.left))
-    rows.append(("kept", a.kept))
-    rows += [(f"  {reason}", n) for reason, n in ordered(a.deselected).items()]
-    if not a.left:
-        rows.append(("samples", a.samples))
-    return "\n".join(f"{name:<28} {n:>14,}  {share(n, a.links) if n <= a.links else '':>7}" for name, n in rows)
+    return _table([*rows, *_selected(a)], a.links)
+
+
+def selection(account: Account) -> str:
+    """The last stages alone: what was kept, and what of it a version holds; shares are of what was kept."""
+    return _table(_selected(account), account.kept)
+
+
+def _selected(a: Account) -> list[tuple[str, int]]:
+    rows = [("kept", a.kept), *((f"  {reason}", n) for reason, n in ordered(a.deselected).items())]
+    return rows if a.left else [*rows, ("samples", a.samples)]
+
+
+def _table(rows: list[tuple[str, int]], whole: int) -> str:
+    return "\n".join(f"{name:<28} {n:>14,}  {share(n, whole) if n <= whole else '':>7}" for name, n in rows)

@@ -56,7 +56,12 @@ MEANINGS: dict[str, str] = {
     Reason.BAD_ASPECT: "too long and thin",
     Reason.UNSUPPORTED: "a picture of a format or sample type that we do not take",
     Reason.PLACEHOLDER: "a stand-in for a photo that is gone, the same under many links",
-    Reason.DUPLICATE: "the same picture as an earlier link, whose labels it joined",
+    Reason.DUPLICATE: "the same bytes as an earlier link, which took over its labels",
+    # What only a selection says:
+    "near_duplicate": "looks like a picture of an earlier link, which took over its labels",
+    "class": "of no class that was asked for",
+    "small_class": "of classes with too few pictures",
+    "subset": "not in the random subset",
 }
 
 
@@ -266,8 +271,7 @@ def _figure(title: str, histogram: Histogram, labels: Sequence[str]) -> str:
 
 
 def _rejected(seen: Survey) -> str:
-    order = [str(reason) for reason in Reason]
-    found = [reason for reason in order if seen.thumbs.get(reason)]
+    found = [reason for reason in MEANINGS if reason != KEPT and seen.thumbs.get(reason)]
     return "".join(
         f"<h3>{safe(reason)}</h3><p>{safe(MEANINGS.get(reason, ''))}</p>" + _thumbs(seen.thumbs[reason])
         for reason in found

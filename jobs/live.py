@@ -6,6 +6,7 @@ what remains at the pace of now; while the run is paused it says so instead of p
 
 from __future__ import annotations
 
+import heapq
 import os
 import sys
 import threading
@@ -241,10 +242,10 @@ def _reasons(p: Progress, width: int, height: int) -> RenderableType:
 def _chosen_hosts(hosts: Iterable[HostLoad], room: int) -> list[HostLoad]:
     """Those with most under way, then the slowest of the others."""
     hosts = list(hosts)
-    busy = sorted(hosts, key=lambda h: (-(h.active + h.waiting), -h.done, h.name))[: max(0, min(BUSIEST, room))]
-    others = [h for h in hosts if h not in busy and h.done]
-    slow = sorted(others, key=lambda h: (-_seconds_each(h), h.name))[: max(0, min(SLOWEST, room - len(busy)))]
-    return [*busy, *slow]
+    busy = heapq.nlargest(max(0, min(BUSIEST, room)), hosts, key=lambda h: (h.active + h.waiting, h.done))
+    names = {host.name for host in busy}
+    others = (host for host in hosts if host.done and host.name not in names)
+    return [*busy, *heapq.nlargest(max(0, min(SLOWEST, room - len(busy))), others, key=_seconds_each)]
 
 
 def _seconds_each(host: HostLoad) -> float:

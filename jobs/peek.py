@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.record import Reason
 from jobs import ingest_page
 from jobs.document import document, safe
 from jobs.live import clean
@@ -39,8 +38,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}: it must be at least 1")
-        if self.reason != KEPT and self.reason not in list(Reason):
-            raise ValueError(f"reason {self.reason!r} is none: use {KEPT}, {', '.join(Reason)}")
+        reasons = [reason for reason in ingest_page.MEANINGS if reason != "subset"]  # whose links no rule names
+        if self.reason not in reasons:
+            raise ValueError(f"reason {self.reason!r} is none: use {', '.join(reasons)}")
 
 
 @dataclass(frozen=True)

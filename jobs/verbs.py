@@ -101,21 +101,18 @@ def _check(call: Call) -> Any:
     return result
 
 
-@dataclass(frozen=True)
-class SelectConfig:
-    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    subset: int  # about this many random samples; smaller subsets of one seed lie in larger ones
-    seed: int = 0
-
-
 def _select(call: Call) -> Any:
-    config = call.config(SelectConfig, "dataset")
-    from shards.manifest import read_manifest
-    from shards.selection import subset
+    from ingest import select
+    from jobs import accounting
+    from jobs.progress import Progress
 
-    chosen = subset(read_manifest(config.dataset), config.subset, config.seed)
-    print(f"{chosen.samples:,} samples: {chosen.address}")
-    return {"address": chosen.address, "digest": chosen.digest, "samples": chosen.samples}
+    config = call.config(select.Config, "dataset")
+    with Progress("") as progress:
+        chosen = select.run(config, lambda what, done, total: progress(done, total, what))
+    print(accounting.selection(accounting.of_manifest(chosen)))
+    print(f"\ndataset  {chosen.address}")
+    told = {"address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
+    return told | {"deselected": chosen.deselected, "samples": chosen.samples}
 
 
 def _peek(call: Call) -> Any:
@@ -278,7 +275,7 @@ class Verb:
 VERBS = {
     "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", _ingest),
     "import": Verb("SOURCE", "make a dataset of a labelled set on disk: folders or tars", _import),
-    "select": Verb("DATASET", "make a version of a dataset that holds a random subset", _select),
+    "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,13 +13,13 @@ from typing import Any
 
 import pytest
 import run_folders
-from datasets import make_dataset
+from datasets import make_dataset, rows_of, write_unit
 from origin import Origin, picture
 
 from jobs import cli, verbs
 from jobs.ledger import read_runs
 from jobs.progress import Progress
-from shards.manifest import read_manifest
+from shards.manifest import make_version, read_manifest
 from shards.store import StoreError
 from xtra.train import TrainResult
 
@@ -104,7 +105,7 @@ MISTAKES = [
     (["check"], "DATASET is missing: xtra check DATASET"),
     (["check", "one", "two"], "Unrecognized options: two"),
     (["check", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
-    (["select", "/no/such/dataset"], "--subset must be given"),
+    (["select", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["status", "/no/such/folder"], "/no/such/folder: is no dataset and no run"),
     (["report", "/no/such/folder"], "/no/such/folder: holds no run"),
     (["bench", "parrot"], "'parrot' is not a subject; did you mean parity?"),
@@ -169,6 +170,19 @@ def test_select_gives_an_address_that_opens(tmp_path: Path, capsys: pytest.Captu
     chosen = read_manifest(told["address"])
     assert (chosen.samples, chosen.digest) == (told["samples"], told["digest"])
     assert 0 < chosen.samples < 40
+
+
+def test_select_says_what_its_rules_took_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_dataset(tmp_path, [20])
+    first = rows_of(0, 2)
+    write_unit(str(tmp_path), 1, [row | {"row": 20 + n, "key": f"again{n}"} for n, row in enumerate(first)])
+    make_version(str(tmp_path), "test")
+    assert cli.main(["select", str(tmp_path), "--rules.near-distance", "-1", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"kept +22 +100\.0 %\n  duplicate +2 +9\.1 %\nsamples +20 +90\.9 %\n", out)
+    told = json.loads(out.splitlines()[-1])
+    assert (told["samples"], told["deselected"]) == (20, {"duplicate": 2})
+    assert read_manifest(str(tmp_path)).digest == told["digest"], "it is the newest version now"
 
 
 def test_status_and_report_read_a_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

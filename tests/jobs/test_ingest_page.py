@@ -10,6 +10,7 @@ import pytest
 from datasets import jpeg, make_dataset, rows_of, rule, write_unit
 
 from ingest.record import CONTENT, FINAL, RETRYABLE, Event, Reason
+from ingest.select import Rule
 from jobs import accounting, ingest_page, peek, survey
 from jobs.accounting import Account
 from jobs.survey import HOST, Histogram
@@ -89,7 +90,7 @@ def read(url: str) -> Reader:
 def test_every_reason_belongs_to_one_group_and_has_a_meaning():
     assert set().union(*accounting.GROUPS.values()) == set(Reason)
     assert sum(map(len, accounting.GROUPS.values())) == len(Reason)
-    assert {*Reason, "kept"} == set(ingest_page.MEANINGS)
+    assert {*Reason, *Rule, "kept", "subset"} == set(ingest_page.MEANINGS)
     assert set(accounting.GROUPS.values()) == {RETRYABLE, FINAL, CONTENT}
 
 
