@@ -23,33 +23,64 @@ from shards.manifest import KEPT, Manifest, Shard, read_table
 _AHEAD = 8  # indexes read at once
 _COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]
 _DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "shape": "<f4"}
+_LABELS_FILE = "labels.arrow"
 _LABELS = pa.schema([("labels", pa.list_(pa.string()))])
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Columns of the kept rows; those of numbers are memory-mapped."""
+    """Columns of the kept rows. Those of numbers are mapped anew by whoever asks, and count as memory only so long."""
 
     start: np.ndarray  # int64 [shards + 1]: positions of shard i are start[i] to start[i + 1]
-    row_N: np.ndarray  # int64, the link's row
-    sha_N: np.ndarray  # uint64, the first 64 bits of the member's sha256; 0: unknown
-    sha2_N: np.ndarray  # uint64, the next 64 bits
-    phash_N: np.ndarray  # uint64; 0: unknown, or one colour
-    url_N: np.ndarray  # uint64, some hash of the URL, good for counting different ones
-    shape_N: np.ndarray  # float32, logarithm of width over height, upright
     known_placeholders: np.ndarray  # int64, positions
-    labels_file: Path
+    folder: Path
 
     @property
     def count(self) -> int:
         return int(self.start[-1])
 
+    @property
+    def row_N(self) -> np.ndarray:
+        """The link's row, int64."""
+        return self._column("row")
+
+    @property
+    def sha_N(self) -> np.ndarray:
+        """The first 64 bits of the member's sha256, uint64; 0: unknown."""
+        return self._column("sha")
+
+    @property
+    def sha2_N(self) -> np.ndarray:
+        """The next 64 bits, uint64."""
+        return self._column("sha2")
+
+    @property
+    def phash_N(self) -> np.ndarray:
+        """uint64; 0: unknown, or one colour."""
+        return self._column("phash")
+
+    @property
+    def url_N(self) -> np.ndarray:
+        """Some hash of the URL, uint64, good for counting different ones."""
+        return self._column("url")
+
+    @property
+    def shape_N(self) -> np.ndarray:
+        """Logarithm of width over height, upright, float32."""
+        return self._column("shape")
+
+    def _column(self, name: str) -> np.ndarray:
+        if not self.count:
+            return np.empty(0, _DTYPES[name])
+        return np.memmap(self.folder / name, _DTYPES[name], "r", shape=(self.count,))
+
     def same_shape(self, one: np.ndarray, other: np.ndarray, within: float) -> np.ndarray:
-        return np.abs(self.shape_N[one] - self.shape_N[other]) <= within
+        shape_N = self.shape_N
+        return np.abs(shape_N[one] - shape_N[other]) <= within
 
     def labels(self) -> Iterator[tuple[int, pa.ListArray]]:
         """(first position, labels) of each shard; a null is no labels."""
-        with pa.OSFile(str(self.labels_file)) as file, pa.ipc.open_file(file) as batches:
+        with pa.OSFile(str(self.folder / _LABELS_FILE)) as file, pa.ipc.open_file(file) as batches:
             for number in range(batches.num_record_batches):
                 yield int(self.start[number]), batches.get_batch(number)["labels"]
 
@@ -74,7 +105,7 @@ class Kept:
         """Labels of these positions, which ascend."""
         bounds = np.searchsorted(at_P, self.start)
         pieces = [pa.array([], _LABELS.field(0).type)]
-        with pa.OSFile(str(self.labels_file)) as file, pa.ipc.open_file(file) as batches:
+        with pa.OSFile(str(self.folder / _LABELS_FILE)) as file, pa.ipc.open_file(file) as batches:
             for number in np.flatnonzero(np.diff(bounds)).tolist():
                 here = at_P[bounds[number] : bounds[number + 1]] - self.start[number]
                 pieces.append(batches.get_batch(number)["labels"].take(pa.array(here)))
@@ -88,9 +119,8 @@ def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]
     """
     start, known, at = np.zeros(len(manifest.shards) + 1, np.int64), [np.empty(0, np.int64)], 0
     files = {name: (folder / name).open("wb") for name in _DTYPES}
-    labels_file = folder / "labels.arrow"
     try:
-        with pa.OSFile(str(labels_file), "wb") as sink, pa.ipc.new_file(sink, _LABELS) as labels:
+        with pa.OSFile(str(folder / _LABELS_FILE), "wb") as sink, pa.ipc.new_file(sink, _LABELS) as labels:
             for number, table in enumerate(_indexes(manifest)):
                 tell(number, len(manifest.shards))
                 for name, column in _columns(table).items():
@@ -103,12 +133,7 @@ def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]
     finally:
         for file in files.values():
             file.close()
-    mapped = {f"{name}_N": _mapped(folder / name, kind, at) for name, kind in _DTYPES.items()}
-    return Kept(start=start, known_placeholders=np.concatenate(known), labels_file=labels_file, **mapped)
-
-
-def _mapped(path: Path, kind: str, count: int) -> np.ndarray:
-    return np.memmap(path, kind, "r", shape=(count,)) if count else np.empty(0, kind)
+    return Kept(start, np.concatenate(known), folder)
 
 
 def _indexes(manifest: Manifest) -> Iterator[pa.Table]:

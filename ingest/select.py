@@ -226,7 +226,7 @@ def _distinct(group_M: np.ndarray, value_N: np.ndarray, at_M: np.ndarray, groups
 
 def _alike(found: _Found, distance: int, tell: Callable[[int, int], None]) -> None:
     """Near-duplicates go: a few bits between their hashes, and the same shape. Hash 0: unknown, or one colour."""
-    rows = found.rows
+    rows, row_N = found.rows, found.rows.row_N
     hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for hash_P, place_P in duplicates.parts(rows.phash_N):
         stays = found.fate_N[place_P] == 0
@@ -234,14 +234,18 @@ def _alike(found: _Found, distance: int, tell: Callable[[int, int], None]) -> No
         hashes.append(hash_L)
         places.append(place_L)
     hash_L, place_L = np.concatenate(hashes), np.concatenate(places)  # hashes ascend from part to part
-    hash_U, first, leaders_U = np.unique(hash_L, return_index=True, return_counts=True)
+    del hashes, places
+    first_U = np.flatnonzero(np.concatenate([[True], hash_L[1:] != hash_L[:-1]])[: len(hash_L)])
+    hash_U = hash_L[first_U]
+    del hash_L
     near = np.searchsorted(hash_U, duplicates.near_pairs(hash_U, distance, tell=tell))
-    with_itself = np.flatnonzero(leaders_U > 1)
-    one, other = _all_pairs(np.concatenate([near, np.stack([with_itself, with_itself], 1)]), first, leaders_U)
+    first_U = np.append(first_U, len(place_L))
+    with_itself = np.flatnonzero(np.diff(first_U) > 1)
+    one, other = _all_pairs(np.concatenate([near, np.stack([with_itself, with_itself], 1)]), first_U)
     one, other = place_L[one], place_L[other]
     alike = rows.same_shape(one, other, ASPECT) & (one != other)
     one, other = one[alike], other[alike]
-    row, row_other = rows.row_N[one], rows.row_N[other]
+    row, row_other = row_N[one], row_N[other]
     ends, which = np.unique(np.concatenate([row, row_other]), return_index=True)
     place_of = np.concatenate([one, other])[which]
     gone, stands = duplicates.leaders(np.minimum(row, row_other), np.maximum(row, row_other))
@@ -269,13 +273,14 @@ def _with_one_hash(found: _Found, hash_P: np.ndarray, place_P: np.ndarray) -> tu
     return hash_L[order], np.concatenate([place_P[~several], place_M[leads]])[order]
 
 
-def _all_pairs(pair_M: np.ndarray, first: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For pairs of groups, all pairs of their members; group g is `first[g]` to `first[g] + size[g]`."""
+def _all_pairs(pair_M: np.ndarray, first_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For pairs of groups, all pairs of their members; group u is `first_U[u]` to `first_U[u + 1]`."""
     a, b = pair_M[:, 0], pair_M[:, 1]
-    count = size[a] * size[b]
+    size = first_U[b + 1] - first_U[b]
+    count = (first_U[a + 1] - first_U[a]) * size
     pair = np.repeat(np.arange(len(count)), count)
     inside = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
-    return first[a][pair] + inside // size[b][pair], first[b][pair] + inside % size[b][pair]
+    return first_U[a][pair] + inside // size[pair], first_U[b][pair] + inside % size[pair]
 
 
 def _classes(found: _Found, config: SelectConfig) -> dict[str, Any]:
@@ -339,6 +344,7 @@ def _tables(manifest: Manifest, found: _Found) -> Iterator[pa.Table]:
     names = pa.array([None, *map(str, _FATES)])
     stays = found.fate_N[found.joined_P] == 0
     joined_P, joined = found.joined_P[stays], found.joined.filter(pa.array(stays))
+    row_N = found.rows.row_N
     for number, shard in enumerate(manifest.shards):
         start, end = found.rows.start[number : number + 2]
         out = start + np.flatnonzero(found.fate_N[start:end])
@@ -346,7 +352,7 @@ def _tables(manifest: Manifest, found: _Found) -> Iterator[pa.Table]:
         at = np.concatenate([out, joined_P[first:last]])
         if len(at):
             labels = pa.concat_arrays([pa.nulls(len(out), joined.type), joined[first:last]])
-            row = found.rows.row_N[at]
+            row = row_N[at]
             table = pa.table(
                 {
                     "unit": pa.array(np.full(len(at), shard.unit)),
