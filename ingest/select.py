@@ -31,6 +31,7 @@ from ingest.wordnet import ClassConfig, chosen, takes
 from shards import manifest as versions
 from shards import rules, selection
 from shards.manifest import Manifest
+from shards.phash import NEAR
 
 METHOD = 1  # of the rules below; another number is another version even with the same settings
 MAX_DISTANCE = 6
@@ -54,7 +55,7 @@ class SelectConfig:
     """Which of the kept pictures a version holds."""
 
     duplicates: bool = True  # the same bytes once: the lowest row, with the labels of all; no: near ones stay, too
-    near_distance: int = 4  # bits of 64 that perceptual hashes of one picture may differ in; -1 compares bytes alone
+    near_distance: int = NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
     placeholder_from: int = (
         64  # URLs with the same bytes from which on these stand for what is gone; 0: only known ones
     )

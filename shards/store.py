@@ -18,6 +18,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -367,6 +369,48 @@ def names(url: str) -> list[str]:
     except Missing:
         return []
     return sorted({name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != path.rstrip("/")})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing."""
+
+    name: str
+    bytes: int
+    modified: float  # seconds since 1970, by the store's clock; infinity where the store does not say
+
+
+def entries(url: str) -> list[Entry]:
+    """The objects directly under a folder by name, also those that were being put when their writer died."""
+    if is_local(url):
+        found = []
+        with contextlib.suppress(Missing), _local_errors("list", url):
+            for entry in os.scandir(local_path(url)):
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    if entry.is_file():
+                        found.append(Entry(entry.name, entry.stat().st_size, entry.stat().st_mtime))
+        return sorted(found, key=lambda entry: entry.name)
+    fs, path = _remote(url)
+    try:
+        infos = _call("list", url, lambda: fs.ls(path, detail=True))
+    except Missing:
+        return []
+    return sorted(
+        (
+            Entry(info["name"].rsplit("/", 1)[1], info["size"] or 0, _modified(info))
+            for info in infos
+            if info["type"] == "file" and info["name"].rstrip("/") != path.rstrip("/")
+        ),
+        key=lambda entry: entry.name,
+    )
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Every fsspec file system has its own name and type for it."""
+    value = next((info[key] for key in ("LastModified", "mtime", "updated", "modified") if info.get(key)), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return value.timestamp() if isinstance(value, datetime) else float("inf") if value is None else float(value)
 
 
 def delete(url: str) -> None:
