@@ -115,6 +115,19 @@ def _select(call: Call) -> Any:
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
 
 
+def _sweep(call: Call) -> Any:
+    from jobs.live import size
+    from shards import sweep
+
+    result = sweep.run(call.config(sweep.Config, "dataset"))
+    done = "would remove" if result.dry_run else "removed"
+    why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by writers that died"
+    print(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
+    if result.young:
+        print(f"{result.young:,} more may be of a writer that lives: they go when they are older")
+    return result
+
+
 def _peek(call: Call) -> Any:
     import shutil
 
@@ -277,6 +290,7 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set on disk: folders or tars", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
+    "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", _sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),

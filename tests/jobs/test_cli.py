@@ -102,6 +102,9 @@ MISTAKES = [
     (["peek"], "DATASET is missing: xtra peek DATASET"),
     (["peek", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["peek", "/no/such/dataset", "--reason", "404"], "reason '404' is none: use kept, dns"),
+    (["sweep"], "DATASET is missing: xtra sweep DATASET"),
+    (["sweep", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
+    (["sweep", "/no/such/dataset", "--older-than", "soon"], "older_than is 'soon': give a number and m, h, d or w"),
     (["check"], "DATASET is missing: xtra check DATASET"),
     (["check", "one", "two"], "Unrecognized options: two"),
     (["check", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
@@ -183,6 +186,19 @@ def test_select_says_what_its_rules_took_out(tmp_path: Path, capsys: pytest.Capt
     told = json.loads(out.splitlines()[-1])
     assert (told["samples"], told["deselected"]) == (20, {"duplicate": 2})
     assert read_manifest(str(tmp_path)).digest == told["digest"], "it is the newest version now"
+
+
+def test_sweep_says_first_and_then_removes_what_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = make_dataset(tmp_path, [5])
+    lost = tmp_path / "shards/000000-b2.tar"
+    lost.write_bytes(b"x" * 2000)
+    assert cli.main(["sweep", str(tmp_path), "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("would remove 1 objects, 2 kB: 1 of attempts that lost, 0 left by")
+    assert lost.exists()
+    assert cli.main(["sweep", str(tmp_path), "--json"]) == 0
+    assert last_json(capsys)["objects"] == ["shards/000000-b2.tar"]
+    assert not lost.exists()
+    assert (tmp_path / "shards" / made.shards[0].tar).exists()
 
 
 def test_status_and_report_read_a_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
