@@ -28,6 +28,7 @@ EVERY_SECONDS = 5.0  # between lines
 REFRESH = 2  # a second; drawing costs some milliseconds
 WINDOW = 60.0  # seconds of work that the rate is taken over
 STOPPING = "stopping: finishing what is in hand; once more to stop at once"
+STILL = 2.0  # seconds in which no link ends, with a note that says why, are a pause
 SETTLED = 3.0  # seconds of work before a rate means anything
 BUSIEST, SLOWEST = 4, 3  # hosts shown
 
@@ -37,11 +38,15 @@ class Pace:
 
     def __init__(self) -> None:
         self._points: deque[tuple[float, int, int]] = deque()  # seconds of work, links, bytes
-        self._work = self._seconds = 0.0
+        self._work = self._seconds = self._alive = 0.0
         self._done = 0
+        self.paused = False  # there is a note, and nothing ends
 
     def add(self, p: Progress) -> None:
-        if not p.note or p.done_now > self._done:
+        if p.done_now > self._done:
+            self._alive = p.seconds
+        self.paused = bool(p.note) and p.seconds - self._alive >= STILL
+        if not self.paused:
             self._work += max(0.0, p.seconds - self._seconds)
         self._seconds, self._done = p.seconds, p.done_now
         if not self._points or self._work - self._points[-1][0] >= WINDOW / 120:
@@ -131,7 +136,7 @@ def line(p: Progress, pace: Pace) -> str:
     if rates:
         words += [f"{rates[0]:,.0f} links/s", f"{size(rates[1])}/s"]
     words.append(f"kept {share(p.kept, p.done)}")
-    return "  ".join([*words, remaining(p, pace), *([clean(p.note, 200)] if p.note else [])])
+    return "  ".join(filter(None, [*words, remaining(p, pace), clean(p.note, 200)]))
 
 
 def remaining(p: Progress, pace: Pace) -> str:
@@ -139,8 +144,8 @@ def remaining(p: Progress, pace: Pace) -> str:
     if p.done >= p.links:
         return "all links done"
     if left is None:
-        return "paused" if p.note else "time left not known yet"
-    return f"paused: {span(left)} of work left" if p.note else f"{span(left)} left"
+        return "" if p.note else "time left not known yet"
+    return f"paused: {span(left)} of work left" if pace.paused else f"{span(left)} left"
 
 
 def size(count: float) -> str:
