@@ -166,11 +166,15 @@ def mended(body: bytes) -> bytes:
 
 
 def shrink(image: Image.Image, short: int) -> Image.Image:
-    """Reduced to a short side of `short` pixels, proportions kept; antialiased. Never for enlarging."""
+    """Reduced to a short side of `short` pixels, proportions kept, each pixel the average of the area that it covers.
+
+    Never for enlarging. (Area averages are what OpenCV's INTER_AREA gives; Pillow's bicubic filter costs 2.5 times as
+    much, and pictures are resampled once more when they are cropped for training.)
+    """
     scale = short / min(image.size)
     assert scale <= 1, f"{image.size} is not larger than {short}"
     size = (max(short, round(image.width * scale)), max(short, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return image if size == image.size else image.resize(size, Image.Resampling.BOX)
 
 
 def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -217,8 +221,8 @@ def _refusals() -> Iterator[None]:
         yield
     except (Undecodable, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise TooManyPixels(str(error)) from None
+    except Image.DecompressionBombError:
+        raise TooManyPixels(f"more than {MAX_PIXELS} pixels") from None
     except Exception as error:
         raise Undecodable(" ".join(f"{error or type(error).__name__}".split())[:200]) from None
 
