@@ -14,13 +14,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingest import run as ingest
 from shards import store
-from xtra import probe, train
-from xtra.run_folder import terms
-from xtra.train import Config, TrainResult
+
+if TYPE_CHECKING:  # torch comes with these, and an ingest has no use for it
+    from xtra import probe
+    from xtra.train import Config, TrainResult
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -49,6 +50,9 @@ def train_all(
     `stop` makes every rank save a checkpoint and return at the end of its step.
     Raises ValueError for what train.run() raises it for.
     """
+    from xtra import train
+    from xtra.run_folder import terms
+
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     stop = stop or threading.Event()
@@ -82,7 +86,19 @@ def ingest_all(
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     stop = stop or threading.Event()
-    return ingest.run(config, progress, stop.is_set)
+    if workers == 1:
+        return ingest.run(config, progress, stop.is_set)
+    from jobs.units import crawl_on_actors
+
+    start_ray()
+    _need("CPU", workers)
+    config = dataclasses.replace(
+        config,
+        urls=config.urls and store.absolute(config.urls),
+        out=config.out and store.absolute(config.out),
+        scratch=config.scratch and store.absolute(config.scratch),
+    )
+    return ingest.run(config, progress, stop.is_set, functools.partial(crawl_on_actors, workers=workers))
 
 
 def probe_all(
@@ -123,6 +139,8 @@ def probe_all(
 
 
 def _probe_here(configs: Sequence[probe.Config], stop: threading.Event, progress: Progress) -> int:
+    from xtra import probe
+
     for number, config in enumerate(configs):
         if stop.is_set():
             return number
@@ -133,6 +151,8 @@ def _probe_here(configs: Sequence[probe.Config], stop: threading.Event, progress
 
 def _probe(config: probe.Config) -> str | None:
     """One probe as a Ray task; a user's mistake comes back as its text, so that Ray does not try it again."""
+    from xtra import probe
+
     try:
         probe.run(config)
     except ValueError as error:
@@ -197,6 +217,8 @@ def _train_on_ray(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from xtra.train import TrainResult
+
     configs, use_gpu = _placed(configs, workers)
     desk = ray.remote(num_cpus=0)(_Desk).remote()
     attempt = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
@@ -251,7 +273,7 @@ def _train_on_ray(
 def _placed(configs: Sequence[Config], workers: int) -> tuple[list[Config], bool]:
     """The runs with their device settled, and whether each worker gets a GPU.
 
-    Raises ValueError when the cluster cannot hold the workers: Ray would wait for ever, without a word.
+    Raises ValueError when the cluster cannot hold the workers.
     """
     import ray
 
@@ -260,19 +282,25 @@ def _placed(configs: Sequence[Config], workers: int) -> tuple[list[Config], bool
     use_gpu = devices != {"cpu"} and have.get("GPU", 0) > 0
     if use_gpu and "cpu" in devices:
         raise ValueError("these runs mix device cpu with cuda or auto: train them in two calls")
-    kind = "GPU" if use_gpu else "CPU"
-    if have.get(kind, 0) < workers:
-        raise ValueError(
-            f"workers is {workers}; this cluster has {have.get(kind, 0):g} {kind}s: use fewer workers"
-            + (", or --device cpu" if use_gpu else "")
-        )
+    _need("GPU" if use_gpu else "CPU", workers, ", or --device cpu" if use_gpu else "")
     return [dataclasses.replace(config, device="cuda" if use_gpu else "cpu") for config in configs], use_gpu
+
+
+def _need(kind: str, workers: int, otherwise: str = "") -> None:
+    """Raises ValueError when the cluster has fewer: Ray would wait for ever, without a word."""
+    import ray
+
+    have = ray.cluster_resources().get(kind, 0)
+    if have < workers:
+        raise ValueError(f"workers is {workers}; this cluster has {have:g} {kind}s: use fewer workers{otherwise}")
 
 
 def _worker(job: dict[str, Any]) -> None:
     """One rank: every run in turn, with the group's torch.distributed already set up by Ray Train."""
     import ray
     import ray.train
+
+    from xtra import train
 
     desk, stopping = job["desk"], threading.Event()
     rank = ray.train.get_context().get_world_rank()

@@ -1,0 +1,283 @@
+"""The map over units: Ray actors crawl, the driver hands units out and holds nothing that a rerun would miss.
+
+Every worker is an actor with a crawl in a thread; the driver talks with each in turns that last a quarter of a second
+at most and bring commits, counts and events. A worker that dies is replaced and its units are handed out again: we own
+the retry, not Ray. After two deaths at a unit its links are judged one by one in a child process, so what kills a
+worker is found, named and passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingest.crawl import IN_FLIGHT, SEALING, Assignment, Crawl, Underway
+from ingest.fetch import Fetcher
+from ingest.hosts import Demand, Grant, Limiter
+from ingest.record import Event
+from ingest.run import Config, Work
+from ingest.scratch import scratch_folder
+from shards import manifest
+
+POLL = 0.25  # seconds that a turn of talk lasts when nothing happens
+CAREFUL_FROM = 2  # deaths at a unit
+DEATHS = 6  # at a unit, before the run is given up
+STILLBORN = 3  # workers in a row that died before their first word
+LAST_WORDS = 8.0  # seconds that workers have to end in when the run is stopped
+
+
+@dataclass(frozen=True)
+class News:
+    """What a worker tells in a turn. `wants`: units that it could begin now."""
+
+    commits: tuple[manifest.Commit, ...]
+    underway: Underway
+    events: tuple[Event, ...]
+    wants: int
+    ended: bool = False
+    mistake: str | None = None  # the user's to mend
+    bug: str | None = None  # ours: a traceback
+
+
+# --- in the worker -------------------------------------------------------------------------------------------------
+
+
+class Ingester:
+    """The actor. The class has this name because processes of actors are listed by it."""
+
+    def __init__(self, config: Config, largest: int, name: str, book: Any) -> None:
+        self._todo: deque[Assignment] = deque()
+        self._commits: list[manifest.Commit] = []
+        self._events: list[Event] = []
+        self._underway = Underway(wants=IN_FLIGHT)
+        self._ended = False
+        self._mistake: str | None = None
+        self._bug: str | None = None
+        self._stop = threading.Event()
+        self._news = threading.Condition()
+        leases = _Leases(book, name)
+        threading.Thread(target=self._live, args=(config, largest, leases), name="crawl", daemon=True).start()
+
+    def talk(self, units: Sequence[Assignment], stop: bool) -> News:
+        """Take units on, and tell what has happened since the last turn; waits up to POLL for something to tell."""
+        self._todo.extend(units)
+        if stop:
+            self._stop.set()
+        with self._news:
+            self._news.wait_for(lambda: self._commits or self._ended, POLL)
+            commits, self._commits = self._commits, []
+            events, self._events = self._events, []
+            return News(
+                tuple(commits),
+                self._underway,
+                tuple(events),
+                wants=self._underway.wants - len(self._todo),
+                ended=self._ended,
+                mistake=self._mistake,
+                bug=self._bug,
+            )
+
+    def _live(self, config: Config, largest: int, leases: _Leases) -> None:
+        try:
+            self._crawl(config, largest, leases)
+        except ValueError as error:
+            self._mistake = str(error)
+        except BaseException:
+            self._bug = traceback.format_exc()
+        finally:
+            with self._news:
+                self._ended = True
+                self._news.notify()
+
+    def _crawl(self, config: Config, largest: int, leases: _Leases) -> None:
+        with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:
+            scratch.check(largest)
+            with (
+                closing(Fetcher(config.fetch, scratch.folder, leases, self._tell)) as fetcher,
+                closing(Crawl(config.out, config.filter, scratch, fetcher, self._tell)) as crawl,
+            ):
+                for commit in crawl.run(self._tasks(), self._stop.is_set):
+                    with self._news:  # at once, so that no unit counts both as committed and as under way
+                        self._underway = crawl.underway()
+                        if commit is not None:
+                            self._commits.append(commit)
+                            self._news.notify()
+
+    def _tasks(self) -> Iterator[Assignment | None]:
+        while True:
+            yield self._todo.popleft() if self._todo else None
+
+    def _tell(self, event: Event) -> None:
+        with self._news:
+            self._events.append(event)
+
+
+class _Leases:
+    """A worker's side of the book in which all share hosts: asks without waiting, and goes by the last answer."""
+
+    def __init__(self, book: Any, who: str) -> None:
+        self._book, self._who = book, who
+        self._asked: Any = None
+        self._granted: Mapping[str, Grant] = {}
+
+    def settle(self, demands: Mapping[str, Demand]) -> Mapping[str, Grant]:
+        import ray
+
+        if self._asked is not None:
+            if not ray.wait([self._asked], timeout=0)[0]:
+                return self._granted
+            # If the book's process died, Ray starts it anew, and what all of us do is written into it again.
+            with suppress(ray.exceptions.RayError):
+                self._granted = ray.get(self._asked)
+        self._asked = self._book.settle.remote(self._who, dict(demands))
+        return self._granted
+
+
+class Book:
+    """The actor that keeps the one book of who may ask which host how hard."""
+
+    def __init__(self, per_host: int, rate: float) -> None:
+        self._limiter = Limiter(per_host, rate)
+
+    def settle(self, who: str, demands: Mapping[str, Demand]) -> Mapping[str, Grant]:
+        return self._limiter.settle(who, demands, time.time())
+
+    def forget(self, who: str) -> None:
+        self._limiter.forget(who)
+
+    def cpu_seconds(self) -> float:
+        """Of the book's process so far."""
+        return time.process_time()
+
+
+# --- in the driver -------------------------------------------------------------------------------------------------
+
+
+def crawl_on_actors(work: Work, workers: int) -> Iterator[manifest.Commit]:
+    """The units, by that many Ray actors. Raises ValueError for what stops a worker for good."""
+    driver = _Driver(work, workers)
+    try:
+        while driver.left and not work.stop():
+            yield from driver.turn()
+        yield from driver.dismiss()
+    finally:
+        driver.close()
+
+
+@dataclass
+class _Seat:
+    """A worker, as the driver sees it."""
+
+    actor: Any
+    name: str
+    units: set[int] = field(default_factory=set)  # handed out and not committed
+    underway: Underway = field(default_factory=Underway)
+    wants: int = IN_FLIGHT
+    spoke: bool = False
+
+
+class _Driver:
+    def __init__(self, work: Work, workers: int) -> None:
+        import ray
+
+        self._ray = ray
+        self._work = work
+        self.left = set(work.units)  # not committed
+        self._todo = deque(work.units)  # not handed out
+        self._deaths: Counter[int] = Counter()
+        self._stillborn = self._born = 0
+        self._gone = Underway()  # bytes of workers that are no more
+        fetch = work.config.fetch
+        book = ray.remote(num_cpus=0, max_restarts=-1)(Book)
+        self._book = book.remote(fetch.per_host, getattr(fetch, "rate", 0.0))
+        self._seats: dict[Any, _Seat] = {}  # by the reference of the turn that is under way
+        for _ in range(workers):
+            self._hire()
+
+    def turn(self, stop: bool = False) -> Iterator[manifest.Commit]:
+        """Listen to whoever has something to tell, and hand out units."""
+        ready, _ = self._ray.wait(list(self._seats), num_returns=1, timeout=2 * POLL)
+        for reference in ready:
+            seat = self._seats.pop(reference)
+            try:
+                news: News = self._ray.get(reference)
+            except self._ray.exceptions.RayActorError as error:
+                self._lose(seat, error, replace=not stop)
+                continue
+            yield from self._hear(seat, news)
+            if not news.ended:
+                self._talk(seat, stop)
+        self._work.tally.underway([self._gone, *(seat.underway for seat in self._seats.values())])
+
+    def dismiss(self) -> Iterator[manifest.Commit]:
+        """Tell all to stop, and wait a little for what they still have to say."""
+        deadline = time.monotonic() + LAST_WORDS
+        while self._seats and time.monotonic() < deadline:
+            yield from self.turn(stop=True)
+
+    def close(self) -> None:
+        for actor in [*(seat.actor for seat in self._seats.values()), self._book]:
+            self._ray.kill(actor)
+
+    def _hire(self) -> None:
+        self._born += 1
+        name = f"{socket.gethostname()}-{os.getpid()}-{self._born}"
+        actor = self._ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Ingester)
+        self._talk(_Seat(actor.remote(self._work.config, self._work.largest, name, self._book), name))
+
+    def _talk(self, seat: _Seat, stop: bool = False) -> None:
+        units = []
+        while self._todo and not stop and len(units) < seat.wants and len(seat.units) < IN_FLIGHT + SEALING:
+            unit = self._todo.popleft()
+            units.append(Assignment(unit, careful=self._deaths[unit] >= CAREFUL_FROM))
+            seat.units.add(unit)
+        self._seats[seat.actor.talk.remote(units, stop)] = seat
+
+    def _hear(self, seat: _Seat, news: News) -> Iterator[manifest.Commit]:
+        seat.underway, seat.wants, seat.spoke = news.underway, news.wants, True
+        self._stillborn = 0
+        for event in news.events:
+            self._work.tell(event)
+        if news.mistake is not None:
+            raise ValueError(news.mistake)
+        if news.bug is not None:
+            raise RuntimeError(f"worker {seat.name} failed:\n{news.bug}")
+        for commit in news.commits:
+            seat.units.discard(commit.unit)
+            if commit.unit in self.left:
+                self.left.remove(commit.unit)
+                yield commit
+
+    def _lose(self, seat: _Seat, error: Exception, replace: bool) -> None:
+        """A worker died: its units are handed out again, first, to whoever comes."""
+        lost = seat.units & self.left
+        self._deaths.update(lost)
+        self._todo.extendleft(sorted(lost, reverse=True))
+        self._gone = Underway(fetched_bytes=self._gone.fetched_bytes + seat.underway.fetched_bytes)
+        self._book.forget.remote(seat.name)
+        self._ray.kill(seat.actor)  # it may only have been out of reach
+        listed = ", ".join(map(str, sorted(lost))) or "none"
+        self._work.tell(
+            Event(time.time(), "worker lost", seat.name, f"units {listed}: {' '.join(str(error).split())}"[:500])
+        )
+        self._stillborn += not seat.spoke
+        if self._stillborn >= STILLBORN:
+            raise ValueError(
+                f"{STILLBORN} workers in a row died before they began: {' '.join(str(error).split())[:300]}"
+            )
+        for unit in lost:
+            if self._deaths[unit] >= DEATHS:
+                raise ValueError(
+                    f"{self._work.config.out}: {DEATHS} workers died at unit {unit}: see its events, and give workers "
+                    "more memory if they ran out of it"
+                )
+        if replace:
+            self._hire()

@@ -1,0 +1,148 @@
+"""Ingest by Ray actors: the same dataset as in one process, through kills, stops and the user's mistakes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.events import read_events
+from ingest.fetch import FetchConfig
+from ingest.run import Config, IngestResult, Progress
+from jobs.bench.origin import Served, serving, verdict
+from jobs.cluster import ingest_all
+from shards import manifest, store
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+FETCH = FetchConfig(allow_private=("127.0.0.0/8",), backoff=0.05, connections=16)
+KINDS = ["ok", "ok", "404", "html", "redirect", "flaky"]
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[Served]:
+    with serving(bodies=8, bytes=1500, hosts=2) as served:
+        yield served
+
+
+def write_list(path: Path, urls: list[str]) -> str:
+    path.write_text("".join(f"n{row % 7:08d}_{row}\t{url}\n" for row, url in enumerate(urls)))
+    return str(path)
+
+
+def mixed(origin: Served, links: int) -> list[str]:
+    return [origin.url(f"/{KINDS[row % len(KINDS)]}/{row}.jpg", row) for row in range(links)]
+
+
+def rows_of(dataset: str) -> list[dict[str, Any]]:
+    rows = []
+    for commit in manifest.read_commits(dataset, manifest.committed_units(dataset)):
+        rows += manifest.read_table(store.join(dataset, "shards", commit.index)).to_pylist()
+    return rows
+
+
+def balanced(result: IngestResult, urls: list[str]) -> None:
+    """Every link has exactly one verdict, and it is the right one."""
+    assert not result.stopped
+    rows = sorted(rows_of(result.dataset), key=lambda row: row["row"])
+    assert [row["row"] for row in rows] == list(range(len(urls)))
+    assert [row["reason"] for row in rows] == [verdict("/" + url.split("/", 3)[3]) for url in urls]
+    assert result.links == len(urls) == result.kept + sum(result.reasons.values())
+
+
+def test_two_workers_make_the_dataset_that_one_makes(origin: Served, tmp_path: Path) -> None:
+    urls = mixed(origin, 300)
+    config = Config(write_list(tmp_path / "list.txt", urls), str(tmp_path / "one"), unit=40, fetch=FETCH)
+    seen: list[Progress] = []
+    results = [
+        ingest_all(config, 1),
+        ingest_all(replace(config, out=str(tmp_path / "two"), scratch=str(tmp_path / "scratch")), 2, None, seen.append),
+    ]
+    for result in results:
+        balanced(result, urls)
+    commits = [manifest.read_commits(result.dataset, range(8)) for result in results]
+    assert [commit.tar_sha256 for commit in commits[0]] == [commit.tar_sha256 for commit in commits[1]]
+    assert seen[-1].done == seen[-1].done_now == 300
+    assert all(p.done == p.kept + sum(p.reasons.values()) <= 300 for p in seen)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert {event.kind for event in read_events(results[1].dataset)} >= {"started", "unit", "ended"}
+
+
+def slow(origin: Served, links: int) -> list[str]:
+    return [origin.url(f"/slow/0.1/{row}.jpg", row) for row in range(links)]
+
+
+def ingesters(scratch: Path) -> dict[int, Path]:
+    """Processes that have this scratch folder's files open, by id."""
+    found = {}
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            at = Path(os.readlink(fd))
+        except OSError:
+            continue
+        if at.is_relative_to(scratch):
+            found[int(fd.parts[2])] = at
+    return found
+
+
+def test_killed_workers_are_replaced_and_nothing_is_lost_or_twice(origin: Served, tmp_path: Path) -> None:
+    urls = slow(origin, 240)
+    scratch = tmp_path / "scratch"
+    config = Config(
+        write_list(tmp_path / "list.txt", urls), str(tmp_path / "out"), 20, fetch=FETCH, scratch=str(scratch)
+    )
+    killed: list[int] = []
+
+    def kill(done: Progress) -> None:
+        if len(killed) < 2 and done.units_done >= 2 * len(killed) + 1:
+            killed.append(next(iter(ingesters(scratch))))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    balanced(ingest_all(config, 2, None, kill), urls)
+    assert len(killed) == 2, "the run was over before the kills"
+    assert [event.kind for event in read_events(config.out)].count("worker lost") == 2
+    assert list(scratch.iterdir()) == []  # those of the killed, too
+    assert len(store.names(str(tmp_path / "out" / "shards"))) >= 2 * 12
+
+
+def test_a_stop_ends_in_seconds_and_a_rerun_does_the_rest(origin: Served, tmp_path: Path) -> None:
+    urls = slow(origin, 400)
+    scratch = tmp_path / "scratch"
+    config = Config(
+        write_list(tmp_path / "list.txt", urls), str(tmp_path / "out"), 20, fetch=FETCH, scratch=str(scratch)
+    )
+    stop = threading.Event()
+    stopped_at = 0.0
+
+    def progress(done: Progress) -> None:
+        nonlocal stopped_at
+        if done.units_done >= 2 and not stop.is_set():
+            stop.set()
+            stopped_at = time.monotonic()
+
+    result = ingest_all(config, 2, stop, progress)
+    assert result.stopped
+    assert time.monotonic() - stopped_at < 15
+    assert 2 <= result.units_done < 20
+    assert list(scratch.iterdir()) == []
+    assert len(store.names(str(tmp_path / "out" / "shards"))) == 2 * result.units_done  # nothing half-written
+    balanced(ingest_all(config, 1), urls)
+
+
+def test_the_users_mistakes_come_back_as_one_line(origin: Served, tmp_path: Path) -> None:
+    config = Config(write_list(tmp_path / "list.txt", mixed(origin, 60)), str(tmp_path / "out"), unit=10, fetch=FETCH)
+    with pytest.raises(ValueError, match=r"workers is 99; this cluster has \d+ CPUs"):
+        ingest_all(config, 99)
+    with pytest.raises(ValueError, match="workers is 0"):
+        ingest_all(config, 0)
+    with pytest.raises(ValueError, match="/proc/none: cannot hold scratch files"):
+        ingest_all(replace(config, scratch="/proc/none"), 2)
+    with pytest.raises(ValueError, match=r"scratch_bytes is 1,000: a unit of 10 links may need"):
+        ingest_all(replace(config, scratch_bytes=1000), 2)
