@@ -19,8 +19,10 @@ from pathlib import Path
 from ingest.fetch import Fetcher
 from ingest.filter import FilterConfig, judge
 from ingest.hosts import HostLoad
-from ingest.record import Event, Fetched, Link, from_plan
+from ingest.plan import asked_before
+from ingest.record import Event, Fetched, Link
 from ingest.scratch import BYTES_A_LINK, COPIES, Scratch
+from ingest.source import links_of
 from ingest.unit import UnitWriter
 from shards import manifest, store
 
@@ -172,12 +174,12 @@ class Crawl:
             self._commits.append(manifest.read_commit(self._dataset, task.unit))
             return None
         plan = manifest.read_plan(self._dataset, task.unit)
-        entries = list(map(from_plan, *(plan[column].to_pylist() for column in plan.column_names)))
-        again = Counter(why for line, why in zip(plan["line"].to_pylist(), plan["why"].to_pylist()) if line is None)
-        again.pop(None, None)
+        entries = list(links_of(plan))
         folder = self._scratch.folder / f"unit-{name}"
         folder.mkdir()
-        writer = UnitWriter(self._dataset, task.unit, entries, folder, again, max_pixels=self._rules.max_pixels)
+        writer = UnitWriter(
+            self._dataset, task.unit, entries, folder, asked_before(plan), max_pixels=self._rules.max_pixels
+        )
         links = [entry for entry in entries if isinstance(entry, Link)]
         unit = _Unit(task, links, writer, folder)
         if not links:

@@ -111,7 +111,7 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
     classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns))
     units = links = not_chosen = 0
 
-    def planned() -> Iterator[tuple[int, pa.Table]]:
+    def plans() -> Iterator[tuple[int, pa.Table]]:
         nonlocal units, links, not_chosen
         held: list[tuple[int, pa.Table]] = []  # until it is known that nothing is refused for want of a contact
         for part in plan_units(config.urls, config.unit, config.format, columns, classes):
@@ -126,7 +126,7 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
                 held.clear()
         yield from held
 
-    for _ in _side_by_side(lambda unit: manifest.write_plan(config.out, *unit), planned()):
+    for _ in _side_by_side(lambda unit: manifest.write_plan(config.out, *unit), plans()):
         pass
     if not links:
         left = f": none of its {not_chosen:,} lines is of a class that was asked for" if not_chosen else ""
@@ -166,13 +166,13 @@ def _plan_retry(
     first = newest.stop
     units = 0
 
-    def planned() -> Iterator[tuple[int, pa.Table]]:
+    def plans() -> Iterator[tuple[int, pa.Table]]:
         nonlocal units
         for table in _cut(_side_by_side(lambda unit: _failed(dataset, unit), newest), info.unit):
             yield first + units, table
             units += 1
 
-    for _ in _side_by_side(lambda unit: manifest.write_plan(dataset, *unit), planned()):
+    for _ in _side_by_side(lambda unit: manifest.write_plan(dataset, *unit), plans()):
         pass
     if not units:
         return None
