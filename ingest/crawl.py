@@ -19,9 +19,10 @@ from pathlib import Path
 from ingest.fetch import Fetcher
 from ingest.filter import FilterConfig, judge
 from ingest.hosts import HostLoad
+from ingest.isolate import Child, InFlight, suspects
 from ingest.plan import asked_before
-from ingest.record import Event, Fetched, Link
-from ingest.scratch import BYTES_A_LINK, COPIES, Scratch
+from ingest.record import Event, Fetched, Link, Verdict
+from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
 from ingest.source import links_of
 from ingest.unit import UnitWriter
 from shards import manifest, store
@@ -74,6 +75,12 @@ class Crawl:
         tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._dataset, self._rules, self._scratch, self._fetcher, self._tell = dataset, rules, scratch, fetcher, tell
+        self._suspects = frozenset[int]().union(*map(suspects, scratch.left))
+        for marks in scratch.left:
+            marks.unlink()
+        self._judging = InFlight(scratch.folder / JUDGING)
+        self._drawing = InFlight(scratch.folder / f"{JUDGING}-thumbs")  # by the threads that seal
+        self._child: Child | None = None
         self._open: dict[int, _Unit] = {}
         self._sealing: dict[int, _Unit] = {}
         self._full: list[_Unit] = []  # complete, waiting for their turn to be sealed
@@ -136,6 +143,11 @@ class Crawl:
     def close(self) -> None:
         for unit in [*self._open.values(), *self._full]:
             unit.writer.close()
+        if self._child is not None:
+            self._child.close()
+        self._judging.close()
+        if not self._sealing:  # else a thread that was left behind still writes there
+            self._drawing.close()
 
     # --- links ---
 
@@ -178,7 +190,13 @@ class Crawl:
         folder = self._scratch.folder / f"unit-{name}"
         folder.mkdir()
         writer = UnitWriter(
-            self._dataset, task.unit, entries, folder, asked_before(plan), max_pixels=self._rules.max_pixels
+            self._dataset,
+            task.unit,
+            entries,
+            folder,
+            supersedes=asked_before(plan),
+            judging=self._drawing.judging,
+            max_pixels=self._rules.max_pixels,
         )
         links = [entry for entry in entries if isinstance(entry, Link)]
         unit = _Unit(task, links, writer, folder)
@@ -194,8 +212,9 @@ class Crawl:
     def _take(self, fetched: Fetched) -> None:
         row = fetched.link.row
         unit = self._by_row.pop(row)
-        verdict = judge(fetched, self._rules)
-        unit.writer.add(verdict)
+        risky = unit.careful or row in self._suspects
+        verdict = self._judge_apart(fetched, unit) if risky else self._judge(fetched)
+        unit.writer.add(verdict, show=not risky)
         if verdict.fetched_bytes:
             self._fetched_bytes += verdict.fetched_bytes
             self._seen_bytes += verdict.fetched_bytes
@@ -203,6 +222,21 @@ class Crawl:
         if unit.writer.done == len(unit.writer.links):
             del self._open[unit.number]
             self._seal(unit)
+
+    def _judge(self, fetched: Fetched) -> Verdict:
+        if fetched.body is None:
+            return judge(fetched, self._rules)
+        with self._judging.judging(fetched.link.row):
+            return judge(fetched, self._rules)
+
+    def _judge_apart(self, fetched: Fetched, unit: _Unit) -> Verdict:
+        """In a child process, because something in this unit may have killed a process before."""
+        if self._child is None:
+            self._child = Child()
+        verdict = self._child.judge(fetched, self._rules)
+        if "its decoder" in verdict.detail:
+            self._tell(Event(time.time(), "killed", f"{fetched.link.key} of unit {unit.number}", verdict.detail))
+        return verdict
 
     # --- sealing ---
 

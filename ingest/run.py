@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ingest import plan
 from ingest.crawl import Assignment, Crawl, Underway
@@ -26,6 +27,7 @@ from ingest.hosts import HostLoad
 from ingest.lists import list_name
 from ingest.record import Event
 from ingest.scratch import scratch_folder
+from ingest.select import SelectConfig, select
 from ingest.wordnet import ClassConfig
 from shards import manifest
 
@@ -46,6 +48,7 @@ class Config:
     classes: ClassConfig = field(default_factory=ClassConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
     scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
     retry: bool = (
@@ -151,13 +154,7 @@ def run(
             for commit in (crawl or crawl_here)(Work(config, todo, largest, tally, log.tell, stop)):
                 tally.commit(commit)
     tally.underway(())
-    version, samples, deselected = None, 0, {}
-    if tally.units_done == planned.units:
-        made = manifest.make_version(config.out, "ingest" if planned.units == planned.info.units else "retry")
-        assert made.links == planned.links, f"{made.links} links in the version, {planned.links} in the plan"
-        assert made.kept == tally.kept, f"{made.kept} kept in the version, {tally.kept} in the commits"
-        assert tally.kept + tally.reasons.total() == planned.links
-        version, samples, deselected = made.digest, made.samples, made.deselected
+    made = _version(config, planned, tally) if tally.units_done == planned.units else None
     tally.report(force=True)
     return IngestResult(
         dataset=config.out,
@@ -166,13 +163,25 @@ def run(
         reasons=tally.by_name(),
         units=planned.units,
         units_done=tally.units_done,
-        version=version,
+        version=made.digest if made else None,
         seconds=time.monotonic() - begun,
-        samples=samples,
-        deselected=dict(deselected),
+        samples=made.samples if made else 0,
+        deselected=dict(made.deselected) if made else {},
         not_chosen=planned.info.not_chosen,
         note=planned.note,
     )
+
+
+def _version(config: Config, planned: plan.Plan, tally: Tally) -> manifest.Manifest:
+    """The selected version of all units. One that has been selected already stays as it is, by whatever rules."""
+    made = manifest.make_version(config.out, "ingest" if planned.units == planned.info.units else "retry")
+    if made.rules is None and made.kept:
+        scratch = Path(config.scratch) if config.scratch else None
+        made = select(made, config.select, scratch, lambda what, n, of: tally.say(f"selecting: {n:,} of {of:,} {what}"))
+    assert made.links == planned.links, f"{made.links} links in the version, {planned.links} in the plan"
+    assert made.kept == tally.kept, f"{made.kept} kept in the version, {tally.kept} in the commits"
+    assert tally.kept + tally.reasons.total() == planned.links
+    return made
 
 
 @contextlib.contextmanager
@@ -201,6 +210,7 @@ class Tally:
         self._next = 0.0
         self._done_before = 0
         self._under: Iterable[Underway] = ()
+        self._note = ""
 
     def begin(self, dataset: str, committed: Sequence[int], again: Sequence[int]) -> None:
         """Take in what earlier runs have done; links that a retry has yet to ask for again do not count as done."""
@@ -232,6 +242,11 @@ class Tally:
         self.fetched_bytes = max(self.fetched_bytes, sum(worker.fetched_bytes for worker in self._under))
         self.report()
 
+    def say(self, note: str) -> None:
+        """What is being done after the last unit."""
+        self._note = note
+        self.report()
+
     def report(self, force: bool = False) -> None:
         if self._progress is None or (time.monotonic() < self._next and not force):
             return
@@ -253,7 +268,7 @@ class Tally:
                 seconds=time.monotonic() - self._begun,
                 done_now=done - self._done_before,
                 hosts=_together(self._under),
-                note=next((worker.note for worker in self._under if worker.note), ""),
+                note=self._note or next((worker.note for worker in self._under if worker.note), ""),
             )
         )
 

@@ -19,6 +19,7 @@ from PIL import Image
 from ingest import run as ingest
 from ingest import sets
 from ingest.fetch import FetchConfig
+from ingest.select import SelectConfig
 from jobs import cluster, ledger, recipes, report, scale
 from shards import check, store
 from shards.manifest import read_manifest, read_table
@@ -77,7 +78,8 @@ def test_the_fall(base, tmp_path):
     with Origin() as origin:
         links = make_list(origin, tmp_path)
         fetch = FetchConfig(allow_private=("127.0.0.1",), retries=1, backoff=0.05)
-        settings = ingest.Config(str(links), data, unit=40, label_column="label", fetch=fetch)
+        alike = SelectConfig(near_distance=-1)  # these drawings look alike to a perceptual hash
+        settings = ingest.Config(str(links), data, unit=40, label_column="label", fetch=fetch, select=alike)
         got = ingest.run(settings)
         assert got.links == PICTURES + len(JUNK) + 2 == got.kept + sum(got.reasons.values())
         asked = origin.requests.total()
@@ -147,7 +149,8 @@ def test_webdataset_reads_what_ingest_wrote(tmp_path):
     with Origin() as origin:
         links = make_list(origin, tmp_path)
         fetch = FetchConfig(allow_private=("127.0.0.1",), retries=0)
-        ingest.run(ingest.Config(str(links), str(tmp_path / "data"), unit=40, label_column="label", fetch=fetch))
+        settings = ingest.Config(str(links), str(tmp_path / "data"), unit=40, label_column="label", fetch=fetch)
+        ingest.run(dataclasses.replace(settings, select=SelectConfig(near_distance=-1)))
     manifest = read_manifest(str(tmp_path / "data"))
     script = (
         "import hashlib, json, sys, webdataset\n"

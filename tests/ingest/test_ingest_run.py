@@ -21,10 +21,13 @@ import pyarrow as pa
 import pytest
 from origin import Origin, picture
 
+from ingest.events import read_events
 from ingest.fetch import FetchConfig
 from ingest.filter import FilterConfig
 from ingest.record import Reason
 from ingest.run import Config, IngestResult, Progress, run
+from ingest.scratch import Scratch
+from ingest.wordnet import ClassConfig
 from shards import manifest, store
 from shards.tar import read_tar
 
@@ -137,7 +140,7 @@ def test_a_rerun_asks_for_nothing_and_changes_nothing(origin: Origin, tmp_path: 
     again = run(replace(config, fetch=replace(FETCH, retries=7, per_host=1)))
     assert origin.requests.total() == asked == 10
     assert replace(again, seconds=0) == replace(first, seconds=0)
-    assert store.names(str(tmp_path / "out" / "versions")) == ["000001.json"]
+    assert store.names(str(tmp_path / "out" / "versions")) == ["000001.json", "000002.json"]  # all, then selected
 
 
 def test_a_rerun_with_other_words_is_refused_by_name(origin: Origin, tmp_path: Path) -> None:
@@ -216,6 +219,156 @@ def test_killed_and_rerun_nothing_is_lost_and_nothing_twice(origin: Origin, tmp_
     assert set(again) == {path for n, path in enumerate(paths) if n // 10 not in committed}
     assert [tar for unit, tar in enumerate(tars_of(out)) if unit in committed] == tars
     assert list(scratch.iterdir()) == []  # the killed run's too
+
+
+def test_a_retry_asks_for_what_may_have_passed_and_for_nothing_else(base: str, origin: Origin, tmp_path: Path) -> None:
+    paths = [*MIXED, *(f"/flaky/{n}/{m}.jpg" for n in (1, 2, 3) for m in range(3))]
+    fetch = replace(FETCH, retries=0)
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), base, unit=12, fetch=fetch)
+    first = run(config)
+    expected = Counter({**Counter(MIXED.values()), "http_5xx": 1 + 9 + 1})  # /flaky/1/x fails, too, without a retry
+    assert first.reasons == dict(expected - Counter(kept=99))
+    old = dict(zip(paths, rows_of(base)))
+    asked = Counter(origin.requests)
+
+    again = Config(out=base, retry=True, fetch=fetch)
+    second = run(again)
+    failed = {path for path, row in old.items() if row["reason"] != "kept" and Reason(row["reason"]).retryable}
+    assert set(origin.requests - asked) == failed
+    assert second.links == len(paths) == second.kept + sum(second.reasons.values())
+    assert second.kept == first.kept + 4  # /flaky/1/…
+    assert (second.units, second.units_done) == (first.units + 2, first.units + 2)
+    assert second.version != first.version
+    made = manifest.read_manifest(base)
+    assert (made.digest, made.links) == (second.version, len(paths))
+    assert (made.kept, made.reasons) == (second.kept, second.reasons)
+    retried = rows_of(base)[len(paths) :]
+    assert [row["row"] for row in retried] == sorted(old[path]["row"] for path in failed)
+    for row in retried:
+        was = old[paths[row["row"]]]
+        assert all(row[name] == was[name] for name in ("key", "url", "labels", "row"))
+
+    third = run(again)  # the same words once more: what failed again is asked for again
+    assert (third.kept, third.units) == (first.kept + 4 + 3, first.units + 3)
+    assert third.links == third.kept + sum(third.reasons.values())
+    assert run(replace(config, retry=True)).kept == first.kept + 10  # with the list, too
+    assert run(config).kept == first.kept + 10  # and without --retry there is nothing left to do
+
+
+def test_a_retry_that_was_cut_short_anywhere_is_finished(origin: Origin, tmp_path: Path) -> None:
+    paths = [f"/flaky/1/{n}.jpg" for n in range(30)]
+    out, fetch = str(tmp_path / "out"), replace(FETCH, retries=0)
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), out, unit=10, fetch=fetch)
+    assert run(config).kept == 0
+    retry = Config(out=out, retry=True, fetch=fetch)
+    assert run(retry).kept == 30
+    for lost in ("generations/000001.json", "links/000005.parquet", "commits/000005.json", "commits/000004.json"):
+        store.delete(store.join(out, lost))
+    for version in store.names(store.join(out, "versions")):
+        store.delete(store.join(out, "versions", version))
+    # Killed while it planned: unit 3 was planned and, as if by another driver, done.
+    assert run(retry).kept == 30
+    store.delete(store.join(out, "commits/000005.json"))
+    for version in store.names(store.join(out, "versions")):
+        store.delete(store.join(out, "versions", version))
+    done: list[Progress] = []
+    result = run(retry, done.append)  # killed in its last unit
+    assert (result.kept, result.units, result.note) == (30, 6, "")
+    assert (done[0].done, done[0].units_done, done[-1].done, done[-1].done_now) == (20, 5, 30, 10)
+
+
+def test_a_retry_with_nothing_to_ask_for_says_so(origin: Origin, tmp_path: Path) -> None:
+    config = Config(
+        write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg", "/status/404"]), str(tmp_path / "out"), fetch=FETCH
+    )
+    first = run(config)
+    result = run(replace(config, urls="", retry=True))
+    assert "nothing to retry: no link ended with connect, dns, http_429" in result.note
+    assert replace(result, seconds=0, note="") == replace(first, seconds=0)
+    with pytest.raises(ValueError, match="was made with other filter settings: a retry must use the same"):
+        run(Config(out=config.out, retry=True, fetch=FETCH, filter=FilterConfig(min_side=50)))
+    with pytest.raises(ValueError, match="is not a dataset"):
+        run(Config(out=str(tmp_path / "none"), retry=True))
+
+
+def test_only_chosen_classes_are_planned_and_the_rest_is_counted(origin: Origin, tmp_path: Path) -> None:
+    paths = [f"/ok/{n}.jpg" for n in range(21)]
+    (tmp_path / "classes.txt").write_text("n00000001\nn00000003\n")
+    classes = ClassConfig(file=str(tmp_path / "classes.txt"))
+    config = Config(
+        write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), 4, fetch=FETCH, classes=classes
+    )
+    result = run(config)
+    assert (result.links, result.not_chosen, result.units) == (6, 15, 2)
+    assert [row["row"] for row in rows_of(config.out)] == [n for n in range(21) if n % 7 in (1, 3)]
+    assert manifest.read_info(config.out).classes == ("n00000001", "n00000003")
+    assert replace(run(config), seconds=0) == replace(result, seconds=0)
+    with pytest.raises(ValueError, match="another config_digest"):
+        run(replace(config, classes=ClassConfig(min_count=2)))
+    (tmp_path / "classes.txt").write_text("n00000009\n")
+    with pytest.raises(ValueError, match=r"holds no links: none of its 21 lines is of a class .* --classes"):
+        run(replace(config, out=str(tmp_path / "new")))
+
+
+# Loaded by Python itself at the start of a process: pictures with these last bytes end the process that decodes them.
+HOLE = """
+import ctypes, io
+from PIL import ImageFile
+load = ImageFile.ImageFile.load
+def holed(self):
+    if isinstance(self.fp, io.BytesIO) and self.fp.getvalue().endswith(b"SEGV"):
+        ctypes.string_at(0)
+    return load(self)
+ImageFile.ImageFile.load = holed
+"""
+
+
+def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, tmp_path: Path) -> None:
+    origin.files["killer"] = picture("killer", "gif") + b"SEGV"
+    paths = [*(f"/ok/{n}.jpg" for n in range(14)), "/file/killer", "/ok/x.gif"]
+    urls, out, scratch = write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), tmp_path / "scratch"
+    (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "sitecustomize.py").write_text(HOLE)
+    words = [sys.executable, str(tmp_path / "killed.py"), urls, out, str(scratch)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    first = subprocess.run(words, env=environment, timeout=60, stderr=subprocess.DEVNULL)
+    assert first.returncode == -signal.SIGSEGV
+    subprocess.run(words, env=environment, timeout=60, check=True)
+    found = {path: (row["reason"], row["detail"]) for path, row in zip(paths, rows_of(out))}
+    assert found.pop("/file/killer") == ("undecodable", "kills its decoder (SIGSEGV)")
+    assert set(found.values()) == {("kept", "")}
+    (killed,) = [event for event in read_events(out) if event.kind == "killed"]
+    assert (killed.about, killed.detail) == ("n00000000_14 of unit 1", "kills its decoder (SIGSEGV)")
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [None, 40_000])
+def test_a_full_scratch_makes_links_wait_and_then_says_so(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    monkeypatch.setattr("ingest.scratch.BYTES_A_LINK", 10)
+    monkeypatch.setattr("ingest.crawl.BYTES_A_LINK", 1500)
+    monkeypatch.setattr("ingest.crawl.TICK", 0.01)
+    monkeypatch.setattr("ingest.crawl.PATIENCE", 0.2)
+    most = 0
+    used = Scratch.used
+
+    def measured(scratch: Scratch) -> int:
+        nonlocal most
+        most = max(most, used(scratch))
+        return used(scratch)
+
+    monkeypatch.setattr(Scratch, "used", measured)
+    paths = [f"/slow/0.02/{n}.jpg" for n in range(48)]
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), 8, fetch=FETCH)
+    if limit is not None:  # two units do not fit, one does
+        assert run(replace(config, scratch_bytes=limit)).kept == 48
+        assert 8 * 1000 < most < limit + 10_000
+    else:
+        with pytest.raises(ValueError, match="is full with one unit alone: free space, set --scratch"):
+            run(replace(config, unit=48, fetch=replace(FETCH, connections=2), scratch_bytes=20_000))
+    with pytest.raises(ValueError, match=r"scratch_bytes is 100: a unit of 8 links may need 160: allow more"):
+        run(replace(config, out=str(tmp_path / "new"), scratch_bytes=100))
 
 
 def test_two_runs_on_one_dataset_are_harmless(origin: Origin, tmp_path: Path) -> None:
