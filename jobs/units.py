@@ -197,7 +197,7 @@ class _Driver:
         self._gone = Underway()  # bytes of workers that are no more
         fetch = work.config.fetch
         book = ray.remote(num_cpus=0, max_restarts=-1)(Book)
-        self._book = book.remote(fetch.per_host, getattr(fetch, "rate", 0.0))
+        self._book = book.remote(fetch.per_host, fetch.rate)
         self._seats: dict[Any, _Seat] = {}  # by the reference of the turn that is under way
         for _ in range(workers):
             self._hire()

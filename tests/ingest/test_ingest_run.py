@@ -257,7 +257,7 @@ def test_a_retry_asks_for_what_may_have_passed_and_for_nothing_else(base: str, o
 
 def test_a_retry_that_was_cut_short_anywhere_is_finished(origin: Origin, tmp_path: Path) -> None:
     paths = [f"/flaky/1/{n}.jpg" for n in range(30)]
-    out, fetch = str(tmp_path / "out"), replace(FETCH, retries=0)
+    out, fetch = str(tmp_path / "out"), replace(FETCH, retries=0, breaker=1000)
     config = Config(write_list(tmp_path / "list.txt", origin, paths), out, unit=10, fetch=fetch)
     assert run(config).kept == 0
     retry = Config(out=out, retry=True, fetch=fetch)

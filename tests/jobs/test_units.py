@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from origin import picture
 
 from ingest.events import read_events
 from ingest.fetch import FetchConfig
@@ -134,6 +136,50 @@ def test_a_stop_ends_in_seconds_and_a_rerun_does_the_rest(origin: Served, tmp_pa
     assert list(scratch.iterdir()) == []
     assert len(store.names(str(tmp_path / "out" / "shards"))) == 2 * result.units_done  # nothing half-written
     balanced(ingest_all(config, 1), urls)
+
+
+class _Counting(ThreadingHTTPServer):
+    """Knows how many requests it has in hand at most."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Slow)
+        self.lock, self.active, self.most = threading.Lock(), 0, 0
+
+
+class _Slow(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Counting
+
+    def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.active += 1
+            self.server.most = max(self.server.most, self.server.active)
+        time.sleep(0.05)
+        body = picture(self.path) if self.path.startswith("/ok") else b""
+        with self.server.lock:
+            self.server.active -= 1
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_workers_share_what_a_host_allows(tmp_path: Path) -> None:
+    with _Counting() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{server.server_address[1]}/ok/{row}.jpg" for row in range(120)]
+        config = Config(
+            write_list(tmp_path / "list.txt", urls), str(tmp_path / "out"), 20, fetch=replace(FETCH, per_host=3)
+        )
+        result = ingest_all(config, 2)
+        server.shutdown()
+    assert result.kept == 120
+    assert server.most == 3
 
 
 def test_the_users_mistakes_come_back_as_one_line(origin: Served, tmp_path: Path) -> None:
