@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.keys import Seen, clean, hashed
@@ -28,6 +28,7 @@ def keys_of(names: list[str | None], cuts: list[int]) -> list[str]:
     return out
 
 
+@settings(deadline=None)
 @given(st.lists(IDS, max_size=30), st.lists(st.integers(0, 30), max_size=5))
 def test_keys_are_valid_and_unique(names: list[str | None], cuts: list[int]) -> None:
     keys = keys_of(names, cuts)

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import bucket
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ingest import rows
 from ingest.lists import list_files, list_sha256
 from ingest.record import BadLine, Link
 from ingest.source import read_links
@@ -135,6 +138,32 @@ def test_labels_with_confidences_beside_a_url(tmp_path: Path) -> None:
 def test_captions_beside_a_url_are_no_labels(caption: str, tmp_path: Path) -> None:
     lines = [f"http://a/{n}.jpg\t{caption}" for n in range(3)] + ["http://a/3.jpg\t4097:1"]
     assert [labels for _, _, labels in good(put(tmp_path / "list.txt", "\n".join(lines)))] == [()] * 4
+
+
+FIELDS = [b"n00000001_2", b"n00000001", b"cat", b"a b", b"", b" ", b"\r", b"\0", b"\xe9", b"n00000001_2\xe9", b"4097:1"]
+FIELDS += [
+    b"http://a/1.jpg",
+    b"https://a/\xc3\xa9",
+    b"HTTP://a/",
+    b" http://a/2",
+    b"http:",
+    b"ftp://a/3",
+    b"x" * 70_000,
+]
+
+
+@pytest.mark.parametrize("style", ["fall11", "ids", "labelled", "urls"])
+@settings(deadline=None)
+@given(lines=st.lists(st.lists(st.sampled_from(FIELDS), max_size=4).map(b"\t".join), max_size=12), end=st.booleans())
+def test_lines_cut_all_at_once_are_what_each_is_by_itself(style: str, lines: list[bytes], end: bool) -> None:
+    block = b"".join(line + (b"\r\n" if end else b"\n") for line in lines)
+    if not block:
+        return
+    batch = rows._text_batch(7, block, style)
+    wanted = [rows._text_row(number, line, style) for number, line in enumerate(lines, 7)]
+    columns = [batch[name].to_pylist() for name in ("line", "name", "url", "labels", "why")]
+    found = [rows.Row(line, name, url, tuple(labels), why) for line, name, url, labels, why in zip(*columns)]
+    assert found == [row for row in wanted if row is not None]
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
