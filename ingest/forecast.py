@@ -80,7 +80,10 @@ class Forecast:
     """Counts are of links of the whole list, sizes in bytes, times in seconds of one worker."""
 
     urls: str
-    survey: Survey
+    lines: int
+    not_chosen: int  # lines of classes that are not asked for
+    bad: int  # lines that hold no usable link
+    host_count: int
     wanted: int  # links of the sample
     sampled: int  # of them with an answer: fewer when it was stopped
     kept: Estimate
@@ -100,7 +103,7 @@ class Forecast:
     @property
     def links(self) -> int:
         """Links of the dataset that would be made, bad lines included."""
-        return self.survey.good + self.survey.bad
+        return self.lines - self.not_chosen
 
     @property
     def seconds(self) -> float:
@@ -134,7 +137,10 @@ def forecast(
     hosts = _hosts(survey, outcomes, pace, each)
     return Forecast(
         urls=urls,
-        survey=survey,
+        lines=survey.lines,
+        not_chosen=survey.not_chosen,
+        bad=survey.bad,
+        host_count=survey.host_count,
         wanted=wanted,
         sampled=n,
         kept=_count(counts[None], n, good),
@@ -208,8 +214,8 @@ def _title(f: Forecast) -> Iterator[str]:
     name = f.urls.rstrip("/").rsplit("/", 1)[-1]
     yield f"a dry run of {_short(name, 66)}"
     yield f"{f.sampled:,} of {f.links:,} links tried in {span(f.took)}; nothing was written"
-    if f.survey.not_chosen:
-        yield f"{f.survey.not_chosen:,} more lines are of classes that were not asked for"
+    if f.not_chosen:
+        yield f"{f.not_chosen:,} more lines are of classes that were not asked for"
     if f.stopped:
         yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so this is too bright"
 
@@ -227,13 +233,13 @@ def _costs(f: Forecast) -> Iterator[str]:
     for name, e in (("fetched", f.fetched_bytes), ("stored", f.stored_bytes)):
         yield f"{name:20}{size(e.value):>9}   {size(e.low)} to {size(e.high)}"
     robots = ", robots.txt included" if f.pace.robots else ""
-    yield f"{'requests':20}{f.requests:>9,}   to {f.survey.host_count:,} hosts{robots}"
+    yield f"{'requests':20}{f.requests:>9,}   to {f.host_count:,} host{'s' * (f.host_count != 1)}{robots}"
 
 
 def _times(f: Forecast) -> Iterator[str]:
     bounds = {
-        "connections": (f.connection_seconds, f"{f.seconds_each:.2g} s a link, {f.pace.connections} at once"),
-        "CPU": (f.cpu_seconds, f"{1000 * f.cpu_seconds / max(f.survey.good, 1):.2g} ms a link on one core"),
+        "connections": (f.connection_seconds, f"{_each(f.seconds_each)} a link, {f.pace.connections} at once"),
+        "CPU": (f.cpu_seconds, f"{_each(f.cpu_seconds / max(f.links - f.bad, 1))} a link on one core"),
         "one host": (f.host_seconds, _short(f.hosts[0].name, 40) if f.hosts else ""),
     }
     bound = max(bounds, key=lambda name: bounds[name][0])
@@ -253,6 +259,10 @@ def _slow(f: Forecast) -> Iterator[str]:
         kept = f"{100 * host.kept / host.sampled:.0f} %" if host.sampled else "?"
         each = f"{host.seconds_each:.2f}" if host.sampled >= KNOWN else "?"
         yield f"{_short(host.name, 34):36}{host.links:>12,}{kept:>8}{each:>9}{span(host.seconds):>12}"
+
+
+def _each(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 def _percent(share: float) -> str:

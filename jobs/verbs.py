@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from ingest import run as ingest_run
     from ingest.run import IngestResult
     from jobs.cli import Call
     from jobs.progress import Progress
@@ -23,6 +24,8 @@ def _ingest(call: Call) -> Any:
 
     workers = call.own("workers", 1)
     config = call.config(ingest.Config, also="--workers N ingests with N processes (1: this one)")
+    if config.dry_run:
+        return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
     if workers == 1:
         return _gather(call, config, title, ingest.run)
@@ -33,6 +36,19 @@ def _ingest(call: Call) -> Any:
     return _gather(
         call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)
     )
+
+
+def _dry_run(call: Call, config: ingest_run.Config) -> Any:
+    from ingest import dry_run
+    from jobs.live import Live
+
+    stop = call.stoppable()
+    with Live(f"xtra {call.verb}  a dry run of {config.urls}") as live:
+        call.on_stop = live.stop
+        forecast = dry_run.run(config, config.dry_run, live, stop.is_set)
+        call.on_stop = None
+    print("\n".join(dry_run.lines(forecast)))
+    return forecast
 
 
 def _import(call: Call) -> Any:

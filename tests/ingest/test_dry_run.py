@@ -127,7 +127,7 @@ def test_classes_count_apart(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "classes").write_text("n00000003\n")
     config = Config(urls, fetch=FETCH, classes=ClassConfig(file=str(tmp_path / "classes")))
     found = dry_run.run(config, 50)
-    assert (found.links, found.survey.not_chosen, found.survey.good, found.survey.bad) == (100, 600, 90, 10)
+    assert (found.links, found.not_chosen, found.bad, found.wanted) == (100, 600, 10, 50)
     assert any("600 more lines are of classes" in line for line in lines(found))
 
 

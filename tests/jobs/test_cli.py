@@ -255,6 +255,21 @@ def test_ingest_accounts_for_every_link(tmp_path: Path, capsys: pytest.CaptureFi
     assert "http_404" in Path(result["page"]).read_text()
 
 
+def test_a_dry_run_says_what_a_list_would_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with Origin() as origin:
+        urls = [origin.url(f"/ok/{i}.jpg" if i % 2 else f"/status/404?{i}") for i in range(400)]
+        (tmp_path / "urls.txt").write_text("\n".join(urls))
+        flags = ["--urls", str(tmp_path / "urls.txt"), "--out", str(tmp_path / "set"), "--dry-run", "50"]
+        assert cli.main(["ingest", *flags, "--fetch.allow-private", "127.0.0.1", "--json"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].startswith("50 of 400 links tried in ")
+    assert out[1].endswith("; nothing was written")
+    result = json.loads(out[-1])
+    assert result["kept"]["low"] <= 200 <= result["kept"]["high"]
+    assert result["reasons"].keys() == {"http_404"}
+    assert [path.name for path in tmp_path.iterdir()] == ["urls.txt"]
+
+
 def test_a_page_that_cannot_be_written_is_a_remark(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
