@@ -77,9 +77,7 @@ def near_pairs(
     choices = list(combinations(range(len(bands)), len(bands) - distance)) if distance else []
     bits = max(0, math.ceil(math.log2(max(1, len(hash_N)) / at_once)))
     found = [np.empty((0, 2), np.uint64)]
-    for done, choice in enumerate(choices):
-        if tell:
-            tell(done, len(choices))
+    for done, choice in enumerate(choices, start=1):
         order = [*choice, *(band for band in range(len(bands)) if band not in choice)]
         front = [bands[band] for band in order]
         agree = sum(width for _, width in front[: len(choice)])
@@ -88,6 +86,8 @@ def near_pairs(
             sorted_P.sort()
             pairs = _window(sorted_P, 64 - agree, distance)
             found.append(_restored(pairs, front))
+        if tell:
+            tell(done, len(choices))
     pair_M = np.concatenate(found)
     pair_M.sort(axis=1)
     return np.unique(pair_M, axis=0) if len(pair_M) else pair_M
@@ -114,12 +114,19 @@ def _permuted_part(hash_N: np.ndarray, front: list[tuple[int, int]], bits: int, 
     """The hashes with their bands in this order, those that then start with the bits of `part`."""
     chunks = [np.empty(0, np.uint64)]
     for start in range(0, len(hash_N), _CHUNK):
-        chunk = np.asarray(hash_N[start : start + _CHUNK])
+        chunk, left = np.asarray(hash_N[start : start + _CHUNK]), bits
+        for shift, width in front:  # those of other parts are left out before anything is moved
+            if left <= 0:
+                break
+            here = min(left, width)
+            left -= here
+            wanted = (part >> left) & ((1 << here) - 1)
+            chunk = chunk[(chunk >> np.uint64(shift + width - here)) & np.uint64((1 << here) - 1) == wanted]
         moved, left = np.zeros_like(chunk), 64
         for shift, width in front:
             left -= width
             moved |= ((chunk >> np.uint64(shift)) & np.uint64((1 << width) - 1)) << np.uint64(left)
-        chunks.append(moved[moved >> np.uint64(64 - bits) == part] if bits else moved)
+        chunks.append(moved)
     return np.concatenate(chunks)
 
 

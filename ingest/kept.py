@@ -122,7 +122,6 @@ def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]
     try:
         with pa.OSFile(str(folder / _LABELS_FILE), "wb") as sink, pa.ipc.new_file(sink, _LABELS) as labels:
             for number, table in enumerate(_indexes(manifest)):
-                tell(number, len(manifest.shards))
                 for name, column in _columns(table).items():
                     files[name].write(column.astype(_DTYPES[name]).tobytes())
                 known.append(at + np.flatnonzero(_is_known(table)))
@@ -130,6 +129,7 @@ def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]
                 labels.write_batch(pa.record_batch([column], schema=_LABELS))
                 at += len(table)
                 start[number + 1] = at
+                tell(number + 1, len(manifest.shards))
     finally:
         for file in files.values():
             file.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ import pyarrow.compute as pc
 from shards import store
 from shards.manifest import KEPT, Manifest, Shard, Subset, read_generations, read_table, write_manifest
 from shards.rules import read_rules
+
+_AT_ONCE = 8  # indexes read at once, each a few MB
 
 
 def key_hash(keys: list[str], seed: int) -> np.ndarray:
@@ -47,10 +50,9 @@ def subset(manifest: Manifest, samples: int, seed: int = 0) -> Manifest:
 def below(manifest: Manifest, subset: Subset) -> Manifest:
     """The manifest whose samples are those that its rules leave, below the subset's threshold; it is not written."""
     chosen = dataclasses.replace(manifest, subset=subset)
-    shards = tuple(
-        dataclasses.replace(shard, selected=len(selected_index(chosen, number, [])))
-        for number, shard in enumerate(manifest.shards)
-    )
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="index") as pool:
+        counts = pool.map(lambda number: len(selected_index(chosen, number, [])), range(len(manifest.shards)))
+        shards = tuple(dataclasses.replace(shard, selected=n) for shard, n in zip(manifest.shards, counts))
     rules = {reason: n for reason, n in manifest.deselected.items() if reason != "subset"}
     left = manifest.kept - sum(rules.values()) - sum(shard.selected for shard in shards)
     return dataclasses.replace(chosen, shards=shards, deselected=rules | ({"subset": left} if left else {}))
