@@ -11,8 +11,6 @@ name that resolves to a private address gets past it. A network that is gone pau
 from __future__ import annotations
 
 import random
-import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +19,7 @@ from typing import NamedTuple
 
 from ingest.fetch_config import FetchConfig
 from ingest.hosts import HostLoad, Leases, Manners
-from ingest.outage import PROBE, Network
+from ingest.outage import PROBE, Names, Network
 from ingest.record import Event, Fetched, Link, Reason
 from ingest.robots import ANYTHING, parse
 from ingest.schedule import Schedule
@@ -96,7 +94,7 @@ class Fetcher:
             config.allow_private if config.proxy else None,
         )
         self._limbo: deque[_Unanswered] = deque()
-        self._named: deque[str] = deque()  # names that do not exist, put there by a thread
+        self._names = Names()
         self._results: deque[Fetched] = deque()
         self._held = 0  # links taken whose result has not been made
         self._waited = 0.0  # a clock that runs while there is nothing to do but wait for hosts
@@ -234,7 +232,7 @@ class Fetcher:
         self, task: Task, text: bytes, target: str | None, reason: Reason | None, detail: str, status: int, now: float
     ) -> None:
         if task.robots_of is None:  # a probe
-            if reason in _SILENT and not status and self._network.probe_failed(now):
+            if self._network.probe_failed(now):
                 self._say("outage", task.origin.host.name, f"no network since {_clock(self._network.out_since)}")
         elif target is None and (reason is None or (reason is Reason.TOO_LARGE and text)):
             told = self._schedule.learn(task.robots_of, parse(text), None, now)
@@ -373,10 +371,13 @@ class Fetcher:
         self._schedule.sift(self._waited)
         self._schedule.shed(now)
         network = self._network
-        while self._named:
-            network.silent.pop(self._named.popleft(), None)
-        if network.suspect(now) and not network.alive_at and network.probed == 0:
-            threading.Thread(target=_names_that_are_none, args=(list(network.silent), self._named), daemon=True).start()
+        was_out = network.out_since
+        for name in self._names.that_are_none():
+            network.silent.pop(name, None)
+        if network.suspect(now) and not network.alive_at:
+            self._names.look_up(list(network.silent))
+        if was_out and not network.out_since:
+            self._say("outage over", "", "the names that were asked for do not exist")
         if network.out_since and now - network.out_since > self.config.outage_limit:
             raise ValueError(
                 f"no network since {_clock(network.out_since)}, for {now - network.out_since:.0f} s: "
@@ -404,7 +405,9 @@ class Fetcher:
     def _probe(self, now: float) -> None:
         """Ask for a sign of life."""
         text = self._network.probe(now)
-        origin = self._schedule.origin(text, self._network.probed) if text is not None else None
+        if text is None:
+            return
+        origin = self._schedule.origin(text, self._network.probed)
         if origin is not None:
             origin.host.begin(now)
             probe = Task(None, f"{origin.text}/robots.txt", origin)
@@ -413,18 +416,6 @@ class Fetcher:
 
     def _say(self, kind: str, about: str, detail: str) -> None:
         self.tell(Event(time.time(), kind, about, detail))
-
-
-def _names_that_are_none(names: list[str], found: deque[str]) -> None:
-    """Those of which the name server says that they do not exist: their silence says nothing about the network."""
-    for name in names:
-        try:
-            socket.getaddrinfo(name, 80)
-        except socket.gaierror as error:
-            if error.errno == socket.EAI_NONAME:
-                found.append(name)
-        except OSError:
-            pass
 
 
 def _clock(moment: float) -> str:

@@ -5,18 +5,24 @@ when nobody has answered for a while and, in that time, hosts failed that had an
 It is then *asked*: an origin that answered not long ago is asked again; any answer clears it. Only when these
 fail too is the network *out*. What failed without an answer since the last sign of life is not held against any link.
 
-Pure: times are handed in, in seconds on one monotonic clock.
+Times are handed in, in seconds on one monotonic clock.
 """
 
 from __future__ import annotations
 
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from threading import Thread
 
 QUIET = 3.0  # seconds without any sign of life before anything is suspected
 KNOWN = 3  # distinct hosts that answered before and now do not
 MANY = 20  # distinct hosts, whether they ever answered or not
-GOOD = 3  # origins remembered to ask in doubt
+GOOD = 8  # origins remembered to ask in doubt
+COLD = 3  # probes in doubt where nobody ever answered
 PROBE = 5.0  # seconds between two probes
+LOOK_UPS = 8  # names looked up at once
 
 
 @dataclass
@@ -31,6 +37,7 @@ class Network:
     out_since: float = 0.0  # 0: it is there
     over_at: float = 0.0  # when the last outage ended
     probed: int = 0  # probes since the suspicion arose
+    unanswered: int = 0  # of these
     next_probe: float = 0.0
 
     def alive(self, now: float, origin: str = "") -> bool:
@@ -46,9 +53,13 @@ class Network:
         if not self.suspected:
             return False
         was_out = self.out_since > 0
-        self.suspected, self.out_since, self.probed, self.next_probe = False, 0.0, 0, 0.0
-        self.over_at = now
+        self._clear()
+        if was_out:
+            self.over_at = now
         return was_out
+
+    def _clear(self) -> None:
+        self.suspected, self.out_since, self.probed, self.unanswered, self.next_probe = False, 0.0, 0, 0, 0.0
 
     def failed(self, host: str, answered_before: bool) -> None:
         """A transfer to this host ended without any answer."""
@@ -61,25 +72,62 @@ class Network:
         return self.limit > 0 and (len(self.silent) >= MANY or known >= KNOWN)
 
     def suspect(self, now: float) -> bool:
-        """Whether there is reason to doubt the network. Where none ever answered, enough of the silent may turn out to
-        be names that do not exist."""
-        if not self.out_since and (self.alive_at == 0 or not self.suspected):
+        """Whether there is reason to doubt the network. Where none ever answered that may pass without an answer: the
+        silent may turn out to be names that do not exist."""
+        if self.alive_at == 0 or not self.suspected:
             self.suspected = self.evidence and now - self.alive_at >= QUIET
+            if not self.suspected:
+                self._clear()
         return self.suspected
 
     def probe(self, now: float) -> str | None:
-        """The origin to ask now; "" when any will do; None when it is not time."""
-        if not self.suspected or now < self.next_probe:
-            return None
-        self.next_probe = now + PROBE
-        self.probed += 1
+        """The origin to ask now; "" when any will do; None when there is none to ask, or it is not time. In doubt all
+        that answered not long ago are asked at once, else one after the other."""
         good = list(self.good)
+        if not self.suspected or now < self.next_probe or (not self.out_since and self.probed >= (len(good) or COLD)):
+            return None
+        if self.out_since or not good:
+            self.next_probe = now + PROBE
+        self.probed += 1
         return good[-1 - (self.probed - 1) % len(good)] if good else ""
 
     def probe_failed(self, now: float) -> bool:
         """A probe found nobody. Returns whether the network now counts as out, and did not before."""
-        if self.out_since or not self.suspected or self.probed < max(1, len(self.good)):
-            self.next_probe = min(self.next_probe, now) if not self.out_since else self.next_probe
+        self.unanswered += 1
+        if self.out_since or not self.suspected or self.unanswered < (len(self.good) or COLD):
             return False
         self.out_since = self.alive_at or now
+        self.next_probe = now + PROBE
         return True
+
+
+class Names:
+    """Asks the name server, beside the loop, which names do not exist: where nobody ever answered, their silence is the
+    one that says nothing about the network."""
+
+    def __init__(self) -> None:
+        self._none: deque[str] = deque()
+        self._threads: list[Thread] = []
+
+    def look_up(self, names: Sequence[str]) -> None:
+        """Begin to, unless that is still under way."""
+        if not any(thread.is_alive() for thread in self._threads):
+            shares = [names[k::LOOK_UPS] for k in range(LOOK_UPS)]
+            self._threads = [Thread(target=self._ask, args=(share,), daemon=True) for share in shares]
+            for thread in self._threads:
+                thread.start()
+
+    def that_are_none(self) -> Iterator[str]:
+        """Those found since the last call."""
+        while self._none:
+            yield self._none.popleft()
+
+    def _ask(self, names: Sequence[str]) -> None:
+        for name in names:
+            try:
+                socket.getaddrinfo(name, 80)
+            except socket.gaierror as error:
+                if error.errno == socket.EAI_NONAME:
+                    self._none.append(name)
+            except (OSError, UnicodeError):
+                continue

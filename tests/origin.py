@@ -7,7 +7,8 @@
 Several origins on several addresses of 127.0.0.0/8 are several hosts: Origin("127.0.0.2"). What /robots.txt answers is
 `origin.robots`: None for 404, or a function that gets the handler. `tls` is a server's ssl.SSLContext.
 
-Paths: /ok/NAME.jpg|png|gif|bmp|webp|tiff, /status/CODE, /flaky/N/NAME (503 for the first N requests),
+Paths: /ok/NAME.jpg|png|gif|bmp|webp|tiff, /status/CODE, /flaky/N/NAME (503 for the first N requests), /sick/N/NAME (500
+for the first N requests of all such paths),
 /busy/SECONDS/NAME (429 with Retry-After once, then a picture), /drip (a byte every 0.2 s), /silent (accepts, never
 answers), /endless, /truncated, /reset, /html, /empty, /gzip and /bomb (a Content-Encoding nobody asked for),
 /declared/N (a Content-Length of N), /cut/NAME.jpg (a complete reply with half a picture), /slow/SECONDS/NAME.jpg,
@@ -167,6 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
     def serve_flaky(self, path: str, failures: str, *_: str) -> None:
         failed = self.seen(path) <= int(failures)
         self.reply(b"" if failed else picture(path), 503 if failed else 200)
+
+    def serve_sick(self, path: str, failures: str, *_: str) -> None:
+        failed = self.server.origin.asked("/sick") <= int(failures)
+        self.reply(b"" if failed else picture(path), 500 if failed else 200)
 
     def serve_busy(self, path: str, seconds: str, *_: str) -> None:
         if self.seen(path) == 1:
