@@ -19,26 +19,22 @@ class FetchConfig:
 
     allow_private: tuple[str, ...] = ()  # addresses or networks that may be asked although they are not public
     per_host: int = 8  # transfers at once to one host name
-    per_host_rate: float | None = (
-        None  # requests/s to one host name, 0: no limit; None: 20, no limit with allow_private
-    )
+    per_host_rate: float | None = None  # requests/s to one host, 0: no limit; None: 20, none with allow_private
     connections: int = 128  # transfers at once in all
     deadline: float = 60.0  # for the transfers of one link, with its redirects and retries; waiting does not count
     patience: float = 300.0  # a link waits no longer than this for a host when nothing else is left to do
-    connect_timeout: float = 10.0
+    connect_timeout: float = 10.0  # of one connection, TLS included
     low_speed: int = 1000  # bytes/s; slower than this for low_speed_seconds is a timeout
-    low_speed_seconds: int = 15
-    max_bytes: int = 32 << 20
-    retries: int = 2
+    low_speed_seconds: int = 15  # see low_speed
+    max_bytes: int = 32 << 20  # of one body, unpacked; what is larger is cut off while it comes
+    retries: int = 2  # of a link in one run, for reasons that may pass
     backoff: float = 1.0  # before the first retry; doubles, with jitter
-    redirects: int = 5
+    redirects: int = 5  # followed for one link
     robots: bool = True  # heed robots.txt (RFC 9309, and Crawl-delay up to 10 s)
     opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none")  # X-Robots-Tag words heeded
-    max_pause: float = (
-        120.0  # a host that asks for longer pauses (Retry-After) without much success between is given up
-    )
+    max_pause: float = 120.0  # a host that keeps asking for longer ones (Retry-After), with little success, is given up
     breaker: int = 8  # failures in a row of one host that stop it for cool_off, three times as long the next time
-    cool_off: float = 5.0
+    cool_off: float = 5.0  # see breaker
     outage_limit: float = 3600.0  # how long a dead network is waited for; 0: take every failure at its word
     proxy: str = ""  # http(s) or socks5h proxy; who may be asked is then for the proxy to check, not for us
     contact: str = ""  # an address or page where the asked can reach you; part of the user agent

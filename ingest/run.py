@@ -42,18 +42,16 @@ class Config:
     out: str = ""  # the dataset's folder
     unit: int = 10_240  # links a tar
     format: str = "auto"  # of the list: auto (by its name), text, csv, tsv, jsonl, parquet; .gz and .zst are unpacked
-    url_column: str | None = None
-    id_column: str | None = None
-    label_column: str | None = None
+    url_column: str | None = None  # of a table: its name, or number from 0; guessed if None
+    id_column: str | None = None  # whose values become the samples' keys
+    label_column: str | None = None  # whose values become the samples' classes
     classes: ClassConfig = field(default_factory=ClassConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
     scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
-    retry: bool = (
-        False  # ask again for the links whose reason may pass: dns, connect, timeout, tls, 429, 5xx, cut bodies
-    )
+    retry: bool = False  # ask again for the links that failed in a way that may pass, as units of their own
     dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
 
     def __post_init__(self) -> None:

@@ -56,9 +56,7 @@ class SelectConfig:
 
     duplicates: bool = True  # the same bytes once: the lowest row, with the labels of all; no: near ones stay, too
     near_distance: int = NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
-    placeholder_from: int = (
-        64  # URLs with the same bytes from which on these stand for what is gone; 0: only known ones
-    )
+    placeholder_from: int = 64  # URLs with the same bytes that make these a stand-in for what is gone; 0: never
     placeholder_labels: int = 16  # so do this many copies if they have as many labels; 0: labels say nothing
     classes: ClassConfig = field(default_factory=ClassConfig)
     min_per_class: int = 0  # pictures that a class must have left; classes with fewer are left out

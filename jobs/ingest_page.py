@@ -137,7 +137,7 @@ def _header(version: Manifest, a: Account) -> str:
     tiles = [
         (f"{a.links:,}", "links"),
         (f"{a.kept:,}", f"kept, {share(a.kept, a.links)} of the links"),
-        (f"{a.samples:,}", "samples, duplicates and stand-ins taken out" if a.deselected else "samples"),
+        (f"{a.samples:,}", "samples in this version"),
         (size(stored), f"in {len(version.shards):,} shards"),
     ]
     body = "".join(f"<div><b>{safe(number)}</b><span>{safe(what)}</span></div>" for number, what in tiles)

@@ -30,7 +30,7 @@ SHARDS = 16  # read at most
 class Config:
     dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
     out: str | None = None  # a contact sheet as one HTML file; without it rows are printed
-    samples: int = 16
+    samples: int = 16  # how many links
     reason: str = KEPT  # show links that ended so: kept, or a reason such as undecodable or duplicate
     label: str | None = None  # only links with this label
     seed: int = 0  # another choice

@@ -25,7 +25,7 @@ _FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifest
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str
+    dataset: str  # its folder
     older_than: str = "7d"  # age of what no commit decides about: a number and m, h, d or w
     dry_run: bool = False  # only say what would go
 

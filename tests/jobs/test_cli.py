@@ -80,6 +80,21 @@ def test_every_verb_describes_its_flags(verb: str, capsys: pytest.CaptureFixture
     assert "--" in text
 
 
+@pytest.mark.parametrize("verb", ["ingest", "import", "select", "peek", "sweep"])
+def test_every_flag_of_a_dataset_says_what_it_is(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A comment that the formatter breaks in two is no help any more, without a word."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    text = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    said = re.findall(r"(--[a-z][a-z.-]+(?:, --[a-z.-]+)?)((?: (?!--[a-z]).)*?)(?:\(default: |\(required\))", text)
+    assert len(said) >= 3
+    kinds = re.compile(r"\{[^}]*\}|\[[^]]*\]+|\b(?:STR|INT|FLOAT)\b|\|")
+    assert [flag for flag, words in said if len(kinds.sub("", words).strip()) < 4] == []
+
+
 # ---- mistakes ----
 
 MISTAKES = [
