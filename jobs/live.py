@@ -136,7 +136,7 @@ def line(p: Progress, pace: Pace) -> str:
     if rates:
         words += [f"{rates[0]:,.0f} links/s", f"{size(rates[1])}/s"]
     words.append(f"kept {share(p.kept, p.done)}")
-    return "  ".join(filter(None, [*words, remaining(p, pace), clean(p.note, 200)]))
+    return "  ".join(word for word in (*words, remaining(p, pace), clean(p.note, 200)) if word)
 
 
 def remaining(p: Progress, pace: Pace) -> str:

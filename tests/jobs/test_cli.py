@@ -89,7 +89,7 @@ def test_every_flag_of_a_dataset_says_what_it_is(
     with pytest.raises(SystemExit):
         cli.main([verb, "--help"])
     text = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
-    said = re.findall(r"(--[a-z][a-z.-]+(?:, --[a-z.-]+)?)((?: (?!--[a-z]).)*?)(?:\(default: |\(required\))", text)
+    said = re.findall(r"(--[a-z][a-z.-]+(?:, --[a-z.-]+)?)((?:(?! --[a-z]).)*?)(?:\(default: |\(required\))", text)
     assert len(said) >= 3
     kinds = re.compile(r"\{[^}]*\}|\[[^]]*\]+|\b(?:STR|INT|FLOAT)\b|\|")
     assert [flag for flag, words in said if len(kinds.sub("", words).strip()) < 4] == []
