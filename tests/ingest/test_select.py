@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 
 import pytest
 from datasets import make_dataset, plan_unit, retry, write_unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from origin import unpacked
 
 from ingest import kept, select
+from ingest.filter import FilterConfig, judge
+from ingest.record import Fetched, Link
 from ingest.select import Config, SelectConfig
 from ingest.wordnet import ClassConfig
 from shards import check, store
@@ -240,6 +244,33 @@ def test_the_verb_makes_a_version_or_a_subset(tmp_path):
     with pytest.raises(ValueError, match="give one, then the other"):
         Config(str(tmp_path), subset=10, rules=SelectConfig(duplicates=False))
     assert not list(tmp_path.glob("select-*"))
+
+
+def test_duplicates_among_real_pictures_go_and_nothing_else(shared, tmp_path):
+    """What ImageNet's URLs really returned, and a picture with its saved-again copy; verdicts as written there."""
+    corpus = unpacked(shared, "dirty", tmp_path / "corpus")
+    made = json.loads((corpus / "verdicts.json").read_text())["files"]
+    copies = [entry for entry in made if entry["verdict"] == "near-duplicate"]
+    originals = {entry["of"] for entry in copies}
+    entries = [("files", entry) for entry in made if entry["file"] in originals] + [("files", e) for e in copies]
+    returned = json.loads((corpus / "crawl-clock.verdicts.json").read_text())["files"]
+    rows, gone = [], set()
+    for folder, entry in entries + [("crawl-clock", e) for e in returned if e["verdict"] in ("keep", "duplicate")]:
+        body = (corpus / folder / entry["file"]).read_bytes()
+        link = Link(f"k{len(rows)}", f"http://a/{len(rows)}", (entry["file"],), len(rows))
+        found = judge(Fetched(link, body, None, "", 200, link.url, 1, 5, 1.5), FilterConfig()).picture
+        assert found is not None, entry["file"]
+        looks = {name: getattr(found, name) for name in ("width", "height", "orientation", "phash")}
+        rows.append(picture(link.row, labels=link.labels) | looks | {"body": found.body})
+        if entry["verdict"] != "keep":
+            gone.add(entry["file"])
+    manifest = dataset_of(tmp_path / "d", rows)
+    chosen = select.select(manifest, SelectConfig())
+    # Kept there, but seen by eye to be the same clocks in the same photographs.
+    alike = {"data100.jpg", "data141.jpg"}
+    assert {row["labels"][0] for row in rows} - {rows[row]["labels"][0] for row in rows_of(chosen)} == gone | alike
+    assert chosen.deselected == {"duplicate": 4, "near_duplicate": 1 + len(alike)}
+    assert select.select(manifest, SelectConfig(near_distance=-1)).deselected == {"duplicate": 4}
 
 
 PICTURE = st.tuples(
