@@ -56,10 +56,7 @@ def train_all(
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     stop = stop or threading.Event()
-    configs = [
-        dataclasses.replace(c, data=c.data and store.absolute(c.data), out=c.out and store.absolute(c.out))
-        for c in configs
-    ]
+    configs = [_absolute(config) for config in configs]
     for config in configs:
         terms(config.out, dataclasses.asdict(config))  # refuse now what every worker would refuse later
     if workers > 1:
@@ -99,6 +96,12 @@ def ingest_all(
         scratch=config.scratch and store.absolute(config.scratch),
     )
     return ingest.run(config, progress, stop.is_set, functools.partial(crawl_on_actors, workers=workers))
+
+
+def _absolute(c: Config) -> Config:
+    """Workers have other working directories."""
+    val = dataclasses.replace(c.val, data=c.val.data and store.absolute(c.val.data))
+    return dataclasses.replace(c, data=c.data and store.absolute(c.data), out=c.out and store.absolute(c.out), val=val)
 
 
 def probe_all(

@@ -1,7 +1,8 @@
 """Checkpoints: safetensors by parameter name and JSON, committed last. (Official ones: xtra/official.py.)
 
     RUN/checkpoints/000000012800/000001/model.safetensors    parameters by name
-    RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...
+    RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...; where
+                                                             ranks share it out, optim-00001-of-00008.safetensors each
     RUN/checkpoints/000000012800/000001/state.json           the caller's state: cursor, config, ...
     RUN/checkpoints/000000012800/COMMIT.json                 put if absent, last: attempt, manifest, sizes, sha256
 
@@ -16,6 +17,7 @@ import hashlib
 import json
 import re
 import tempfile
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from xtra.model import Encoder, ModelConfig, Xtra, model_config
 
 M = TypeVar("M", bound=nn.Module)
 COMMIT = "COMMIT.json"
+PART_SECONDS = 1800.0  # that a checkpoint's first part waits for the others
 MODEL, OPTIM, STATE = "model.safetensors", "optim.safetensors", "state.json"
 _WRAPPERS = re.compile(
     r"(?<![^.])(?:module|_forward_module|_orig_mod)\."
@@ -37,6 +40,43 @@ _WRAPPERS = re.compile(
 
 
 # --- Saving ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is written from: tensors on the CPU, and the caller's state (JSON).
+
+    `state["cursor"]` names the manifest that the COMMIT repeats.
+    """
+
+    weights: Mapping[str, Tensor]
+    optim: Mapping[str, Tensor]  # of this part
+    state: Mapping[str, Any]
+    part: int = 0  # where ranks share the optimiser's state out, which share this is, of how many
+    parts: int = 1
+
+    @property
+    def files(self) -> list[str]:
+        """What this part writes; the first also writes what all have in common."""
+        optim = OPTIM if self.parts == 1 else f"optim-{self.part:05d}-of-{self.parts:05d}.safetensors"
+        return [optim] if self.part else [MODEL, optim, STATE]
+
+
+def snapshot(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    part: int = 0,
+    parts: int = 1,
+    copy: bool = False,
+) -> Snapshot:
+    """`copy` takes tensors that are on the CPU already as well, so that training may go on while they are written."""
+
+    def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.detach().to("cpu", copy=copy).contiguous() for name, t in tensors.items()}
+
+    weights = {} if part else on_cpu(parameters(model))
+    return Snapshot(weights, on_cpu(_optimizer_tensors(model, optimizer)), state, part, parts)
 
 
 def save(
@@ -48,40 +88,65 @@ def save(
     state: dict[str, Any],
     may_commit: Callable[[], bool] = lambda: True,
 ) -> bool:
+    """`write` of the model and the optimiser as they are now."""
+    return write(run, attempt, samples_seen, snapshot(model, optimizer, state), may_commit)
+
+
+def write(
+    run: str, attempt: int, samples_seen: int, taken: Snapshot, may_commit: Callable[[], bool] = lambda: True
+) -> bool:
     """Write and commit one checkpoint; True if the committed one is this attempt's.
 
-    state: JSON; its "cursor" names the manifest that the COMMIT repeats. A checkpoint that is already committed is left
-    alone, whoever wrote it. `may_commit` is asked after the uploads, which may take minutes. Raises StoreError.
+    A checkpoint that is already committed is left alone, whoever wrote it. `may_commit` is asked after the uploads,
+    which may take minutes. Where there are several parts, each is written by a call of its own, at the same time; the
+    first waits for the notes of the others, and commits. Raises StoreError.
     """
     folder = checkpoint_folder(run, samples_seen)
     if not store.exists(store.join(folder, COMMIT)):
         files: dict[str, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory(prefix="xtra-checkpoint-") as scratch:
-            for name in (MODEL, OPTIM, STATE):
+            for name in taken.files:
                 path = Path(scratch, name)
-                _write(path, model, optimizer, state)
+                _write_file(path, taken)
                 files[f"{attempt:06d}/{name}"] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
                 store.put_file(store.join(folder, f"{attempt:06d}", name), path)
                 path.unlink()
+        if taken.part:
+            store.put_json(_note(folder, attempt, taken.part), files)
+            return True
+        for part in range(1, taken.parts):
+            files |= _wait_for(_note(folder, attempt, part))
         if not may_commit():
             return False
-        cursor = state.get("cursor") or {}
         commit = {
             "attempt": attempt,
             "samples_seen": samples_seen,
-            "manifest": cursor.get("manifest"),
+            "manifest": (taken.state.get("cursor") or {}).get("manifest"),
             "files": files,
         }
         store.put_json_if_absent(store.join(folder, COMMIT), commit)
     return store.read_json(store.join(folder, COMMIT))["attempt"] == attempt
 
 
-def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _note(folder: str, attempt: int, part: int) -> str:
+    return store.join(folder, f"{attempt:06d}", f"part-{part:05d}.json")
+
+
+def _wait_for(note: str) -> dict[str, Any]:
+    """What another rank says that it has written."""
+    until = time.monotonic() + PART_SECONDS
+    while time.monotonic() < until:
+        with contextlib.suppress(store.Missing):
+            return store.read_json(note)
+        time.sleep(0.05)
+    raise store.StoreError(f"{note}: was not written within {PART_SECONDS:.0f} s: did that rank die?")
+
+
+def _write_file(path: Path, taken: Snapshot) -> None:
     if path.name == STATE:
-        path.write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
-        return
-    tensors = parameters(model) if path.name == MODEL else _optimizer_tensors(model, optimizer)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        path.write_text(json.dumps(taken.state, indent=1, sort_keys=True) + "\n")
+    else:
+        save_file(dict(taken.weights if path.name == MODEL else taken.optim), path)
 
 
 def checkpoint_folder(run: str, samples_seen: int) -> str:
@@ -133,7 +198,9 @@ def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | N
     with _verified(checkpoint, commit, STATE) as path:
         state = json.loads(path.read_text())
     if optimizer is not None:
-        _load_optimizer(checkpoint, _tensors(checkpoint, commit, OPTIM), own, optimizer)
+        parts = [name.split("/")[1] for name in commit["files"] if "/optim" in name]
+        found = {name: t for part in parts for name, t in _tensors(checkpoint, commit, part).items()}
+        _load_optimizer(checkpoint, found, own, optimizer)
     with torch.no_grad():
         for name, p in own.items():
             p.copy_(weights[name])
@@ -245,25 +312,30 @@ def _load_optimizer(
     names = {id(p): name for name, p in own.items()}
     held = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     if state:  # empty when the checkpoint was written before the first step
-        _require_same_names(f"{checkpoint}: the optimiser", {n: list(own[n].shape) for n in held}, moments)
+        held_of_all = {n: list(p.shape) for n, p in own.items() if p.requires_grad}  # this rank may own a part of them
+        _require_same_names(f"{checkpoint}: the optimiser", held_of_all, moments)
     # load_state_dict puts each tensor where this optimiser wants it (fused ones keep `step` on the device).
     by_position = {position: state[name] for position, name in enumerate(held) if name in state}
     optimizer.load_state_dict({"state": by_position, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def prune(run: str, keep: int) -> list[int]:
+def prune(run: str, keep: int, keep_every: int = 0) -> list[int]:
     """Delete all but the newest `keep` committed checkpoints and what dead attempts left before them.
 
-    COMMIT goes first, so that a half-deleted checkpoint is no checkpoint. Returns the samples seen of those deleted.
+    With `keep_every`, the first checkpoint at or after each multiple of so many samples stays as well. COMMIT goes
+    first, so that a half-deleted checkpoint is no checkpoint. Returns the samples seen of those deleted.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least 1 checkpoint must stay")
     commits = committed(run)
     if not commits:
         return []
-    oldest_kept = commits[-keep:][0]
+    oldest_kept, stay = commits[-keep:][0], set()
+    if keep_every:
+        firsts = {samples // keep_every: samples for samples in reversed(commits)}
+        stay = {samples for multiple, samples in firsts.items() if multiple}
     for name in store.names(store.join(run, "checkpoints")):
-        if not re.fullmatch(r"\d{12}", name) or int(name) >= oldest_kept:
+        if not re.fullmatch(r"\d{12}", name) or int(name) >= oldest_kept or int(name) in stay:
             continue
         folder = store.join(run, "checkpoints", name)
         store.delete(store.join(folder, COMMIT))
@@ -271,4 +343,4 @@ def prune(run: str, keep: int) -> list[int]:
             if re.fullmatch(r"\d{6}", attempt):
                 for file in store.names(store.join(folder, attempt)):
                     store.delete(store.join(folder, attempt, file))
-    return [samples for samples in commits if samples < oldest_kept]
+    return [samples for samples in commits if samples < oldest_kept and samples not in stay]

@@ -152,8 +152,9 @@ def eval_batches(
     seed: int = 0,
     threads: int = 2,
     augment: Augment | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Every sample of the manifest once, in row order.
+    """Every sample of the manifest once, in row order; of `part` (r, w) every w-th batch from the r-th on.
 
     View 0 resizes the short side to `resize` (default: the size itself) and crops the centre; view v >= 1 is the
     deterministic random crop and mirror that training would use in epoch v. Raises ValueError naming the sample that
@@ -173,7 +174,7 @@ def eval_batches(
 
     with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode") as pool:
         try:
-            for decoded in _decoded(pool, decode, once(manifest, batch), 2):
+            for decoded in _decoded(pool, decode, itertools.islice(once(manifest, batch), part[0], None, part[1]), 2):
                 yield _stack(decoded, size)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,12 +53,15 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return "bias" not in name and parameter.ndim > 1
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters in two groups: with weight decay, and without.
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, own: Sequence[nn.Parameter] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, or those of them in `own`, in two groups: with weight decay, and without.
 
     Fused: the same formula in one pass over memory, on CPUs as well as GPUs.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    owned = None if own is None else {id(p) for p in own}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and (not owned or id(p) in owned)]
     groups = [
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},

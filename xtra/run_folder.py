@@ -35,6 +35,11 @@ MAY_DIFFER = (
     "threads",
     "checkpoint_every",
     "keep",
+    "keep_every",
+    "val",
+    "sinks",
+    "compile",
+    "shard_optimizer",
     "max_bad",
     "other_manifest",
 )
@@ -64,6 +69,7 @@ class Opened:
     manifest: Manifest
     checkpoint: str | None  # the newest committed one, to resume from
     remarks: tuple[str, ...]  # for the user
+    val: Manifest | None = None  # the held-out dataset, where there is one
 
 
 def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest, tuple[str, ...]]:
@@ -129,6 +135,8 @@ def _require_same(run: str, path: str, before: Any, now: Any) -> None:
     for name in sorted({*before, *now}):
         if not path and name in MAY_DIFFER:
             continue
+        if name not in before:
+            continue  # a setting that did not exist when the run began
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             _require_same(run, f"{path}{name}.", old, new)
@@ -191,6 +199,10 @@ class Parts:
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """A row with the time."""
+        self.add({"at": now(), **event})
 
     def flush(self) -> None:
         self.flushed_at = time.monotonic()

@@ -1,8 +1,8 @@
 """Pretraining: one Config, one run(), one loop.
 
 The only clock is samples seen: batches are global, steps are derived, and the whole state of the data is one number.
-All ranks hold the whole model and sum their gradients in one flat buffer, in a fixed order, so that a run continued
-from a checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
+All ranks hold the whole model and sum their gradients in a fixed order (xtra/ranks.py), so that a run continued from a
+checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
 
 Shapes: B this rank's images, L encoder layers, K blocks.
 """
@@ -15,21 +15,27 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.manifest import Manifest, read_manifest
 from shards.order import Order
 from shards.stream import Cursor, Stream
-from xtra import checkpoint
+from xtra import checkpoint, drop_path
 from xtra.blocks import block_orders, pick_order, target_blocks
 from xtra.data import Augment, Batch, normalise, train_batches
 from xtra.loss import LossConfig, next_block_loss
-from xtra.model import ModelConfig, Xtra, build, drop_path_scales
+from xtra.meter import cost, memory_bytes
+from xtra.model import ModelConfig, Xtra, build
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
-from xtra.run_folder import Attempt, Opened, Parts, now, open_run
+from xtra.ranks import GradientSum, Owners, sum_numbers, world_of
+from xtra.run_folder import Opened, Parts, open_run
+from xtra.saver import Saver
+from xtra.sinks import Recorder
+from xtra.validation import Validation, validation_loss
 
 FLUSH_SECONDS = 30.0
 
@@ -51,11 +57,19 @@ class Config:
     order: Order = field(default_factory=Order)
     precision: str = "fp32"  # or "bf16": autocast
     decoder_fp32: bool = True  # under bf16, keep the decoder in fp32 as the official code does
-    micro: int = 0  # most images in one forward pass of a rank; 0 means all at once
+    micro: int = 0  # most images in one forward pass of a rank, gradients added up; 0 means all at once
+    # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, but shapes
+    # that change); or a fixed number of each micro-batch is skipped (as DINOv2).
+    dropped: Literal["compute", "skip", "subset"] = "compute"
+    compile: bool = False  # torch.compile each layer
+    shard_optimizer: bool = False  # each rank keeps its share of the optimiser's state (ZeRO 1)
     device: str = "auto"  # "cpu", "cuda" or "auto"
     threads: int = 2  # decoding threads a rank
     checkpoint_every: int = 1_000_000  # samples
     keep: int = 2  # newest checkpoints that stay
+    keep_every: int = 0  # samples; the first checkpoint at or after each multiple stays as well; 0: none
+    val: Validation = field(default_factory=Validation)
+    sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # where metrics also go, beside the run folder
     max_bad: float = 0.01  # stop when a larger share of samples had to be replaced
     other_manifest: bool = False  # go on with a checkpoint of another manifest
 
@@ -63,8 +77,9 @@ class Config:
         for name in ("samples", "batch", "checkpoint_every", "keep", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.micro < 0:
-            raise ValueError(f"micro is {self.micro}; it must be 0 (all at once) or more")
+        for name, nought in (("micro", "all at once"), ("keep_every", "none")):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({nought}) or more")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -95,27 +110,40 @@ def run(
     Runs on every rank of the default torch.distributed group, or alone without one. Raises ValueError for what the user
     can mend: a run begun with other settings, a non-finite loss, too many undecodable samples.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = world_of()
     device = _device(config)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
-    for remark in opened.remarks:
+    for remark in (*opened.remarks, _plan(config, manifest, world)):
         progress({"remark": remark})
     model = build(config.model, config.seed, device, config.decoder_fp32)
-    optimizer = make_optimizer(model, config.optim)
+    model.encoder.skip_dropped = config.dropped != "compute"
+    owners = Owners(list(model.parameters()), config.shard_optimizer)
+    optimizer = make_optimizer(model, config.optim, owners.own)
     seen = 0
     if opened.checkpoint is not None:
         seen = int(checkpoint.load(opened.checkpoint, model, optimizer)["cursor"]["samples_seen"])
+    if config.compile:
+        for block in (*model.encoder.blocks, *model.decoder.blocks):
+            block.compile()
+    gradients = GradientSum(list(model.parameters()))
     stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world)
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
+    machine = cost(config.model, device, world, skips=config.dropped != "compute")
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
-    pending: list[tuple[dict[str, Any], Tensor, Tensor]] = []
+    pending: list[Step] = []
     loss, halted, superseded, replaced, resumed_at = None, False, False, 0, seen
     begun = since = time.perf_counter()
 
-    with closing(stream), Parts(attempt, "metrics") as metrics, Parts(attempt, "events", rank, world) as events:
+    with (
+        closing(stream),
+        Parts(attempt, "metrics") as metrics,
+        Parts(attempt, "events", rank, world) as events,
+        Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.tell) as saver,
+        Recorder(metrics, config.sinks if rank == 0 else (), dataclasses.asdict(config)) as recorder,
+    ):
         if rank == 0:
-            events.add({"at": now(), "event": "resume" if seen else "start", "samples_seen": seen, "world": world})
+            events.tell({"event": "resume" if seen else "start", "samples_seen": seen, "world": world})
         for batch in train_batches(stream, config.model.image, config.augment, config.seed, config.threads):
             waited = time.perf_counter() - since
             total = min(config.batch, config.samples - seen)
@@ -124,36 +152,58 @@ def run(
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            loss_sum = _forward_backward(model, batch, config, total, device, perm_K)
-            told = _sum_ranks(model, loss_sum, len(batch.events), stop())
+            loss_share = _forward_backward(model, batch, config, total, device, perm_K, gradients)
+            gradients.finish()
+            told = sum_numbers(_told(loss_share, len(batch.events), stop()))
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            owners.spread()
+            model.zero_grad(set_to_none=True)  # what other ranks own, too
             seen += total
 
             since = time.perf_counter()
             for event in batch.events:
-                events.add({"at": now(), "samples_seen": seen, **event})
+                events.tell({"samples_seen": seen, **event})
             rate = (seen - resumed_at) / (since - begun)
             row = {"samples_seen": seen, "lr": lr, "seconds": since - begun, "samples_per_s": rate, "data_wait": waited}
-            pending.append((row, told, grad_norm))
-            due = seen // config.checkpoint_every > (seen - total) // config.checkpoint_every or seen >= config.samples
+            row |= machine.utilisation(rate) | {"memory_bytes": memory_bytes(device)}
+            if opened.val is not None and _crossed(config.val.every, seen, total, config.samples):
+                row["val_loss"] = _validate(model, opened.val, config, device, orders_KK)
+            pending.append(Step(row, told, grad_norm, batch.keys))
+            due = _crossed(config.checkpoint_every, seen, total, config.samples)
             if due or len(pending) >= sync_every:
-                on_rank_0 = metrics.add if rank == 0 else lambda row: None
-                loss, replaced, halted = _look(config, pending, replaced, seen - resumed_at, on_rank_0)
+                record = recorder.add if rank == 0 else lambda row: None
+                loss, replaced, halted = _look(config, pending, replaced, seen - resumed_at, record, events.tell)
                 pending.clear()
                 progress({"samples": config.samples, "loss": loss, **row})
             if due or halted or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
                 metrics.flush()  # before the checkpoint: a resumed run's record has no gap
                 events.flush()
             if due or halted:
-                superseded = _save(config, attempt, model, optimizer, manifest.digest, seen, rank, events)
+                cursor = dataclasses.asdict(Cursor(manifest.digest, config.order, seen))
+                superseded = saver.save(model, optimizer, {"cursor": cursor}, seen)
             if halted or superseded:
                 break
-        stopped = seen < config.samples
+        superseded = saver.wait() or superseded
+        stopped = seen < config.samples or superseded
         if rank == 0:
-            events.add({"at": now(), "event": "stop" if stopped else "done", "samples_seen": seen})
+            events.tell({"event": "stop" if stopped else "done", "samples_seen": seen})
     return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped, superseded)
+
+
+def _crossed(every: int, seen: int, step: int, samples: int) -> bool:
+    """Whether a multiple of `every`, or the end of the run, was reached in the last step."""
+    return seen // every > (seen - step) // every or seen >= samples
+
+
+def _plan(config: Config, manifest: Manifest, world: int) -> str:
+    """The steps, epochs and passes that follow from counts of samples."""
+    steps, share = math.ceil(config.samples / config.batch), math.ceil(config.batch / world)
+    passes = math.ceil(share / (config.micro or share))
+    return (
+        f"{config.samples:,} samples are {steps:,} steps of {config.batch:,}, {config.samples / manifest.samples:.3g} "
+        f"epochs of {manifest.samples:,}; a step is {world} x {share:,} images, in {passes} pass{'es' * (passes > 1)}"
+    )
 
 
 def _device(config: Config) -> torch.device:
@@ -168,7 +218,8 @@ def _join_run(config: Config, rank: int, world: int) -> Opened:
     told: list[Any] = [None]
     if rank == 0:
         try:
-            told = [open_run(config.out, dataclasses.asdict(config), world)]
+            val = read_manifest(config.val.data) if config.val.data else None
+            told = [dataclasses.replace(open_run(config.out, dataclasses.asdict(config), world), val=val)]
         except ValueError as error:
             told = [error]
     if world > 1:
@@ -179,7 +230,13 @@ def _join_run(config: Config, rank: int, world: int) -> Opened:
 
 
 def _forward_backward(
-    model: Xtra, batch: Batch, config: Config, total: int, device: torch.device, perm_K: Tensor | None
+    model: Xtra,
+    batch: Batch,
+    config: Config,
+    total: int,
+    device: torch.device,
+    perm_K: Tensor | None,
+    gradients: GradientSum,
 ) -> Tensor:
     """Add this rank's share of the global mean loss's gradient; returns that share of the loss (no host sync)."""
     share = torch.zeros((), device=device)
@@ -189,55 +246,66 @@ def _forward_backward(
         images = normalise(batch.images_B3HW[part].to(device, non_blocking=True))
         drop_LSB = None
         if config.model.drop_path:
-            drop_LSB = drop_path_scales(config.model, config.seed, batch.epoch_B[part], batch.sample_B[part])
+            draw = drop_path.subset_scales if config.dropped == "subset" else drop_path.scales
+            drop_LSB = draw(config.model, config.seed, batch.epoch_B[part], batch.sample_B[part])
         targets_BKP = target_blocks(images, config.model.side)
         if perm_K is not None:
             targets_BKP = targets_BKP[:, perm_K]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predictions = model(images, drop_LSB, perm_K=perm_K)
         loss = next_block_loss(predictions, targets_BKP, config.loss) * (len(images) / total)
+        if start + step >= len(batch):
+            gradients.arm()
         loss.backward()
         share += loss.detach()
     return share
 
 
-def _sum_ranks(model: nn.Module, loss_share: Tensor, replaced: int, stop: bool) -> Tensor:
-    """Sum gradients, in place, and (loss, replaced samples, wish to stop) [3] over the ranks.
-
-    One flat buffer in parameter order: the order of additions does not depend on timing or on a restart.
-    """
-    told = torch.tensor([0.0, replaced, stop], dtype=torch.float64).to(loss_share.device)
+def _told(loss_share: Tensor, replaced: int, stop: bool) -> Tensor:
+    """[3]: what ranks tell each other in a step besides gradients."""
+    told = torch.tensor([0.0, replaced, stop], dtype=torch.float64).to(loss_share.device, non_blocking=True)
     told[0] = loss_share
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return told
-    parameters = list(model.parameters())
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-    dist.all_reduce(flat)
-    dist.all_reduce(told)
-    for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad = grad.view_as(p)
     return told
+
+
+def _validate(model: Xtra, manifest: Manifest, config: Config, device: torch.device, orders_KK: Tensor | None) -> float:
+    perm_K = None if orders_KK is None else orders_KK[0]
+    bf16 = config.precision == "bf16"
+    return validation_loss(model, manifest, config.val, config.loss, device, bf16, config.threads, perm_K)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step leaves to be looked at later."""
+
+    row: dict[str, Any]
+    told: Tensor  # loss, replaced samples, wish to stop; over all ranks
+    grad_norm: Tensor
+    keys: tuple[str, ...]  # this rank's samples
 
 
 def _look(
     config: Config,
-    pending: list[tuple[dict[str, Any], Tensor, Tensor]],
+    pending: list[Step],
     replaced: int,
     samples: int,
     record: Callable[[dict[str, Any]], None],
+    tell: Callable[[dict[str, Any]], None],
 ) -> tuple[float, int, bool]:
     """Bring the pending steps' numbers to the host, record them, and judge: (last loss, replaced so far, stop?)."""
     loss, halt = float("nan"), False
-    for row, told, grad_norm in pending:
-        loss, bad, stop = told.tolist()
-        norm = float(grad_norm)
-        record(row | {"loss": loss, "grad_norm": norm})
+    for step in pending:
+        loss, bad, stop = step.told.tolist()
+        norm, seen = float(step.grad_norm), step.row["samples_seen"]
+        record(step.row | {"loss": loss, "grad_norm": norm})
         replaced, halt = replaced + int(bad), halt or stop > 0
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            tell({"event": "not finite", "samples_seen": seen, "loss": str(loss), "keys": step.keys})
+            some = ", ".join(step.keys[:8]) + ", …" * (len(step.keys) > 8)
             raise ValueError(
-                f"{config.out}: the loss is {loss} and the gradient norm {norm} at {row['samples_seen']} samples seen "
-                f"(lr {row['lr']:.3g}): "
-                "lower --optim.lr or use --precision fp32; the newest checkpoint is from before that"
+                f"{config.out}: the loss is {loss} and the gradient norm {norm} at {seen} samples seen "
+                f"(lr {step.row['lr']:.3g}): lower --optim.lr or use --precision fp32; the newest checkpoint is from "
+                f"before that; this rank's {len(step.keys)} samples of the step, all in the events: {some}"
             )
     if replaced > config.max_bad * max(samples, 1000):  # a share of a few samples says nothing yet
         raise ValueError(
@@ -245,28 +313,3 @@ def _look(
             "run xtra check on the dataset, or raise --max-bad"
         )
     return loss, replaced, halt
-
-
-def _save(
-    config: Config,
-    attempt: Attempt,
-    model: Xtra,
-    optimizer: torch.optim.Optimizer,
-    manifest_digest: str,
-    seen: int,
-    rank: int,
-    events: Parts,
-) -> bool:
-    """Commit a checkpoint on rank 0; returns, on every rank, whether a later attempt has taken over instead."""
-    superseded = [False]
-    if rank == 0:
-        state = {"cursor": dataclasses.asdict(Cursor(manifest_digest, config.order, seen))}
-        if attempt.is_newest():
-            checkpoint.save(attempt.run, attempt.number, seen, model, optimizer, state, attempt.is_newest)
-        superseded[0] = not attempt.is_newest()
-        if not superseded[0]:
-            checkpoint.prune(attempt.run, config.keep)
-        events.add({"at": now(), "event": "superseded" if superseded[0] else "checkpoint", "samples_seen": seen})
-    if dist.is_initialized():
-        dist.broadcast_object_list(superseded, src=0)
-    return bool(superseded[0])

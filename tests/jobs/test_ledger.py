@@ -11,8 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.flops import Shape, flops_per_image, parameters
 from jobs.ledger import Ledger, read_runs, write_ledger
+from xtra.flops import Shape, flops_done, flops_per_image, parameters, peak_flops
 from xtra.model import SIZES, ModelConfig, Xtra, build
 
 B16 = Shape(256, 16, 4, 768, 12, bridge=4096, dec_width=768, dec_depth=8, head=6144)
@@ -45,6 +45,34 @@ def test_flops_are_those_that_torch_counts_for_a_model_of_ours():
         (prediction,) = model(torch.zeros(1, 3, 32, 32), last_block=True)
         prediction.sum().backward()
     assert flops_per_image(shape_of(config)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("change", [{}, {"predict": 3}, {"dec_width": 32}], ids=str)
+def test_flops_done_are_those_that_torch_counts_in_training(change):
+    config = replace(SIZES["tiny64"], **change)  # 240 tokens: attention in two halves
+    model = build(config)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        torch.stack([prediction.sum() for prediction in model(torch.zeros(1, 3, 64, 64))]).sum().backward()
+    assert flops_done(shape_of(config), half=128) == counter.get_total_flops()
+
+
+def test_flops_done_are_the_facts_for_the_papers_models():
+    assert flops_done(B16) == pytest.approx(237.68e9, rel=1e-4)
+    assert flops_done(H14) == pytest.approx(1025.96e9, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", None),
+        ("Tesla V100-SXM2-32GB", 125e12),
+    ],
+)
+def test_the_peak_of_a_gpu_is_found_by_its_name(gpu, peak):
+    assert peak_flops(gpu) == peak
 
 
 def shape_of(config: ModelConfig) -> Shape:

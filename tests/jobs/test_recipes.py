@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs import cli, cluster, recipes
-from jobs.flops import Shape, parameters
+from xtra.flops import Shape, parameters
 from xtra.model import ModelConfig
 
 

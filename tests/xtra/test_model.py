@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from xtra.blocks import block_orders, target_blocks
+from xtra import drop_path
+from xtra.blocks import block_causal_mask, block_orders, target_blocks
 from xtra.loss import LossConfig, next_block_loss, normalise_blocks
-from xtra.model import SIZES, Encoder, ModelConfig, Xtra, build, drop_path_scales, init_weights, model_config
+from xtra.model import (
+    SIZES,
+    Causal,
+    Encoder,
+    ModelConfig,
+    Xtra,
+    attend,
+    build,
+    init_weights,
+    model_config,
+)
 
 TINY = replace(SIZES["tiny32"], depth=3, drop_path=0.5)
 
@@ -110,7 +121,7 @@ def assert_same(a, b, rtol=1e-12):
 def test_dropping_the_last_block_changes_no_gradient(config, permuted):
     model, x = double(config), images(config)
     perm_K = block_orders(config.blocks, seed=5)[2] if permuted else None
-    drop_LSB = drop_path_scales(config, 0, np.zeros(4, int), np.arange(4))
+    drop_LSB = drop_path.scales(config, 0, np.zeros(4, int), np.arange(4))
     full = loss_and_grads(model, x, drop_LSB=drop_LSB, perm_K=perm_K, last_block=True)
     short = loss_and_grads(model, x, drop_LSB=drop_LSB, perm_K=perm_K)
     assert len(short[1]) == len(list(model.parameters()))
@@ -121,7 +132,7 @@ def test_dropping_the_last_block_changes_no_gradient(config, permuted):
 def test_skipping_dropped_branches_changes_no_gradient(rate):
     config = replace(TINY, drop_path=rate)  # at 0.97 whole branches are dropped for every image
     model, x = double(config), images(config)
-    drop_LSB = drop_path_scales(config, 1, np.zeros(4, int), np.arange(4))
+    drop_LSB = drop_path.scales(config, 1, np.zeros(4, int), np.arange(4))
     assert bool((drop_LSB == 0).any())
     dense = loss_and_grads(model, x, drop_LSB=drop_LSB)
     model.encoder.skip_dropped = True
@@ -144,10 +155,11 @@ def test_drop_path_of_a_branch_is_the_formula_of_the_official_block():
     encoder, x = build(config, 0).double().encoder, images(config, 2)
     block, stream = encoder.blocks[0], torch.randn(2, 64, 64).double()
     scale = torch.tensor([[0.0, 1.25], [1.25, 0.0]]).double()
-    mask = torch.ones(64, 64).bool()
-    middle = stream + scale[0][:, None, None] * block.attn(block.norm1(stream), mask)
+    causal = Causal(torch.ones(64, 64).bool())
+    middle = stream + scale[0][:, None, None] * block.attn(block.norm1(stream), causal)
     expected = middle + scale[1][:, None, None] * block.mlp(block.norm2(middle))
-    torch.testing.assert_close(block(stream, mask, scale), expected, rtol=1e-13, atol=1e-13)
+    drops = [drop_path.Drop(scale_B) for scale_B in scale]
+    torch.testing.assert_close(block(stream, causal, *drops), expected, rtol=1e-13, atol=1e-13)
     nothing = encoder(x, torch.zeros(1, 2, 2))
     torch.testing.assert_close(nothing, encoder.norm(encoder._embed(x, True, None)))
 
@@ -155,7 +167,7 @@ def test_drop_path_of_a_branch_is_the_formula_of_the_official_block():
 def test_drop_path_scales_are_a_pure_function_with_the_right_rates():
     config = replace(SIZES["b16"], drop_path=0.2)
     epoch, sample = np.full(4000, 7), np.arange(4000)
-    scales = drop_path_scales(config, 11, epoch, sample)
+    scales = drop_path.scales(config, 11, epoch, sample)
     assert scales.shape == (12, 2, 4000)
     assert scales.dtype == torch.float32
     dropped = (scales == 0).double().mean((1, 2))
@@ -166,10 +178,10 @@ def test_drop_path_scales_are_a_pure_function_with_the_right_rates():
         kept = scales[layer][scales[layer] != 0]
         torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - float(expected[layer]))))
     # An image keeps its draws wherever it stands in whatever batch; another epoch, seed or branch draws anew.
-    part = drop_path_scales(config, 11, epoch[100:110], sample[100:110])
+    part = drop_path.scales(config, 11, epoch[100:110], sample[100:110])
     assert torch.equal(part, scales[:, :, 100:110])
-    assert not torch.equal(drop_path_scales(config, 11, epoch + 1, sample), scales)
-    assert not torch.equal(drop_path_scales(config, 12, epoch, sample), scales)
+    assert not torch.equal(drop_path.scales(config, 11, epoch + 1, sample), scales)
+    assert not torch.equal(drop_path.scales(config, 12, epoch, sample), scales)
     assert not torch.equal(scales[:, 0], scales[:, 1])
 
 
@@ -236,3 +248,39 @@ def test_the_loss_normalises_each_block_by_unbiased_variance_and_averages_over_h
     assert normalise_blocks(raw.bfloat16()).dtype == torch.float32
     flat = torch.full((1, 2, 12), 3.0)
     assert not normalise_blocks(flat).any()
+
+
+@pytest.mark.parametrize("half", [16, 48])
+def test_attention_in_two_halves_is_the_same_attention(half):
+    q, k, v = (torch.randn(2, 3, 64, 8).double().requires_grad_() for _ in range(3))
+    mask = block_causal_mask(64, 16)
+    whole, halves = attend(q, k, v, Causal(mask)), attend(q, k, v, Causal(mask, half))
+    torch.testing.assert_close(halves, whole, rtol=1e-12, atol=1e-12)
+    theirs = torch.autograd.grad(whole.square().sum(), (q, k, v))
+    for ours, grad in zip(torch.autograd.grad(halves.square().sum(), (q, k, v)), theirs):
+        torch.testing.assert_close(ours, grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_of_many_tokens_computes_attention_in_halves_at_a_block_boundary(monkeypatch):
+    config = replace(SIZES["tiny64"], depth=1)  # 256 tokens, blocks of 16
+    model, x, seen = double(config), images(config, 1), []
+    honest = attend
+    monkeypatch.setattr("xtra.model.attend", lambda q, k, v, c: seen.append((q.shape[2], c.half)) or honest(q, k, v, c))
+    halved = model(x)[0]
+    assert seen == [(240, 128), (240, 128)]
+    monkeypatch.setattr("xtra.model._HALVED", 1000)
+    torch.testing.assert_close(halved, model(x)[0], rtol=1e-10, atol=1e-12)
+    assert seen[2:] == [(240, 0), (240, 0)]
+
+
+def test_subset_scales_keep_a_fixed_number_and_every_image_alike():
+    config = replace(SIZES["b16"], drop_path=0.5)
+    one = drop_path.subset_scales(config, 3, np.zeros(32, int), np.arange(32))
+    keep = 1 - np.linspace(0, 0.5, 12)
+    kept = (one != 0).sum(-1)
+    assert kept.tolist() == [[max(1, round(k * 32))] * 2 for k in keep]
+    torch.testing.assert_close(one.mean(-1), torch.ones(12, 2))
+    many = torch.stack([drop_path.subset_scales(config, 3, np.full(32, epoch), np.arange(32)) for epoch in range(300)])
+    share = (many[:, -1, 0] != 0).float().mean(0)
+    assert bool(((share - 0.5).abs() < 0.15).all())
+    assert torch.equal(one, drop_path.subset_scales(config, 3, np.zeros(32, int), np.arange(32)))

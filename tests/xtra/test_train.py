@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ import sys; sys.path[:0] = sys.argv[3:]
 from test_train import config
 from xtra import train
 settings = config(sys.argv[1], sys.argv[2], samples=240, checkpoint_every=40)
-train.run(settings, progress=lambda row: print(row["samples_seen"], flush=True))
+train.run(settings, progress=lambda row: "loss" in row and print(row["samples_seen"], flush=True))
 """
 
 
@@ -152,6 +153,42 @@ def test_another_world_size_takes_the_same_step_to_rounding(data, whole, tmp_pat
     assert ours[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
     assert ours[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-6)
     assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in alone], rel=1e-3)
+
+
+def several(rank: int, world: int, setup: str, runs: list[tuple[train.Config, int]]) -> None:
+    """Runs one after another, each stopped after so many steps (0: not)."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{setup}", rank=rank, world_size=world)
+    try:
+        for settings, steps in runs:
+            left = iter(range(1000))
+            train.run(settings, stop=lambda left=left, steps=steps: next(left) == steps - 1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_ranks_that_share_the_optimiser_out_or_resume_take_the_same_steps_to_the_bit(data, tmp_path, monkeypatch):
+    plain = config(data, tmp_path / "plain")
+    shared = dataclasses.replace(plain, out=str(tmp_path / "shared"), shard_optimizer=True)
+    again = dataclasses.replace(plain, out=str(tmp_path / "again"))
+    runs = [(plain, 0), (shared, 5), (shared, 0), (again, 5), (again, 0)]
+    mp.spawn(several, (2, str(tmp_path / "setup"), runs), nprocs=2)
+    for run in ("shared", "again"):
+        assert losses(tmp_path / run) == losses(tmp_path / "plain")
+        assert same_weights(tmp_path / run, tmp_path / "plain")
+    folder = Path(checkpoint.latest(str(tmp_path / "shared")), "000002")
+    parts = [load_file(folder / f"optim-0000{rank}-of-00002.safetensors") for rank in (0, 1)]
+    whole = load_file(Path(checkpoint.latest(str(tmp_path / "plain")), "000001", "optim.safetensors"))
+    assert not parts[0].keys() & parts[1].keys()
+    assert {**parts[0], **parts[1]}.keys() == whole.keys()
+    assert all(torch.equal({**parts[0], **parts[1]}[name], value) for name, value in whole.items())
+    assert (
+        min(sum(t.numel() for t in part.values()) for part in parts) > 0.4 * sum(t.numel() for t in whole.values()) / 2
+    )
+    # Another world size loads the parts: here one rank, without and with the switch.
+    for switch in (False, True):
+        longer = dataclasses.replace(shared, out=str(tmp_path / "shared"), shard_optimizer=switch)
+        assert train.run(longer).samples_seen == 120
 
 
 def first_gradients(run) -> dict[str, torch.Tensor]:
@@ -253,11 +290,11 @@ def test_what_is_not_finite_is_never_saved(data, tmp_path, monkeypatch, loss, no
     honest = train._look
 
     def poisoned(settings, pending, *rest):
-        row, told, grad_norm = pending[-1]
-        if row["samples_seen"] == 60:  # a step that is due to be saved
-            told, grad_norm = told.clone(), torch.tensor(norm)
-            told[0] = loss
-        return honest(settings, [*pending[:-1], (row, told, grad_norm)], *rest)
+        step = pending[-1]
+        if step.row["samples_seen"] == 60:  # a step that is due to be saved
+            step = dataclasses.replace(step, told=step.told.clone(), grad_norm=torch.tensor(norm))
+            step.told[0] = loss
+        return honest(settings, [*pending[:-1], step], *rest)
 
     monkeypatch.setattr(train, "_look", poisoned)
     with pytest.raises(ValueError, match="at 60 samples seen"):
@@ -322,3 +359,89 @@ def test_missing_flags_are_named(data):
         config(data, "x", micro=-1)
     with pytest.raises(ValueError, match="precision is 'fp8'"):
         config(data, "x", precision="fp8")
+
+
+def test_rows_say_what_the_step_cost(whole):
+    for row in metrics(whole):
+        assert row.keys() == {
+            "samples_seen", "lr", "seconds", "samples_per_s", "data_wait", "memory_bytes", "loss", "grad_norm"
+        }  # fmt: skip
+        assert row["memory_bytes"] > 50e6
+
+
+def test_the_plan_is_said_in_steps_epochs_and_passes(data, tmp_path):
+    said = []
+    train.run(config(data, tmp_path / "run", samples=30, micro=4), progress=lambda row: said.append(row.get("remark")))
+    assert said[0] == "30 samples are 3 steps of 10, 0.395 epochs of 76; a step is 1 x 10 images, in 3 passes"
+
+
+def test_a_step_that_is_not_finite_names_its_samples(data, tmp_path):
+    wild = config(data, tmp_path / "run", optim=OptimConfig(lr=1e25, warmup_lr=1e25, warmup=0.0, clip=1e30))
+    with pytest.raises(
+        ValueError, match=r"this rank's 10 samples of the step, all in the events: \w+, \w+.*, …"
+    ) as error:
+        train.run(wild)
+    events = [
+        json.loads(line) for part in (tmp_path / "run" / "events").iterdir() for line in part.read_text().splitlines()
+    ]
+    (named,) = [event for event in events if event["event"] == "not finite"]
+    assert len(named["keys"]) == 10
+    assert ", ".join(named["keys"][:8]) in str(error.value)
+
+
+def test_some_checkpoints_stay_for_good(data, tmp_path):
+    train.run(config(data, tmp_path / "run", samples=240, checkpoint_every=30, keep=1, keep_every=100))
+    assert checkpoint.committed(str(tmp_path / "run")) == [120, 210, 240]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
+    upload, written, seen = store.put_file, threading.Event(), []
+
+    def slow(url, path):
+        if "000000000030" in url:
+            assert written.wait(60)
+        upload(url, path)
+
+    def stop() -> bool:
+        seen.append(len(checkpoint.committed(str(tmp_path / "run"))))
+        if len(seen) == 5:  # two steps after the checkpoint was due
+            written.set()
+        return False
+
+    monkeypatch.setattr(store, "put_file", slow)
+    train.run(config(data, tmp_path / "run"), stop=stop)
+    assert seen[:5] == [0] * 5
+    alone = config(data, tmp_path / "alone")
+    train.run(alone)
+    assert same_weights(tmp_path / "run", tmp_path / "alone")
+    assert checkpoint.committed(str(tmp_path / "run")) == [90, 120]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(data, tmp_path, monkeypatch):
+    def full(url, path):
+        raise store.StoreError(f"{url}: cannot write: no space left")
+
+    monkeypatch.setattr(store, "put_file", full)
+    with pytest.raises(store.StoreError, match="no space left"):
+        train.run(config(data, tmp_path / "run"))
+    assert checkpoint.committed(str(tmp_path / "run")) == []
+
+
+def test_branches_that_drop_path_zeroes_can_be_skipped(data, whole, tmp_path):
+    train.run(config(data, tmp_path / "skip", dropped="skip"))
+    assert losses(tmp_path / "skip") == pytest.approx(losses(whole), rel=1e-3)
+    assert losses(tmp_path / "skip")[0] == pytest.approx(losses(whole)[0], rel=1e-6)
+    train.run(config(data, tmp_path / "subset", dropped="subset"))
+    assert losses(tmp_path / "subset")[0] != losses(whole)[0]
+    assert losses(tmp_path / "subset")[-1] < losses(tmp_path / "subset")[0]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, while it traces
+def test_compiled_layers_take_the_same_steps(data, whole, tmp_path, monkeypatch):
+    compiled, honest = [], torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: (compiled.append(self), honest(self, backend="aot_eager"))
+    )
+    train.run(config(data, tmp_path / "run", compile=True, samples=30))
+    assert len(compiled) == MODEL.depth + MODEL.dec_depth
+    assert losses(tmp_path / "run")[0] == pytest.approx(losses(whole)[0], rel=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -64,6 +65,50 @@ def flops_per_image(shape: Shape) -> int:
     heads = shape.predict * 2 * shape.blocks * shape.head * (block_in + block_out)
     trunk = transformer(shape.width, shape.depth) + transformer(shape.dec_width, shape.dec_depth)
     return 2 * embed + 3 * (trunk + bridge + heads)
+
+
+def flops_done(shape: Shape, half: int = 0, keep: float = 1.0) -> int:
+    """FLOPs that one training image really takes here: without the last block, and heads without positions that have no
+    target.
+
+    half: of attention in two halves (`model.Causal`), the tokens of the first. keep: the mean share of the encoder's
+    residual branches that are computed, below 1 where drop path skips the others.
+    """
+    tokens = shape.tokens - shape.block**2
+    pairs = half**2 + (tokens - half) * tokens if half else tokens**2
+
+    def transformer(width: int, depth: int) -> int:
+        linears = 2 * tokens * width * (4 * width + 2 * round(width * shape.mlp_ratio))
+        return depth * (linears + 4 * pairs * width)
+
+    pixels = 3 * shape.patch**2
+    embed = 2 * tokens * pixels * shape.width
+    bridge = 2 * tokens * shape.bridge * (shape.width + shape.dec_width)
+    positions = sum(shape.blocks - 1 - ahead for ahead in range(shape.predict))
+    heads = 2 * positions * shape.head * shape.block**2 * (shape.dec_width + pixels)
+    encoder = round(keep * transformer(shape.width, shape.depth))
+    return 2 * embed + 3 * (encoder + transformer(shape.dec_width, shape.dec_depth) + bridge + heads)
+
+
+# Dense bfloat16 FLOP/s that the makers state, by a part of the name that torch gives the GPU.
+PEAKS = {
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "A10": 125e12,
+    "V100": 125e12,  # float16: it has no bfloat16
+}
+
+
+def peak_flops(gpu: str) -> float | None:
+    """The peak of a GPU by its name; None where it is not known."""
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", gpu)), None)
 
 
 def parameters(shape: Shape) -> int:

@@ -1,0 +1,83 @@
+"""Drop path (stochastic depth): which images skip which residual branch, and branches computed for the others only.
+
+Draws are counter-based (shards/order.py): no generator state to save, and the same at every world size.
+
+Shapes: B images, N tokens, D width, L encoder layers, S = 2 residual branches of a layer (attention, MLP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.order import uniform
+
+if TYPE_CHECKING:
+    from xtra.model import ModelConfig
+
+
+class Drop(NamedTuple):
+    """What drop path does to one residual branch."""
+
+    scale: Tensor  # [B], 0 or 1/keep; or, with `kept`, that of the images kept
+    kept: Tensor | None = None  # int64, the images whose branch is computed; None: all are
+
+
+def residual(x_BND: Tensor, branch: Callable[[Tensor], Tensor], drop: Drop | None) -> Tensor:
+    """x + scale * branch(x), the branch for the images kept only."""
+    if drop is None:
+        return x_BND + branch(x_BND)
+    scale_B11 = drop.scale.to(x_BND)[:, None, None]
+    if drop.kept is None:
+        return x_BND + branch(x_BND) * scale_B11
+    return x_BND.index_add(0, drop.kept, (branch(x_BND.index_select(0, drop.kept)) * scale_B11).to(x_BND.dtype))
+
+
+def drops_of(drop_LSB: Tensor | None, layers: int, device: torch.device, skip_dropped: bool) -> list[list[Drop | None]]:
+    """For every layer, what to do to its two branches.
+
+    `skip_dropped` computes a branch for its images of nonzero scale only: the same numbers for less work, but shapes
+    that change from step to step. The scales should then be on the CPU, to be read without waiting for the device.
+    """
+    if drop_LSB is None:
+        return [[None, None]] * layers
+    if not skip_dropped:
+        return [[Drop(scale_B) for scale_B in drop_SB] for drop_SB in drop_LSB.to(device, non_blocking=True)]
+    return [[_kept(scale_B, device) for scale_B in drop_SB] for drop_SB in drop_LSB]
+
+
+def _kept(scale_B: Tensor, device: torch.device) -> Drop:
+    kept = scale_B.nonzero().squeeze(1)
+    if len(kept) == len(scale_B):
+        return Drop(scale_B.to(device, non_blocking=True))
+    return Drop(scale_B[kept].to(device, non_blocking=True), kept.to(device, non_blocking=True))
+
+
+def scales(config: ModelConfig, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
+    """[L, 2, B] float32 for `drop_LSB`: 0 where a branch is dropped, else 1/keep; a pure function of its arguments.
+
+    keep falls linearly from 1 in the first layer to 1 - drop_path in the last; kept when floor(keep + U) is 1.
+    """
+    keep = 1 - np.linspace(0, config.drop_path, config.depth)[:, None, None]
+    layer, branch = np.arange(config.depth)[:, None, None], np.arange(2)[:, None]
+    u = uniform(seed, "drop_path", np.asarray(epoch_B), np.asarray(sample_B), layer, branch)
+    return torch.from_numpy((np.floor(keep + u) / keep).astype(np.float32))
+
+
+def subset_scales(config: ModelConfig, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
+    """[L, 2, B], as `scales` but with a fixed number of images kept in each branch, those of the largest draws.
+
+    As DINOv2 does (dinov2/layers/block.py): the same chance for every image and shapes that do not change from step to
+    step, but the images of a batch are no longer independent, so another world size or micro-batch takes other draws.
+    """
+    images = len(sample_B)
+    keep = 1 - np.linspace(0, config.drop_path, config.depth)[:, None]
+    layer, branch = np.arange(config.depth)[:, None, None], np.arange(2)[:, None]
+    u = uniform(seed, "drop_path", np.asarray(epoch_B), np.asarray(sample_B), layer, branch)
+    count = np.maximum(np.round(keep * images), 1)
+    largest = np.argsort(np.argsort(-u, axis=-1, kind="stable"), axis=-1, kind="stable") < count[..., None]
+    return torch.from_numpy((largest * (images / count[..., None])).astype(np.float32))

@@ -1,0 +1,46 @@
+"""What a run costs the machine: model FLOPs utilisation, two ways, and memory."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, fields
+
+import torch
+
+from xtra.flops import Shape, flops_done, flops_per_image, peak_flops
+from xtra.model import ModelConfig, halved
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of a training image as the paper's code would spend them and as we do, and what the machines could do."""
+
+    paper: int
+    done: int
+    peak: float | None  # FLOP/s of all ranks' GPUs together; None where it is not known, as on a CPU
+
+    def utilisation(self, samples_per_s: float) -> dict[str, float]:
+        """MFU in the paper's FLOPs (comparable with peers) and in the FLOPs that are really done."""
+        if self.peak is None:
+            return {}
+        return {
+            "mfu_paper": samples_per_s * self.paper / self.peak,
+            "mfu_done": samples_per_s * self.done / self.peak,
+        }
+
+
+def cost(model: ModelConfig, device: torch.device, world: int, skips: bool = False) -> Cost:
+    """`skips`: residual branches that drop path zeroes are not computed (on average half the last layer's rate)."""
+    shape = Shape(**{field.name: getattr(model, field.name) for field in fields(Shape)})
+    keep = 1 - model.drop_path / 2 if skips else 1.0
+    tokens = model.tokens - model.per_block
+    done = flops_done(shape, halved(tokens, model.per_block, device), keep)
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return Cost(flops_per_image(shape), done, peak * world if peak else None)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far: on its GPU, or of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,81 @@
+"""Checkpoints written beside the training: tensors are copied, and a thread uploads and commits them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from xtra import checkpoint
+from xtra.ranks import world_of
+from xtra.run_folder import Attempt
+
+
+class Saver:
+    """One checkpoint at a time is being written. A context that waits for the last one, however it is left.
+
+    Of several ranks, the first writes; where they share the optimiser's state out (`parts` > 1), each writes its part.
+    """
+
+    def __init__(self, attempt: Attempt, keep: int, keep_every: int, parts: int, say: Callable[[dict], None]) -> None:
+        self.attempt, self.keep, self.keep_every, self.say = attempt, keep, keep_every, say
+        self.rank = world_of()[0]
+        self.part, self.parts = (self.rank, parts) if parts > 1 else (0, 1)
+        self.thread: threading.Thread | None = None
+        self.saving = 0  # samples seen of what is being written
+        self.committed = True
+        self.failed: BaseException | None = None
+
+    def save(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], samples_seen: int) -> bool:
+        """Begin to write a checkpoint; returns, on every rank, whether a later attempt has taken over instead.
+
+        Raises StoreError when the one before could not be written.
+        """
+        superseded = self.wait()
+        if superseded and self.rank == 0:
+            self.say({"event": "superseded", "samples_seen": samples_seen})
+        if not superseded and (self.parts > 1 or self.rank == 0):
+            taken = checkpoint.snapshot(model, optimizer, state, self.part, self.parts, copy=True)
+            self.saving = samples_seen
+            self.thread = threading.Thread(target=self._write, args=(taken,), name="checkpoint", daemon=True)
+            self.thread.start()
+        return superseded
+
+    def _write(self, taken: checkpoint.Snapshot) -> None:
+        run, number = self.attempt.run, self.attempt.number
+        try:
+            checkpoint.write(run, number, self.saving, taken, self.attempt.is_newest)
+            self.committed = self.attempt.is_newest()
+            if self.part == 0 and self.committed:
+                checkpoint.prune(run, self.keep, self.keep_every)
+        except BaseException as error:  # for the thread that trains
+            self.failed = error
+
+    def wait(self) -> bool:
+        """Until nothing is being written any more; returns, on every rank, whether a later attempt has taken over."""
+        self._join()
+        superseded = [self.rank == 0 and not (self.committed and self.attempt.is_newest())]
+        if dist.is_initialized():
+            dist.broadcast_object_list(superseded, src=0)
+        return bool(superseded[0])
+
+    def _join(self) -> None:
+        if self.thread is None:
+            return
+        self.thread.join()
+        self.thread = None
+        if self.failed is not None:
+            raise self.failed
+        if self.rank == 0 and self.committed:
+            self.say({"event": "checkpoint", "samples_seen": self.saving})
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.thread is not None:
+            self.thread.join()

@@ -1,0 +1,62 @@
+"""The pretraining loss on a held-out dataset: every image once, centre crops, no drop path, the first block order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shards.manifest import Manifest
+from xtra.blocks import target_blocks
+from xtra.data import eval_batches, normalise
+from xtra.loss import LossConfig, next_block_loss
+from xtra.model import Xtra
+from xtra.ranks import sum_numbers, world_of
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Off without `data`. The official code validates on ImageNet-1k's set, resized to 300 px for crops of 256."""
+
+    data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST
+    every: int = 1_000_000  # samples seen in training
+    batch: int = 256  # images in one forward pass of a rank
+    resize: int = 0  # short side before the centre crop, pixels; 0: the image size
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("batch", 1), ("resize", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"val.{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@torch.no_grad()
+def validation_loss(
+    model: Xtra,
+    manifest: Manifest,
+    config: Validation,
+    loss: LossConfig,
+    device: torch.device,
+    bf16: bool = False,
+    threads: int = 2,
+    perm_K: Tensor | None = None,
+) -> float:
+    """The mean loss over the images of the manifest; ranks take batches in turn, and all get the same number.
+
+    Raises ValueError naming a sample that does not decode.
+    """
+    rank, world = world_of()
+    size = model.config.image
+    total = torch.zeros(2, dtype=torch.float64, device=device)  # sum of image losses, images
+    for batch in eval_batches(manifest, config.batch, size, config.resize or size, threads=threads, part=(rank, world)):
+        images = normalise(batch.images_B3HW.to(device, non_blocking=True))
+        targets_BKP = target_blocks(images, model.config.side)
+        if perm_K is not None:
+            targets_BKP = targets_BKP[:, perm_K]
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            predictions = model(images, perm_K=perm_K)
+        total[0] += next_block_loss(predictions, targets_BKP, loss).double() * len(images)
+        total[1] += len(images)
+    images_loss, images_seen = sum_numbers(total).tolist()
+    assert images_seen == manifest.samples, "every image once"
+    return images_loss / images_seen
