@@ -222,6 +222,18 @@ def _probe(call: Call) -> Any:
     return {"probes": results}
 
 
+def _generate(call: Call) -> Any:
+    from jobs.progress import Progress
+    from xtra import generate
+
+    config = call.config(generate.Config, "checkpoint")
+    with Progress("images") as progress:
+        result = generate.run(config, progress)
+    print("\n".join(f"{result.out.rstrip('/')}/{name}" for name in result.files))
+    print(f"{len(result.keys)} images, loss {result.loss:.4f}: truth, predicted from the truth, free run")
+    return result
+
+
 def _export(call: Call) -> Any:
     from xtra import export
 
@@ -310,6 +322,7 @@ VERBS = {
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
+    "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),
     "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),

@@ -215,7 +215,7 @@ class Block(nn.Module):
 
 def halved(tokens: int, per_block: int, device: torch.device) -> int:
     """`Causal.half` for so many tokens: at a block boundary, or 0 where halves do not pay."""
-    pays = per_block > 1 and device.type == "cpu" and tokens >= _HALVED
+    pays = per_block > 1 and device.type == "cpu" and tokens >= HALVED
     return (tokens // per_block + 1) // 2 * per_block if pays else 0
 
 
@@ -225,7 +225,7 @@ def _causal(tokens: int, per_block: int, device: torch.device) -> Causal:
     return Causal(block_causal_mask(tokens, per_block, device), halved(tokens, per_block, device))
 
 
-_HALVED = 128  # tokens from which on a CPU computes attention in two halves
+HALVED: int = 128  # tokens from which on a CPU computes attention in two halves
 
 
 class PatchEmbed(nn.Module):

@@ -268,7 +268,7 @@ def test_a_model_of_many_tokens_computes_attention_in_halves_at_a_block_boundary
     monkeypatch.setattr("xtra.model.attend", lambda q, k, v, c: seen.append((q.shape[2], c.half)) or honest(q, k, v, c))
     halved = model(x)[0]
     assert seen == [(240, 128), (240, 128)]
-    monkeypatch.setattr("xtra.model._HALVED", 1000)
+    monkeypatch.setattr("xtra.model.HALVED", 1000)
     torch.testing.assert_close(halved, model(x)[0], rtol=1e-10, atol=1e-12)
     assert seen[2:] == [(240, 0), (240, 0)]
 

@@ -1,0 +1,199 @@
+"""`xtra generate`: what a model predicts, as pictures. A row an image, three columns:
+
+1. the image, resized and its centre cropped
+2. every block predicted from the true blocks before it: the paper's figure 4. The model predicts pixels normalised by
+   their block (xtra/loss.py); mean and spread are the true block's, as in the official src/utils/aim.py, so a first
+   block, which nothing predicts, is its flat mean
+3. a free run: the first `given` blocks are true, every other is predicted from predictions and takes mean and spread
+   from its neighbours that are there already. The official code has no such thing
+
+Shapes: B images, K blocks, P pixel values of a block (channel, row, column).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shards import image, store
+from shards.manifest import read_manifest
+from shards.order import Order
+from shards.stream import Stream
+from xtra import checkpoint, official
+from xtra.blocks import block_orders, join_blocks, target_blocks
+from xtra.data import MEAN, STD, centred, normalise
+from xtra.loss import EPS, next_block_loss
+from xtra.model import ModelConfig, Xtra
+
+CELL = 128  # least pixels a side that a picture is shown at
+GAP = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    checkpoint: str  # a run folder, one of its checkpoints, or an official checkpoint
+    data: str  # dataset: URL, URL@VERSION or URL@DIGEST
+    out: str  # folder for grid-000.png, grid-001.png, ...
+    samples: int = 16  # drawn from the whole set
+    rows: int = 8  # images a grid
+    given: int = 0  # true blocks that a free run starts from; 0: a quarter of them
+    head: int = 0  # which head: 0 predicts the next block, 1 the one after
+    resize: int = 0  # short side before the centre crop, pixels; 0: the image size
+    seed: int = 0  # which samples
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("rows", 1), ("given", 0), ("head", 0), ("resize", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    out: str
+    files: tuple[str, ...]
+    keys: tuple[str, ...]  # of the images, from the top
+    loss: float  # of the head that is shown, over these images
+
+
+@torch.no_grad()
+def run(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> GenerateResult:
+    """Raises ValueError for a checkpoint or dataset that is not there, or a head or count of blocks that it lacks."""
+    model = load_model(config.checkpoint).to(config.device).eval()
+    c = model.config
+    if config.head >= c.predict:
+        raise ValueError(f"head is {config.head}; this model has 0..{c.predict - 1}")
+    given = config.given or max(1, c.blocks // 4)
+    if not 1 <= given < c.blocks:
+        raise ValueError(f"given is {given}; with {c.blocks} blocks it must be 1..{c.blocks - 1}")
+    keys, pixels = _images(config, c.image)
+    order_K = block_orders(c.blocks, 0)[0] if c.order == "random" else torch.arange(c.blocks)
+    files: list[str] = []
+    losses: list[float] = []
+    for start in range(0, len(keys), config.rows):
+        images = normalise(pixels[start : start + config.rows].to(config.device))
+        shown = [images, teacher_forced(model, images, order_K, config.head), free_run(model, images, order_K, given)]
+        targets = target_blocks(images, c.side)[:, order_K.to(images.device)]
+        head_loss = next_block_loss([_predict(model, images, order_K)[config.head]], targets[:, config.head :])
+        losses += [float(head_loss)] * len(images)
+        files.append(f"grid-{len(files):03d}.png")
+        store.put(store.join(config.out, files[-1]), grid(shown))
+        progress(start + len(images), len(keys))
+    return GenerateResult(config.out, tuple(files), tuple(keys), sum(losses) / len(losses))
+
+
+def load_model(path: str) -> Xtra:
+    """The whole model of a run, a checkpoint, or an official checkpoint."""
+    if not official.is_official(path):
+        return checkpoint.load_model(checkpoint.find(path))
+    found = official.read_official(path)
+    if found.encoder_only:
+        raise ValueError(f"{path}: holds the encoder alone, which predicts nothing: use a pretraining checkpoint")
+    with torch.device("meta"):
+        model = Xtra(found.config)
+    model.load_state_dict(dict(found.weights), assign=True)
+    return model
+
+
+def _images(config: Config, size: int) -> tuple[list[str], Tensor]:
+    """Keys and uint8 [samples, 3, size, size] from all over the set, those that decode."""
+    manifest = read_manifest(config.data)
+    wanted = min(config.samples, manifest.samples)
+    keys: list[str] = []
+    pixels: list[np.ndarray] = []
+    with closing(Stream(manifest, Order(seed=config.seed), config.rows, 0, manifest.samples)) as stream:
+        for samples in stream:
+            for sample in samples:
+                try:
+                    pixels.append(centred(sample.body, size, config.resize or size))
+                except image.Undecodable:
+                    continue
+                keys.append(sample.key)
+            if len(keys) >= wanted:
+                break
+    if not keys:
+        raise ValueError(f"{config.data}: none of its {manifest.samples} samples decodes: run xtra check --decode")
+    return keys[:wanted], torch.from_numpy(np.stack(pixels[:wanted]))
+
+
+# ---- predictions ---------------------------------------------------------------------------------------------------
+
+
+def _predict(model: Xtra, images_B3HW: Tensor, order_K: Tensor) -> list[Tensor]:
+    """Each head's normalised predictions [B, K-1-head, P], in the order of the blocks."""
+    return model(images_B3HW, perm_K=order_K.to(images_B3HW.device))
+
+
+def teacher_forced(model: Xtra, images_B3HW: Tensor, order_K: Tensor, head: int = 0) -> Tensor:
+    """[B, 3, H, W]: each block as the head predicts it from the true ones, by the true block's mean and spread."""
+    side, order_K = model.config.side, order_K.to(images_B3HW.device)
+    blocks_BKP = target_blocks(images_B3HW, side)
+    var, mean = torch.var_mean(blocks_BKP, dim=-1, keepdim=True)
+    drawn_BKP = mean.expand_as(blocks_BKP).clone()
+    later = order_K[1 + head :]
+    drawn_BKP[:, later] += _predict(model, images_B3HW, order_K)[head] * (var[:, later] + EPS).sqrt()
+    return join_blocks(drawn_BKP, side)
+
+
+def free_run(model: Xtra, images_B3HW: Tensor, order_K: Tensor, given: int) -> Tensor:
+    """[B, 3, H, W]: the first `given` blocks of the images, and all others predicted one by one from what is there."""
+    c = model.config
+    blocks_BKP = target_blocks(images_B3HW, c.side).clone()
+    blocks_BKP[:, order_K[given:]] = 0  # nothing later is seen, and nothing of it may leak
+    for position in range(given, c.blocks):
+        block, there = int(order_K[position]), order_K[:position].tolist()
+        prediction_BP = _predict(model, join_blocks(blocks_BKP, c.side), order_K)[0][:, position - 1]
+        mean_B1, std_B1 = _from_neighbours(blocks_BKP, block, there, c)
+        blocks_BKP[:, block] = prediction_BP * std_B1 + mean_B1
+    return join_blocks(blocks_BKP, c.side)
+
+
+def _from_neighbours(blocks_BKP: Tensor, block: int, there: list[int], c: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Mean and spread for a block that is not there yet: the mean of the pixel rows and columns that touch it, the
+    spread of the blocks that those belong to; of all blocks that are there, if none touches it."""
+    rows = round(c.blocks**0.5)
+    row, column = divmod(block, rows)
+    # (row, column) of the neighbour, and which of its pixels [3, side, side] touch ours
+    touching = [(row - 1, column, np.s_[:, -1:, :]), (row + 1, column, np.s_[:, :1, :])]
+    touching += [(row, column - 1, np.s_[:, :, -1:]), (row, column + 1, np.s_[:, :, :1])]
+    edges: list[Tensor] = []
+    around: list[int] = []
+    for r, k, part in touching:
+        if 0 <= r < rows and 0 <= k < rows and r * rows + k in there:
+            around.append(r * rows + k)
+            edges.append(blocks_BKP[:, around[-1]].unflatten(1, (3, c.side, c.side))[(slice(None), *part)].flatten(1))
+    if not around:
+        return blocks_BKP[:, there].mean((1, 2))[:, None], blocks_BKP[:, there].var(-1).mean(1).add(EPS).sqrt()[:, None]
+    return torch.cat(edges, 1).mean(1, keepdim=True), blocks_BKP[:, around].var(-1).mean(1).add(EPS).sqrt()[:, None]
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def to_pixels(images_B3HW: Tensor) -> np.ndarray:
+    """uint8 [B, H, W, 3] of normalised images."""
+    x = images_B3HW.float().cpu() * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def grid(columns: list[Tensor]) -> bytes:
+    """A PNG: an image a row, its versions side by side, small ones enlarged by a whole number."""
+    cells = np.stack([to_pixels(column) for column in columns])  # [columns, rows, H, W, 3]
+    times = max(1, -(-CELL // cells.shape[2]))
+    cells = cells.repeat(times, 2).repeat(times, 3)
+    size = cells.shape[2] + GAP
+    canvas = np.full((cells.shape[1] * size + GAP, cells.shape[0] * size + GAP, 3), 255, np.uint8)
+    for column, versions in enumerate(cells):
+        for row, pixels in enumerate(versions):
+            top, left = GAP + row * size, GAP + column * size
+            canvas[top : top + len(pixels), left : left + len(pixels)] = pixels
+    out = io.BytesIO()
+    Image.fromarray(canvas).save(out, "PNG")
+    return out.getvalue()
