@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import store
-from shards.manifest import KEPT, Manifest, Shard, Subset, read_generations, read_table, write_manifest
+from shards.manifest import KEPT, Manifest, Subset, read_table, write_manifest
 from shards.rules import read_rules
 
 _AT_ONCE = 8  # indexes read at once, each a few MB
@@ -90,23 +89,3 @@ def _ruled(table: pa.Table, rules: pa.Table) -> pa.Table:
         field = table.schema.field(at)
         table = table.set_column(at, field, pc.coalesce(new.cast(field.type), table["labels"]))
     return table
-
-
-def newest_verdicts(manifest: Manifest, columns: list[str]) -> Iterator[tuple[Shard, pa.Table]]:
-    """Every link once: the index rows of each shard, kept or not, without those that a later unit asked for again.
-
-    Newest shards first. Takes a byte of memory for each link of the list where there was a retry.
-    """
-    first = min((generation.first_unit for generation in read_generations(manifest.dataset)), default=None)
-    again = np.zeros(0, bool)  # by row
-    for shard in sorted(manifest.shards, key=lambda shard: shard.unit, reverse=True):
-        url = store.join(manifest.dataset, "shards", shard.index)
-        table = read_table(url, list(dict.fromkeys([*columns, "row"])))
-        rows = table["row"].to_numpy()
-        old = rows < len(again)
-        old[old] = again[rows[old]]
-        yield shard, table.filter(pa.array(~old)) if old.any() else table
-        if first is not None and shard.unit >= first:
-            more = max(0, int(rows.max(initial=-1)) + 1 - len(again))
-            again = np.concatenate([again, np.zeros(more, bool)])
-            again[rows] = True

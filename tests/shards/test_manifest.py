@@ -28,7 +28,7 @@ from shards.manifest import (
     write_info,
     write_plan,
 )
-from shards.selection import newest_verdicts, selected_index, subset
+from shards.selection import selected_index, subset
 
 
 def test_a_version_counts_every_link(base):
@@ -67,10 +67,6 @@ def test_a_retried_row_counts_once_with_its_newest_verdict(tmp_path):
     twice_more = retry(once_more, [3, 14], bad=(14,))
     assert (twice_more.links, twice_more.kept, twice_more.reasons) == (20, 19, {"http_404": 1})
     assert [g.first_unit for g in read_generations(str(tmp_path))] == [2, 3]
-    newest = [table for _, table in newest_verdicts(twice_more, ["reason"])]
-    verdicts = {row["row"]: row["reason"] for table in newest for row in table.to_pylist()}
-    assert sum(map(len, newest)) == len(verdicts) == 20
-    assert [row for row, reason in verdicts.items() if reason != "kept"] == [14]
     selected = [row for shard in range(4) for row in selected_index(twice_more, shard)["row"].to_pylist()]
     assert sorted(selected) == [row for row in range(20) if row != 14]
 
