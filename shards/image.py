@@ -3,9 +3,11 @@
 Every input is hostile. A body is opened only by the decoder its first bytes name; its pixel count is checked before
 anything is decoded; every failure is an `Undecodable` that says why. This decoder is the reference for what is bad.
 
-Policy: 8-bit RGB, EXIF orientation applied, the first frame; alpha is laid over white; 16-bit samples keep their high
-byte; ICC profiles are not applied (the index says which samples have one). It is strict: a truncated file is refused
-even if most of it could be shown, and so is a JPEG whose data is damaged, as far as `shards.jpeg` can tell.
+Policy: JPEG (of an MPO the first picture), PNG, WebP, GIF, BMP, TIFF, told by content; of animations the first frame.
+Pixels are 8-bit RGB, upright by EXIF orientation: gray is repeated, palettes are looked up, CMYK and YCCK are read in
+Adobe's inverted sense, 16-bit samples keep their high byte (32-bit ones are unsupported), alpha is laid over white; ICC
+profiles are not applied (the index says which samples have one). It is strict: a truncated file is refused even if most
+of it could be shown, and so is a JPEG whose data is damaged, as far as `shards.jpeg` can tell.
 """
 
 from __future__ import annotations
