@@ -355,6 +355,16 @@ def test_a_host_that_recovers_is_asked_again(origin: Origin) -> None:
     assert any("circuit breaker open" in e.detail for e in run.events)
 
 
+def test_a_few_broken_links_among_good_ones_do_not_cost_their_host(origin: Origin) -> None:
+    """At the end of a list only the broken ones are left, to be tried again and again in a row."""
+    with Run(breaker=4, per_host=4, retries=3, backoff=0.2) as run:
+        found = run.get(*(origin.url(f"/status/500?{n}" if n % 6 == 5 else f"/ok/{n}.jpg") for n in range(60)))
+        assert [f.reason for f in found].count(None) == 50
+        assert {f.attempts for f in found if f.reason} == {4}
+        assert run.get(origin.url("/ok/a.jpg"))[0].reason is None
+    assert run.events == []
+
+
 def test_refusals_of_single_links_do_not_open_it(origin: Origin) -> None:
     with Run(breaker=3) as run:
         found = run.get(*(origin.url(f"/status/404?{n}") for n in range(50)), origin.url("/ok/a.jpg"))
