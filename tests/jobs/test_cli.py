@@ -16,7 +16,8 @@ import run_folders
 from datasets import make_dataset, rows_of, write_unit
 from origin import Origin, picture
 
-from jobs import cli, verbs
+from ingest.record import Reason
+from jobs import cli, ingest_page, verbs
 from jobs.ledger import read_runs
 from jobs.progress import Progress
 from shards.manifest import make_version, read_manifest
@@ -93,6 +94,19 @@ def test_every_flag_of_a_dataset_says_what_it_is(
     assert len(said) >= 3
     kinds = re.compile(r"\{[^}]*\}|\[[^]]*\]+|\b(?:STR|INT|FLOAT)\b|\|")
     assert [flag for flag, words in said if len(kinds.sub("", words).strip()) < 4] == []
+
+
+def test_the_readme_names_flags_and_reasons_that_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    for verb in [*(name for name in verbs.VERBS if name not in ("train", "bench")), "train demo32", "bench parity"]:
+        with pytest.raises(SystemExit):
+            cli.main([*verb.split(), "--help"])
+    there = set(re.findall(r"--[a-z][a-z0-9.-]*", capsys.readouterr().out))
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"--[a-z][a-z0-9.]*(?:-[a-z0-9]+)*", readme)) - there == set()
+    assert all(f"| `{reason}` | {ingest_page.MEANINGS[reason]} |" in readme for reason in Reason)
 
 
 # ---- mistakes ----
