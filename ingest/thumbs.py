@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, order=True, slots=True)
 class Sample:
-    """A link that was chosen, and where its bytes are: (offset, length) in the unit's spool."""
+    """A link that was chosen, and where its bytes are: (offset, length) in a file of the unit's."""
 
     rank: int
     key: str

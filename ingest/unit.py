@@ -22,6 +22,7 @@ from shards.image import MAX_PIXELS
 from shards.tar import BLOCK, END, segment
 
 PIECE = 4 << 20  # bytes of the spool read at once
+HELD = 48 << 20  # bytes of a unit in memory, at most, that wait for their turn
 
 # A row of the index before its member has a place in the tar.
 _JUDGED = tuple(manifest.INDEX_SCHEMA.names[:-3])
@@ -31,10 +32,12 @@ _UNPICTURED = (None,) * (len(_JUDGED) - _JUDGED.index("sha256"))
 
 class UnitWriter:
     """Takes the verdicts of a unit's links in any order; `seal` writes them in input order, so that the same bytes
-    fetched give the same tar. Bodies wait in one file on scratch, each already in the shape it has in the tar; memory
-    holds only what becomes the index.
+    fetched give the same tar.
 
-    Object names carry an attempt that nobody else has: two writers of one unit are harmless, the first commit wins.
+    What comes in its turn, or waits for it among at most HELD bytes in memory, goes to scratch as the tar that it will
+    be. When more than that is early (one slow host is enough), the rest goes to scratch as it comes, and `seal` copies
+    it into order. Object names carry an attempt that nobody else has: two writers of one unit are harmless, the first
+    commit wins.
     """
 
     def __init__(
@@ -55,17 +58,19 @@ class UnitWriter:
         self.attempt = secrets.token_hex(6)
         self.kept = 0
         self.reasons: Counter[str] = Counter()
-        self.spooled = 0  # bytes on scratch
         self._supersedes = dict(supersedes or {})
         self._judging, self._max_pixels = judging, max_pixels
         self._scratch = scratch
-        self._spool = os.open(scratch / "bodies", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._spool = _Spool(scratch / "bodies")
+        self._shown = _Spool(scratch / "shown")
         self._at = {link.row: at for at, link in enumerate(links)}
         self._rows: list[tuple[Any, ...] | None] = [None] * len(links)
         # Of kept links: suffix, offset in the spool, length there, length of the body.
         self._places: list[tuple[str, int, int, int] | None] = [None] * len(links)
+        self._turn = 0  # all links before this one are in the spool, or have nothing to put there
+        self._early: dict[int, tuple[bytes, ...]] = {}  # members of links whose turn has not come
+        self._held = 0  # bytes of those
         self._choice = thumbs.Choice()
-        self._blind: set[int] = set()
         for at, link in enumerate(links):
             if isinstance(link, BadLine):
                 self._rows[at] = _bad_row(link)
@@ -75,6 +80,11 @@ class UnitWriter:
     def done(self) -> int:
         return self.kept + self.reasons.total()
 
+    @property
+    def spooled(self) -> int:
+        """Bytes on scratch."""
+        return self._spool.size + self._shown.size
+
     def add(self, verdict: Verdict, show: bool = True) -> None:
         """One link's verdict; its body goes to scratch. Without `show` no thumbnail is made of it, whatever it is."""
         link = verdict.fetched.link
@@ -83,32 +93,51 @@ class UnitWriter:
         self._rows[at] = _judged_row(verdict)
         if verdict.picture is not None:
             self.kept += 1
-            self._places[at] = self._keep(verdict)
+            self._keep(at, verdict)
         else:
             assert verdict.reason is not None
             self.reasons[verdict.reason] += 1
+        self._advance()
         if thumbs.wanted(verdict.reason):
-            self._offer(at, verdict, show)
+            self._offer(verdict, show)
 
-    def _keep(self, verdict: Verdict) -> tuple[str, int, int, int]:
-        """Spool the link's two members as they will lie in the tar."""
-        key, picture, offset = verdict.fetched.link.key, verdict.picture, self.spooled
+    def _keep(self, at: int, verdict: Verdict) -> None:
+        """Take the link's two members as they will lie in the tar."""
+        link, picture = verdict.fetched.link, verdict.picture
         assert picture is not None
-        about = _about(verdict.fetched.link, picture.sha256, picture.width, picture.height)
-        self._write(*segment(f"{key}.{picture.suffix}", picture.body), *segment(f"{key}.json", about))
-        return picture.suffix, offset, self.spooled - offset, len(picture.body)
+        about = _about(link, picture.sha256, picture.width, picture.height)
+        members = (
+            *segment(f"{link.key}.{picture.suffix}", picture.body),
+            *segment(f"{link.key}.json", about),
+        )
+        size = sum(map(len, members))
+        self._places[at] = (picture.suffix, -1, size, len(picture.body))
+        if at != self._turn and self._held + size > HELD:
+            self._spool.ordered = False
+            self._put(at, members)
+        else:
+            self._early[at] = members
+            self._held += size
 
-    def _write(self, *pieces: bytes) -> None:
-        size = sum(map(len, pieces))
-        if os.writev(self._spool, pieces) != size:
-            # A short write is how a full disk says it first; the next write says it in words.
-            os.pwrite(self._spool, b"".join(pieces), self.spooled)
-            os.lseek(self._spool, self.spooled + size, os.SEEK_SET)
-        self.spooled += size
+    def _advance(self) -> None:
+        """Write what has its turn now."""
+        while self._turn < len(self._rows) and self._rows[self._turn] is not None:
+            members = self._early.pop(self._turn, None)
+            if members is not None:
+                self._put(self._turn, members)
+                self._held -= sum(map(len, members))
+            self._turn += 1
 
-    def _offer(self, at: int, verdict: Verdict, show: bool) -> None:
+    def _put(self, at: int, members: tuple[bytes, ...]) -> None:
+        place = self._places[at]
+        assert place is not None
+        suffix, _, span, length = place
+        self._places[at] = (suffix, self._spool.size, span, length)
+        self._spool.write(*members)
+
+    def _offer(self, verdict: Verdict, show: bool) -> None:
         """Let the link be one of the few that are shown, if its key is among the lowest of its reason."""
-        link, place = verdict.fetched.link, self._places[at]
+        link = verdict.fetched.link
         reason = str(verdict.reason or manifest.KEPT)
         rank = self._choice.rank(link.key, reason)
         if rank is None:
@@ -116,11 +145,8 @@ class UnitWriter:
         body = thumbs.shown(verdict) if show else None
         span = None
         if body is not None and len(body) <= thumbs.LARGEST:
-            if place is not None:
-                span = (place[1] + BLOCK, place[3])
-            else:
-                span = (self.spooled, len(body))
-                self._write(body)
+            span = (self._shown.size, len(body))
+            self._shown.write(body)
         self._choice.take(thumbs.Sample(rank, link.key, link.row, reason, verdict.detail, span))
 
     def seal(self) -> manifest.Commit:
@@ -129,8 +155,7 @@ class UnitWriter:
         name = f"{manifest.unit_name(self.unit)}-{self.attempt}"
         tar_url, index_url = (store.join(self.dataset, "shards", name + end) for end in (".tar", ".parquet"))
         thumbs_url = store.join(self.dataset, "thumbs", name + ".parquet")
-        path = self._scratch / "unit.tar"
-        size, digest = self._assemble(path)
+        path, size, digest = self._tar()
         store.put_file(tar_url, path, move=True)
         path.unlink(missing_ok=True)
         index = manifest.table_bytes(self._index())
@@ -160,12 +185,21 @@ class UnitWriter:
         return winner
 
     def close(self) -> None:
-        if self._spool >= 0:
-            os.close(self._spool)
-            self._spool = -1
+        self._spool.close()
+        self._shown.close()
 
     def _body(self, sample: thumbs.Sample) -> bytes | None:
-        return os.pread(self._spool, sample.body[1], sample.body[0]) if sample.body is not None else None
+        return self._shown.read(*sample.body) if sample.body is not None else None
+
+    def _tar(self) -> tuple[Path, int, str]:
+        """The file, size and sha256 of the tar: the spool itself, or its members copied into order."""
+        self._advance()
+        assert not self._early
+        if self._spool.ordered:
+            self._spool.write(END)
+            return self._spool.path, self._spool.size, self._spool.digest.hexdigest()
+        path = self._scratch / "unit.tar"
+        return path, *self._assemble(path)
 
     def _assemble(self, path: Path) -> tuple[int, str]:
         """Copy the spooled members into a tar in input order; returns its size and sha256.
@@ -178,9 +212,7 @@ class UnitWriter:
             for offset, length in self._runs():
                 for at in range(offset, offset + length, PIECE):
                     piece = buffer[: min(PIECE, offset + length - at)]
-                    assert os.preadv(self._spool, [piece], at) == len(piece), (
-                        "the spool is shorter than what was put in"
-                    )
+                    self._spool.read_into(piece, at)
                     digest.update(piece)
                     _write_all(out.fileno(), piece)
                 size += length
@@ -221,6 +253,40 @@ class UnitWriter:
         columns += [members, offsets, lengths]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, manifest.INDEX_SCHEMA)]
         return pa.Table.from_arrays(arrays, schema=manifest.INDEX_SCHEMA)
+
+
+class _Spool:
+    """A file on scratch that is written on and on, and read anywhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.ordered = True  # nothing in it lies before what must come first
+        self.digest = hashlib.sha256()  # of all, while that is so
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def write(self, *pieces: bytes) -> None:
+        size = sum(map(len, pieces))
+        if os.writev(self._fd, pieces) != size:
+            # A short write is how a full disk says it first; the next write says it in words.
+            os.pwrite(self._fd, b"".join(pieces), self.size)
+            os.lseek(self._fd, self.size + size, os.SEEK_SET)
+        self.size += size
+        if self.ordered:
+            for piece in pieces:
+                self.digest.update(piece)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        read = os.preadv(self._fd, [buffer], offset)
+        assert read == len(buffer), f"{self.path} is shorter than what was put in"
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _write_all(fd: int, piece: memoryview) -> None:

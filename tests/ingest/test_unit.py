@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from origin import picture
 from PIL import Image
 
-from ingest import thumbs
+from ingest import thumbs, unit
 from ingest.record import BadLine, Fetched, Link, Picture, Reason, Verdict
 from ingest.unit import UnitWriter, _about
 from shards import manifest, store
@@ -69,6 +69,17 @@ def test_any_order_gives_the_same_tar_and_index(tmp_path: Path) -> None:
         assert row["phash"] == 7
     assert rows[40]["detail"] == "line 41: no url"
     assert rows[1]["member"] is rows[1]["sha256"] is rows[1]["phash"] is None
+
+
+@pytest.mark.parametrize("held", [0, 3000, 1 << 20])
+def test_how_much_waits_in_memory_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    one = written(tmp_path / "a", 0)
+    monkeypatch.setattr(unit, "HELD", held)
+    two = written(tmp_path / "b", 1)
+    copied = (tmp_path / "scratch-b" / "bodies").exists()
+    assert (one.tar_sha256, one.index_sha256) == (two.tar_sha256, two.index_sha256)
+    assert copied == (held < 1 << 20)  # else the spool was the tar, and has moved
+    assert not (tmp_path / "scratch-a" / "bodies").exists()
 
 
 def test_thumbnails_are_the_same_few_every_time(tmp_path: Path) -> None:
