@@ -27,7 +27,9 @@ from ingest.source import links_of
 from ingest.unit import UnitWriter
 from shards import manifest, store
 
-IN_FLIGHT = 2  # units whose links are being fetched
+IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
+MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
+PATIENT = 2.0  # seconds of idleness before one more unit is begun
 SEALING = 2  # units that are being written to the store
 TICK = 0.25  # seconds
 LAST_WORDS = 5.0  # seconds that a seal has to end in when the run is stopped
@@ -88,6 +90,8 @@ class Crawl:
         self._commits: list[manifest.Commit] = []  # to be yielded
         self._by_row: dict[int, _Unit] = {}
         self._crowded_since: float | None = None  # no room on scratch for more links
+        self._idle_since: float | None = None  # links wait, and yet transfers could start
+        self._may_be_open = IN_FLIGHT
         self._fetched_bytes = self._seen_bytes = self._seen_links = 0
 
     def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[manifest.Commit | None]:
@@ -137,7 +141,7 @@ class Crawl:
             fetched_bytes=self._fetched_bytes,
             hosts=tuple(hosts[:SHOWN_HOSTS]),
             note=self._fetcher.paused(),
-            wants=max(0, IN_FLIGHT - len(self._open)) if len(self._sealing) + len(self._full) < SEALING else 0,
+            wants=max(0, self._may_be_open - len(self._open)) if self._can_seal else 0,
         )
 
     def close(self) -> None:
@@ -169,9 +173,13 @@ class Crawl:
                     yield None
                 yield link
 
+    @property
+    def _can_seal(self) -> bool:
+        return len(self._sealing) + len(self._full) < SEALING
+
     def _room(self) -> bool:
         """Whether another unit may be begun."""
-        if len(self._open) >= IN_FLIGHT or len(self._sealing) + len(self._full) >= SEALING:
+        if len(self._open) >= self._may_be_open or not self._can_seal:
             return False
         if not (self._open or self._sealing or self._full):
             return True  # one there must be
@@ -270,6 +278,21 @@ class Crawl:
             self._tell(Event(time.time(), "unit", str(number), f"{result.kept} kept of {result.links}"))
         self._seal_next()
         self._measure()
+        self._notice_idleness()
+
+    def _notice_idleness(self) -> None:
+        """Hosts that are slow, or want to be left alone for a while, must not hold the others up: while transfers are
+        to be had although links wait, more and more units are begun."""
+        hosts = self._fetcher.hosts()
+        active, waiting = sum(host.active for host in hosts), sum(host.waiting for host in hosts)
+        now = time.monotonic()
+        if not waiting or 2 * active > self._fetcher.config.connections:
+            self._idle_since, self._may_be_open = None, IN_FLIGHT
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > PATIENT:
+            self._idle_since = now
+            self._may_be_open = min(MOST_IN_FLIGHT, max(self._may_be_open, len(self._open)) + 1)
 
     def _measure(self) -> None:
         """See how full scratch is. Raises ValueError when it is full and nothing of ours will change that."""

@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingest.crawl import IN_FLIGHT, SEALING, Assignment, Crawl, Underway
+from ingest.crawl import IN_FLIGHT, MOST_IN_FLIGHT, SEALING, Assignment, Crawl, Underway
 from ingest.fetch import Fetcher
 from ingest.hosts import Demand, Grant, Limiter
 from ingest.record import Event
@@ -235,7 +235,9 @@ class _Driver:
 
     def _talk(self, seat: _Seat, stop: bool = False) -> None:
         units = []
-        while self._todo and not stop and len(units) < seat.wants and len(seat.units) < IN_FLIGHT + SEALING:
+        # What a worker would begin beyond its two because its hosts are slow it may have while there is enough for all.
+        most = MOST_IN_FLIGHT if len(self._todo) > 2 * IN_FLIGHT * len(self._seats) else IN_FLIGHT
+        while self._todo and not stop and len(units) < seat.wants and len(seat.units) < most + SEALING:
             unit = self._todo.popleft()
             units.append(Assignment(unit, careful=self._deaths[unit] >= CAREFUL_FROM))
             seat.units.add(unit)

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("", "shards", "xtra", "jobs"):  # helper modules of tests: tests/origin.py, tests/shards/datasets.py, ...
+for folder in (
+    "",
+    "shards",
+    "ingest",
+    "xtra",
+    "jobs",
+):  # helper modules of tests: tests/origin.py, tests/shards/datasets.py, ...
     sys.path.append(str(Path(__file__).parent / folder))
 
 STORES = ["local", "moto", "s3"]
