@@ -59,6 +59,12 @@ class ModelConfig:
             size, divisor = getattr(self, whole), getattr(self, part)
             if size % divisor:
                 raise ValueError(f"model.{part} is {divisor}; it must divide the {whole}, which is {size}")
+        for whole, part in (("width", "heads"), ("dec_width", "dec_heads")):
+            if getattr(self, whole) // getattr(self, part) % 2:
+                size, heads = getattr(self, whole), getattr(self, part)
+                raise ValueError(
+                    f"model.{part} is {heads}; {whole} {size} / {heads} = {size // heads} a head, which must be even"
+                )
         if not 1 <= self.predict < self.blocks:
             raise ValueError(
                 f"model.predict is {self.predict}; with {self.blocks} blocks it must be 1..{self.blocks - 1}"

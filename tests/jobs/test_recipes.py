@@ -130,3 +130,26 @@ def test_the_command_says_which_account_of_a_run_it_trains(monkeypatch, capsys):
     assert err[0] == "recipe b16_in1k"
     assert err[1].startswith("not b16_in1k_official_config: samples 2049867200 (here 1024933600)")
     assert err[2].startswith("not b16_in1k_as_run: model.drop_path 0.1 (here 0.2)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model.image", "65"], "model.patch is 8; it must divide the image, which is 65"),
+        (["--model.block", "3"], "model.block is 3; it must divide the grid, which is 8"),
+        (["--model.heads", "128"], "model.heads is 128; width 128 / 128 = 1 a head, which must be even"),
+        (["--model.predict", "16"], "model.predict is 16; with 16 blocks it must be 1..15"),
+        (["--model.order", "hilbert"], "model.order is 'hilbert'; it must be one of raster, random"),
+        (["--dropped", "half"], "compute"),
+        (["--precision", "fp16"], "precision is 'fp16'; it must be fp32 or bf16"),
+        (["--sinks", "comet"], "tensorboard"),
+        (["--val.every", "0"], "val.every is 0; it must be at least 1"),
+        (["--keep-every", "-1"], "keep_every is -1; it must be 0 (none) or more"),
+        (["--batch", "0"], "batch is 0; it must be at least 1"),
+    ],
+)
+def test_a_bad_setting_is_one_line_with_field_value_and_what_is_allowed(flags, said, capsys):
+    assert cli.main(["train", "small64", "--data", "d", "--out", "o", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert said in err

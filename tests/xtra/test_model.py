@@ -61,6 +61,8 @@ def test_a_state_has_the_official_number_of_tensors(size, tensors):
         ({"block": 3}, ["model.block is 3", "grid", "8"]),
         ({"heads": 3}, ["model.heads is 3", "width", "64"]),
         ({"dec_heads": 5}, ["model.dec_heads is 5", "dec_width", "64"]),
+        ({"width": 66, "heads": 6}, ["model.heads is 6", "66 / 6 = 11", "even"]),
+        ({"dec_heads": 64}, ["model.dec_heads is 64", "64 / 64 = 1", "even"]),
         ({"predict": 16}, ["model.predict is 16", "1..15"]),
         ({"depth": 0}, ["model.depth is 0", "at least 1"]),
         ({"depth": 2.5}, ["model.depth is 2.5", "whole"]),

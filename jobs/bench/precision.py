@@ -1,0 +1,97 @@
+"""Training in bfloat16 against float32: the same recipe, data, order and seed, and how far the losses part.
+
+Three runs in OUT: fp32; bf16_decoder_fp32 (autocast, the decoder in float32, as the official code has it); bf16
+(autocast throughout). Two float32 runs of other seeds say what noise is. A run that is there already is not trained
+again. OUT/precision.svg shows the curves. Probe the run folders for the rest of the comparison.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs import recipes
+from jobs.bench import result
+from jobs.ledger import read_metrics
+from shards import store
+from xtra import checkpoint, train
+from xtra.train import Config as TrainConfig
+from xtra.validation import Validation
+
+LAST = 0.1  # of a run: what its final loss is averaged over
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str  # dataset to train on
+    out: str  # folder of the runs
+    recipe: str = "small64"
+    samples: int = 64_000  # 1,000 steps of small64
+    val: str = ""  # held-out dataset
+    device: str = "auto"
+    threads: int = 2
+
+
+def arms(config: Config) -> dict[str, TrainConfig]:
+    """The runs by name."""
+    base = recipes.get(config.recipe)
+    base = replace(base, data=config.data, samples=config.samples, device=config.device, threads=config.threads)
+    base = replace(base, precision="fp32", val=Validation(config.val, every=max(1, config.samples // 4)))
+    changes: dict[str, dict[str, Any]] = {
+        "fp32": {},
+        "fp32_seed1": {"seed": 1},
+        "fp32_seed2": {"seed": 2},
+        "bf16_decoder_fp32": {"precision": "bf16", "decoder_fp32": True},
+        "bf16": {"precision": "bf16", "decoder_fp32": False},
+    }
+    return {name: replace(base, out=store.join(config.out, name), **change) for name, change in changes.items()}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train what is missing and compare. Raises ValueError for what training raises it for."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    rows: list[dict[str, Any]] = []
+    for name, settings in arms(config).items():
+        done = checkpoint.committed(settings.out)
+        if not done or done[-1] < settings.samples:
+            train.run(settings)
+        log = read_metrics(settings.out, [])
+        curves[name] = [(row.samples_seen, row.loss) for row in log]
+        last = [row.loss for row in log if row.samples_seen > (1 - LAST) * settings.samples]
+        val = next((row.val_loss for row in reversed(log) if row.val_loss is not None), None)
+        rows.append({"run": name, "final_loss": statistics.fmean(last), "val_loss": val, "steps": len(log)})
+        print(f"{name:<18} {rows[-1]['final_loss']:.5f}" + (f"  held out {val:.5f}" if val is not None else ""))
+    final = {row["run"]: row["final_loss"] for row in rows}
+    seeds = [final[name] for name in ("fp32", "fp32_seed1", "fp32_seed2")]
+    ratios = {f"{name}_vs_fp32": final[name] / final["fp32"] for name in ("bf16_decoder_fp32", "bf16")}
+    ratios["seeds_most_vs_least"] = max(seeds) / min(seeds)
+    store.put(store.join(config.out, "precision.svg"), chart(curves))
+    return result("precision", rows, ratios)
+
+
+def chart(curves: dict[str, list[tuple[int, float]]]) -> bytes:
+    """An SVG: each run's loss, averaged over fiftieths of it, and its difference from float32 of the same seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    loss, apart = figure.subplots(1, 2)
+    smooth = {name: _smooth(curve) for name, curve in curves.items()}
+    reference = dict(smooth["fp32"])
+    for name, curve in smooth.items():
+        loss.plot(*zip(*curve), label=name, linewidth=1)
+        if name != "fp32":
+            apart.plot(*zip(*[(x, y - reference[x]) for x, y in curve if x in reference]), label=name, linewidth=1)
+    loss.set(xlabel="samples seen", ylabel="loss")
+    apart.set(xlabel="samples seen", ylabel="loss less that of fp32")
+    loss.legend(frameon=False, fontsize=8)
+    out = io.BytesIO()
+    figure.savefig(out, format="svg")
+    return out.getvalue()
+
+
+def _smooth(curve: list[tuple[int, float]], parts: int = 50) -> list[tuple[int, float]]:
+    size = max(1, len(curve) // parts)
+    pieces = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [(piece[-1][0], statistics.fmean(y for _, y in piece)) for piece in pieces]

@@ -1,0 +1,247 @@
+"""The training step with our exact savings against the same step in the shape that the official code gives it.
+
+All arms share one model, one optimiser and one batch, and differ in how forward and backward are computed:
+
+official     tokens in raster order under a dense mask, every block computed, a block's tokens copied together
+block_major  tokens in block order: joining a block is a view
+drop_last    also without the last block, which no loss sees
+halves       also attention in two halves (on CPUs)
+all          also without the residual branches that drop path zeroes
+
+The arms take turns, in an order that turns round each time; a ratio is the median over rounds of an arm's time over the
+official arm's in the same round: of CPU seconds on a CPU, where others may be busy too, and of the clock on a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jobs.bench import result
+from xtra import drop_path, model
+from xtra.blocks import block_causal_mask, raster_order, target_blocks
+from xtra.loss import normalise_blocks
+from xtra.meter import cost
+from xtra.model import SIZES, Causal, Xtra, build
+from xtra.optim import OptimConfig, make_optimizer
+
+
+@dataclass(frozen=True)
+class Config:
+    size: str = "b16"  # a name in xtra.model.SIZES
+    images: int = 4  # a step
+    rounds: int = 9
+    drop_path: float = 0.2
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; official keeps the decoder in fp32, the others do not
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 0  # of torch on a CPU; 0: its own choice
+    compile: bool = False  # torch.compile each layer, in all arms
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
+        for name, least in (("images", 1), ("rounds", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    drop_last: bool = True
+    halves: bool = True
+    skip_dropped: bool = True
+
+
+ARMS = (
+    Arm("official", drop_last=False, halves=False, skip_dropped=False),
+    Arm("block_major", drop_last=False, halves=False, skip_dropped=False),
+    Arm("drop_last", halves=False, skip_dropped=False),
+    Arm("halves", skip_dropped=False),
+    Arm("all"),
+)
+
+
+def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
+    """The loss as the official code computes it, with our weights (src/modules/xtra.py `_step` at e711fb5).
+
+    Tokens are in raster order; the mask is dense and copied to the device for every layer; the head runs on a copy of
+    all K blocks, of which the last is thrown away; targets are made of all blocks.
+    """
+    c = xtra.config
+    order = raster_order(c.grid, c.block)
+    mask = block_causal_mask(c.tokens, c.per_block)[order][:, order]
+    device = images_B3HW.device
+
+    def layers(blocks: nn.ModuleList, x: Tensor, drops: list[list[drop_path.Drop | None]]) -> Tensor:
+        for block, drop in zip(blocks, drops):
+            x = block(x, Causal(mask.to(device)), *drop)
+        return x
+
+    encoder, decoder = xtra.encoder, xtra.decoder
+    order = order.to(device)
+    x = nn.functional.conv2d(images_B3HW, encoder.patch_embed.weight, encoder.patch_embed.bias, stride=c.patch)
+    x = x.flatten(2).transpose(1, 2) + encoder.pos_embed[:, order]
+    x = encoder.norm(layers(encoder.blocks, x, drop_path.drops_of(drop_LSB, c.depth, device, skip_dropped=False)))
+    x = xtra.bridge(x)
+    with torch.autocast(device.type, enabled=False):
+        h = x.float() + decoder.pos_embed[:, order]
+        h = decoder.norm(layers(decoder.blocks, h, [[None, None]] * c.dec_depth)).to(x.dtype)
+    b, rows = len(h), c.grid // c.block
+    together = h.reshape(b, rows, c.block, rows, c.block, -1).permute(0, 1, 3, 2, 4, 5)
+    (prediction_BKP,) = [head(together.reshape(b, c.blocks, -1).contiguous()) for head in xtra.heads]
+    wanted_BKP = normalise_blocks(target_blocks(images_B3HW, c.side))
+    return nn.functional.mse_loss(prediction_BKP[:, :-1].float(), wanted_BKP[:, 1:])
+
+
+def our_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, arm: Arm) -> Tensor:
+    """The loss as we compute it, with the savings of the arm."""
+    xtra.encoder.skip_dropped = arm.skip_dropped
+    (prediction_BKP,) = xtra(images_B3HW, drop_LSB, last_block=not arm.drop_last)
+    wanted_BKP = normalise_blocks(target_blocks(images_B3HW, xtra.config.side)[:, 1:])
+    return nn.functional.mse_loss(prediction_BKP[:, : wanted_BKP.shape[1]].float(), wanted_BKP)
+
+
+def loss_of(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
+    with _halves(arm.halves):
+        if arm.name == "official":
+            return official_shape(xtra, images_B3HW, drop_LSB)
+        return our_shape(xtra, images_B3HW, drop_LSB, arm)
+
+
+class _halves:
+    """Attention in halves or not, where the model would choose halves."""
+
+    def __init__(self, on: bool) -> None:
+        self.least = model.HALVED if on else 1 << 30
+
+    def __enter__(self) -> None:
+        self.before, model.HALVED = model.HALVED, self.least
+
+    def __exit__(self, *error: object) -> None:
+        model.HALVED = self.before
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Time every arm; the rows and ratios of all of them."""
+    before = torch.get_num_threads()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        return _run(config)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(config: Config) -> dict[str, Any]:
+    device = torch.device(config.device)
+    c = dataclasses.replace(SIZES[config.size], drop_path=config.drop_path, predict=1)
+    xtra = build(c, 0, device, decoder_fp32=config.precision == "fp32")
+    if config.compile:
+        for block in (*xtra.encoder.blocks, *xtra.decoder.blocks):
+            block.compile()
+    optimizer = make_optimizer(xtra, OptimConfig(lr=1e-6))  # the arms see about the same weights
+    images = torch.randn(config.images, 3, c.image, c.image, generator=torch.Generator().manual_seed(0)).to(device)
+    losses: dict[str, float] = {}
+    seconds: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in ARMS}
+    memory = {arm.name: 0 for arm in ARMS}
+    for turn in range(-1, config.rounds):  # the round before the first is for warming up
+        drop_LSB = drop_path.scales(c, 0, np.full(config.images, turn + 1), np.arange(config.images))
+        for arm in ARMS if turn % 2 else ARMS[::-1]:
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                step = _Step(device)
+                loss = loss_of(arm, xtra, images, drop_LSB)
+            loss.backward()
+            nn.utils.clip_grad_norm_(xtra.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            spent, memory[arm.name] = step.end()
+            losses[arm.name] = loss.item()
+            if turn >= 0:
+                seconds[arm.name].append(spent)
+        assert max(losses.values()) - min(losses.values()) < 0.05 * max(losses.values()), f"arms disagree: {losses}"
+    return _report(config, xtra, seconds, memory, lambda arm: activation_bytes(arm, xtra, images[:1], drop_LSB))
+
+
+class _Step:
+    """Clock and CPU seconds, and on a GPU the most memory, of one step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def end(self) -> tuple[tuple[float, float], int]:
+        memory = 0
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            memory = torch.cuda.max_memory_allocated(self.device)
+        return (time.perf_counter() - self.wall, time.process_time() - self.cpu), memory
+
+
+def activation_bytes(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> int:
+    """Bytes that the forward pass keeps for the backward pass, parameters left out."""
+    kept: dict[int, int] = {}
+    owned = {p.untyped_storage().data_ptr() for p in xtra.parameters()}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = loss_of(arm, xtra, images_B3HW, drop_LSB[:, :, : len(images_B3HW)])  # alive: no storage is used twice
+    del loss
+    return sum(kept.values())
+
+
+def _report(
+    config: Config,
+    xtra: Xtra,
+    seconds: dict[str, list[tuple[float, float]]],
+    memory: dict[str, int],
+    activations: Callable[[Arm], int],
+) -> dict[str, Any]:
+    by = 0 if config.device == "cuda" else 1  # clock or CPU seconds
+    parameters = sum(p.numel() for p in xtra.parameters())
+    rows, ratios = [], {}
+    for arm in ARMS:
+        each = [mine[by] / theirs[by] for mine, theirs in zip(seconds[arm.name], seconds["official"])]
+        wall, cpu = (statistics.median(column) for column in zip(*seconds[arm.name]))
+        flops = cost(xtra.config, torch.device(config.device), 1, skips=arm.skip_dropped)
+        rate = config.images / wall
+        row: dict[str, Any] = {
+            "arm": arm.name,
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "samples_per_s": rate,
+            "paper_flops_per_s": rate * flops.paper,
+            "ratio": statistics.median(each),
+            "ratio_least": min(each),
+            "ratio_most": max(each),
+            "rounds": len(each),
+            "activation_bytes_per_image": activations(arm),
+            "bytes_of_weights_gradients_and_adamw": 16 * parameters,
+            "peak_bytes": memory[arm.name] or None,
+            **flops.utilisation(rate),
+        }
+        rows.append(row)
+        print(
+            f"{arm.name:<12} {wall:8.3f} s  {rate:8.2f} images/s  {row['paper_flops_per_s'] / 1e9:8.1f} GFLOP/s  "
+            f"{row['activation_bytes_per_image'] / 1e6:7.1f} MB/image  {row['ratio']:.3f} "
+            f"({row['ratio_least']:.3f} to {row['ratio_most']:.3f})"
+        )
+        ratios[f"{arm.name}_vs_official_shape"] = row["ratio"]
+    del ratios["official_vs_official_shape"]
+    return result("train", rows, ratios)
