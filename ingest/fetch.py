@@ -31,6 +31,7 @@ TICK = 0.25  # seconds between looks at `stop` and at what has no alarm of its o
 AWAY = 5.0  # seconds between two turns after which a timeout is our own fault
 EXCUSES = 3  # times that a link is put back without counting the attempt
 LIMBO = 5.0  # seconds for which a link that nobody answered waits for a sign that the network is there
+NAME_FOR = 300.0  # seconds for which the addresses of a name are believed
 ROBOTS_HOPS = 5  # RFC 9309, 2.3.1.2
 
 _SILENT = (Reason.DNS, Reason.CONNECT, Reason.TIMEOUT)  # without a status: nobody answered
@@ -183,7 +184,11 @@ class Fetcher:
     def _launch(self, task: Task, now: float) -> None:
         task.began = now
         task.started = task.started or now
-        self._transfers.start(task, self.config.deadline - task.spent, task.origin.host.unresolved)
+        origin = task.origin
+        if origin.host.unresolved or now - origin.resolved_at > NAME_FOR:
+            self._transfers.forget(origin)
+            origin.resolved_at = now
+        self._transfers.start(task, self.config.deadline - task.spent)
 
     # --- transfers end ---
 
@@ -371,7 +376,8 @@ class Fetcher:
         self._ticked = now
         self._schedule.settle(now)
         self._schedule.sift(self._waited)
-        self._schedule.shed(now)
+        for origin in self._schedule.shed(now):
+            self._transfers.forget(origin)
         network = self._network
         was_out = network.out_since
         for name in self._names.that_are_none():

@@ -17,6 +17,7 @@ from ingest.robots import Robots
 if TYPE_CHECKING:
     from ingest.transfer import Task
 
+BURST = 32  # links of one host that may follow one another while other hosts wait: its connection stays warm
 OPENINGS = 3  # of a host's breaker in a row, after which its links are given up
 COOL_OFF_GROWS = 3.0  # times longer after each opening
 CLOSED = 300.0  # seconds for which a given-up host is not asked; doubles each time
@@ -50,6 +51,7 @@ class Origin:
     robots: Robots | None = None  # None: not known
     failure: tuple[Reason, str] | None = None  # why it is not known, and for now nothing may be asked
     until: float = 0.0  # when either is to be asked for anew
+    resolved_at: float = 0.0  # when its name was last resolved
     asking: bool = False
     waiting: deque[Task] = field(default_factory=deque)  # links that wait for the answer
 
@@ -81,7 +83,7 @@ class Host:
     answered_ever: bool = False
     listed: bool = False  # in one of the loop's queues
     alarm: float = 0.0  # when the loop looks at it again; 0: no alarm is set
-    burst: int = 0  # links that may still follow at once on the same connection
+    burst: int = BURST  # links that may still follow at once, on the same connection
     done: int = 0
     failed: int = 0
     bytes: int = 0
@@ -122,7 +124,7 @@ class Host:
             return self._close(now, 0.0, f"circuit breaker: {what}")
         wait = self.manners.cool_off * COOL_OFF_GROWS ** (self.openings - 1)
         self.paused_until = max(self.paused_until, now + wait)
-        return f"circuit breaker open for {wait:.0f} s: {what}"
+        return f"circuit breaker open for {wait:.3g} s: {what}"
 
     def asked_to_wait(self, began: float, now: float, seconds: float, reason: Reason) -> str:
         """It answered a transfer that began at `began` with 429, or 503 and Retry-After; `seconds` is 0 where it did
@@ -134,11 +136,11 @@ class Host:
         self.paused_at = now
         seconds = max(seconds, min(self.manners.backoff * 2.0 ** (self.pauses - 1), self.manners.max_pause))
         self.pause_spent += seconds
-        self.last = (reason, f"asked to wait {seconds:.0f} s")
+        self.last = (reason, f"asked to wait {seconds:.3g} s")
         if self.pause_spent > self.manners.max_pause:
-            return self._close(now, seconds, f"asks to wait {seconds:.0f} s, {self.pause_spent:.0f} s in all")
+            return self._close(now, seconds, f"asks to wait {seconds:.4g} s, {self.pause_spent:.4g} s in all")
         self.paused_until = now + seconds
-        return f"paused for {seconds:.0f} s, as it asked" if seconds >= 1 else ""
+        return f"paused for {seconds:.4g} s, as it asked" if seconds >= 1 else ""
 
     def told(self, until: float, now: float) -> bool:
         """Another process was asked to wait until then. Returns whether that is too long to wait for."""

@@ -15,19 +15,18 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from ingest.address import refusal
-from ingest.hosts import Demand, Host, HostLoad, Leases, Manners, Origin
+from ingest.hosts import BURST, Demand, Host, HostLoad, Leases, Manners, Origin
 from ingest.record import Reason
 from ingest.robots import ANYTHING, Robots
 from ingest.source import MAX_URL, check_url
 from ingest.transfer import Task
 
-BURST = 32  # links of one host that may follow one another while other hosts wait: its connection stays warm
 LEASED = 4  # hosts that hold or ask for a lease, per transfer at once
 ROBOTS_FOR = 24 * 3600.0  # seconds for which a robots.txt is believed (RFC 9309, 2.4)
 NO_ROBOTS_FOR = 300.0  # seconds until one that could not be had is asked for again
 CRAWL_DELAY = 10.0  # seconds, the most that is honoured
 MEMORY = 64 << 20  # bytes for what is known of hosts that have no links now
-HOST_SIZE = 2048  # bytes of memory, about
+HOST_SIZE = 3072  # bytes of memory, about
 
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?][!-~]*)?")
 _PATH = re.compile(r"[^:]+://[^/?#]*(.*)")
@@ -239,10 +238,10 @@ class Schedule:
                 while queue and waited - queue[0].waited > self._patience:
                     task = queue.popleft()
                     why = host.last[1] or "it is slow, or wants few requests"
-                    self.ended.append((task, host.last[0], f"waited {self._patience:.0f} s for its host: {why}"[:300]))
+                    self.ended.append((task, host.last[0], f"waited {self._patience:g} s for its host: {why}"[:300]))
 
-    def shed(self, now: float) -> None:
-        """Forget hosts that have nothing to do, when what is known of all has grown too large."""
+    def shed(self, now: float) -> Iterator[Origin]:
+        """Forget hosts that have nothing to do, when what is known of all has grown too large; gives their origins."""
         if HOST_SIZE * len(self._hosts) + self._robots_size <= MEMORY:
             return
         for host in list(self._hosts.values()):
@@ -255,6 +254,7 @@ class Schedule:
                 for origin in host.origins:
                     self._robots_size -= origin.robots.size if origin.robots else 0
                     del self._origins[origin.text]
+                    yield origin
                 del self._hosts[host.name]
 
     # --- what becomes known ---
@@ -275,7 +275,7 @@ class Schedule:
         host.crawl_delay = max(host.crawl_delay, min(robots.crawl_delay, CRAWL_DELAY))
         host.next_start = max(host.next_start, now + host.crawl_delay)
         self.list(host, now)
-        cut = f", of which {CRAWL_DELAY:.0f} s are kept" if robots.crawl_delay > CRAWL_DELAY else ""
+        cut = f", of which {CRAWL_DELAY:g} s are kept" if robots.crawl_delay > CRAWL_DELAY else ""
         return f"asks for {robots.crawl_delay:g} s between requests{cut}" if robots.crawl_delay else ""
 
     def give_up(self, host: Host) -> None:

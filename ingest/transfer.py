@@ -67,7 +67,7 @@ class Slot:
         self._file: BinaryIO | None = None
         self._opened: list[socket.socket] = []  # libcurl works on duplicates of these
         self._timeout = 0
-        self._purged = False
+        self._forgot = False
         for option, value in (
             (pycurl.USERAGENT, config.user_agent),
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
@@ -83,6 +83,10 @@ class Slot:
             (pycurl.LOW_SPEED_TIME, config.low_speed_seconds),
             (pycurl.MAXFILESIZE_LARGE, config.max_bytes),
             (pycurl.BUFFERSIZE, BUFFER),
+            (
+                pycurl.DNS_CACHE_TIMEOUT,
+                -1,
+            ),  # by age, libcurl looks through all names for each connection: see Transfers
             (pycurl.TCP_NODELAY, 1),
             (pycurl.NOSIGNAL, 1),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
@@ -92,9 +96,8 @@ class Slot:
         ):
             curl.setopt(option, value)
 
-    def start(self, task: Task, seconds: float, resolve_anew: bool) -> None:
-        """Make ready for `task`, which has so long. `resolve_anew` forgets that its name did not resolve: libcurl would
-        believe that for half a minute."""
+    def start(self, task: Task, seconds: float, forget: list[str]) -> None:
+        """Make ready for `task`, which has so long. `forget`: names to resolve anew when they are needed."""
         self.task, self.status, self.head = task, 0, 0
         self.chunks: list[bytes] = []
         self.size = 0
@@ -107,11 +110,9 @@ class Slot:
         if timeout != self._timeout:
             curl.setopt(pycurl.TIMEOUT_MS, timeout)
             self._timeout = timeout
-        if resolve_anew or self._purged:
-            host, _, port = task.origin.text.partition("://")[2].partition(":")
-            ports = [port] if port else ["80", "443"]
-            curl.setopt(pycurl.RESOLVE, [f"-{host}:{p}" for p in ports] if resolve_anew else [])
-            self._purged = resolve_anew
+        if forget or self._forgot:
+            curl.setopt(pycurl.RESOLVE, forget)
+            self._forgot = bool(forget)
 
     def end(self) -> None:
         """The transfer is over; what it brought is still here."""
@@ -219,7 +220,9 @@ def _certificates() -> Iterator[tuple[int, str]]:
 
 class Transfers:
     """Up to `connections` transfers at once on one libcurl multi handle, which keeps connections, names and TLS
-    sessions for all of them. Who starts one takes its end from `turn` and then releases the slot."""
+    sessions for all of them. Who starts one takes its end from `turn` and then releases the slot.
+
+    libcurl keeps the addresses of a name, or that it has none, until it is told to `forget` them."""
 
     def __init__(self, config: FetchConfig, scratch: Path | None) -> None:
         self.config = config
@@ -230,6 +233,7 @@ class Transfers:
         self._watched: set[int] = set()
         self._slots: dict[pycurl.Curl, Slot] = {}
         self._idle: list[Slot] = []
+        self._forget: list[str] = []
         self._multi = multi = pycurl.CurlMulti()
         multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, config.connections)
         multi.setopt(pycurl.M_MAX_HOST_CONNECTIONS, config.per_host)
@@ -241,14 +245,22 @@ class Transfers:
     def room(self) -> bool:
         return self.active < self.config.connections
 
-    def start(self, task: Task, seconds: float, resolve_anew: bool) -> None:
+    def forget(self, origin: Origin) -> None:
+        """Resolve its name anew for the next connection."""
+        if "[" not in origin.text:
+            scheme, _, name = origin.text.partition("://")
+            self._forget.append(f"-{name}" if ":" in name else f"-{name}:{443 if scheme == 'https' else 80}")
+
+    def start(self, task: Task, seconds: float) -> None:
         if self._idle:
             slot = self._idle.pop()
         else:
             slot = Slot(self.config, self.scratch)
             self._slots[slot.curl] = slot
         self.active += 1
-        slot.start(task, seconds, resolve_anew)
+        slot.start(task, seconds, self._forget)
+        if self._forget:
+            self._forget = []
         self._multi.add_handle(slot.curl)
 
     def turn(self, wait: float) -> Iterator[tuple[Slot, int, str]]:

@@ -213,7 +213,7 @@ def test_crawl_delay_is_kept_up_to_a_limit_and_told(origin: Origin, monkeypatch:
     assert time.monotonic() - begun >= 0.8  # after robots.txt, and between the four
     assert origin.busiest == 1
     assert [(e.kind, e.detail) for e in run.events] == [
-        ("robots", "asks for 30 s between requests, of which 0 s are kept")
+        ("robots", "asks for 30 s between requests, of which 0.2 s are kept")
     ]
 
 
@@ -399,7 +399,7 @@ def test_a_link_does_not_wait_for_ever_for_its_host(origin: Origin, monkeypatch:
     ends = [f.reason for f in found]
     assert 1 <= ends.count(None) < 8
     assert set(ends) == {None, Reason.TIMEOUT}
-    assert found[-1].detail.startswith("waited 2 s for its host")
+    assert found[-1].detail.startswith("waited 2.5 s for its host")
 
 
 def test_no_host_starves(many: Callable[[int], list[Origin]]) -> None:
