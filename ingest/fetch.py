@@ -266,7 +266,7 @@ class Fetcher:
         pause = slot.curl.getinfo(RETRY_AFTER) if status in (429, 503) else 0
         if status == 429 or pause:
             told = host.asked_to_wait(task.began, now, pause, reason)
-        elif task.attempts:
+        elif task.attempts and not host.openings:
             return  # the link fails again: that says nothing new of its host, and at the end only such links are left
         else:
             told = host.broke(task.began, now, reason, detail)

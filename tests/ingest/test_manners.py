@@ -271,14 +271,14 @@ def test_a_rate_is_set_for_strangers_and_not_for_ones_own_hosts() -> None:
 
 def test_too_many_requests_pause_the_whole_host_and_no_other(many: Callable[[int], list[Origin]]) -> None:
     busy, quick = many(2)
-    urls = [busy.url("/busy/1/first.jpg"), *(busy.url(f"/ok/{n}.jpg") for n in range(20))]
-    others = [quick.url(f"/slow/0.05/{n}.jpg") for n in range(8)]
+    urls = [busy.url("/busy/2/first.jpg"), *(busy.url(f"/ok/{n}.jpg") for n in range(20))]
+    others = [quick.url(f"/slow/0.01/{n}.jpg") for n in range(8)]
     with Run(per_host=1) as run:
         order = list(run.as_they_come(*urls, *others))
     assert {f.reason for f in order} == {None}
     quick_done = max(k for k, f in enumerate(order) if f.link.url in others)
     assert quick_done < len(order) - 15  # nearly all of the busy host's links came after its pause
-    assert [e.detail for e in run.events] == ["paused for 1 s, as it asked"]
+    assert [e.detail for e in run.events] == ["paused for 2 s, as it asked"]
     assert busy.asked("/busy") == 2
 
 
