@@ -267,10 +267,9 @@ class _Spool:
 
     def write(self, *pieces: bytes) -> None:
         size = sum(map(len, pieces))
-        if os.writev(self._fd, pieces) != size:
-            # A short write is how a full disk says it first; the next write says it in words.
-            os.pwrite(self._fd, b"".join(pieces), self.size)
-            os.lseek(self._fd, self.size + size, os.SEEK_SET)
+        if (written := os.writev(self._fd, pieces)) != size:
+            # A short write is how a full disk says it first; writing the rest says it in words.
+            _write_all(self._fd, memoryview(b"".join(pieces))[written:])
         self.size += size
         if self.ordered:
             for piece in pieces:

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import random
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from PIL import Image
 
 from ingest import thumbs, unit
 from ingest.record import BadLine, Fetched, Link, Picture, Reason, Verdict
-from ingest.unit import UnitWriter, _about
+from ingest.unit import UnitWriter, _about, _Spool
 from shards import manifest, store
 from shards.tar import read_tar
 
@@ -122,17 +124,25 @@ def test_about_is_plain_json(url: str, labels: list[str], width: int, height: in
 
 
 @pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("os.writev", lambda fd, pieces: 1)
-
-    def pwrite(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.pwrite", pwrite)
-    return
+def small_disk() -> Iterator[None]:
+    """Files end at 10,000 bytes; what crosses that is written in part, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
+@pytest.mark.usefixtures("small_disk")
 def test_a_short_write_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
-        written(tmp_path / "a", 0)
+    with contextlib.closing(_Spool(tmp_path / "bodies")) as spool:
+        spool.write(bytes(9_000))
+        with pytest.raises(OSError, match="too large"):
+            spool.write(bytes(600), bytes(600))
+
+
+def test_a_short_write_that_is_no_error_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.writev", lambda fd, pieces: os.write(fd, pieces[0][:2]))
+    with contextlib.closing(_Spool(tmp_path / "bodies")) as spool:
+        spool.write(b"abc", b"def")
+        spool.write(b"gh", b"i")
+    assert (tmp_path / "bodies").read_bytes() == b"abcdefghi"
