@@ -205,6 +205,7 @@ class Crawl:
             supersedes=asked_before(plan),
             judging=self._drawing.judging,
             max_pixels=self._rules.max_pixels,
+            others=len(self._open),
         )
         links = [entry for entry in entries if isinstance(entry, Link)]
         unit = _Unit(task, links, writer, folder)

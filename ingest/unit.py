@@ -22,7 +22,7 @@ from shards.image import MAX_PIXELS
 from shards.tar import BLOCK, END, segment
 
 PIECE = 4 << 20  # bytes of the spool read at once
-HELD = 48 << 20  # bytes of a unit in memory, at most, that wait for their turn
+HELD = 48 << 20  # bytes of a unit in memory, at most, that wait for their turn; less of one of several
 
 # A row of the index before its member has a place in the tar.
 _JUDGED = tuple(manifest.INDEX_SCHEMA.names[:-3])
@@ -49,9 +49,11 @@ class UnitWriter:
         supersedes: Mapping[str, int] | None = None,
         judging: Callable[[int], AbstractContextManager[object]] = lambda row: contextlib.nullcontext(),
         max_pixels: int = MAX_PIXELS,
+        others: int = 0,
     ) -> None:
         """`supersedes` counts the older verdicts that a retry's unit replaces; `judging` marks the row whose bytes are
-        being decoded for a thumbnail, for pictures of at most `max_pixels`."""
+        being decoded for a thumbnail, for pictures of at most `max_pixels`; `others` are the units in hand already: the
+        k-th holds 1/k of HELD, so that a dozen that wait for slow hosts hold three times HELD together, not twelve."""
         self.dataset = dataset
         self.unit = unit
         self.links = links
@@ -70,6 +72,7 @@ class UnitWriter:
         self._turn = 0  # all links before this one are in the spool, or have nothing to put there
         self._early: dict[int, tuple[bytes, ...]] = {}  # members of links whose turn has not come
         self._held = 0  # bytes of those
+        self._hold = HELD // (1 + others)
         self._choice = thumbs.Choice()
         for at, link in enumerate(links):
             if isinstance(link, BadLine):
@@ -112,7 +115,7 @@ class UnitWriter:
         )
         size = sum(map(len, members))
         self._places[at] = (picture.suffix, -1, size, len(picture.body))
-        if at != self._turn and self._held + size > HELD:
+        if at != self._turn and self._held + size > self._hold:
             self._spool.ordered = False
             self._put(at, members)
         else:

@@ -24,9 +24,10 @@ from origin import Origin, picture
 from ingest.events import read_events
 from ingest.fetch import FetchConfig
 from ingest.filter import FilterConfig
-from ingest.record import Reason
+from ingest.record import Reason, Verdict
 from ingest.run import Config, IngestResult, Progress, run
 from ingest.scratch import Scratch
+from ingest.unit import UnitWriter
 from ingest.wordnet import ClassConfig
 from shards import manifest, store
 from shards.tar import read_tar
@@ -369,6 +370,33 @@ def test_a_full_scratch_makes_links_wait_and_then_says_so(
             run(replace(config, unit=48, fetch=replace(FETCH, connections=2), scratch_bytes=20_000))
     with pytest.raises(ValueError, match=r"scratch_bytes is 100: a unit of 8 links may need 160: allow more"):
         run(replace(config, out=str(tmp_path / "new"), scratch_bytes=100))
+
+
+def test_units_that_wait_for_slow_hosts_share_what_they_may_hold_in_memory(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.unit.HELD", 40_000)
+    monkeypatch.setattr("ingest.crawl.PATIENT", 0.02)
+    monkeypatch.setattr("ingest.crawl.TICK", 0.01)
+    most = units = 0
+    put = UnitWriter.add
+    writers: set[UnitWriter] = set()
+
+    def measured(writer: UnitWriter, verdict: Verdict, show: bool = True) -> None:
+        nonlocal most, units
+        put(writer, verdict, show)
+        writers.add(writer)
+        held = [writer._held for writer in writers if writer._held]
+        most, units = max(most, sum(held)), max(units, len(held))
+
+    monkeypatch.setattr(UnitWriter, "add", measured)
+    with Origin("127.0.0.2") as other:
+        urls = [other.url(f"/slow/3/{n}.jpg") if n % 50 == 0 else f"/ok/{n}.jpg" for n in range(500)]
+        fetch = replace(FETCH, allow_private=("127.0.0.1", "127.0.0.2"), deadline=30, connections=64)
+        config = Config(write_list(tmp_path / "list.txt", origin, urls), str(tmp_path / "out"), 50, fetch=fetch)
+        balance(run(config), 500)
+    assert units > 4
+    assert 40_000 < most < 3 * 40_000
 
 
 def test_two_runs_on_one_dataset_are_harmless(origin: Origin, tmp_path: Path) -> None:
