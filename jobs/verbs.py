@@ -358,5 +358,5 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def _entry(name: str, doc: str) -> str:
     """A name and the first paragraph of its docstring, in 80 columns."""
-    text = f"  {name:<14}  {' '.join(doc.strip().partition(chr(10) * 2)[0].split())}"
-    return textwrap.fill(text, 80, subsequent_indent=" " * 18, drop_whitespace=True)
+    text = f"  {name:<26}  {' '.join(doc.strip().partition(chr(10) * 2)[0].split())}"
+    return textwrap.fill(text, 80, subsequent_indent=" " * 30, drop_whitespace=True)
