@@ -131,9 +131,10 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
     if not links:
         left = f": none of its {not_chosen:,} lines is of a class that was asked for" if not_chosen else ""
         raise ValueError(f"{config.urls}: holds no links{left}: check --urls{' and --classes' if left else ''}")
-    for stale in manifest.planned_units(config.out):
-        if stale >= units:  # of a longer list, whose planning was cut short
-            store.delete(store.join(config.out, "links", manifest.unit_name(stale) + ".parquet"))
+    stale = [unit for unit in manifest.planned_units(config.out) if unit >= units]
+    if stale and not store.exists(store.join(config.out, "dataset.json")):  # else they are another driver's, and count
+        for unit in stale:  # of a longer list, whose planning was cut short
+            store.delete(store.join(config.out, "links", manifest.unit_name(unit) + ".parquet"))
     chosen = tuple(sorted(classes)) if classes is not None else None
     info = replace(info, units=units, classes=chosen, not_chosen=not_chosen)
     manifest.write_info(config.out, info)

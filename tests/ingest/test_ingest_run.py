@@ -21,11 +21,12 @@ import pyarrow as pa
 import pytest
 from origin import Origin, picture
 
+from ingest import plan
 from ingest.events import read_events
 from ingest.fetch import FetchConfig
 from ingest.filter import FilterConfig
 from ingest.record import Reason, Verdict
-from ingest.run import Config, IngestResult, Progress, run
+from ingest.run import Config, IngestResult, Progress, Work, run
 from ingest.scratch import Scratch
 from ingest.unit import UnitWriter
 from ingest.wordnet import ClassConfig
@@ -412,6 +413,42 @@ def test_two_runs_on_one_dataset_are_harmless(origin: Origin, tmp_path: Path) ->
     for result in results:
         balance(result, 40)
     assert len(store.names(str(tmp_path / "out" / "shards"))) == 2 * 4  # the slower one took its own back
+
+
+def test_a_run_that_another_has_overtaken_ends_with_what_there_is(origin: Origin, tmp_path: Path) -> None:
+    """The other one has done the units, and a retry, while this one was at its first."""
+    paths = ["/ok/1.jpg", "/ok/2.jpg", "/flaky/1/x.jpg", "/status/500"]
+    fetch = replace(FETCH, retries=0)
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), unit=2, fetch=fetch)
+
+    def overtaken(work: Work) -> Iterator[manifest.Commit]:
+        run(config)
+        run(replace(config, retry=True))
+        yield from manifest.read_commits(config.out, work.units)
+
+    result = run(config, crawl=overtaken)
+    assert (result.kept, result.reasons, result.samples) == (3, {"http_5xx": 1}, 3)
+    assert manifest.read_manifest(config.out).digest == result.version
+
+
+def test_the_plan_of_a_driver_that_was_faster_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list was longer: this one's had not come whole when it was read."""
+    urls, out = tmp_path / "list.txt", str(tmp_path / "out")
+    config = Config(str(urls), out, unit=2, fetch=FETCH)
+    lines = [f"http://127.0.0.1:9/{n}.jpg\n" for n in range(10)]
+    planned = manifest.planned_units
+
+    def beaten(dataset: str) -> list[int]:
+        monkeypatch.setattr(manifest, "planned_units", planned)
+        urls.write_text("".join(lines))
+        plan.make(config)
+        return planned(dataset)
+
+    monkeypatch.setattr(manifest, "planned_units", beaten)
+    urls.write_text("".join(lines[:4]))
+    with pytest.raises(ValueError, match="was made with another list_sha256"):
+        plan.make(config)
+    assert planned(out) == list(range(5))
 
 
 def test_an_interrupted_plan_is_finished_and_that_of_another_list_refused(origin: Origin, tmp_path: Path) -> None:
