@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import pyarrow as pa
 
 from ingest import duplicates
 from ingest.kept import Kept, read_kept
+from ingest.scratch import scratch_folder
 from ingest.wordnet import ClassConfig, chosen, takes
 from shards import manifest as versions
 from shards import rules, selection
@@ -99,14 +99,15 @@ def select(
 ) -> Manifest:
     """Apply the rules to every kept row of the manifest's units, and make the result the newest version.
 
-    Raises ValueError when the rules leave nothing, and StoreError naming a damaged index.
+    Raises ValueError when the rules leave nothing or scratch cannot be written, and StoreError naming a damaged index.
     """
     tell = progress or (lambda what, done, total: None)
     how = json.loads(json.dumps({"method": METHOD, **dataclasses.asdict(config)}))
     if manifest.rules and manifest.rules.how == how and config.classes.all:
         return manifest  # made by these very rules; what class files hold may have changed
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="select-", dir=scratch)))
+        folder = stack.enter_context(scratch_folder(str(scratch) if scratch else None, "select")).folder
+        stack.enter_context(_full_disk_named(folder))
         rows = read_kept(manifest, folder, lambda done, total: tell("shards read", done, total))
         found = _Found(rows)
         _identical(found, config)
@@ -123,6 +124,17 @@ def select(
     else:
         versions.add_version(result, "select")
     return result
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    """Storage has errors of its own: an OSError is scratch's."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{folder.parent}: cannot hold the columns of this dataset ({error.strerror}): free space or set --scratch"
+        ) from error
 
 
 # --- what is found, row by row -------------------------------------------------------------------------------------

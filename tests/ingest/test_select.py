@@ -197,6 +197,27 @@ def test_classes_are_chosen_and_small_ones_left_out(tmp_path):
     assert fewer.digest != chosen.digest
 
 
+def test_scratch_is_made_cleared_of_the_dead_and_named_where_it_fails(tmp_path, monkeypatch):
+    manifest = dataset_of(tmp_path / "d", [picture(0), picture(1)])
+    scratch = tmp_path / "a" / "scratch"
+    dead = scratch / "xtra-ingest-00000000-dead"
+    dead.mkdir(parents=True)
+    for name in ("lock", "sha"):
+        (dead / name).write_bytes(b"")
+    select.select(manifest, SelectConfig(), scratch)
+    assert list(scratch.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot hold scratch files"):
+        select.select(manifest, SelectConfig(duplicates=False), tmp_path / "file")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(select, "read_kept", full)
+    with pytest.raises(ValueError, match=r"scratch: cannot hold the columns of this dataset \(No space left"):
+        select.select(manifest, SelectConfig(duplicates=False), scratch)
+
+
 def test_rules_that_leave_nothing_are_refused(tmp_path):
     manifest = dataset_of(tmp_path, [picture(0), picture(1)])
     with pytest.raises(ValueError, match="these rules leave none of 2 pictures"):
