@@ -8,14 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from ingest.record import Event
 from shards import store
+from shards.dataset import READERS
 
 EVERY = 30.0  # seconds between parts
 PENDING = 10_000  # events that wait for a store that does not answer; later ones are only counted
@@ -23,7 +26,8 @@ PENDING = 10_000  # events that wait for a store that does not answer; later one
 
 def attempt_name() -> str:
     """Of one run of one process: begins with the time, so that names sort by it, and is nobody else's."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{socket.gethostname()[:20].replace('/', '_')}-{os.getpid()}"
+    host = socket.gethostname()[:20].replace("/", "_")  # pods share their names' beginnings, and are process 1 each
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class EventLog:
@@ -87,6 +91,10 @@ Tell = Callable[[Event], None]
 
 def read_events(dataset: str) -> Iterator[Event]:
     """Every event of every run, run by run in the order in which they began."""
-    for name in store.names(store.join(dataset, "events")):
-        for line in store.read(store.join(dataset, "events", name)).decode().splitlines():
-            yield Event(**json.loads(line))
+    names = store.names(store.join(dataset, "events"))  # thousands after some days
+    with ThreadPoolExecutor(READERS, thread_name_prefix="events") as pool:
+        for first in range(0, len(names), READERS):
+            urls = [store.join(dataset, "events", name) for name in names[first : first + READERS]]
+            for part in pool.map(store.read, urls):
+                for line in part.decode().splitlines():
+                    yield Event(**json.loads(line))

@@ -94,11 +94,10 @@ def run(
     with scratch_folder(config.scratch) as scratch:
         _plan(config, pictures, entries, units)
         done = _units(config, pictures, entries, units, scratch.folder, progress, stop)
-    version = None
+    made = None
     if len(done) == len(units):
         made = manifest.make_version(config.out, "import")
         assert made.links == len(entries), f"{made.links} links in the version, {len(entries)} pictures in the set"
-        version = made.digest
     return IngestResult(
         dataset=config.out,
         links=len(entries),
@@ -106,8 +105,10 @@ def run(
         reasons=dict(sorted(_reasons(done).items())),
         units=len(units),
         units_done=len(done),
-        version=version,
+        version=made.digest if made else None,
         seconds=time.monotonic() - begun,
+        samples=made.samples if made else 0,
+        deselected=dict(made.deselected) if made else {},  # by a selection since the first import
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,37 @@ def test_they_are_flushed_while_the_run_goes_on(tmp_path: Path) -> None:
         pass
     assert [(event.kind, event.about) for event in found] == [("started", "x")]
     log.close()
+
+
+def test_runs_that_begin_at_once_do_not_write_over_each_other(tmp_path: Path) -> None:
+    logs = [EventLog(str(tmp_path)) for _ in range(2)]  # as two pods whose process is number 1
+    for log in logs:
+        log.say("started", "x")
+        log.close()
+    assert len(list(read_events(str(tmp_path)))) == 2
+
+
+def test_many_parts_are_read_side_by_side_and_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(100):
+        log = EventLog(str(tmp_path), f"{n:03d}")
+        log.say("unit", str(n))
+        log.close()
+    now = most = 0
+    lock, read = threading.Lock(), store.read
+
+    def slow(url: str) -> bytes:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return read(url)
+
+    monkeypatch.setattr(store, "read", slow)
+    assert [event.about for event in read_events(str(tmp_path))] == [str(n) for n in range(100)]
+    assert most > 4
 
 
 def test_a_store_that_fails_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ingest import sets
+from ingest.select import SelectConfig, select
 from shards import check, manifest, store
 from shards.stream import once
 
@@ -168,6 +169,17 @@ def test_a_second_run_does_nothing_and_a_changed_set_is_refused(tmp_path: Path) 
     write_tar(tmp_path / "tars" / "part-9.tar", {"new.jpg": picture(1), "new.cls": b"0"})
     with pytest.raises(ValueError, match="was made with another list_sha256"):
         sets.run(config)
+
+
+def test_an_import_of_what_was_selected_since_says_what_is_left(tmp_path: Path) -> None:
+    folder_set(tmp_path / "set")
+    (tmp_path / "set" / "dog" / "twin.jpg").write_bytes(picture(1))
+    config = sets.Config(str(tmp_path / "set"), str(tmp_path / "out"))
+    first = sets.run(config)
+    assert (first.samples, first.deselected) == (first.kept, {})
+    made = select(manifest.read_manifest(config.out), SelectConfig())
+    again = sets.run(config)
+    assert (again.version, again.samples, again.deselected) == (made.digest, first.kept - 1, {"duplicate": 1})
 
 
 def test_an_interrupted_import_is_finished_by_the_next(tmp_path: Path) -> None:
