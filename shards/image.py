@@ -31,6 +31,7 @@ MAX_PIXELS = 178_956_970  # Pillow refuses more than this itself; a lower cap ca
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"
 
 _PILLOW_NAMES = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
+MAX_PIECES = 100_000  # strips or tiles of a TIFF; one a row is usual, and the cap of pixels has no use for more
 GLANCE = 32  # pixels, of the short side
 FORMATS = frozenset({*_PILLOW_NAMES, "mpo"})
 _TRANSPOSE = {
@@ -235,6 +236,8 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
         raise Undecodable("no picture format begins like this")
     if kind not in _PILLOW_NAMES:
         raise Unsupported(f"{kind} is not a format we take")
+    if kind == "tiff":
+        _check_pieces(body)
     try:
         if kind == "jpeg":
             image = jpeg.opened(body)
@@ -246,6 +249,23 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
     if image.mode in ("I", "F"):
         raise Unsupported(f"{kind} with 32-bit samples")
     return image
+
+
+def _check_pieces(body: bytes) -> None:
+    """Of how many strips or tiles the first picture of a TIFF is made: Pillow builds an object for each that is listed,
+    needed or not, 2 GB from a file of 26 MB."""
+    order = "<" if body[:2] == b"II" else ">"
+    big = 43 in body[2:4]
+    where, number, entry = ("Q", "Q", "HHQ8x") if big else ("I", "H", "HHI4x")
+    with contextlib.suppress(struct.error):  # Pillow says what is wrong with it
+        (start,) = struct.unpack_from(order + where, body, 8 if big else 4)
+        (entries,) = struct.unpack_from(order + number, body, start)
+        at = start + struct.calcsize("<" + number)
+        for _ in range(min(entries, 65_536)):
+            tag, _, count = struct.unpack_from(order + entry, body, at)
+            if tag in _PIECES and count > MAX_PIECES:
+                raise Undecodable(f"tiff in {count} pieces, more than {MAX_PIECES}")
+            at += struct.calcsize("<" + entry)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -281,6 +301,7 @@ def _is_ultra_hdr(photo: jpeg.Jpeg) -> bool:
     return any(name == "APP1" and b' hdrgm:Version="' in data for name, data in photo.applist)
 
 
+_PIECES = (273, 279, 324, 325)  # TIFF 6.0: StripOffsets, StripByteCounts, TileOffsets, TileByteCounts
 _ORIENTATION = 0x0112  # Exif 2.3, 4.6.4
 _PICTURES = 0xB001  # CIPA DC-007 (multi-picture format), 5.2.3
 _INTEGERS = {3: "H", 4: "I"}

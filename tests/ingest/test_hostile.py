@@ -161,6 +161,15 @@ def gif_comments() -> bytes:
     return body[:start] + b"!\xfe" + (b"\xff" + b"a" * 255) * 60_000 + b"\0" + body[start:]
 
 
+def many_strips() -> bytes:
+    """A TIFF that lists eight million strips and needs a thousand."""
+    count = 8_000_000
+    short = {256: 1000, 257: 1000, 258: 8, 259: 1, 262: 1, 277: 1, 278: 1, 279: 1000}
+    tags = [(tag, 4, 1, value) for tag, value in short.items()] + [(273, 4, count, 8 + 2 + 12 * 9 + 4)]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return head + b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags)) + bytes(4 + 4 * count)
+
+
 EXPENSIVE = [
     png(9_400, 9_400, 6),
     png(9_400, 9_400, 0),
@@ -171,6 +180,7 @@ EXPENSIVE = [
     exif_bomb(),
     many_restarts(),
     gif_comments(),
+    many_strips(),
 ]
 
 
