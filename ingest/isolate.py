@@ -183,9 +183,11 @@ def _receive(pipe: IO[bytes] | None, deadline: float = float("inf")) -> tuple[di
 
 def _read(fd: int, size: int, deadline: float) -> bytes:
     pieces = bytearray()
+    ready = select.poll()  # not select.select, which knows no descriptor above 1023
+    ready.register(fd, select.POLLIN)
     while len(pieces) < size:
         left = deadline - time.monotonic()
-        if left != float("inf") and not select.select([fd], [], [], max(0.0, left))[0]:
+        if left != float("inf") and not ready.poll(max(0.0, 1000 * left)):
             raise TimeoutError("no answer")
         piece = os.read(fd, min(size - len(pieces), 1 << 20))
         if not piece:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -84,6 +85,17 @@ def test_what_kills_its_decoder_is_undecodable_and_the_next_body_is_judged(holes
         assert found.body == gif(b"SEGV")
         assert found.fetched.link.row == 7
         assert child.judge(fetched(gif()), FilterConfig()).keep
+
+
+def test_a_process_with_many_open_files_can_have_a_child() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, most[1]), most[1]))
+        while stack.enter_context(open(os.devnull)).fileno() < 1024:
+            pass
+        with Child() as child:
+            assert child.judge(fetched(gif()), FilterConfig()).keep
 
 
 @pytest.mark.parametrize("word", [b"HANG", b"SPIN"])
