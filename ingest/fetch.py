@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest.fetch_config import FetchConfig
-from ingest.hosts import HostLoad, Leases, Manners
+from ingest.hosts import HostLoad, Leases, Manners, Origin
 from ingest.outage import PROBE, Names, Network
 from ingest.record import Event, Fetched, Link, Reason
 from ingest.robots import ANYTHING, parse
@@ -171,7 +171,7 @@ class Fetcher:
             if isinstance(origin, str):
                 self._result(Fetched(link, None, Reason.BAD_URL, origin, 0, link.url, 0, 0, time.time()))
             else:
-                self._schedule.add(Task(link, link.url, origin, waited=self._waited), now)
+                self._schedule.add(Task(link, link.url, origin, waited=self._waited - origin.host.paced), now)
         return True
 
     def _start(self, now: float) -> None:
@@ -211,8 +211,7 @@ class Fetcher:
         host = task.origin.host
         seconds = now - task.began
         task.spent += seconds
-        host.active -= 1
-        host.seconds += seconds
+        host.ended(seconds)
         host.bytes += slot.size
         target = redirect_of(slot) if 300 <= status < 400 else None
         reason, detail = (None, "") if target else outcome(slot, error, message)
@@ -288,7 +287,7 @@ class Fetcher:
             elif isinstance(origin, str):
                 reason, detail = Reason.BAD_URL, f"redirect to {origin}"
             else:
-                task.url, task.origin = target, origin
+                _aim(task, target, origin)
                 self._schedule.add(task, now, front=True)
                 return
         assert reason is not None
@@ -310,12 +309,12 @@ class Fetcher:
         """Ask from the beginning, after so many seconds."""
         task.hops = 0
         if task.robots_of is not None:
-            task.origin, task.url = task.robots_of, f"{task.robots_of.text}/robots.txt"
+            _aim(task, f"{task.robots_of.text}/robots.txt", task.robots_of)
         else:
             assert task.link is not None
             origin = self._schedule.locate(task.link.url)
             assert not isinstance(origin, str)
-            task.origin, task.url = origin, task.link.url
+            _aim(task, task.link.url, origin)
         if wait:
             self._schedule.later(task, now + wait)
         else:
@@ -405,6 +404,7 @@ class Fetcher:
             while self._limbo:
                 task = self._limbo.popleft().task
                 task.attempts -= min(1, task.attempts)
+                task.spent = 0.0
                 self._again(task, now, 0.0)
         while self._limbo:
             _, task, reason, detail = self._limbo.popleft()
@@ -424,6 +424,12 @@ class Fetcher:
 
     def _say(self, kind: str, about: str, detail: str) -> None:
         self.tell(Event(time.time(), kind, about, detail))
+
+
+def _aim(task: Task, url: str, origin: Origin) -> None:
+    """Ask for another URL. What it has waited stays; each host has a clock of its own for that."""
+    task.waited += task.origin.host.paced - origin.host.paced
+    task.url, task.origin = url, origin
 
 
 def _clock(moment: float) -> str:

@@ -22,7 +22,7 @@ class FetchConfig:
     per_host_rate: float | None = None  # requests/s to one host, 0: no limit; None: 20, none with allow_private
     connections: int = 128  # transfers at once in all
     deadline: float = 60.0  # for the transfers of one link, with its redirects and retries; waiting does not count
-    patience: float = 300.0  # a link waits no longer than this for a host when nothing else is left to do
+    patience: float = 300.0  # a link waits no longer for its host when all wait; our own limits do not count
     connect_timeout: float = 10.0  # of one connection, TLS included
     low_speed: int = 1000  # bytes/s; slower than this for low_speed_seconds is a timeout
     low_speed_seconds: int = 15  # see low_speed

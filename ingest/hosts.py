@@ -23,6 +23,7 @@ COOL_OFF_GROWS = 3.0  # times longer after each opening
 CLOSED = 300.0  # seconds for which a given-up host is not asked; doubles each time
 CLOSED_MOST = 3600.0
 CREDIT = 0.25  # seconds of pauses that one success pays back
+BRISK = 1.0  # seconds; a host whose transfers take no longer keeps nobody waiting, our limits do
 SLICE = 10.0  # seconds a process keeps its place on a host that has more askers than transfers
 LOST = 60.0  # seconds of silence after which a process is taken for dead
 
@@ -84,6 +85,7 @@ class Host:
     listed: bool = False  # in one of the loop's queues
     alarm: float = 0.0  # when the loop looks at it again; 0: no alarm is set
     burst: int = BURST  # links that may still follow at once, on the same connection
+    paced: float = 0.0  # seconds that its links had to wait for the limits that we keep, not for it
     done: int = 0
     failed: int = 0
     bytes: int = 0
@@ -98,6 +100,12 @@ class Host:
     def begin(self, now: float) -> None:
         self.active += 1
         self.next_start = now + max(self.interval, self.crawl_delay)
+
+    def ended(self, seconds: float) -> None:
+        """A transfer that took so long is over."""
+        self.active -= 1
+        self.seconds += seconds
+        self.paced += max(self.interval, min(seconds, BRISK) / max(1, self.limit))
 
     def idle(self) -> bool:
         return not (self.active or self.waiting or any(origin.waiting for origin in self.origins))
@@ -142,15 +150,15 @@ class Host:
         self.paused_until = now + seconds
         return f"paused for {seconds:.4g} s, as it asked" if seconds >= 1 else ""
 
-    def told(self, until: float, now: float) -> bool:
-        """Another process was asked to wait until then. Returns whether that is too long to wait for."""
+    def told(self, until: float, why: tuple[Reason, str], now: float) -> bool:
+        """Another process leaves it alone until then, and says why. Returns whether that is too long to wait for."""
         if until <= max(now, self.paused_until, self.closed_until) + 0.5:
             return False
         if until - now <= self.manners.max_pause:
             self.paused_until, self.paused_at = until, now
             return False
-        self.last = (Reason.HTTP_429, self.last[1])
-        self._close(now, until - now, f"asks to wait {until - now:.0f} s")
+        self.last = why
+        self.closed_until, self.paused_until = until, 0.0  # no longer: two that tell each other would never end
         return True
 
     def _close(self, now: float, at_least: float, why: str) -> str:
@@ -193,6 +201,9 @@ class HostLoad:
 # --- several processes ---------------------------------------------------------------------------------------------
 
 
+NO_REASON = (Reason.HTTP_429, "asked to wait")
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What one process asks of one host."""
@@ -201,6 +212,7 @@ class Demand:
     paused_until: float = 0.0  # unix time until which the host asked to be left alone; 0 when it did not
     active: int = 0  # under way
     alone: bool = False  # the host asked for an interval between requests: one process at a time can keep it
+    why: tuple[Reason, str] = NO_REASON  # it is paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +222,7 @@ class Grant:
     transfers: int  # at once
     paused_until: float = 0.0
     rate: float = 0.0  # requests/s; 0: no limit
+    why: tuple[Reason, str] = NO_REASON  # it is paused
 
 
 class Leases(Protocol):
@@ -247,7 +260,7 @@ class Limiter:
     rate: float = 0.0  # requests/s to one host name, of all processes together; 0: no limit
     _holds: dict[str, dict[str, _Hold]] = field(default_factory=dict)  # by host, then by process
     _hosts: dict[str, set[str]] = field(default_factory=dict)  # by process
-    _pauses: dict[str, float] = field(default_factory=dict)
+    _pauses: dict[str, tuple[float, tuple[Reason, str]]] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
 
     def settle(self, who: str, demands: Mapping[str, Demand], now: float) -> dict[str, Grant]:
@@ -260,7 +273,7 @@ class Limiter:
             self._give_back(who, host)
         self._hosts[who] = set(demands)
         if len(self._pauses) > 2 * len(self._holds) + 100:
-            self._pauses = {host: until for host, until in self._pauses.items() if until > now}
+            self._pauses = {host: pause for host, pause in self._pauses.items() if pause[0] > now}
         return {host: self._share(who, host, demand, now) for host, demand in demands.items()}
 
     def forget(self, who: str) -> None:
@@ -276,9 +289,9 @@ class Limiter:
             del self._holds[host]
 
     def _share(self, who: str, host: str, demand: Demand, now: float) -> Grant:
-        until = max(demand.paused_until, self._pauses.get(host, 0.0))
-        if until > now:
-            self._pauses[host] = until
+        until, why = self._pauses.get(host, (0.0, NO_REASON))
+        if demand.paused_until > max(now, until):
+            until, why = self._pauses[host] = demand.paused_until, demand.why
         holds = self._holds.setdefault(host, {})
         hold = holds.setdefault(who, _Hold(now))
         hold.wanted, hold.active, hold.alone = demand.transfers, demand.active, demand.alone
@@ -289,7 +302,8 @@ class Limiter:
         if hold.granted and now - hold.since > SLICE:
             hold.since = now  # who waits for a first transfer comes before it next time
         share = hold.granted / (others + hold.granted) if hold.granted else 0.0
-        return Grant(hold.granted, until if until > now else 0.0, self.rate * share)
+        pause = (until, why) if until > now else (0.0, NO_REASON)
+        return Grant(hold.granted, pause[0], self.rate * share, pause[1])
 
 
 def _fair(holds: dict[str, _Hold], who: str, room: int) -> int:

@@ -159,7 +159,9 @@ class Schedule:
             origin.waiting.append(task)
             if not origin.asking:
                 origin.asking = True
-                origin.host.waiting.appendleft(Task(None, f"{origin.text}/robots.txt", origin, origin))
+                waited = self._sifted - origin.host.paced  # it has a patience of its own, whoever made it necessary
+                robots = Task(None, f"{origin.text}/robots.txt", origin, origin, waited=waited)
+                origin.host.waiting.appendleft(robots)
             return False
         if origin.robots.rules and not origin.robots.allows(path := _path(task.url)):
             self.ended.append((task, Reason.ROBOTS, f"robots.txt of {origin.text} disallows {path}"[:200]))
@@ -219,7 +221,7 @@ class Schedule:
             host.limit = grant.transfers if grant else 0
             if grant:
                 host.interval = 1 / grant.rate if grant.rate else 0.0
-                if host.told(grant.paused_until - unix, now):
+                if host.told(grant.paused_until - unix, grant.why, now):
                     self.give_up(host)
             if host.idle():
                 host.limit = 0
@@ -229,13 +231,17 @@ class Schedule:
 
     def sift(self, waited: float) -> None:
         """End the links that have waited too long for their hosts. `waited` is a clock that runs while there is nothing
-        to do but wait, so that neither a busy crawl nor a slow machine counts against a host."""
-        if waited < self._sifted + 1:
+        to do but wait, so that neither a busy crawl nor a slow machine counts against a host; nor does the time that
+        the rate, the transfers at once and the lease we keep to would take with any host."""
+        passed = waited - self._sifted
+        if passed < 1:
             return
         self._sifted = waited
         for host in self._hosts.values():
+            if not (host.limit or host.crawl_delay):
+                host.paced += passed  # other processes have their turn
             for queue in (host.waiting, *(origin.waiting for origin in host.origins)):
-                while queue and waited - queue[0].waited > self._patience:
+                while queue and waited - host.paced - queue[0].waited > self._patience:
                     task = queue.popleft()
                     why = host.last[1] or "it is slow, or wants few requests"
                     self.ended.append((task, host.last[0], f"waited {self._patience:g} s for its host: {why}"[:300]))
@@ -295,6 +301,7 @@ class Schedule:
         for task in self._waiting():
             if task.silent_at >= since and task.attempts:
                 task.attempts -= 1
+                task.spent = 0.0
 
     def _waiting(self) -> Iterator[Task]:
         for host in self._hosts.values():
@@ -324,6 +331,7 @@ def _demand(host: Host, now: float, unix: float) -> Demand:
         paused_until=unix + until if until > now else 0.0,
         active=host.active,
         alone=host.crawl_delay > 0,
+        why=host.last,
     )
 
 

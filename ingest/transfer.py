@@ -47,7 +47,7 @@ class Task:
     started: float = 0.0  # monotonic; 0 before the first request
     began: float = 0.0  # of the present transfer
     spent: float = 0.0  # seconds in transfers, of the deadline
-    waited: float = 0.0  # where the clock of waiting stood when it was taken
+    waited: float = 0.0  # where the clock of waiting for its host stood when it was taken
     attempts: int = 0
     hops: int = 0
     excused: int = 0  # attempts not counted, because the network or this process was away
@@ -117,8 +117,7 @@ class Slot:
     def end(self) -> None:
         """The transfer is over; what it brought is still here."""
         self.task = None
-        while self._opened:
-            self._opened.pop().close()
+        self._close_opened()
 
     def body(self) -> bytes | Path:
         """What came; a file then belongs to the caller."""
@@ -155,8 +154,13 @@ class Slot:
             )
             return pycurl.SOCKET_BAD
         self.connected = True
+        self._close_opened()  # of addresses that did not answer: a name may have thousands
         self._opened.append(opened)
         return opened
+
+    def _close_opened(self) -> None:
+        while self._opened:
+            self._opened.pop().close()
 
     def _header(self, line: bytes) -> int | None:
         """None takes the line, 0 makes libcurl end the transfer."""

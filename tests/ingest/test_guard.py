@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import ssl
 import struct
 import threading
@@ -20,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from origin import Origin, picture
 
@@ -85,6 +86,27 @@ def test_of_several_addresses_only_the_allowed_ones_are_contacted(names: dict[st
         assert other.connections == 0
 
 
+def test_a_name_with_hundreds_of_addresses_uses_few_descriptors(
+    names: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens at any of them. To run out of descriptors is the end of a run."""
+    most = 0
+    open_socket = Slot._open_socket
+
+    def counting(self: Slot, *rest: Any) -> Any:
+        nonlocal most
+        opened = open_socket(self, *rest)
+        most = max(most, len(os.listdir("/proc/self/fd")))
+        return opened
+
+    monkeypatch.setattr(Slot, "_open_socket", counting)
+    names["many.test:80"] = ",".join(f"127.0.{n // 200 + 2}.{n % 200 + 1}" for n in range(300))
+    before = len(os.listdir("/proc/self/fd"))
+    (found,) = get("http://many.test/a.jpg", robots=False, retries=0, allow_private=("127.0.0.0/8",))
+    assert found.reason is Reason.CONNECT
+    assert before < most < before + 50
+
+
 def test_a_name_that_is_rebound_between_two_connections(names: dict[str, str]) -> None:
     """Allowed when robots.txt and the first picture are asked for, private for the next connection."""
     with Origin() as origin, Origin("127.0.0.9", origin.port) as other:
@@ -111,6 +133,7 @@ def test_redirects_to_private_addresses(inside: Origin, names: dict[str, str]) -
 
 
 @given(st.ip_addresses(v=4))
+@settings(deadline=None)
 def test_a_wrapped_address_is_as_good_as_what_it_wraps(address: ipaddress.IPv4Address) -> None:
     number = int(address)
     plain = refusal(str(address), 80, ())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.hosts import LOST, SLICE, Demand, Grant, Limiter
+from ingest.hosts import LOST, SLICE, Demand, Grant, Host, Limiter, Manners
+from ingest.record import Reason
 
 
 class Process:
@@ -102,3 +103,12 @@ def test_a_pause_is_for_all_and_outlives_who_was_told() -> None:
     limiter.forget("a")
     assert limiter.settle("b", {"h": Demand(2)}, 50)["h"].paused_until == 100.0
     assert limiter.settle("b", {"h": Demand(2)}, 101)["h"].paused_until == 0.0
+
+
+def test_a_host_that_one_gave_up_is_given_up_by_all_for_the_same_reason_and_no_longer() -> None:
+    limiter, why = Limiter(8), (Reason.CONNECT, "host given up for now: nobody listens")
+    limiter.settle("a", {"h": Demand(2, paused_until=400.0, active=2, why=why)}, 100)
+    other = Host("h", Manners(8, 0.0, 1.0, 8, 5.0, 120.0), 8, 0.0)
+    grant = limiter.settle("b", {"h": Demand(8)}, 101)["h"]
+    assert other.told(grant.paused_until, grant.why, 101)
+    assert (other.last, other.closed_until) == (why, 400.0)

@@ -402,6 +402,27 @@ def test_a_link_does_not_wait_for_ever_for_its_host(origin: Origin, monkeypatch:
     assert found[-1].detail.startswith("waited 2.5 s for its host")
 
 
+def test_our_own_pace_is_no_reason_to_lose_patience(origin: Origin) -> None:
+    with Run(patience=1.2, per_host_rate=10) as run:
+        found = run.get(*(origin.url(f"/ok/{n}.jpg") for n in range(35)))
+    with Run(patience=1.2, per_host=1) as run:
+        found += run.get(*(origin.url(f"/slow/0.2/{n}.jpg") for n in range(20)))
+    assert {f.reason for f in found} == {None}
+
+
+def test_robots_that_is_asked_for_late_in_a_crawl_has_patience_of_its_own(
+    many: Callable[[int], list[Origin]],
+) -> None:
+    """It waits for its turn at the host that it was moved to, after a day of waiting for others."""
+    first, second = many(2)
+    first.robots = lambda handler: handler.reply(b"", 302, Location=second.url("/robots.txt"))
+    with Run(per_host_rate=0.5) as run:
+        run.get(second.url("/ok/0.jpg"))
+        run.fetcher._waited = 86_400.0
+        found = run.get(second.url("/ok/1.jpg"), second.url("/ok/2.jpg"), first.url("/ok/a.jpg"))
+    assert {f.reason for f in found} == {None}
+
+
 def test_no_host_starves(many: Callable[[int], list[Origin]]) -> None:
     """One connection, a long queue before a short one: turns are taken."""
     long, short = many(2)
@@ -550,6 +571,27 @@ def test_an_outage_pauses_and_makes_no_verdict(cable: Cable, many: Callable[[int
     assert {(f.reason, f.attempts) for f in found} == {(None, 1)}
     assert paused[0].startswith("no network since ")
     assert [kind for kind in run.kinds() if kind.startswith("outage")] == ["outage", "outage over"]
+
+
+def test_what_hung_for_its_whole_deadline_in_an_outage_has_it_again(
+    cable: Cable, many: Callable[[int], list[Origin]]
+) -> None:
+    urls = [origin.url(f"/leaves/{n}.jpg") for origin in many(5) for n in range(20)]
+    hung = 0
+    with Run(per_host=2, retries=1) as run:
+        found: list[Fetched] = []
+        for fetched in run.fetcher.run(Link(f"k{row}", url, (), row) for row, url in enumerate(urls)):
+            if fetched is not None:
+                found.append(fetched)
+            if len(found) >= 40 and not hung:
+                cable.out = lambda address: True
+            if run.fetcher.paused() and not hung:
+                for unanswered in run.fetcher._limbo:
+                    unanswered.task.spent = run.fetcher.config.deadline
+                hung = len(run.fetcher._limbo)
+                cable.out = lambda address: False
+    assert hung
+    assert {f.reason for f in found} == {None}
 
 
 def test_an_outage_that_lasts_is_an_error_and_no_verdict(cable: Cable, many: Callable[[int], list[Origin]]) -> None:
