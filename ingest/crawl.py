@@ -284,8 +284,7 @@ class Crawl:
     def _notice_idleness(self) -> None:
         """Hosts that are slow, or want to be left alone for a while, must not hold the others up: while transfers are
         to be had although links wait, more and more units are begun."""
-        hosts = self._fetcher.hosts()
-        active, waiting = sum(host.active for host in hosts), sum(host.waiting for host in hosts)
+        active, waiting = self._fetcher.active, self._fetcher.waiting
         now = time.monotonic()
         if not waiting or 2 * active > self._fetcher.config.connections:
             self._idle_since, self._may_be_open = None, IN_FLIGHT

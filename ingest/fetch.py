@@ -25,7 +25,7 @@ from ingest.robots import ANYTHING, parse
 from ingest.schedule import Schedule
 from ingest.transfer import RETRY_AFTER, Slot, Task, Transfers, alive, outcome, redirect_of
 
-HOLD = 32_768  # links held at once, so that a slow host does not hold the others up
+HOLD = 131_072  # links held at once, so that a slow host does not hold the others up
 BATCH = 1024  # links taken in one turn
 TICK = 0.25  # seconds between looks at `stop` and at what has no alarm of its own
 AWAY = 5.0  # seconds between two turns after which a timeout is our own fault
@@ -109,8 +109,18 @@ class Fetcher:
         self._transfers.close()
 
     def hosts(self) -> list[HostLoad]:
-        """The hosts that have links now, for a live table."""
+        """The hosts that have most links now, for a live table; some tenths of a second old."""
         return self._schedule.loads()
+
+    @property
+    def active(self) -> int:
+        """Transfers under way."""
+        return self._transfers.active
+
+    @property
+    def waiting(self) -> int:
+        """Links that wait for their hosts."""
+        return max(0, self._held - self._transfers.active - len(self._limbo))
 
     def paused(self) -> str:
         """Why nothing new is started, in one line; empty when all is well."""

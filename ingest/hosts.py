@@ -108,7 +108,7 @@ class Host:
         self.paced += max(self.interval, min(seconds, BRISK) / max(1, self.limit))
 
     def idle(self) -> bool:
-        return not (self.active or self.waiting or any(origin.waiting for origin in self.origins))
+        return not self.links()
 
     def answered(self) -> None:
         """It gave an answer that is neither an error of its own nor a request to wait."""
@@ -175,9 +175,13 @@ class Host:
         for origin in self.origins:
             origin.failure = None
 
+    def links(self) -> int:
+        """Under way or waiting here."""
+        return self.active + len(self.waiting) + sum(len(origin.waiting) for origin in self.origins)
+
     def load(self, since: float) -> HostLoad:
         """`since`: the unix time of the monotonic clock's 0."""
-        waiting = len(self.waiting) + sum(len(origin.waiting) for origin in self.origins)
+        waiting = self.links() - self.active
         until = max(self.paused_until, self.closed_until)
         return HostLoad(
             self.name, self.active, waiting, self.done, self.failed, self.bytes, self.seconds, until and since + until

@@ -26,6 +26,8 @@ ROBOTS_FOR = 24 * 3600.0  # seconds for which a robots.txt is believed (RFC 9309
 NO_ROBOTS_FOR = 300.0  # seconds until one that could not be had is asked for again
 CRAWL_DELAY = 10.0  # seconds, the most that is honoured
 MEMORY = 64 << 20  # bytes for what is known of hosts that have no links now
+LOADS = 64  # hosts shown
+LOADS_FOR = 0.5  # seconds
 HOST_SIZE = 3072  # bytes of memory, about
 
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?][!-~]*)?")
@@ -59,12 +61,21 @@ class Schedule:
         self._numbers = itertools.count()  # break its ties
         self._leased: dict[str, Host] = {}
         self._unleased: dict[str, Host] = {}  # hosts whose turn to ask for a lease has not come
+        self._busy: dict[str, Host] = {}  # those that have links now, and some that had
+        self._loads: list[HostLoad] = []
+        self._loads_at = float("-inf")
         self._robots_size = 0  # bytes of memory, about
         self._sifted = 0.0  # where the clock of waiting stood when patience was last looked at
 
     def loads(self) -> list[HostLoad]:
-        since = time.time() - time.monotonic()
-        return [host.load(since) for host in self._hosts.values() if not host.idle()]
+        """The hosts that have most to do, hardly old: there may be tens of thousands, and it is asked often."""
+        now = time.monotonic()
+        if now - self._loads_at > LOADS_FOR:
+            self._loads_at = now
+            self._busy = {name: host for name, host in self._busy.items() if not host.idle()}
+            busiest = heapq.nlargest(LOADS, self._busy.values(), key=Host.links)
+            self._loads = [host.load(time.time() - now) for host in busiest]
+        return self._loads
 
     def locate(self, url: str) -> Origin | str:
         """The origin of a URL, or why we would never ask for it."""
@@ -108,6 +119,7 @@ class Schedule:
         if host.closed_until > now:
             self.ended.append((task, *host.last))
             return
+        self._busy[host.name] = host
         if front:
             host.waiting.appendleft(task)
         else:
@@ -316,6 +328,7 @@ class Schedule:
         """Forget all links; what is known of hosts stays."""
         for queue in (self._ready, self._spare, self._alarms, self.ended, self._unleased):
             queue.clear()
+        self._loads_at = float("-inf")
         for host in self._hosts.values():
             host.waiting.clear()
             host.active, host.listed, host.alarm = 0, False, 0.0

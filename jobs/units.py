@@ -138,6 +138,8 @@ class _Leases:
             with suppress(ray.exceptions.RayError):
                 self._granted = ray.get(self._asked)
         self._asked = self._book.settle.remote(self._who, dict(demands))
+        # What has just been given back must not come from an old answer should it be wanted before the next one.
+        self._granted = {host: grant for host, grant in self._granted.items() if host in demands}
         return self._granted
 
 
