@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -175,11 +176,13 @@ def read_plan(dataset: str, unit: int) -> pa.Table:
 
 
 def planned_units(dataset: str) -> list[int]:
-    return _numbers(dataset, "links", ".parquet")
+    return numbers(dataset, "links", ".parquet")
 
 
-def _numbers(dataset: str, folder: str, suffix: str) -> list[int]:
-    return sorted(int(name.removesuffix(suffix)) for name in store.names(store.join(dataset, folder)))
+def numbers(dataset: str, folder: str, suffix: str) -> list[int]:
+    """Of the objects `000017<suffix>` in a folder of the dataset; what else lies there (.DS_Store, .nfs…) is not ours."""
+    ours = re.compile(r"(\d+)" + re.escape(suffix))
+    return sorted(int(found[1]) for name in store.names(store.join(dataset, folder)) if (found := ours.fullmatch(name)))
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -199,7 +202,7 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def committed_units(dataset: str) -> list[int]:
-    return _numbers(dataset, "commits", ".json")
+    return numbers(dataset, "commits", ".json")
 
 
 def read_commit(dataset: str, unit: int) -> Commit:
@@ -238,5 +241,5 @@ def write_generation(dataset: str, generation: Generation) -> None:
 
 def read_generations(dataset: str) -> list[Generation]:
     """The retries planned so far, oldest first."""
-    numbers = _numbers(dataset, "generations", ".json")
-    return [Generation(**store.read_json(store.join(dataset, "generations", f"{n:06d}.json"))) for n in numbers]
+    found = numbers(dataset, "generations", ".json")
+    return [Generation(**store.read_json(store.join(dataset, "generations", f"{n:06d}.json"))) for n in found]

@@ -30,6 +30,7 @@ from shards.dataset import (
     Generation,
     commit,
     committed_units,
+    numbers,
     planned_units,
     read_commit,
     read_commits,
@@ -283,11 +284,11 @@ def write_manifest(manifest: Manifest) -> None:
 
 
 def _newest(dataset: str) -> tuple[int, Manifest | None]:
-    numbers = [int(name.removesuffix(".json")) for name in store.names(store.join(dataset, "versions"))]
-    if not numbers:
+    newest = max(numbers(dataset, "versions", ".json"), default=0)
+    if not newest:
         return 0, None
-    version = store.read_json(store.join(dataset, "versions", f"{max(numbers):06d}.json"))
-    return max(numbers), _load(dataset, version["digest"])
+    version = store.read_json(store.join(dataset, "versions", f"{newest:06d}.json"))
+    return newest, _load(dataset, version["digest"])
 
 
 def read_manifest(url: str) -> Manifest:
@@ -323,7 +324,7 @@ def _split(url: str) -> tuple[str, str | None]:
 
 
 def _offer(dataset: str) -> str:
-    versions = [str(int(name.removesuffix(".json"))) for name in store.names(store.join(dataset, "versions"))]
+    versions = list(map(str, numbers(dataset, "versions", ".json")))
     return f"it has versions {', '.join(versions)}" if versions else "it has none; finish the ingest first"
 
 

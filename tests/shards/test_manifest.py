@@ -111,6 +111,16 @@ def test_many_commits_are_read_in_the_order_asked_for(base):
         read_commits(base, [0, 40])
 
 
+def test_what_a_file_manager_leaves_in_a_folder_is_not_ours(tmp_path):
+    manifest = make_dataset(str(tmp_path), [3, 2])
+    for folder in ("links", "commits", "versions"):
+        for name in (".DS_Store", "._000001.json", "._000001.parquet", ".nfs000001"):
+            (tmp_path / folder / name).write_text("")
+    assert committed_units(str(tmp_path)) == planned_units(str(tmp_path)) == [s.unit for s in manifest.shards]
+    assert read_manifest(str(tmp_path)).digest == manifest.digest
+    assert make_version(str(tmp_path), "again").digest == manifest.digest
+
+
 def test_a_retry_is_planned_once(base):
     assert read_generations(base) == []
     first = Generation(number=1, parent="d" * 64, first_unit=3, units=2)
