@@ -249,10 +249,11 @@ def measured(outcome: Outcome, links: int) -> dict[str, Any]:
     ours = [life for life in lives if life.kind in ("worker", "driver", "book")]
     flat = {}
     for life in ours:
-        if life.kind == "worker" and len(life.memory) >= 40:
-            quarter = len(life.memory) // 4
+        memory = life.memory[20:]  # after it has begun, which takes some 10 s
+        if life.kind == "worker" and len(memory) >= 40:
+            quarter = len(memory) // 4
             flat[str(life.pid)] = [
-                round(float(np.mean(part)) / 2**20) for part in (life.memory[5 : quarter + 5], life.memory[-quarter:])
+                round(float(np.mean(part)) / 2**20) for part in (memory[:quarter], memory[-quarter:])
             ]
     return {
         "seconds": round(outcome.seconds, 1),
@@ -301,7 +302,8 @@ def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         random.Random(args.seed).shuffle(kills)
         with faults(args.faults):
             outcome = ingest(words, out, -(-args.links // args.unit), kills, args.seed)
-    return prove(out, args.links, outcome.result, expected) | measured(outcome, args.links)
+            proof = prove(out, args.links, outcome.result, expected)
+    return proof | measured(outcome, args.links)
 
 
 def slow_host(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
