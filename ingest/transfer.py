@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import select
 import socket
 import ssl
@@ -167,7 +168,10 @@ class Slot:
         self.head += len(line)
         if line.startswith(b"HTTP/"):
             words = line.split(None, 2)
-            self.status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+            if len(words) < 2 or not re.fullmatch(rb"[0-9]{3}", words[1]):
+                self.ended = Reason.CONNECT, "an answer without a status"
+                return 0
+            self.status = int(words[1])
         elif line[:13].lower() == b"x-robots-tag:" and 200 <= self.status < 300 and self.config.opt_out:
             assert self.task is not None
             found = opted_out(line[13:].decode("latin-1"), self.config.opt_out)

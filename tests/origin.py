@@ -15,7 +15,8 @@ answers), /endless, /truncated, /reset, /html, /empty, /gzip and /bomb (a Conten
 /redirect/N (N hops to a picture), /loop, /goto?URL (302 to any URL), /file/NAME (from `files`), /later/SECONDS (429
 always, with that Retry-After), /tag/NAME?VALUE|VALUE (X-Robots-Tag headers), /tagged_endless (opted out, and endless).
 Lies about connections: /excess (more body than declared), /unasked (a second reply nobody asked for), /leaves (a whole
-reply, then closes without notice), /hangs_up (closes before any reply), /garbage (no HTTP), /broken_chunk.
+reply, then closes without notice), /hangs_up (closes before any reply), /garbage (no HTTP), /broken_chunk,
+/long_status (of 5,000 digits).
 Floods: /heads (header lines), /one_head (one line), /continue (interim replies), /trailers.
 """
 
@@ -287,6 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve_garbage(self, path: str, *_: str) -> None:
         self.raw(b"SSH-2.0-OpenSSH_9.2\r\n" * 3)
+        self.close_connection = True
+
+    def serve_long_status(self, path: str, *_: str) -> None:
+        self.raw(b"HTTP/1.1 " + b"9" * 5000 + b" OK\r\n\r\n")
         self.close_connection = True
 
     def serve_broken_chunk(self, path: str, *_: str) -> None:

@@ -105,6 +105,12 @@ def test_each_misbehaviour_has_its_reason(origin: Origin, path: str, reason: Rea
         assert "\n" not in found.detail
 
 
+def test_an_endless_status_leaves_the_terminal_alone(origin: Origin, capfd: pytest.CaptureFixture[str]) -> None:
+    (found,) = get(origin.url("/long_status/a"), retries=0)
+    assert (found.reason, found.detail) == (Reason.CONNECT, "an answer without a status")
+    assert capfd.readouterr().err == ""
+
+
 def test_silence_and_slowness_end_by_deadline(origin: Origin) -> None:
     begun = time.monotonic()
     urls = [origin.url(path) for path in ("/silent", "/drip", "/slow/0.1/a.jpg")]
