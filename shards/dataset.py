@@ -180,9 +180,10 @@ def planned_units(dataset: str) -> list[int]:
 
 
 def numbers(dataset: str, folder: str, suffix: str) -> list[int]:
-    """Of the objects `000017<suffix>` in a folder of the dataset; what else lies there (.DS_Store, .nfs…) is not ours."""
+    """Of the objects `000017<suffix>` in a folder of the dataset; what else lies there (.DS_Store, .nfs) is no matter."""
     ours = re.compile(r"(\d+)" + re.escape(suffix))
-    return sorted(int(found[1]) for name in store.names(store.join(dataset, folder)) if (found := ours.fullmatch(name)))
+    names = store.names(store.join(dataset, folder))
+    return sorted(int(found[1]) for found in map(ours.fullmatch, names) if found)
 
 
 def table_bytes(table: pa.Table) -> bytes:
