@@ -180,7 +180,7 @@ def planned_units(dataset: str) -> list[int]:
 
 
 def numbers(dataset: str, folder: str, suffix: str) -> list[int]:
-    """Of the objects `000017<suffix>` in a folder of the dataset; what else lies there (.DS_Store, .nfs) is no matter."""
+    """Of the objects `000017<suffix>` in a folder; what else lies there (.DS_Store, .nfs0001) is no matter."""
     ours = re.compile(r"(\d+)" + re.escape(suffix))
     names = store.names(store.join(dataset, folder))
     return sorted(int(found[1]) for found in map(ours.fullmatch, names) if found)
