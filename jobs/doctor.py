@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import simd as build
-from shards import store
+from shards import entropy, store
 
 GIB = 1 << 30
 PACKAGES = {  # what pillow-simd's build may miss -> the Debian package that has it
@@ -57,7 +57,21 @@ def run(config: Config) -> list[Check]:
 
 
 def _checks(config: Config) -> Iterator[Check]:
-    checks: list[Callable[[], Check]] = [python, torch, ray, pil, simd, curl, cores, memory, shm, disk, files, aws]
+    checks: list[Callable[[], Check]] = [
+        python,
+        torch,
+        ray,
+        pil,
+        simd,
+        walker,
+        curl,
+        cores,
+        memory,
+        shm,
+        disk,
+        files,
+        aws,
+    ]
     for check in checks:
         yield check()
     if config.url:
@@ -116,6 +130,13 @@ def simd() -> Check:
         packages = ", ".join(PACKAGES[name] for name in missing)
         return Check("warn", "pillow-simd", f"not in use: no {', '.join(missing)}", f"install {packages}; make setup")
     return Check("ok", "pillow-simd", "not in use, but it can be built here", "make clean setup")
+
+
+def walker() -> Check:
+    """Whether the accelerator of the JPEG check is in use, or could be built here."""
+    if not entropy.available():
+        return Check("warn", "JPEG check", "Pillow alone", "make setup, with a C compiler, halves what checking costs")
+    return Check("ok", "JPEG check", "entropy.c, and Pillow")
 
 
 def curl() -> Check:

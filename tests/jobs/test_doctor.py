@@ -11,7 +11,7 @@ from shards import store
 def test_this_machine_passes_and_every_line_says_what(capsys: pytest.CaptureFixture[str]):
     checks = doctor.run(doctor.Config())
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(checks) == 12
+    assert len(lines) == len(checks) == 13
     assert {"python", "torch", "ray", "PIL", "libcurl", "cores", "memory", "/dev/shm", "disk"} <= {
         c.what for c in checks
     }
@@ -34,6 +34,13 @@ def test_half_of_the_credentials_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     assert (doctor.aws().level, doctor.aws().next_step) == ("warn", "set AWS_SECRET_ACCESS_KEY as well")
+
+
+def test_the_accelerator_of_the_jpeg_check_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setattr(doctor.entropy, "library", lambda: tmp_path / "none.so")
+    assert doctor.walker().level == "warn"
+    if not doctor.entropy.build(tmp_path / "none.so"):
+        assert doctor.walker() == doctor.Check("ok", "JPEG check", "entropy.c, and Pillow")
 
 
 def test_missing_headers_of_pillow_simd_are_named(monkeypatch: pytest.MonkeyPatch):
