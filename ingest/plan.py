@@ -79,6 +79,12 @@ def asked_before(plan: pa.Table) -> Counter[str]:
     return Counter(before.to_pylist())
 
 
+def asked_again(dataset: str, units: Iterable[int]) -> Counter[str]:
+    """The same over several units of retries."""
+    asked = _side_by_side(lambda unit: asked_before(manifest.read_plan(dataset, unit)), units)
+    return sum(asked, Counter())
+
+
 # --- the list ------------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,7 @@ def run(
         with _log(config.out, todo) as log:
             for commit in (crawl or crawl_here)(Work(config, todo, largest, tally, log.tell, stop)):
                 tally.commit(commit)
+            log.say("finished" if tally.units_done == planned.units else "stopped", config.out)
     tally.underway(())
     made = _version(config, planned, tally) if tally.units_done == planned.units else None
     tally.report(force=True)
@@ -166,8 +167,18 @@ def run(
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},
         not_chosen=planned.info.not_chosen,
-        note=planned.note,
+        note=planned.note or (_other_rules(config, made) if made else ""),
     )
+
+
+def _other_rules(config: Config, made: manifest.Manifest) -> str:
+    """What to tell who asks for other rules than those of a version that was selected already."""
+    if made.rules is None:
+        return ""
+    asked = json.loads(json.dumps(dataclasses.asdict(config.select)))
+    if all(made.rules.how.get(name) == value for name, value in asked.items()):
+        return ""
+    return f"{made.address}: was selected by other rules, and stays: xtra select {config.out} makes another version"
 
 
 def _version(config: Config, planned: plan.Plan, tally: Tally) -> manifest.Manifest:
@@ -189,7 +200,6 @@ def _log(dataset: str, todo: Sequence[int]) -> Iterator[EventLog]:
     log.say("started", dataset, f"{len(todo)} units to do, on {socket.gethostname()}, process {os.getpid()}")
     try:
         yield log
-        log.say("ended", dataset)
     except BaseException as error:
         log.say("failed", dataset, f"{type(error).__name__}: {error}"[:500])
         raise
@@ -215,8 +225,7 @@ class Tally:
         """Take in what earlier runs have done; links that a retry has yet to ask for again do not count as done."""
         for commit in manifest.read_commits(dataset, committed):
             self._add(commit)
-        for unit in again:
-            self.reasons.subtract(plan.asked_before(manifest.read_plan(dataset, unit)))
+        self.reasons.subtract(plan.asked_again(dataset, again))
         self._again = set(again)
         self._done_before = self.kept + self.reasons.total()
         self.report(force=True)

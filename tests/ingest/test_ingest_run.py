@@ -28,6 +28,7 @@ from ingest.filter import FilterConfig
 from ingest.record import Reason, Verdict
 from ingest.run import Config, IngestResult, Progress, Work, run
 from ingest.scratch import Scratch
+from ingest.select import SelectConfig
 from ingest.unit import UnitWriter
 from ingest.wordnet import ClassConfig
 from shards import manifest, store
@@ -143,6 +144,9 @@ def test_a_rerun_asks_for_nothing_and_changes_nothing(origin: Origin, tmp_path: 
     assert origin.requests.total() == asked == 10
     assert replace(again, seconds=0) == replace(first, seconds=0)
     assert store.names(str(tmp_path / "out" / "versions")) == ["000001.json", "000002.json"]  # all, then selected
+    other = run(replace(config, select=SelectConfig(near_distance=0)))
+    assert "was selected by other rules, and stays: xtra select" in other.note
+    assert replace(other, seconds=0, note="") == replace(first, seconds=0)
 
 
 def test_a_rerun_with_other_words_is_refused_by_name(origin: Origin, tmp_path: Path) -> None:
@@ -342,6 +346,24 @@ def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, t
     (killed,) = [event for event in read_events(out) if event.kind == "killed"]
     assert (killed.about, killed.detail) == ("n00000000_14 of unit 1", "kills its decoder (SIGSEGV)")
     assert list(scratch.iterdir()) == []
+
+
+def test_slow_hosts_do_not_hold_up_the_units_after_them(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.crawl.PATIENT", 0.05)
+    monkeypatch.setattr("ingest.crawl.TICK", 0.05)
+    # The first two units have a link each that waits for its host: a name of its own, asked to be left alone.
+    port = origin.url("/").split(":")[2]
+    slow = [f"http://localhost:{port}busy/2/{n}.jpg" for n in range(2)]
+    paths = [slow[n // 8] if n in (7, 15) else f"/ok/{n}.jpg" for n in range(64)]
+    fetch = replace(FETCH, allow_private=("127.0.0.1", "::1"))
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), 8, fetch=fetch)
+    result = run(config)
+    assert result.kept == 64
+    ended = [int(event.about) for event in read_events(config.out) if event.kind == "unit"]
+    assert sorted(ended) == list(range(8))
+    assert set(ended[:4]).isdisjoint({0, 1})
 
 
 @pytest.mark.parametrize("limit", [None, 40_000])

@@ -74,7 +74,7 @@ def test_two_workers_make_the_dataset_that_one_makes(origin: Served, tmp_path: P
     assert seen[-1].done == seen[-1].done_now == 300
     assert all(p.done == p.kept + sum(p.reasons.values()) <= 300 for p in seen)
     assert list((tmp_path / "scratch").iterdir()) == []
-    assert {event.kind for event in read_events(results[1].dataset)} >= {"started", "unit", "ended"}
+    assert {event.kind for event in read_events(results[1].dataset)} >= {"started", "unit", "finished"}
 
 
 def slow(origin: Served, links: int) -> list[str]:
