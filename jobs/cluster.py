@@ -177,6 +177,9 @@ def start_ray() -> None:
         raise ValueError(
             f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}): start it or unset it"
         ) from None
+    # Ray tells of workers that died on our standard output, even after a command's last line, and has no public switch
+    # for that; we tell of them ourselves.
+    ray._private.worker._worker_logs_enabled = False
 
 
 class _Desk:

@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from jobs.bench.origin import Served, serving, verdict  # noqa: E402
 from shards import check, manifest, store  # noqa: E402
@@ -54,6 +56,19 @@ MIX = (
 )
 
 
+# Loaded by Python itself when a process starts: a decoder with a hole. Some pictures end the process that opens them.
+HOLE = """
+import ctypes, io
+from PIL import ImageFile
+load = ImageFile.ImageFile.load
+def holed(self):
+    if isinstance(self.fp, io.BytesIO) and self.fp.getvalue().endswith(b"SEGV"):
+        ctypes.string_at(0)
+    return load(self)
+ImageFile.ImageFile.load = holed
+"""
+
+
 # --- the list ------------------------------------------------------------------------------------------------------
 
 
@@ -62,12 +77,16 @@ def kind_of(row: int) -> str:
     return MIX[(row * 37 + row // 100 * 11) % len(MIX)]
 
 
-def link_of(row: int, origin: Served) -> str:
+def link_of(row: int, origin: Served, killers: frozenset[int]) -> str:
+    if row in killers:
+        return origin.url(f"/file/{row}.gif", row)
     kind = kind_of(row)
     return f"ftp://127.0.0.1/{row}.jpg" if kind == "ftp:" else origin.url(f"/{kind}/{row}.jpg", row)
 
 
-def expected(row: int) -> str:
+def expected(row: int, killers: frozenset[int]) -> str:
+    if row in killers:
+        return "undecodable"
     kind = kind_of(row)
     return "bad_url" if kind == "ftp:" else verdict(f"/{kind}/{row}.jpg")
 
@@ -173,13 +192,15 @@ class Outcome:
     watch: Watch
 
 
-def ingest(words: Sequence[str], out: str, units: int, kills: Sequence[str], seed: int) -> Outcome:
-    """Run the command until it is done; meanwhile kill a worker or the driver at random moments."""
+def ingest(words: Sequence[str], out: str, units: int, kills: Sequence[str], seed: int, also: str = "") -> Outcome:
+    """Run the command until it is done; meanwhile kill a worker or the driver at random moments. Modules are found in
+    the folder `also`, too."""
     chosen = random.Random(seed)
     at = sorted(chosen.uniform(0.05, 0.9) * units for _ in kills)
     plan = list(zip(at, kills))
     watch, killed, runs, begun = Watch(), [], 0, time.monotonic()
     env = {"RAY_ADDRESS": "local"} | os.environ  # a cluster of its own, so that it dies with its driver
+    env |= {"PYTHONPATH": os.pathsep.join(filter(None, [also, str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     command = [sys.executable, "-m", "jobs.cli", "ingest", *words, "--out", out, "--json"]
     while True:
         runs += 1
@@ -226,11 +247,14 @@ def prove(out: str, links: int, result: dict[str, Any], rule: Callable[[int], st
     assert units == list(range(result["units"])), "units are missing"
     seen = np.zeros(links, np.int64)
     wrong: list[str] = []
+    killers: list[str] = []
     commits = manifest.read_commits(out, units)
     for commit in commits:
         table = manifest.read_table(store.join(out, "shards", commit.index), ["row", "reason", "detail"])
         for row, reason, detail in zip(*(table[name].to_pylist() for name in ("row", "reason", "detail"))):
             seen[row] += 1
+            if "kills its decoder" in detail:
+                killers.append(f"row {row} {detail}")
             if reason != rule(row):
                 wrong.append(f"row {row}: {reason} ({detail}), not {rule(row)}")
     assert (seen == 1).all(), f"{(seen == 0).sum()} rows have no verdict, {(seen > 1).sum()} have several"
@@ -240,7 +264,8 @@ def prove(out: str, links: int, result: dict[str, Any], rule: Callable[[int], st
     assert result["samples"] == result["kept"] - sum(result["deselected"].values())
     found = check.run(check.Config(out))
     assert found.ok, f"xtra check: {found.problems[:5]}"
-    return {"units": len(units), "kept": result["kept"], "samples": result["samples"], "reasons": result["reasons"]}
+    counts = {name: result[name] for name in ("kept", "samples", "reasons", "deselected")}
+    return {"units": len(units), **counts, "killers": killers}
 
 
 def measured(outcome: Outcome, links: int) -> dict[str, Any]:
@@ -294,16 +319,30 @@ def faults(wanted: bool) -> Iterator[None]:
 def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Small bodies, kills, and the proof."""
     out = args.out or str(folder / "dataset")
-    with serving(bodies=64, bytes=1500, hosts=8) as origin:
-        write_list(folder / "list.txt", args.links, lambda row: link_of(row, origin))
+    chosen = random.Random(args.seed)
+    killers = frozenset(chosen.sample(range(args.links), args.killers))
+    for name in ("served", "hole"):
+        (folder / name).mkdir()
+    for row in killers:
+        write_killer(folder / "served" / f"{row}.gif")
+    (folder / "hole" / "sitecustomize.py").write_text(HOLE)
+    with serving(bodies=64, bytes=1500, hosts=8, folder=folder / "served") as origin:
+        write_list(folder / "list.txt", args.links, lambda row: link_of(row, origin, killers))
         words = ["--urls", str(folder / "list.txt"), "--workers", str(args.workers), "--unit", str(args.unit)]
         words += ["--fetch.allow-private", "127.0.0.0/8", "--fetch.per-host", "32", "--fetch.backoff", "0.05"]
         kills = ["worker"] * args.kills + ["driver"] * args.driver_kills
-        random.Random(args.seed).shuffle(kills)
+        chosen.shuffle(kills)
         with faults(args.faults):
-            outcome = ingest(words, out, -(-args.links // args.unit), kills, args.seed)
-            proof = prove(out, args.links, outcome.result, expected)
+            outcome = ingest(words, out, -(-args.links // args.unit), kills, args.seed, str(folder / "hole"))
+            proof = prove(out, args.links, outcome.result, lambda row: expected(row, killers))
+    assert len(proof["killers"]) == args.killers, f"{args.killers} links kill their process; named: {proof['killers']}"
     return proof | measured(outcome, args.links)
+
+
+def write_killer(path: Path) -> None:
+    with path.open("wb") as file:
+        Image.new("L", (64, 64), 128).save(file, "GIF")
+        file.write(b"SEGV")
 
 
 def slow_host(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -345,6 +384,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--unit", type=int, default=10_240)
     parser.add_argument("--kills", type=int, default=3, help="of workers")
     parser.add_argument("--driver-kills", type=int, default=1)
+    parser.add_argument("--killers", type=int, default=1, help="links whose pictures end the process that decodes them")
     parser.add_argument("--out", default="", help="default: a folder that is removed afterwards")
     parser.add_argument("--faults", action="store_true", help="put the fault proxy in front of AWS_ENDPOINT_URL")
     parser.add_argument("--slow-host", action="store_true")
