@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from ingest.fetch_config import FetchConfig
 from ingest.hosts import HostLoad, Leases, Manners, Origin
-from ingest.outage import PROBE, Names, Network
+from ingest.outage import PROBE, Network
 from ingest.record import Event, Fetched, Link, Reason
+from ingest.resolver import Resolver
 from ingest.robots import ANYTHING, parse
 from ingest.schedule import Schedule
 from ingest.transfer import RETRY_AFTER, Slot, Task, Transfers, alive, outcome, redirect_of
@@ -31,7 +32,6 @@ TICK = 0.25  # seconds between looks at `stop` and at what has no alarm of its o
 AWAY = 5.0  # seconds between two turns after which a timeout is our own fault
 EXCUSES = 3  # times that a link is put back without counting the attempt
 LIMBO = 5.0  # seconds for which a link that nobody answered waits for a sign that the network is there
-NAME_FOR = 300.0  # seconds for which the addresses of a name are believed
 ROBOTS_HOPS = 5  # RFC 9309, 2.3.1.2
 
 _SILENT = (Reason.DNS, Reason.CONNECT, Reason.TIMEOUT)  # without a status: nobody answered
@@ -95,7 +95,7 @@ class Fetcher:
             config.allow_private if config.proxy else None,
         )
         self._limbo: deque[_Unanswered] = deque()
-        self._names = Names()
+        self._resolver = Resolver(self._transfers.wake)
         self._results: deque[Fetched] = deque()
         self._held = 0  # links taken whose result has not been made
         self._waited = 0.0  # a clock that runs while there is nothing to do but wait for hosts
@@ -106,6 +106,7 @@ class Fetcher:
 
     def close(self) -> None:
         self._drop()
+        self._resolver.close()
         self._transfers.close()
 
     def hosts(self) -> list[HostLoad]:
@@ -142,6 +143,9 @@ class Fetcher:
                 more = more and self._take(source, now)
                 if now - self._ticked >= TICK:
                     self._tick(now)
+                for answer in self._resolver.answers():
+                    if self._schedule.resolved(answer, now):
+                        self._network.failed(answer.name, False)
                 self._schedule.sound(now)
                 self._start(now)
                 self._turn(now)
@@ -190,14 +194,17 @@ class Fetcher:
             return
         while self._transfers.room and (task := self._schedule.next(now)):
             self._launch(task, now)
+        names = self._schedule.unresolved
+        while names and self._resolver.room and self._schedule.at_hand < self.config.connections:
+            self._resolver.ask(names.popleft().name)
 
     def _launch(self, task: Task, now: float) -> None:
         task.began = now
         task.started = task.started or now
-        origin = task.origin
-        if origin.host.unresolved or now - origin.resolved_at > NAME_FOR:
-            self._transfers.forget(origin)
-            origin.resolved_at = now
+        origin, host = task.origin, task.origin.host
+        if host.known_until != origin.pinned:
+            self._transfers.pin(origin.text, host.addresses)
+            origin.pinned = host.known_until
         self._transfers.start(task, self.config.deadline - task.spent)
 
     # --- transfers end ---
@@ -262,10 +269,9 @@ class Fetcher:
         origin = task.origin
         host = origin.host
         if status or alive(slot, error):
-            self._alive(now, origin.text if status else "")
+            self._alive(now, task.began, origin.text if status else "")
         elif reason in _SILENT:
             task.silent_at = now
-            host.unresolved = reason is Reason.DNS
             self._network.failed(host.name, host.answered_ever)
         if 0 < status < 500 and status != 429:
             host.answered()
@@ -386,15 +392,9 @@ class Fetcher:
         self._schedule.settle(now)
         self._schedule.sift(self._waited)
         for origin in self._schedule.shed(now):
-            self._transfers.forget(origin)
+            self._transfers.pin(origin.text, ())
         network = self._network
-        was_out = network.out_since
-        for name in self._names.that_are_none():
-            network.silent.pop(name, None)
-        if network.suspect(now) and not network.alive_at:
-            self._names.look_up(list(network.silent))
-        if was_out and not network.out_since:
-            self._say("outage over", "", "the names that were asked for do not exist")
+        network.suspect(now)
         if network.out_since and now - network.out_since > self.config.outage_limit:
             raise ValueError(
                 f"no network since {_clock(network.out_since)}, for {now - network.out_since:.0f} s: "
@@ -406,7 +406,8 @@ class Fetcher:
                 _, task, reason, detail = self._limbo.popleft()
                 self._finish(task, None, reason, detail, 0)
 
-    def _alive(self, now: float, origin: str) -> None:
+    def _alive(self, now: float, began: float, origin: str) -> None:
+        """A transfer that began at `began` was answered: what failed before then failed although there was a network."""
         since = self._network.out_since
         if self._network.alive(now, origin):
             self._say("outage over", origin, f"no network from {_clock(since)} to {_clock(now)}")
@@ -416,7 +417,7 @@ class Fetcher:
                 task.attempts -= min(1, task.attempts)
                 task.spent = 0.0
                 self._again(task, now, 0.0)
-        while self._limbo:
+        while self._limbo and self._limbo[0].at <= began:
             _, task, reason, detail = self._limbo.popleft()
             self._finish(task, None, reason, detail, 0)
 
@@ -429,6 +430,8 @@ class Fetcher:
         if origin is not None:
             origin.host.begin(now)
             probe = Task(None, f"{origin.text}/robots.txt", origin)
+            if not origin.host.addresses:
+                self._transfers.pin(origin.text, ())  # libcurl would go on believing that there is none
             probe.spent = max(0.0, self.config.deadline - self.config.connect_timeout)
             self._launch(probe, now)
 

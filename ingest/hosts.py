@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ingest.record import Reason
+from ingest.resolver import Answer
 from ingest.robots import Robots
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ OPENINGS = 3  # of a host's breaker in a row, after which its links are given up
 COOL_OFF_GROWS = 3.0  # times longer after each opening
 CLOSED = 300.0  # seconds for which a given-up host is not asked; doubles each time
 CLOSED_MOST = 3600.0
+NAME_FOR = 300.0  # seconds for which the addresses of a name are believed
+LOOK_UPS_AGAIN = 1  # after one of which the name server could not tell
 CREDIT = 0.25  # seconds of pauses that one success pays back
 BRISK = 1.0  # seconds; a host whose transfers take no longer keeps nobody waiting, our limits do
 SLICE = 10.0  # seconds a process keeps its place on a host that has more askers than transfers
@@ -52,7 +55,7 @@ class Origin:
     robots: Robots | None = None  # None: not known
     failure: tuple[Reason, str] | None = None  # why it is not known, and for now nothing may be asked
     until: float = 0.0  # when either is to be asked for anew
-    resolved_at: float = 0.0  # when its name was last resolved
+    pinned: float = 0.0  # the `known_until` of the addresses that libcurl has
     asking: bool = False
     waiting: deque[Task] = field(default_factory=deque)  # links that wait for the answer
 
@@ -80,7 +83,10 @@ class Host:
     closed_until: float = 0.0
     closed_for: float = 0.0
     last: tuple[Reason, str] = (Reason.TIMEOUT, "")  # what it failed with last
-    unresolved: bool = False  # its name did not resolve when last tried
+    addresses: tuple[str, ...] = ()
+    known_until: float = 0.0  # when its name is to be resolved anew
+    resolving: bool = False
+    look_ups: int = 0  # that failed, in a row
     answered_ever: bool = False
     listed: bool = False  # in one of the loop's queues
     alarm: float = 0.0  # when the loop looks at it again; 0: no alarm is set
@@ -115,7 +121,7 @@ class Host:
         self.failures = self.openings = self.pauses = 0
         self.pause_spent = max(0.0, self.pause_spent - CREDIT)
         self.closed_for = 0.0
-        self.answered_ever, self.unresolved = True, False
+        self.answered_ever = True
 
     def broke(self, began: float, now: float, reason: Reason, detail: str) -> str:
         """A transfer failed that began at `began`. Returns what there is to tell, or ""."""
@@ -168,9 +174,25 @@ class Host:
         self.last = (self.last[0], f"host given up for now: {why}"[:300])
         return self.last[1]
 
+    def resolved(self, answer: Answer, now: float) -> bool:
+        """Its name has been looked up. Returns whether it is given up: there is nobody to ask."""
+        self.resolving = False
+        if answer.addresses or self.addresses:  # better an old address than none
+            self.addresses = answer.addresses or self.addresses
+            self.known_until, self.look_ups = now + NAME_FOR, 0
+            return False
+        self.last = (Reason.DNS, f"name: {answer.error}")
+        self.look_ups += 1
+        if answer.exists and self.look_ups <= LOOK_UPS_AGAIN:
+            self.paused_until = max(self.paused_until, now + self.manners.backoff)
+            return False
+        self.closed_for = min(max(CLOSED, 2 * self.closed_for), CLOSED_MOST)
+        self.closed_until = now + self.closed_for
+        return True
+
     def reopen(self) -> None:
         """What it failed with was not its fault."""
-        self.failures = self.openings = 0
+        self.failures = self.openings = self.look_ups = 0
         self.closed_until = self.closed_for = self.paused_until = 0.0
         for origin in self.origins:
             origin.failure = None

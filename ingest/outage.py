@@ -5,16 +5,12 @@ when nobody has answered for a while and, in that time, hosts failed that had an
 It is then *asked*: an origin that answered not long ago is asked again; any answer clears it. Only when these
 fail too is the network *out*. What failed without an answer since the last sign of life is not held against any link.
 
-Times are handed in, in seconds on one monotonic clock.
+Pure: times are handed in, in seconds on one monotonic clock.
 """
 
 from __future__ import annotations
 
-import socket
-from collections import deque
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from threading import Thread
 
 QUIET = 3.0  # seconds without any sign of life before anything is suspected
 KNOWN = 3  # distinct hosts that answered before and now do not
@@ -22,7 +18,6 @@ MANY = 20  # distinct hosts, whether they ever answered or not
 GOOD = 8  # origins remembered to ask in doubt
 COLD = 3  # probes in doubt where nobody ever answered
 PROBE = 5.0  # seconds between two probes
-LOOK_UPS = 8  # names looked up at once
 
 
 @dataclass
@@ -99,35 +94,3 @@ class Network:
         self.out_since = self.alive_at or now
         self.next_probe = now + PROBE
         return True
-
-
-class Names:
-    """Asks the name server, beside the loop, which names do not exist: where nobody ever answered, their silence is the
-    one that says nothing about the network."""
-
-    def __init__(self) -> None:
-        self._none: deque[str] = deque()
-        self._threads: list[Thread] = []
-
-    def look_up(self, names: Sequence[str]) -> None:
-        """Begin to, unless that is still under way."""
-        if not any(thread.is_alive() for thread in self._threads):
-            shares = [names[k::LOOK_UPS] for k in range(LOOK_UPS)]
-            self._threads = [Thread(target=self._ask, args=(share,), daemon=True) for share in shares]
-            for thread in self._threads:
-                thread.start()
-
-    def that_are_none(self) -> Iterator[str]:
-        """Those found since the last call."""
-        while self._none:
-            yield self._none.popleft()
-
-    def _ask(self, names: Sequence[str]) -> None:
-        for name in names:
-            try:
-                socket.getaddrinfo(name, 80)
-            except socket.gaierror as error:
-                if error.errno == socket.EAI_NONAME:
-                    self._none.append(name)
-            except (OSError, UnicodeError):
-                continue

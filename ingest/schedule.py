@@ -7,6 +7,7 @@ nothing per turn. No I/O: a robots.txt that is needed is handed out like a link.
 from __future__ import annotations
 
 import heapq
+import ipaddress
 import itertools
 import re
 import time
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from ingest.address import refusal
 from ingest.hosts import BURST, Demand, Host, HostLoad, Leases, Manners, Origin
 from ingest.record import Reason
+from ingest.resolver import Answer
 from ingest.robots import ANYTHING, Robots
 from ingest.source import MAX_URL, check_url
 from ingest.transfer import Task
@@ -47,6 +49,7 @@ class Schedule:
         guard: tuple[str, ...] | None = None,
     ) -> None:
         self.ended: deque[tuple[Task, Reason, str]] = deque()  # links that end without being asked for
+        self.unresolved: deque[Host] = deque()  # hosts whose names are to be looked up
         self._manners = manners
         self._connections = connections
         self._robots = robots
@@ -98,6 +101,8 @@ class Schedule:
         if host is None:
             limit = 0 if self._leases else self._manners.per_host
             host = self._hosts[host_name] = Host(host_name, self._manners, limit, self._manners.interval)
+            if self._guard is not None or _is_address(name):
+                host.known_until = float("inf")
         origin = self._origins[text] = Origin(text, host)
         host.origins.append(origin)
         if not self._robots:
@@ -135,7 +140,9 @@ class Schedule:
         while queue := self._ready or self._spare:
             host = queue.popleft()
             host.listed = False
-            task = self._pop(host, now) if host.room() and host.ready_at() <= now else None
+            task = None
+            if host.room() and host.ready_at() <= now and self._known(host, now):
+                task = self._pop(host, now)
             self.list(host, now)
             if task is not None:
                 return task
@@ -143,12 +150,30 @@ class Schedule:
 
     def follow(self, host: Host, now: float) -> Task | None:
         """A link of `host`, one of whose transfers has just ended: out of turn, while its burst lasts."""
-        if host.burst and host.waiting and host.room() and host.ready_at() <= now:
+        if host.burst and host.waiting and host.room() and host.ready_at() <= now < host.known_until:
             host.burst -= 1
             if task := self._pop(host, now):
                 return task
         host.burst = BURST
         return None
+
+    def _known(self, host: Host, now: float) -> bool:
+        """Whether it is known where the host is; it will be looked up if not."""
+        if now < host.known_until:
+            return True
+        host.resolving = True
+        self.unresolved.append(host)
+        return False
+
+    def resolved(self, answer: Answer, now: float) -> bool:
+        """A name has been looked up: its host goes on, or is given up. Returns whether nobody could tell."""
+        host = self._hosts.get(answer.name)
+        if host is None:
+            return False
+        if host.resolved(answer, now):
+            self.give_up(host)
+        self.list(host, now)
+        return not answer.addresses and answer.exists
 
     def _pop(self, host: Host, now: float) -> Task | None:
         while host.waiting:
@@ -182,7 +207,7 @@ class Schedule:
 
     def list(self, host: Host, now: float) -> None:
         """Put a host where its next link will be started from: now, when it may, or when it has a lease."""
-        if host.listed or not host.waiting:
+        if host.listed or host.resolving or not host.waiting:
             return
         if self._leases is not None and host.name not in self._leased:
             self._unleased[host.name] = host
@@ -198,6 +223,11 @@ class Schedule:
             heapq.heappush(self._alarms, (at, next(self._numbers), host))
 
     # --- time passes ---
+
+    @property
+    def at_hand(self) -> int:
+        """Hosts that may start something now."""
+        return len(self._ready)
 
     @property
     def starved(self) -> bool:
@@ -265,7 +295,9 @@ class Schedule:
         for host in list(self._hosts.values()):
             if HOST_SIZE * len(self._hosts) + self._robots_size <= MEMORY * 3 // 4:
                 return
-            held = host.alarm or host.listed or host.name in self._leased or host.name in self._unleased
+            held = (
+                host.alarm or host.listed or host.resolving or host.name in self._leased or host.name in self._unleased
+            )
             if host.idle() and not held and max(host.paused_until, host.closed_until) <= now:
                 if any(origin.asking for origin in host.origins):
                     continue
@@ -305,7 +337,7 @@ class Schedule:
     def forgive(self, since: float, now: float) -> None:
         """There was no network since then: what failed in that time did not."""
         for host in self._hosts.values():
-            if host.failures or host.openings:
+            if host.failures or host.openings or host.look_ups:
                 host.reopen()
             for origin in host.origins:
                 origin.failure = None if origin.until < float("inf") else origin.failure
@@ -326,12 +358,12 @@ class Schedule:
 
     def clear(self) -> None:
         """Forget all links; what is known of hosts stays."""
-        for queue in (self._ready, self._spare, self._alarms, self.ended, self._unleased):
+        for queue in (self._ready, self._spare, self._alarms, self.ended, self.unresolved, self._unleased):
             queue.clear()
         self._loads_at = float("-inf")
         for host in self._hosts.values():
             host.waiting.clear()
-            host.active, host.listed, host.alarm = 0, False, 0.0
+            host.active, host.listed, host.alarm, host.resolving = 0, False, 0.0, False
             for origin in host.origins:
                 origin.waiting.clear()
                 origin.asking = False
@@ -353,6 +385,14 @@ def _path(url: str) -> str:
     found = _PATH.match(url)
     path = found[1] if found else ""
     return path if path.startswith("/") else f"/{path}"
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _refused_literal(name: str, port: int, allowed: tuple[str, ...]) -> str | None:

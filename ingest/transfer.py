@@ -68,7 +68,7 @@ class Slot:
         self._file: BinaryIO | None = None
         self._opened: list[socket.socket] = []  # libcurl works on duplicates of these
         self._timeout = 0
-        self._forgot = False
+        self._pinned = False
         for option, value in (
             (pycurl.USERAGENT, config.user_agent),
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
@@ -97,8 +97,8 @@ class Slot:
         ):
             curl.setopt(option, value)
 
-    def start(self, task: Task, seconds: float, forget: list[str]) -> None:
-        """Make ready for `task`, which has so long. `forget`: names to resolve anew when they are needed."""
+    def start(self, task: Task, seconds: float, pins: list[str]) -> None:
+        """Make ready for `task`, which has so long. `pins`: what libcurl is to know of names."""
         self.task, self.status, self.head = task, 0, 0
         self.chunks: list[bytes] = []
         self.size = 0
@@ -111,9 +111,9 @@ class Slot:
         if timeout != self._timeout:
             curl.setopt(pycurl.TIMEOUT_MS, timeout)
             self._timeout = timeout
-        if forget or self._forgot:
-            curl.setopt(pycurl.RESOLVE, forget)
-            self._forgot = bool(forget)
+        if pins or self._pinned:
+            curl.setopt(pycurl.RESOLVE, pins)
+            self._pinned = bool(pins)
 
     def end(self) -> None:
         """The transfer is over; what it brought is still here."""
@@ -230,7 +230,7 @@ class Transfers:
     """Up to `connections` transfers at once on one libcurl multi handle, which keeps connections, names and TLS
     sessions for all of them. Who starts one takes its end from `turn` and then releases the slot.
 
-    libcurl keeps the addresses of a name, or that it has none, until it is told to `forget` them."""
+    libcurl is told the addresses of names, and keeps them until it is told others, or none (`pin`)."""
 
     def __init__(self, config: FetchConfig, scratch: Path | None) -> None:
         self.config = config
@@ -241,7 +241,9 @@ class Transfers:
         self._watched: set[int] = set()
         self._slots: dict[pycurl.Curl, Slot] = {}
         self._idle: list[Slot] = []
-        self._forget: list[str] = []
+        self._pins: list[str] = []
+        self._waker = os.eventfd(0, os.EFD_NONBLOCK)
+        self._epoll.register(self._waker, select.EPOLLIN)
         self._multi = multi = pycurl.CurlMulti()
         multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, config.connections)
         multi.setopt(pycurl.M_MAX_HOST_CONNECTIONS, config.per_host)
@@ -253,11 +255,18 @@ class Transfers:
     def room(self) -> bool:
         return self.active < self.config.connections
 
-    def forget(self, origin: Origin) -> None:
-        """Resolve its name anew for the next connection."""
-        if "[" not in origin.text:
-            scheme, _, name = origin.text.partition("://")
-            self._forget.append(f"-{name}" if ":" in name else f"-{name}:{443 if scheme == 'https' else 80}")
+    def pin(self, origin: str, addresses: tuple[str, ...]) -> None:
+        """Where the next connections to an origin go; without addresses libcurl looks them up itself."""
+        scheme, _, name = origin.partition("://")
+        if "[" in name:
+            return
+        name = name if ":" in name else f"{name}:{443 if scheme == 'https' else 80}"
+        shown = ",".join(f"[{address}]" if ":" in address else address for address in addresses)
+        self._pins.append(f"{name}:{shown}" if addresses else f"-{name}")
+
+    def wake(self) -> None:
+        """Make `turn` return soon; may be called by another thread."""
+        os.eventfd_write(self._waker, 1)
 
     def start(self, task: Task, seconds: float) -> None:
         if self._idle:
@@ -266,9 +275,7 @@ class Transfers:
             slot = Slot(self.config, self.scratch)
             self._slots[slot.curl] = slot
         self.active += 1
-        slot.start(task, seconds, self._forget)
-        if self._forget:
-            self._forget = []
+        slot.start(task, seconds, self._pins)
         self._multi.add_handle(slot.curl)
 
     def turn(self, wait: float) -> Iterator[tuple[Slot, int, str]]:
@@ -276,8 +283,13 @@ class Transfers:
         have ended, with libcurl's error and message."""
         if self._alarm is not None:
             wait = min(wait, self._alarm - time.monotonic())
+        if self._pins:  # all transfers of one turn are given them: libcurl may begin with any of these
+            self._pins = []
         action = self._multi.socket_action
         for fd, mask in self._epoll.poll(max(0.0, wait)):
+            if fd == self._waker:
+                os.eventfd_read(fd)
+                continue
             bits = pycurl.CSELECT_IN if mask & ~select.EPOLLOUT else 0
             action(fd, bits | pycurl.CSELECT_OUT if mask & select.EPOLLOUT else bits)
         if self._alarm is not None and self._alarm <= time.monotonic():
@@ -311,6 +323,7 @@ class Transfers:
             slot.curl.close()
         self._multi.close()
         self._epoll.close()
+        os.close(self._waker)
 
     def _watch(self, event: int, fd: int, _multi: object, _data: object) -> None:
         """libcurl says which sockets it waits for."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import socket
 import ssl
 import struct
 import threading
@@ -15,7 +16,6 @@ from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
-import pycurl
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from origin import Origin, picture
 
+from ingest import resolver
 from ingest.address import refusal
 from ingest.fetch import FetchConfig, Fetcher
 from ingest.record import Event, Fetched, Link, Reason
@@ -58,36 +59,36 @@ def inside() -> Iterator[Origin]:
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """host:port -> addresses, as a name server would answer at the time of asking."""
-    names: dict[str, str] = {}
-    start = Slot.start
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """name -> addresses, as a name server would answer at the time of asking."""
+    names: dict[str, list[str]] = {}
 
-    def start_with_names(self: Slot, *rest: Any) -> None:
-        start(self, *rest)
-        self.curl.setopt(pycurl.RESOLVE, [f"-{name}" for name in names] + [f"{n}:{a}" for n, a in names.items()])
+    def getaddrinfo(name: bytes, *_: object, **__: object) -> list[Any]:
+        if name.decode() not in names:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in names[name.decode()]]
 
-    monkeypatch.setattr(Slot, "start", start_with_names)
+    monkeypatch.setattr("ingest.resolver.socket.getaddrinfo", getaddrinfo)
     return names
 
 
-def test_a_name_that_resolves_to_a_private_address(inside: Origin, names: dict[str, str]) -> None:
-    names[f"inside.test:{inside.port}"] = inside.address
+def test_a_name_that_resolves_to_a_private_address(inside: Origin, names: dict[str, list[str]]) -> None:
+    names["inside.test"] = [inside.address]
     for robots in (True, False):
         (found,) = get(f"http://inside.test:{inside.port}/ok/a.jpg", robots=robots)
         assert (found.reason, found.detail) == (Reason.BLOCKED_ADDRESS, "127.0.0.9 is not a public address")
 
 
-def test_of_several_addresses_only_the_allowed_ones_are_contacted(names: dict[str, str]) -> None:
+def test_of_several_addresses_only_the_allowed_ones_are_contacted(names: dict[str, list[str]]) -> None:
     with Origin() as origin, Origin("127.0.0.9", origin.port) as other:
-        names[f"both.test:{origin.port}"] = f"{other.address},{origin.address}"
+        names["both.test"] = [other.address, origin.address]
         (found,) = get(f"http://both.test:{origin.port}/ok/a.jpg")
         assert found.body == picture("/ok/a.jpg")
         assert other.connections == 0
 
 
 def test_a_name_with_hundreds_of_addresses_uses_few_descriptors(
-    names: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody listens at any of them. To run out of descriptors is the end of a run."""
     most = 0
@@ -100,29 +101,33 @@ def test_a_name_with_hundreds_of_addresses_uses_few_descriptors(
         return opened
 
     monkeypatch.setattr(Slot, "_open_socket", counting)
-    names["many.test:80"] = ",".join(f"127.0.{n // 200 + 2}.{n % 200 + 1}" for n in range(300))
+    names["many.test"] = [f"127.0.{n // 200 + 2}.{n % 200 + 1}" for n in range(300)]
     before = len(os.listdir("/proc/self/fd"))
     (found,) = get("http://many.test/a.jpg", robots=False, retries=0, allow_private=("127.0.0.0/8",))
     assert found.reason is Reason.CONNECT
     assert before < most < before + 50
 
 
-def test_a_name_that_is_rebound_between_two_connections(names: dict[str, str]) -> None:
+def test_a_name_that_is_rebound_between_two_connections(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Allowed when robots.txt and the first picture are asked for, private for the next connection."""
+    monkeypatch.setattr("ingest.hosts.NAME_FOR", 0.2)
     with Origin() as origin, Origin("127.0.0.9", origin.port) as other:
         fetcher = Fetcher(FetchConfig(allow_private=("127.0.0.1",)))
-        names[f"rebound.test:{origin.port}"] = origin.address
+        names["rebound.test"] = [origin.address]
         url = f"http://rebound.test:{origin.port}/leaves/a.jpg"
         (first,) = run(fetcher, url)
-        names[f"rebound.test:{origin.port}"] = other.address
+        names["rebound.test"] = [other.address]
+        time.sleep(0.3)
         (second,) = run(fetcher, url)
         fetcher.close()
         assert (first.reason, second.reason) == (None, Reason.BLOCKED_ADDRESS)
         assert other.connections == 0
 
 
-def test_redirects_to_private_addresses(inside: Origin, names: dict[str, str]) -> None:
-    names[f"inside.test:{inside.port}"] = inside.address
+def test_redirects_to_private_addresses(inside: Origin, names: dict[str, list[str]]) -> None:
+    names["inside.test"] = [inside.address]
     with Origin() as origin:
         targets = [inside.url("/ok/a.jpg"), f"http://inside.test:{inside.port}/ok/a.jpg"]
         targets += [f"http://[::ffff:127.0.0.9]:{inside.port}/", f"http://0177.0.0.011:{inside.port}/"]
@@ -146,6 +151,52 @@ def test_a_wrapped_address_is_as_good_as_what_it_wraps(address: ipaddress.IPv4Ad
         assert (refusal(str(wrapped), 80, ()) is None) == (plain is None), wrapped
     for never in (number, (0x64FF9B0001 << 80) | number):  # v4-compatible, and NAT64 for local use
         assert refusal(str(ipaddress.IPv6Address(never)), 80, ()) is not None
+
+
+def test_names_are_looked_up_once_for_many_links(names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    look_up = resolver.look_up
+    monkeypatch.setattr(resolver, "look_up", lambda name: (asked.append(name), look_up(name))[1])
+    names["one.test"] = ["127.0.0.1"]
+    with Origin() as origin:
+        urls = [f"http://one.test:{origin.port}/leaves/{n}.jpg" for n in range(20)] + ["http://none.test/a.jpg"] * 9
+        found = get(*urls)
+    assert [f.reason for f in found] == [None] * 20 + [Reason.DNS] * 9
+    assert found[-1].detail == "name: Name or service not known"
+    assert sorted(asked) == ["none.test", "one.test"]
+
+
+def test_names_that_nobody_answers_for_do_not_hold_up_the_others(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four in five name servers are silent: as many look-ups hang as would hold all that libcurl does at once."""
+    stuck = threading.Event()
+    look_up = resolver.look_up
+
+    def slow(name: str) -> resolver.Answer:
+        if name.startswith("slow"):
+            stuck.wait(20)
+            return resolver.Answer(name, (), "Temporary failure in name resolution")
+        return look_up(name)
+
+    monkeypatch.setattr(resolver, "look_up", slow)
+    names.update({f"quick{n}.test": ["127.0.0.1"] for n in range(20)})
+    begun = time.monotonic()
+    with Origin() as origin:
+        urls = [
+            f"http://{'slow' if n % 5 else 'quick'}{n // 5 if n % 5 == 0 else n}.test:{origin.port}/ok/a.jpg"
+            for n in range(100)
+        ]
+        fetcher = Fetcher(FetchConfig(allow_private=("127.0.0.1",), connect_timeout=1.0))
+        results = fetcher.run(Link(f"k{n}", url, (), n) for n, url in enumerate(urls))
+        found: list[Fetched] = []
+        while len(found) < 20:
+            found += [f for f in [next(results)] if f is not None]
+        assert {f.reason for f in found} == {None}
+        results.close()  # type: ignore[attr-defined]
+        fetcher.close()  # and nobody waits for what is being looked up
+        assert time.monotonic() - begun < 10
+    stuck.set()
 
 
 # --- a proxy that was asked for ------------------------------------------------------------------------------------
@@ -230,10 +281,12 @@ def test_https_with_a_certificate_that_is_not(certificates: Path) -> None:
         assert origin.requests.total() == 0
 
 
-def test_https_for_another_name(certificates: Path, monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
+def test_https_for_another_name(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
     with Origin(tls=server_context(certificates)) as origin:
-        names[f"other.test:{origin.port}"] = origin.address
+        names["other.test"] = [origin.address]
         (found,) = get(f"https://other.test:{origin.port}/ok/a.jpg", robots=False)
         assert found.reason is Reason.TLS
 

@@ -641,10 +641,10 @@ def test_a_few_dead_links_end_soon(cable: Cable) -> None:
 def test_many_names_that_do_not_exist_are_no_outage(cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing ever answers, as in a retry of dead links: the name server tells the two apart."""
 
-    def nobody(host: str, port: int) -> None:
+    def nobody(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr("ingest.outage.socket.getaddrinfo", nobody)
+    monkeypatch.setattr("ingest.resolver.socket.getaddrinfo", nobody)
     with Run(retries=0) as run:
         found = run.get(*(f"http://no-such-host-{n}.invalid/a.jpg" for n in range(40)))
     assert {f.reason for f in found} == {Reason.DNS}
