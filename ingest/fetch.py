@@ -407,7 +407,7 @@ class Fetcher:
                 self._finish(task, None, reason, detail, 0)
 
     def _alive(self, now: float, began: float, origin: str) -> None:
-        """A transfer that began at `began` was answered: what failed before then failed although there was a network."""
+        """A transfer that began at `began` was answered: what failed before failed although there was a network."""
         since = self._network.out_since
         if self._network.alive(now, origin):
             self._say("outage over", origin, f"no network from {_clock(since)} to {_clock(now)}")
