@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from origin import picture
 
 from ingest.events import read_events
 from ingest.fetch import FetchConfig
-from ingest.run import Config, IngestResult, Progress
+from ingest.run import Config, IngestResult, Progress, run
 from jobs.bench.origin import Served, serving, verdict
 from jobs.cluster import ingest_all
+from jobs.units import crawl_on_actors
 from shards import manifest, store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -112,6 +115,37 @@ def test_killed_workers_are_replaced_and_nothing_is_lost_or_twice(origin: Served
     assert [event.kind for event in read_events(config.out)].count("worker lost") == 2
     assert list(scratch.iterdir()) == []  # those of the killed, too
     assert len(store.names(str(tmp_path / "out" / "shards"))) >= 2 * 12
+
+
+def isolated() -> bool:
+    """Whether some process judges apart."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"ingest.isolate" in command.read_bytes():
+                return True
+    return False
+
+
+def test_where_two_workers_died_links_are_judged_apart(origin: Served, tmp_path: Path) -> None:
+    urls = slow(origin, 60)
+    scratch = tmp_path / "scratch"
+    fetch = replace(FETCH, per_host=4)
+    config = Config(
+        write_list(tmp_path / "list.txt", urls), str(tmp_path / "out"), 60, fetch=fetch, scratch=str(scratch)
+    )
+    killed: list[int] = []
+    apart = False
+
+    def kill(now: Progress) -> None:
+        nonlocal apart
+        apart |= len(killed) == 2 and isolated()
+        alive = ingesters(scratch).keys() - set(killed)
+        if len(killed) < 2 and 5 < now.done < 60 and alive:
+            killed.append(alive.pop())
+            os.kill(killed[-1], signal.SIGKILL)
+
+    balanced(run(config, kill, crawl=partial(crawl_on_actors, workers=1)), urls)
+    assert (len(killed), apart) == (2, True)
 
 
 def test_a_stop_ends_in_seconds_and_a_rerun_does_the_rest(origin: Served, tmp_path: Path) -> None:
