@@ -40,6 +40,12 @@ def has_avx2() -> bool:
         return False
 
 
+def build_environment() -> dict[str, str]:
+    """The variables that pillow-simd is built with. CFLAGS replaces Python's own flags, its -O3 included, and without
+    that pillow-simd resizes ten times slower than Pillow does, not four times faster."""
+    return os.environ | {"CFLAGS": f"-O3 -DNDEBUG -fwrapv {os.environ.get('CFLAGS', '')} -mavx2"}
+
+
 def main() -> int:
     missing = missing_headers()
     if missing or not has_avx2():
@@ -48,9 +54,9 @@ def main() -> int:
         return 0
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     with tempfile.TemporaryDirectory(prefix="pillow-simd-") as aside:
-        flags = os.environ | {"CFLAGS": os.environ.get("CFLAGS", "") + " -mavx2"}
-        build = [*pip, "wheel", "--no-deps", "--no-binary", "pillow-simd", "-w", aside, PILLOW_SIMD]
-        built = subprocess.run(build, env=flags, capture_output=True, check=False)
+        # No cache: pip would take a wheel that was once built with other flags.
+        build = [*pip, "wheel", "--no-cache-dir", "--no-deps", "--no-binary", "pillow-simd", "-w", aside, PILLOW_SIMD]
+        built = subprocess.run(build, env=build_environment(), capture_output=True, check=False)
         wheels = list(Path(aside).glob("*.whl"))
         if built.returncode or not wheels:
             print("PIL: Pillow (pillow-simd did not build here)")

@@ -36,6 +36,13 @@ def test_half_of_the_credentials_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     assert (doctor.aws().level, doctor.aws().next_step) == ("warn", "set AWS_SECRET_ACCESS_KEY as well")
 
 
+def test_pillow_simd_is_built_optimised_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CFLAGS", raising=False)
+    assert {"-O3", "-mavx2"} <= set(simd.build_environment()["CFLAGS"].split())
+    monkeypatch.setenv("CFLAGS", "-O0 -I/opt/include")
+    assert simd.build_environment()["CFLAGS"].split()[-3:] == ["-O0", "-I/opt/include", "-mavx2"]
+
+
 def test_the_accelerator_of_the_jpeg_check_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setattr(doctor.entropy, "library", lambda: tmp_path / "none.so")
     assert doctor.walker().level == "warn"
