@@ -123,18 +123,20 @@ def test_about_is_plain_json(url: str, labels: list[str], width: int, height: in
     )
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """Files end at 10,000 bytes; what crosses that is written in part, as on a disk that is full."""
+    """Files end at 10,000 bytes; what crosses that is written in part, as on a disk that is full. No fixture: pytest
+    writes its progress between a test and the end of its fixtures, perhaps to a longer file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_short_write_is_an_error(tmp_path: Path) -> None:
-    with contextlib.closing(_Spool(tmp_path / "bodies")) as spool:
+    with small_disk(), contextlib.closing(_Spool(tmp_path / "bodies")) as spool:
         spool.write(bytes(9_000))
         with pytest.raises(OSError, match="too large"):
             spool.write(bytes(600), bytes(600))
