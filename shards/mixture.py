@@ -1,0 +1,136 @@
+"""Several datasets in one stream, by weight: an order of the same kind as that of one, and as pure.
+
+The endless stream is cut into blocks of 4,096 global positions. In every block dataset d has exactly quota[d] of them,
+its weight in 4096ths; which ones is a permutation by P(seed, "mix", block). The n-th position that d has anywhere is
+position n of d's own endless order, with its own epochs: so each dataset is shown as it would be alone, only slower.
+
+Samples, lanes and shards of d are numbered after those of the datasets before it, so that a place is one record, a
+draw keyed by the sample is its own, and a mixture of one dataset is the plain order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from shards.manifest import Manifest
+from shards.order import I64, Order, Place, Sequence, permutation
+
+BLOCK = 4096  # global positions in which the quotas are kept exactly
+_MIX = zlib.crc32(b"mix")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Dataset versions and their weights, relative to each other. Raises ValueError for what cannot be mixed."""
+
+    manifests: tuple[Manifest, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.manifests) == len(self.weights), "every dataset has a weight"
+        if not 0 < len(self.manifests) <= BLOCK:
+            raise ValueError(f"a mixture of {len(self.manifests)} datasets: give 1 to {BLOCK}")
+        for manifest, weight in zip(self.manifests, self.weights):
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(
+                    f"{manifest.address}: its weight is {weight:g}: give a number above 0, or leave it out"
+                )
+            if manifest.samples == 0:
+                raise ValueError(f"{manifest.address}: selects 0 samples: leave it out of the mixture")
+
+    @cached_property
+    def quotas(self) -> tuple[int, ...]:
+        """Of 4,096 positions, those of each dataset."""
+        return quotas(self.weights)
+
+    @cached_property
+    def shards(self) -> tuple[tuple[Manifest, int], ...]:
+        """(manifest, number in it) of every shard: what a flat shard number means."""
+        return tuple((manifest, number) for manifest in self.manifests for number in range(len(manifest.shards)))
+
+    @cached_property
+    def counts(self) -> I64:
+        """Selected samples a flat shard, int64 [shards]."""
+        return np.concatenate([manifest.counts for manifest in self.manifests])
+
+    @property
+    def samples(self) -> int:
+        """Different samples in it; how often each is shown follows from the weights."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the datasets' digests and quotas: equal for the equal stream, wherever the datasets lie."""
+        content = [[manifest.digest, quota] for manifest, quota in zip(self.manifests, self.quotas)]
+        return hashlib.sha256(json.dumps({"block": BLOCK, "mixture": content}).encode()).hexdigest()
+
+
+def quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Weights as 4096ths by the largest remainder, the first of equal ones; none of them 0. They sum to 4,096."""
+    total = math.fsum(weights)
+    exact = [BLOCK * weight / total for weight in weights]
+    given = [max(1, math.floor(share)) for share in exact]
+    while sum(given) > BLOCK:  # what the smallest were given above their share, the most generously served gives back
+        given[max(range(len(given)), key=lambda d: (given[d] > 1, given[d] - exact[d]))] -= 1
+    while sum(given) < BLOCK:
+        given[max(range(len(given)), key=lambda d: exact[d] - given[d])] += 1
+    return tuple(given)
+
+
+class MixedSequence:
+    """The order over a mixture, with the face of `order.Sequence`. Holds only caches of pure values."""
+
+    def __init__(self, mixture: Mixture, order: Order):
+        self.order = order
+        self.samples = mixture.samples
+        self.sequences = [Sequence(manifest.counts, order) for manifest in mixture.manifests]
+        self._quota = np.array(mixture.quotas, np.int64)
+        self._owner = np.repeat(np.arange(len(self._quota)), self._quota)
+        own = np.array([sequence.samples for sequence in self.sequences], np.int64)
+        self._first = np.cumsum(own) - own  # sample number of each dataset's first sample
+        self._block = lru_cache(maxsize=4)(self._block_owners)
+
+    def _block_owners(self, block: int) -> I64:
+        """int64 [4096]: the dataset of each position of a block."""
+        return self._owner[permutation(BLOCK, self.order.seed, _MIX, block)]
+
+    def _owners(self, start: int, stop: int) -> I64:
+        """int64 [stop - start]: the dataset of each of these global positions."""
+        blocks = range(start // BLOCK, -(-stop // BLOCK))
+        found = np.concatenate([self._block(block) for block in blocks]) if blocks else self._owner[:0]
+        return found[start - start // BLOCK * BLOCK :][: stop - start]
+
+    def _before(self, position: int) -> I64:
+        """int64 [datasets]: how many of the positions below this one each dataset has."""
+        block, rest = divmod(position, BLOCK)
+        return block * self._quota + np.bincount(self._block(block)[:rest], minlength=len(self._quota))
+
+    def at(self, start: int, stop: int) -> Place:
+        """The samples at global positions start .. stop-1 of the endless stream."""
+        owner = self._owners(start, stop)
+        before = self._before(start).tolist()
+        place = Place(*(np.empty(len(owner), np.int64) for _ in range(4)))
+        for d in np.unique(owner).tolist():
+            here = owner == d
+            own = self._numbered(d, self.sequences[d].at(before[d], before[d] + int(here.sum())))
+            for name in ("epoch", "lane", "item", "sample"):
+                getattr(place, name)[here] = getattr(own, name)
+        return place
+
+    def _numbered(self, d: int, own: Place) -> Place:
+        """A place in dataset d's own numbers -> in those of the mixture."""
+        return Place(own.epoch, own.lane + d * self.order.lanes, own.item, own.sample + self._first[d])
+
+    def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
+        """What may stand in for a bad sample: the other items of the same lane window of the same dataset."""
+        d, own = divmod(lane, self.order.lanes)
+        for place in self.sequences[d].substitutes(epoch, own, item):
+            yield self._numbered(d, place)
