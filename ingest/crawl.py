@@ -19,13 +19,14 @@ from pathlib import Path
 from ingest.fetch import Fetcher
 from ingest.filter import FilterConfig, judge
 from ingest.hosts import HostLoad
-from ingest.isolate import Child, InFlight, suspects
+from ingest.isolate import WORK, judge_apart
 from ingest.plan import asked_before
 from ingest.record import Event, Fetched, Link, Verdict
 from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
 from ingest.source import links_of
 from ingest.unit import UnitWriter
 from shards import manifest, store
+from shards.isolate import Child, InFlight, suspects
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
 MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
@@ -203,7 +204,7 @@ class Crawl:
             entries,
             folder,
             supersedes=asked_before(plan),
-            judging=self._drawing.judging,
+            judging=self._drawing.decoding,
             max_pixels=self._rules.max_pixels,
             others=len(self._open),
         )
@@ -235,14 +236,14 @@ class Crawl:
     def _judge(self, fetched: Fetched) -> Verdict:
         if fetched.body is None:
             return judge(fetched, self._rules)
-        with self._judging.judging(fetched.link.row):
+        with self._judging.decoding(fetched.link.row):
             return judge(fetched, self._rules)
 
     def _judge_apart(self, fetched: Fetched, unit: _Unit) -> Verdict:
         """In a child process, because something in this unit may have killed a process before."""
         if self._child is None:
-            self._child = Child()
-        verdict = self._child.judge(fetched, self._rules)
+            self._child = Child(WORK)
+        verdict = judge_apart(self._child, fetched, self._rules)
         if "its decoder" in verdict.detail:
             self._tell(Event(time.time(), "killed", f"{fetched.link.key} of unit {unit.number}", verdict.detail))
         return verdict

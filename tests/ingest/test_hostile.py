@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ingest.filter import FilterConfig, judge
-from ingest.isolate import Child
+from ingest.isolate import WORK, judge_apart
 from ingest.record import CONTENT, Fetched, Link, Verdict
+from shards.isolate import Child
 
 CONFIGS = [
     FilterConfig(max_pixels=1_000_000),
@@ -187,6 +188,6 @@ EXPENSIVE = [
 @pytest.mark.parametrize("body", EXPENSIVE, ids=range(len(EXPENSIVE)))
 def test_what_is_made_to_be_expensive_is_not(body: bytes) -> None:
     """In a child, whose memory and time are bounded and whose death would show in the detail."""
-    with Child(seconds=60) as child:
-        found = child.judge(fetched(body), FilterConfig())
+    with Child(WORK, seconds=60) as child:
+        found = judge_apart(child, fetched(body), FilterConfig())
     assert not any(word in found.detail for word in ("kills", "takes", "needs")), found.detail

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -18,8 +17,9 @@ from origin import picture
 from PIL import Image
 
 from ingest.filter import FilterConfig, judge
-from ingest.isolate import Child, ChildBroken, InFlight, suspects
+from ingest.isolate import WORK, judge_apart
 from ingest.record import Fetched, Link, Reason
+from shards.isolate import Child, ChildBroken
 
 # Loaded by the child at its start (Python imports `sitecustomize` by itself): a decoder with holes. What a body's last
 # words ask for really happens, in C, while Pillow is decoding it.
@@ -63,28 +63,28 @@ def gif(word: bytes = b"") -> bytes:
 def test_a_child_comes_to_the_same_verdict(kind: str, cut: float) -> None:
     body = picture("a", kind)
     body = body[: int(cut * len(body))]
-    with Child() as child:
+    with Child(WORK) as child:
         for config in (FilterConfig(), FilterConfig(resize=32), FilterConfig(min_side=60)):
-            assert child.judge(fetched(body), config) == judge(fetched(body), config)
+            assert judge_apart(child, fetched(body), config) == judge(fetched(body), config)
 
 
 def test_a_body_on_scratch_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "body"
     path.write_bytes(picture("a"))
-    with Child() as child:
-        assert child.judge(fetched(path), FilterConfig()) == judge(fetched(picture("a")), FilterConfig())
-        assert child.judge(fetched(None, Reason.DNS), FilterConfig()).reason is Reason.DNS
+    with Child(WORK) as child:
+        assert judge_apart(child, fetched(path), FilterConfig()) == judge(fetched(picture("a")), FilterConfig())
+        assert judge_apart(child, fetched(None, Reason.DNS), FilterConfig()).reason is Reason.DNS
     assert not path.exists()
 
 
 def test_what_kills_its_decoder_is_undecodable_and_the_next_body_is_judged(holes: None) -> None:
-    with Child() as child:
-        assert child.judge(fetched(gif()), FilterConfig()).keep
-        found = child.judge(fetched(gif(b"SEGV")), FilterConfig())
+    with Child(WORK) as child:
+        assert judge_apart(child, fetched(gif()), FilterConfig()).keep
+        found = judge_apart(child, fetched(gif(b"SEGV")), FilterConfig())
         assert (found.reason, found.detail) == (Reason.UNDECODABLE, "kills its decoder (SIGSEGV)")
         assert found.body == gif(b"SEGV")
         assert found.fetched.link.row == 7
-        assert child.judge(fetched(gif()), FilterConfig()).keep
+        assert judge_apart(child, fetched(gif()), FilterConfig()).keep
 
 
 def test_a_process_with_many_open_files_can_have_a_child() -> None:
@@ -94,23 +94,23 @@ def test_a_process_with_many_open_files_can_have_a_child() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, most[1]), most[1]))
         while stack.enter_context(open(os.devnull)).fileno() < 1024:
             pass
-        with Child() as child:
-            assert child.judge(fetched(gif()), FilterConfig()).keep
+        with Child(WORK) as child:
+            assert judge_apart(child, fetched(gif()), FilterConfig()).keep
 
 
 @pytest.mark.parametrize("word", [b"HANG", b"SPIN"])
 def test_what_takes_too_long_is_undecodable(holes: None, word: bytes) -> None:
-    with Child(seconds=2) as child:
+    with Child(WORK, seconds=2) as child:
         start = time.monotonic()
-        found = child.judge(fetched(gif(word)), FilterConfig())
+        found = judge_apart(child, fetched(gif(word)), FilterConfig())
         assert (found.reason, found.detail) == (Reason.UNDECODABLE, "takes its decoder more than 2 s")
         assert time.monotonic() - start < 30
-        assert child.judge(fetched(gif()), FilterConfig()).keep
+        assert judge_apart(child, fetched(gif()), FilterConfig()).keep
 
 
 def test_what_wants_all_the_memory_is_undecodable(holes: None) -> None:
-    with Child() as child:
-        found = child.judge(fetched(gif(b"HUGE")), FilterConfig())
+    with Child(WORK) as child:
+        found = judge_apart(child, fetched(gif(b"HUGE")), FilterConfig())
         assert found.reason is Reason.UNDECODABLE
         assert "MiB to decode" in found.detail
 
@@ -118,15 +118,15 @@ def test_what_wants_all_the_memory_is_undecodable(holes: None) -> None:
 def test_the_largest_allowed_picture_fits_the_child() -> None:
     out = io.BytesIO()
     Image.effect_noise((512, 512), 50).resize((5000, 4000), 0).convert("RGB").save(out, "JPEG", progressive=True)
-    with Child() as child:
-        assert child.judge(fetched(out.getvalue()), FilterConfig(max_pixels=20_000_000, resize=3000)).keep
+    with Child(WORK) as child:
+        assert judge_apart(child, fetched(out.getvalue()), FilterConfig(max_pixels=20_000_000, resize=3000)).keep
 
 
 def test_the_child_inherits_no_credentials_and_no_files(holes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    with Path("/dev/null").open() as file, Child() as child:
+    with Path("/dev/null").open() as file, Child(WORK) as child:
         os.set_inheritable(file.fileno(), True)
-        names, fds = child.judge(fetched(gif(b"ENVS")), FilterConfig()).detail.split(" fds ")
+        names, fds = judge_apart(child, fetched(gif(b"ENVS")), FilterConfig()).detail.split(" fds ")
     assert "PYTHONPATH" in names
     assert "AWS" not in names
     assert len(fds.split()) <= 5  # three standard ones, its own pipe, and the folder being listed
@@ -135,20 +135,21 @@ def test_the_child_inherits_no_credentials_and_no_files(holes: None, monkeypatch
 def test_a_child_that_cannot_start_says_nothing_of_a_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with Child() as child, pytest.raises(ChildBroken, match="exit status 3"):
-        child.judge(fetched(gif()), FilterConfig())
+    with Child(WORK) as child, pytest.raises(ChildBroken, match="exit status 3"):
+        judge_apart(child, fetched(gif()), FilterConfig())
 
 
 PARENT = """
 import os, sys
 from ingest.filter import FilterConfig
-from ingest.isolate import Child
+from ingest.isolate import WORK, judge_apart
+from shards.isolate import Child
 from ingest.record import Fetched, Link
 body = open(sys.argv[1], "rb").read()
-child = Child()
+child = Child(WORK)
 process = child._started()
 print(process.pid, flush=True)
-child.judge(Fetched(Link("k", "", (), 0), body, None, "", 200, "", 1, 1, 0.0), FilterConfig())
+judge_apart(child, Fetched(Link("k", "", (), 0), body, None, "", 200, "", 1, 1, 0.0), FilterConfig())
 """
 
 
@@ -179,42 +180,3 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
     while not true() and time.monotonic() < end:
         time.sleep(0.1)
     return true()
-
-
-DYING = """
-import ctypes, os, signal, sys
-from pathlib import Path
-from ingest.isolate import InFlight
-flight = InFlight(Path(sys.argv[1]))
-with flight.judging(3):
-    pass
-with flight.judging(0), flight.judging(41):
-    if sys.argv[2] == "segv":
-        ctypes.string_at(0)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.parametrize(("how", "code"), [("segv", signal.SIGSEGV), ("kill", signal.SIGKILL)])
-def test_the_rows_being_judged_outlive_a_process(tmp_path: Path, how: str, code: int) -> None:
-    path = tmp_path / "judging"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", DYING, str(path), how], env=env, check=False)
-    assert done.returncode == -code
-    assert suspects(path) == {0, 41}
-
-
-def test_nobody_is_suspect_after_a_good_end_or_an_exception(tmp_path: Path) -> None:
-    path = tmp_path / "judging"
-    assert suspects(path) == frozenset()
-    flight = InFlight(path)
-    with contextlib.suppress(OSError), flight.judging(5):
-        assert suspects(path) == {5}
-        raise OSError("undecodable")
-    assert suspects(path) == frozenset()
-    for row in range(1000):
-        with flight.judging(row):
-            pass
-    assert suspects(path) == frozenset()
-    flight.close()
-    assert not path.exists()

@@ -1,0 +1,268 @@
+"""When a body kills the process that decodes it: which one it was, and how to decode it without dying.
+
+A decoder with a hole ends its process (SIGSEGV), eats its memory (SIGKILL) or never comes back; no `except` catches
+that. So the number of what is being decoded stands in a small mapped file, which outlives the process (`InFlight`);
+whoever takes over reads it (`suspects`) and has those bodies decoded in a process of their own (`Child`), where a death
+is an answer like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import mmap
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+_NUMBER = struct.Struct("<q")
+
+
+class InFlight:
+    """A mapped file that says which bodies, by number, this process is decoding now; `slots` of them at one time.
+
+    It is locked while its process lives, however that ends, and deleted when all ends well.
+    """
+
+    def __init__(self, path: Path, slots: int = 64) -> None:
+        self._path = path
+        aside = path.with_name(path.name + ".new")
+        with aside.open("w+b") as file:
+            file.write(bytes(slots * _NUMBER.size))
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._map = mmap.mmap(file.fileno(), 0)  # holds a copy of the descriptor, and with it the lock
+        aside.rename(path)  # only now can others see it, and that it is locked
+        self._free = list(range(slots))
+
+    @contextlib.contextmanager
+    def decoding(self, *numbers: int) -> Iterator[None]:
+        """The bodies count as being decoded from here to the end of the block, however that ends. Thread-safe."""
+        slots = [self._free.pop() * _NUMBER.size for _ in numbers]
+        for slot, number in zip(slots, numbers):
+            assert number >= 0, number
+            _NUMBER.pack_into(self._map, slot, number + 1)
+        try:
+            yield
+        finally:
+            for slot in slots:
+                _NUMBER.pack_into(self._map, slot, 0)
+                self._free.append(slot // _NUMBER.size)
+
+    def close(self) -> None:
+        self._map.close()
+        self._path.unlink(missing_ok=True)
+
+
+def suspects(path: Path) -> frozenset[int]:
+    """The numbers that stood in this file when the process that wrote it died; none if it never lived."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return frozenset()
+    whole = len(data) // _NUMBER.size * _NUMBER.size
+    return frozenset(number - 1 for (number,) in _NUMBER.iter_unpack(data[:whole]) if number > 0)
+
+
+def alive(path: Path) -> bool:
+    """Whether the process whose file this is still lives."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+class Killed(RuntimeError):
+    """What the body did to the process that decoded it."""
+
+
+class ChildBroken(RuntimeError):
+    """The child process cannot work at all: nothing can be said of any body."""
+
+
+class Child:
+    """Does one thing to bodies in a process of its own, which is started when first needed and replaced when it dies.
+
+    `work` names, as "module:function", what it does: (words, body) -> (words, body), where words go as JSON. The child
+    inherits nothing but its pipes (no sockets, locks or credentials) and ends when its parent does. Not for several
+    threads at once.
+    """
+
+    def __init__(self, work: str, seconds: float = 60.0) -> None:
+        self.work = work
+        self.seconds = seconds  # that one body may take
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ask(self, words: dict[str, Any], body: bytes, memory: int) -> tuple[dict[str, Any], bytes]:
+        """What the work makes of them, with so many bytes of memory beyond what the child began with.
+
+        Raises Killed when the body ends the child, takes too long or wants more memory; ChildBroken.
+        """
+        why = ""
+        for _ in range(2):  # a second child must die as well: the first may have been killed by somebody else
+            process = self._started()
+            try:
+                _send(process.stdin, {"seconds": self.seconds, "memory": memory, "words": words}, body)
+                said, made = _receive(process.stdout, time.monotonic() + self.seconds)
+            except TimeoutError:
+                self.close()
+                raise Killed(f"takes its decoder more than {self.seconds:g} s") from None
+            except (OSError, ValueError):
+                why = f"kills its decoder ({_death(process)})"
+                self.close()
+                continue
+            if "starved" in said:
+                raise Killed(f"needs more than {memory >> 20} MiB to decode")
+            return said["words"], made
+        raise Killed(why)
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._process = _spawn(self.work)
+            try:
+                ready, _ = _receive(self._process.stdout, time.monotonic() + 60)
+            except (OSError, ValueError):
+                how = _death(self._process)
+                self.close()
+                raise ChildBroken(f"the process that decodes suspects does not start: {how}") from None
+            assert ready == {"ready": True}
+        return self._process
+
+
+def _spawn(work: str) -> subprocess.Popen[bytes]:
+    wanted = ("LANG", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "TMPDIR")  # never credentials
+    env = {name: os.environ[name] for name in wanted if name in os.environ}
+    env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", "shards.isolate", work]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+
+
+def _death(process: subprocess.Popen[bytes]) -> str:
+    """What became of a process that closed its pipe or talks nonsense."""
+    try:
+        code = process.wait(5)
+    except subprocess.TimeoutExpired:
+        return "no sensible answer"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"exit status {code}"
+
+
+# --- what goes over the pipes: two lengths, JSON, bytes ------------------------------------------------------------
+
+_LENGTHS = struct.Struct("<IQ")
+
+
+def _send(pipe: IO[bytes] | None, words: dict[str, Any], body: bytes) -> None:
+    assert pipe is not None
+    text = json.dumps(words).encode()
+    pipe.write(_LENGTHS.pack(len(text), len(body)) + text)
+    pipe.write(body)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes] | None, deadline: float = float("inf")) -> tuple[dict[str, Any], bytes]:
+    """Raises TimeoutError, ConnectionError when the other side is gone, ValueError on nonsense."""
+    assert pipe is not None
+    fd = pipe.fileno()
+    words, body = _LENGTHS.unpack(_read(fd, _LENGTHS.size, deadline))
+    return json.loads(_read(fd, words, deadline)), _read(fd, body, deadline)
+
+
+def _read(fd: int, size: int, deadline: float) -> bytes:
+    pieces = bytearray()
+    ready = select.poll()  # not select.select, which knows no descriptor above 1023
+    ready.register(fd, select.POLLIN)
+    while len(pieces) < size:
+        left = deadline - time.monotonic()
+        if left != float("inf") and not ready.poll(max(0.0, 1000 * left)):
+            raise TimeoutError("no answer")
+        piece = os.read(fd, min(size - len(pieces), 1 << 20))
+        if not piece:
+            raise ConnectionError("the other side is gone")
+        pieces += piece
+    return bytes(pieces)
+
+
+# --- the child -----------------------------------------------------------------------------------------------------
+
+Work = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
+
+
+def main(name: str) -> None:
+    """Do the work named "module:function" on what comes over standard input until that ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    module, _, function = name.partition(":")
+    work: Work = getattr(importlib.import_module(module), function)
+    base = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE if sys.platform == "linux" else 1 << 30
+    _send(answers, {"ready": True}, b"")
+    while True:
+        try:
+            asked, body = _receive(sys.stdin.buffer)
+        except ConnectionError:
+            return
+        _limit(base + asked["memory"], asked["seconds"])
+        try:
+            words, made = work(asked["words"], body)
+        except MemoryError:
+            _send(answers, {"starved": True}, b"")
+        else:
+            _send(answers, {"words": words}, made)
+
+
+def _limit(memory: int, seconds: float) -> None:
+    """Bound the memory of this process, bytes, and its processor time from here on."""
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    for what, soft in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, int(spent.ru_utime + spent.ru_stime + seconds) + 2),
+    ):
+        hard = resource.getrlimit(what)[1]
+        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _end_with(parent: int) -> None:
+    """The pipe tells a waiting child that its parent is gone; this tells one that is decoding."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

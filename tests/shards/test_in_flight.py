@@ -1,0 +1,76 @@
+"""What a process was decoding when it died."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.isolate import InFlight, alive, suspects
+
+DYING = """
+import ctypes, os, signal, sys
+from pathlib import Path
+from shards.isolate import InFlight
+flight = InFlight(Path(sys.argv[1]))
+with flight.decoding(3):
+    pass
+with flight.decoding(0), flight.decoding(41):
+    if sys.argv[2] == "segv":
+        ctypes.string_at(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("segv", signal.SIGSEGV), ("kill", signal.SIGKILL)])
+def test_the_rows_being_judged_outlive_a_process(tmp_path: Path, how: str, code: int) -> None:
+    path = tmp_path / "judging"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", DYING, str(path), how], env=env, check=False)
+    assert done.returncode == -code
+    assert suspects(path) == {0, 41}
+
+
+def test_nobody_is_suspect_after_a_good_end_or_an_exception(tmp_path: Path) -> None:
+    path = tmp_path / "judging"
+    assert suspects(path) == frozenset()
+    flight = InFlight(path)
+    with contextlib.suppress(OSError), flight.decoding(5):
+        assert suspects(path) == {5}
+        raise OSError("undecodable")
+    assert suspects(path) == frozenset()
+    for row in range(1000):
+        with flight.decoding(row):
+            pass
+    assert suspects(path) == frozenset()
+    flight.close()
+    assert not path.exists()
+
+
+WAITING = """
+import sys
+from pathlib import Path
+from shards.isolate import InFlight
+flight = InFlight(Path(sys.argv[1]), slots=300)
+with flight.decoding(*range(300)):
+    print("marked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_marks_belong_to_their_process_for_as_long_as_it_lives(tmp_path: Path) -> None:
+    path = tmp_path / "marks"
+    assert not alive(path)
+    command = [sys.executable, "-c", WAITING, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert alive(path)
+        process.kill()
+    assert not alive(path)
+    assert suspects(path) == set(range(300))
