@@ -20,6 +20,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -190,24 +191,52 @@ def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Ima
     return picture
 
 
-def crop_resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """The box (x, y, width, height; pixels, fractions allowed) as uint8 [size, size, 3]: bicubic, antialiased."""
-    x, y, width, height = box
-    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + width, y + height)))
+class View(NamedTuple):
+    """What is shown of an upright picture, all in pixels: a box is cut out of it, the cut is resized (bicubic,
+    antialiased), and of that a square window is taken, perhaps mirrored. The window's side is said beside it."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    to_width: int  # of the whole cut, resized
+    to_height: int
+    left: int  # of the window in that
+    top: int
+    mirrored: bool = False
 
 
-def resize_center(image: Image.Image, resize: int, size: int) -> np.ndarray:
-    """Short side to `resize`, then the central crop, as uint8 [size, size, 3] (torchvision's Resize, CenterCrop)."""
+def crop_view(box: tuple[int, int, int, int], size: int, mirrored: bool = False) -> View:
+    """A box (x, y, width, height), resized to size x size."""
+    return View(*box, size, size, 0, 0, mirrored)
+
+
+def centre_view(width: int, height: int, resize: int, size: int) -> View:
+    """Of a picture of width x height: its short side to `resize`, the central size x size of that (torchvision's
+    Resize, CenterCrop). Raises ValueError when that is too small."""
     if size > resize:
         raise ValueError(f"crop {size} is larger than the resized short side {resize}: ask for at most {resize}")
-    width, height = image.size
     if width <= height:
-        width, height = resize, int(resize * height / width)
+        to_width, to_height = resize, int(resize * height / width)
     else:
-        width, height = int(resize * width / height), resize
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
-    return np.array(resized.crop((left, top, left + size, top + size)))
+        to_width, to_height = int(resize * width / height), resize
+    left, top = round((to_width - size) / 2.0), round((to_height - size) / 2.0)
+    return View(0, 0, width, height, to_width, to_height, left, top)
+
+
+def show(picture: Image.Image, view: View, out_3HW: np.ndarray) -> None:
+    """Write the view of an upright RGB picture into uint8 [3, size, size].
+
+    The box is cut out first, as torchvision does: nothing outside it has any part in the pixels.
+    """
+    size = out_3HW.shape[-1]
+    if view[:4] != (0, 0, *picture.size):
+        picture = picture.crop((view.x, view.y, view.x + view.width, view.y + view.height))
+    picture = picture.resize((view.to_width, view.to_height), Image.Resampling.BICUBIC)
+    if picture.size != (size, size):
+        picture = picture.crop((view.left, view.top, view.left + size, view.top + size))
+    pixels_HW3 = np.asarray(picture)
+    out_3HW[:] = (pixels_HW3[:, ::-1] if view.mirrored else pixels_HW3).transpose(2, 0, 1)
 
 
 # --- opening -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Encoded samples -> decoded, cropped uint8 batches; every random choice is a draw keyed by (seed, epoch, sample).
 
-The CPU path: a few threads (the codecs release the GIL) decode with Pillow, the reference decoder. A sample that does
-not decode is replaced by the next decodable one of its lane window and reported in the batch's events: the count of
-samples seen, the x-axis of every curve, stays true.
+    stream -> (feeder thread) draws, headers, views -> (decoding threads) pixels into a batch slot -> Batch
 
-Shapes: B images of 3 x H x W pixels.
+What is shown of a picture (`image.View`) is decided before anything is decoded, so that whoever decodes, the threads
+here or a device that takes a whole batch, shows the same. What a fast decoder refuses goes to Pillow, the reference
+decoder, which alone says what is bad. A bad sample is replaced by the next decodable one of its lane window and
+reported in the batch's events: the count of samples seen, the x-axis of every curve, stays true.
+
+Shapes: B images of 3 x H x W pixels, H = W = size.
 """
 
 from __future__ import annotations
@@ -12,19 +15,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shards import image
+from shards import crop, image
+from shards.image import View
 from shards.manifest import Manifest
 from shards.order import uniform
 from shards.stream import Sample, Stream, once
+from xtra.slots import Lease, Slots
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as the official code's transforms use
 STD = (0.229, 0.224, 0.225)
@@ -52,7 +57,7 @@ class Augment:
 class Batch:
     """Decoded samples, this rank's part of a global batch; `events` tell what was replaced and why."""
 
-    images_B3HW: Tensor  # uint8
+    lease: Lease = field(repr=False)
     keys: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
     sample_B: np.ndarray
@@ -62,6 +67,26 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def images_B3HW(self) -> Tensor:
+        """uint8, valid until `release`. Raises ValueError after it."""
+        return self.lease.images_B3HW
+
+    def release(self) -> None:
+        """Let a later batch have the memory of the images. A batch that is never released stays valid for ever."""
+        self.lease.release()
+
+
+class DeviceDecoder(Protocol):
+    """A decoder that takes whole batches; what it refuses is decoded by the CPU."""
+
+    def __call__(
+        self, bodies: Sequence[crop.Body], views: Sequence[View | None], size: int
+    ) -> tuple[Tensor, list[int]]:
+        """uint8 [B, 3, size, size] on the device, and the indices that it refuses, whose pixels may be anything. A view
+        is None where the header does not tell the size: these must be refused. It keeps nothing of the bodies."""
+        ...
+
 
 def normalise(images_B3HW: Tensor) -> Tensor:
     """uint8 -> float32 with ImageNet mean and std taken out, on the images' own device."""
@@ -70,77 +95,147 @@ def normalise(images_B3HW: Tensor) -> Tensor:
     return (images_B3HW.float() - mean) / std
 
 
+# ---- what is shown of a picture ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The short side resized to `resize`, the central size x size of that."""
+
+    size: int
+    resize: int
+
+    def __post_init__(self) -> None:
+        image.centre_view(1, 1, self.resize, self.size)
+
+    def draw(self, epoch_B: np.ndarray, sample_B: np.ndarray) -> list[Any]:
+        return [None] * len(sample_B)
+
+    def view(self, width: int, height: int, draws: Any) -> View:
+        return image.centre_view(width, height, self.resize, self.size)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip on our own draws."""
+
+    size: int
+    augment: Augment
+    seed: int
+
+    def draw(self, epoch_B: np.ndarray, sample_B: np.ndarray) -> list[Any]:
+        """The draws of each sample, for all that may become of it: (tries x (area, ratio, x, y), mirrored)."""
+        epoch_B, sample_B = np.asarray(epoch_B, np.int64), np.asarray(sample_B, np.int64)
+        u = uniform(self.seed, "crop", epoch_B[:, None], sample_B[:, None], np.arange(4 * _CROP_TRIES))
+        mirrored_B = uniform(self.seed, "flip", epoch_B, sample_B) < self.augment.flip
+        return list(zip(u.reshape(-1, _CROP_TRIES, 4), mirrored_B.tolist()))
+
+    def view(self, width: int, height: int, draws: Any) -> View:
+        return image.crop_view(self.box(width, height, draws[0]), self.size, draws[1])
+
+    def box(self, width: int, height: int, tries_T4: np.ndarray) -> tuple[int, int, int, int]:
+        """(x, y, width, height), as RandomResizedCrop.get_params. Python's own arithmetic: numpy's exp and log may
+        differ from one processor to the next."""
+        augment = self.augment
+        low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
+        for area_u, ratio_u, x_u, y_u in map(np.ndarray.tolist, tries_T4):
+            area = width * height * (augment.scale[0] + area_u * (augment.scale[1] - augment.scale[0]))
+            ratio = math.exp(low + ratio_u * (high - low))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return math.floor(x_u * (width - w + 1)), math.floor(y_u * (height - h + 1)), w, h
+        # No try fitted: the largest centred crop whose ratio is allowed.
+        ratio = min(max(width / height, augment.ratio[0]), augment.ratio[1])
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+
+Transform = Centre | RandomCrop
+
+
 def crop_box(
     width: int, height: int, augment: Augment, seed: int, epoch: int, sample: int
-) -> tuple[float, float, float, float]:
-    """(x, y, width, height) of the random crop, pixels: torchvision's RandomResizedCrop.get_params on our draws."""
-    u = uniform(seed, "crop", epoch, sample, np.arange(4 * _CROP_TRIES)).reshape(_CROP_TRIES, 4)
-    low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
-    for area_u, ratio_u, x_u, y_u in u.tolist():
-        area = width * height * (augment.scale[0] + area_u * (augment.scale[1] - augment.scale[0]))
-        ratio = math.exp(low + ratio_u * (high - low))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return math.floor(x_u * (width - w + 1)), math.floor(y_u * (height - h + 1)), w, h
-    # No try fitted: the largest centred crop whose ratio is allowed.
-    ratio = min(max(width / height, augment.ratio[0]), augment.ratio[1])
-    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
-    return (width - w) // 2, (height - h) // 2, w, h
+) -> tuple[int, int, int, int]:
+    """(x, y, width, height) of the random crop of one sample, pixels."""
+    transform = RandomCrop(1, augment, seed)
+    ((tries_T4, _),) = transform.draw(np.array([epoch]), np.array([sample]))
+    return transform.box(width, height, tries_T4)
+
+
+# ---- decoding ------------------------------------------------------------------------------------------------------
+
+
+def decode_batch(
+    bodies: Sequence[crop.Body], views: Sequence[View | None], size: int, out_B3HW: np.ndarray
+) -> list[int]:
+    """Decode what the accelerator takes, straight into uint8 [B, 3, size, size]. Returns the indices that it refuses,
+    all of them where it was not built: these are the reference decoder's."""
+    return crop.decode_batch(bodies, views, size, out_B3HW)
+
+
+def decode_reference(body: crop.Body, transform: Transform, draws: Any, out_3HW: np.ndarray) -> None:
+    """Decode one picture by the reference decoder. Raises image.Undecodable: the sample is bad."""
+    picture = image.decode(bytes(body))
+    image.show(picture, transform.view(*picture.size, draws), out_3HW)
 
 
 def augmented(body: bytes, size: int, augment: Augment, seed: int, epoch: int, sample: int) -> np.ndarray:
     """Decode, crop at random, resize and perhaps mirror: uint8 [3, size, size]. Raises image.Undecodable."""
-    picture = image.decode(body)
-    pixels = image.crop_resize(picture, crop_box(picture.width, picture.height, augment, seed, epoch, sample), size)
-    if uniform(seed, "flip", epoch, sample) < augment.flip:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return _alone(body, size, RandomCrop(size, augment, seed), epoch, sample)
 
 
 def centred(body: bytes, size: int, resize: int) -> np.ndarray:
     """Decode, resize the short side, crop the centre: uint8 [3, size, size]. Raises image.Undecodable."""
-    return np.ascontiguousarray(image.resize_center(image.decode(body), resize, size).transpose(2, 0, 1))
+    return _alone(body, size, Centre(size, resize), 0, 0)
+
+
+def _alone(body: bytes, size: int, transform: Transform, epoch: int, sample: int) -> np.ndarray:
+    (draws,) = transform.draw(np.array([epoch]), np.array([sample]))
+    out_13HW = np.empty((1, 3, size, size), np.uint8)
+    if decode_batch([body], _views([body], transform, [draws]), size, out_13HW):
+        decode_reference(body, transform, draws, out_13HW[0])
+    return out_13HW[0]
+
+
+def _views(bodies: Sequence[crop.Body], transform: Transform, draws_B: Sequence[Any]) -> list[View | None]:
+    """What is shown of each picture; None where the accelerator's look at the header does not tell."""
+    return [
+        transform.view(*size, draws) if size is not None else None for size, draws in zip(crop.sizes(bodies), draws_B)
+    ]
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
 
 
 def train_batches(
-    stream: Stream, size: int, augment: Augment, seed: int, threads: int = 2, ahead: int = 2
+    stream: Stream,
+    size: int,
+    augment: Augment,
+    seed: int,
+    threads: int = 2,
+    ahead: int = 2,
+    device: DeviceDecoder | None = None,
 ) -> Iterator[Batch]:
     """The stream's batches, decoded and augmented; `ahead` batches are being decoded while one is consumed.
 
     Raises ValueError when a whole lane window does not decode.
     """
 
-    def decode(sample: Sample) -> Decoded:
-        first_why = None
-        for candidate in itertools.chain([sample], stream.substitutes(sample)):
+    def replace(sample: Sample, why: image.Undecodable, out_3HW: np.ndarray) -> tuple[Sample, dict[str, Any]]:
+        """Show a stand-in. Crops follow the sample that is really shown, in the epoch in which it is shown."""
+        tar = stream.reader.tar_url(sample.shard)
+        for other in stream.substitutes(sample):
             try:
-                # Crops follow the sample that is really shown, in the epoch in which it is shown.
-                pixels = augmented(candidate.body, size, augment, seed, sample.epoch, candidate.sample)
-            except image.Undecodable as why:
-                first_why = first_why or str(why)
+                out_3HW[:] = augmented(bytes(other.body), size, augment, seed, sample.epoch, other.sample)
+            except image.Undecodable:
                 continue
-            event = None
-            if first_why is not None:
-                tar = stream.reader.tar_url(sample.shard)
-                event = {
-                    "event": "substitute",
-                    "shard": tar,
-                    "key": sample.key,
-                    "why": first_why,
-                    "shown": candidate.key,
-                }
-            return candidate, pixels, event
+            told = {"event": "substitute", "shard": tar, "key": sample.key, "why": str(why), "shown": other.key}
+            return other, told
         raise ValueError(
-            f"{stream.reader.tar_url(sample.shard)}: {sample.key} and its whole lane window do not decode "
-            f"({first_why}): run xtra check on the dataset"
+            f"{tar}: {sample.key} and its whole lane window do not decode ({why}): run xtra check on the dataset"
         )
 
-    with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode") as pool:
-        try:
-            for decoded in _decoded(pool, decode, stream, ahead):
-                yield _stack(decoded, size)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    yield from _batches(stream, RandomCrop(size, augment, seed), replace, threads, ahead, device)
 
 
 def eval_batches(
@@ -153,6 +248,7 @@ def eval_batches(
     threads: int = 2,
     augment: Augment | None = None,
     part: tuple[int, int] = (0, 1),
+    device: DeviceDecoder | None = None,
 ) -> Iterator[Batch]:
     """Every sample of the manifest once, in row order; of `part` (r, w) every w-th batch from the r-th on.
 
@@ -161,54 +257,113 @@ def eval_batches(
     does not decode: an evaluation has no substitutes.
     """
 
-    def decode(sample: Sample) -> Decoded:
+    def replace(sample: Sample, why: image.Undecodable, out_3HW: np.ndarray) -> tuple[Sample, dict[str, Any]]:
+        tar = manifest.shards[sample.shard].tar
+        raise ValueError(
+            f"{manifest.dataset}/shards/{tar}: {sample.key} does not decode ({why}): run xtra check --decode"
+        ) from None
+
+    transform = RandomCrop(size, augment or Augment(), seed) if view else Centre(size, resize or size)
+    batches = itertools.islice(once(manifest, batch), part[0], None, part[1])
+    yield from _batches(batches, transform, replace, threads, 2, device, epoch=view)
+
+
+Replace = Callable[[Sample, image.Undecodable, np.ndarray], tuple[Sample, dict[str, Any]]]
+Replaced = dict[int, tuple[Sample, dict[str, Any]]]  # by index in the batch: what is shown instead, and the event
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A batch, and those of its samples that the CPU decodes: all, or what the device refused."""
+
+    samples: Sequence[Sample]
+    draws_B: Sequence[Any]
+    views: Sequence[View | None]
+    index: list[int]  # of the samples that the CPU decodes; row j of the slot is sample index[j]
+    slot: Lease
+    on_device: Tensor | None
+    pieces: list[Future[Replaced]] = field(default_factory=list)
+
+
+def _batches(
+    source: Iterable[Sequence[Sample]],
+    transform: Transform,
+    replace: Replace,
+    threads: int,
+    ahead: int,
+    device: DeviceDecoder | None,
+    epoch: int | None = None,
+) -> Iterator[Batch]:
+    """Each batch decoded, in order, with `ahead` batches under way while one is consumed. The draws are those of each
+    sample's own epoch, unless one is given."""
+    slots = Slots(transform.size)
+    pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode")
+    feeder = ThreadPoolExecutor(1, thread_name_prefix="feed")
+    samples_of = iter(source)
+
+    def begin() -> _Work | None:
+        samples = next(samples_of, None)
+        if samples is None:
+            return None
+        work = _begun(samples, transform, slots, device, epoch)
+        for at in range(0, len(work.index), _TOGETHER):
+            rows = range(at, min(at + _TOGETHER, len(work.index)))
+            work.pieces.append(pool.submit(_decode_rows, work, rows, transform, replace))
+        return work
+
+    try:
+        waiting = deque(feeder.submit(begin) for _ in range(ahead + 1))
+        while (work := waiting.popleft().result()) is not None:
+            waiting.append(feeder.submit(begin))
+            yield _finished(work)
+    finally:
+        feeder.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begun(
+    samples: Sequence[Sample], transform: Transform, slots: Slots, device: DeviceDecoder | None, epoch: int | None
+) -> _Work:
+    bodies = [sample.body for sample in samples]
+    epoch_B = np.array([sample.epoch if epoch is None else epoch for sample in samples], np.int64)
+    draws_B = transform.draw(epoch_B, np.array([sample.sample for sample in samples], np.int64))
+    views = _views(bodies, transform, draws_B)
+    on_device, index = None, list(range(len(samples)))
+    if device is not None and samples:
+        on_device, index = device(bodies, views, transform.size)
+    return _Work(samples, draws_B, views, index, slots.take(len(index)), on_device)
+
+
+def _decode_rows(work: _Work, rows: range, transform: Transform, replace: Replace) -> Replaced:
+    """Decode into some rows of the batch's slot. Raises what `replace` raises."""
+    index, out_R3HW = [work.index[row] for row in rows], work.slot.pixels_B3HW[rows.start : rows.stop]
+    bodies = [work.samples[i].body for i in index]
+    replaced: Replaced = {}
+    for row in decode_batch(bodies, [work.views[i] for i in index], transform.size, out_R3HW):
         try:
-            if view == 0:
-                return sample, centred(sample.body, size, resize or size), None
-            return sample, augmented(sample.body, size, augment or Augment(), seed, view, sample.sample), None
+            decode_reference(bodies[row], transform, work.draws_B[index[row]], out_R3HW[row])
         except image.Undecodable as why:
-            tar = manifest.shards[sample.shard].tar
-            raise ValueError(
-                f"{manifest.dataset}/shards/{tar}: {sample.key} does not decode ({why}): run xtra check --decode"
-            ) from None
-
-    with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode") as pool:
-        try:
-            for decoded in _decoded(pool, decode, itertools.islice(once(manifest, batch), part[0], None, part[1]), 2):
-                yield _stack(decoded, size)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            replaced[index[row]] = replace(work.samples[index[row]], why, out_R3HW[row])
+    return replaced
 
 
-Decoded = tuple[Sample, np.ndarray, dict[str, Any] | None]
-
-
-def _decoded(
-    pool: ThreadPoolExecutor, decode: Callable[[Sample], Decoded], batches: Iterable[list[Sample]], ahead: int
-) -> Iterator[list[Decoded]]:
-    """Each batch decoded, in order, with `ahead` batches under way while one is consumed."""
-
-    def together(samples: list[Sample]) -> list[Decoded]:
-        return [decode(sample) for sample in samples]
-
-    waiting: deque[list[Future[list[Decoded]]]] = deque()
-    for samples in batches:
-        starts = range(0, len(samples), _TOGETHER)
-        waiting.append([pool.submit(together, samples[start : start + _TOGETHER]) for start in starts])
-        if len(waiting) > ahead:
-            yield [done for future in waiting.popleft() for done in future.result()]
-    while waiting:
-        yield [done for future in waiting.popleft() for done in future.result()]
-
-
-def _stack(decoded: list[Decoded], size: int) -> Batch:
-    samples = [sample for sample, _, _ in decoded]
-    pixels = np.stack([p for _, p, _ in decoded]) if decoded else np.zeros((0, 3, size, size), np.uint8)
+def _finished(work: _Work) -> Batch:
+    replaced: Replaced = {}
+    for piece in work.pieces:
+        replaced |= piece.result()
+    lease = work.slot
+    if work.on_device is not None:
+        if work.index:
+            refused = torch.tensor(work.index, device=work.on_device.device)
+            work.on_device[refused] = work.slot.images_B3HW.to(work.on_device.device, non_blocking=True)
+        work.slot.release()
+        lease = Lease(work.on_device)
+    shown = [replaced[i][0] if i in replaced else sample for i, sample in enumerate(work.samples)]
     return Batch(
-        images_B3HW=torch.from_numpy(pixels),
-        keys=tuple(sample.key for sample in samples),
-        labels=tuple(sample.labels for sample in samples),
-        sample_B=np.array([sample.sample for sample in samples], np.int64),
-        epoch_B=np.array([sample.epoch for sample in samples], np.int64),
-        events=tuple(event for _, _, event in decoded if event is not None),
+        lease,
+        keys=tuple(sample.key for sample in shown),
+        labels=tuple(sample.labels for sample in shown),
+        sample_B=np.array([sample.sample for sample in shown], np.int64),
+        epoch_B=np.array([sample.epoch for sample in shown], np.int64),
+        events=tuple(replaced[i][1] for i in sorted(replaced)),
     )

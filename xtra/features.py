@@ -204,6 +204,7 @@ class Cache:
                     row = self.row_N[sample] + (0 if held else view * self.images)
                     images = batch.images_B3HW[torch.from_numpy(chosen_B)]
                     target.put(torch.from_numpy(row), self.encode(images, self.train.class_N[sample]))
+                batch.release()
                 say(what, done, len(self.train.held_N))
         tokens = self.kept.by_kind.get("attentive")
         if tokens is not None and not all(bool(part.isfinite().all()) for part in tokens.split(4096)):

@@ -286,6 +286,7 @@ def _evaluate(
         for head, right_C in zip(trained, right):
             hits_B = heads.correct(head.module.eval()(features.of(head.kind)), features.labels_B)[0]
             right_C += torch.bincount(features.labels_B[hits_B].cpu(), minlength=classes)
+        batch.release()
         done += len(features)
         say("evaluate", done, len(evaluation.class_N))
     assert done == len(evaluation.class_N), "every evaluation sample once"

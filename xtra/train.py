@@ -153,6 +153,7 @@ def run(
                 group["lr"] = lr
 
             loss_share = _forward_backward(model, batch, config, total, device, perm_K, gradients)
+            batch.release()
             gradients.finish()
             told = sum_numbers(_told(loss_share, len(batch.events), stop()))
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)

@@ -57,6 +57,7 @@ def validation_loss(
             predictions = model(images, perm_K=perm_K)
         total[0] += next_block_loss(predictions, targets_BKP, loss).double() * len(images)
         total[1] += len(images)
+        batch.release()
     images_loss, images_seen = sum_numbers(total).tolist()
     assert images_seen == manifest.samples, "every image once"
     return images_loss / images_seen

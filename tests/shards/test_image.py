@@ -170,22 +170,25 @@ def test_a_bomb_is_refused_from_its_header() -> None:
         image.decode(encode(picture(64, 48), "JPEG"), max_pixels=3071)
 
 
-def test_crop_resize_takes_fractional_boxes_and_matches_pillow() -> None:
+def shown(source: Image.Image, view: image.View, size: int) -> np.ndarray:
+    out = np.empty((3, size, size), np.uint8)
+    image.show(source, view, out)
+    return out.transpose(1, 2, 0)
+
+
+def test_a_view_is_cropped_then_resized_by_pillow_then_mirrored() -> None:
     source = picture(100, 80)
-    out = image.crop_resize(source, (10.5, 5.25, 60.0, 40.0), 32)
-    assert out.shape == (32, 32, 3)
-    assert out.dtype == np.uint8
-    again = source.resize((32, 32), Image.Resampling.BICUBIC, box=(10.5, 5.25, 70.5, 45.25))
-    np.testing.assert_array_equal(out, np.asarray(again))
+    wanted = np.asarray(source.crop((10, 5, 70, 45)).resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(shown(source, image.crop_view((10, 5, 60, 40), 32), 32), wanted)
+    np.testing.assert_array_equal(shown(source, image.crop_view((10, 5, 60, 40), 32, True), 32), wanted[:, ::-1])
 
 
-def test_resize_center_is_resize_then_centre_crop() -> None:
-    out = image.resize_center(picture(101, 80), 40, 32)
+def test_the_centre_view_is_resize_then_centre_crop() -> None:
     whole = np.asarray(picture(101, 80).resize((50, 40), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(out, whole[4:36, 9:41])
-    assert image.resize_center(picture(20, 90), 32, 32).shape == (32, 32, 3)
+    np.testing.assert_array_equal(shown(picture(101, 80), image.centre_view(101, 80, 40, 32), 32), whole[4:36, 9:41])
+    shown(picture(20, 90), image.centre_view(20, 90, 32, 32), 32)
     with pytest.raises(ValueError, match="crop 48 is larger"):
-        image.resize_center(picture(), 32, 48)
+        image.centre_view(64, 48, 32, 48)
 
 
 @pytest.fixture(scope="session")

@@ -103,10 +103,45 @@ def test_evaluation_sees_each_sample_once_centred(tmp_path):
     taken = list(eval_batches(manifest, 5, 16, resize=20))
     assert [len(b) for b in taken] == [5, 5, 3]
     assert [k for b in taken for k in b.keys] == [f"k{i:06d}" for i in range(13)]
-    expected = image.resize_center(image.decode(jpeg(3, 24)), 20, 16).transpose(2, 0, 1)
+    expected = np.empty((3, 16, 16), np.uint8)
+    image.show(image.decode(jpeg(3, 24)), image.centre_view(24, 24, 20, 16), expected)
     assert np.array_equal(taken[0].images_B3HW[3].numpy(), expected)
     one, two = (next(iter(eval_batches(manifest, 5, 16, view=v))).images_B3HW for v in (1, 2))
     assert not torch.equal(one, two)
+
+
+def test_a_batch_keeps_its_images_until_it_is_released(tmp_path):
+    stream = Stream(make_dataset(tmp_path, [40]), ORDER, 8)
+    given = train_batches(stream, 16, Augment(), 5)
+    kept = [next(given) for _ in range(4)]
+    copies = [batch.images_B3HW.clone() for batch in kept]
+    places = {batch.images_B3HW.data_ptr() for batch in kept}
+    for batch in kept[2:]:
+        batch.release()
+        batch.release()
+        with pytest.raises(ValueError, match="was released"):
+            _ = batch.images_B3HW
+    later = [next(given) for _ in range(6)]
+    assert {batch.images_B3HW.data_ptr() for batch in later} & places  # the memory is used again
+    assert len({batch.images_B3HW.data_ptr() for batch in (*kept[:2], *later)}) == 8  # by one at a time
+    assert all(torch.equal(batch.images_B3HW, copy) for batch, copy in zip(kept[:2], copies))
+    given.close()
+    stream.close()
+
+
+def test_what_a_device_refuses_is_decoded_here(tmp_path):
+    asked = []
+
+    def device(bodies, views, size):
+        asked.append([len(bodies), len(views)])
+        return torch.zeros(len(bodies), 3, size, size, dtype=torch.uint8), list(range(1, len(bodies), 2))
+
+    manifest = make_dataset(tmp_path, [20])
+    wanted = next(iter(eval_batches(manifest, 20, 16, view=3))).images_B3HW
+    (batch,) = eval_batches(manifest, 20, 16, view=3, device=device)
+    assert torch.equal(batch.images_B3HW[1::2], wanted[1::2])
+    assert not batch.images_B3HW[::2].any()
+    assert asked == [[20, 20]]
 
 
 def test_normalise_takes_imagenet_statistics_out():

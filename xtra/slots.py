@@ -1,0 +1,62 @@
+"""Memory for batches of images that is used again: fresh pages for every batch cost as much as a copy of it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Lease:
+    """Images that are somebody's until `release`; one that is never released stays valid for ever."""
+
+    def __init__(self, images_B3HW: Tensor, whole: Tensor | None = None, home: Free | None = None) -> None:
+        """`whole` goes back to `home`; without them there is nothing to give back."""
+        self._images: Tensor | None = images_B3HW
+        self._whole, self._home = whole, home
+
+    @property
+    def images_B3HW(self) -> Tensor:
+        """uint8. Raises ValueError after the release."""
+        if self._images is None:
+            raise ValueError("the batch was released: copy what you keep of its images before release()")
+        return self._images
+
+    @property
+    def pixels_B3HW(self) -> np.ndarray:
+        """The same memory as an array; of images on the CPU."""
+        return self.images_B3HW.numpy()
+
+    def release(self) -> None:
+        """Give the memory back; once is enough. Copies to a device that were begun before, on the current stream, still
+        see the images."""
+        whole, self._images, self._whole = self._whole, None, None
+        if whole is None or self._home is None:
+            return
+        copied = None
+        if whole.is_pinned():
+            copied = torch.cuda.Event()
+            copied.record()
+        self._home.append((whole, copied))
+
+
+Free = deque[tuple[Tensor, torch.cuda.Event | None]]
+
+
+class Slots:
+    """Leases of uint8 [B, 3, size, size] in memory that released ones gave back, pinned where there is a GPU."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free: Free = deque()
+
+    def take(self, images: int) -> Lease:
+        whole, copied = self._free.popleft() if self._free else (torch.empty(0), None)
+        if copied is not None:
+            copied.synchronize()
+        if len(whole) < images:  # the first ones, or of a batch that is larger than those before
+            shape = (images, 3, self._size, self._size)
+            whole = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        return Lease(whole[:images], whole, self._free)
