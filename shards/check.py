@@ -2,33 +2,33 @@
 
 What must agree: the manifest with the commits and with its rules, the commit with the tar's and index's bytes (size,
 sha256), the index with the plan (the same links), with the commit's counts, and with the tar's members (offset, length,
-sha256, json). A link that was asked for again counts once, with its newest verdict.
+json; when the sha256 of each is computed, `check_tar` says). A link that was asked for again counts once, with its
+newest verdict.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards import image, manifest, rules, selection, store, tar
-
-JSON_FIELDS = ("url", "labels", "sha256", "width", "height")
+from shards import manifest, rules, selection, store
+from shards.check_tar import check_tar, kept_rows
 
 
 @dataclass(frozen=True)
 class Config:
     dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    jobs: int = 2  # shards checked at once
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # shards checked at once, each at a core's speed
     decode: bool = False  # also decode every image in full
     problems_per_shard: int = 20  # more are counted, not listed
 
@@ -187,8 +187,9 @@ def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Repo
     if index is None:
         return report
     _check_index(version, number, index, commit, report)
-    kept = {row["member"]: row for row in index.to_pylist() if row["reason"] == manifest.KEPT}
-    _check_tar(version.dataset, shard, kept, decode, report)
+    rows = kept_rows(index.filter(pc.field("reason") == manifest.KEPT))
+    url = store.join(version.dataset, "shards", shard.tar)
+    report.bytes = check_tar(url, True, shard.tar_sha256, shard.tar_bytes, rows, decode, report.add)
     return report
 
 
@@ -209,6 +210,9 @@ def _read_index(
     return table
 
 
+_PLANNED = ["key", "url", "labels", "row"]
+
+
 def _check_index(
     version: manifest.Manifest, number: int, index: pa.Table, commit: manifest.Commit | None, report: _Report
 ) -> None:
@@ -220,24 +224,28 @@ def _check_index(
         report.add(f"the index counts {dict(report.counts)}, the commit kept {commit.kept}, {commit.reasons}")
     try:
         plan = manifest.read_plan(version.dataset, shard.unit)
-        planned = plan.select(["key", "url", "labels", "row"]).to_pylist()
+        planned = plan.select(_PLANNED)
     except (store.StoreError, pa.ArrowException, KeyError) as error:
         report.add(f"the plan cannot be read: {error}")
     else:
-        rows = index.select(["key", "url", "labels", "row"]).to_pylist()
+        rows = index.select(_PLANNED)
         if len(rows) != len(planned):
             report.add(f"the index has {len(rows)} rows, the plan {len(planned)} links")
-        for row, link in zip(rows, planned):
-            if row != link:
-                report.add(f"row {row['row']} of the index is not the link that was planned", link["key"])
+        if not rows.equals(planned):
+            for row, link in zip(rows.to_pylist(), planned.to_pylist()):
+                if row != link:
+                    report.add(f"row {row['row']} of the index is not the link that was planned", link["key"])
     for name in ("key", "member"):
-        column = [value for value in index[name].to_pylist() if value is not None]
-        for value, times in Counter(column).items():
-            if times > 1:
-                report.add(f"{name} {value} stands {times} times in the index", value)
+        column = index[name].drop_null()
+        if pc.count_distinct(column).as_py() < len(column):
+            for value, times in Counter(column.to_pylist()).items():
+                if times > 1:
+                    report.add(f"{name} {value} stands {times} times in the index", value)
     try:
         _check_rules(version, number, index, report)
-        selected = selection.selected_index(version, number, ["key"]).num_rows
+        selected = report.counts[manifest.KEPT]
+        if version.rules or version.subset:
+            selected = selection.selected_index(version, number, ["key"]).num_rows
     except store.StoreError as error:
         report.add(str(error))
         return
@@ -257,85 +265,3 @@ def _check_rules(version: manifest.Manifest, number: int, index: pa.Table, repor
             report.add(f"the rule about row {found['row']} neither takes it out nor joins labels")
         if found["reason"]:
             report.ruled[found["reason"]] += 1
-
-
-class _Hashing(io.RawIOBase):
-    """Reads through to `file`, hashing and counting what passes."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
-
-    def read(self, size: int = -1) -> bytes:
-        body = self.file.read(size)
-        self.sha256.update(body)
-        self.size += len(body)
-        return body
-
-
-def _check_tar(
-    dataset: str, shard: manifest.Shard, kept: dict[str, dict[str, Any]], decode: bool, report: _Report
-) -> None:
-    try:
-        with store.open_read(store.join(dataset, "shards", shard.tar)) as file:
-            source = _Hashing(file)
-            try:
-                found = _check_members(source, kept, decode, report)
-                for member, row in kept.items():
-                    if member not in found:
-                        report.add(f"the tar lacks {member}", row["key"])
-            except ValueError as error:
-                report.add(str(error))
-            while source.read(8 << 20):
-                pass
-    except (store.StoreError, OSError) as error:
-        report.add(f"the tar cannot be read: {error}")
-        return
-    report.bytes = source.size
-    if source.size != shard.tar_bytes:
-        report.add(f"the tar has {source.size} bytes, the manifest says {shard.tar_bytes}")
-    if source.sha256.hexdigest() != shard.tar_sha256:
-        report.add("the tar does not have the sha256 of the manifest")
-
-
-def _check_members(source: Any, kept: dict[str, dict[str, Any]], decode: bool, report: _Report) -> set[str]:
-    """Compare the tar's members with the index's kept rows; returns the image members found. ValueError: torn tar."""
-    by_key = {row["key"]: row for row in kept.values()}
-    found: set[str] = set()
-    described: set[str] = set()
-    for name, offset, body in tar.read_tar(source):
-        key, _, ending = name.rpartition(".")
-        if ending == "json" and key in by_key:
-            described.add(key)
-            _check_json(by_key[key], body, report)
-        elif row := kept.get(name):
-            found.add(name)
-            _check_image(row, offset, body, decode, report)
-        else:
-            report.add(f"the tar holds {name}, which the index does not keep", key)
-    for key in by_key.keys() - described:
-        report.add(f"the tar lacks {key}.json", key)
-    return found
-
-
-def _check_image(row: dict[str, Any], offset: int, body: bytes, decode: bool, report: _Report) -> None:
-    if (row["offset"], row["length"]) != (offset, len(body)):
-        report.add(f"lies at {offset}+{len(body)}, the index says {row['offset']}+{row['length']}", row["key"])
-    if hashlib.sha256(body).hexdigest() != row["sha256"]:
-        report.add("its bytes do not have the sha256 of the index", row["key"])
-    if decode:
-        try:
-            image.decode(body)
-        except image.Undecodable as error:
-            report.add(f"does not decode: {error}", row["key"])
-
-
-def _check_json(row: dict[str, Any], body: bytes, report: _Report) -> None:
-    try:
-        value = json.loads(body)
-    except ValueError as error:
-        report.add(f"its json member is not JSON: {error}", row["key"])
-        return
-    value = value if isinstance(value, dict) else {}
-    for name in (*JSON_FIELDS, *(("key",) if "key" in value else ())):
-        if value.get(name) != row[name]:
-            report.add(f"its json member disagrees with the index in {name}", row["key"])

@@ -6,6 +6,7 @@ reader can read the result; ours reads members by offset from the index.
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,23 +81,137 @@ def write_tar(out: BinaryIO, members: Iterable[Member]) -> Iterator[Placed]:
     out.write(END)
 
 
-def read_tar(file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
-    """(name, data offset, body) of each regular file. Raises ValueError naming the offset where a tar is torn."""
-    at = 0
+class Source:
+    """A tar, or what claims to be one, read once from front to end; its sha256 and size are of what has passed.
+
+    `pieces` are its bytes in order, each good until the next is asked for, so that all may lie in one reused buffer.
+    """
+
+    def __init__(self, pieces: Iterable[memoryview]):
+        self.size, self.sha256 = 0, hashlib.sha256()
+        self._pieces, self._piece, self._at = iter(pieces), memoryview(b""), 0
+
+    @property
+    def at(self) -> int:
+        """The next byte's place in the tar."""
+        return self.size - len(self._piece) + self._at
+
+    def take(self, length: int) -> bytes:
+        """The next `length` bytes, fewer at the end."""
+        begin, end = self._at, self._at + length
+        if end <= len(self._piece):
+            self._at = end
+            return self._piece[begin:end].tobytes()
+        return b"".join(map(bytes, self.views(length)))
+
+    def views(self, length: int) -> Iterator[memoryview]:
+        """The next `length` bytes where they lie, each view good until the next."""
+        while length > 0 and (self._at < len(self._piece) or self._next()):
+            view = self._piece[self._at : self._at + length]
+            self._at += len(view)
+            length -= len(view)
+            yield view
+
+    def skip(self, length: int) -> None:
+        """Pass over the next `length` bytes, or as many as there are."""
+        self._at += length
+        while self._at > len(self._piece):
+            beyond = self._at - len(self._piece)
+            self._at = beyond if self._next() else 0
+
+    def drain(self) -> None:
+        """Pass over all that is left."""
+        while self._next():
+            pass
+        self._at = 0
+
+    def _next(self) -> bool:
+        self._piece, self._at = next(self._pieces, memoryview(b"")), 0
+        self.sha256.update(self._piece)
+        self.size += len(self._piece)
+        return len(self._piece) > 0
+
+
+def walk(source: Source) -> Iterator[Placed]:
+    """Each regular file in turn, whatever tar wrote it: long names of GNU's and of POSIX.1-2001's (pax) are read.
+
+    Until the next is asked for, its body is the caller's to take from the source; what is left of it is passed over.
+    Raises ValueError naming the offset where the tar is torn.
+    """
+    long_name, long_size = None, None  # said by the headers before the file's own
     while True:
-        head = file.read(BLOCK)
-        if head == b"\0" * BLOCK:
+        at = source.at
+        head = source.take(BLOCK)
+        if head == _ZEROS_OF_A_BLOCK:
             return
         if len(head) < BLOCK:
             raise ValueError(f"the tar ends at byte {at + len(head)} without its end mark: it was cut short")
-        try:
-            info = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise ValueError(f"the tar has no valid header at byte {at}: {error}") from None
-        body = file.read(info.size)
-        if len(body) < info.size:
-            raise ValueError(f"the tar ends inside {info.name} at byte {at + BLOCK + len(body)}: it was cut short")
-        file.read(-info.size % BLOCK)
-        if info.isreg():
-            yield info.name, at + BLOCK, body
-        at += BLOCK + info.size + -info.size % BLOCK
+        name, length, kind = _parse(head, at)
+        if kind in _ABOUT_THE_NEXT and length > _PIECE:  # no name is that long: the header is damaged
+            raise ValueError(f"the tar has no valid extended header at byte {at}")
+        if kind == tarfile.GNUTYPE_LONGNAME:
+            long_name = source.take(length).partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        elif kind == tarfile.XHDTYPE:
+            records = _pax(source.take(length), at)
+            long_name, long_size = records.get("path", long_name), records.get("size")
+        elif kind in _META:
+            pass
+        else:
+            name, length = long_name or name, length if long_size is None else int(long_size)
+            long_name, long_size = None, None
+            if kind in _REGULAR:
+                yield Placed(name, at + BLOCK, length)
+            elif kind in _BODILESS:
+                length = 0
+        end = at + BLOCK + length
+        source.skip(end + -length % BLOCK - source.at)
+        if source.at < end:
+            raise ValueError(f"the tar ends inside {name} at byte {source.at}: it was cut short")
+
+
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_ABOUT_THE_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+_META = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
+_BODILESS = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+
+
+def _parse(head: bytes, at: int) -> tuple[str, int, bytes]:
+    """(name, length, type) of the header at this byte."""
+    try:  # most are our own, and what `header` gives needs no second look
+        name, length = head[:100].rstrip(b"\0").decode("ascii"), int(head[124:135], 8)
+        if header(name, length) == head:
+            return name, length, tarfile.REGTYPE
+    except ValueError:
+        pass
+    try:
+        info = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise ValueError(f"the tar has no valid header at byte {at}: {error}") from None
+    if info.type == tarfile.GNUTYPE_SPARSE:
+        raise ValueError(f"the tar holds {info.name} at byte {at} as a sparse file: pack it again without --sparse")
+    return info.name, info.size, info.type
+
+
+def _pax(body: bytes, at: int) -> dict[str, str]:
+    """The records of an extended header, each "LENGTH KEY=VALUE\\n"; LENGTH counts all of it (POSIX.1-2001)."""
+    records = {}
+    while body.strip(b"\0"):
+        length, _, rest = body.partition(b" ")
+        key, equals, value = rest[: int(length) - len(length) - 1].partition(b"=") if length.isdigit() else (b"",) * 3
+        if not equals:
+            raise ValueError(f"the tar has no valid extended header at byte {at}")
+        records[key.decode("utf-8", "replace")] = value.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+        body = body[int(length) :]
+    return records
+
+
+def read_tar(file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
+    """(name, data offset, body) of each regular file. Raises ValueError naming the offset where a tar is torn."""
+    source = Source(map(memoryview, iter(lambda: file.read(_PIECE), b"")))
+    for member in walk(source):
+        body = source.take(member.length)
+        if len(body) == member.length:
+            yield member.name, member.offset, body
+
+
+_PIECE = 1 << 20

@@ -10,8 +10,9 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pytest
+from conftest import bucket
 
-from shards import check, manifest, selection, store
+from shards import check, check_tar, manifest, selection, store
 from shards.tar import Member, header
 
 
@@ -160,6 +161,80 @@ def test_an_index_that_points_elsewhere(dataset: Path) -> None:
     found = problems(dataset)
     assert sum(", the index says " in p for p in found) == 11
     assert "k000000: lies at 512+" in found[0]
+
+
+def test_an_index_that_says_other_digests_than_a_sound_tar(dataset: Path) -> None:
+    def lie(t: pa.Table) -> pa.Table:
+        digests = t["sha256"].to_pylist()
+        return with_column(t, "sha256", pa.array([*(d and d[::-1] for d in digests[:3]), *digests[3:]]))
+
+    rewrite_index(dataset, lie)
+    assert sorted(problems(dataset)) == [
+        f"000000-a1.tar: k00000{row}: its {what}"
+        for row in range(3)
+        for what in (
+            "bytes do not have the sha256 of the index",
+            "json member disagrees with the index in sha256",
+        )
+    ]
+
+
+def test_decode_also_doubts_a_digest_in_which_index_json_and_tar_agree(dataset: Path) -> None:
+    """Only the writer itself can have done this: the tar is the one that it committed."""
+    tar, wrong = shard_file(dataset, "tar"), "0" * 64
+    row = index_rows(dataset)[4]
+    tar.write_bytes(tar.read_bytes().replace(row["sha256"].encode(), wrong.encode()))
+    rewrite_index(
+        dataset,
+        lambda t: with_column(
+            t, "sha256", pa.array([wrong if d == row["sha256"] else d for d in t["sha256"].to_pylist()])
+        ),
+    )
+    commit = dataset / "commits" / "000000.json"
+    digest = hashlib.sha256(tar.read_bytes()).hexdigest()
+    commit.write_text(json.dumps(json.loads(commit.read_text()) | {"tar_sha256": digest}))
+    (dataset / "manifests").rename(dataset / "old")
+    (dataset / "versions").rename(dataset / "older")
+    manifest.make_version(str(dataset), "test")
+    assert problems(dataset) == []
+    assert problems(dataset, decode=True) == [
+        f"000000-a1.tar: {row['key']}: its bytes do not have the sha256 of the index"
+    ]
+
+
+def test_all_that_changed_in_a_damaged_tar_is_named_and_nothing_else(dataset: Path, monkeypatch) -> None:
+    monkeypatch.setattr(check_tar, "PIECE", 1000)  # bodies and headers lie across pieces
+    rows = index_rows(dataset)
+    for number in (0, 5, 11):
+        flip(shard_file(dataset, "tar"), rows[number]["offset"] + rows[number]["length"] - 1)
+    assert problems(dataset) == [
+        "000000-a1.tar: the tar does not have the sha256 of the manifest",
+        *(
+            f"000000-a1.tar: {rows[number]['key']}: its bytes do not have the sha256 of the index"
+            for number in (0, 5, 11)
+        ),
+    ]
+
+
+def test_remote_tars_are_read_by_ranges(on_moto: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_tar, "RANGE", 1500)
+    base = bucket() + "/data"
+    made = datasets.make_dataset(base, [12, 9], side=16)
+    whole = store.read(store.join(base, "shards", made.shards[1].tar))
+    asked: list[int] = []
+    read_range = store.read_range
+    monkeypatch.setattr(
+        store, "read_range", lambda url, offset, length: asked.append(length) or read_range(url, offset, length)
+    )
+    assert check.run(check.Config(base)).ok
+    assert sum(asked) == sum(shard.tar_bytes for shard in made.shards)
+    assert set(asked) - {1500} == {shard.tar_bytes % 1500 for shard in made.shards}
+    damaged = bytearray(whole)
+    damaged[700] ^= 1
+    store.put(store.join(base, "shards", made.shards[1].tar), bytes(damaged[:-1024]))
+    found = [str(problem) for problem in check.run(check.Config(base)).problems]
+    assert "000001-a1.tar: k000012: its bytes do not have the sha256 of the index" in found
+    assert any("without its end mark" in p for p in found)
 
 
 def test_an_index_whose_rows_are_not_the_plan(dataset: Path) -> None:

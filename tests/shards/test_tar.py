@@ -1,13 +1,14 @@
 """One tar: the same bytes every time, readable by the standard library, honest about damage."""
 
+import hashlib
 import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.tar import Member, header, read_tar, write_tar
+from shards.tar import Member, Source, header, read_tar, walk, write_tar
 
 BODIES = {"a.jpg": b"x" * 700, "a.json": b"{}", "b.png": b"", "c.jpg": b"y" * 512}
 
@@ -66,3 +67,47 @@ def test_headers_are_those_of_tarfile(name, length):
     except ValueError:
         return  # larger than ustar can say
     assert header(name, length) == expected
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=130)
+
+
+@given(
+    st.dictionaries(NAMES, st.binary(max_size=1500), max_size=6),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.integers(70, 3000),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_tar_wrote_it_names_and_places_are_those_of_tarfile(members, kind, piece):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=kind) as tar:
+        folder, link = tarfile.TarInfo("folder/"), tarfile.TarInfo("link")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        link.type, link.linkname, link.size = tarfile.SYMTYPE, "x" * 150, 7
+        if kind != tarfile.USTAR_FORMAT:
+            tar.addfile(link)
+        for name, body in members.items():
+            info = tarfile.TarInfo(f"{name}.jpg")
+            info.size, info.mtime, info.uname = len(body), 1.7e9, "someone"
+            try:
+                tar.addfile(info, io.BytesIO(body))
+            except ValueError:
+                return  # longer than ustar can say
+    packed = out.getvalue()
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        expected = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
+    source = Source(memoryview(packed[at : at + piece]) for at in range(0, len(packed), piece))
+    found = [(member, source.take(member.length // 2)) for member in walk(source)]
+    assert [(m.name, m.offset, m.length) for m, _ in found] == expected
+    assert [half for _, half in found] == [body[: len(body) // 2] for body in members.values()]
+    source.drain()
+    assert (source.size, source.sha256.digest()) == (len(packed), hashlib.sha256(packed).digest())
+
+
+def test_a_damaged_extended_header_is_no_name():
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("x" * 120))
+    with pytest.raises(ValueError, match="no valid extended header at byte 0"):
+        list(read_tar(io.BytesIO(out.getvalue().replace(b" path=", b"xpath="))))
