@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -86,6 +87,38 @@ class DeviceDecoder(Protocol):
         """uint8 [B, 3, size, size] on the device, and the indices that it refuses, whose pixels may be anything. A view
         is None where the header does not tell the size: these must be refused. It keeps nothing of the bodies."""
         ...
+
+
+class Guard(Protocol):
+    """Keeps samples that may end their process from this one's decoders; see xtra/killers.py."""
+
+    def decoding(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
+        """Until the end of the block this process is at these samples."""
+        ...
+
+    def risky(self, sample: Sample) -> bool:
+        """Whether only `decode` may have its body."""
+        ...
+
+    def decode(self, sample: Sample, out_3HW: np.ndarray) -> None:
+        """Decode a risky sample. Raises image.Undecodable."""
+        ...
+
+
+class Unguarded:
+    """No sample is risky."""
+
+    def decoding(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def risky(self, sample: Sample) -> bool:
+        return False
+
+    def decode(self, sample: Sample, out_3HW: np.ndarray) -> None:
+        raise AssertionError(sample.key)
+
+
+_UNGUARDED = Unguarded()
 
 
 def normalise(images_B3HW: Tensor) -> Tensor:
@@ -215,6 +248,7 @@ def train_batches(
     threads: int = 2,
     ahead: int = 2,
     device: DeviceDecoder | None = None,
+    guard: Guard = _UNGUARDED,
 ) -> Iterator[Batch]:
     """The stream's batches, decoded and augmented; `ahead` batches are being decoded while one is consumed.
 
@@ -226,7 +260,11 @@ def train_batches(
         tar = stream.reader.tar_url(sample.shard)
         for other in stream.substitutes(sample):
             try:
-                out_3HW[:] = augmented(bytes(other.body), size, augment, seed, sample.epoch, other.sample)
+                if guard.risky(other):
+                    guard.decode(other, out_3HW)
+                else:
+                    with guard.decoding([other]):
+                        out_3HW[:] = augmented(bytes(other.body), size, augment, seed, sample.epoch, other.sample)
             except image.Undecodable:
                 continue
             told = {"event": "substitute", "shard": tar, "key": sample.key, "why": str(why), "shown": other.key}
@@ -235,7 +273,7 @@ def train_batches(
             f"{tar}: {sample.key} and its whole lane window do not decode ({why}): run xtra check on the dataset"
         )
 
-    yield from _batches(stream, RandomCrop(size, augment, seed), replace, threads, ahead, device)
+    yield from _batches(stream, RandomCrop(size, augment, seed), replace, threads, ahead, device, guard=guard)
 
 
 def eval_batches(
@@ -293,6 +331,7 @@ def _batches(
     ahead: int,
     device: DeviceDecoder | None,
     epoch: int | None = None,
+    guard: Guard = _UNGUARDED,
 ) -> Iterator[Batch]:
     """Each batch decoded, in order, with `ahead` batches under way while one is consumed. The draws are those of each
     sample's own epoch, unless one is given."""
@@ -305,10 +344,11 @@ def _batches(
         samples = next(samples_of, None)
         if samples is None:
             return None
-        work = _begun(samples, transform, slots, device, epoch)
+        with guard.decoding(samples):
+            work = _begun(samples, transform, slots, device, epoch, guard)
         for at in range(0, len(work.index), _TOGETHER):
             rows = range(at, min(at + _TOGETHER, len(work.index)))
-            work.pieces.append(pool.submit(_decode_rows, work, rows, transform, replace))
+            work.pieces.append(pool.submit(_decode_rows, work, rows, transform, replace, guard))
         return work
 
     try:
@@ -322,9 +362,14 @@ def _batches(
 
 
 def _begun(
-    samples: Sequence[Sample], transform: Transform, slots: Slots, device: DeviceDecoder | None, epoch: int | None
+    samples: Sequence[Sample],
+    transform: Transform,
+    slots: Slots,
+    device: DeviceDecoder | None,
+    epoch: int | None,
+    guard: Guard,
 ) -> _Work:
-    bodies = [sample.body for sample in samples]
+    bodies = [b"" if guard.risky(sample) else sample.body for sample in samples]  # which everything here refuses
     epoch_B = np.array([sample.epoch if epoch is None else epoch for sample in samples], np.int64)
     draws_B = transform.draw(epoch_B, np.array([sample.sample for sample in samples], np.int64))
     views = _views(bodies, transform, draws_B)
@@ -334,17 +379,21 @@ def _begun(
     return _Work(samples, draws_B, views, index, slots.take(len(index)), on_device)
 
 
-def _decode_rows(work: _Work, rows: range, transform: Transform, replace: Replace) -> Replaced:
+def _decode_rows(work: _Work, rows: range, transform: Transform, replace: Replace, guard: Guard) -> Replaced:
     """Decode into some rows of the batch's slot. Raises what `replace` raises."""
     index, out_R3HW = [work.index[row] for row in rows], work.slot.pixels_B3HW[rows.start : rows.stop]
-    bodies = [work.samples[i].body for i in index]
-    replaced: Replaced = {}
-    for row in decode_batch(bodies, [work.views[i] for i in index], transform.size, out_R3HW):
-        try:
-            decode_reference(bodies[row], transform, work.draws_B[index[row]], out_R3HW[row])
-        except image.Undecodable as why:
-            replaced[index[row]] = replace(work.samples[index[row]], why, out_R3HW[row])
-    return replaced
+    samples, views = [work.samples[i] for i in index], [work.views[i] for i in index]
+    bad: dict[int, image.Undecodable] = {}
+    with guard.decoding(samples):
+        for row in decode_batch([sample.body for sample in samples], views, transform.size, out_R3HW):
+            try:
+                if guard.risky(samples[row]):
+                    guard.decode(samples[row], out_R3HW[row])
+                else:
+                    decode_reference(samples[row].body, transform, work.draws_B[index[row]], out_R3HW[row])
+            except image.Undecodable as why:
+                bad[row] = why
+    return {index[row]: replace(samples[row], why, out_R3HW[row]) for row, why in bad.items()}
 
 
 def _finished(work: _Work) -> Batch:

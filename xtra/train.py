@@ -26,7 +26,8 @@ from shards.order import Order
 from shards.stream import Cursor, Stream
 from xtra import checkpoint, drop_path
 from xtra.blocks import block_orders, pick_order, target_blocks
-from xtra.data import Augment, Batch, normalise, train_batches
+from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
+from xtra.killers import Guard, find
 from xtra.loss import LossConfig, next_block_loss
 from xtra.meter import cost, memory_bytes
 from xtra.model import ModelConfig, Xtra, build
@@ -114,6 +115,7 @@ def run(
     device = _device(config)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
+    known = find(attempt, manifest.digest, device)
     for remark in (*opened.remarks, _plan(config, manifest, world)):
         progress({"remark": remark})
     model = build(config.model, config.seed, device, config.decoder_fp32)
@@ -133,10 +135,13 @@ def run(
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
     pending: list[Step] = []
     loss, halted, superseded, replaced, resumed_at = None, False, False, 0, seen
+    crop = RandomCrop(config.model.image, config.augment, config.seed)
+    slots = config.batch + 16 * config.threads  # of a batch that a device decodes, and of the threads' samples
     begun = since = time.perf_counter()
 
     with (
         closing(stream),
+        Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
         Parts(attempt, "metrics") as metrics,
         Parts(attempt, "events", rank, world) as events,
         Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.tell) as saver,
@@ -144,7 +149,9 @@ def run(
     ):
         if rank == 0:
             events.tell({"event": "resume" if seen else "start", "samples_seen": seen, "world": world})
-        for batch in train_batches(stream, config.model.image, config.augment, config.seed, config.threads):
+        for batch in train_batches(
+            stream, config.model.image, config.augment, config.seed, config.threads, guard=guard
+        ):
             waited = time.perf_counter() - since
             total = min(config.batch, config.samples - seen)
             perm_K = pick_order(orders_KK, config.seed, seen) if orders_KK is not None else None

@@ -1,0 +1,217 @@
+"""Samples that kill the process that decodes them: found after two deaths at one place, then replaced like any bad one.
+
+While samples are decoded, their numbers stand in a mapped file in the node's temporary folder, which outlives the
+process (`shards.isolate`). The next attempt's processes publish what dead ones left on their node. What was in flight
+at the deaths of two attempts is suspect. The next time that it comes up it is decoded in a child process, and the
+verdict goes into the run folder, where every later attempt finds it, at any world size:
+
+bad       the reference decoder dies of it: replaced
+careful   only a fast decoder does, here or on a device: the reference decoder has it from now on
+cleared   neither does. An attempt that was killed from outside leaves marks as well
+
+    <run>/killers/deaths/<attempt>-<rank>.json       what was in flight when that process died
+    <run>/killers/judged/<sample>-<attempt>.json     what came of a suspect
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards import image, store
+from shards.isolate import Child, InFlight, Killed, alive, suspects
+from shards.stream import Sample
+from xtra.data import Augment, RandomCrop, augmented, decode_reference
+from xtra.ranks import sum_numbers
+from xtra.run_folder import Attempt
+
+DEATHS = 2  # attempts that died with a sample in flight before it is suspect
+READERS = 16
+
+
+@dataclass(frozen=True)
+class Known:
+    """What earlier attempts at a run found out about samples of its manifest, by number."""
+
+    bad: Mapping[int, str]  # why
+    careful: frozenset[int]
+    cleared: frozenset[int]
+    suspects: frozenset[int]  # in flight at DEATHS attempts' deaths since they were last judged
+
+
+def find(attempt: Attempt, manifest: str, device: torch.device) -> Known:
+    """Publish what the dead left on this node; returns what all nodes know. To be called by every rank."""
+    publish(attempt.run)
+    sum_numbers(torch.zeros(1, device=device)).item()  # from here on every rank has published
+    return known(attempt.run, manifest)
+
+
+def publish(run: str) -> None:
+    """Tell the run what its dead processes on this node were decoding, and remove their marks."""
+    prefix = _prefix(run)
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        if path.suffix or alive(path):
+            continue
+        manifest, attempt, rank = path.name.removeprefix(prefix).split("-")
+        death = {"manifest": manifest, "attempt": int(attempt), "samples": sorted(suspects(path))}
+        if death["samples"]:  # another process of this node may be saying the same
+            store.put_json_if_absent(store.join(run, "killers", "deaths", f"{attempt}-{rank}.json"), death)
+        path.unlink(missing_ok=True)
+
+
+def known(run: str, manifest: str) -> Known:
+    """What the run folder says about samples of the manifest with this digest."""
+    bad: dict[int, str] = {}
+    careful: set[int] = set()
+    cleared: dict[int, int] = {}  # by which attempt
+    for verdict in _read_all(store.join(run, "killers", "judged"), manifest):
+        sample = verdict["sample"]
+        if verdict["verdict"] == "bad":
+            bad[sample] = verdict["why"]
+        elif verdict["verdict"] == "careful":
+            careful.add(sample)
+        else:
+            cleared[sample] = max(verdict["attempt"], cleared.get(sample, 0))
+    died: dict[int, set[int]] = defaultdict(set)  # attempts, by sample
+    for death in _read_all(store.join(run, "killers", "deaths"), manifest):
+        for sample in death["samples"]:
+            if death["attempt"] >= cleared.get(sample, 0):
+                died[sample].add(death["attempt"])
+    suspect = {sample for sample, attempts in died.items() if len(attempts) >= DEATHS}
+    return Known(bad, frozenset(careful), frozenset(cleared), frozenset(suspect - bad.keys() - careful))
+
+
+def _read_all(folder: str, manifest: str) -> Iterator[dict[str, Any]]:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="killers") as pool:
+        for told in pool.map(lambda name: store.read_json(store.join(folder, name)), store.names(folder)):
+            if told["manifest"] == manifest[:16]:
+                yield told
+
+
+def _prefix(run: str) -> str:
+    return f"xtra-train-{hashlib.sha256(run.encode()).hexdigest()[:16]}-"
+
+
+class Guard:
+    """What stands between this process's decoders and samples that may end it (`data.Guard`). A context; thread-safe.
+
+    `crop` is what `train_batches` shows of a sample; `tar_url` names a shard by its number; `slots` samples may be in
+    flight at one time.
+    """
+
+    def __init__(
+        self,
+        known: Known,
+        attempt: Attempt,
+        rank: int,
+        manifest: str,
+        crop: RandomCrop,
+        tar_url: Callable[[int], str],
+        slots: int,
+    ) -> None:
+        self._bad, self._careful, self._suspects = dict(known.bad), set(known.careful), set(known.suspects)
+        self._cleared = known.cleared
+        self._attempt, self._manifest, self._crop, self._tar_url = attempt, manifest[:16], crop, tar_url
+        self._child, self._one_at_a_time = Child("xtra.killers:answer"), threading.Lock()
+        name = f"{_prefix(attempt.run)}{self._manifest}-{attempt.number:06d}-{rank:06d}"
+        try:
+            self._marks = InFlight(Path(tempfile.gettempdir()) / name, slots)
+        except OSError as error:
+            raise ValueError(f"{tempfile.gettempdir()}: {error.strerror}: set TMPDIR to a folder with room") from None
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._marks.close()
+        self._child.close()
+
+    def decoding(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
+        """Until the end of the block this process is at these samples."""
+        return self._marks.decoding(*[sample.sample for sample in samples])
+
+    def risky(self, sample: Sample) -> bool:
+        """Whether only `decode` may have its body."""
+        number = sample.sample
+        return number in self._suspects or number in self._bad or number in self._careful
+
+    def decode(self, sample: Sample, out_3HW: np.ndarray) -> None:
+        """Decode a risky sample, in a child if it is suspect. Raises image.Undecodable."""
+        with self._one_at_a_time:
+            if sample.sample in self._suspects:
+                self._judge(sample, out_3HW)
+                return
+        if sample.sample in self._bad:
+            raise image.Undecodable(self._bad[sample.sample])
+        (draws,) = self._crop.draw(np.array([sample.epoch]), np.array([sample.sample]))
+        decode_reference(sample.body, self._crop, draws, out_3HW)
+
+    def _judge(self, sample: Sample, out_3HW: np.ndarray) -> None:
+        """Decode a suspect in the child, and tell the run what came of it. Raises image.Undecodable."""
+        try:
+            words, pixels = self._ask(sample, fast=False)
+        except Killed as killed:
+            self._bad[sample.sample] = str(killed)
+            self._settle(sample, "bad", str(killed))
+            raise image.Undecodable(str(killed)) from None
+        verdict, why = "cleared", ""
+        try:
+            words, pixels = self._ask(sample, fast=True)
+        except Killed as killed:
+            verdict, why = "careful", str(killed)
+        if sample.sample in self._cleared:
+            verdict = "careful"  # it was cleared, and two more attempts died: a device may do what no child here can
+        if verdict == "careful":
+            self._careful.add(sample.sample)
+        self._settle(sample, verdict, why)
+        if "undecodable" in words:
+            raise image.Undecodable(words["undecodable"])
+        out_3HW[:] = np.frombuffer(pixels, np.uint8).reshape(out_3HW.shape)
+
+    def _ask(self, sample: Sample, fast: bool) -> tuple[dict[str, Any], bytes]:
+        """Raises Killed."""
+        words = dataclasses.asdict(self._crop) | {"epoch": sample.epoch, "sample": sample.sample, "fast": fast}
+        memory = 20 * image.MAX_PIXELS + 8 * len(sample.body) + (256 << 20)  # two RGBX copies, a progressive JPEG's
+        return self._child.ask(words, bytes(sample.body), memory)
+
+    def _settle(self, sample: Sample, verdict: str, why: str) -> None:
+        self._suspects.discard(sample.sample)
+        told = {
+            "manifest": self._manifest,
+            "attempt": self._attempt.number,
+            "sample": sample.sample,
+            "shard": self._tar_url(sample.shard),
+            "key": sample.key,
+            "verdict": verdict,
+            "why": why,
+        }
+        name = f"{sample.sample:012d}-{self._attempt.number:06d}.json"
+        store.put_json_if_absent(store.join(self._attempt.run, "killers", "judged", name), told)
+
+
+def answer(words: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    """In the child: decode a sample as `train_batches` would, or by the reference decoder alone."""
+    scale, ratio, flip = (words["augment"][name] for name in ("scale", "ratio", "flip"))
+    augment = Augment(tuple(scale), tuple(ratio), flip)
+    size, seed, epoch, sample = (words[name] for name in ("size", "seed", "epoch", "sample"))
+    try:
+        if words["fast"]:
+            return {}, augmented(body, size, augment, seed, epoch, sample).tobytes()
+        crop, pixels = RandomCrop(size, augment, seed), np.empty((3, size, size), np.uint8)
+        (draws,) = crop.draw(np.array([epoch]), np.array([sample]))
+        decode_reference(body, crop, draws, pixels)
+    except image.Undecodable as why:
+        return {"undecodable": str(why)}, b""
+    return {}, pixels.tobytes()
