@@ -148,6 +148,10 @@ class Manifest:
         """sha256 of the content: equal for equal selections, wherever the dataset lies."""
         return hashlib.sha256(_canonical(_content(self))).hexdigest()
 
+    def tar_url(self, number: int) -> str:
+        """Where the tar of the number-th shard lies."""
+        return store.join(self.dataset, "shards", self.shards[number].tar)
+
     @property
     def address(self) -> str:
         """What to pass to --data: this version and no later one."""

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,7 +172,17 @@ class Sequence:
             yield Place(*where, self._samples(*where))
 
 
-def batch(sequence: Sequence, start: int, stop: int) -> Place:
+class Positions(Protocol):
+    """An endless stream of places: one dataset's `Sequence`, or that of a mixture."""
+
+    samples: int
+
+    def at(self, start: int, stop: int) -> Place: ...
+
+    def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]: ...
+
+
+def batch(sequence: Positions, start: int, stop: int) -> Place:
     """The global batch of positions start .. stop-1, sorted by (epoch, lane, item): the same set at any world size."""
     place = sequence.at(start, stop)
     return place.take(np.lexsort((place.item, place.lane, place.epoch)))

@@ -12,36 +12,22 @@ import errno
 import io
 import json
 import os
-import random
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
-import fsspec
+from shards import remote
+from shards.remote import Missing, StoreError
 
-T = TypeVar("T")
-
-PATIENCE = 120.0  # seconds that a remote call is tried again for, so that a store may go away for a minute
-FIRST_PATIENCE = 10.0  # ... while this process has never reached the store: it may be a slip in its name
-LONGEST_WAIT = 8.0  # seconds between two tries
-SINGLE_PUT = 64 << 20  # larger bodies go multipart; commits never do (some stores ignore the condition there)
 PART = 16 << 20  # bytes of a file's part; PARTS of them are in memory at once
 PARTS = 4
 READ_AHEAD = 8 << 20
-
-
-class StoreError(ValueError):
-    """A storage call failed for a reason that a retry did not mend."""
-
-
-class Missing(StoreError):
-    """The named object does not exist."""
 
 
 def join(base: str, *names: str) -> str:
@@ -61,128 +47,6 @@ def absolute(url: str) -> str:
     return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
 
 
-_filesystems: dict[tuple[int, str], Any] = {}
-_filesystems_lock = threading.Lock()
-
-
-def _remote(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a remote URL, made in the process that uses it (clients do not survive a fork)."""
-    scheme, path = url.split("://", 1)
-    with _filesystems_lock:
-        here = (os.getpid(), scheme)
-        if here not in _filesystems:
-            _filesystems[here] = _open_filesystem(scheme, url)
-        return _filesystems[here], path
-
-
-def _open_filesystem(scheme: str, url: str) -> Any:
-    try:
-        if scheme != "s3":
-            return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
-        fs = fsspec.filesystem(
-            "s3",
-            use_listings_cache=False,
-            skip_instance_cache=True,
-            default_block_size=SINGLE_PUT,
-            max_concurrency=1,  # more would ask for the size before every read
-            config_kwargs={
-                "connect_timeout": 5,
-                "read_timeout": 60,
-                "max_pool_connections": 32,
-                "retries": {"total_max_attempts": 3, "mode": "standard"},  # of a request; `_call` retries whole calls
-                # Stores that are not AWS (Ceph, rclone) refuse or store the newer SDKs' trailing checksums.
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-            },
-        )
-        fs.retries = 1  # its own, which would multiply with the other two
-        return fs
-    except (ValueError, ImportError) as error:
-        raise StoreError(f"{url}: no storage client for {scheme}://: {error}") from None
-
-
-_HINTS = (
-    ("NoCredentials", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use an instance role"),
-    ("Unable to locate credentials", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    ("PartialCredentials", "half of the credentials: set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    ("InvalidAccessKeyId", "the store does not know this access key: check AWS_ACCESS_KEY_ID"),
-    ("SignatureDoesNotMatch", "the store refuses this secret: check AWS_SECRET_ACCESS_KEY"),
-    ("NoSuchBucket", "the bucket does not exist: make it first"),
-    ("bucket does not exist", "the bucket does not exist: make it first"),
-    ("EndpointConnectionError", "the store does not answer: check AWS_ENDPOINT_URL and the network"),
-    ("Could not connect", "the store does not answer: check AWS_ENDPOINT_URL and the network"),
-    ("AccessDenied", "access denied: check the permissions of these credentials on the bucket"),
-    ("Forbidden", "access denied: check the credentials and their permissions on the bucket"),
-)
-_FINAL = (
-    *("Credentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "AccessDenied", "Forbidden"),
-    *("ParamValidation", "Invalid endpoint", "Invalid bucket"),
-)
-_PASSING = (408, 409, 425, 429)  # statuses below 500 that may be another one the next time
-_PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "NoSuchUpload")  # S3's, with status 400 or 404
-_OURS = (TypeError, AttributeError, NameError, AssertionError, MemoryError)
-
-
-def _final(error: BaseException) -> bool:
-    """Whether trying again is useless: the store has understood, and said no."""
-    if any(mark in f"{type(error).__name__}: {error}" for mark in _FINAL):
-        return True
-    status, code = _answer(error)
-    return 400 <= status < 500 and status not in _PASSING and code not in _PASSING_CODES
-
-
-def _answer(error: BaseException) -> tuple[int, str]:
-    """The HTTP status and S3's code, where a store's answer is behind the error; (0, "") elsewise."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    if not isinstance(response, dict):
-        return 0, ""
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), response.get("Error", {}).get("Code", "")
-
-
-def _explain(verb: str, url: str, error: BaseException, tried: str = "") -> StoreError:
-    text = f"{type(error).__name__}: {error} {_answer(error)[1]}"
-    cause = f"{error.__cause__}" if error.__cause__ else ""
-    for mark, hint in _HINTS:
-        if mark in text or mark in cause:
-            return StoreError(f"{url}: cannot {verb}{tried}: {hint}")
-    return StoreError(f"{url}: cannot {verb}{tried}: {' '.join(text.split())}")
-
-
-_reached: set[tuple[int, str]] = set()  # (process, scheme) of stores that have answered
-
-
-def _call(verb: str, url: str, action: Callable[[], T]) -> T:
-    """Run one remote action, again and again while its failure may pass and patience lasts; what is left becomes an
-    error that names the object. The action must be harmless when repeated."""
-    begun, wait, tries = time.monotonic(), 0.25, 0
-    here = (os.getpid(), url.split("://", 1)[0])
-    while True:
-        tries += 1
-        try:
-            done = action()
-        except _OURS:
-            raise
-        except Exception as error:
-            # fsspec and botocore raise many unrelated types here; only the kinds that `_final` knows are known to last.
-            if isinstance(error, FileNotFoundError):
-                _reached.add(here)
-                if "bucket" in f"{error} {_answer(error)[1]}".lower():
-                    raise _explain(verb, url, error) from None
-                if verb != "write":  # there, what is missing is the upload: it was completed, and the reply lost
-                    raise Missing(f"{url}: there is no such object") from None
-            elif _final(error):
-                raise _explain(verb, url, error) from None
-            spent = time.monotonic() - begun
-            if spent + wait > (PATIENCE if here in _reached else FIRST_PATIENCE):
-                tried = f" ({tries} tries in {spent:.0f} s)" if tries > 1 else ""
-                raise _explain(verb, url, error, tried) from None
-            time.sleep(wait * random.uniform(0.7, 1.0))
-            wait = min(2 * wait, LONGEST_WAIT)
-        else:
-            _reached.add(here)
-            return done
-
-
 @contextlib.contextmanager
 def _local_errors(verb: str, url: str) -> Iterator[None]:
     try:
@@ -198,8 +62,8 @@ def read(url: str) -> bytes:
     if is_local(url):
         with _local_errors("read", url):
             return local_path(url).read_bytes()
-    fs, path = _remote(url)
-    return _call("read", url, lambda: fs.cat_file(path))
+    fs, path = remote.client(url)
+    return remote.call("read", url, lambda: fs.cat_file(path))
 
 
 def read_range(url: str, offset: int, length: int) -> bytes:
@@ -209,11 +73,27 @@ def read_range(url: str, offset: int, length: int) -> bytes:
             file.seek(offset)
             body = file.read(length)
     else:
-        fs, path = _remote(url)
-        body = _call("read", url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+        fs, path = remote.client(url)
+        body = remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=offset + length))
     if len(body) != length:
         raise StoreError(f"{url}: ends {length - len(body)} bytes before {offset}+{length}: run xtra check on it")
     return body
+
+
+def read_into(url: str, offset: int, view: memoryview) -> None:
+    """Fill memory with an object's bytes from `offset`: `read_range` for bulk reading, without a new object each time.
+
+    Raises Missing; StoreError also when the object is shorter than that.
+    """
+    if not is_local(url):
+        from shards import ranged  # libcurl is needed only here
+
+        ranged.read_into(url, offset, view)
+        return
+    with _local_errors("read", url), local_path(url).open("rb", buffering=0) as file:
+        length = os.preadv(file.fileno(), [view], offset)
+    if length != len(view):
+        raise StoreError(f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check on it")
 
 
 def open_read(url: str) -> BinaryIO:
@@ -221,10 +101,10 @@ def open_read(url: str) -> BinaryIO:
     if is_local(url):
         with _local_errors("read", url):
             return local_path(url).open("rb")
-    fs, path = _remote(url)
+    fs, path = remote.client(url)
     if url.startswith(("http://", "https://")):  # whose servers need not know ranges
-        return _call("read", url, lambda: fs.open(path, "rb", block_size=READ_AHEAD))
-    size = _call("read", url, lambda: fs.info(path))["size"]
+        return remote.call("read", url, lambda: fs.open(path, "rb", block_size=READ_AHEAD))
+    size = remote.call("read", url, lambda: fs.info(path))["size"]
     return io.BufferedReader(_Ranges(url, size), READ_AHEAD)
 
 
@@ -264,8 +144,8 @@ def put(url: str, body: bytes) -> None:
             aside.write_bytes(body)
             _publish(aside, target)
         return
-    fs, path = _remote(url)
-    _call("write", url, lambda: fs.pipe_file(path, body))
+    fs, path = remote.client(url)
+    remote.call("write", url, lambda: fs.pipe_file(path, body))
 
 
 def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None:
@@ -279,9 +159,9 @@ def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None
                 shutil.copyfile(path, aside)
             _publish(aside, target)
         return
-    fs, remote_path = _remote(url)
+    fs, remote_path = remote.client(url)
     parts = {"chunksize": PART, "max_concurrency": PARTS} if url.startswith("s3://") else {}
-    _call("write", url, lambda: fs.put_file(os.fspath(path), remote_path, **parts))
+    remote.call("write", url, lambda: fs.put_file(os.fspath(path), remote_path, **parts))
 
 
 def _renamed(path: str | os.PathLike[str], to: Path) -> bool:
@@ -303,7 +183,7 @@ def put_if_absent(url: str, body: bytes) -> bool:
     section 13.1.2). A reply can be lost after the store has applied the write, so a refusal is settled by reading the
     object back: equal bytes count as ours, so callers who must tell writers apart put a name into the body.
     """
-    assert len(body) < SINGLE_PUT, "a commit is one small single-part PUT"
+    assert len(body) < remote.SINGLE_PUT, "a commit is one small single-part PUT"
     if is_local(url):
         with _local_errors("write", url), _aside(url) as (aside, target):
             aside.write_bytes(body)
@@ -312,7 +192,7 @@ def put_if_absent(url: str, body: bytes) -> bool:
             except FileExistsError:
                 return False
             return True
-    fs, path = _remote(url)
+    fs, path = remote.client(url)
 
     def create() -> bool:
         try:
@@ -325,7 +205,7 @@ def put_if_absent(url: str, body: bytes) -> bool:
             raise
         return True
 
-    return _call("write", url, create)
+    return remote.call("write", url, create)
 
 
 def put_json(url: str, value: Any) -> None:
@@ -351,8 +231,8 @@ def _json(value: Any) -> bytes:
 def exists(url: str) -> bool:
     if is_local(url):
         return local_path(url).exists()
-    fs, path = _remote(url)
-    return _call("look up", url, lambda: fs.exists(path))
+    fs, path = remote.client(url)
+    return remote.call("look up", url, lambda: fs.exists(path))
 
 
 def names(url: str) -> list[str]:
@@ -363,9 +243,9 @@ def names(url: str) -> list[str]:
                 return sorted(name for name in os.listdir(local_path(url)) if not name.startswith(".aside-"))
         except Missing:
             return []
-    fs, path = _remote(url)
+    fs, path = remote.client(url)
     try:
-        found = _call("list", url, lambda: fs.ls(path, detail=False))
+        found = remote.call("list", url, lambda: fs.ls(path, detail=False))
     except Missing:
         return []
     return sorted({name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != path.rstrip("/")})
@@ -390,9 +270,9 @@ def entries(url: str) -> list[Entry]:
                     if entry.is_file():
                         found.append(Entry(entry.name, entry.stat().st_size, entry.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.name)
-    fs, path = _remote(url)
+    fs, path = remote.client(url)
     try:
-        infos = _call("list", url, lambda: fs.ls(path, detail=True))
+        infos = remote.call("list", url, lambda: fs.ls(path, detail=True))
     except Missing:
         return []
     return sorted(
@@ -419,9 +299,9 @@ def delete(url: str) -> None:
         with _local_errors("delete", url):
             local_path(url).unlink(missing_ok=True)
         return
-    fs, path = _remote(url)
+    fs, path = remote.client(url)
     with contextlib.suppress(Missing):
-        _call("delete", url, lambda: fs.rm_file(path))
+        remote.call("delete", url, lambda: fs.rm_file(path))
 
 
 def check_writable(url: str) -> None:

@@ -1,46 +1,32 @@
 """Manifest + cursor -> encoded samples, in the order that `order.py` defines, for any rank of any world size.
 
 The stream keeps no state that matters: position `samples_seen` of a manifest and an order says everything, so resuming
-is starting there, on any number of ranks. Samples of local tars are read where they lie; remote ones come chunk by
-chunk (one ranged read for about `order.chunk` neighbours), fetched ahead by a few threads into a bounded cache.
+is starting there, on any number of ranks. One thread plans, waits and copies ahead of the consumer; what is fetched,
+and where it waits, is `reader.py`'s business.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import queue
 import threading
-from collections import OrderedDict
+import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from shards import store
+from shards.encoded import Encoded, Sample
 from shards.manifest import Manifest
-from shards.order import Order, Place, Sequence, batch, cut
-from shards.selection import selected_index
+from shards.mixture import MixedSequence, Mixture
+from shards.order import Order, Place, Positions, Sequence, batch, cut
+from shards.reader import ReadConfig, Reader
 
-_GAP = 32 << 10  # bytes between two samples above which they are read apart
-_COLUMNS = ["key", "row", "labels", "offset", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One encoded sample and where it came from. `sample` is its number in manifest order, the name all draws use."""
-
-    key: str
-    shard: int
-    index: int  # among the selected samples of its shard
-    row: int
-    sample: int
-    epoch: int
-    lane: int
-    item: int
-    labels: tuple[str, ...]
-    body: bytes
+_PATIENCE = 2.0  # seconds
+_ONCE_CHUNK = 64  # neighbours that are read together where samples come in row order
 
 
 @dataclass(frozen=True)
@@ -52,212 +38,175 @@ class Cursor:
     samples_seen: int
 
 
-class Reader:
-    """Random access to the selected samples of a manifest, by sample number. Thread-safe."""
+@dataclass(frozen=True)
+class GlobalBatch:
+    """One global batch to come: positions start .. stop-1, and this rank's part of it."""
 
-    def __init__(self, manifest: Manifest, chunk: int = 16, threads: int = 8, cache_bytes: int = 4 << 30):
-        self.manifest = manifest
-        self._start = np.cumsum(manifest.counts) - manifest.counts
-        self._tables: OrderedDict[int, dict[str, Any]] = OrderedDict()
-        self._chunk, self._cache_bytes, self._cached = chunk, cache_bytes, 0
-        self._chunks: OrderedDict[tuple[int, int], list[_Piece]] = OrderedDict()
-        self._files: dict[int, int] = {}
-        self._lock = threading.RLock()
-        self._local = store.is_local(manifest.dataset)
-        self._pool = None if self._local else ThreadPoolExecutor(threads, thread_name_prefix="read")
-
-    def locate(self, sample_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample numbers -> (shard, index within the shard's selected samples)."""
-        shard = np.searchsorted(self._start, sample_B, side="right") - 1
-        # Shards without selected samples share their start with the next one; `right` already skips past them.
-        return shard, sample_B - self._start[shard]
-
-    def prefetch(self, place: Place) -> None:
-        """Start fetching what these samples need (remote datasets only)."""
-        if self._pool is not None:
-            for shard, index in zip(*map(np.ndarray.tolist, self.locate(place.sample))):
-                self._remote_chunk(shard, index // self._chunk)
-
-    def read(self, place: Place) -> list[Sample]:
-        """The samples at these places. Raises StoreError naming the tar that cannot be read."""
-        shard_B, index_B = self.locate(place.sample)
-        out = []
-        for i, (shard, index) in enumerate(zip(shard_B.tolist(), index_B.tolist())):
-            table = self._table(shard)
-            body = self._body(shard, index, int(table["offset"][index]), int(table["length"][index]))
-            out.append(
-                Sample(
-                    key=table["key"][index],
-                    shard=shard,
-                    index=index,
-                    row=int(table["row"][index]),
-                    sample=int(place.sample[i]),
-                    epoch=int(place.epoch[i]),
-                    lane=int(place.lane[i]),
-                    item=int(place.item[i]),
-                    labels=tuple(table["labels"][index].as_py() or ()),
-                    body=body,
-                )
-            )
-        return out
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            for descriptor in self._files.values():
-                os.close(descriptor)
-            self._files.clear()
-            self._chunks.clear()
-
-    def tar_url(self, shard: int) -> str:
-        return store.join(self.manifest.dataset, "shards", self.manifest.shards[shard].tar)
-
-    def _table(self, shard: int) -> dict[str, Any]:
-        with self._lock:
-            if shard in self._tables:
-                self._tables.move_to_end(shard)
-                return self._tables[shard]
-        table = selected_index(self.manifest, shard, _COLUMNS)
-        if len(table) != self.manifest.shards[shard].selected:
-            name = self.manifest.shards[shard].index
-            raise store.StoreError(
-                f"{name}: selects {len(table)} samples, its manifest says {self.manifest.shards[shard].selected}: "
-                f"run xtra check {self.manifest.dataset}"
-            )
-        columns: dict[str, Any] = {name: table[name].to_numpy() for name in ("row", "offset", "length")}
-        columns |= {"key": table["key"].to_pylist(), "labels": _one_array(table["labels"])}
-        with self._lock:
-            self._tables[shard] = columns
-            while len(self._tables) > 512:
-                self._tables.popitem(last=False)
-        return columns
-
-    def _body(self, shard: int, index: int, offset: int, length: int) -> bytes:
-        if not self._local:
-            for piece in self._remote_chunk(shard, index // self._chunk):
-                if piece.offset <= offset < piece.offset + piece.length:
-                    return piece.body.result()[offset - piece.offset :][:length]
-            raise AssertionError("every selected sample lies in a piece of its chunk")
-        with self._lock:
-            if shard not in self._files:
-                if len(self._files) >= 256:
-                    os.close(self._files.pop(next(iter(self._files))))
-                self._files[shard] = _open(self.tar_url(shard))
-            descriptor = self._files[shard]
-            body = os.pread(descriptor, length, offset)
-        if len(body) != length:
-            raise store.StoreError(f"{self.tar_url(shard)}: is cut short at byte {offset + len(body)}: run xtra check")
-        return body
-
-    def _remote_chunk(self, shard: int, number: int) -> list[_Piece]:
-        """The chunk's bytes to come; fetching starts if it is not cached. Neighbours share a read, and what lies
-        between two samples that a subset or a verdict took apart is not read."""
-        assert self._pool is not None
-        with self._lock:
-            if (shard, number) in self._chunks:
-                self._chunks.move_to_end((shard, number))
-                return self._chunks[shard, number]
-        table = self._table(shard)
-        these = slice(number * self._chunk, (number + 1) * self._chunk)
-        begin = table["offset"][these]
-        end = begin + table["length"][these]
-        apart = np.flatnonzero(begin[1:] - end[:-1] > _GAP) + 1
-        with self._lock:
-            if (shard, number) not in self._chunks:
-                pieces = []
-                for run in np.split(np.arange(len(begin)), apart):
-                    offset, length = int(begin[run[0]]), int(end[run[-1]] - begin[run[0]])
-                    fetch = self._pool.submit(store.read_range, self.tar_url(shard), offset, length)
-                    pieces.append(_Piece(offset, length, fetch))
-                self._chunks[shard, number] = pieces
-                self._cached += sum(piece.length for piece in pieces)
-                while self._cached > self._cache_bytes and len(self._chunks) > 1:
-                    _, old = self._chunks.popitem(last=False)
-                    self._cached -= sum(piece.length for piece in old)
-            return self._chunks[shard, number]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One ranged read of a tar, under way or done."""
-
-    offset: int
-    length: int
-    body: Future[bytes]
-
-
-def _open(url: str) -> int:
-    try:
-        return os.open(store.local_path(url), os.O_RDONLY)
-    except FileNotFoundError:
-        raise store.Missing(f"{url}: the shard is gone: run xtra check on the dataset") from None
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else combined.chunk(0)
+    start: int
+    stop: int
+    place: Place
 
 
 class Stream:
-    """This rank's cut of every global batch from `samples_seen` on, endlessly: iterate for lists of `Sample`.
+    """This rank's cut of every global batch from `samples_seen` on, endlessly: iterate for `Encoded` batches.
 
     The batches of all ranks together are the same sets at any world size. `stop_at` shortens the last batch so that
-    the stream ends at exactly that many samples.
+    the stream ends at exactly that many samples. Iterate it once; `close` it, or exhaust it.
     """
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest | Mixture,
         order: Order,
         batch_size: int,
         samples_seen: int = 0,
         stop_at: int | None = None,
         rank: int = 0,
         world: int = 1,
-        read_ahead: int = 4,
+        config: ReadConfig | None = None,
     ):
-        self.sequence = Sequence(manifest.counts, order)
-        self.reader = Reader(manifest, order.chunk)
-        self._batch, self._seen, self._stop_at = batch_size, samples_seen, stop_at
-        self._rank, self._world, self._read_ahead = rank, world, read_ahead
+        self.manifest, self.order = manifest, order
+        mixed = isinstance(manifest, Mixture)
+        manifests = manifest.manifests if mixed else (manifest,)
+        self.sequence: Positions = MixedSequence(manifest, order) if mixed else Sequence(manifest.counts, order)
+        self.samples_seen = samples_seen  # of the batches that were handed out, and those before
+        self._batch, self._stop_at, self._rank, self._world = batch_size, stop_at, rank, world
+        self._config = config or ReadConfig()
+        lanes = order.lanes * len(manifests)
+        share = -(-lanes // world) + (world > 1)  # a rank's cut may begin and end inside a lane
+        run = min(order.window * order.chunk, -(-self.sequence.samples // lanes))
+        self.reader = Reader(
+            manifests,
+            self._config,
+            order.chunk,
+            window=min(share, lanes) * run,
+            passed=lanes * order.window * order.chunk,
+            batch=-(-batch_size // world),
+        )
+        self._feed: _Feed | None = None
 
-    def places(self) -> Iterator[Place]:
+    def batches(self) -> Iterator[GlobalBatch]:
         """Where this rank's samples of each global batch lie, without reading them."""
-        seen = self._seen
-        while self._stop_at is None or seen < self._stop_at:
-            end = seen + self._batch if self._stop_at is None else min(seen + self._batch, self._stop_at)
-            yield batch(self.sequence, seen, end).take(cut(end - seen, self._rank, self._world))
-            seen = end
+        start = self.samples_seen
+        while self._stop_at is None or start < self._stop_at:
+            stop = start + self._batch if self._stop_at is None else min(start + self._batch, self._stop_at)
+            whole = batch(self.sequence, start, stop)
+            yield GlobalBatch(start, stop, whole.take(cut(stop - start, self._rank, self._world)))
+            start = stop
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        coming: list[Place] = []
-        for place in self.places():
-            self.reader.prefetch(place)
-            coming.append(place)
-            if len(coming) > self._read_ahead:
-                yield self.reader.read(coming.pop(0))
-        for place in coming:
-            yield self.reader.read(place)
+    def __iter__(self) -> Iterator[Encoded]:
+        assert self._feed is None, "a stream is iterated once: make another from its state"
+        self._feed = _Feed(self.reader, self.batches(), self._config.ahead)
+        for encoded in self._feed:
+            self.samples_seen = encoded.stop
+            yield encoded
 
     def substitutes(self, bad: Sample) -> Iterator[Sample]:
         """Stand-ins for a sample that does not decode: the rest of its lane window, in order (design section 3)."""
         for place in self.sequence.substitutes(bad.epoch, bad.lane, bad.item):
-            yield self.reader.read(place)[0]
+            yield self.reader.read_apart(place)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, as plain JSON: all that resuming needs, on any number of ranks."""
+        order = dataclasses.asdict(self.order)
+        return {"manifest": self.manifest.digest, "order": order, "samples_seen": self.samples_seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; before iterating. Raises ValueError for another manifest or order."""
+        ours = self.state_dict()
+        for name in ("manifest", "order"):
+            if state[name] != ours[name]:
+                raise ValueError(f"the state is of {name} {state[name]}, this stream is of {ours[name]}: open that one")
+        assert self._feed is None, "a state is loaded before iterating"
+        self.samples_seen = int(state["samples_seen"])
 
     def close(self) -> None:
+        """Idempotent. Batches that were handed out stay valid."""
+        if self._feed is not None:
+            self._feed.stop()
         self.reader.close()
 
 
-def once(manifest: Manifest, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[list[Sample]]:
-    """Every sample once, in row order, with a short last batch: what all evaluation uses."""
-    reader = Reader(manifest)
-    try:
-        for start in range(0, manifest.samples, batch_size):
-            numbers = np.arange(start, min(start + batch_size, manifest.samples), dtype=np.int64)
+def once(
+    manifest: Manifest,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    every: tuple[int, int] = (0, 1),
+    config: ReadConfig | None = None,
+) -> Iterator[Encoded]:
+    """Every sample once, in row order, with a short last batch: what all evaluation uses.
+
+    `every` = (r, w): only each w-th batch, from the r-th on; the others are not read.
+    """
+    config = config or ReadConfig()
+
+    def batches() -> Iterator[GlobalBatch]:
+        for start in range(every[0] * batch_size, manifest.samples, every[1] * batch_size):
+            stop = min(start + batch_size, manifest.samples)
+            numbers = np.arange(start, stop, dtype=np.int64)
             zeros = np.zeros_like(numbers)
-            place = Place(zeros, zeros, numbers, numbers).take(cut(len(numbers), rank, world))
-            reader.prefetch(place)
-            yield reader.read(place)
+            place = Place(zeros, zeros, numbers, numbers).take(cut(stop - start, rank, world))
+            yield GlobalBatch(start, stop, place)
+
+    reader = Reader((manifest,), config, _ONCE_CHUNK, window=4 * batch_size, passed=2 * batch_size, batch=batch_size)
+    feed = _Feed(reader, batches(), config.ahead)
+    try:
+        yield from feed
     finally:
+        feed.stop()
         reader.close()
+
+
+class _Feed:
+    """A thread that keeps `ahead` batches ready, and fetching as far ahead of them as memory reaches."""
+
+    def __init__(self, reader: Reader, batches: Iterator[GlobalBatch], ahead: int) -> None:
+        self._reader, self._batches = reader, batches
+        self._ready: queue.Queue[Encoded | BaseException | None] = queue.Queue(ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Encoded]:
+        while (encoded := self._ready.get()) is not None:
+            if isinstance(encoded, BaseException):
+                raise encoded
+            yield encoded
+
+    def stop(self) -> None:
+        """Ends the thread; one that waits for a store which does not answer is left to itself."""
+        self._stopped.set()
+        until = time.monotonic() + _PATIENCE
+        while self._thread.is_alive() and time.monotonic() < until:
+            try:
+                self._ready.get(timeout=0.05)  # a thread that waits for room sees that it may go
+            except queue.Empty:
+                continue
+
+    def _run(self) -> None:
+        try:
+            for encoded in self._encoded():
+                self._ready.put(encoded)
+                if self._stopped.is_set():
+                    return
+            self._ready.put(None)
+        except BaseException as error:  # it is the consumer's, who is told at the place in the stream where it belongs
+            self._ready.put(error)
+
+    def _encoded(self) -> Iterator[Encoded]:
+        coming: deque[GlobalBatch] = deque()
+        following, planned = next(self._batches, None), 0
+        while coming or following:
+            # One more batch is always planned; then as many as fetching can be kept busy with and memory has room for.
+            while following is not None and not (coming and self._reader.busy(len(coming))):
+                planned = self._reader.plan(following.place, planned, hard=not coming)
+                if planned < len(following.place):
+                    break
+                coming.append(following)
+                following, planned = next(self._batches, None), 0
+            now = coming.popleft()
+            try:
+                yield self._reader.read(now.place, now.start, now.stop)
+            except store.StoreError as error:
+                raise type(error)(f"{error} (samples {now.start} to {now.stop} of the stream)") from None

@@ -45,13 +45,13 @@ def moto_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def on_moto(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shards import store
+    from shards import remote
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setattr(store, "_filesystems", {})
+    monkeypatch.setattr(remote, "_filesystems", {})
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +68,10 @@ def ray_cluster() -> Iterator[None]:
 
 def bucket() -> str:
     """A new bucket on the store that the AWS variables name."""
-    from shards import store
+    from shards import remote
 
     name = f"xtra-test-{uuid.uuid4().hex[:12]}"
-    store._remote("s3://x/y")[0].mkdir(name)
+    remote.client("s3://x/y")[0].mkdir(name)
     return f"s3://{name}"
 
 

@@ -12,7 +12,6 @@ Shapes: B images of 3 x H x W pixels, H = W = size.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,10 +25,11 @@ import torch
 from torch import Tensor
 
 from shards import crop, image
+from shards.encoded import Encoded, Sample
 from shards.image import View
 from shards.manifest import Manifest
 from shards.order import uniform
-from shards.stream import Sample, Stream, once
+from shards.stream import Stream, once
 from xtra.slots import Lease, Slots
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as the official code's transforms use
@@ -212,17 +212,17 @@ def decode_reference(body: crop.Body, transform: Transform, draws: Any, out_3HW:
     image.show(picture, transform.view(*picture.size, draws), out_3HW)
 
 
-def augmented(body: bytes, size: int, augment: Augment, seed: int, epoch: int, sample: int) -> np.ndarray:
+def augmented(body: crop.Body, size: int, augment: Augment, seed: int, epoch: int, sample: int) -> np.ndarray:
     """Decode, crop at random, resize and perhaps mirror: uint8 [3, size, size]. Raises image.Undecodable."""
     return _alone(body, size, RandomCrop(size, augment, seed), epoch, sample)
 
 
-def centred(body: bytes, size: int, resize: int) -> np.ndarray:
+def centred(body: crop.Body, size: int, resize: int) -> np.ndarray:
     """Decode, resize the short side, crop the centre: uint8 [3, size, size]. Raises image.Undecodable."""
     return _alone(body, size, Centre(size, resize), 0, 0)
 
 
-def _alone(body: bytes, size: int, transform: Transform, epoch: int, sample: int) -> np.ndarray:
+def _alone(body: crop.Body, size: int, transform: Transform, epoch: int, sample: int) -> np.ndarray:
     (draws,) = transform.draw(np.array([epoch]), np.array([sample]))
     out_13HW = np.empty((1, 3, size, size), np.uint8)
     if decode_batch([body], _views([body], transform, [draws]), size, out_13HW):
@@ -264,7 +264,7 @@ def train_batches(
                     guard.decode(other, out_3HW)
                 else:
                     with guard.decoding([other]):
-                        out_3HW[:] = augmented(bytes(other.body), size, augment, seed, sample.epoch, other.sample)
+                        out_3HW[:] = augmented(other.body, size, augment, seed, sample.epoch, other.sample)
             except image.Undecodable:
                 continue
             told = {"event": "substitute", "shard": tar, "key": sample.key, "why": str(why), "shown": other.key}
@@ -302,7 +302,7 @@ def eval_batches(
         ) from None
 
     transform = RandomCrop(size, augment or Augment(), seed) if view else Centre(size, resize or size)
-    batches = itertools.islice(once(manifest, batch), part[0], None, part[1])
+    batches = once(manifest, batch, every=part)
     yield from _batches(batches, transform, replace, threads, 2, device, epoch=view)
 
 
@@ -314,7 +314,7 @@ Replaced = dict[int, tuple[Sample, dict[str, Any]]]  # by index in the batch: wh
 class _Work:
     """A batch, and those of its samples that the CPU decodes: all, or what the device refused."""
 
-    samples: Sequence[Sample]
+    encoded: Encoded
     draws_B: Sequence[Any]
     views: Sequence[View | None]
     index: list[int]  # of the samples that the CPU decodes; row j of the slot is sample index[j]
@@ -324,7 +324,7 @@ class _Work:
 
 
 def _batches(
-    source: Iterable[Sequence[Sample]],
+    source: Iterable[Encoded],
     transform: Transform,
     replace: Replace,
     threads: int,
@@ -338,14 +338,14 @@ def _batches(
     slots = Slots(transform.size)
     pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode")
     feeder = ThreadPoolExecutor(1, thread_name_prefix="feed")
-    samples_of = iter(source)
+    encoded_batches = iter(source)
 
     def begin() -> _Work | None:
-        samples = next(samples_of, None)
-        if samples is None:
+        encoded = next(encoded_batches, None)
+        if encoded is None:
             return None
-        with guard.decoding(samples):
-            work = _begun(samples, transform, slots, device, epoch, guard)
+        with guard.decoding(encoded):
+            work = _begun(encoded, transform, slots, device, epoch, guard)
         for at in range(0, len(work.index), _TOGETHER):
             rows = range(at, min(at + _TOGETHER, len(work.index)))
             work.pieces.append(pool.submit(_decode_rows, work, rows, transform, replace, guard))
@@ -362,27 +362,28 @@ def _batches(
 
 
 def _begun(
-    samples: Sequence[Sample],
+    encoded: Encoded,
     transform: Transform,
     slots: Slots,
     device: DeviceDecoder | None,
     epoch: int | None,
     guard: Guard,
 ) -> _Work:
-    bodies = [b"" if guard.risky(sample) else sample.body for sample in samples]  # which everything here refuses
-    epoch_B = np.array([sample.epoch if epoch is None else epoch for sample in samples], np.int64)
-    draws_B = transform.draw(epoch_B, np.array([sample.sample for sample in samples], np.int64))
+    # What is risky is hidden from everything here, which refuses it.
+    bodies = [b"" if guard.risky(sample) else sample.body for sample in encoded]
+    epoch_B = encoded.place.epoch if epoch is None else np.full(len(encoded), epoch, np.int64)
+    draws_B = transform.draw(epoch_B, encoded.place.sample)
     views = _views(bodies, transform, draws_B)
-    on_device, index = None, list(range(len(samples)))
-    if device is not None and samples:
+    on_device, index = None, list(range(len(encoded)))
+    if device is not None and index:
         on_device, index = device(bodies, views, transform.size)
-    return _Work(samples, draws_B, views, index, slots.take(len(index)), on_device)
+    return _Work(encoded, draws_B, views, index, slots.take(len(index)), on_device)
 
 
 def _decode_rows(work: _Work, rows: range, transform: Transform, replace: Replace, guard: Guard) -> Replaced:
     """Decode into some rows of the batch's slot. Raises what `replace` raises."""
     index, out_R3HW = [work.index[row] for row in rows], work.slot.pixels_B3HW[rows.start : rows.stop]
-    samples, views = [work.samples[i] for i in index], [work.views[i] for i in index]
+    samples, views = [work.encoded[i] for i in index], [work.views[i] for i in index]
     bad: dict[int, image.Undecodable] = {}
     with guard.decoding(samples):
         for row in decode_batch([sample.body for sample in samples], views, transform.size, out_R3HW):
@@ -407,12 +408,15 @@ def _finished(work: _Work) -> Batch:
             work.on_device[refused] = work.slot.images_B3HW.to(work.on_device.device, non_blocking=True)
         work.slot.release()
         lease = Lease(work.on_device)
-    shown = [replaced[i][0] if i in replaced else sample for i, sample in enumerate(work.samples)]
+    keys, labels, sample_B = work.encoded.keys, work.encoded.labels, work.encoded.place.sample.copy()
+    for i, (shown, _) in replaced.items():
+        keys[i], labels[i], sample_B[i] = shown.key, shown.labels, shown.sample
+    work.encoded.release()
     return Batch(
         lease,
-        keys=tuple(sample.key for sample in shown),
-        labels=tuple(sample.labels for sample in shown),
-        sample_B=np.array([sample.sample for sample in shown], np.int64),
-        epoch_B=np.array([sample.epoch for sample in shown], np.int64),
+        keys=tuple(keys),
+        labels=tuple(labels),
+        sample_B=sample_B,
+        epoch_B=work.encoded.place.epoch,
         events=tuple(replaced[i][1] for i in sorted(replaced)),
     )

@@ -63,7 +63,7 @@ def tar_set(folder: Path, tars: int = 2, each: int = 7) -> None:
 
 def samples(dataset: str) -> dict[str, tuple[tuple[str, ...], bytes]]:
     version = manifest.read_manifest(dataset)
-    return {sample.key: (sample.labels, sample.body) for batch in once(version, 4) for sample in batch}
+    return {sample.key: (sample.labels, bytes(sample.body)) for batch in once(version, 4) for sample in batch}
 
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:

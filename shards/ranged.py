@@ -1,0 +1,155 @@
+"""Ranged reads of remote objects into the caller's memory: how samples are read in bulk.
+
+fsspec's clients build a request in Python, some 300 us each, and hand every body over as a new object whose pages the
+kernel must clear first. Here fsspec only signs an object's URL, once an hour; the bytes come through libcurl, one
+handle and one kept-alive connection a thread, into memory that is used again and again. Stores whose client cannot sign
+(a memory store, gs:// without a service account's key) are read through fsspec.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import threading
+import time
+from typing import Any
+
+import pycurl
+
+from shards import remote
+
+SIGNED_FOR = 3600  # seconds
+_SIGNED_AGAIN = 2400  # seconds after which a signature is renewed
+_BLOCK = 512 << 10  # bytes that libcurl hands over at once
+_SILENCE = 60  # seconds without a byte that end a transfer
+
+_signatures: dict[str, tuple[str | None, float]] = {}  # url -> (where to get it, when signed); None: by fsspec
+_local = threading.local()
+
+
+class _Refused(Exception):
+    """An HTTP answer that is not the range asked for, in botocore's shape, which `remote` understands."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        code = re.search(rb"<Code>(\w+)</Code>", body)
+        name = code[1].decode() if code else ""
+        super().__init__(f"HTTP {status} {name}".strip())
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": name}}
+
+
+def read_into(url: str, offset: int, view: memoryview) -> None:
+    """Fill `view` with the object's bytes from `offset`. Raises Missing, and StoreError also where it ends before."""
+    where = _signed(url)
+    if where is None:
+        fs, path = remote.client(url)
+        end = offset + len(view)
+        body = remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=end))
+        view[: len(body)] = body
+        length = len(body)
+    else:
+        length = remote.call("read", url, lambda: _attempt(url, offset, view))
+    if length != len(view):
+        raise remote.StoreError(f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check")
+
+
+def _signed(url: str) -> str | None:
+    scheme = url.split("://", 1)[0]
+    if scheme in ("http", "https"):
+        return url
+    where, when = _signatures.get(url, (None, -1e9))
+    if time.monotonic() - when > _SIGNED_AGAIN:
+        fs, path = remote.client(url)
+        try:
+            where = fs.sign(path, expiration=SIGNED_FOR)
+        except Exception:
+            # Whatever hinders signing (no such verb, no key to sign with) concerns only this way of reading: fsspec's
+            # own reading, the other way, says what is wrong with the credentials if something is.
+            where = None
+        _signatures[url] = (where, time.monotonic())
+    return where
+
+
+def _attempt(url: str, offset: int, view: memoryview) -> int:
+    where = _signed(url)
+    assert where is not None
+    try:
+        return _get(where, offset, view)
+    except _Refused as refused:
+        if refused.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            raise FileNotFoundError(str(refused)) from None
+        if not url.startswith("http"):
+            _signatures.pop(url, None)  # keys may have changed since, or a clock be wrong: sign anew before giving up
+            if refused.response["ResponseMetadata"]["HTTPStatusCode"] == 403 and (again := _signed(url)) is not None:
+                return _get(again, offset, view)
+        raise
+
+
+def _get(where: str, offset: int, view: memoryview) -> int:
+    """One ranged GET (RFC 9110, 14.2): bytes received. 416 is an object that ends before the range."""
+    curl = _handle()
+    body = _Body(view)
+    curl.setopt(pycurl.URL, where)
+    curl.setopt(pycurl.RANGE, f"{offset}-{offset + len(view) - 1}")
+    curl.setopt(pycurl.WRITEFUNCTION, body.write)
+    try:
+        curl.perform()
+    except pycurl.error as error:
+        if not body.too_long:
+            raise ConnectionError(f"curl: {error}") from None
+    finally:
+        curl.unsetopt(pycurl.WRITEFUNCTION)  # the handle outlives the buffer
+    status = curl.getinfo(pycurl.RESPONSE_CODE)
+    if status == 416:
+        return 0
+    # Some servers (rclone) send the range asked for with status 200; others ignore ranges and send the whole object.
+    if status not in (200, 206) or body.too_long or (status == 200 and offset and body.at != len(view)):
+        raise _Refused(status, bytes(view[: min(body.at, 4096)]))
+    return body.at
+
+
+class _Body:
+    """Where a body goes: into the view, as far as it reaches."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self.at = 0
+        self.too_long = False
+
+    def write(self, piece: bytes) -> int | None:
+        end = self.at + len(piece)
+        if end > len(self.view):
+            self.too_long = True
+            return 0  # libcurl ends the transfer
+        self.view[self.at : end] = piece
+        self.at = end
+        return None
+
+
+def _handle() -> Any:
+    """This thread's libcurl handle; a process that was forked makes its own."""
+    curl, process = getattr(_local, "handle", (None, 0))
+    if curl is None or process != os.getpid():
+        curl = pycurl.Curl()
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.BUFFERSIZE, _BLOCK)
+        curl.setopt(pycurl.CONNECTTIMEOUT, 5)
+        curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
+        curl.setopt(pycurl.LOW_SPEED_TIME, _SILENCE)
+        curl.setopt(pycurl.FOLLOWLOCATION, 1)
+        curl.setopt(pycurl.MAXREDIRS, 5)
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)  # a connection a thread: one is no faster
+        for option, value in _certificates():
+            curl.setopt(option, value)
+        _local.handle = (curl, os.getpid())
+    return curl
+
+
+def _certificates() -> list[tuple[int, str]]:
+    """The store's own certificates where AWS's variable names them, else this system's: libcurl inside a wheel looks
+    where its builder's system has them."""
+    paths = ssl.get_default_verify_paths()
+    bundle = os.environ.get("AWS_CA_BUNDLE") or paths.cafile
+    if bundle and os.path.isfile(bundle):
+        return [(pycurl.CAINFO, bundle)]
+    return [(pycurl.CAPATH, paths.capath)] if paths.capath else []
