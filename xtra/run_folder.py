@@ -33,6 +33,7 @@ MAY_DIFFER = (
     "micro",
     "device",
     "threads",
+    "decoder",
     "checkpoint_every",
     "keep",
     "keep_every",

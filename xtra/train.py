@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from shards.manifest import Manifest, read_manifest
 from shards.order import Order
 from shards.stream import Cursor, Stream
-from xtra import checkpoint, drop_path
+from xtra import checkpoint, drop_path, gpu_decode
 from xtra.blocks import block_orders, pick_order, target_blocks
 from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
 from xtra.killers import Guard, find
@@ -66,6 +66,8 @@ class Config:
     shard_optimizer: bool = False  # each rank keeps its share of the optimiser's state (ZeRO 1)
     device: str = "auto"  # "cpu", "cuda" or "auto"
     threads: int = 2  # decoding threads a rank
+    # JPEGs: "gpu" needs the extra `gpu`; "auto" takes it where it can. What a GPU refuses, the CPU decodes.
+    decoder: Literal["cpu", "gpu", "auto"] = "cpu"
     checkpoint_every: int = 1_000_000  # samples
     keep: int = 2  # newest checkpoints that stay
     keep_every: int = 0  # samples; the first checkpoint at or after each multiple stays as well; 0: none
@@ -113,6 +115,7 @@ def run(
     """
     rank, world = world_of()
     device = _device(config)
+    on_gpu = gpu_decode.chosen(config.decoder, device, config.threads)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
     known = find(attempt, manifest.digest, device)
@@ -150,7 +153,7 @@ def run(
         if rank == 0:
             events.tell({"event": "resume" if seen else "start", "samples_seen": seen, "world": world})
         for batch in train_batches(
-            stream, config.model.image, config.augment, config.seed, config.threads, guard=guard
+            stream, config.model.image, config.augment, config.seed, config.threads, device=on_gpu, guard=guard
         ):
             waited = time.perf_counter() - since
             total = min(config.batch, config.samples - seen)
@@ -185,6 +188,8 @@ def run(
                 pending.clear()
                 progress({"samples": config.samples, "loss": loss, **row})
             if due or halted or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
+                if on_gpu is not None:
+                    events.tell({"event": "decoded", "samples_seen": seen, **on_gpu.told()})
                 metrics.flush()  # before the checkpoint: a resumed run's record has no gap
                 events.flush()
             if due or halted:

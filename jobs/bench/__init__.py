@@ -13,7 +13,7 @@ HELPERS = ("origin", "peers")  # modules here that are no subject of their own
 
 
 def subjects() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
 
 
 def result(subject: str, rows: list[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:

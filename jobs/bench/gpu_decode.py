@@ -1,0 +1,154 @@
+"""Decoding on a GPU: images a second by library, whole pictures or training crops, and how close to the CPU reference.
+
+`xtra bench gpu-decode --data DATASET`, on a machine with a GPU and the extra `gpu`. Images per second are of the wall
+clock: from encoded bodies in memory to a checked uint8 batch on the device. Pictures that are refused are not decoded
+here, and counted. The ratios: the best rate of each library, and its median PSNR on crops.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from jobs.bench import result
+from shards import image
+from shards.image import View
+from shards.manifest import read_manifest
+from shards.stream import once
+from xtra import gpu_decode
+from xtra.data import Augment, crop_box
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = ""  # dataset whose first images are decoded
+    images: int = 2048  # kept in memory, decoded again and again
+    size: int = 224  # pixels of the square that comes out
+    batches: tuple[int, ...] = (64, 256, 1024)
+    callers: tuple[int, ...] = (1, 2)  # threads with a decoder each, at once
+    libraries: tuple[Literal["nvimgcodec", "torchcodec"], ...] = ("nvimgcodec", "torchcodec")
+    seconds: float = 5.0  # an arm
+    threads: int = 4  # of the library, for what it does on the host
+    device: str = "cuda"  # "cpu": nvImageCodec's own CPU decoder, which shows only that this works
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data is missing: --data DATASET, whose images are decoded")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"no GPU to measure: torch {torch.__version__} sees none here (xtra doctor says more)")
+
+
+@dataclass(frozen=True)
+class Arm:
+    library: str
+    shown: Literal["crop", "whole"]  # training crops, or all of each picture
+    batch: int
+    callers: int
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Every arm. Raises ValueError where there is no GPU, or none of the libraries."""
+    device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
+    bodies = bodies_of(config.data, config.images)
+    rows: list[dict[str, Any]] = []
+    for library in config.libraries:
+        try:
+            gpu_decode.library(device, config.threads, [library])
+        except ValueError as why:
+            print(f"{library} is left out: {why}", flush=True)
+            continue
+        shown: tuple[Literal["crop", "whole"], ...] = ("crop", "whole")
+        for arm in itertools.starmap(Arm, itertools.product([library], shown, config.batches, config.callers)):
+            rows.append(measure(arm, bodies, device, config.size, config.seconds, config.threads))
+            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    if not rows:
+        raise ValueError("no library to measure: install the extra gpu (xtra doctor says how)")
+    ratios = {}
+    for library in sorted({row["library"] for row in rows}):
+        own = [row for row in rows if row["library"] == library]
+        ratios[f"{library}_images_per_s"] = max(row["images_per_s"] for row in own)
+        ratios[f"{library}_psnr_db"] = statistics.median(row["psnr_db"] for row in own if row["shown"] == "crop")
+    return result("gpu-decode", rows, ratios)
+
+
+def bodies_of(data: str, images: int) -> list[bytes]:
+    """The first encoded images of a dataset."""
+    bodies: list[bytes] = []
+    for batch in once(read_manifest(data), 256):
+        bodies += [bytes(sample.body) for sample in batch]
+        if len(bodies) >= images:
+            break
+    return bodies[:images]
+
+
+def views_of(bodies: Sequence[bytes], shown: Literal["crop", "whole"], size: int) -> list[View]:
+    """What is shown of each body: the crop of its first epoch in training, or all of it squeezed into the square."""
+    views = []
+    for i, body in enumerate(bodies):
+        head = image.header(body)
+        box = (0, 0, head.width, head.height)
+        if shown == "crop":
+            box = crop_box(head.width, head.height, Augment(), 0, 0, i)
+        views.append(image.crop_view(box, size))
+    return views
+
+
+def measure(
+    arm: Arm, bodies: Sequence[bytes], device: torch.device, size: int, seconds: float, threads: int
+) -> dict[str, Any]:
+    """One row: images per second of wall clock and per second of CPU, what was refused, PSNR against the reference."""
+    views = views_of(bodies, arm.shown, size)
+    decoders = [
+        gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads, [arm.library])) for _ in range(arm.callers)
+    ]
+    psnrs = list(_psnrs(decoders[0], bodies[: arm.batch], views[: arm.batch], size))  # and this warms the first up
+    for decoder in decoders[1:]:
+        decoder(bodies[: arm.batch], views[: arm.batch], size)
+    for decoder in decoders:
+        decoder.counts.clear()
+    begun, cpu = time.perf_counter(), time.process_time()
+    until = begun + seconds
+
+    def call(decoder: gpu_decode.GpuDecoder) -> None:
+        for start in itertools.cycle(range(0, max(1, len(bodies) - arm.batch + 1), arm.batch)):
+            decoder(bodies[start : start + arm.batch], views[start : start + arm.batch], size)
+            if time.perf_counter() >= until:
+                return
+
+    with ThreadPoolExecutor(arm.callers) as pool:
+        list(pool.map(call, decoders))
+    took, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    on_gpu, seen = sum(d.counts["gpu"] for d in decoders), sum(sum(d.counts.values()) for d in decoders)
+    return {
+        "library": arm.library,
+        "shown": arm.shown,
+        "batch": arm.batch,
+        "callers": arm.callers,
+        "images_per_s": round(on_gpu / took, 1),
+        "cpu_us_per_image": round(1e6 * cpu / max(on_gpu, 1), 1),
+        "refused": round(1 - on_gpu / max(seen, 1), 4),
+        "psnr_db": round(statistics.median(psnrs), 2) if psnrs else math.nan,
+        "psnr_p5_db": round(float(np.percentile(psnrs, 5)), 2) if psnrs else math.nan,
+    }
+
+
+def _psnrs(
+    decoder: gpu_decode.GpuDecoder, bodies: Sequence[bytes], views: Sequence[View], size: int
+) -> Iterator[float]:
+    """Of every picture that is decoded, against the reference, dB; equal ones count as 99."""
+    images_B3SS, refused = decoder(bodies, views, size)
+    found_B3SS = images_B3SS.cpu().numpy().astype(np.float64)
+    wanted_3SS = np.empty((3, size, size), np.uint8)
+    for i in sorted({*range(len(bodies))} - {*refused}):
+        image.show(image.decode(bodies[i]), views[i], wanted_3SS)
+        error = float(((found_B3SS[i] - wanted_3SS) ** 2).mean())
+        yield min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
