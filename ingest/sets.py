@@ -49,6 +49,9 @@ class Config:
     filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))  # a set is what it is
     scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
     threads: int = 2  # that decode
+    in_place: bool = (
+        False  # of tars in WebDataset's form (also s3://, https://): index them where they lie, copy nothing
+    )
 
     def __post_init__(self) -> None:
         if self.unit < 1:
@@ -151,7 +154,7 @@ def _plan(config: Config, pictures: list[Picture], entries: list[Link], units: l
     """dataset.json first, so that nothing is planned into the dataset of another set; then the plans that lack."""
     store.check_writable(config.out)
     info = manifest.DatasetInfo(
-        list_name=config.name or _set_name(config.source),
+        list_name=config.name or set_name(config.source),
         list_sha256=_listing_sha256(pictures),
         units=len(units),
         unit=config.unit,
@@ -197,9 +200,12 @@ def _unit(
 
 
 def _judge(picture: Picture, link: Link, rules: FilterConfig) -> Verdict:
-    fetched = Fetched(
-        link=link, body=picture.read(), reason=None, detail="", status=0, final_url="", attempts=0, ms=0, at=time.time()
-    )
+    return judged(link, picture.read(), rules)
+
+
+def judged(link: Link, body: bytes, rules: FilterConfig) -> Verdict:
+    """The verdict on a picture of a set, which did not come from the web."""
+    fetched = Fetched(link, body, None, "", status=0, final_url="", attempts=0, ms=0, at=time.time())
     verdict = judge(fetched, rules)
     if verdict.reason is Reason.PLACEHOLDER and verdict.decode_checked:
         # On the web a picture of one colour stands for one that is gone; in a set it may be the sea. It decoded.
@@ -208,7 +214,7 @@ def _judge(picture: Picture, link: Link, rules: FilterConfig) -> Verdict:
     return verdict
 
 
-def _set_name(source: str) -> str:
+def set_name(source: str) -> str:
     """The folder's name, or that of the tars without their numbers: `cifar10-train-*.tar` is `cifar10-train`."""
     name = Path(store.local_path(source)).absolute().name.removesuffix(".tar")
     return re.sub(r"[-_.]?[*?\[].*$|[-_.]\d+$", "", name) or name
@@ -216,7 +222,7 @@ def _set_name(source: str) -> str:
 
 def _classes(config: Config, pictures: list[Picture]) -> tuple[str, ...]:
     if config.classes:
-        return tuple(_class_names(config.classes).values())
+        return tuple(class_names(config.classes).values())
     labels = {picture.label for picture in pictures}
     return tuple(sorted(labels, key=int if all(label.isdecimal() for label in labels) else None))
 
@@ -227,12 +233,12 @@ def _classes(config: Config, pictures: list[Picture]) -> tuple[str, ...]:
 def find(source: str, classes: str | None = None) -> list[Picture]:
     """The pictures of a source, sorted by name. Raises ValueError naming what has no label or cannot be read."""
     if "://" in source and not source.startswith("file://"):
-        raise ValueError(f"{source}: sets are imported from local disks: copy it there first")
+        raise ValueError(f"{source}: sets are imported from local disks: copy it there, or index tars with --in-place")
     path = store.local_path(source)
     tars = sorted(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path)))]
     if not tars and not path.is_dir():
         raise ValueError(f"{source}: there is no such folder or tar: check --source")
-    names = _class_names(classes) if classes else None
+    names = class_names(classes) if classes else None
     pictures = [p for tar in tars for p in _in_tar(tar, names)] if tars else list(_in_folder(path, names))
     if not pictures:
         endings = ", ".join(sorted(PICTURES))
@@ -258,7 +264,7 @@ def _in_folder(root: Path, names: dict[str, str] | None) -> Iterator[Picture]:
                 raise ValueError(f"{path}: lies outside a class folder: put it into {root}/CLASS/")
             label, stem = relative.parts[0], path.stem
             key = stem if stem.startswith(label) else "_".join((*relative.parts[:-1], stem))
-            yield Picture(relative.as_posix(), key, _named(label, names, path), path, 0, path.stat().st_size)
+            yield Picture(relative.as_posix(), key, named(label, names, path), path, 0, path.stat().st_size)
 
 
 def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Picture]:
@@ -284,7 +290,7 @@ def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Picture]:
         member = pictures[key]
         if not labels.get(key):
             raise ValueError(f"{tar}: {member.name} has no label: add a member {key}.cls")
-        label = _named(labels[key], names, tar)
+        label = named(labels[key], names, tar)
         yield Picture(f"{tar.name}/{member.name}", key, label, tar, member.offset_data, member.size)
 
 
@@ -292,7 +298,7 @@ def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def _named(label: str, names: dict[str, str] | None, where: Path) -> str:
+def named(label: str, names: dict[str, str] | None, where: Path | str) -> str:
     if names is None:
         return label
     if label not in names:
@@ -300,7 +306,7 @@ def _named(label: str, names: dict[str, str] | None, where: Path) -> str:
     return names[label]
 
 
-def _class_names(url: str) -> dict[str, str]:
+def class_names(url: str) -> dict[str, str]:
     """Label as written -> name. A "wnid" is preferred to a "name", which is not always unique."""
     value = store.read_json(url)
     entries: list[tuple[Any, Any]]

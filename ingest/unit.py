@@ -93,7 +93,7 @@ class UnitWriter:
         link = verdict.fetched.link
         at = self._at[link.row]
         assert self._rows[at] is None, f"{link.key}: two verdicts"
-        self._rows[at] = _judged_row(verdict)
+        self._rows[at] = judged_row(verdict)
         if verdict.picture is not None:
             self.kept += 1
             self._keep(at, verdict)
@@ -312,7 +312,7 @@ def _bad_row(link: BadLine) -> tuple[Any, ...]:
     return tuple(row.values())
 
 
-def _judged_row(verdict: Verdict) -> tuple[Any, ...]:
+def judged_row(verdict: Verdict) -> tuple[Any, ...]:
     """The cells of the index in the order of its columns, up to those of the member's place."""
     fetched, picture = verdict.fetched, verdict.picture
     link = fetched.link

@@ -293,7 +293,7 @@ def _thumbs(version: Manifest, shard: Shard, rows: pa.Table, small: Mapping[int,
 
 def member_thumb(version: Manifest, shard: Shard, row: dict[str, Any]) -> bytes | None:
     """Of one stored picture; None where it cannot be decoded."""
-    body = store.read_range(store.join(version.dataset, "shards", shard.tar), row["offset"], row["length"])
+    body = store.read_range(shard.tar_url(version.dataset), row["offset"], row["length"])
     return thumbnail(body)
 
 

@@ -71,10 +71,11 @@ def _dry_run(call: Call, config: ingest_run.Config) -> Any:
 
 
 def _import(call: Call) -> Any:
-    from ingest import sets
+    from ingest import in_place, sets
 
     config = call.config(sets.Config, "source")
-    return _gather(call, config, f"{config.source} to {config.out}", sets.run)
+    run = in_place.run if config.in_place else sets.run
+    return _gather(call, config, f"{config.source} to {config.out}", run)
 
 
 def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult]) -> dict[str, Any]:

@@ -188,8 +188,8 @@ def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Repo
         return report
     _check_index(version, number, index, commit, report)
     rows = kept_rows(index.filter(pc.field("reason") == manifest.KEPT))
-    url = store.join(version.dataset, "shards", shard.tar)
-    report.bytes = check_tar(url, True, shard.tar_sha256, shard.tar_bytes, rows, decode, report.add)
+    url = shard.tar_url(version.dataset)
+    report.bytes = check_tar(url, not shard.foreign, shard.tar_sha256, shard.tar_bytes, rows, decode, report.add)
     return report
 
 

@@ -10,12 +10,8 @@ the index (the tar is then read a second time), with `decode`, and for tars that
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from typing import NamedTuple
 
@@ -24,9 +20,6 @@ import pyarrow as pa
 from shards import image, store, tar
 
 JSON_FIELDS = ("url", "labels", "sha256", "width", "height")
-PIECE = 1 << 20  # bytes of a local tar in hand, few enough to be hashed in the processor's cache
-RANGE = 8 << 20  # bytes of one read of a remote tar
-AHEAD = 4  # of those under way for one tar
 
 
 class Kept(NamedTuple):
@@ -57,7 +50,7 @@ def check_tar(url: str, ours: bool, sha256: str, size: int, rows: list[Kept], de
     A tar of ours holds what the index keeps and nothing else; another may hold more.
     """
     try:
-        with closing(pieces(url)) as body:
+        with closing(tar.pieces(url)) as body:
             source = tar.Source(body)
             agreed = _check_members(source, ours, rows, decode, decode or not ours, tell)
             source.drain()
@@ -67,7 +60,7 @@ def check_tar(url: str, ours: bool, sha256: str, size: int, rows: list[Kept], de
         if not committed:
             tell("the tar does not have the sha256 of the manifest", None)
         if ours and not decode and not (committed and agreed):
-            with closing(pieces(url)) as body:
+            with closing(tar.pieces(url)) as body:
                 _check_digests(tar.Source(body), rows, tell)
     except (store.StoreError, OSError) as error:
         tell(f"the tar cannot be read: {error}", None)
@@ -142,33 +135,3 @@ def _check_json(body: bytes, row: Kept, tell: Tell) -> bool:
     if value.get("key", row.key) != row.key:
         tell("its json member disagrees with the index in key", row.key)
     return value.get("sha256") == row.sha256
-
-
-# --- bytes in order ------------------------------------------------------------------------------------------------
-
-
-def pieces(url: str) -> Generator[memoryview]:
-    """The object's bytes in order, each view good until the next; of remote ones some ranges are read ahead."""
-    with store.open_read(url) as file:
-        if store.is_local(url) or not file.seekable():
-            buffer = memoryview(bytearray(PIECE))
-            while length := file.readinto(buffer):  # type: ignore[attr-defined]
-                yield buffer[:length]
-            return
-        size = file.seek(0, os.SEEK_END)
-    starts = iter(range(0, size, RANGE))
-    under_way: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="range") as pool:
-
-        def fetch(count: int) -> None:
-            for start in itertools.islice(starts, count):
-                under_way.append(pool.submit(store.read_range, url, start, min(RANGE, size - start)))
-
-        fetch(AHEAD)
-        try:
-            while under_way:
-                body = under_way.popleft().result()
-                fetch(1)
-                yield memoryview(body)
-        finally:
-            pool.shutdown(cancel_futures=True)

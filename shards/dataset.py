@@ -87,7 +87,7 @@ class Commit:
 
     unit: int
     attempt: str
-    tar: str  # object name under shards/
+    tar: str  # object name under shards/, or where a foreign tar lies
     tar_bytes: int
     tar_sha256: str
     index: str

@@ -105,13 +105,21 @@ class Shard:
     """One tar of a manifest."""
 
     unit: int
-    tar: str
+    tar: str  # name under shards/, or the absolute path or URL of a foreign one
     index: str
     tar_bytes: int
     tar_sha256: str
     links: int
     kept: int
     selected: int
+
+    @property
+    def foreign(self) -> bool:
+        """Whether others wrote the tar, and keep it where it lies: it is read there, and never written or removed."""
+        return "://" in self.tar or self.tar.startswith("/")
+
+    def tar_url(self, dataset: str) -> str:
+        return self.tar if self.foreign else store.join(dataset, "shards", self.tar)
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ class Manifest:
 
     def tar_url(self, number: int) -> str:
         """Where the tar of the number-th shard lies."""
-        return store.join(self.dataset, "shards", self.shards[number].tar)
+        return self.shards[number].tar_url(self.dataset)
 
     @property
     def address(self) -> str:

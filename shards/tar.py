@@ -7,14 +7,23 @@ reader can read the result; ours reads members by offset from the index.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from shards import store
+
 BLOCK = 512
 END = bytes(2 * BLOCK)  # two zero blocks close a tar
+PIECE = 1 << 20  # bytes of a local tar in hand, few enough to be hashed in the processor's cache
+RANGE = 8 << 20  # bytes of one read of a remote tar
+AHEAD = 4  # of those under way for one tar
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,33 @@ def write_tar(out: BinaryIO, members: Iterable[Member]) -> Iterator[Placed]:
         yield Placed(member.name, at + BLOCK, len(body))
         at += BLOCK + len(body) + -len(body) % BLOCK
     out.write(END)
+
+
+def pieces(url: str) -> Generator[memoryview]:
+    """The object's bytes in order, each view good until the next; of remote ones some ranges are read ahead."""
+    with store.open_read(url) as file:
+        if store.is_local(url) or not file.seekable():
+            buffer = memoryview(bytearray(PIECE))
+            while length := file.readinto(buffer):  # type: ignore[attr-defined]
+                yield buffer[:length]
+            return
+        size = file.seek(0, os.SEEK_END)
+    starts = iter(range(0, size, RANGE))
+    under_way: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="range") as pool:
+
+        def fetch(count: int) -> None:
+            for start in itertools.islice(starts, count):
+                under_way.append(pool.submit(store.read_range, url, start, min(RANGE, size - start)))
+
+        fetch(AHEAD)
+        try:
+            while under_way:
+                body = under_way.popleft().result()
+                fetch(1)
+                yield memoryview(body)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Source:
@@ -147,7 +183,7 @@ def walk(source: Source) -> Iterator[Placed]:
         if len(head) < BLOCK:
             raise ValueError(f"the tar ends at byte {at + len(head)} without its end mark: it was cut short")
         name, length, kind = _parse(head, at)
-        if kind in _ABOUT_THE_NEXT and length > _PIECE:  # no name is that long: the header is damaged
+        if kind in _ABOUT_THE_NEXT and length > PIECE:  # no name is that long: the header is damaged
             raise ValueError(f"the tar has no valid extended header at byte {at}")
         if kind == tarfile.GNUTYPE_LONGNAME:
             long_name = source.take(length).partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -207,11 +243,8 @@ def _pax(body: bytes, at: int) -> dict[str, str]:
 
 def read_tar(file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
     """(name, data offset, body) of each regular file. Raises ValueError naming the offset where a tar is torn."""
-    source = Source(map(memoryview, iter(lambda: file.read(_PIECE), b"")))
+    source = Source(map(memoryview, iter(lambda: file.read(PIECE), b"")))
     for member in walk(source):
         body = source.take(member.length)
         if len(body) == member.length:
             yield member.name, member.offset, body
-
-
-_PIECE = 1 << 20

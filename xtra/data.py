@@ -305,10 +305,8 @@ def eval_batches(
     """
 
     def replace(sample: Sample, why: image.Undecodable, out_3HW: np.ndarray) -> tuple[Sample, dict[str, Any]]:
-        tar = manifest.shards[sample.shard].tar
-        raise ValueError(
-            f"{manifest.dataset}/shards/{tar}: {sample.key} does not decode ({why}): run xtra check --decode"
-        ) from None
+        tar = manifest.tar_url(sample.shard)
+        raise ValueError(f"{tar}: {sample.key} does not decode ({why}): run xtra check --decode") from None
 
     transform = RandomCrop(size, augment or Augment(), seed) if view else Centre(size, resize or size)
     batches = once(manifest, batch, every=part)

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 from conftest import bucket
 
-from shards import check, check_tar, manifest, selection, store
+from shards import check, manifest, selection, store
+from shards import tar as tar_module
 from shards.tar import Member, header
 
 
@@ -203,7 +204,7 @@ def test_decode_also_doubts_a_digest_in_which_index_json_and_tar_agree(dataset: 
 
 
 def test_all_that_changed_in_a_damaged_tar_is_named_and_nothing_else(dataset: Path, monkeypatch) -> None:
-    monkeypatch.setattr(check_tar, "PIECE", 1000)  # bodies and headers lie across pieces
+    monkeypatch.setattr(tar_module, "PIECE", 1000)  # bodies and headers lie across pieces
     rows = index_rows(dataset)
     for number in (0, 5, 11):
         flip(shard_file(dataset, "tar"), rows[number]["offset"] + rows[number]["length"] - 1)
@@ -217,7 +218,7 @@ def test_all_that_changed_in_a_damaged_tar_is_named_and_nothing_else(dataset: Pa
 
 
 def test_remote_tars_are_read_by_ranges(on_moto: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_tar, "RANGE", 1500)
+    monkeypatch.setattr(tar_module, "RANGE", 1500)
     base = bucket() + "/data"
     made = datasets.make_dataset(base, [12, 9], side=16)
     whole = store.read(store.join(base, "shards", made.shards[1].tar))
