@@ -49,9 +49,7 @@ class Config:
     filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))  # a set is what it is
     scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
     threads: int = 2  # that decode
-    in_place: bool = (
-        False  # of tars in WebDataset's form (also s3://, https://): index them where they lie, copy nothing
-    )
+    in_place: bool = False  # index WebDataset tars where they lie (also s3://, https://), copy nothing
 
     def __post_init__(self) -> None:
         if self.unit < 1:

@@ -100,8 +100,12 @@ def ingest_all(
 
 def _absolute(c: Config) -> Config:
     """Workers have other working directories."""
+    from shards.mixture import split_part
+
     val = dataclasses.replace(c.val, data=c.val.data and store.absolute(c.val.data))
-    return dataclasses.replace(c, data=c.data and store.absolute(c.data), out=c.out and store.absolute(c.out), val=val)
+    mix = tuple(f"{store.absolute(url)}={share!r}" for url, share in map(split_part, c.mix))
+    data, out = c.data and store.absolute(c.data), c.out and store.absolute(c.out)
+    return dataclasses.replace(c, data=data, mix=mix, out=out, val=val)
 
 
 def probe_all(

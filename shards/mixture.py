@@ -14,13 +14,13 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
-from shards.manifest import Manifest
+from shards.manifest import Manifest, read_manifest
 from shards.order import I64, Order, Place, Sequence, permutation
 
 BLOCK = 4096  # global positions in which the quotas are kept exactly
@@ -66,6 +66,12 @@ class Mixture:
         """Different samples in it; how often each is shown follows from the weights."""
         return int(self.counts.sum())
 
+    @property
+    def shares(self) -> str:
+        """Which part of the stream each dataset really is, for people."""
+        parts = [f"{quota:,}/{BLOCK:,} {m.address}" for m, quota in zip(self.manifests, self.quotas)]
+        return ", ".join(parts)
+
     @cached_property
     def digest(self) -> str:
         """sha256 over the datasets' digests and quotas: equal for the equal stream, wherever the datasets lie."""
@@ -83,6 +89,31 @@ def quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
     while sum(given) < BLOCK:
         given[max(range(len(given)), key=lambda d: exact[d] - given[d])] += 1
     return tuple(given)
+
+
+def read_mixture(data: str, parts: Collection[str]) -> Manifest | Mixture:
+    """The dataset, alone or mixed with others: each part is `DATASET=SHARE`, its share of the samples that are seen;
+    `data` has the rest. Raises ValueError naming the part that is none."""
+    first = read_manifest(data)
+    if not parts:
+        return first
+    others = [split_part(part) for part in parts]
+    rest = 1 - math.fsum(share for _, share in others)
+    if rest <= 0:
+        raise ValueError(f"mix: the shares of {', '.join(parts)} sum to {1 - rest:g}: {data} has what is left of 1")
+    return Mixture((first, *(read_manifest(url) for url, _ in others)), (rest, *(share for _, share in others)))
+
+
+def split_part(part: str) -> tuple[str, float]:
+    """`DATASET=SHARE` -> (dataset, share)."""
+    url, _, text = part.rpartition("=")
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not (url and 0 < share < 1):
+        raise ValueError(f"mix: {part!r} is not DATASET=SHARE with a share between 0 and 1, such as s3://b/in21k=0.3")
+    return url, share
 
 
 class MixedSequence:

@@ -24,11 +24,13 @@ import torch
 from shards import store
 from shards.image import IMAGE_BUILD
 from shards.manifest import Manifest, read_manifest
+from shards.mixture import Mixture, read_mixture
 from xtra import checkpoint
 
 MAY_DIFFER = (
     "out",
     "data",
+    "mix",
     "batch",
     "micro",
     "device",
@@ -67,14 +69,14 @@ class Opened:
     """What every rank of an attempt must agree on; rank 0 finds it out and tells the others."""
 
     attempt: Attempt
-    manifest: Manifest
+    manifest: Manifest | Mixture
     checkpoint: str | None  # the newest committed one, to resume from
     remarks: tuple[str, ...]  # for the user
     val: Manifest | None = None  # the held-out dataset, where there is one
 
 
-def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest, tuple[str, ...]]:
-    """The manifest that a run with this config must read, and remarks for the user; writes nothing.
+def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest | Mixture, tuple[str, ...]]:
+    """The manifest or mixture that a run with this config must read, and remarks for the user; writes nothing.
 
     Raises ValueError naming what is missing, the field in which the config differs from that of the run, or the
     manifests that differ: the run's, its newest checkpoint's and the one that --data names.
@@ -89,11 +91,12 @@ def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest, tuple[str, ...
         _require_same(run, "", before, json.loads(json.dumps(config)))
         if before["batch"] != config["batch"]:
             remarks.append(f"{run}: the batch is now {config['batch']}, it was {before['batch']} when the run began")
-    if before is not None and recorded is not None and before["data"] == config["data"]:
-        # A restart reads the version that the run began with, even when DATASET has a newer one by now.
-        manifest = read_manifest(f"{recorded['dataset']}@{recorded['manifest']}")
+    named = (config["data"], list(config.get("mix", ())))
+    if before is not None and recorded is not None and (before["data"], before.get("mix", [])) == named:
+        # A restart reads the versions that the run began with, even when DATASET has a newer one by now.
+        manifest = _recorded(recorded)
     else:
-        manifest = read_manifest(config["data"])
+        manifest = read_mixture(*named)
     newest = checkpoint.latest(run)
     others = {recorded["manifest"]} if recorded else set()
     others |= {store.read_json(store.join(newest, checkpoint.COMMIT))["manifest"]} if newest else set()
@@ -105,6 +108,14 @@ def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest, tuple[str, ...
             )
         remarks.append(f"{run}: goes on with manifest {manifest.digest[:16]}, begun on {other[:16]}")
     return manifest, tuple(remarks)
+
+
+def _recorded(info: dict[str, Any]) -> Manifest | Mixture:
+    """What run.json names."""
+    if "mixture" not in info:
+        return read_manifest(f"{info['dataset']}@{info['manifest']}")
+    manifests = tuple(read_manifest(f"{part['dataset']}@{part['manifest']}") for part in info["mixture"])
+    return Mixture(manifests, tuple(part["of_4096"] for part in info["mixture"]))
 
 
 def open_run(run: str, config: Mapping[str, Any], world: int) -> Opened:
@@ -147,11 +158,17 @@ def _require_same(run: str, path: str, before: Any, now: Any) -> None:
             )
 
 
-def _facts(manifest: Manifest, config: Mapping[str, Any], world: int) -> dict[str, Any]:
+def _facts(manifest: Manifest | Mixture, config: Mapping[str, Any], world: int) -> dict[str, Any]:
     packages = ("torch", "numpy", "pyarrow", "safetensors", "fsspec")
+    mixed = manifest if isinstance(manifest, Mixture) else Mixture((manifest,), (1.0,))
+    parts = [
+        {"dataset": store.absolute(part.dataset), "manifest": part.digest, "of_4096": quota}
+        for part, quota in zip(mixed.manifests, mixed.quotas)
+    ]
     return {
-        "dataset": store.absolute(manifest.dataset),
+        "dataset": " + ".join(part["dataset"] for part in parts),
         "manifest": manifest.digest,
+        **({"mixture": parts} if isinstance(manifest, Mixture) else {}),
         "manifest_samples": manifest.samples,
         "recipe": config["recipe"],
         "world": world,

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.manifest import Manifest, read_manifest
+from shards.mixture import Mixture
 from shards.order import Order
 from shards.stream import Cursor, Stream
 from xtra import checkpoint, drop_path, gpu_decode
@@ -49,6 +50,7 @@ class Config:
     samples: int  # to see in total; the last batch is cut to it
     batch: int
     data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST
+    mix: tuple[str, ...] = ()  # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
     out: str = ""  # run folder
     recipe: str = "custom"
     seed: int = 0
@@ -209,13 +211,15 @@ def _crossed(every: int, seen: int, step: int, samples: int) -> bool:
     return seen // every > (seen - step) // every or seen >= samples
 
 
-def _plan(config: Config, manifest: Manifest, world: int) -> str:
+def _plan(config: Config, manifest: Manifest | Mixture, world: int) -> str:
     """The steps, epochs and passes that follow from counts of samples."""
     steps, share = math.ceil(config.samples / config.batch), math.ceil(config.batch / world)
     passes = math.ceil(share / (config.micro or share))
+    mixed = f"; mixed of {manifest.shares}" if isinstance(manifest, Mixture) else ""
     return (
         f"{config.samples:,} samples are {steps:,} steps of {config.batch:,}, {config.samples / manifest.samples:.3g} "
         f"epochs of {manifest.samples:,}; a step is {world} x {share:,} images, in {passes} pass{'es' * (passes > 1)}"
+        + mixed
     )
 
 
