@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import simd as build
-from shards import entropy, store
+from shards import crop, entropy, store
 
 GIB = 1 << 30
 PACKAGES = {  # what pillow-simd's build may miss -> the Debian package that has it
@@ -65,6 +65,7 @@ def _checks(config: Config) -> Iterator[Check]:
         pil,
         simd,
         walker,
+        cropper,
         gpu_decode,
         curl,
         cores,
@@ -139,6 +140,18 @@ def walker() -> Check:
     if not entropy.available():
         return Check("warn", "JPEG check", "Pillow alone", "make setup, with a C compiler, halves what checking costs")
     return Check("ok", "JPEG check", "entropy.c, and Pillow")
+
+
+def cropper() -> Check:
+    """Whether the accelerator of training's crops is in use, or could be built here."""
+    found = crop.loaded()
+    if found is not None:
+        return Check("ok", "crops", f"crop.c with {found.codec}, and Pillow")
+    missing = [name for name in ("a C compiler", "jpeglib.h") if name in build.missing_headers()]
+    packages = ", ".join(PACKAGES[name] for name in missing)
+    step = f"install {packages}; make setup" if missing else "python -m shards.crop says why"
+    why = f": no {', '.join(missing)}" if missing else ""
+    return Check("warn", "crops", f"Pillow alone, at three times the cost{why}", step)
 
 
 def gpu_decode() -> Check:

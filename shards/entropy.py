@@ -8,42 +8,24 @@ other file, or without the compiled library, the answer is None and the referenc
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from pathlib import Path
 
+from shards import native
+
 SOURCE = Path(__file__).with_suffix(".c")
 LARGEST = 8 << 20  # bytes; each thread keeps scratch of the size of its largest body
-FLAGS = ("-O2", "-std=c11", "-shared", "-fPIC")
+FLAGS = ("-O2", "-std=c11")
 
 
 def library() -> Path:
     """Where the compiled library of this very source lies, if it was built."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    return SOURCE.with_name(f"_entropy-{sys.platform}-{platform.machine()}-{digest}.so")
+    return native.library(SOURCE)
 
 
 def build(target: Path | None = None) -> str:
     """Compile the library; says in a few words why it could not, or nothing."""
-    target = target or library()
-    compiler = os.environ.get("CC") or shutil.which("cc")
-    if compiler is None:
-        return "no C compiler"
-    with tempfile.TemporaryDirectory(prefix=".entropy-", dir=target.parent) as aside:
-        made = Path(aside) / "made.so"
-        done = subprocess.run(
-            [*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            return f"{compiler} refused it: {(done.stderr.strip().splitlines() or ['nothing said'])[-1]}"
-        made.replace(target)
-    return ""
+    return native.build(SOURCE, target or library(), FLAGS)
 
 
 class Walker:

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from shards import store
-from shards.image import IMAGE_BUILD
+from shards import crop, store
 from shards.manifest import Manifest, read_manifest
 from shards.mixture import Mixture, read_mixture
 from xtra import checkpoint
@@ -173,7 +172,7 @@ def _facts(manifest: Manifest | Mixture, config: Mapping[str, Any], world: int) 
         "recipe": config["recipe"],
         "world": world,
         "threads": torch.get_num_threads(),
-        "image_build": IMAGE_BUILD,
+        "image_build": crop.build_name(),
         "git": _git(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "hardware": _hardware(),

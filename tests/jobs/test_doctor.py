@@ -11,7 +11,7 @@ from shards import store
 def test_this_machine_passes_and_every_line_says_what(capsys: pytest.CaptureFixture[str]):
     checks = doctor.run(doctor.Config())
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(checks) == 14
+    assert len(lines) == len(checks) == 15
     assert {"python", "torch", "ray", "PIL", "libcurl", "cores", "memory", "/dev/shm", "disk"} <= {
         c.what for c in checks
     }

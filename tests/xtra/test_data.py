@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import jpeg, make_dataset, rows_of, write_unit
 
-from shards import image
+from shards import crop, image
 from shards.manifest import make_version
 from shards.order import Order
 from shards.stream import Stream
@@ -127,6 +127,17 @@ def test_a_batch_keeps_its_images_until_it_is_released(tmp_path):
     assert all(torch.equal(batch.images_B3HW, copy) for batch, copy in zip(kept[:2], copies))
     given.close()
     stream.close()
+
+
+def test_batches_are_the_same_without_the_accelerator(tmp_path, monkeypatch):
+    manifest = make_dataset(tmp_path, [20], side=40)
+    ours, centred = batches(manifest, 2), list(eval_batches(manifest, 8, 16, resize=24))
+    monkeypatch.setattr(crop, "loaded", lambda: None)
+    for taken, again in ((ours, batches(manifest, 2)), (centred, list(eval_batches(manifest, 8, 16, resize=24)))):
+        for one, other in zip(taken, again, strict=True):
+            off = (one.images_B3HW.int() - other.images_B3HW.int()).abs()
+            assert off.max() <= (0 if image.IMAGE_BUILD.startswith("pillow 13.") else 3)
+            assert one.keys == other.keys
 
 
 def test_what_a_device_refuses_is_decoded_here(tmp_path):
