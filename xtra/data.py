@@ -12,6 +12,7 @@ Shapes: B images of 3 x H x W pixels, H = W = size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -123,9 +124,15 @@ _UNGUARDED = Unguarded()
 
 def normalise(images_B3HW: Tensor) -> Tensor:
     """uint8 -> float32 with ImageNet mean and std taken out, on the images' own device."""
-    mean = torch.tensor(MEAN, device=images_B3HW.device).view(3, 1, 1) * 255
-    std = torch.tensor(STD, device=images_B3HW.device).view(3, 1, 1) * 255
-    return (images_B3HW.float() - mean) / std
+    mean_311, std_311 = _statistics(images_B3HW.device)
+    return (images_B3HW.float() - mean_311) / std_311
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sent to a device once: the host waits for whatever the device has to do before it takes them."""
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) * 255 for numbers in (MEAN, STD))
+    return mean.to(device), std.to(device)
 
 
 # ---- what is shown of a picture ------------------------------------------------------------------------------------

@@ -10,6 +10,9 @@ batch goes through `GpuDecoder` on a CUDA stream of its own, in a thread that ru
    that the hardware decodes to some picture is not noticed: `xtra check --decode` finds it.
 4. `resize` makes the batch: Pillow's antialiased bicubic filter as two matrix products, whose weights mirror as well.
 
+Speed: the host spends some 60 us of Python on a picture (headers, views of memory), more than the engines of a large GPU
+do: one decoder may not fill them. `xtra bench gpu-decode` tells, with one and two callers.
+
 No GPU was at hand when this was written. With the CPU as its device everything but the CUDA streams runs, on the
 libjpeg-turbo that nvImageCodec brings along; tests/xtra/test_gpu_decode.py does so where the library is installed.
 
@@ -225,9 +228,8 @@ class TorchCodec:
         heads = [image.header(body) for body in encoded]
         # It takes its memory from torch's pool, where the blocks just given back are likely to be the ones that it
         # gets: they are painted, so that a picture that it skips is noticed by the slot that it is copied to.
-        colour = torch.tensor(SENTINEL, dtype=torch.uint8, device=self._device)[:, None, None]
-        painted = [colour.repeat(1, head.height, head.width) for head in heads]
-        del painted
+        blocks = [painted(self._device)[:, None, None].repeat(1, head.height, head.width) for head in heads]
+        del blocks
         try:
             pictures = self._decode(encoded, mode="RGB", device=self._device)
         except RuntimeError:  # of one of them, it does not say which: the reference looks at all
@@ -309,7 +311,7 @@ class GpuDecoder:
         regions = [job.region for job in jobs]
         wide, high = (max(region[side] for region in regions) for side in (2, 3))
         slots_GHW3 = torch.empty(len(jobs), high, wide, 3, dtype=torch.uint8, device=self.device)
-        slots_GHW3.copy_(torch.tensor(SENTINEL, dtype=torch.uint8))
+        slots_GHW3[:] = painted(self.device)
         # nvJPEG's engines (H100) may write before what the stream was given earlier is done: the painting of these
         # slots, and the reading of the last ones, whose memory they may have.
         self._wait()
@@ -331,10 +333,14 @@ class GpuDecoder:
             self._stream.synchronize()
 
 
+def painted(device: torch.device) -> Tensor:
+    """[3]: the colour that memory has before it is decoded into."""
+    return torch.tensor(SENTINEL, dtype=torch.uint8, device=device)
+
+
 def written(slots_GHW3: Tensor, heights: Sequence[int]) -> Tensor:
     """[G]: whether none of the first `height` rows of a slot was left as it had been painted."""
-    colour = torch.tensor(SENTINEL, dtype=torch.uint8, device=slots_GHW3.device)
-    left_GH = (slots_GHW3 == colour).flatten(2).all(2)
+    left_GH = (slots_GHW3 == painted(slots_GHW3.device)).flatten(2).all(2)
     row_H = torch.arange(slots_GHW3.shape[1], device=slots_GHW3.device)
     wanted_GH = row_H < torch.tensor(heights, device=slots_GHW3.device)[:, None]
     return ~(left_GH & wanted_GH).any(1)

@@ -85,6 +85,7 @@ def bodies_of(data: str, images: int) -> list[bytes]:
     bodies: list[bytes] = []
     for batch in once(read_manifest(data), 256):
         bodies += [bytes(sample.body) for sample in batch]
+        batch.release()
         if len(bodies) >= images:
             break
     return bodies[:images]
