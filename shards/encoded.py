@@ -51,7 +51,7 @@ class Encoded(Sequence[Sample]):
         index_B: np.ndarray,
         indexes: list[Index],
         bodies: list[memoryview],
-        buffer: np.ndarray,
+        buffer: bytearray,
         buffers: Buffers,
     ):
         self.start, self.stop = start, stop
@@ -59,7 +59,7 @@ class Encoded(Sequence[Sample]):
         self.shard_B, self.index_B = shard_B, index_B
         self.bodies = bodies
         self._indexes = indexes
-        self._lent: tuple[Buffers, np.ndarray] | None = (buffers, buffer)
+        self._lent: tuple[Buffers, bytearray] | None = (buffers, buffer)
 
     @cached_property
     def keys(self) -> list[str]:
@@ -86,8 +86,8 @@ class Encoded(Sequence[Sample]):
         return (self[i] for i in range(len(self)))
 
     def release(self) -> None:
-        """Give the buffer back. Raises BufferError, and keeps it, while something still holds memory of a body (an
-        array made of it, say)."""
+        """Give the buffer back. Raises BufferError when something still holds memory of a body (an array made of it,
+        say): that stays valid, and the buffer is not used again."""
         if self._lent is None:
             return
         for body in self.bodies:

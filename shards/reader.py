@@ -53,6 +53,9 @@ class ReadConfig:
             raise ValueError(f"read.memory is {self.memory} bytes; it must be at least {1 << 20}")
 
 
+_Name = tuple[int, int, int]  # of a chunk: epoch (each fetches it anew), shard, which of the shard's
+
+
 @dataclass(slots=True)
 class _Chunk:
     """Neighbours in a tar that are fetched together."""
@@ -98,11 +101,12 @@ class Reader:
             self._cache = DiskCache(config.cache, config.cache_bytes)
         self._pool = ThreadPoolExecutor(config.connections, thread_name_prefix="read")
         self._scratch = threading.local()
-        self._chunks: OrderedDict[tuple[int, int], _Chunk] = OrderedDict()
+        self._chunks: OrderedDict[_Name, _Chunk] = OrderedDict()
         self._outstanding = 0
         samples = sum(manifest.samples for manifest in self.manifests)
         mean = sum(_mean_bytes(manifest) * manifest.samples for manifest in self.manifests) / max(samples, 1)
         block = int(np.clip(1 << int(mean / 8).bit_length(), 512, 16 << 10))
+        self._horizon = 4 + window // batch
         under_way = 2 * config.connections * self._chunk + config.ahead * batch
         everything = int(samples * (mean + block)) + (16 << 20)
         wanted = min(int((window + under_way) * (1.1 * mean + block)) + (16 << 20), everything)
@@ -139,9 +143,11 @@ class Reader:
     # --- planning --------------------------------------------------------------------------------------------------
 
     def busy(self, batches: int) -> bool:
-        """Whether as much is planned as is of use: on local disk, some batches; remote, what keeps all connections at
-        work while the consumer has the next one."""
-        return batches >= 4 if all(self._local) else self._outstanding >= 4 * self._config.connections
+        """Whether as much is planned as is of use, `batches` of them: on local disk, a few; remote, what keeps all
+        connections at work while the consumer has the next one, or a whole window."""
+        if all(self._local):
+            return batches >= 4
+        return self._outstanding >= 4 * self._config.connections or batches > self._horizon
 
     def plan(self, place: Place, at: int = 0, hard: bool = False) -> int:
         """Start fetching what these samples need, from the at-th on; returns how far memory reached.
@@ -151,11 +157,11 @@ class Reader:
         """
         shard_B, index_B = (array[at:].tolist() for array in self.locate(place.sample))
         self._read_indexes(shard_B)
-        for step, (shard, number) in enumerate(zip(shard_B, index_B)):
-            name = (shard, number // self._chunk)
+        for step, (epoch, shard, number) in enumerate(zip(place.epoch[at:].tolist(), shard_B, index_B)):
             if self._local[shard]:
-                self._advise(name)
+                self._advise((shard, number // self._chunk))
                 continue
+            name = self._name(epoch, shard, number)
             chunk = self._chunks.get(name)
             if chunk is None:
                 chunk = self._start_chunk(name, hard)
@@ -166,6 +172,9 @@ class Reader:
             chunk.planned += 1
             chunk.touched = self._clock
         return at + len(shard_B)
+
+    def _name(self, epoch: int, shard: int, number: int) -> _Name:
+        return (0 if self._keep else epoch, shard, number // self._chunk)
 
     def _advise(self, name: tuple[int, int]) -> None:
         """Tell the kernel once which part of a tar will be read soon: a cold disk then works ahead of us."""
@@ -179,9 +188,9 @@ class Reader:
             with contextlib.suppress(OSError):  # file systems may not care for advice
                 os.posix_fadvise(self._file(name[0]), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
-    def _start_chunk(self, name: tuple[int, int], hard: bool) -> _Chunk | None:
+    def _start_chunk(self, name: _Name, hard: bool) -> _Chunk | None:
         """A new chunk whose fetching has started; None if there is no room."""
-        shard, number = name
+        _, shard, number = name
         index, first = self._index(shard), number * self._chunk
         lengths = np.array(index.length[first : first + self._chunk])
         counts = self._slab.blocks_for(lengths)
@@ -273,13 +282,14 @@ class Reader:
         lengths = [index.length[number] for index, number in zip(indexes, numbers)]
         grain = 64 if all(self._local) else self._slab.block
         buffer = self._buffers.take(sum(lengths) + len(lengths) * grain)
-        view, at, bodies = buffer.data, 0, []
+        view, memory, at = memoryview(buffer), np.frombuffer(buffer, np.uint8), 0
+        bodies: list[memoryview] = []
         missing: list[tuple[int, int, memoryview]] = []
-        for shard, number, length in zip(shards, numbers, lengths):
+        for epoch, shard, number, length in zip(place.epoch.tolist(), shards, numbers, lengths):
             body = view[at : at + length]
             if self._local[shard]:
                 self._read_local(shard, number, body)
-            elif not self._take(shard, number, buffer, at):
+            elif not self._take(self._name(epoch, shard, number), number, memory, at):
                 missing.append((shard, number, body))
             bodies.append(body)
             at += -(-length // grain) * grain
@@ -299,9 +309,8 @@ class Reader:
             )
         self._check_header(self._header, shard, number)
 
-    def _take(self, shard: int, number: int, buffer: np.ndarray, at: int) -> bool:
+    def _take(self, name: _Name, number: int, buffer: np.ndarray, at: int) -> bool:
         """Copy a sample out of the slab; False if it is not there."""
-        name = (shard, number // self._chunk)
         chunk = self._chunks.get(name)
         blocks = chunk.blocks[number - chunk.first] if chunk else None
         if chunk is None or blocks is None:

@@ -53,16 +53,18 @@ class Buffers:
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
-        self._free: list[np.ndarray] = []
+        self._free: list[bytearray] = []
 
-    def take(self, size: int) -> np.ndarray:
-        """uint8 of at least `size` bytes."""
+    def take(self, size: int) -> bytearray:
+        """At least `size` bytes."""
         if self._free and len(self._free[-1]) >= size:
             return self._free.pop()
         if self._free:
             self._free.pop()  # too small by now: the next is an eighth larger than what was asked for
-        return np.empty(size + size // 8, np.uint8)
+        return bytearray(size + size // 8 + 1)
 
-    def give(self, buffer: np.ndarray) -> None:
+    def give(self, buffer: bytearray) -> None:
+        """Raises BufferError while something still holds memory of it."""
+        buffer.pop()  # nothing but a change of its size makes a bytearray tell; a byte of it is not missed
         if len(self._free) < self.keep:
             self._free.append(buffer)

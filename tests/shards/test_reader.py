@@ -1,0 +1,164 @@
+"""How samples are fetched changes nothing about which come, in what order, with which bytes; and leases hold."""
+
+import gc
+import itertools
+
+import numpy as np
+import pytest
+from conftest import bucket
+from datasets import jpeg, make_dataset
+
+from shards import store
+from shards.order import Order
+from shards.reader import GAP, ReadConfig, _pieces
+from shards.slab import Slab
+from shards.stream import Stream, once
+
+ORDER = Order(seed=3, lanes=5, chunk=4, window=3)
+
+
+def take(stream, n):
+    taken = [[(s.key, s.epoch, bytes(s.body)) for s in batch] for batch in itertools.islice(stream, n)]
+    stream.close()
+    return taken
+
+
+@pytest.fixture
+def remote(tmp_path, on_moto):
+    """The same dataset twice: in a folder and in a bucket."""
+    base = bucket() + "/data"
+    return make_dataset(tmp_path / "local", [30, 1, 22], bad=(3, 17, 18)), make_dataset(
+        base, [30, 1, 22], bad=(3, 17, 18)
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ReadConfig(),
+        ReadConfig(connections=1, ahead=1),
+        ReadConfig(memory=1 << 20),
+        ReadConfig(memory=1 << 30),
+        ReadConfig(cache="cache"),
+    ],
+    ids=["default", "one connection", "little memory", "all in memory", "disk cache"],
+)
+def test_epochs_are_the_same_from_a_bucket_however_it_is_read(remote, config, tmp_path, monkeypatch):
+    local, there = remote
+    monkeypatch.chdir(tmp_path)
+    n = 3 * local.samples // 7
+    assert take(Stream(there, ORDER, 7, config=config), n) == take(Stream(local, ORDER, 7), n)
+
+
+def test_bytes_are_fetched_once_an_epoch_and_not_again_from_memory_or_disk(remote, tmp_path):
+    _, there = remote
+
+    def ratio(epochs, world=1, **config):
+        read = used = 0
+        for rank in range(world):
+            stop = epochs * there.samples
+            stream = Stream(there, ORDER, 10, stop_at=stop, rank=rank, world=world, config=ReadConfig(**config))
+            for batch in stream:
+                batch.release()
+            stream.close()
+            read, used = read + stream.reader.bytes_read, used + stream.reader.bytes_used
+        return read / used
+
+    headers = 2.0  # the pictures here are about as small as headers and JSON are
+    assert 1 <= ratio(4) < headers
+    assert ratio(4, memory=1 << 30) < headers / 4, "a set that fits into memory is fetched once"
+    assert ratio(1, cache=str(tmp_path / "cache")) < headers
+    assert ratio(4, cache=str(tmp_path / "cache")) == 0, "a later run finds everything on disk"
+
+
+def test_memory_that_holds_no_batch_is_slow_but_right(remote):
+    local, there = remote
+    stream = Stream(there, ORDER, 20, config=ReadConfig())
+    stream.reader._slab = Slab(3, 512)
+    assert take(stream, 6) == take(Stream(local, ORDER, 20), 6)
+
+
+def test_a_released_batch_cannot_be_read_and_a_kept_one_stays_whole(tmp_path):
+    manifest = make_dataset(tmp_path, [60])
+    stream = Stream(manifest, ORDER, 10)
+    batches = iter(stream)
+    kept, lent = next(batches), next(batches)
+    body, sample = lent.bodies[0], lent[1]
+    lent.release()
+    lent.release()
+    for gone in (body, sample.body):
+        with pytest.raises(ValueError, match="released memoryview"):
+            bytes(gone)
+    for _ in range(40):
+        next(batches).release()
+    for sample in kept:
+        assert sample.body == jpeg(sample.row), "a batch that was never released is never written over"
+    stream.close()
+    assert kept[3].body == jpeg(kept[3].row), "nor does it end with its stream"
+
+
+def test_buffers_are_reused_once_released_and_not_while_an_array_holds_them(tmp_path):
+    manifest = make_dataset(tmp_path, [60])
+    stream = Stream(manifest, ORDER, 10, config=ReadConfig(ahead=1))
+    buffers = set()
+    for batch in itertools.islice(stream, 50):
+        buffers.add(np.frombuffer(batch.bodies[0], np.uint8).ctypes.data)
+        gc.collect()
+        batch.release()
+    assert len(buffers) <= 4
+    stream.close()
+    stream = Stream(manifest, ORDER, 10, config=ReadConfig(ahead=1))
+    batches = iter(stream)
+    held = next(batches)
+    row, array = held[4].row, np.frombuffer(held.bodies[4], np.uint8)
+    with pytest.raises(BufferError):
+        held.release()
+    for _ in range(20):
+        next(batches).release()
+    assert bytes(array) == jpeg(row), "its memory was not used again"
+    stream.close()
+
+
+class Lengths:
+    """An index whose samples lie with these gaps between them."""
+
+    def __init__(self, length, gaps):
+        self.length = [length] * (len(gaps) + 1)
+        self.offset = [512 + sum(gaps[:i]) + i * (length + 512) for i in range(len(gaps) + 1)]
+
+
+def test_neighbours_are_read_together_as_long_as_little_is_read_in_vain():
+    pieces = list(_pieces(Lengths(100_000, [1500] * 15), 0, 16))
+    assert len(pieces) == 1
+    apart = list(_pieces(Lengths(100_000, [1500, 150_000, 1500, 1500]), 0, 5))
+    assert [list(numbers) for _, _, numbers in apart] == [[0, 1], [2, 3, 4]], "150 kB are over a tenth of 500 kB"
+    bridged = list(_pieces(Lengths(100_000, [1500] * 7 + [120_000] + [1500] * 7), 0, 16))
+    assert len(bridged) == 1, "one link that was left out costs less than a request"
+    far = list(_pieces(Lengths(10_000_000, [GAP + 1]), 0, 2))
+    assert len(far) == 2
+
+
+def test_what_a_state_says_goes_on_there_at_any_world_size(tmp_path):
+    manifest = make_dataset(tmp_path, [60])
+    stream = Stream(manifest, ORDER, 12)
+    whole = take(Stream(manifest, ORDER, 12), 9)
+    for _ in itertools.islice(stream, 4):
+        state = stream.state_dict()
+    stream.close()
+    ranks = []
+    for rank in range(3):
+        resumed = Stream(manifest, ORDER, 12, rank=rank, world=3)
+        resumed.load_state_dict(state)
+        ranks.append(take(resumed, 5))
+    assert [a + b + c for a, b, c in zip(*ranks)] == whole[4:]
+    with pytest.raises(ValueError, match="the state is of order"):
+        Stream(manifest, Order(seed=4), 12).load_state_dict(state)
+
+
+def test_only_asked_batches_are_read(tmp_path, on_moto, monkeypatch):
+    manifest = make_dataset(bucket() + "/data", [64])
+    read = []
+    read_into = store.read_into
+    monkeypatch.setattr(store, "read_into", lambda url, at, to: read.append(len(to)) or read_into(url, at, to))
+    batches = [[s.row for s in batch] for batch in once(manifest, 16, every=(1, 3))]
+    assert batches == [list(range(16, 32))]
