@@ -10,8 +10,8 @@ batch goes through `GpuDecoder` on a CUDA stream of its own, in a thread that ru
    that the hardware decodes to some picture is not noticed: `xtra check --decode` finds it.
 4. `resize` makes the batch: Pillow's antialiased bicubic filter as two matrix products, whose weights mirror as well.
 
-Speed: the host spends some 60 us of Python on a picture (headers, views of memory), more than the engines of a large GPU
-do: one decoder may not fill them. `xtra bench gpu-decode` tells, with one and two callers.
+Speed: the host spends some 60 us of Python on a picture (headers, views of memory), perhaps more than the engines of a
+large GPU do: one decoder may not fill them. `xtra bench gpu-decode` tells, with one and two callers.
 
 No GPU was at hand when this was written. With the CPU as its device everything but the CUDA streams runs, on the
 libjpeg-turbo that nvImageCodec brings along; tests/xtra/test_gpu_decode.py does so where the library is installed.
