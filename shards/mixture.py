@@ -146,22 +146,30 @@ class MixedSequence:
 
     def at(self, start: int, stop: int) -> Place:
         """The samples at global positions start .. stop-1 of the endless stream."""
-        owner = self._owners(start, stop)
-        before = self._before(start).tolist()
-        place = Place(*(np.empty(len(owner), np.int64) for _ in range(4)))
+        where = self.positions(start, stop)
+        return Place(*where, self.samples_at(*where))
+
+    def positions(self, start: int, stop: int) -> tuple[I64, I64, I64]:
+        """(epoch, lane, item) of global positions start .. stop-1; each dataset counts its own epochs."""
+        owner, before = self._owners(start, stop), self._before(start).tolist()
+        epoch, lane, item = (np.empty(len(owner), np.int64) for _ in range(3))
         for d in np.unique(owner).tolist():
             here = owner == d
-            own = self._numbered(d, self.sequences[d].at(before[d], before[d] + int(here.sum())))
-            for name in ("epoch", "lane", "item", "sample"):
-                getattr(place, name)[here] = getattr(own, name)
-        return place
+            own = self.sequences[d].positions(before[d], before[d] + int(here.sum()))
+            epoch[here], lane[here], item[here] = own[0], own[1] + d * self.order.lanes, own[2]
+        return epoch, lane, item
 
-    def _numbered(self, d: int, own: Place) -> Place:
-        """A place in dataset d's own numbers -> in those of the mixture."""
-        return Place(own.epoch, own.lane + d * self.order.lanes, own.item, own.sample + self._first[d])
+    def samples_at(self, epoch: I64, lane: I64, item: I64) -> I64:
+        """The sample numbers there; all arrays [n]."""
+        d_n, out = lane // self.order.lanes, np.empty(len(item), np.int64)
+        for d in np.unique(d_n).tolist():
+            here = d_n == d
+            own = self.sequences[d].samples_at(epoch[here], lane[here] % self.order.lanes, item[here])
+            out[here] = own + self._first[d]
+        return out
 
     def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
         """What may stand in for a bad sample: the other items of the same lane window of the same dataset."""
         d, own = divmod(lane, self.order.lanes)
         for place in self.sequences[d].substitutes(epoch, own, item):
-            yield self._numbered(d, place)
+            yield Place(place.epoch, place.lane + d * self.order.lanes, place.item, place.sample + self._first[d])

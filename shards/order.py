@@ -10,6 +10,7 @@ of the endless stream; g = epoch * N + position; position p is item p // L of la
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -143,23 +144,28 @@ class Sequence:
 
     def at(self, start: int, stop: int) -> Place:
         """The samples at global positions start .. stop-1 of the endless stream."""
+        where = self.positions(start, stop)
+        return Place(*where, self.samples_at(*where))
+
+    def positions(self, start: int, stop: int) -> tuple[I64, I64, I64]:
+        """(epoch, lane, item) of global positions start .. stop-1."""
         g = np.arange(start, stop, dtype=np.int64)
         epoch, position = g // self.samples, g % self.samples
-        item, lane = position // self.order.lanes, position % self.order.lanes
-        return Place(epoch, lane, item, self._samples(epoch, lane, item))
+        return epoch, position % self.order.lanes, position // self.order.lanes
 
-    def _samples(self, epoch: I64, lane: I64, item: I64) -> I64:
+    def samples_at(self, epoch: I64, lane: I64, item: I64) -> I64:
+        """The sample numbers there; all arrays [n]. Costs least where equal epochs and lanes stand together."""
         length = self.order.window * self.order.chunk
         run, offset = item // length, item % length
         start, _ = self.lane(lane)
         within = np.empty(len(item), np.int64)
-        for which in {*zip(epoch.tolist(), lane.tolist(), run.tolist())}:
-            here = (epoch == which[0]) & (lane == which[1]) & (run == which[2])
-            within[here] = self._run(*which)[offset[here]]
+        for here in _alike(epoch, lane, run):
+            i = here.start
+            within[here] = self._run(int(epoch[i]), int(lane[i]), int(run[i]))[offset[here]]
         s = start + run * length + within
         out = np.empty(len(item), np.int64)
-        for e in np.unique(epoch).tolist():
-            out[epoch == e] = self.epoch(e).at(s[epoch == e])
+        for here in _alike(epoch):
+            out[here] = self.epoch(int(epoch[here.start])).at(s[here])
         return out
 
     def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
@@ -169,7 +175,17 @@ class Sequence:
         n = len(self._run(epoch, lane, run))
         for step in range(1, n):
             where = (np.array([epoch]), np.array([lane]), np.array([run * length + (offset + step) % n]))
-            yield Place(*where, self._samples(*where))
+            yield Place(*where, self.samples_at(*where))
+
+
+def _alike(*columns: I64) -> Iterator[slice]:
+    """Runs of equal rows."""
+    n = len(columns[0])
+    changes = np.zeros(max(n - 1, 0), bool)
+    for column in columns:
+        changes |= column[1:] != column[:-1]
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), n]
+    return (slice(a, b) for a, b in itertools.pairwise(edges) if a < b)
 
 
 class Positions(Protocol):
@@ -177,15 +193,20 @@ class Positions(Protocol):
 
     samples: int
 
-    def at(self, start: int, stop: int) -> Place: ...
+    def positions(self, start: int, stop: int) -> tuple[I64, I64, I64]: ...
+
+    def samples_at(self, epoch: I64, lane: I64, item: I64) -> I64: ...
 
     def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]: ...
 
 
-def batch(sequence: Positions, start: int, stop: int) -> Place:
-    """The global batch of positions start .. stop-1, sorted by (epoch, lane, item): the same set at any world size."""
-    place = sequence.at(start, stop)
-    return place.take(np.lexsort((place.item, place.lane, place.epoch)))
+def batch(sequence: Positions, start: int, stop: int, rank: int = 0, world: int = 1) -> Place:
+    """A rank's cut of the global batch of positions start .. stop-1, sorted by (epoch, lane, item): all cuts together
+    are the same set at any world size. Only the cut's samples are looked up: a rank pays for its own."""
+    epoch, lane, item = sequence.positions(start, stop)
+    mine = np.lexsort((item, lane, epoch))[cut(stop - start, rank, world)]
+    where = epoch[mine], lane[mine], item[mine]
+    return Place(*where, sequence.samples_at(*where))
 
 
 def cut(n: int, rank: int, world: int) -> slice:

@@ -90,8 +90,7 @@ class Stream:
         start = self.samples_seen
         while self._stop_at is None or start < self._stop_at:
             stop = start + self._batch if self._stop_at is None else min(start + self._batch, self._stop_at)
-            whole = batch(self.sequence, start, stop)
-            yield GlobalBatch(start, stop, whole.take(cut(stop - start, self._rank, self._world)))
+            yield GlobalBatch(start, stop, batch(self.sequence, start, stop, self._rank, self._world))
             start = stop
 
     def __iter__(self) -> Iterator[Encoded]:
