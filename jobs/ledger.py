@@ -23,7 +23,7 @@ from xtra.flops import Shape, flops_per_image, parameters
 # Fields of a run's config that say which data, how long and where, not how.
 NOT_SETTINGS = {"out", "data", "mix", "recipe", "seed", "samples", "micro", "device", "threads", "decoder"}
 NOT_SETTINGS |= {"checkpoint_every", "keep", "keep_every", "max_bad", "other_manifest"}
-NOT_SETTINGS |= {"val", "sinks", "compile", "shard_optimizer"}
+NOT_SETTINGS |= {"val", "sinks", "compile", "shard_optimizer", "read"}
 READERS = 16  # metrics parts are many small objects: read them in parallel
 
 

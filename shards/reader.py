@@ -91,6 +91,7 @@ class Reader:
         self._buffers = Buffers(config.ahead + 2)
         self._header = memoryview(bytearray(BLOCK))
         self._cache: DiskCache | None = None
+        self.memory = 0  # bytes in which remote samples wait
         self.bytes_read = self.bytes_used = 0
         if not all(self._local):
             self._open_remote(window, batch)

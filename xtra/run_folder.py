@@ -34,6 +34,7 @@ MAY_DIFFER = (
     "micro",
     "device",
     "threads",
+    "read",
     "decoder",
     "checkpoint_every",
     "keep",

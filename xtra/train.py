@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from shards.manifest import Manifest, read_manifest
 from shards.mixture import Mixture
 from shards.order import Order
+from shards.reader import ReadConfig
 from shards.stream import Cursor, Stream
 from xtra import checkpoint, drop_path, gpu_decode
 from xtra.blocks import block_orders, pick_order, target_blocks
@@ -68,6 +69,7 @@ class Config:
     shard_optimizer: bool = False  # each rank keeps its share of the optimiser's state (ZeRO 1)
     device: str = "auto"  # "cpu", "cuda" or "auto"
     threads: int = 2  # decoding threads a rank
+    read: ReadConfig = field(default_factory=ReadConfig)
     # JPEGs: "gpu" needs the extra `gpu`; "auto" takes it where it can. What a GPU refuses, the CPU decodes.
     decoder: Literal["cpu", "gpu", "auto"] = "cpu"
     checkpoint_every: int = 1_000_000  # samples
@@ -134,7 +136,9 @@ def run(
         for block in (*model.encoder.blocks, *model.decoder.blocks):
             block.compile()
     gradients = GradientSum(list(model.parameters()))
-    stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world)
+    stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world, config.read)
+    if stream.reader.memory:
+        progress({"remark": f"up to {stream.reader.memory / 1e9:.1f} GB of samples wait in memory, on every rank"})
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
     machine = cost(config.model, device, world, skips=config.dropped != "compute")
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
