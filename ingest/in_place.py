@@ -185,7 +185,7 @@ def _indexed(
                     return
                 unit, future = waiting.popleft()
                 indexed = future.result()
-                if indexed is None or stop():
+                if indexed is None:
                     return
                 yield unit, indexed
         finally:

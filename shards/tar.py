@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from shards import store
 
@@ -34,8 +34,7 @@ class Member:
     body: bytes | Path
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """Where a member's data (not its header) lies in the tar, in bytes."""
 
     name: str
@@ -148,12 +147,14 @@ class Source:
             length -= len(view)
             yield view
 
-    def skip(self, length: int) -> None:
-        """Pass over the next `length` bytes, or as many as there are."""
-        self._at += length
+    def pass_to(self, place: int) -> int:
+        """Pass over the bytes before this place in the tar, or as many as there are; returns where it is then."""
+        before = self.size - len(self._piece)
+        self._at = place - before
         while self._at > len(self._piece):
-            beyond = self._at - len(self._piece)
-            self._at = beyond if self._next() else 0
+            before = self.size
+            self._at = place - before if self._next() else 0
+        return before + self._at
 
     def drain(self) -> None:
         """Pass over all that is left."""
@@ -175,8 +176,8 @@ def walk(source: Source) -> Iterator[Placed]:
     Raises ValueError naming the offset where the tar is torn.
     """
     long_name, long_size = None, None  # said by the headers before the file's own
+    at = source.at
     while True:
-        at = source.at
         head = source.take(BLOCK)
         if head == _ZEROS_OF_A_BLOCK:
             return
@@ -200,9 +201,9 @@ def walk(source: Source) -> Iterator[Placed]:
             elif kind in _BODILESS:
                 length = 0
         end = at + BLOCK + length
-        source.skip(end + -length % BLOCK - source.at)
-        if source.at < end:
-            raise ValueError(f"the tar ends inside {name} at byte {source.at}: it was cut short")
+        at = source.pass_to(end + -length % BLOCK)
+        if at < end:
+            raise ValueError(f"the tar ends inside {name} at byte {at}: it was cut short")
 
 
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
