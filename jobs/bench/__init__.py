@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-HELPERS = ("origin", "peers")  # modules here that are no subject of their own
+# Modules here that are no subject of their own.
+HELPERS = ("bucket", "origin", "peers", "stream_data", "stream_ours", "stream_peers")
 
 
 def subjects() -> list[str]:

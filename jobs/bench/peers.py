@@ -27,6 +27,8 @@ class Peer:
     imports: str
     newest: tuple[int, int] = (3, 13)  # Python that it runs on
     why: str = ""  # not on newer ones
+    first: tuple[str, ...] = ()  # installed before the requirements, with all they ask for
+    bare: tuple[str, ...] = ()  # installed last, without what they ask for
 
 
 IMG2DATASET = Peer(
@@ -45,6 +47,34 @@ IMG2DATASET = Peer(
     "it imports imghdr, which Python 3.13 no longer has",
 )
 
+STREAMS = Peer(
+    "streams",
+    # What the three import when they read and write; of the clouds and picture libraries that MosaicML's asks for,
+    # reading from S3 needs none. Numpy is its range.
+    (
+        "numpy<2.2",
+        "boto3",
+        "braceexpand",
+        "brotli",
+        "catalogue",
+        "lightning-utilities",
+        "obstore",
+        "pillow",
+        "psutil",
+        "python-snappy",
+        "pyyaml",
+        "requests",
+        "tifffile",
+        "tqdm",
+        "transformers<5",
+        "xxhash",
+        "zstd<2",
+    ),
+    "webdataset, litdata, transformers, boto3, obstore",
+    first=("torch==2.13.0",),
+    bare=("webdataset==1.0.2", "mosaicml-streaming==0.13.0", "litdata==0.2.76"),
+)
+
 
 def build(peer: Peer, root: Path = ROOT) -> Path:
     """The interpreter of the peer's environment, made now if need be (a minute, from the package index).
@@ -55,7 +85,8 @@ def build(peer: Peer, root: Path = ROOT) -> Path:
     python, done = folder / "bin" / "python", folder / "done.json"
     base = interpreter(peer)
     version = _run(peer, [str(base), "-c", "import sys; print(sys.version)"]).strip()
-    wanted = json.dumps({"requirements": peer.requirements, "python": version})
+    steps = (("-q", peer.first), ("-q", peer.requirements), ("--no-deps", peer.bare))
+    wanted = json.dumps({"requirements": [*peer.first, *peer.requirements, *peer.bare], "python": version})
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{peer.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two benches at once build it once
@@ -65,8 +96,9 @@ def build(peer: Peer, root: Path = ROOT) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         _run(peer, [str(base), "-m", "venv", str(folder)])
         pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-        if peer.requirements:
-            _run(peer, [*pip, "install", "-q", *peer.requirements])
+        for flag, requirements in steps:
+            if requirements:
+                _run(peer, [*pip, "install", flag, *requirements])
         _run(peer, [str(python), "-c", f"import {peer.imports}"])
         (folder / "freeze.txt").write_text(_run(peer, [*pip, "freeze"]))
         done.write_text(wanted)

@@ -1,0 +1,376 @@
+"""Our stream beside webdataset, MosaicML streaming and litdata: CPU an image, rate, distance, memory, mixing, waiting.
+
+Every reader is one process on the first core, shuffles as its users have it, and copies every byte of every picture
+into the memory of a batch; nothing is decoded. The file server (`bucket`) has the last core. CPU is user + system time
+of the client and its children over some passes after a first one, which with opening is told apart. Rounds are
+interleaved; a ratio is the median over rounds of ours over theirs: below 1 is better for CPU, above 1 for rates.
+
+Parts (`--only`): `local`, a warm disk; `s3`, an S3 endpoint; `delayed`, the same behind 50 ms to the first byte and
+60 MB/s a connection, with memory and bytes read over whole epochs at several world sizes; `mixing`, classes in a batch
+of a class-sorted set, from the order alone; `wait`, how long a consumer of 80 % of the loader's rate waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from jobs.bench import bucket, peers, result, stream_data, stream_peers
+from shards.order import Order, Sequence, batch
+from shards.stream import ReadConfig
+
+READERS = ("ours", "webdataset", "mosaic", "litdata")
+PARTS = ("local", "s3", "delayed", "mixing", "wait")
+LATENCY, RATE = 0.05, 60e6  # seconds to the first byte, bytes a second and connection
+WORLDS = (1, 3, 8)
+LINKS = 1024  # pictures a shard of the set that whole epochs are read of
+SHARE = 0.8  # of the loader's rate that a consumer takes
+CLASSES, SAMPLES, UNIT = 21_000, 14_200_000, 10_240  # of the class-sorted set
+GLOBAL_BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    only: tuple[str, ...] = PARTS
+    images: int = 4000  # of the set that peers read as well; about 110 KB each
+    passes: int = 4  # over it in one measurement, after a first one that is told apart
+    rounds: int = 5
+    batch: int = 256
+    epoch_images: int = 40_000  # of the set that whole epochs are read of: more than a window of the order holds
+    shards: int = 1400  # of the set whose first batch is waited for, 10,240 links each
+    seconds: float = 10  # that a consumer is watched for
+    data: str | None = None  # a folder or tar of real JPEGs; made ones otherwise
+    store: str | None = None  # s3://bucket/folder that the AWS variables lead to, for the part s3; else on loopback
+    scratch: str | None = None  # a folder for the data: some 2 GB
+
+    def __post_init__(self) -> None:
+        for name in ("images", "passes", "rounds", "batch", "epoch_images", "shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for part in self.only:
+            if part not in PARTS:
+                raise ValueError(f"only names {part!r}: give some of {', '.join(PARTS)}")
+
+
+@dataclass
+class Bench:
+    """What the parts share: the data, made when first asked for, and the machine's cores."""
+
+    config: Config
+    root: Path  # the file server's folder; what is measured lies in its bucket `bench`
+    cores: list[int] = field(default_factory=lambda: sorted(os.sched_getaffinity(0)))
+
+    @cached_property
+    def python(self) -> Path:
+        return peers.build(peers.STREAMS)
+
+    @cached_property
+    def made(self) -> stream_data.Made:
+        pictures = stream_data.pool(self.config.data)
+        return stream_data.written(self.root / "bench" / "ours", self.config.images, pictures)
+
+    @cached_property
+    def formats(self) -> None:
+        """The same pictures as the peers store them."""
+        for who in ("mosaic", "litdata"):
+            tars = [str(self.made.folder / "shards" / name) for name in self.made.tars]
+            self.client(who, {"verb": "write", "folder": str(self.root / "bench" / who), "tars": tars})
+
+    @cached_property
+    def epoch(self) -> stream_data.Made:
+        folder = self.root / "bench" / "epoch"
+        return stream_data.cloned(folder, -(-self.config.epoch_images // LINKS), LINKS)
+
+    @cached_property
+    def wide(self) -> stream_data.Made:
+        return stream_data.cloned(self.root / "bench" / "wide", self.config.shards, UNIT)
+
+    def bucket(self, distant: bool = False) -> contextlib.AbstractContextManager[bucket.Served]:
+        latency, rate = (LATENCY, RATE) if distant else (0, 0)
+        return bucket.serving(self.root, self.cores[-1], latency, rate)
+
+    def spec(self, made: stream_data.Made, **more: Any) -> dict[str, Any]:
+        return {"verb": "read", "batch": self.config.batch, "images": made.images, "largest": made.largest, **more}
+
+    def client(self, who: str, spec: dict[str, Any], variables: dict[str, str] | None = None) -> dict[str, Any]:
+        """Run one reader to its end on the first core. Raises ValueError with its last words when it fails."""
+        env = peers.environment() | (variables or {})
+        if who == "ours":
+            command = [sys.executable, "-m", "jobs.bench.stream_ours"]
+            env["PYTHONPATH"] = str(Path(__file__).parents[2])
+        else:
+            command = [str(self.python), "-P", stream_peers.__file__]  # -P: this folder has a module named select
+        with tempfile.TemporaryDirectory(dir=self.root) as cache:
+            words = json.dumps(spec | {"who": who, "cache": cache})
+            done = subprocess.run(
+                [*command, words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                cwd=cache,
+                env=env,
+                preexec_fn=lambda: os.sched_setaffinity(0, {self.cores[0]}),
+            )
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
+            raise ValueError(f"{who} failed with status {done.returncode}: {said[-1]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Measure the parts and print a line a row. Raises ValueError when a reader fails or reads something else."""
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
+        bench = Bench(config, Path(name))
+        for part in config.only:
+            measured, found = MEASURE[part](bench)
+            for row in measured:
+                print(_line({"part": part, **row}), flush=True)
+                rows.append({"part": part, **row})
+            ratios |= found
+    return result("stream", rows, ratios)
+
+
+def _line(row: dict[str, Any]) -> str:
+    values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if not isinstance(v, list))
+    return "  ".join(values)
+
+
+Measured = tuple[list[dict[str, Any]], dict[str, float]]
+
+# --- beside the peers ----------------------------------------------------------------------------------------------
+
+
+def local(bench: Bench) -> Measured:
+    _ = bench.formats
+    made, passes = bench.made, bench.config.passes
+    folder = bench.root / "bench"
+    common = bench.spec(made, passes=passes)
+    specs = {
+        "ours": {"data": str(made.folder)},
+        "webdataset": {"tars": [str(made.folder / "shards" / name) for name in made.tars]},
+        "mosaic": {"folder": str(folder / "mosaic")},
+        "litdata": {"folder": str(folder / "litdata")},
+    }
+    runs = _interleaved(bench, {who: lambda who=who: bench.client(who, common | specs[who]) for who in READERS})
+    ratios = {f"local_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in READERS[1:]}
+    ratios["local_first_pass_cpu_vs_webdataset"] = _ratio(runs, "webdataset", "first_cpu")
+    return _rows(runs, made.images), ratios
+
+
+def s3(bench: Bench) -> Measured:
+    _ = bench.formats
+    made = bench.made
+    with _endpoint(bench) as (base, variables, plain, load):
+        common = bench.spec(made, passes=bench.config.passes)
+        tars = [f"pipe:curl -s '{plain(f'ours/shards/{name}')}'" for name in made.tars]
+        specs = {
+            "ours": {"data": f"{base}/ours"},
+            "webdataset": {"tars": tars},
+            "mosaic": {"remote": f"{base}/mosaic"},
+            "litdata": {"remote": f"{base}/litdata"},
+        }
+
+        def reader(who: str) -> Callable[[], dict[str, Any]]:
+            return lambda: load(lambda: bench.client(who, common | specs[who], variables))
+
+        runs = _interleaved(bench, {who: reader(who) for who in READERS})
+    ratios = {f"s3_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in READERS[1:]}
+    ratios |= {f"s3_rate_vs_{who}": 1 / _ratio(runs, who, "wall") for who in READERS[1:]}
+    ratios["s3_first_pass_cpu_vs_webdataset"] = _ratio(runs, "webdataset", "first_cpu")
+    return _rows(runs, made.images), ratios
+
+
+@contextlib.contextmanager
+def _endpoint(bench: Bench) -> Iterator[tuple[str, dict[str, str], Callable[[str], str], Callable]]:
+    """Where the data is, the variables that lead there, a plain address for curl, and a wrapper that adds how much of
+    its core the server was busy for, where the server is ours."""
+    if bench.config.store is None:
+        with bench.bucket() as server:
+            variables = server.variables()
+
+            def load(client: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+                before = server.counts()
+                done = client()
+                spent = server.counts().since(before)
+                return done | {"server_share": spent.cpu / (done["first_wall"] + done["wall"])}
+
+            yield "s3://bench", variables, lambda name: server.url(f"bench/{name}"), load
+        return
+    base = bench.config.store.rstrip("/")
+    for who in ("ours", "mosaic", "litdata"):
+        stream_data.uploaded(bench.root / "bench" / who, f"{base}/{who}")
+    fs, place = fsspec.core.url_to_fs(base)
+    yield base, {}, lambda name: fs.sign(f"{place}/{name}", expiration=7200), lambda client: client()
+
+
+def _interleaved(
+    bench: Bench, readers: dict[str, Callable[[], dict[str, Any]]], most: int = 1000
+) -> list[dict[str, dict[str, Any]]]:
+    """Rounds of one run each; who goes first changes from round to round."""
+    names, rounds = list(readers), []
+    for turn in range(min(bench.config.rounds, most)):
+        first = turn % len(names)
+        rounds.append({who: readers[who]() for who in names[first:] + names[:first]})
+    return rounds
+
+
+def _ratio(runs: list[dict[str, dict[str, Any]]], who: str, what: str) -> float:
+    """The median over rounds of ours over theirs, by the image: readers stop at a batch's end."""
+
+    def cost(run: dict[str, Any]) -> float:
+        return run[what] / (1 if what.startswith("first") else run["images"])
+
+    return statistics.median(cost(one["ours"]) / cost(one[who]) for one in runs)
+
+
+def _rows(runs: list[dict[str, dict[str, Any]]], images: int) -> list[dict[str, Any]]:
+    rows = []
+    for who in runs[0]:
+        mine = [one[who] for one in runs]
+        row: dict[str, Any] = {"reader": who, "images": mine[0]["images"]}
+        row |= {
+            f"{what}_us": 1e6 * statistics.median(run[what] / run["images"] for run in mine) for what in ("cpu", "wall")
+        }
+        row["first_pass_cpu_us"] = 1e6 / images * statistics.median(run["first_cpu"] for run in mine)
+        row["mb_s"] = statistics.median(run["bytes"] / run["wall"] for run in mine) / 1e6
+        row["first_s"] = statistics.median(run["first_s"] for run in mine)
+        row["rss_mb"] = max(run["rss"] for run in mine) / 1e6
+        if "server_share" in mine[0]:
+            row["server_share"] = statistics.median(run["server_share"] for run in mine)
+        row["rounds"] = [{k: run[k] for k in ("cpu", "wall")} for run in mine]
+        rows.append(row)
+    return rows
+
+
+# --- a distant store -----------------------------------------------------------------------------------------------
+
+
+def delayed(bench: Bench) -> Measured:
+    rows, ratios = _epochs(bench)
+    for more_rows, more in (_distance(bench), _first(bench)):
+        rows += more_rows
+        ratios |= more
+    return rows, ratios
+
+
+def _epochs(bench: Bench) -> Measured:
+    """Bytes sent over bytes used of a whole epoch, all ranks, indexes and manifest included; and whether a rank's
+    memory is the same after its third epoch as after its first."""
+    rows, ratios = [], {}
+    made = bench.epoch
+    with bench.bucket() as server:
+        data = {"data": f"s3://bench/epoch@{(made.folder / 'address').read_text()}"}
+        for world in WORLDS:
+            spec = bench.spec(made, world=world, **data) | {"verb": "epochs"}
+            before = server.counts()
+            ranks = [bench.client("ours", spec | {"rank": r, "passes": 1}, server.variables()) for r in range(world)]
+            sent = server.counts().since(before)
+            long = bench.client("ours", spec | {"rank": 0, "passes": 3}, server.variables())
+            used = sum(rank["bytes"] for rank in ranks)
+            ratios[f"read_ratio_w{world}"] = sent.bytes / used
+            rise = (long["resident"][2] - long["resident"][0]) / 1e6
+            row = {"what": "epoch", "world": world, "images": made.images, "read_ratio": sent.bytes / used}
+            row |= {"requests": sent.requests, "cpu_us": 1e6 * sum(r["cpu"] for r in ranks) / made.images}
+            row |= {"peak_rss_mb": max(r["rss"] for r in [*ranks, long]) / 1e6, "rise_mb": rise}
+            rows.append(row | {"resident_mb": [round(r / 1e6) for r in long["resident"]]})
+    return rows, ratios
+
+
+def _distance(bench: Bench) -> Measured:
+    """The rate of one rank over an epoch behind the delays over that without, or over what its connections carry."""
+    made = bench.epoch
+    spec = bench.spec(made, verb="epochs", passes=1)
+    cap = ReadConfig().connections * RATE
+    with bench.bucket() as near, bench.bucket(distant=True) as far:
+        data = {"data": f"s3://bench/epoch@{(made.folder / 'address').read_text()}"}
+        runs = _interleaved(
+            bench,
+            {
+                "near": lambda: bench.client("ours", spec | data, near.variables()),
+                "far": lambda: bench.client("ours", spec | data, far.variables()),
+            },
+            most=3,
+        )
+    rates = [{name: run["bytes"] / run["wall"] for name, run in one.items()} for one in runs]
+    share = statistics.median(rate["far"] / min(rate["near"], cap) for rate in rates)
+    rows = [
+        {"what": f"rate {name}", "mb_s": statistics.median(r[name] for r in rates) / 1e6, "images": made.images}
+        | {"cpu_us": 1e6 / made.images * statistics.median(one[name]["cpu"] for one in runs)}
+        for name in ("near", "far")
+    ]
+    return rows, {"delayed_rate": share}
+
+
+def _first(bench: Bench) -> Measured:
+    """Seconds to the first batch of a wide set behind the delays, of a rank alone and of one in eight."""
+    rows: list[dict[str, Any]] = []
+    with bench.bucket(distant=True) as server:
+        data = f"s3://bench/wide@{(bench.wide.folder / 'address').read_text()}"
+        for world in (1, 8):
+            spec = {"verb": "first", "data": data, "batch": GLOBAL_BATCH, "world": world}
+            done = bench.client("ours", spec, server.variables())
+            row = {"what": "first batch", "shards": bench.config.shards, "links": UNIT, "world": world}
+            rows.append(
+                row | {name: done[name] for name in ("first_s", "open_s", "cpu")} | {"rss_mb": done["rss"] / 1e6}
+            )
+    return rows, {"first_batch_s": max(row["first_s"] for row in rows)}
+
+
+# --- mixing, waiting -----------------------------------------------------------------------------------------------
+
+
+def mixing(bench: Bench) -> Measured:
+    """Distinct classes of a batch over those of a random one, over batches from the first to the last of an epoch."""
+    counts = np.full(-(-SAMPLES // UNIT), UNIT, np.int64)
+    counts[-1] -= counts.sum() - SAMPLES
+    sequence = Sequence(counts, Order())
+    starts = np.linspace(0, SAMPLES - GLOBAL_BATCH, 65).astype(np.int64).tolist()
+    found = [_classes(batch(sequence, start, start + GLOBAL_BATCH).sample) for start in starts]
+    at_random = CLASSES * (1 - (1 - 1 / CLASSES) ** GLOBAL_BATCH)  # expected, classes of equal size
+    row = {"classes": CLASSES, "samples": SAMPLES, "batch": GLOBAL_BATCH, "batches": len(starts), "random": at_random}
+    row |= {"distinct": statistics.mean(found), "distinct_first": found[0], "distinct_least": min(found)}
+    return [row], {"mixing": row["distinct"] / at_random}
+
+
+def _classes(sample_B: np.ndarray) -> int:
+    return len(np.unique(sample_B * CLASSES // SAMPLES))
+
+
+def wait(bench: Bench) -> Measured:
+    """Near and far, encoded and decoded; `data_wait` is of the encoded samples, the worse of the two places."""
+    rows: list[dict[str, Any]] = []
+    common = bench.spec(bench.made, verb="wait", share=SHARE, seconds=bench.config.seconds)
+    with bench.bucket(distant=True) as server:
+        for place, data in (("local", str(bench.made.folder)), ("s3 delayed", "s3://bench/ours")):
+            for decode in (False, True):
+                spec = common | {"data": data, "decode": decode, "threads": 1}
+                done = bench.client("ours", spec, server.variables())
+                rows.append({"what": "decoded" if decode else "encoded", "place": place, **done})
+    worst = {what: max(row["wait"] for row in rows if row["what"] == what) for what in ("encoded", "decoded")}
+    return rows, {"data_wait": worst["encoded"], "data_wait_decoded": worst["decoded"]}
+
+
+MEASURE: dict[str, Callable[[Bench], Measured]] = {
+    "local": local,
+    "s3": s3,
+    "delayed": delayed,
+    "mixing": mixing,
+    "wait": wait,
+}

@@ -1,0 +1,224 @@
+"""One reader's pass over a made dataset, and the writing of the formats that two of them need.
+
+    python stream_peers.py '{"verb": "read", "who": "webdataset", ...}'      prints one JSON object
+
+This file runs as a script in the peers' own environment, so nothing of ours is imported here; our own reader
+(`stream_ours`) takes `drain` from it, so that all are measured alike: user + system time of this process and of the
+children it waited for, from before the dataset is opened to after its last sample; imports are not in it.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import resource
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+NUMBER = slice(6, 14)  # the bytes of a body that hold its number, eight digits (a JPEG comment)
+CHUNK = 1 << 26  # bytes of a shard of theirs: MosaicML's default, and about what our bench's tars have
+
+
+def cpu() -> float:
+    """Seconds, user and system, of this process and the children that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def peak_rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+class Slot:
+    """The memory of one batch: bodies are copied into it one behind the other. `numbers` tells whose they were."""
+
+    def __init__(self, batch: int, largest: int) -> None:
+        self.flat = np.empty(batch * largest, np.uint8)
+        self.view = self.flat.data
+        self.numbers: list[np.ndarray] = []
+        self.bytes = 0
+
+    def fill(self, bodies: Iterable[Any]) -> int:
+        """Copy one batch; returns how many bodies it had."""
+        view, at, starts = self.view, 0, []
+        for body in bodies:
+            starts.append(at)
+            end = at + len(body)
+            view[at:end] = body
+            at = end
+        self.bytes += at
+        digits = self.flat[np.array(starts, np.int64)[:, None] + np.arange(NUMBER.start, NUMBER.stop)]
+        self.numbers.append(digits)
+        return len(starts)
+
+    def seen(self) -> np.ndarray:
+        """The number of every body so far."""
+        return np.concatenate(self.numbers).astype(np.int64) @ 10 ** np.arange(7, -1, -1) - 11111111 * ord("0")
+
+
+def batches(bodies: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for body in bodies:
+        group.append(body)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def drain(open_batches: Any, spec: dict[str, Any]) -> dict[str, Any]:
+    """Open and read one pass and then `passes` more, which are what is measured: `cpu` and `wall` are of those.
+
+    The source goes on behind them, so that whoever reads ahead has as much of that behind as before. What opening and
+    the first pass cost is told apart. Dies unless every sample came exactly once a pass.
+    """
+    images, until = spec["images"], spec["images"] * (1 + spec["passes"])
+    slot = Slot(spec["batch"], spec["largest"])
+    slot.flat[:] = 0  # its pages are there before the clock starts
+    begun: tuple[float, ...] = (cpu(), time.perf_counter(), 0, 0)
+    marks: list[tuple[float, ...]] = []
+    taken, first_s = 0, 0.0
+    for bodies in open_batches():
+        taken += slot.fill(bodies)
+        first_s = first_s or time.perf_counter() - begun[1]
+        if taken >= (images if not marks else until):
+            marks.append((cpu(), time.perf_counter(), taken, slot.bytes))
+            if len(marks) == 2:
+                break
+    assert len(marks) == 2, f"the source ended after {taken} samples"
+    counts = np.bincount(slot.seen()[:until], minlength=images)
+    assert len(counts) == images, "a sample that nobody wrote was read"
+    assert (counts == 1 + spec["passes"]).all(), f"samples were read {counts.min()} to {counts.max()} times"
+    first, rest = ([y - x for x, y in zip(*pair)] for pair in ((begun, marks[0]), marks))
+    done = dict(zip(("cpu", "wall", "images", "bytes"), rest))
+    return done | {"first_cpu": first[0], "first_wall": first[1], "first_s": first_s, "rss": peak_rss()}
+
+
+# --- the peers -----------------------------------------------------------------------------------------------------
+
+
+def webdataset(spec: dict[str, Any]) -> Iterator[bytes]:
+    wds = import_module("webdataset")
+    dataset = wds.WebDataset(spec["tars"], shardshuffle=len(spec["tars"]), seed=1).shuffle(1000)
+    while True:
+        for sample in dataset:
+            yield sample["jpg"]
+
+
+def mosaic(spec: dict[str, Any]) -> Iterator[bytes]:
+    make = import_module("streaming").StreamingDataset
+    common = {"shuffle": True, "batch_size": spec["batch"]}
+    if "remote" in spec:
+        datasets = (make(remote=spec["remote"], local=cache, **common) for cache in _caches(spec))
+    else:
+        datasets = itertools.repeat(make(local=spec["folder"], **common))
+    return (sample["jpg"] for dataset in datasets for sample in dataset)
+
+
+def litdata(spec: dict[str, Any]) -> Iterator[bytes]:
+    make = import_module("litdata").StreamingDataset
+    common: dict[str, Any] = {"shuffle": True, "drop_last": False}
+    if "remote" in spec:
+        common["storage_options"] = {"endpoint_url": os.environ.get("AWS_ENDPOINT_URL")}
+        datasets = (make(input_dir=spec["remote"], cache_dir=cache, **common) for cache in _caches(spec))
+    else:
+        datasets = itertools.repeat(make(input_dir=spec["folder"], **common))
+    return (sample["jpg"] for dataset in datasets for sample in dataset)
+
+
+def _caches(spec: dict[str, Any]) -> Iterator[str]:
+    """A new cache folder for every pass over the network: in the old one the second pass would find everything."""
+    for number in itertools.count():
+        os.makedirs(f"{spec['cache']}/{number}")
+        yield f"{spec['cache']}/{number}"
+
+
+READERS = {"webdataset": webdataset, "mosaic": mosaic, "litdata": litdata}
+
+
+def prepare(who: str) -> None:
+    """Import the peer, outside the measurement."""
+    if who == "webdataset":
+        import_module("webdataset")
+    elif who == "litdata":
+        os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"  # it asks the package index at every start
+        downloader = import_module("litdata.streaming.downloader")
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # loopback's endpoint has no TLS
+    else:
+        import_module("transformers")  # it looks for torchvision, too, and must not find what follows
+        # Its picture datasets want torchvision, which must be built for the very torch that is here; no one needs it.
+        for name in (
+            "torchvision",
+            "torchvision.datasets",
+            "torchvision.transforms",
+            "torchvision.transforms.functional",
+        ):
+            sys.modules[name] = ModuleType(name)
+        setattr(sys.modules["torchvision.datasets"], "VisionDataset", object)  # noqa: B010
+        setattr(sys.modules["torchvision.transforms.functional"], "to_tensor", None)  # noqa: B010
+        if "AWS_ENDPOINT_URL" in os.environ:
+            os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]  # its own name for it
+        import_module("streaming.base.util").clean_stale_shared_memory()
+
+
+def read(spec: dict[str, Any]) -> dict[str, Any]:
+    prepare(spec["who"])
+    return drain(lambda: batches(READERS[spec["who"]](spec), spec["batch"]), spec)
+
+
+# --- their formats -------------------------------------------------------------------------------------------------
+
+
+def write(spec: dict[str, Any]) -> dict[str, Any]:
+    """The samples of tars in a peer's own format, uncompressed as ours."""
+    prepare(spec["who"])
+    {"mosaic": _write_mds, "litdata": _write_litdata}[spec["who"]](spec["folder"], _samples(spec["tars"]))
+    return {"files": len(glob.glob(spec["folder"] + "/*"))}
+
+
+def _samples(tars: list[str]) -> Iterator[dict[str, Any]]:
+    for path in tars:
+        with tarfile.open(path) as tar:
+            body = b""
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                key, _, kind = member.name.rpartition(".")
+                if kind == "json":
+                    yield {"key": key, "labels": json.dumps(json.load(file)["labels"]), "jpg": body}
+                else:
+                    body = file.read()
+
+
+def _write_mds(folder: str, samples: Iterator[dict[str, Any]]) -> None:
+    columns = {"key": "str", "labels": "str", "jpg": "bytes"}
+    with import_module("streaming").MDSWriter(out=folder, columns=columns, size_limit=CHUNK) as out:
+        for sample in samples:
+            out.write(sample)
+
+
+def _write_litdata(folder: str, samples: Iterator[dict[str, Any]]) -> None:
+    cache = import_module("litdata.streaming.cache").Cache(folder, chunk_bytes=CHUNK)
+    for number, sample in enumerate(samples):
+        cache[number] = sample
+    cache.done()
+    cache.merge()
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[-1])
+    print(json.dumps({"read": read, "write": write}[spec["verb"]](spec)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
