@@ -81,6 +81,7 @@ class DiskCache:
             path.parent.mkdir(exist_ok=True)
             handle, aside = tempfile.mkstemp(prefix=".aside-", dir=path.parent)
             try:
+                os.fchmod(handle, 0o644)  # other users' runs on this node read it, too
                 with os.fdopen(handle, "wb", buffering=0) as file:
                     at = 0
                     while at < len(body):
