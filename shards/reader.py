@@ -110,7 +110,7 @@ class Reader:
         self._horizon = 4 + window // batch
         under_way = 2 * config.connections * self._chunk + config.ahead * batch
         everything = int(samples * (mean + block)) + (16 << 20)
-        wanted = min(int((window + under_way) * (1.1 * mean + block)) + (16 << 20), everything)
+        wanted = min(int((window + under_way) * 1.05 * (mean + block / 2)) + (16 << 20), everything)
         memory = config.memory or min(wanted, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
         self._keep = memory >= everything and config.memory is not None  # a set that fits is fetched once
         self.memory = min(memory, everything)
