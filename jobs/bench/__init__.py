@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Modules here that are no subject of their own.
-HELPERS = ("bucket", "origin", "peers", "stream_data", "stream_ours", "stream_peers")
+HELPERS = ("decode_ours", "decode_peer", "bucket", "origin", "peers", "stream_data", "stream_ours", "stream_peers")
 
 
 def subjects() -> list[str]:

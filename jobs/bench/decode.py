@@ -1,0 +1,305 @@
+"""Images per CPU second from tars on a local disk to cropped uint8 batches: ours beside webdataset and Pillow.
+
+Both read the same tars (our dataset's own are plain WebDataset tars), show the same boxes of the same pictures at
+224 pixels, and run in one process each, pinned to one core; CPU is user + system time of a pass, the median of
+interleaved rounds, start-up left out. Ours shuffles and draws its boxes while it is measured; webdataset reads in
+order and is given its boxes. PSNR is against webdataset + Pillow's own pixels, 99 where they are equal to the bit.
+
+Rows: settings of Pillow and of pillow-simd (built here, where the headers are) under webdataset; ours with either of
+them, and with `crop.c` beside either. Pictures are made ones, or of `--images`, as they are or enlarged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from ingest import sets
+from jobs import simd
+from jobs.bench import peers, result
+from jobs.bench.origin import body_of, photographs, real_photographs
+from shards import image, store
+from shards.manifest import Manifest, read_manifest
+from shards.stream import once
+from xtra.data import Augment, RandomCrop
+
+DISTINCT = 250  # pictures; more images are copies with another comment
+MEAN_BYTES = 110_000  # of a picture: the mean of ImageNet
+COMPARED = 400  # images, for the PSNR
+EQUAL = 99.0  # dB
+SEED = 0
+WEBDATASET = peers.Peer("webdataset", ("webdataset==1.0.2", "pillow==13.0.0", "numpy<3"), "webdataset, PIL, numpy")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    images: str | None = None  # a folder or tar of real JPEGs; made ones of about 500x375 otherwise
+    enlarge: float = 1.0  # sides of those, re-encoded to 110 KB on average: 1.8 makes ImageNet's size of 256 px ones
+    count: int = 1000
+    size: int = 224
+    batch: int = 64
+    rounds: int = 5
+    scratch: str | None = None  # a folder for the tars, twice 110 KB an image
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 10), ("size", 8), ("batch", 1), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.enlarge <= 0:
+            raise ValueError(f"enlarge is {self.enlarge}: it must be above 0")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table."""
+
+    reader: str  # "webdataset" or "ours"
+    pillow: str  # "pillow" or "pillow-simd"
+    setting: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.reader}, {self.pillow}, {self.setting}"
+
+
+REFERENCE = Arm("webdataset", "pillow", "crop")
+ARMS = [
+    Arm("webdataset", build, setting) for build in ("pillow", "pillow-simd") for setting in ("crop", "box", "draft")
+]
+ARMS += [Arm("ours", build, setting) for setting in ("Pillow alone", "crop.c") for build in ("pillow", "pillow-simd")]
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Measure all arms that can run here and print a line each. Raises ValueError for pictures or peers that fail."""
+    python, fast = peers.build(WEBDATASET), _pillow_simd()
+    arms = [arm for arm in ARMS if arm.pillow == "pillow" or isinstance(fast, Path)]
+    if not isinstance(fast, Path):
+        print(f"without pillow-simd: {fast}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
+        folder = Path(name)
+        manifest = _dataset(config, folder)
+        spec = _spec(config, manifest, folder)
+        with ExitStack() as stack:
+            clients = {arm: _Client(arm, spec, python, fast, stack) for arm in arms}
+            likeness = _likeness(clients, folder)
+            passes = [_round(clients, turn) for turn in range(config.rounds)]
+    rows = [_row(client, [done[arm] for done in passes], passes, likeness[arm]) for arm, client in clients.items()]
+    for row in rows:
+        row |= {"mean_bytes": spec["mean_bytes"], "images": manifest.samples}
+        print(_line(row), flush=True)
+    return result("decode", rows, ratios_of(rows))
+
+
+def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Ours as it is set up, on a plain Pillow build and on one of pillow-simd, over webdataset + Pillow."""
+    named = {(row["reader"], row["pillow"], row["setting"]): row for row in rows}
+    ours = named.get(("ours", "pillow", "crop.c")) or named["ours", "pillow", "Pillow alone"]
+    ratios = {"speedup_vs_pillow": ours["ratio"], "psnr_db": ours["psnr_db"]}
+    other = named.get(("ours", "pillow-simd", "crop.c")) or named.get(("ours", "pillow-simd", "Pillow alone"))
+    if other is not None:
+        ratios |= {"speedup_vs_pillow_on_simd": other["ratio"], "psnr_db_on_simd": other["psnr_db"]}
+    return ratios
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def pictures(config: Config) -> list[bytes]:
+    """The distinct ones. Raises ValueError when there is no JPEG at `images`."""
+    distinct = min(DISTINCT, config.count)
+    if config.images is None:
+        return photographs(distinct, MEAN_BYTES)
+    real = real_photographs(Path(config.images), distinct)
+    if config.enlarge == 1:
+        return real
+    large = [_enlarged(body, config.enlarge) for body in real]
+    low, high = 30, 98
+    while high - low > 1:  # the quality that gives the mean size
+        middle = (low + high) // 2
+        some = [len(_encoded(picture, middle)) for picture in large[:: max(1, len(large) // 40)]]
+        low, high = (middle, high) if np.mean(some) < MEAN_BYTES else (low, middle)
+    return [_encoded(picture, high) for picture in large]
+
+
+def _enlarged(body: bytes, by: float) -> Image.Image:
+    picture = image.decode(body)
+    return picture.resize((round(picture.width * by), round(picture.height * by)), Image.Resampling.BICUBIC)
+
+
+def _encoded(picture: Image.Image, quality: int) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def _dataset(config: Config, folder: Path) -> Manifest:
+    """The pictures as a dataset of ours, whose tars webdataset reads as well."""
+    pool, source = pictures(config), folder / "source" / "photographs"
+    source.mkdir(parents=True)
+    for n in range(config.count):
+        (source / f"{n:06d}.jpg").write_bytes(body_of(pool, f"{n:06d}"))
+    data = folder / "dataset"
+    done = sets.run(sets.Config(str(source.parent), str(data), unit=500, scratch=str(folder)))
+    if done.kept != config.count:
+        raise ValueError(
+            f"{config.images}: {done.links - done.kept} of {done.links} pictures are unsound: {done.reasons}"
+        )
+    return read_manifest(str(data))
+
+
+def _spec(config: Config, manifest: Manifest, folder: Path) -> dict[str, Any]:
+    """What all clients are told: the tars, what is shown of which picture, and which pictures are compared."""
+    transform = RandomCrop(config.size, Augment(), SEED)
+    views, total = {}, 0
+    for encoded in once(manifest, 256):
+        for key, body, draws in zip(
+            encoded.keys, encoded.bodies, transform.draw(encoded.place.epoch, encoded.place.sample)
+        ):
+            head = image.header(bytes(body))
+            view = transform.view(head.width, head.height, draws)
+            views[key] = [*view[:4], view.mirrored]
+            total += len(body)
+        encoded.release()
+    path = folder / "views.json"
+    path.write_text(json.dumps({"views": views, "compare": sorted(views)[:COMPARED]}))
+    return {
+        "data": str(manifest.dataset),
+        "tars": [str(store.local_path(manifest.tar_url(shard))) for shard in range(len(manifest.shards))],
+        "views": str(path),
+        "size": config.size,
+        "batch": config.batch,
+        "seed": SEED,
+        "core": min(os.sched_getaffinity(0)),
+        "mean_bytes": total / len(views),
+    }
+
+
+# --- clients -------------------------------------------------------------------------------------------------------
+
+
+class _Client:
+    """An arm's process, which makes a pass when told to."""
+
+    def __init__(self, arm: Arm, spec: dict[str, Any], python: Path, fast: Path | str, stack: ExitStack) -> None:
+        here = Path(__file__).parent
+        spec = spec | {"setting": arm.setting, "accelerator": arm.setting == "crop.c"}
+        if arm.reader == "ours":
+            command, paths = [sys.executable, "-m", "jobs.bench.decode_ours"], [str(here.parents[1])]
+        else:
+            command, paths = [str(python), "-P", str(here / "decode_peer.py")], []
+        if arm.pillow == "pillow-simd":
+            paths.insert(0, str(fast))
+        self.arm = arm
+        self._process = stack.enter_context(
+            subprocess.Popen(
+                [*command, json.dumps(spec)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=peers.environment() | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+                text=True,
+            )
+        )
+        stack.callback(self._process.kill)
+        self.told = self._answer()
+
+    def ask(self, command: str) -> dict[str, Any]:
+        print(command, file=cast(io.TextIOBase, self._process.stdin), flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        line = cast(io.TextIOBase, self._process.stdout).readline()
+        if not line:
+            raise ValueError(f"{self.arm.name}: its process ended with status {self._process.wait()}; see above")
+        return json.loads(line)
+
+
+def _pillow_simd() -> Path | str:
+    """A folder with pillow-simd for this Python, built now if need be; or why there is none."""
+    missing = simd.missing_headers()
+    if missing:
+        return f"no {', '.join(missing)}: see xtra doctor for the packages"
+    if not simd.has_avx2():
+        return "this processor has no AVX2"
+    folder = peers.ROOT / f"{simd.PILLOW_SIMD}-{sys.version_info[0]}.{sys.version_info[1]}"
+    if not (folder / "PIL").exists():
+        print(f"building {simd.PILLOW_SIMD} in {folder}", file=sys.stderr, flush=True)
+        aside = folder.with_suffix(".new")
+        shutil.rmtree(aside, ignore_errors=True)
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
+        built = subprocess.run(
+            [*pip, "--no-cache-dir", "--no-binary", "pillow-simd", "--target", str(aside), simd.PILLOW_SIMD],
+            env=simd.build_environment(),
+            capture_output=True,
+            check=False,
+        )
+        if built.returncode:
+            return f"{simd.PILLOW_SIMD} does not build here"
+        aside.rename(folder)
+    return folder
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+def psnr(pixels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """[N] dB of uint8 [N, ...] against another; EQUAL for those that are the same to the bit."""
+    error_N = np.array([np.mean((one.astype(np.float64) - other) ** 2) for one, other in zip(pixels, wanted)])
+    with np.errstate(divide="ignore"):
+        return np.minimum(10 * np.log10(255**2 / error_N), EQUAL)
+
+
+def _likeness(clients: dict[Arm, _Client], folder: Path) -> dict[Arm, np.ndarray]:
+    """Each arm's PSNR against the reference, image by image. It also warms everything up."""
+    wanted, found = None, {}
+    for arm, client in clients.items():  # the reference comes first
+        path = folder / "pixels.npy"
+        client.ask(f"pixels {path}")
+        pixels = np.load(path)
+        wanted = pixels if wanted is None else wanted
+        found[arm] = psnr(pixels, wanted)
+    return found
+
+
+def _round(clients: dict[Arm, _Client], turn: int) -> dict[Arm, float]:
+    """CPU seconds an image; who goes first changes from round to round."""
+    order = list(clients.values())
+    order = order[turn % len(order) :] + order[: turn % len(order)]
+    done = {client.arm: client.ask("pass") for client in (order if turn % 2 == 0 else reversed(order))}
+    return {arm: told["cpu"] / told["images"] for arm, told in done.items()}
+
+
+def _row(client: _Client, costs: list[float], passes: list[dict[Arm, float]], likeness_N: np.ndarray) -> dict[str, Any]:
+    cpu = statistics.median(costs)
+    return dataclasses.asdict(client.arm) | {
+        "build": client.told["build"],
+        "cpu_ms": 1000 * cpu,
+        "images_per_cpu_s": 1 / cpu,
+        "ratio": statistics.median(done[REFERENCE] / done[client.arm] for done in passes),
+        "psnr_db": float(likeness_N.mean()),
+        "psnr_p5_db": float(np.percentile(likeness_N, 5)),
+        "rounds": len(passes),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['reader']:10} {row['build']:26} {row['setting']:12} {row['images_per_cpu_s']:6.0f} images a CPU second  "
+        f"{row['ratio']:.2f}x  {row['psnr_db']:.1f} dB (5th percentile {row['psnr_p5_db']:.1f})"
+    )

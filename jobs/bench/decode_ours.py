@@ -1,0 +1,40 @@
+"""Our stream and decoder in a process of their own, for `xtra bench decode`; see decode_peer.py for what it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import closing
+from typing import Any
+
+from jobs.bench.decode_peer import Batches, serve
+from shards import crop, image
+from shards.manifest import read_manifest
+from shards.order import Order
+from shards.stream import Stream
+from xtra.data import Augment, train_batches
+
+
+def stream_batches(spec: dict[str, Any]) -> Batches:
+    """One epoch in the default shuffled order, as training sees it."""
+    manifest = read_manifest(spec["data"])
+    with closing(Stream(manifest, Order(), spec["batch"], stop_at=manifest.samples)) as stream:
+        for batch in train_batches(stream, spec["size"], Augment(), seed=spec["seed"], threads=1):
+            yield batch.keys, batch.images_B3HW.numpy()
+            batch.release()
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    with open(spec["views"]) as file:
+        compare = json.load(file)["compare"]
+    os.sched_setaffinity(0, {spec["core"]})
+    if not spec["accelerator"]:
+        crop.loaded = lambda: None  # type: ignore[assignment]
+    print(json.dumps({"build": image.IMAGE_BUILD, "accelerator": crop.loaded() is not None}), flush=True)
+    serve(lambda: stream_batches(spec), compare)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""`xtra bench decode` with this environment as its peer: the same images, the same boxes, and numbers that fit."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.bench import decode, peers
+from shards import image
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """No environment is built, and few arms run."""
+    monkeypatch.setattr(peers, "build", lambda _peer: Path(sys.executable))
+    monkeypatch.setattr(decode, "_pillow_simd", lambda: "not tried")
+    monkeypatch.setattr(decode, "MEAN_BYTES", 9_000)
+    arms = [decode.REFERENCE, decode.Arm("ours", "pillow", "crop.c")]
+    monkeypatch.setattr(decode, "ARMS", [*arms, decode.Arm("webdataset", "pillow-simd", "crop")])
+
+
+def test_a_run_shows_the_same_pixels_and_gives_ratios_that_fit(here, tmp_path):
+    done = decode.run(decode.Config(count=12, size=32, batch=5, rounds=1, scratch=str(tmp_path)))
+    theirs, ours = json.loads(json.dumps(done))["rows"]
+    assert (theirs["reader"], theirs["psnr_db"], theirs["ratio"]) == ("webdataset", decode.EQUAL, 1)
+    assert ours["images"] == 12
+    assert ours["ratio"] == pytest.approx(theirs["cpu_ms"] / ours["cpu_ms"])
+    assert done["ratios"] == {"speedup_vs_pillow": ours["ratio"], "psnr_db": ours["psnr_db"]}
+    # In reader's order and in shuffled order, drawn here and told there: every image has its own box.
+    assert ours["psnr_p5_db"] > 50
+    assert not list(tmp_path.iterdir())
+
+
+def test_enlarged_pictures_have_the_mean_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MEAN_BYTES", 9_000)
+    for n, body in enumerate(decode.photographs(4, 5_000)):
+        (tmp_path / f"{n}.jpg").write_bytes(body)
+    made = decode.pictures(decode.Config(images=str(tmp_path), enlarge=1.8, count=10))
+    assert np.mean([len(body) for body in made]) == pytest.approx(9_000, rel=0.15)
+    (small,) = decode.photographs(1, 5_000)
+    assert image.header(made[0]).width == round(1.8 * image.header(small).width)
+
+
+def test_likeness_is_in_decibels():
+    one = np.zeros((2, 3, 4, 4), np.uint8)
+    assert decode.psnr(np.stack([one[0], one[1] + 255]), one).tolist() == [decode.EQUAL, 0.0]
+
+
+def test_a_pass_that_dies_names_its_arm(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "build", lambda _peer: Path("/bin/false"))
+    with pytest.raises(ValueError, match="webdataset, pillow, crop: its process ended with status 1"):
+        decode.run(decode.Config(count=10, size=32, rounds=1, scratch=str(tmp_path)))
