@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import jpeg, make_dataset, plan_unit, rows_of, write_unit
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from shards.manifest import DatasetInfo, make_version, write_info
 from shards.order import Order
+from xtra import adapters
 from xtra.adapters import TorchBatches, WdsSamples
 
 ORDER = Order(seed=3, lanes=5, chunk=4, window=3)
@@ -66,10 +68,11 @@ def test_iterating_again_goes_on_and_stop_at_ends_it(data):
     assert ours.state_dict()["samples_seen"] == 25
 
 
-def test_workers_are_refused_in_words(data):
-    loader = DataLoader(TorchBatches(data, 10, 16, rank=0, world=1), batch_size=None, num_workers=1)
-    with pytest.raises(ValueError, match=r"num_workers is 1: .* use DataLoader\(..., batch_size=None, num_workers=0\)"):
-        next(iter(loader))
+def test_workers_are_refused_in_words(data, monkeypatch):
+    monkeypatch.setattr(adapters, "get_worker_info", lambda: SimpleNamespace(num_workers=4))  # as within a worker
+    for ours in (TorchBatches(data, 10, 16, rank=0, world=1), WdsSamples(data, 10, rank=0, world=1)):
+        with pytest.raises(ValueError, match=r"num_workers is 4: .* DataLoader\(..., batch_size=None, num_workers=0\)"):
+            next(iter(ours))
 
 
 def test_what_does_not_fit_is_refused(data, tmp_path):
