@@ -346,6 +346,10 @@ def _load(dataset: str, digest: str) -> Manifest:
         head = store.read_json(base + ".json")
     except store.Missing:
         raise ValueError(f"{dataset}: has no manifest {digest[:16]}: {_offer(dataset)}") from None
+    if head.get("format", FORMAT) > FORMAT:
+        raise ValueError(
+            f"{base}.json: is of format {head['format']}, this build reads {FORMAT}: upgrade, or use another version"
+        )
     try:
         manifest = _parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))
     except (AssertionError, KeyError, TypeError) as error:

@@ -162,15 +162,15 @@ class FaultProxy:
         await self._listen()
         self._ready.set()
         await self._stop.wait()
-        if self._server is not None:
-            self._server.close()
-        self._break_all()
+        await self._refuse()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=2 * PIECE, backlog=1024)
+        self._server = await asyncio.start_server(
+            self._connected, "127.0.0.1", self.port, limit=2 * PIECE, backlog=1024
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     def _hold(self, task: asyncio.Task[None]) -> None:
@@ -180,21 +180,30 @@ class FaultProxy:
     async def _outage(self, seconds: float) -> None:
         if self._server is None:
             return  # one is under way
-        self._server.close()
-        self._server = None
-        self._break_all()
+        await self._refuse()
         await asyncio.sleep(seconds)
         await self._listen()
+
+    async def _refuse(self) -> None:
+        """No new connections, and the end of those there are."""
+        server, self._server = self._server, None
+        if server is not None:
+            for listening in server.sockets:
+                self._loop.remove_reader(listening.fileno())
+            # Those accepted just now take their place first: asyncio leaks them when their server is closed meanwhile.
+            await asyncio.sleep(0.01)
+            server.close()
+        self._break_all()
 
     def _break_all(self) -> None:
         for writer in list(self._clients):
             _reset(writer)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._hold(task)
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
+        self._hold(self._loop.create_task(self._accept(reader, writer)))
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream = _Upstream(self.upstream)
         try:
             while await self._request(reader, writer, upstream):
