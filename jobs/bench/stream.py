@@ -1,9 +1,10 @@
 """Our stream beside webdataset, MosaicML streaming and litdata: CPU an image, rate, distance, memory, mixing, waiting.
 
 Every reader is one process on the first core, shuffles as its users have it, and copies every byte of every picture
-into the memory of a batch; nothing is decoded. The file server (`bucket`) has the last core. CPU is user + system time
-of the client and its children over some passes after a first one, which with opening is told apart. Rounds are
-interleaved; a ratio is the median over rounds of ours over theirs: below 1 is better for CPU, above 1 for rates.
+into the memory of a batch (the peers' bodies are copied there, ours lie there); nothing is decoded. The file server
+(`bucket`) has the last core. CPU is user + system time of the client and its children over some passes after a first
+one, which with opening is told apart. Rounds are interleaved; a ratio is the median over rounds of ours over theirs:
+below 1 is better for CPU, above 1 for rates.
 
 Parts (`--only`): `local`, a warm disk; `s3`, an S3 endpoint; `delayed`, the same behind 50 ms to the first byte and
 60 MB/s a connection, with memory and bytes read over whole epochs at several world sizes; `mixing`, classes in a batch

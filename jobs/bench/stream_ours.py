@@ -29,10 +29,10 @@ def opened(spec: dict[str, Any]) -> Stream:
 
 
 def read(spec: dict[str, Any]) -> dict[str, Any]:
-    """Every byte of every sample into a batch slot."""
+    """Every byte of every sample into a batch slot: the buffer of our batches is one."""
     for module in ("pyarrow.dataset", "pyarrow.parquet", "s3fs"):
         importlib.import_module(module)  # imported when first needed; as for the peers, outside the measurement
-    return drain(lambda: _bodies(opened(spec)), spec)
+    return drain(lambda: _bodies(opened(spec)), spec, copied=True)
 
 
 def _bodies(stream: Stream) -> Iterator[list[memoryview]]:
@@ -50,7 +50,7 @@ def epochs(spec: dict[str, Any]) -> dict[str, Any]:
     before, begun = cpu(), time.perf_counter()
     stream, resident = opened(spec | {"stop_at": spec["images"] * spec["passes"]}), []
     for batch in stream:
-        slot.fill(batch.bodies)
+        slot.note(batch.bodies)
         if batch.stop // spec["images"] > batch.start // spec["images"]:
             resident.append(_resident())
         batch.release()
@@ -110,9 +110,9 @@ def _decoded(stream: Stream, spec: dict[str, Any]) -> Iterator[Any]:
 
 
 def _take(batch: Any, slot: Slot) -> int:
-    """Have a batch copied, if it is of encoded samples, and give it back; how many images it had."""
+    """Look at a batch, if it is of encoded samples, and give it back; how many images it had."""
     if isinstance(batch, Encoded):
-        slot.fill(batch.bodies)
+        slot.note(batch.bodies)
         slot.numbers.clear()
     batch.release()
     return len(batch)
