@@ -38,7 +38,7 @@ PARTS = ("local", "s3", "delayed", "mixing", "wait")
 LATENCY, RATE = 0.05, 60e6  # seconds to the first byte, bytes a second and connection
 WORLDS = (1, 3, 8)
 LINKS = 1024  # pictures a shard of the set that whole epochs are read of
-SHARE = 0.8  # of the loader's rate that a consumer takes
+SHARE, TURNS = 0.8, 3  # of the loader's rate that a consumer takes; how often both are measured
 CLASSES, SAMPLES, UNIT = 21_000, 14_200_000, 10_240  # of the class-sorted set
 GLOBAL_BATCH = 2048
 
@@ -50,11 +50,10 @@ class Config:
     only: tuple[str, ...] = PARTS
     images: int = 4000  # of the set that peers read as well; about 110 KB each
     passes: int = 4  # over it in one measurement, after a first one that is told apart
-    rounds: int = 5
+    rounds: int = 3
     batch: int = 256
     epoch_images: int = 40_000  # of the set that whole epochs are read of: more than a window of the order holds
     shards: int = 1400  # of the set whose first batch is waited for, 10,240 links each
-    seconds: float = 10  # that a consumer is watched for
     data: str | None = None  # a folder or tar of real JPEGs; made ones otherwise
     store: str | None = None  # s3://bucket/folder that the AWS variables lead to, for the part s3; else on loopback
     scratch: str | None = None  # a folder for the data: some 2 GB
@@ -106,7 +105,7 @@ class Bench:
         return bucket.serving(self.root, self.cores[-1], latency, rate)
 
     def spec(self, made: stream_data.Made, **more: Any) -> dict[str, Any]:
-        return {"verb": "read", "batch": self.config.batch, "images": made.images, "largest": made.largest, **more}
+        return {"verb": "read", "batch": self.config.batch, "images": made.images, "largest": made.largest} | more
 
     def client(self, who: str, spec: dict[str, Any], variables: dict[str, str] | None = None) -> dict[str, Any]:
         """Run one reader to its end on the first core. Raises ValueError with its last words when it fails."""
@@ -356,14 +355,20 @@ def _classes(sample_B: np.ndarray) -> int:
 
 def wait(bench: Bench) -> Measured:
     """Near and far, encoded and decoded; `data_wait` is of the encoded samples, the worse of the two places."""
+    made, epoch = bench.made, bench.epoch
+    address = f"s3://bench/epoch@{(epoch.folder / 'address').read_text()}"
+    # Far away, an epoch is longer than a window of the order: one that is shorter is fetched whole at its beginning.
+    todo = [
+        ("encoded", "local", bench.spec(made, data=str(made.folder), count=8 * made.images)),
+        ("encoded", "s3 delayed", bench.spec(epoch, data=address, count=epoch.images)),
+        ("decoded", "local", bench.spec(made, data=str(made.folder), count=1024, batch=64)),
+        ("decoded", "s3 delayed", bench.spec(made, data="s3://bench/ours", count=1024, batch=64)),
+    ]
     rows: list[dict[str, Any]] = []
-    common = bench.spec(bench.made, verb="wait", share=SHARE, seconds=bench.config.seconds)
     with bench.bucket(distant=True) as server:
-        for place, data in (("local", str(bench.made.folder)), ("s3 delayed", "s3://bench/ours")):
-            for decode in (False, True):
-                spec = common | {"data": data, "decode": decode, "threads": 1}
-                done = bench.client("ours", spec, server.variables())
-                rows.append({"what": "decoded" if decode else "encoded", "place": place, **done})
+        for what, place, spec in todo:
+            spec |= {"verb": "wait", "share": SHARE, "turns": TURNS, "decode": what == "decoded", "threads": 1}
+            rows.append({"what": what, "place": place, **bench.client("ours", spec, server.variables())})
     worst = {what: max(row["wait"] for row in rows if row["what"] == what) for what in ("encoded", "decoded")}
     return rows, {"data_wait": worst["encoded"], "data_wait_decoded": worst["decoded"]}
 

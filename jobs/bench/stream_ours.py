@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from jobs.bench.stream_peers import Slot, cpu, drain, peak_rss
 from shards.manifest import read_manifest
 from shards.order import Order
 from shards.stream import Encoded, Stream
+
+_READY = 6  # batches, at most, that are ready before they are asked for
 
 
 def opened(spec: dict[str, Any]) -> Stream:
@@ -76,30 +79,40 @@ def first(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def wait(spec: dict[str, Any]) -> dict[str, Any]:
-    """The loader's own rate, and how long a consumer waits that takes `share` of it; without the first batch."""
-    seconds = spec["seconds"]
-    rate, _ = _consume(spec, 0.0, seconds)
-    taken, waited = _consume(spec, spec["share"] * rate, seconds)
-    return {"rate": rate, "taken": taken, "wait": waited, "share": spec["share"], "rss": peak_rss()}
+    """How long a consumer waits that takes `share` of the loader's own rate.
 
-
-def _consume(spec: dict[str, Any], rate: float, seconds: float) -> tuple[float, float]:
-    """(images a second, share of the time waited) of a consumer that is ready for the next batch at this rate."""
+    On one stream, turn about: `count` images as fast as they come, which gives the rate of just now, and as many at
+    `share` of it, as a training step would take them: busy for as long as a batch lasts, then waiting for the next.
+    """
     stream = opened(spec)
     loader = iter(_decoded(stream, spec) if spec.get("decode") else stream)
     slot = Slot(spec["batch"], spec["largest"])
-    _take(next(loader), slot)
+    _phase(loader, slot, spec, 0.0)
+    turns = []
+    for _ in range(spec["turns"]):
+        rate, _ = _phase(loader, slot, spec, 0.0)
+        turns.append((rate, *_phase(loader, slot, spec, spec["share"] * rate)))
+    stream.close()
+    rate, taken, waited = (statistics.median(column) for column in zip(*turns))
+    return {"rate": rate, "taken": taken, "wait": waited, "waits": [turn[2] for turn in turns], "rss": peak_rss()}
+
+
+def _phase(loader: Iterator[Any], slot: Slot, spec: dict[str, Any], rate: float) -> tuple[float, float]:
+    """(images a second, share of the time waited) of a consumer of this rate, 0: as fast as it goes; without the first
+    batches, which were made ready at the pace of the phase before."""
+    for _ in range(_READY):
+        _take(next(loader), slot)
     begun, waited, images = time.perf_counter(), 0.0, 0
-    while (asked := time.perf_counter()) - begun < seconds:
+    while images < spec["count"]:
+        asked = time.perf_counter()
         batch = next(loader)
         came = time.perf_counter()
         waited += came - asked
         count = _take(batch, slot)
         images += count
-        if rate:  # busy for as long as this batch lasts a consumer of that rate
+        if rate:
             time.sleep(max(0.0, came + count / rate - time.perf_counter()))
     took = time.perf_counter() - begun
-    stream.close()
     return images / took, waited / took
 
 

@@ -99,8 +99,9 @@ def test_a_run_gives_rows_and_ratios(tmp_path, monkeypatch):
 
 
 def test_a_waiting_consumer_is_measured(made):
-    done = stream_ours.wait(spec(made, share=0.8, seconds=0.2, decode=False))
+    done = stream_ours.wait(spec(made, share=0.8, turns=2, count=200))
     assert 0 <= done["wait"] < 1
+    assert len(done["waits"]) == 2
     assert 0 < done["taken"] < done["rate"]
 
 
