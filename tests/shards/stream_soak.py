@@ -53,7 +53,8 @@ def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     manifest = small_set(base, [args.samples - 3 * share, share, share, share], broken, SIDE)
     cache = folder / "cache"
     limit = sum(shard.tar_bytes for shard in manifest.shards) // 2  # so that it has to choose
-    read = ReadConfig(cache=str(cache), cache_bytes=limit) if args.cache else ReadConfig()
+    # Little memory, few connections: both are taken as they are first needed, and all should be in use soon.
+    read = ReadConfig(connections=4, memory=1 << 20, cache=str(cache) if args.cache else None, cache_bytes=limit)
     with faults(args.faults, args.seed) as proxy:
         setting = Setting(
             data=manifest.address,
@@ -157,10 +158,11 @@ def _vitals(line: Line) -> tuple[float, ...]:
 
 
 def check_flat(report: dict[str, Any]) -> None:
+    spread = 6 if report["faults"] else 2  # of connections that were just broken
     for name, life in report["first_and_last_quarter_of_long_lives"].items():
         (before, after), files, threads = (life[vital] for vital in VITALS)
-        assert after <= 1.03 * before + 4, f"process {name} grew from {before} to {after} MB"
-        assert files[1] <= files[0] + 2, f"process {name} had {files[0]} files open, then {files[1]}"
+        assert after <= 1.01 * before + 3, f"process {name} grew from {before} to {after} MB"
+        assert files[1] <= files[0] + spread, f"process {name} had {files[0]} files open, then {files[1]}"
         assert threads[1] <= threads[0] + 2, f"process {name} had {threads[0]} threads, then {threads[1]}"
 
 
