@@ -174,7 +174,12 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--kills", type=int, default=12, help="attempts that are killed or stopped")
     parser.add_argument("--data", default="", help="folder on a store; default: a local one that is removed afterwards")
     parser.add_argument("--faults", action="store_true", help="put the fault proxy in front of AWS_ENDPOINT_URL")
-    parser.add_argument("--outage", type=float, default=5.0, help="seconds, with --faults")
+    parser.add_argument(
+        "--outage",
+        type=float,
+        default=5.0,
+        help="seconds, with --faults; a process that never reached the store waits 10",
+    )
     parser.add_argument("--cache", action="store_true", help="a disk cache that holds half of the set")
     parser.add_argument("--check", type=int, default=8, help="of every so many-th batch the pixels are checked as well")
     parser.add_argument("--seed", type=int, default=0)
