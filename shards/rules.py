@@ -78,7 +78,7 @@ def read_rules(dataset: str, rules: Rules, unit: int) -> pa.Table:
     first, last = _units_of_groups(url, rules.bytes)
     groups = np.flatnonzero((first <= unit) & (unit <= last)).tolist()
     tables = [_read_group(url, rules.bytes, group) for group in groups] or [SCHEMA.empty_table()]
-    return pa.concat_tables([table.filter(pc.field("unit") == unit) for table in tables])
+    return pa.concat_tables([table.filter(pc.equal(table["unit"], unit)) for table in tables])
 
 
 def verify(dataset: str, rules: Rules) -> Iterator[str]:
