@@ -19,6 +19,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards import store
+
+FOLDER = "xtra-read-cache"  # inside the folder that is named: what else lies there is not ours to count or delete
 _STALE = 3600.0  # seconds after which what was being written is taken for abandoned
 
 
@@ -35,10 +38,10 @@ class DiskCache:
     def __init__(self, folder: str | Path, limit: int) -> None:
         if limit < 1:
             raise ValueError(f"read.cache_bytes is {limit}; it must be above 0")
-        self.folder = Path(folder)
+        self.folder = Path(folder) / FOLDER
         self.limit = limit
         self.hits = self.misses = self.failures = 0
-        self._began = time.time()
+        self._began = time.time() - 1  # the file system's clock may be some ms behind
         self._lock = threading.Lock()
         self._unlooked = 0  # bytes written since the last look at the folder
         self._room = 0
@@ -59,11 +62,12 @@ class DiskCache:
             return False
         try:
             status = os.fstat(file)
-            if status.st_size != len(view) or os.preadv(file, [view], 0) != len(view):
+            if status.st_size != len(view) or store.fill(file, [view], 0) != len(view):
                 self.misses += 1
                 return False
             if status.st_mtime < max(self._began, time.time() - _STALE):
-                os.utime(file)  # in use, by this run and still
+                with contextlib.suppress(OSError):  # another user's
+                    os.utime(file)  # in use, by this run and still
         except OSError:
             self.failures += 1
             return False
@@ -123,20 +127,20 @@ class DiskCache:
             if not folder.is_dir():
                 continue
             for file in os.scandir(folder.path):
-                with contextlib.suppress(FileNotFoundError):  # evicted by another process meanwhile
+                with contextlib.suppress(OSError):  # evicted by another process meanwhile, or another user's
                     status = file.stat()
-                    if file.name.startswith(".aside-"):
-                        if time.time() - status.st_mtime > _STALE:
-                            os.unlink(file.path)
-                    else:
+                    if not file.name.startswith(".aside-"):
                         entries.append(_Entry(status.st_mtime, status.st_size, file.path))
-                        total += status.st_size
+                    elif time.time() - status.st_mtime > _STALE:
+                        os.unlink(file.path)
+                        continue
+                    total += status.st_size
         if total > self.limit - self.limit // 16:
             for entry in sorted(entries, key=lambda entry: entry.used):
                 if total <= self.limit - self.limit // 8 or entry.used >= self._began:
                     break
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     os.unlink(entry.path)
-                total -= entry.bytes
+                    total -= entry.bytes
         self._room = max(0, self.limit - total)
         self._unlooked = 0

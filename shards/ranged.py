@@ -22,7 +22,7 @@ from shards import remote
 SIGNED_FOR = 3600  # seconds
 _SIGNED_AGAIN = 2400  # seconds after which a signature is renewed
 _BLOCK = 512 << 10  # bytes that libcurl hands over at once
-_SILENCE = 60  # seconds without a byte that end a transfer
+_SLOW, _SILENCE = 1024, 20  # a transfer of fewer bytes a second for so many seconds ends
 
 _signatures: dict[str, tuple[str | None, float]] = {}  # url -> (where to get it, when signed); None: by fsspec
 _local = threading.local()
@@ -34,21 +34,22 @@ class _Refused(Exception):
     def __init__(self, status: int, body: bytes) -> None:
         code = re.search(rb"<Code>(\w+)</Code>", body)
         name = code[1].decode() if code else ""
-        super().__init__(f"HTTP {status} {name}".strip())
+        ignored = "the server sent something else than the range asked for; it must serve ranges"
+        super().__init__(ignored if status in (200, 206) else f"HTTP {status} {name}".strip())
         self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": name}}
 
 
-def read_into(url: str, offset: int, view: memoryview) -> None:
+def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | None = None) -> None:
     """Fill `view` with the object's bytes from `offset`. Raises Missing, and StoreError also where it ends before."""
     where = _signed(url)
     if where is None:
         fs, path = remote.client(url)
         end = offset + len(view)
-        body = remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=end))
+        body = remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=end), stop)
         view[: len(body)] = body
         length = len(body)
     else:
-        length = remote.call("read", url, lambda: _attempt(url, offset, view))
+        length = remote.call("read", url, lambda: _attempt(url, offset, view, stop), stop)
     if length != len(view):
         raise remote.StoreError(f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check")
 
@@ -70,28 +71,33 @@ def _signed(url: str) -> str | None:
     return where
 
 
-def _attempt(url: str, offset: int, view: memoryview) -> int:
+def _attempt(url: str, offset: int, view: memoryview, stop: threading.Event | None) -> int:
     where = _signed(url)
-    assert where is not None
+    if where is None:  # it could be signed before: the keys are being renewed, say
+        raise ConnectionError("its URL could not be signed again")
     try:
-        return _get(where, offset, view)
+        return _get(where, offset, view, stop)
     except _Refused as refused:
         if refused.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
             raise FileNotFoundError(str(refused)) from None
         if not url.startswith("http"):
             _signatures.pop(url, None)  # keys may have changed since, or a clock be wrong: sign anew before giving up
-            if refused.response["ResponseMetadata"]["HTTPStatusCode"] == 403 and (again := _signed(url)) is not None:
-                return _get(again, offset, view)
+            # AWS says 400 of keys that have expired.
+            if refused.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 401, 403) and (again := _signed(url)):
+                return _get(again, offset, view, stop)
         raise
 
 
-def _get(where: str, offset: int, view: memoryview) -> int:
+def _get(where: str, offset: int, view: memoryview, stop: threading.Event | None) -> int:
     """One ranged GET (RFC 9110, 14.2): bytes received. 416 is an object that ends before the range."""
     curl = _handle()
     body = _Body(view)
     curl.setopt(pycurl.URL, where)
     curl.setopt(pycurl.RANGE, f"{offset}-{offset + len(view) - 1}")
     curl.setopt(pycurl.WRITEFUNCTION, body.write)
+    if stop is not None:  # asked about every second at least, also while nothing comes
+        curl.setopt(pycurl.XFERINFOFUNCTION, lambda *_: stop.is_set())
+    curl.setopt(pycurl.NOPROGRESS, stop is None)
     try:
         curl.perform()
     except pycurl.error as error:
@@ -134,7 +140,7 @@ def _handle() -> Any:
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.BUFFERSIZE, _BLOCK)
         curl.setopt(pycurl.CONNECTTIMEOUT, 5)
-        curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
+        curl.setopt(pycurl.LOW_SPEED_LIMIT, _SLOW)
         curl.setopt(pycurl.LOW_SPEED_TIME, _SILENCE)
         curl.setopt(pycurl.FOLLOWLOCATION, 1)
         curl.setopt(pycurl.MAXREDIRS, 5)

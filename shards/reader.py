@@ -10,6 +10,7 @@ A `Reader` is planned and read by one thread; `locate`, `tar_url` and `read_apar
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import threading
@@ -17,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -83,11 +85,12 @@ class Reader:
         self._local = [store.is_local(self.tar_url(shard)) for shard in range(len(self._shards))]
         self._config, self._chunk, self._passed, self._clock = config, chunk, passed, 0
         self._indexes: dict[int, Index] = {}
+        self._stop = threading.Event()
         self._lock = threading.Lock()  # of what the pools' threads write
         self._index_pool = ThreadPoolExecutor(_INDEX_READERS, thread_name_prefix="index")
         self._files: OrderedDict[int, int] = OrderedDict()
         self._most_files = min(_MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._advised: set[tuple[int, int]] = set()
+        self._advised: set[_Name] = set()
         self._buffers = Buffers(config.ahead + 2)
         self._header = memoryview(bytearray(BLOCK))
         self._cache: DiskCache | None = None
@@ -111,7 +114,7 @@ class Reader:
         under_way = 2 * config.connections * self._chunk + config.ahead * batch
         everything = int(samples * (mean + block)) + (16 << 20)
         wanted = min(int((window + under_way) * 1.05 * (mean + block / 2)) + (16 << 20), everything)
-        memory = config.memory or min(wanted, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+        memory = config.memory or min(wanted, _machine_memory() // 2)
         self._keep = memory >= everything and config.memory is not None  # a set that fits is fetched once
         self.memory = min(memory, everything)
         self._slab = Slab(self.memory // block, block)
@@ -160,7 +163,7 @@ class Reader:
         self._read_indexes(shard_B)
         for step, (epoch, shard, number) in enumerate(zip(place.epoch[at:].tolist(), shard_B, index_B)):
             if self._local[shard]:
-                self._advise((shard, number // self._chunk))
+                self._advise((epoch, shard, number // self._chunk))
                 continue
             name = self._name(epoch, shard, number)
             chunk = self._chunks.get(name)
@@ -172,22 +175,23 @@ class Reader:
                     return at + step
             chunk.planned += 1
             chunk.touched = self._clock
+            self._chunks.move_to_end(name)
         return at + len(shard_B)
 
     def _name(self, epoch: int, shard: int, number: int) -> _Name:
         return (0 if self._keep else epoch, shard, number // self._chunk)
 
-    def _advise(self, name: tuple[int, int]) -> None:
-        """Tell the kernel once which part of a tar will be read soon: a cold disk then works ahead of us."""
+    def _advise(self, name: _Name) -> None:
+        """Tell the kernel, once an epoch, which part of a tar will be read soon: a cold disk then works ahead of us."""
         if name not in self._advised:
-            if len(self._advised) > 1 << 20:
+            if len(self._advised) > 1 << 16:
                 self._advised.clear()
             self._advised.add(name)
-            index, first = self._index(name[0]), name[1] * self._chunk
+            index, first = self._index(name[1]), name[2] * self._chunk
             last = min(first + self._chunk, len(index)) - 1
             begin, end = index.offset[first] - BLOCK, index.offset[last] + index.length[last]
             with contextlib.suppress(OSError):  # file systems may not care for advice
-                os.posix_fadvise(self._file(name[0]), begin, end - begin, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._file(name[1]), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def _start_chunk(self, name: _Name, hard: bool) -> _Chunk | None:
         """A new chunk whose fetching has started; None if there is no room."""
@@ -216,11 +220,13 @@ class Reader:
 
     def _evict(self, need: int, passed: int) -> None:
         """Drop what no planned batch wants and what was last wanted `passed` samples ago: of lanes that are shared with
-        other ranks, which use the rest."""
-        for name, chunk in list(self._chunks.items()):
+        other ranks, which use the rest. Until `need` blocks are free."""
+        for name, chunk in list(
+            itertools.takewhile(lambda c: self._clock - c[1].touched >= passed, self._chunks.items())
+        ):
             if self._slab.free >= need:
                 return
-            if chunk.planned == 0 and self._clock - chunk.touched >= passed and chunk.fetched.done():
+            if chunk.planned == 0 and chunk.fetched.done():
                 for blocks in chunk.blocks:
                     if blocks is not None:
                         self._slab.give(blocks)
@@ -231,13 +237,13 @@ class Reader:
     def _fetch(self, shard: int, first: int, blocks: list[np.ndarray]) -> None:
         index = self._index(shard)
         for begin, end, numbers in _pieces(index, first, len(blocks)):
-            buffer = self._read_piece(shard, begin, end)
+            buffer = self._read_piece(shard, begin, end, numbers)
             for number in numbers:
                 at, wide = index.offset[number] - begin, len(blocks[number - first]) * self._slab.block
                 self._check_header(buffer[at - BLOCK : at].data, shard, number)
                 self._slab.fill(blocks[number - first], buffer[at : at + wide])
 
-    def _read_piece(self, shard: int, begin: int, end: int) -> np.ndarray:
+    def _read_piece(self, shard: int, begin: int, end: int, numbers: range) -> np.ndarray:
         """Bytes begin .. end of a tar in this thread's buffer, which is a block longer at least."""
         length = end - begin
         buffer = getattr(self._scratch, "buffer", None)
@@ -247,7 +253,11 @@ class Reader:
         manifest, number = self._shards[shard]
         name = f"{manifest.shards[number].tar_sha256}-{begin:x}-{length:x}"
         if self._cache is None or not self._cache.read_into(name, view):
-            store.read_into(self.tar_url(shard), begin, view)
+            try:
+                store.read_into(self.tar_url(shard), begin, view, self._stop)
+            except store.StoreError as error:
+                keys = " to ".join(dict.fromkeys(self._index(shard).key(n) for n in (numbers[0], numbers[-1])))
+                raise type(error)(f"{error} ({keys})") from None
             with self._lock:
                 self.bytes_read += length
             if self._cache is not None:
@@ -261,9 +271,9 @@ class Reader:
             length = self._index(shard).length[number]
             sound = bytes(header[124:136]).strip(b" \0").lstrip(b"0") == b"%o" % length
         else:
-            sound = header[: len(key)] == key and header[257:262] == b"ustar"
+            sound = header[: len(key) + 1] == key + b"." and header[257:262] == b"ustar"
         if not sound:
-            found = bytes(header[:100]).rstrip(b"\0")
+            found = bytes(header[:100]).split(b"\0")[0][:40]
             raise store.StoreError(
                 f"{self.tar_url(shard)}: {key.decode()} should begin at byte {self._index(shard).offset[number]}, "
                 f"the tar has {found!r} there: it is not what its index describes: run xtra check"
@@ -297,16 +307,23 @@ class Reader:
         if missing:  # there was no room for them
             list(self._pool.map(lambda one: self._read_alone(*one), missing))
         self._clock = stop or self._clock + len(place)
+        if not all(self._local) and not self._keep:
+            self._evict(len(self._slab.memory_NK), self._passed)  # so that memory is what is of use, not what there is
         self.bytes_used += sum(lengths)
         return Encoded(start, stop, place, shard_B, index_B, indexes, bodies, buffer, self._buffers)
 
     def _read_local(self, shard: int, number: int, body: memoryview) -> None:
         index = self._indexes[shard]
         offset = index.offset[number]
-        got = os.preadv(self._file(shard), [self._header, body], offset - BLOCK)
-        if got != BLOCK + len(body):
+        try:
+            got = store.fill(self._file(shard), [self._header, body], offset - BLOCK)
+        except OSError as error:
+            place = f"{self.tar_url(shard)}: cannot be read at byte {offset}, {index.key(number)}"
+            raise store.StoreError(f"{place}: {error.strerror}") from None
+        if got != BLOCK + index.length[number]:
             raise store.StoreError(
-                f"{self.tar_url(shard)}: is cut short at byte {offset - BLOCK + got}: run xtra check"
+                f"{self.tar_url(shard)}: is cut short at byte {offset - BLOCK + got}, in {index.key(number)}: "
+                "run xtra check"
             )
         self._check_header(self._header, shard, number)
 
@@ -338,7 +355,7 @@ class Reader:
     def _read_alone(self, shard: int, number: int, body: memoryview) -> None:
         index = self._index(shard)
         with_header = memoryview(bytearray(BLOCK + len(body)))
-        store.read_into(self.tar_url(shard), index.offset[number] - BLOCK, with_header)
+        store.read_into(self.tar_url(shard), index.offset[number] - BLOCK, with_header, self._stop)
         with self._lock:
             self.bytes_read += len(with_header)
         self._check_header(with_header[:BLOCK], shard, number)
@@ -364,11 +381,18 @@ class Reader:
                 file = os.open(store.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 raise store.Missing(f"{url}: the shard is gone: run xtra check on the dataset") from None
+            except OSError as error:
+                raise store.StoreError(f"{url}: cannot be opened: {error.strerror}") from None
             self._files[shard] = file
         return file
 
+    def stop(self) -> None:
+        """What waits for a silent store gives up."""
+        self._stop.set()
+
     def close(self) -> None:
-        """Idempotent. Batches that were handed out stay valid."""
+        """Idempotent; only when nobody plans or reads any more. Batches that were handed out stay valid."""
+        self._stop.set()
         self._index_pool.shutdown(wait=False, cancel_futures=True)
         if not all(self._local):
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -376,6 +400,14 @@ class Reader:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
+
+
+def _machine_memory() -> int:
+    """Bytes that this process may use: the machine's, or its container's."""
+    bytes_ = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no cgroup 2 here, or "max"
+        bytes_ = min(bytes_, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return bytes_
 
 
 def _mean_bytes(manifest: Manifest) -> float:

@@ -100,6 +100,8 @@ def _final(error: BaseException) -> bool:
     if any(mark in f"{type(error).__name__}: {error}" for mark in _FINAL):
         return True
     status, code = _answer(error)
+    if status in (200, 206):  # an error all the same: a server that does not serve ranges
+        return True
     return 400 <= status < 500 and status not in _PASSING and code not in _PASSING_CODES
 
 
@@ -120,12 +122,13 @@ def _explain(verb: str, url: str, error: BaseException, tried: str = "") -> Stor
     return StoreError(f"{url}: cannot {verb}{tried}: {' '.join(text.split())}")
 
 
+_NEVER = threading.Event()
 _reached: set[tuple[int, str]] = set()  # (process, scheme) of stores that have answered
 
 
-def call(verb: str, url: str, action: Callable[[], T]) -> T:
+def call(verb: str, url: str, action: Callable[[], T], stop: threading.Event | None = None) -> T:
     """Run one remote action, again and again while its failure may pass and patience lasts; what is left becomes an
-    error that names the object. The action must be harmless when repeated."""
+    error that names the object. The action must be harmless when repeated. `stop`, once set, ends the patience."""
     begun, wait, tries = time.monotonic(), 0.25, 0
     here = (os.getpid(), url.split("://", 1)[0])
     while True:
@@ -148,7 +151,8 @@ def call(verb: str, url: str, action: Callable[[], T]) -> T:
             if spent + wait > (PATIENCE if here in _reached else FIRST_PATIENCE):
                 tried = f" ({tries} tries in {spent:.0f} s)" if tries > 1 else ""
                 raise _explain(verb, url, error, tried) from None
-            time.sleep(wait * random.uniform(0.7, 1.0))
+            if (stop or _NEVER).wait(wait * random.uniform(0.7, 1.0)):
+                raise _explain(verb, url, error, f" ({tries} tries)") from None
             wait = min(2 * wait, LONGEST_WAIT)
         else:
             _reached.add(here)

@@ -57,10 +57,10 @@ class Buffers:
 
     def take(self, size: int) -> bytearray:
         """At least `size` bytes."""
-        if self._free and len(self._free[-1]) >= size:
-            return self._free.pop()
-        if self._free:
-            self._free.pop()  # too small by now: the next is an eighth larger than what was asked for
+        buffer = self._free.pop() if self._free else None
+        if buffer is not None and len(buffer) > size:  # not equal: `give` takes a byte of it
+            return buffer
+        # One that is too small by now is dropped, and the next is an eighth larger than what was asked for.
         return bytearray(size + size // 8 + 1)
 
     def give(self, buffer: bytearray) -> None:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,20 +80,38 @@ def read_range(url: str, offset: int, length: int) -> bytes:
     return body
 
 
-def read_into(url: str, offset: int, view: memoryview) -> None:
+def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | None = None) -> None:
     """Fill memory with an object's bytes from `offset`: `read_range` for bulk reading, without a new object each time.
 
-    Raises Missing; StoreError also when the object is shorter than that.
+    Raises Missing; StoreError also when the object is shorter than that, and when `stop` is set while a remote store
+    does not answer.
     """
     if not is_local(url):
         from shards import ranged  # libcurl is needed only here
 
-        ranged.read_into(url, offset, view)
+        ranged.read_into(url, offset, view, stop)
         return
     with _local_errors("read", url), local_path(url).open("rb", buffering=0) as file:
-        length = os.preadv(file.fileno(), [view], offset)
+        length = fill(file.fileno(), [view], offset)
     if length != len(view):
         raise StoreError(f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check on it")
+
+
+def fill(file: int, views: Sequence[memoryview], offset: int) -> int:
+    """Fill memory with a local file's bytes from `offset`; returns how many there were. Some file systems give less
+    than there is at one time."""
+    need = sum(map(len, views))
+    got = os.preadv(file, views, offset)
+    while got < need:
+        rest, skip = [], got
+        for view in views:
+            rest.append(view[skip:])
+            skip = max(0, skip - len(view))
+        more = os.preadv(file, [view for view in rest if len(view)], offset + got)
+        if not more:
+            break
+        got += more
+    return got
 
 
 def open_read(url: str) -> BinaryIO:

@@ -7,6 +7,7 @@ and where it waits, is `reader.py`'s business.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -65,6 +66,10 @@ class Stream:
         world: int = 1,
         config: ReadConfig | None = None,
     ):
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(
+                f"batch {batch_size}, rank {rank} of {world}: a batch is 1 or more, a rank below the world"
+            )
         self.manifest, self.order = manifest, order
         mixed = isinstance(manifest, Mixture)
         manifests = manifest.manifests if mixed else (manifest,)
@@ -114,16 +119,35 @@ class Stream:
         """Go on where `state_dict` was taken; before iterating. Raises ValueError for another manifest or order."""
         ours = self.state_dict()
         for name in ("manifest", "order"):
-            if state[name] != ours[name]:
-                raise ValueError(f"the state is of {name} {state[name]}, this stream is of {ours[name]}: open that one")
+            if state.get(name) != ours[name]:
+                raise ValueError(
+                    f"the state is of {name} {state.get(name)}, this stream is of {ours[name]}: open that one"
+                )
         assert self._feed is None, "a state is loaded before iterating"
         self.samples_seen = int(state["samples_seen"])
 
     def close(self) -> None:
-        """Idempotent. Batches that were handed out stay valid."""
-        if self._feed is not None:
-            self._feed.stop()
-        self.reader.close()
+        """Idempotent, and from any thread: who iterates is told that nothing comes. Batches handed out stay valid."""
+        _close(self.reader, self._feed)
+
+
+class Once:
+    """Every sample once, in row order, with a short last batch. Iterate it once; `close` it, or exhaust it."""
+
+    def __init__(self, reader: Reader, batches: Iterator[GlobalBatch], ahead: int) -> None:
+        self._reader, self._batches, self._ahead = reader, batches, ahead
+        self._feed: _Feed | None = None
+
+    def __iter__(self) -> Iterator[Encoded]:
+        self._feed = _Feed(self._reader, self._batches, self._ahead)
+        try:
+            yield from self._feed
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Idempotent, and from any thread."""
+        _close(self._reader, self._feed)
 
 
 def once(
@@ -133,7 +157,7 @@ def once(
     world: int = 1,
     every: tuple[int, int] = (0, 1),
     config: ReadConfig | None = None,
-) -> Iterator[Encoded]:
+) -> Once:
     """Every sample once, in row order, with a short last batch: what all evaluation uses.
 
     `every` = (r, w): only each w-th batch, from the r-th on; the others are not read.
@@ -149,12 +173,12 @@ def once(
             yield GlobalBatch(start, stop, place)
 
     reader = Reader((manifest,), config, _ONCE_CHUNK, window=4 * batch_size, passed=2 * batch_size, batch=batch_size)
-    feed = _Feed(reader, batches(), config.ahead)
-    try:
-        yield from feed
-    finally:
-        feed.stop()
-        reader.close()
+    return Once(reader, batches(), config.ahead)
+
+
+def _close(reader: Reader, feed: _Feed | None) -> None:
+    if feed is None or feed.stop():
+        reader.close()  # else a read of a local disk hangs: its files stay open until it ends
 
 
 class _Feed:
@@ -173,15 +197,19 @@ class _Feed:
                 raise encoded
             yield encoded
 
-    def stop(self) -> None:
-        """Ends the thread; one that waits for a store which does not answer is left to itself."""
+    def stop(self) -> bool:
+        """End the thread, and whoever waits for a batch. False when it hangs: then it is left to itself."""
         self._stopped.set()
+        self._reader.stop()
         until = time.monotonic() + _PATIENCE
         while self._thread.is_alive() and time.monotonic() < until:
             try:
                 self._ready.get(timeout=0.05)  # a thread that waits for room sees that it may go
             except queue.Empty:
                 continue
+        with contextlib.suppress(queue.Full):
+            self._ready.put_nowait(None)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -191,7 +219,7 @@ class _Feed:
                     return
             self._ready.put(None)
         except BaseException as error:  # it is the consumer's, who is told at the place in the stream where it belongs
-            self._ready.put(error)
+            self._ready.put(None if self._stopped.is_set() else error)
 
     def _encoded(self) -> Iterator[Encoded]:
         coming: deque[GlobalBatch] = deque()
@@ -199,13 +227,22 @@ class _Feed:
         while coming or following:
             # One more batch is always planned; then as many as fetching can be kept busy with and memory has room for.
             while following is not None and not (coming and self._reader.busy(len(coming))):
-                planned = self._reader.plan(following.place, planned, hard=not coming)
+                with _placed(following):
+                    planned = self._reader.plan(following.place, planned, hard=not coming)
                 if planned < len(following.place):
                     break
                 coming.append(following)
                 following, planned = next(self._batches, None), 0
             now = coming.popleft()
-            try:
-                yield self._reader.read(now.place, now.start, now.stop)
-            except store.StoreError as error:
-                raise type(error)(f"{error} (samples {now.start} to {now.stop} of the stream)") from None
+            with _placed(now):
+                encoded = self._reader.read(now.place, now.start, now.stop)
+            yield encoded
+
+
+@contextlib.contextmanager
+def _placed(batch: GlobalBatch) -> Iterator[None]:
+    """Errors say where in the stream they are met."""
+    try:
+        yield
+    except store.StoreError as error:
+        raise type(error)(f"{error} (samples {batch.start} to {batch.stop} of the stream)") from None

@@ -63,8 +63,8 @@ class _Resumable(IterableDataset[dict[str, Any]]):
         """What is iterated next begins there. Raises ValueError for the state of another dataset or order."""
         ours = self.state_dict()
         for name in ("manifest", "order"):
-            if state[name] != ours[name]:
-                raise ValueError(f"the state is of {name} {state[name]}, this is {ours[name]}: open that one")
+            if state.get(name) != ours[name]:
+                raise ValueError(f"the state is of {name} {state.get(name)}, this is {ours[name]}: open that one")
         self.samples_seen = int(state["samples_seen"])
 
     def _stream(self) -> closing[Stream]:

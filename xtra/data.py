@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from shards.encoded import Encoded, Sample
 from shards.image import View
 from shards.manifest import Manifest
 from shards.order import uniform
-from shards.stream import Stream, once
+from shards.stream import Once, Stream, once
 from xtra.slots import Lease, Slots
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as the official code's transforms use
@@ -338,7 +338,7 @@ class _Work:
 
 
 def _batches(
-    source: Iterable[Encoded],
+    source: Stream | Once,
     transform: Transform,
     replace: Replace,
     threads: int,
@@ -348,7 +348,7 @@ def _batches(
     guard: Guard = _UNGUARDED,
 ) -> Iterator[Batch]:
     """Each batch decoded, in order, with `ahead` batches under way while one is consumed. The draws are those of each
-    sample's own epoch, unless one is given."""
+    sample's own epoch, unless one is given. The source is closed with it."""
     slots = Slots(transform.size)
     pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode")
     feeder = ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -371,6 +371,7 @@ def _batches(
             waiting.append(feeder.submit(begin))
             yield _finished(work)
     finally:
+        source.close()  # first: the feeder may be waiting for a store that does not answer
         feeder.shutdown(wait=True, cancel_futures=True)
         pool.shutdown(wait=True, cancel_futures=True)
 

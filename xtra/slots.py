@@ -51,9 +51,10 @@ class Slots:
     def __init__(self, size: int) -> None:
         self._size = size
         self._free: Free = deque()
+        self._none = torch.empty(0, 3, size, size, dtype=torch.uint8)
 
     def take(self, images: int) -> Lease:
-        whole, copied = self._free.popleft() if self._free else (torch.empty(0), None)
+        whole, copied = self._free.popleft() if self._free else (self._none, None)
         if copied is not None:
             copied.synchronize()
         if len(whole) < images:  # the first ones, or of a batch that is larger than those before

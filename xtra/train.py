@@ -87,6 +87,8 @@ class Config:
         for name, nought in (("micro", "all at once"), ("keep_every", "none")):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({nought}) or more")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"max_bad is {self.max_bad}; it must be a share, 0 to 1")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
         if self.device not in ("auto", "cpu", "cuda"):

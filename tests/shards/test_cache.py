@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shards.cache import DiskCache
+from shards.cache import FOLDER, DiskCache
 
 
 def held(cache):
@@ -35,10 +35,10 @@ def test_it_stays_within_its_bound_and_evicts_what_no_run_uses(tmp_path):
     assert held(old) <= 10_000
     kept = [number for number in range(12) if read(old, f"old-{number}", 1000)]
     for number in kept:
-        os.utime(tmp_path / "ol" / f"old-{number}", (time.time() - 9000 + number,) * 2)
+        os.utime(tmp_path / FOLDER / "ol" / f"old-{number}", (time.time() - 9000 + number,) * 2)
     new = DiskCache(tmp_path, 10_000)
     assert held(new) <= 8_750, "room was made at the start"
-    left = [number for number in kept if (tmp_path / "ol" / f"old-{number}").exists()]
+    left = [number for number in kept if (tmp_path / FOLDER / "ol" / f"old-{number}").exists()]
     assert left == kept[-len(left) :], "the longest unused went first"
     for number in left:
         assert read(new, f"old-{number}", 1000), "used by this run from now on"
@@ -54,7 +54,7 @@ def test_a_killed_writer_leaves_no_entry(tmp_path):
     script += "c.os.replace = lambda *a: os.kill(os.getpid(), 9)\n"
     script += f"DiskCache({str(tmp_path)!r}, 1000).write('ab-0', b'x' * 100)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
-    (aside,) = (tmp_path / "ab").iterdir()
+    (aside,) = (tmp_path / FOLDER / "ab").iterdir()
     assert read(DiskCache(tmp_path, 1000), "ab-0", 100) is None
     assert aside.exists(), "its writer may be alive"
     os.utime(aside, (0, 0))
@@ -72,7 +72,17 @@ def test_a_disk_that_fails_costs_the_entry_alone(tmp_path, monkeypatch):
     cache.write("ab-0", b"x" * 100)
     assert cache.failures == 1
     assert read(cache, "ab-0", 100) is None
-    assert list((tmp_path / "ab").iterdir()) == []
+    assert list((tmp_path / FOLDER / "ab").iterdir()) == []
+
+
+def test_what_else_lies_in_the_folder_is_not_ours(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(5):
+        (tmp_path / "photos" / f"{number}.raw").write_bytes(bytes(1000))
+    cache = DiskCache(tmp_path, 3000)
+    cache.write("ab-0", bytes(1000))
+    assert len(list((tmp_path / "photos").iterdir())) == 5
+    assert read(cache, "ab-0", 1000), "nor does it count"
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):

@@ -2,13 +2,16 @@
 
 import gc
 import itertools
+import socket
+import threading
+import time
 
 import numpy as np
 import pytest
 from conftest import bucket
 from datasets import jpeg, make_dataset
 
-from shards import store
+from shards import ranged, store
 from shards.order import Order
 from shards.reader import GAP, ReadConfig, _pieces
 from shards.slab import Slab
@@ -159,6 +162,45 @@ def test_only_asked_batches_are_read(tmp_path, on_moto, monkeypatch):
     manifest = make_dataset(bucket() + "/data", [64])
     read = []
     read_into = store.read_into
-    monkeypatch.setattr(store, "read_into", lambda url, at, to: read.append(len(to)) or read_into(url, at, to))
+    monkeypatch.setattr(
+        store, "read_into", lambda url, at, to, *stop: read.append(len(to)) or read_into(url, at, to, *stop)
+    )
     batches = [[s.row for s in batch] for batch in once(manifest, 16, every=(1, 3))]
     assert batches == [list(range(16, 32))]
+
+
+def test_a_rank_without_samples_and_a_consumer_in_another_thread(tmp_path):
+    manifest = make_dataset(tmp_path, [20])
+    stream = Stream(manifest, ORDER, 2, rank=3, world=4, config=ReadConfig(ahead=1))
+    for batch in itertools.islice(stream, 30):
+        assert len(batch) == 0
+        batch.release()
+    told = []
+    stream = Stream(manifest, ORDER, 2)
+    batches = iter(stream)
+    next(batches)
+    stream.close()
+    waiting = threading.Thread(target=lambda: told.append(list(batches)), daemon=True)
+    waiting.start()
+    waiting.join(10)
+    assert told, "who waits for a batch is told that none comes"
+    with pytest.raises(ValueError, match="rank 5 of 2"):
+        Stream(manifest, ORDER, 2, rank=5, world=2)
+
+
+def test_a_closed_stream_does_not_wait_for_a_silent_store(on_moto):
+    manifest = make_dataset(bucket() + "/data", [40])
+    silent = socket.create_server(("127.0.0.1", 0))
+    stream = Stream(manifest, ORDER, 10)
+    assert len(list(once(manifest, 40))) == 1  # the store has answered: patience is that of an outage now
+    where = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+    ranged._signatures[manifest.tar_url(0)] = (where, time.monotonic())
+    threading.Timer(1.0, stream.close).start()
+    begun = time.monotonic()
+    assert list(stream) == []
+    for thread in threading.enumerate():
+        if thread.name.startswith("read"):
+            thread.join(15)
+    assert time.monotonic() - begun < 15, "120 s is how long an outage is borne"
+    ranged._signatures.clear()
+    silent.close()

@@ -65,7 +65,6 @@ def told(manifest: Manifest) -> str:
     return text
 
 
-@pytest.mark.xfail(reason="the stream names shard, byte and place, but no key")
 def test_a_tar_that_is_cut_short_is_named_with_key_and_place(manifest: Manifest) -> None:
     tar = manifest.tar_url(1)
     alter(tar, lambda body: body[: len(body) // 2])
@@ -75,7 +74,6 @@ def test_a_tar_that_is_cut_short_is_named_with_key_and_place(manifest: Manifest)
     assert "xtra check" in text
 
 
-@pytest.mark.xfail(reason="a local tar that is gone is met while planning, which does not name the place")
 def test_a_tar_that_is_gone_is_named_with_key_and_place(manifest: Manifest) -> None:
     store.delete(manifest.tar_url(0))
     text = told(manifest)
