@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import re
 import tarfile
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -173,7 +174,7 @@ def walk(source: Source) -> Iterator[Placed]:
     """Each regular file in turn, whatever tar wrote it: long names of GNU's and of POSIX.1-2001's (pax) are read.
 
     Until the next is asked for, its body is the caller's to take from the source; what is left of it is passed over.
-    Raises ValueError naming the offset where the tar is torn.
+    Raises ValueError naming the offset where the tar is torn or damaged.
     """
     long_name, long_size = None, None  # said by the headers before the file's own
     at = source.at
@@ -184,17 +185,19 @@ def walk(source: Source) -> Iterator[Placed]:
         if len(head) < BLOCK:
             raise ValueError(f"the tar ends at byte {at + len(head)} without its end mark: it was cut short")
         name, length, kind = _parse(head, at)
+        if length < 0:  # to follow it would be to read the same members for ever
+            raise ValueError(f"the tar has no valid header at byte {at}: its member's size is {length}")
         if kind in _ABOUT_THE_NEXT and length > PIECE:  # no name is that long: the header is damaged
             raise ValueError(f"the tar has no valid extended header at byte {at}")
         if kind == tarfile.GNUTYPE_LONGNAME:
             long_name = source.take(length).partition(b"\0")[0].decode("utf-8", "surrogateescape")
         elif kind == tarfile.XHDTYPE:
             records = _pax(source.take(length), at)
-            long_name, long_size = records.get("path", long_name), records.get("size")
+            long_name, long_size = records.get("path", long_name), _pax_size(records, at)
         elif kind in _META:
             pass
         else:
-            name, length = long_name or name, length if long_size is None else int(long_size)
+            name, length = long_name or name, length if long_size is None else long_size
             long_name, long_size = None, None
             if kind in _REGULAR:
                 yield Placed(name, at + BLOCK, length)
@@ -234,12 +237,20 @@ def _pax(body: bytes, at: int) -> dict[str, str]:
     records = {}
     while body.strip(b"\0"):
         length, _, rest = body.partition(b" ")
-        key, equals, value = rest[: int(length) - len(length) - 1].partition(b"=") if length.isdigit() else (b"",) * 3
+        size = int(length) if length.isdigit() and len(length) < 10 else 0
+        key, equals, value = rest[: max(0, size - len(length) - 1)].partition(b"=")
         if not equals:
             raise ValueError(f"the tar has no valid extended header at byte {at}")
         records[key.decode("utf-8", "replace")] = value.removesuffix(b"\n").decode("utf-8", "surrogateescape")
-        body = body[int(length) :]
+        body = body[size:]
     return records
+
+
+def _pax_size(records: dict[str, str], at: int) -> int | None:
+    size = records.get("size")
+    if size is not None and not re.fullmatch("[0-9]{1,19}", size):
+        raise ValueError(f"the tar has no valid extended header at byte {at}: its member's size is {size[:40]!r}")
+    return None if size is None else int(size)
 
 
 def read_tar(file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import tarfile
 
 import pytest
@@ -111,3 +112,34 @@ def test_a_damaged_extended_header_is_no_name():
         tar.addfile(tarfile.TarInfo("x" * 120))
     with pytest.raises(ValueError, match="no valid extended header at byte 0"):
         list(read_tar(io.BytesIO(out.getvalue().replace(b" path=", b"xpath="))))
+
+
+def numbered(size: bytes) -> bytes:
+    """An empty tar's only header, with this size field and a checksum that agrees."""
+    head = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
+    head[124:136], head[148:156] = size, b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + bytes(1024)
+
+
+def extended(record: bytes) -> bytes:
+    """A member of 512 bytes, of which a pax header says this."""
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    return info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + header("a.jpg", 512) + bytes(512 + 1024)
+
+
+@pytest.mark.parametrize(
+    ("tar", "what"),
+    [
+        (numbered(b"\xff" + (256**11 - 512).to_bytes(11, "big")), "header at byte 0: its member's size is -512"),
+        (numbered(b"-0000000777\0"), "header at byte 0: its member's size is -511"),
+        (extended(b"14 size=-1536\n"), "extended header at byte 0: its member's size is '-1536'"),
+        (extended(b"12 size=abc\n"), "extended header at byte 0: its member's size is 'abc'"),
+        (extended(b"0 path=b.jpg\n"), "extended header at byte 0$"),
+        (extended(b"9" * 5000 + b" path=b.jpg\n"), "extended header at byte 0$"),
+    ],
+)
+def test_lengths_that_lead_nowhere_are_damage(tar, what):
+    with pytest.raises(ValueError, match=f"the tar has no valid {what}"):
+        list(itertools.islice(walk(Source([memoryview(tar)])), 10))
