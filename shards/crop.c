@@ -398,7 +398,9 @@ static void decode(Work *w, const View *v, int side, uint8_t *out, Across *acros
     if (left < 0) left = 0;
     if (right > (int)jpeg->output_width) right = (int)jpeg->output_width;
     JDIMENSION start = (JDIMENSION)left, width = (JDIMENSION)(right - left);
-    if (width < jpeg->output_width) jpeg_crop_scanline(jpeg, &start, &width);
+    /* Once cropped, libjpeg decides again how chroma is upsampled, and does it simply where 2 or fewer columns are left. */
+    if (width > 4 && width < jpeg->output_width) jpeg_crop_scanline(jpeg, &start, &width);
+    else start = 0, width = jpeg->output_width;
 
     /* Levels are rounded between the two passes, so their order shows: it is Pillow's. */
     const int surplus = v->height - v->to_height, down_first = surplus > 0 && surplus > 2 * (v->width - v->to_width);
