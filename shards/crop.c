@@ -435,8 +435,8 @@ static void decode(Work *w, const View *v, int side, uint8_t *out, Across *acros
 static int fits(const View *v, const int32_t *size, int side) {
     return v->x >= 0 && v->y >= 0 && v->width > 0 && v->height > 0 && v->width <= size[0] - v->x &&
            v->height <= size[1] - v->y && v->left >= 0 && v->top >= 0 && v->to_width > 0 && v->to_height > 0 &&
-           v->to_width <= 65500 && v->to_height <= 65500 && side <= v->to_width - v->left &&
-           side <= v->to_height - v->top;
+           v->to_width <= 65500 && v->to_height <= 65500 && (int64_t)v->to_width * v->to_height <= MAX_PIXELS &&
+           side <= v->to_width - v->left && side <= v->to_height - v->top;
 }
 
 /* Everything that may end in `refuse`. The work's memory is the caller's to free. */

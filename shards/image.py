@@ -228,8 +228,11 @@ def show(picture: Image.Image, view: View, out_3HW: np.ndarray) -> None:
     """Write the view of an upright RGB picture into uint8 [3, size, size].
 
     The box is cut out first, as torchvision does: nothing outside it has any part in the pixels.
+    Raises TooManyPixels where the resized picture would be that large, as a very narrow one may.
     """
     size = out_3HW.shape[-1]
+    if view.to_width * view.to_height > MAX_PIXELS:
+        raise TooManyPixels(f"resized to {view.to_width}x{view.to_height} it is more than {MAX_PIXELS} pixels")
     if view[:4] != (0, 0, *picture.size):
         picture = picture.crop((view.x, view.y, view.x + view.width, view.y + view.height))
     picture = picture.resize((view.to_width, view.to_height), Image.Resampling.BICUBIC)

@@ -109,6 +109,17 @@ def test_extremes(cropper):
         assert_same(shown(cropper, body, view, size), reference(body, view, size), view)
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_boxes_so_narrow_that_hardly_any_chroma_is_left(cropper, subsampling):
+    colours = np.random.default_rng(3).integers(0, 256, (4, 5, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(colours).resize((40, 32)).save(out, "JPEG", quality=95, subsampling=subsampling)
+    for width in range(1, 9):
+        for x in range(41 - width):
+            view = image.crop_view((x, 0, width, 32), 8)
+            assert_same(shown(cropper, out.getvalue(), view, 8), reference(out.getvalue(), view, 8), view)
+
+
 def test_without_vector_instructions_the_pixels_are_the_same(cropper, tmp_path):
     plain = built(tmp_path, "-DPLAIN")
     body = photo(150, 110)
@@ -142,6 +153,10 @@ def test_what_is_not_plain_is_refused(cropper):
 @pytest.mark.parametrize("box", [(0, 0, 41, 30), (-1, 0, 5, 5), (0, 30, 5, 1), (0, 0, 0, 5), (2**31 - 1, 0, 5, 5)])
 def test_a_view_beyond_the_picture_is_refused(cropper, box):
     assert shown(cropper, photo(40, 30), image.crop_view(box, 8), 8) is None
+
+
+def test_what_the_reference_refuses_to_resize_is_refused(cropper):
+    assert shown(cropper, photo(40, 30), View(0, 0, 40, 30, 20_000, 10_000, 0, 0), 8) is None
 
 
 def test_damage_outside_the_box_is_damage(cropper):

@@ -191,6 +191,11 @@ def test_the_centre_view_is_resize_then_centre_crop() -> None:
         image.centre_view(64, 48, 32, 48)
 
 
+def test_a_line_that_would_be_resized_beyond_all_measure_is_refused() -> None:
+    with pytest.raises(image.TooManyPixels, match="resized to 15360000x256 it is more"):
+        shown(Image.new("RGB", (60000, 1)), image.centre_view(60000, 1, 256, 224), 224)
+
+
 @pytest.fixture(scope="session")
 def dirty(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked(shared, "dirty", tmp_path_factory.mktemp("dirty"))
