@@ -71,6 +71,7 @@ def run(
     begun = time.monotonic()
     tars = find(config.source)
     names = sets.class_names(config.classes) if config.classes else None
+    _check_apart(tars, config.out)
     store.check_writable(config.out)
     manifest.write_info(config.out, _info(config, tars, names))
     done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
@@ -157,6 +158,19 @@ def _expand(pattern: str) -> list[str]:
     if not glob.has_magic(name):
         return [pattern]
     return [store.join(folder, found) for found in fnmatch.filter(store.names(folder), name)]
+
+
+def _check_apart(tars: list[tuple[str, int]], out: str) -> None:
+    """Raises ValueError for a tar among what a dataset there writes itself, and removes again once it is of no use."""
+    ours = {_place(store.join(store.absolute(out), folder)) for folder in ("shards", "thumbs")}
+    folders = {url.rpartition("/")[0] for url, _ in tars}
+    within = sorted(url for url in folders if any(f"{_place(url)}/".startswith(f"{own}/") for own in ours))
+    if within:
+        raise ValueError(f"{within[0]}: lies in the dataset's own folder: give another --out, or move the tars")
+
+
+def _place(url: str) -> str:
+    return os.path.realpath(store.local_path(url)) if store.is_local(url) else url
 
 
 def _size(url: str) -> int:

@@ -106,13 +106,14 @@ def _attempts(dataset: str) -> tuple[_Found, _Found]:
 
 
 def _named_by_manifests(dataset: str) -> set[str]:
-    """Names, without ending, of all tars and indexes that a version or a subset names."""
+    """Names, without folder and ending, of all tars and indexes that a version or a subset names."""
     named: set[str] = set()
     for name in store.names(store.join(dataset, "manifests")):
         if name.endswith(".parquet") and not name.endswith(".rules.parquet"):
             table = read_table(store.join(dataset, "manifests", name), ["tar", "index"])
             for column in table.itercolumns():
-                named.update(value.rpartition(".")[0] for value in column.to_pylist())
+                # A tar of others is named by its whole path: it may lie here, too, and is not ours to remove.
+                named.update(value.rpartition("/")[2].rpartition(".")[0] for value in column.to_pylist())
     return named
 
 

@@ -277,3 +277,23 @@ def test_the_command(tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["peek", out, "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().count("data:image/jpeg") >= 9
     assert cli.main(["status", out]) == 0
+
+
+def test_a_source_within_the_datasets_own_folders_is_refused(tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "mydata", tmp_path / "mydata" / "shards" / "000000-train.tar"
+    write_tar(theirs, {"a.jpg": picture(1)})
+    (tmp_path / "link").symlink_to(mine / "shards")
+    for source in (mine / "shards", theirs, tmp_path / "link"):
+        with pytest.raises(ValueError, match="lies in the dataset's own folder: give another --out"):
+            in_place.run(sets.Config(str(source), str(mine), in_place=True))
+    assert [path.name for path in mine.iterdir()] == ["shards"], "nothing was written"
+
+
+def test_sweep_leaves_a_tar_of_others_though_it_is_called_and_lies_like_ours(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_tar(tmp_path / "set" / "000000-train.tar", {"a.jpg": picture(1)})
+    in_place.run(sets.Config(str(tmp_path / "set"), str(out), in_place=True))
+    lies = out / "shards" / "000000-train.tar"
+    (tmp_path / "set" / "000000-train.tar").rename(lies)
+    assert sweep.run(sweep.Config(str(out))).objects == ()
+    assert lies.exists()
