@@ -249,9 +249,11 @@ def _row(sample: dict[str, Any], url: str, rules: FilterConfig, names: dict[str,
     labels = tuple(label if names is None else sets.named(label, names, url) for label in _labels(fields))
     found = _picture(fields)
     name = found[0].name if isinstance(found, tuple) else sample["__key__"]
-    link = Link("", f"{url.rpartition('/')[2]}/{name}", labels, 0)
+    link = Link("", f"{url.rpartition('/')[2]}/{_utf8(name)}", labels, 0)
+    if isinstance(found, tuple) and name != _utf8(name):
+        found = f"its name in the tar is not UTF-8: {name!r}"
     if isinstance(found, str):
-        reason = Reason.UNSUPPORTED if "pictures" in found else Reason.NOT_AN_IMAGE
+        reason = Reason.NOT_AN_IMAGE if found.startswith("no picture") else Reason.UNSUPPORTED
         missing = Fetched(link, None, reason, found, status=0, final_url="", attempts=0, ms=0, at=time.time())
         return [*judged_row(Verdict(missing, None, reason, found)), None, None, None]
     place, body = found
@@ -272,7 +274,7 @@ def _picture(fields: dict[str, Field]) -> Field | str:
     others = [name for name in fields if name.rpartition(".")[2] in PICTURES]
     if len(others) == 1:
         return fields[others[0]]
-    held = ", ".join(sorted(fields))
+    held = _utf8(", ".join(sorted(fields)))
     return f"has {len(others)} pictures and none of them is the sample: {held}" if others else f"no picture: {held}"
 
 
@@ -282,18 +284,23 @@ def _labels(fields: dict[str, Field]) -> list[str]:
     if "json" in fields:
         try:
             value = json.loads(fields["json"][1])
-        except ValueError:
-            value = None
-        value = value if isinstance(value, dict) else {}
-        found = value.get("labels", value.get("label"))
-        if found is not None:
-            return [str(label) for label in (found if isinstance(found, list) else [found])]
+            value = value if isinstance(value, dict) else {}
+            found = value.get("labels", value.get("label"))
+            if found is not None:
+                return [_utf8(str(label)) for label in (found if isinstance(found, list) else [found])]
+        except (ValueError, RecursionError):  # too deep for the parser, or for str
+            pass
     text = _text(fields["txt"]) if "txt" in fields else ""
     return [text] if text and len(text) <= LONGEST_LABEL and "\n" not in text else []
 
 
 def _text(value: Field) -> str:
     return value[1].decode("utf-8", "replace").strip()
+
+
+def _utf8(text: str) -> str:
+    """The text, with ? for lone surrogates: names in tars and strings in json may hold some, an index cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _commit(dataset: str, unit: int, indexed: Indexed, first_row: int, seen: keys.Seen) -> manifest.Commit:

@@ -125,7 +125,7 @@ def _check_json(body: bytes, row: Kept, tell: Tell) -> bool:
     """Whether the json member has the sha256 that the index has."""
     try:
         value = json.loads(body.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         tell(f"its json member is not JSON: {error}", row.key)
         return False
     value = value if isinstance(value, dict) else {}

@@ -297,3 +297,33 @@ def test_sweep_leaves_a_tar_of_others_though_it_is_called_and_lies_like_ours(tmp
     (tmp_path / "set" / "000000-train.tar").rename(lies)
     assert sweep.run(sweep.Config(str(out))).objects == ()
     assert lies.exists()
+
+
+def test_odd_text_costs_a_label_or_a_row_and_never_the_import(tmp_path: Path) -> None:
+    members = {
+        "a\udcff.jpg": picture(1),
+        "b\udcff.txt": b"no picture",
+        "c.jpg": picture(2),
+        "c.json": b'{"label": "\\ud800x"}',
+        "d.jpg": picture(3),
+        "d.json": b"[" * 200_000,
+        "e.jpg": picture(4),
+        "e.json": b'{"label": ' + b"9" * 5000 + b"}",
+        "f.\udcff": b"of a field that is no picture",
+        "g.jpg": picture(5),
+        "g.cls": b"3",
+    }
+    write_tar(tmp_path / "set" / "t.tar", members)
+    out = str(tmp_path / "out")
+    in_place.run(sets.Config(str(tmp_path / "set"), out, in_place=True))
+    assert [(row["reason"], row["labels"]) for row in rows(out)] == [
+        ("unsupported", []),
+        ("not_an_image", ["no picture"]),
+        ("kept", ["?x"]),
+        ("kept", []),
+        ("kept", []),
+        ("not_an_image", []),
+        ("kept", ["3"]),
+    ]
+    assert rows(out)[0]["detail"] == "its name in the tar is not UTF-8: 'a\\udcff.jpg'"
+    assert check.run(check.Config(out, decode=True)).ok

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,6 +269,16 @@ def test_a_json_member_that_disagrees(dataset: Path) -> None:
     tar = shard_file(dataset, "tar")
     tar.write_bytes(tar.read_bytes().replace(b"http://example.org/5.jpg", b"http://example.com/5.jpg"))
     assert "000000-a1.tar: k000005: its json member disagrees with the index in url" in problems(dataset)
+
+
+def test_a_json_member_that_is_too_deep_to_parse(dataset: Path) -> None:
+    tar, name = shard_file(dataset, "tar"), "k000005.json"
+    with tarfile.open(tar) as read:
+        members = [(info.name, read.extractfile(info).read()) for info in read]  # type: ignore[union-attr]
+    with tar.open("wb") as out:
+        bodies = (Member(found, b"[" * 200_000 if found == name else body) for found, body in members)
+        assert len(list(tar_module.write_tar(out, bodies))) == len(members)
+    assert any(p.startswith("000000-a1.tar: k000005: its json member is not JSON: ") for p in problems(dataset))
 
 
 def test_a_foreign_member(dataset: Path) -> None:
