@@ -70,12 +70,13 @@ def check_tar(url: str, ours: bool, sha256: str, size: int, rows: list[Kept], de
 
 def _check_members(source: tar.Source, ours: bool, rows: list[Kept], decode: bool, hashing: bool, tell: Tell) -> bool:
     """The tar's members and the rows; returns whether every json member has the sha256 that the index has."""
-    pictures = {row.member: row for row in rows}
+    # In tars of others a name may stand more than once.
+    pictures = {(row.member, None if ours else row.offset): row for row in rows}
     described = {f"{row.key}.json": row for row in rows} if ours else {}
     agreed = True
     try:
         for member in tar.walk(source):
-            if row := pictures.pop(member.name, None):
+            if row := pictures.pop((member.name, None if ours else member.offset), None):
                 _check_picture(source, member, row, decode, hashing, tell)
             elif row := described.pop(member.name, None):
                 agreed = _check_json(source.take(member.length), row, tell) and agreed
@@ -86,7 +87,9 @@ def _check_members(source: tar.Source, ours: bool, rows: list[Kept], decode: boo
     except ValueError as error:
         tell(str(error), None)
     else:
-        for name, row in [*pictures.items(), *described.items()]:
+        for (name, offset), row in pictures.items():
+            tell(f"the tar lacks {name}" + (f" at byte {offset}" if offset is not None else ""), row.key)
+        for name, row in described.items():
             tell(f"the tar lacks {name}", row.key)
     return agreed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -327,3 +328,22 @@ def test_odd_text_costs_a_label_or_a_row_and_never_the_import(tmp_path: Path) ->
     ]
     assert rows(out)[0]["detail"] == "its name in the tar is not UTF-8: 'a\\udcff.jpg'"
     assert check.run(check.Config(out, decode=True)).ok
+
+
+def test_a_name_that_stands_twice_in_a_tar_is_two_samples(tmp_path: Path) -> None:
+    path = tmp_path / "set" / "t.tar"
+    write_tar(path, {"a.jpg": picture(1), "b.jpg": picture(2)})
+    with tarfile.open(path, "a") as out:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = len(picture(3))
+        out.addfile(info, io.BytesIO(picture(3)))
+    dataset = str(tmp_path / "out")
+    in_place.run(sets.Config(str(tmp_path / "set"), dataset, in_place=True))
+    assert len(streamed(dataset)) == 3
+    assert check.run(check.Config(dataset)).problems == ()
+    last = rows(dataset)[-1]
+    body = bytearray(path.read_bytes())
+    body[last["offset"] + 50] ^= 1
+    path.write_bytes(bytes(body))
+    problem = check.run(check.Config(dataset)).problems[0]
+    assert (problem.key, problem.what) == (last["key"], "its bytes do not have the sha256 of the index")
