@@ -85,7 +85,8 @@ def _check_members(source: tar.Source, ours: bool, rows: list[Kept], decode: boo
     except store.StoreError:
         raise
     except ValueError as error:
-        tell(str(error), None)
+        # A header was read last: if it is the damaged one, its row's picture begins where the source is now.
+        tell(str(error), next((row.key for row in rows if row.offset == source.at), None))
     else:
         for (name, offset), row in pictures.items():
             tell(f"the tar lacks {name}" + (f" at byte {offset}" if offset is not None else ""), row.key)

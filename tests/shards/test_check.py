@@ -108,8 +108,10 @@ def test_a_flipped_bit_in_a_picture_is_named_by_key(dataset: Path) -> None:
 
 
 def test_a_flipped_bit_in_a_header_is_named_by_place(dataset: Path) -> None:
-    flip(shard_file(dataset, "tar"), index_rows(dataset)[1]["offset"] - 512 + 10)
-    assert any("no valid header at byte" in p for p in problems(dataset))
+    row = index_rows(dataset)[1]
+    flip(shard_file(dataset, "tar"), row["offset"] - 512 + 10)
+    place = f"the tar has no valid header at byte {row['offset'] - 512}"
+    assert any(p.startswith(f"000000-a1.tar: {row['key']}: {place}") for p in problems(dataset))
 
 
 @pytest.mark.parametrize("left", [0, 700, -600])
