@@ -205,7 +205,8 @@ def _train(call: Call) -> Any:
         print("stopped before the workers began")
         return {}
     (result,) = results
-    print(f"{result.samples_seen:,} samples seen, loss {result.loss}: {result.run}")
+    last = "there was nothing left to do" if result.loss is None else f"loss {result.loss:.4f}"
+    print(f"{result.samples_seen:,} samples seen, {last}: {result.run}")
     if result.superseded:
         print(f"xtra train: a later attempt has taken {result.run} over: xtra status shows it", file=sys.stderr)
         call.exit_code = 1

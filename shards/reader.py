@@ -31,8 +31,9 @@ from shards.order import Place
 from shards.slab import Buffers, Slab
 from shards.tar import BLOCK
 
-GAP = 256 << 10  # bytes between two samples up to which they are read together,
-WASTE = 0.1  # ... as long as what is read in vain is no more than this share of what is used
+NEAR = 16 << 10  # bytes between two samples up to which they are read together: no request is as cheap
+GAP = 256 << 10  # ... and up to which they are,
+WASTE = 0.1  # ... as long as what is read in vain so is no more than this share of what is used
 _INDEX_READERS = 16
 _MOST_FILES = 4096
 
@@ -415,16 +416,17 @@ def _mean_bytes(manifest: Manifest) -> float:
 
 
 def _pieces(index: Index, first: int, count: int) -> Iterator[tuple[int, int, range]]:
-    """Ranged reads for neighbours: (begin, end, numbers), headers included. The smallest gaps are read over, as long as
-    they are under GAP and all together cost no more than WASTE."""
+    """Ranged reads for neighbours: (begin, end, numbers), headers included. Gaps up to NEAR are read over; then the
+    smallest, as long as they are under GAP and all together cost no more than WASTE."""
     begins = [index.offset[number] - BLOCK for number in range(first, first + count)]
     ends = [begin + BLOCK + index.length[number] for begin, number in zip(begins, range(first, first + count))]
     gaps = [begins[i + 1] - ends[i] for i in range(count - 1)]
     budget, over = WASTE * sum(end - begin for begin, end in zip(begins, ends)), set()
     for i in sorted(range(count - 1), key=gaps.__getitem__):
-        budget -= gaps[i]
-        if budget < 0 or gaps[i] > GAP:
-            break
+        if gaps[i] > NEAR:
+            budget -= gaps[i]
+            if budget < 0 or gaps[i] > GAP:
+                break
         over.add(i)
     start = 0
     for i in range(count):

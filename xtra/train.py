@@ -140,7 +140,7 @@ def run(
     gradients = GradientSum(list(model.parameters()))
     stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world, config.read)
     if stream.reader.memory:
-        progress({"remark": f"up to {stream.reader.memory / 1e9:.1f} GB of samples wait in memory, on every rank"})
+        progress({"remark": f"up to {stream.reader.memory / 1e6:,.0f} MB of samples wait in memory, on every rank"})
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
     machine = cost(config.model, device, world, skips=config.dropped != "compute")
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed

@@ -67,7 +67,7 @@ def test_bytes_are_fetched_once_an_epoch_and_not_again_from_memory_or_disk(remot
             read, used = read + stream.reader.bytes_read, used + stream.reader.bytes_used
         return read / used
 
-    headers = 2.0  # the pictures here are about as small as headers and JSON are
+    headers = 3.0  # the pictures here are about as small as headers and JSON are
     assert 1 <= ratio(4) < headers
     assert ratio(4, memory=1 << 30) < headers / 4, "a set that fits into memory is fetched once"
     assert ratio(1, cache=str(tmp_path / "cache")) < headers
@@ -137,6 +137,8 @@ def test_neighbours_are_read_together_as_long_as_little_is_read_in_vain():
     assert [list(numbers) for _, _, numbers in apart] == [[0, 1], [2, 3, 4]], "150 kB are over a tenth of 500 kB"
     bridged = list(_pieces(Lengths(100_000, [1500] * 7 + [120_000] + [1500] * 7), 0, 16))
     assert len(bridged) == 1, "one link that was left out costs less than a request"
+    small = list(_pieces(Lengths(2_000, [1500] * 15), 0, 16))
+    assert len(small) == 1, "of small pictures the JSON between them is much, but little"
     far = list(_pieces(Lengths(10_000_000, [GAP + 1]), 0, 2))
     assert len(far) == 2
 
