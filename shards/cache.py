@@ -33,7 +33,7 @@ class _Entry:
 
 
 class DiskCache:
-    """Entries by name, `limit` bytes in all: over by at most a 64th, or an entry, a process until the next look at it."""
+    """Entries by name, `limit` bytes in all; for a moment each process may be over it by a 64th, or by an entry."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         if limit < 1:

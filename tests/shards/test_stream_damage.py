@@ -185,8 +185,6 @@ def test_a_store_that_vanishes_for_a_while_changes_nothing(monkeypatch: pytest.M
         monkeypatch.setattr(remote, "PATIENCE", 1.0)
         with pytest.raises(store.StoreError, match=r"/shards/.*tries in .*\(samples \d+ to \d+ of the stream\)"):
             streamed(manifest, lambda: proxy.outage(60))
-        for (
-            thread
-        ) in threading.enumerate():  # they give up as well; left alone, they would have a test's whole patience
+        for thread in threading.enumerate():  # they give up too; left alone, they had a test's whole patience
             if thread.name.startswith("read"):
                 thread.join(30)
