@@ -392,15 +392,17 @@ class Reader:
         self._stop.set()
 
     def close(self) -> None:
-        """Idempotent; only when nobody plans or reads any more. Batches that were handed out stay valid."""
+        """Idempotent, and for several threads at once; only when nobody plans or reads any more. Batches that were
+        handed out stay valid."""
         self._stop.set()
         self._index_pool.shutdown(wait=False, cancel_futures=True)
         if not all(self._local):
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._chunks.clear()
-        for file in self._files.values():
+        with self._lock:  # a file that is closed twice may be another's by then
+            files, self._files = self._files, OrderedDict()
+        for file in files.values():
             os.close(file)
-        self._files.clear()
 
 
 def _machine_memory() -> int:

@@ -1,6 +1,7 @@
 """How samples are fetched changes nothing about which come, in what order, with which bytes; and leases hold."""
 
 import itertools
+import os
 import socket
 import threading
 import time
@@ -204,3 +205,19 @@ def test_a_closed_stream_does_not_wait_for_a_silent_store(on_moto):
     assert time.monotonic() - begun < 15, "120 s is how long an outage is borne"
     ranged._signatures.clear()
     silent.close()
+
+
+def test_closing_from_several_threads_closes_every_file_once(tmp_path, monkeypatch):
+    manifest = make_dataset(tmp_path, [5] * 30)
+    closed, close = [], os.close
+    monkeypatch.setattr("shards.reader.os.close", lambda file: closed.append(file) or time.sleep(0.001) or close(file))
+    stream = Stream(manifest, ORDER, 150, stop_at=150)
+    assert len(list(stream)) == 1
+    closed.clear()
+    threads = [threading.Thread(target=stream.reader.close) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stream.close()
+    assert len(closed) == len(set(closed)) == 30
