@@ -52,11 +52,6 @@ class Mixture:
         return quotas(self.weights)
 
     @cached_property
-    def shards(self) -> tuple[tuple[Manifest, int], ...]:
-        """(manifest, number in it) of every shard: what a flat shard number means."""
-        return tuple((manifest, number) for manifest in self.manifests for number in range(len(manifest.shards)))
-
-    @cached_property
     def counts(self) -> I64:
         """Selected samples a flat shard, int64 [shards]."""
         return np.concatenate([manifest.counts for manifest in self.manifests])

@@ -48,6 +48,20 @@ class GlobalBatch:
     place: Place
 
 
+def state_of(manifest: Manifest | Mixture, order: Order, samples_seen: int) -> dict[str, Any]:
+    """A cursor as plain JSON: all that resuming needs, on any number of ranks."""
+    return dataclasses.asdict(Cursor(manifest.digest, order, samples_seen))
+
+
+def seen_in(state: dict[str, Any], manifest: Manifest | Mixture, order: Order) -> int:
+    """The samples seen of a state. Raises ValueError for that of another manifest or order."""
+    ours = state_of(manifest, order, 0)
+    for name in ("manifest", "order"):
+        if state.get(name) != ours[name]:
+            raise ValueError(f"the state is of {name} {state.get(name)}, this is of {ours[name]}: open that one")
+    return int(state["samples_seen"])
+
+
 class Stream:
     """This rank's cut of every global batch from `samples_seen` on, endlessly: iterate for `Encoded` batches.
 
@@ -112,19 +126,12 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, as plain JSON: all that resuming needs, on any number of ranks."""
-        order = dataclasses.asdict(self.order)
-        return {"manifest": self.manifest.digest, "order": order, "samples_seen": self.samples_seen}
+        return state_of(self.manifest, self.order, self.samples_seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; before iterating. Raises ValueError for another manifest or order."""
-        ours = self.state_dict()
-        for name in ("manifest", "order"):
-            if state.get(name) != ours[name]:
-                raise ValueError(
-                    f"the state is of {name} {state.get(name)}, this stream is of {ours[name]}: open that one"
-                )
         assert self._feed is None, "a state is loaded before iterating"
-        self.samples_seen = int(state["samples_seen"])
+        self.samples_seen = seen_in(state, self.manifest, self.order)
 
     def close(self) -> None:
         """Idempotent, and from any thread: who iterates is told that nothing comes. Batches handed out stay valid."""

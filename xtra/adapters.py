@@ -9,7 +9,6 @@ Neither takes workers: threads of this process read and decode ahead, and worker
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -22,7 +21,7 @@ from shards.manifest import Manifest
 from shards.mixture import read_mixture
 from shards.order import Order
 from shards.reader import ReadConfig
-from shards.stream import Stream
+from shards.stream import Stream, seen_in, state_of
 from xtra.data import Augment, train_batches
 
 
@@ -56,16 +55,11 @@ class _Resumable(IterableDataset[dict[str, Any]]):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        order = dataclasses.asdict(self._order)
-        return {"manifest": self.manifest.digest, "order": order, "samples_seen": self.samples_seen}
+        return state_of(self.manifest, self._order, self.samples_seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What is iterated next begins there. Raises ValueError for the state of another dataset or order."""
-        ours = self.state_dict()
-        for name in ("manifest", "order"):
-            if state.get(name) != ours[name]:
-                raise ValueError(f"the state is of {name} {state.get(name)}, this is {ours[name]}: open that one")
-        self.samples_seen = int(state["samples_seen"])
+        self.samples_seen = seen_in(state, self.manifest, self._order)
 
     def _stream(self) -> closing[Stream]:
         worker = get_worker_info()
