@@ -22,6 +22,14 @@ for folder in (
 STORES = ["local", "moto", "s3"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes (-n 2 --dist loadgroup), a file stays in one of them, which keeps its
+    module's fixtures; and all that needs Ray in one, because a second driver would join the first one's cluster."""
+    for item in items:
+        group = "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference numbers and real images that lies beside a development checkout."""
