@@ -64,6 +64,18 @@ class Call:
                 return int(value)
         return default
 
+    def choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """Take a flag that belongs to the command and names one of some things; None if it is not given."""
+        for at, word in enumerate(self.words):
+            flag, equals, value = word.partition("=")
+            if flag == f"--{name}":
+                value = value if equals else " ".join(self.words[at + 1 : at + 2])
+                if value not in choices:
+                    raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
+                del self.words[at : at + (1 if equals else 2)]
+                return value
+        return None
+
     def config(self, kind: type[C], first: str = "", default: C | None = None, also: str = "") -> C:
         """The words as a Config; `first` names the field that the leading plain word sets."""
         if first and (word := self.first()) is not None:
@@ -140,7 +152,7 @@ def _tyro(kind: type[C], words: Sequence[str], prog: str, default: C | None, col
     config = None
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            config = tyro.cli(kind, args=list(words), prog=prog, default=start)
+            config = tyro.cli(kind, args=list(words), prog=prog, default=start, config=(tyro.conf.AvoidSubcommands,))
     finally:
         os.environ.pop("COLUMNS")
         os.environ.update({} if before is None else {"COLUMNS": before})
@@ -153,6 +165,8 @@ def _flags(kind: type, prefix: str = "") -> dict[str, bool]:
     hints, flags = typing.get_type_hints(kind), {}
     for f in dataclasses.fields(kind):
         name, hint = f"{prefix}{_dashed(f.name)}", hints[f.name]
+        if any(dataclasses.is_dataclass(choice) for choice in typing.get_args(hint)):
+            continue  # a whole Config or None: the verb's to fill
         required = f.default is REQUIRED and f.default_factory is REQUIRED
         if dataclasses.is_dataclass(hint):
             inner = _flags(typing.cast(type, hint), f"{name}.")

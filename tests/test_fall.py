@@ -102,7 +102,9 @@ def test_the_fall(base, tmp_path):
 
     # Wall 2: an XTRA and its plain-causal twin, trained and probed.
     model = dataclasses.replace(recipes.demo32().model, width=32, depth=2, heads=2, bridge=32, dec_width=32, head=32)
-    probing = probe.Config("", train=data, eval=evaluation, lrs=(1e-2, 5e-2), epochs=12, views=1, batch=30, layers=2)
+    probing = probe.Config(
+        "", train=data, eval=evaluation, lrs=(1e-2, 5e-2), epochs=12, views=1, batch=30, layer_sets=(2,)
+    )
     runs = []
     for recipe in ("demo32", "demo32_aim"):
         base_config = recipes.get(recipe)

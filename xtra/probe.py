@@ -24,49 +24,82 @@ import torch
 from shards import store
 from shards.manifest import read_manifest
 from xtra import checkpoint, heads
+from xtra.data import Augment
 from xtra.features import DTYPES, Cache, Encode, Labelled, Progress, Source, labelled
 from xtra.model import Encoder, build, model_config
 
 
 @dataclass(frozen=True)
 class Config:
-    checkpoint: str  # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
-    train: str  # labelled dataset that trains the heads
-    eval: str  # labelled dataset that the result is about
+    checkpoint: str = ""  # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
+    train: str = ""  # labelled dataset that trains the heads
+    eval: str = ""  # labelled dataset that the result is about
     out: str = ""  # folder that gets probes/*.json; the run's own if empty
-    encoder: Literal["trained", "random"] = "trained"  # random: the run's architecture at its initial weights
-    heads: tuple[Literal["attentive", "linear"], ...] = ("attentive", "linear")
+    encoder: str = (
+        "trained"  # or random (the run's architecture, initial weights), timm:NAME, timm:NAME:FILE, torch:FILE
+    )
+    # knn and logreg are quick: they look at one view of each image, and no schedule or learning rate is theirs.
+    heads: tuple[Literal["attentive", "linear", "knn", "logreg"], ...] = ("attentive", "linear")
     pixels: bool = False  # also a linear classifier of raw pixels
+    # holdout: the grid point is chosen on images of train that no head trained on. published: as the paper's numbers
+    # were made, all of train trains and the point is chosen on eval itself, which flatters.
+    protocol: Literal["holdout", "published"] = "holdout"
     # The paper's grid is 1e-4 to 8e-3 at batches of 512 to 4096 and 100 epochs; short probes of small sets need more.
     lrs: tuple[float, ...] = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2, 5e-2)
-    weight_decays: tuple[float, ...] = (0.1,)
-    layers: int = 6  # attentive: mean of this many last layers, or of all if the encoder has fewer
+    weight_decays: tuple[float, ...] = (0.1,)  # one more axis of the grid
+    # attentive: the mean of the last n layers, for each n; empty: of the last 6, or of all if the encoder has fewer
+    layer_sets: tuple[int, ...] = ()
+    linear_layer_sets: tuple[int, ...] = (1,)  # linear, knn, logreg: the same, averaged over tokens
     attention_heads: int = 16
     batch: int = 256
     epochs: int = 20
     warmup_epochs: float = 0.0
+    warmup_lr: float = 1e-4  # that the warm-up starts from
     min_lr: float = 1e-5
+    inert_grid: bool = False  # the published scheduler without warm-up: every point trains at warmup_lr
+    betas: tuple[float, float] = (0.9, 0.95)  # of the official configs; the paper's Table 2 says 0.9 0.999
     clip: float = 3.0
-    views: int = 2  # of each training image: the centre crop, then random crops with flips
+    augment: Augment | None = None  # of every epoch, on the fly; None: `views` of each image, encoded once and kept
+    views: int = 2  # of each training image, without augment: the centre crop, then random crops with flips
     holdout: float = 0.1  # share of the training set, by hash of the key, that chooses the grid point
+    knn: tuple[int, ...] = (5, 10, 20, 50, 100, 200)  # numbers of neighbours to choose from
+    logreg: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2)  # inverse strengths of regularisation to choose from
+    strict: bool = False  # refuse sets that share images
     resize: int | None = None  # short side before the centre crop; the image size if None
     seed: int = 0
     device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; heads train in fp32
     encode_batch: int = 128
     threads: int = 2  # that decode
     cache_gb: float = 8.0  # refuse to keep more features than this in memory
     cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # of token features
+    save_minutes: float = 10.0  # between the states that a probe with augment goes on from when it was interrupted
 
     def __post_init__(self) -> None:
-        for name in ("layers", "attention_heads", "batch", "epochs", "views", "encode_batch", "threads"):
+        for name in ("attention_heads", "batch", "epochs", "views", "encode_batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.lrs or not self.weight_decays:
-            raise ValueError("the grid is empty: give at least one of lrs and one of weight_decays")
+        for name in ("layer_sets", "linear_layer_sets", "knn"):
+            if any(n < 1 for n in getattr(self, name)):
+                raise ValueError(f"{name} has {min(getattr(self, name))}; each must be at least 1")
+        if not self.lrs or not self.weight_decays or not self.linear_layer_sets:
+            raise ValueError("the grid is empty: give at least one each of lrs, weight_decays and linear_layer_sets")
+        if ("knn" in self.heads and not self.knn) or ("logreg" in self.heads and not self.logreg):
+            raise ValueError(
+                "the grid is empty: give at least one of knn, and of logreg, where these heads are asked for"
+            )
+        if min(self.logreg, default=1.0) <= 0:
+            raise ValueError(f"logreg has {min(self.logreg)}; each must be above 0")
         if not self.heads and not self.pixels:
-            raise ValueError("there is nothing to probe: give heads (attentive, linear) or pixels")
+            raise ValueError("there is nothing to probe: give heads (attentive, linear, knn, logreg) or pixels")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout is {self.holdout}; it must lie between 0 and 1")
+        if self.inert_grid and self.warmup_epochs:
+            raise ValueError(
+                f"inert_grid is a defect of schedules without warm-up; warmup_epochs is {self.warmup_epochs:g}"
+            )
+        if self.encoder not in ("trained", "random") and not self.encoder.startswith(("timm:", "torch:")):
+            raise ValueError(f"encoder is {self.encoder!r}; it must be trained, random, timm:NAME or torch:FILE")
 
 
 @dataclass(frozen=True)
@@ -179,8 +212,9 @@ def _write(run: str, result: ProbeResult) -> None:
 def _protocol(config: Config, encoder: Encoder) -> str:
     c = config
     return (
-        f"cached {c.views} views, image {encoder.config.image}, last {min(c.layers, encoder.config.depth)} layers, "
-        f"{c.epochs} epochs of {1 - c.holdout:.0%} of train, batch {c.batch}, AdamW (.9, .95), cosine to {c.min_lr:g}, "
+        f"cached {c.views} views, image {encoder.config.image}, "
+        f"last {min((c.layer_sets or (6,))[0], encoder.config.depth)} layers, "
+        f"{c.epochs} epochs of {1 - c.holdout:.0%} of train, batch {c.batch}, AdamW {c.betas}, cosine to {c.min_lr:g}, "
         f"warm-up {c.warmup_epochs:g} epochs, clip {c.clip:g}, grid point by the other {c.holdout:.0%}, seed {c.seed}"
     )
 
@@ -224,7 +258,7 @@ def _encode(config: Config, encoder: Encoder, kinds: tuple[str, ...]) -> Encode:
     return Encode(
         encoder=encoder,
         kinds=kinds,
-        layers=config.layers,
+        layers=(config.layer_sets or (6,))[0],
         token_dtype=DTYPES[config.cache_dtype],
         device=config.device,
         batch=config.encode_batch,
@@ -245,13 +279,13 @@ def _head(config: Config, kind: str, encode: Encode, classes: int) -> Head:
     else:
         module = heads.LinearHeads(len(points), width, classes, config.seed)
     module = module.to(config.device)
-    return Head(kind, module, heads.StackedAdamW(module, points, clip=config.clip))
+    return Head(kind, module, heads.StackedAdamW(module, points, config.betas, config.clip))
 
 
 def train(config: Config, trained: list[Head], source: Source, images: int, say: Progress) -> None:
     """Every grid point of every head, over the same batches."""
     warmup = round(config.warmup_epochs * images)
-    schedule = heads.Schedule(config.epochs * images, warmup, min_lr=config.min_lr)
+    schedule = heads.Schedule(config.epochs * images, warmup, config.warmup_lr, config.min_lr)
     seen = 0
     for epoch in range(config.epochs):
         for features in source(epoch):

@@ -127,7 +127,10 @@ MISTAKES = [
     (["import", "/no/such/set", "--out", "/tmp/x"], "/no/such/set: there is no such folder or tar"),
     (["scale", "--data", "a", "--out", "b"], "--probe.train is missing"),
     (["scale", "--data", "a", "--out", "b", "--sample", "3"], "--sample is not a flag; did you mean --samples?"),
-    (["probe", "run", "--train", "a", "--eval", "b", "--encoder", "tired"], "invalid choice 'tired'"),
+    (
+        ["probe", "run", "--train", "a", "--eval", "b", "--encoder", "tired"],
+        "encoder is 'tired'; it must be trained, random",
+    ),
     (["peek"], "DATASET is missing: xtra peek DATASET"),
     (["peek", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["peek", "/no/such/dataset", "--reason", "404"], "reason '404' is none: use kept, dns"),

@@ -65,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         train=train.dataset,
         eval=evaluation.dataset,
         lrs=(1e-5, 1e-2),
-        layers=2,
+        layer_sets=(2,),
         attention_heads=4,
         batch=32,
         epochs=4,
