@@ -31,28 +31,13 @@ from shards.image import View
 from shards.manifest import Manifest
 from shards.order import uniform
 from shards.stream import Once, Stream, once
+from xtra.augment import Augment
 from xtra.slots import Lease, Slots
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as the official code's transforms use
 STD = (0.229, 0.224, 0.225)
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop gives up after as many
 _TOGETHER = 8  # samples that one decoding task takes: handing each over alone costs more than decoding a small one
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Training-time augmentation; the defaults are the paper's Table 1."""
-
-    scale: tuple[float, float] = (0.3, 1.0)  # share of the image's area that a crop covers
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop
-    flip: float = 0.5  # probability of a horizontal mirror
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0 < low <= high:
-                raise ValueError(f"augment.{name} is {low} {high}; it must be two rising numbers above 0")
-        if self.scale[1] > 1 or not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.scale {self.scale} and augment.flip {self.flip} must not pass 1")
 
 
 @dataclass(frozen=True)
@@ -122,17 +107,20 @@ class Unguarded:
 _UNGUARDED = Unguarded()
 
 
-def normalise(images_B3HW: Tensor) -> Tensor:
-    """uint8 -> float32 with ImageNet mean and std taken out, on the images' own device."""
-    mean_311, std_311 = _statistics(images_B3HW.device)
+def normalise(
+    images_B3HW: Tensor,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Tensor:
+    """uint8 -> float32 with mean and std (of pixels in 0..1) taken out, on the images' own device."""
+    mean_311, std_311 = _statistics(images_B3HW.device, mean, std)
     return (images_B3HW.float() - mean_311) / std_311
 
 
 @functools.cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def _statistics(device: torch.device, *statistics: tuple[float, float, float]) -> list[Tensor]:
     """Sent to a device once: the host waits for whatever the device has to do before it takes them."""
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) * 255 for numbers in (MEAN, STD))
-    return mean.to(device), std.to(device)
+    return [(torch.tensor(numbers).view(3, 1, 1) * 255).to(device) for numbers in statistics]
 
 
 # ---- what is shown of a picture ------------------------------------------------------------------------------------
@@ -349,6 +337,8 @@ def _batches(
 ) -> Iterator[Batch]:
     """Each batch decoded, in order, with `ahead` batches under way while one is consumed. The draws are those of each
     sample's own epoch, unless one is given. The source is closed with it."""
+    if isinstance(transform, RandomCrop) and transform.augment.randaugment:
+        raise ValueError("augment.randaugment is not there yet: leave it out")
     slots = Slots(transform.size)
     pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode")
     feeder = ThreadPoolExecutor(1, thread_name_prefix="feed")

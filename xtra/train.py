@@ -93,6 +93,10 @@ class Config:
             raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
+        if self.augment.erase:
+            raise ValueError(
+                f"augment.erase is {self.augment.erase}; pretraining predicts pixels: only probes erase them"
+            )
 
 
 @dataclass(frozen=True)

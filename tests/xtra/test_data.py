@@ -163,3 +163,25 @@ def test_normalise_takes_imagenet_statistics_out():
 def test_bad_augmentation_is_named():
     with pytest.raises(ValueError, match=r"augment\.scale is 0 1"):
         Augment(scale=(0, 1))
+
+
+def test_normalise_takes_other_statistics_too():
+    grey = torch.full((1, 3, 1, 1), 51, dtype=torch.uint8)
+    assert torch.allclose(normalise(grey, (0.2, 0.2, 0.2), (0.5, 0.5, 0.5)), torch.zeros(1, 3, 1, 1), atol=1e-6)
+    assert torch.allclose(normalise(grey, (0.0, 0.1, 0.2), (0.1, 0.1, 0.1)).flatten(), torch.tensor([2.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"randaugment": "autoaugment"}, r"augment\.randaugment is 'autoaugment'; it must begin with rand"),
+        ({"randaugment": "rand-m9-x3"}, "of its part 'x3' nothing is known"),
+        ({"randaugment": "rand-m9.5"}, "of its part 'm9.5'"),
+        ({"randaugment": "rand-m9-m8"}, "of its part 'm8'"),
+        ({"randaugment": "rand-m9-n0"}, "n must be 1 to 16"),
+        ({"erase": 1.5}, r"augment\.erase is 1\.5"),
+    ],
+)
+def test_bad_strong_augmentation_is_named(field, said):
+    with pytest.raises(ValueError, match=said):
+        Augment(**field)
