@@ -44,6 +44,37 @@ class Shape:
 _SIZE_NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g"}
 
 
+def forward_flops(
+    shape: Shape, last_block: bool = True, ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+) -> dict[str, int]:
+    """FLOPs of the forward pass of one image by part, 2mnk a matmul; `last_block` False leaves out what no loss sees.
+
+    ends: of the encoder's and the decoder's attention, where runs of queries end that each meet the keys up to the same
+    end (`attention.run_ends`); none: every pair is computed.
+    """
+    tokens = shape.tokens - (0 if last_block else shape.block**2)
+
+    def linears(width: int, depth: int) -> int:
+        return depth * 2 * tokens * width * (4 * width + 2 * round(width * shape.mlp_ratio))  # qkv, projection, MLP
+
+    def attention(width: int, depth: int, ends: tuple[int, ...]) -> int:
+        ends = ends or (tokens,)
+        pairs = sum((end - start) * end for start, end in zip((0, *ends), ends))
+        return depth * 4 * pairs * width
+
+    pixels = 3 * shape.patch**2
+    positions = [shape.blocks if last_block else shape.blocks - 1 - ahead for ahead in range(shape.predict)]
+    return {
+        "patches": 2 * tokens * pixels * shape.width,
+        "encoder linears": linears(shape.width, shape.depth),
+        "encoder attention": attention(shape.width, shape.depth, ends[0]),
+        "bridge": 2 * tokens * shape.bridge * (shape.width + shape.dec_width),
+        "decoder linears": linears(shape.dec_width, shape.dec_depth),
+        "decoder attention": attention(shape.dec_width, shape.dec_depth, ends[1]),
+        "head": 2 * sum(positions) * shape.head * shape.block**2 * (shape.dec_width + pixels),
+    }
+
+
 def flops_per_image(shape: Shape) -> int:
     """The paper's FLOPs of one training image, forward and backward: what the official code computes, masks dense.
 
@@ -51,43 +82,22 @@ def flops_per_image(shape: Shape) -> int:
     FlopCounterMode on the official modules: 254,275,485,696 for B/16 at 256, 1,096,620,048,384 for H/14 at 224).
     Savings of our own (last block dropped, sparse attention) do not lower it: it is the x-axis shared with peers.
     """
-
-    def transformer(width: int, depth: int) -> int:
-        linears = 2 * shape.tokens * width * (4 * width + 2 * round(width * shape.mlp_ratio))  # qkv, projection, MLP
-        attention = 4 * shape.tokens**2 * width
-        return depth * (linears + attention)
-
-    pixels = 3 * shape.patch**2
-    embed = 2 * shape.tokens * pixels * shape.width
-    bridge = 2 * shape.tokens * shape.bridge * (shape.width + shape.dec_width)
-    block_in = shape.block**2 * shape.dec_width
-    block_out = shape.block**2 * pixels
-    heads = shape.predict * 2 * shape.blocks * shape.head * (block_in + block_out)
-    trunk = transformer(shape.width, shape.depth) + transformer(shape.dec_width, shape.dec_depth)
-    return 2 * embed + 3 * (trunk + bridge + heads)
+    parts = forward_flops(shape)
+    return 3 * sum(parts.values()) - parts["patches"]
 
 
-def flops_done(shape: Shape, half: int = 0, keep: float = 1.0) -> int:
+def flops_done(
+    shape: Shape, ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()), keep: float = 1.0, last_block: bool = False
+) -> int:
     """FLOPs that one training image really takes here: without the last block, and heads without positions that have no
     target.
 
-    half: of attention in two halves (`model.Causal`), the tokens of the first. keep: the mean share of the encoder's
-    residual branches that are computed, below 1 where drop path skips the others.
+    ends: see `forward_flops`. keep: the mean share of the encoder's residual branches that are computed, below 1 where
+    drop path skips the others.
     """
-    tokens = shape.tokens - shape.block**2
-    pairs = half**2 + (tokens - half) * tokens if half else tokens**2
-
-    def transformer(width: int, depth: int) -> int:
-        linears = 2 * tokens * width * (4 * width + 2 * round(width * shape.mlp_ratio))
-        return depth * (linears + 4 * pairs * width)
-
-    pixels = 3 * shape.patch**2
-    embed = 2 * tokens * pixels * shape.width
-    bridge = 2 * tokens * shape.bridge * (shape.width + shape.dec_width)
-    positions = sum(shape.blocks - 1 - ahead for ahead in range(shape.predict))
-    heads = 2 * positions * shape.head * shape.block**2 * (shape.dec_width + pixels)
-    encoder = round(keep * transformer(shape.width, shape.depth))
-    return 2 * embed + 3 * (encoder + transformer(shape.dec_width, shape.dec_depth) + bridge + heads)
+    parts = forward_flops(shape, last_block, ends)
+    encoder = parts["encoder linears"] + parts["encoder attention"]
+    return 3 * (sum(parts.values()) - encoder + round(keep * encoder)) - parts["patches"]
 
 
 # Dense bfloat16 FLOP/s that the makers state, by a part of the name that torch gives the GPU.

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from xtra.attention import chosen, run_ends
 from xtra.flops import Shape, flops_done, flops_per_image, peak_flops
-from xtra.model import ModelConfig, halved
+from xtra.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,28 @@ class Cost:
         }
 
 
-def cost(model: ModelConfig, device: torch.device, world: int, skips: bool = False) -> Cost:
+def shape_of(model: ModelConfig) -> Shape:
+    return Shape(**{field.name: getattr(model, field.name) for field in fields(Shape)})
+
+
+def attention_ends(
+    model: ModelConfig, device: torch.device, attention: str = "auto", last_block: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the encoder's and of the decoder's attention in training, where the runs of queries end."""
+    tokens = model.tokens - (0 if last_block else model.per_block)
+
+    def ends(head_width: int) -> tuple[int, ...]:
+        arm = chosen(device, tokens, head_width) if attention == "auto" else attention
+        return run_ends(tokens, model.per_block, arm)
+
+    return ends(model.width // model.heads), ends(model.dec_width // model.dec_heads)
+
+
+def cost(model: ModelConfig, device: torch.device, world: int, skips: bool = False, attention: str = "auto") -> Cost:
     """`skips`: residual branches that drop path zeroes are not computed (on average half the last layer's rate)."""
-    shape = Shape(**{field.name: getattr(model, field.name) for field in fields(Shape)})
+    shape = shape_of(model)
     keep = 1 - model.drop_path / 2 if skips else 1.0
-    tokens = model.tokens - model.per_block
-    done = flops_done(shape, halved(tokens, model.per_block, device), keep)
+    done = flops_done(shape, attention_ends(model, device, attention), keep)
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return Cost(flops_per_image(shape), done, peak * world if peak else None)
 

@@ -17,13 +17,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xtra.blocks import block_causal_mask, patches, take_blocks
+from xtra.attention import Causal, attend, causal_of
+from xtra.blocks import patches, take_blocks
 from xtra.drop_path import Drop, drops_of, residual
 
 NORM_EPS = 1e-6
@@ -154,29 +155,6 @@ plain-causal arm; ti16, s16, l16 and g14 are not trained there; *32 and *64 trai
 recipe sets it."""
 
 
-class Causal(NamedTuple):
-    """Which tokens attend to which."""
-
-    mask_NN: Tensor | None  # True: may attend; None: plain causal, where kernels need no mask
-    half: int = 0  # if not 0: no token before this one may attend to it or a later one
-
-
-def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: Causal) -> Tensor:
-    """Softmax attention, [B, H, N, E].
-
-    With `half`, the first half of the queries meets the first half of the keys only, which leaves out a quarter of the
-    pairs. On CPUs that takes 0.84 to 0.95 of the time at 240 tokens; finer cuts save pairs and lose time.
-    """
-    mask_NN, half = causal
-    if not half:
-        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_NN, is_causal=mask_NN is None)
-    assert mask_NN is not None
-    early = (x[:, :, :half] for x in (q_BHNE, k_BHNE, v_BHNE))
-    first = F.scaled_dot_product_attention(*early, attn_mask=mask_NN[:half, :half])
-    second = F.scaled_dot_product_attention(q_BHNE[:, :, half:], k_BHNE, v_BHNE, attn_mask=mask_NN[half:])
-    return torch.cat((first, second), 2)
-
-
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -219,21 +197,6 @@ class Block(nn.Module):
         return residual(x_BND, lambda x: self.mlp(self.norm2(x)), mlp_drop)
 
 
-def halved(tokens: int, per_block: int, device: torch.device) -> int:
-    """`Causal.half` for so many tokens: at a block boundary, or 0 where halves do not pay."""
-    pays = per_block > 1 and device.type == "cpu" and tokens >= HALVED
-    return (tokens // per_block + 1) // 2 * per_block if pays else 0
-
-
-def _causal(tokens: int, per_block: int, device: torch.device) -> Causal:
-    if per_block == 1:
-        return Causal(None)
-    return Causal(block_causal_mask(tokens, per_block, device), halved(tokens, per_block, device))
-
-
-HALVED: int = 128  # tokens from which on a CPU computes attention in two halves
-
-
 class PatchEmbed(nn.Module):
     """A convolution with kernel = stride = patch, as one matrix product on patches."""
 
@@ -253,6 +216,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.skip_dropped = False  # see drop_path.drops_of
+        self.attention = "auto"  # or one of xtra.attention.ARMS: the same numbers
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         self.patch_embed = PatchEmbed(config.width, config.patch)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
@@ -271,7 +235,7 @@ class Encoder(nn.Module):
         1/keep (`drop_path.scales`). perm_K: the order of the blocks.
         """
         x = self._embed(images_B3HW, last_block, perm_K)
-        causal = _causal(x.shape[1], self.config.per_block, x.device)
+        causal = self._causal(x)
         for block, drops in zip(self.blocks, drops_of(drop_LSB, len(self.blocks), x.device, self.skip_dropped)):
             x = block(x, causal, *drops)
         return self.norm(x)
@@ -284,12 +248,16 @@ class Encoder(nn.Module):
         if not 1 <= last <= len(self.blocks):
             raise ValueError(f"layers is {last}; this encoder has 1..{len(self.blocks)}")
         x = self._embed(images_B3HW, True, perm_K)
-        causal = _causal(x.shape[1], self.config.per_block, x.device)
+        causal = self._causal(x)
         streams = []
         for block in self.blocks:
             x = block(x, causal)
             streams.append(x)
         return streams[-last:]
+
+    def _causal(self, x_BND: Tensor) -> Causal:
+        c = self.config
+        return causal_of(x_BND.shape[1], c.per_block, c.width // c.heads, x_BND.device, self.attention)
 
     def _embed(self, images_B3HW: Tensor, last_block: bool, perm_K: Tensor | None) -> Tensor:
         c = self.config
@@ -306,6 +274,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.attention = "auto"
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dec_width))
         self.blocks = nn.ModuleList(
             Block(config.dec_width, config.dec_heads, config.mlp_ratio) for _ in range(config.dec_depth)
@@ -313,9 +282,9 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(config.dec_width, eps=NORM_EPS)
 
     def forward(self, x_BND: Tensor, perm_K: Tensor | None = None) -> Tensor:
-        per_block = self.config.per_block
-        x = x_BND + take_blocks(self.pos_embed, x_BND.shape[1] // per_block, per_block, perm_K)
-        causal = _causal(x.shape[1], per_block, x.device)
+        c = self.config
+        x = x_BND + take_blocks(self.pos_embed, x_BND.shape[1] // c.per_block, c.per_block, perm_K)
+        causal = causal_of(x.shape[1], c.per_block, c.dec_width // c.dec_heads, x.device, self.attention)
         for block in self.blocks:
             x = block(x, causal)
         return self.norm(x)

@@ -42,6 +42,7 @@ MAY_DIFFER = (
     "val",
     "sinks",
     "compile",
+    "attention",
     "shard_optimizer",
     "max_bad",
     "other_manifest",

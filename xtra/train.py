@@ -27,6 +27,7 @@ from shards.order import Order
 from shards.reader import ReadConfig
 from shards.stream import Cursor, Stream
 from xtra import checkpoint, drop_path, gpu_decode
+from xtra.attention import ARMS, Arm
 from xtra.blocks import block_orders, pick_order, target_blocks
 from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
 from xtra.killers import Guard, find
@@ -66,6 +67,7 @@ class Config:
     # that change); or a fixed number of each micro-batch is skipped (as DINOv2).
     dropped: Literal["compute", "skip", "subset"] = "compute"
     compile: bool = False  # torch.compile each layer
+    attention: Arm = "auto"  # how it is computed (xtra/attention.py): the same numbers, to rounding
     shard_optimizer: bool = False  # each rank keeps its share of the optimiser's state (ZeRO 1)
     device: str = "auto"  # "cpu", "cuda" or "auto"
     threads: int = 2  # decoding threads a rank
@@ -91,6 +93,8 @@ class Config:
             raise ValueError(f"max_bad is {self.max_bad}; it must be a share, 0 to 1")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
+        if self.attention not in ("auto", *ARMS):
+            raise ValueError(f"attention is {self.attention!r}; it must be auto or one of {', '.join(ARMS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
         if self.augment.erase:
@@ -133,6 +137,7 @@ def run(
         progress({"remark": remark})
     model = build(config.model, config.seed, device, config.decoder_fp32)
     model.encoder.skip_dropped = config.dropped != "compute"
+    model.encoder.attention = model.decoder.attention = config.attention
     owners = Owners(list(model.parameters()), config.shard_optimizer)
     optimizer = make_optimizer(model, config.optim, owners.own)
     seen = 0
@@ -146,7 +151,7 @@ def run(
     if stream.reader.memory:
         progress({"remark": f"up to {stream.reader.memory / 1e6:,.0f} MB of samples wait in memory, on every rank"})
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
-    machine = cost(config.model, device, world, skips=config.dropped != "compute")
+    machine = cost(config.model, device, world, config.dropped != "compute", config.attention)
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
     pending: list[Step] = []
     loss, halted, superseded, replaced, resumed_at = None, False, False, 0, seen
@@ -237,6 +242,8 @@ def _device(config: Config) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here: use --device cpu or run xtra doctor")
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if config.attention.startswith("flex") and not use_cuda:
+        raise ValueError(f"attention is {config.attention}, which torch trains with on GPUs only: use auto")
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 

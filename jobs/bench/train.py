@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from jobs.bench import result
-from xtra import drop_path, model
+from xtra import drop_path
+from xtra.attention import Causal
 from xtra.blocks import block_causal_mask, raster_order, target_blocks
 from xtra.loss import normalise_blocks
 from xtra.meter import cost
-from xtra.model import SIZES, Causal, Xtra, build
+from xtra.model import SIZES, Xtra, build
 from xtra.optim import OptimConfig, make_optimizer
 
 
@@ -105,29 +106,16 @@ def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
 def our_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, arm: Arm) -> Tensor:
     """The loss as we compute it, with the savings of the arm."""
     xtra.encoder.skip_dropped = arm.skip_dropped
+    xtra.encoder.attention = xtra.decoder.attention = "auto" if arm.halves else "dense"
     (prediction_BKP,) = xtra(images_B3HW, drop_LSB, last_block=not arm.drop_last)
     wanted_BKP = normalise_blocks(target_blocks(images_B3HW, xtra.config.side)[:, 1:])
     return nn.functional.mse_loss(prediction_BKP[:, : wanted_BKP.shape[1]].float(), wanted_BKP)
 
 
 def loss_of(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
-    with _halves(arm.halves):
-        if arm.name == "official":
-            return official_shape(xtra, images_B3HW, drop_LSB)
-        return our_shape(xtra, images_B3HW, drop_LSB, arm)
-
-
-class _halves:
-    """Attention in halves or not, where the model would choose halves."""
-
-    def __init__(self, on: bool) -> None:
-        self.least = model.HALVED if on else 1 << 30
-
-    def __enter__(self) -> None:
-        self.before, model.HALVED = model.HALVED, self.least
-
-    def __exit__(self, *error: object) -> None:
-        model.HALVED = self.before
+    if arm.name == "official":
+        return official_shape(xtra, images_B3HW, drop_LSB)
+    return our_shape(xtra, images_B3HW, drop_LSB, arm)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_flops_done_are_those_that_torch_counts_in_training(change):
     model = build(config)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         torch.stack([prediction.sum() for prediction in model(torch.zeros(1, 3, 64, 64))]).sum().backward()
-    assert flops_done(shape_of(config), half=128) == counter.get_total_flops()
+    assert flops_done(shape_of(config), ((128, 240), (128, 240))) == counter.get_total_flops()
 
 
 def test_flops_done_are_the_facts_for_the_papers_models():

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from xtra import drop_path
-from xtra.blocks import block_causal_mask, block_orders, target_blocks
+from xtra.attention import Causal
+from xtra.blocks import block_orders, target_blocks
 from xtra.loss import LossConfig, next_block_loss, normalise_blocks
 from xtra.model import (
     SIZES,
-    Causal,
     Encoder,
     ModelConfig,
     Xtra,
-    attend,
     build,
     init_weights,
     model_config,
@@ -250,29 +249,6 @@ def test_the_loss_normalises_each_block_by_unbiased_variance_and_averages_over_h
     assert normalise_blocks(raw.bfloat16()).dtype == torch.float32
     flat = torch.full((1, 2, 12), 3.0)
     assert not normalise_blocks(flat).any()
-
-
-@pytest.mark.parametrize("half", [16, 48])
-def test_attention_in_two_halves_is_the_same_attention(half):
-    q, k, v = (torch.randn(2, 3, 64, 8).double().requires_grad_() for _ in range(3))
-    mask = block_causal_mask(64, 16)
-    whole, halves = attend(q, k, v, Causal(mask)), attend(q, k, v, Causal(mask, half))
-    torch.testing.assert_close(halves, whole, rtol=1e-12, atol=1e-12)
-    theirs = torch.autograd.grad(whole.square().sum(), (q, k, v))
-    for ours, grad in zip(torch.autograd.grad(halves.square().sum(), (q, k, v)), theirs):
-        torch.testing.assert_close(ours, grad, rtol=1e-10, atol=1e-12)
-
-
-def test_a_model_of_many_tokens_computes_attention_in_halves_at_a_block_boundary(monkeypatch):
-    config = replace(SIZES["tiny64"], depth=1)  # 256 tokens, blocks of 16
-    model, x, seen = double(config), images(config, 1), []
-    honest = attend
-    monkeypatch.setattr("xtra.model.attend", lambda q, k, v, c: seen.append((q.shape[2], c.half)) or honest(q, k, v, c))
-    halved = model(x)[0]
-    assert seen == [(240, 128), (240, 128)]
-    monkeypatch.setattr("xtra.model.HALVED", 1000)
-    torch.testing.assert_close(halved, model(x)[0], rtol=1e-10, atol=1e-12)
-    assert seen[2:] == [(240, 0), (240, 0)]
 
 
 def test_subset_scales_keep_a_fixed_number_and_every_image_alike():

@@ -1,0 +1,147 @@
+"""Every way of computing attention computes the same numbers, alone and in the model, compiled or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from jobs import recipes
+from xtra import attention, train
+from xtra.attention import ARMS, Causal, attend, causal_of, run_ends
+from xtra.blocks import block_causal_mask, target_blocks
+from xtra.loss import next_block_loss
+from xtra.model import SIZES, build
+
+CPU = torch.device("cpu")
+pytestmark = [  # both are torch's remarks on what torch does
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+]
+
+
+@pytest.fixture
+def flex_trains_on_cpus(monkeypatch):
+    """torch refuses that, though what it does where it is not compiled is right there, too."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda query, key, value: None)
+
+
+def qkv(tokens: int = 48, width: int = 8) -> list[torch.Tensor]:
+    """As the model's: strided views of one tensor."""
+    x = torch.randn(2, tokens, 3, 3, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return [t.detach().requires_grad_() for t in x.permute(2, 0, 3, 1, 4).unbind(0)]
+
+
+def output_and_grads(inputs: list[torch.Tensor], causal: Causal) -> list[torch.Tensor]:
+    out = attend(*inputs, causal)
+    return [out.detach(), *torch.autograd.grad(out.pow(3).sum(), inputs)]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(("tokens", "per_block"), [(240, 16), (48, 16), (60, 4), (16, 16), (48, 1)], ids=str)
+@pytest.mark.usefixtures("flex_trains_on_cpus")
+def test_every_arm_is_softmax_over_what_a_token_may_see(arm, tokens, per_block):
+    q, k, v = inputs = qkv(tokens)
+    hidden = ~block_causal_mask(tokens, per_block)
+    wanted = ((q @ k.mT) / 8**0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ v
+    theirs = [wanted.detach(), *torch.autograd.grad(wanted.pow(3).sum(), inputs)]
+    causal = causal_of(tokens, per_block, 8, CPU, arm)
+    for ours, reference in zip(output_and_grads(inputs, causal), theirs):
+        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_runs_of_queries_are_whole_blocks_and_cover_every_pair_that_is_visible():
+    assert run_ends(240, 16, "dense") == (240,)
+    assert run_ends(240, 16, "halves") == (128, 240)
+    assert run_ends(240, 16, "quarters") == (64, 128, 192, 240)
+    assert run_ends(240, 16, "blocks") == tuple(range(16, 241, 16))
+    assert run_ends(240, 16, "flex64") == (64, 128, 192, 240)
+    assert run_ends(240, 1, "quarters") == (240,)
+    assert run_ends(16, 16, "halves") == (16,)
+
+
+def test_a_run_of_one_block_needs_no_mask_and_plain_causal_attention_has_none():
+    assert not causal_of(48, 16, 8, CPU, "blocks").masked
+    assert causal_of(48, 1, 8, CPU, "quarters").mask_NN is None
+
+
+def test_auto_takes_halves_on_a_cpu_where_they_pay_and_what_was_measured_on_a_gpu(monkeypatch):
+    assert attention.chosen(CPU, 240, 64) == "halves"
+    assert attention.chosen(CPU, 60, 64) == "dense"
+    monkeypatch.setattr(attention, "ON_GPU", {(240, 64): "flex64"})
+    assert attention.chosen(torch.device("cuda"), 240, 64) == "flex64"
+    assert attention.chosen(torch.device("cuda"), 240, 80) == "dense"
+    assert causal_of(240, 16, 8, CPU) is causal_of(240, 16, 64, CPU)  # made once
+
+
+def test_what_is_made_under_inference_mode_serves_training_later():
+    attention._made.cache_clear()
+    with torch.inference_mode():
+        causal_of(48, 16, 8, CPU, "dense")
+    output_and_grads(qkv(48), causal_of(48, 16, 8, CPU, "dense"))
+
+
+SMALL = replace(SIZES["tiny32"], block=4, depth=3, dec_depth=2, dec_width=128)  # 48 tokens, 16 to a block
+ON_CPUS = [arm for arm in ARMS if not arm.startswith("flex")]
+
+
+def images(config) -> torch.Tensor:
+    return torch.randn(2, 3, config.image, config.image, generator=torch.Generator().manual_seed(1))
+
+
+def loss_and_grads(model, x) -> list[torch.Tensor]:
+    loss = next_block_loss(model(x), target_blocks(x, model.config.side))
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def use(model, arm: str) -> None:
+    model.encoder.attention = model.decoder.attention = arm
+
+
+@pytest.mark.parametrize("arm", ["auto", *ON_CPUS])
+def test_a_model_trains_the_same_with_every_arm(arm):
+    model, x = build(SMALL, 0).double(), images(SMALL).double()
+    use(model, "dense")
+    wanted = loss_and_grads(model, x)
+    use(model, arm)
+    for ours, theirs in zip(loss_and_grads(model, x), wanted):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("arm", ["dense", "quarters"])
+def test_compiled_layers_are_one_graph_for_all_layers_of_a_width(arm):
+    torch._dynamo.reset()
+    model, x = build(SMALL, 0), images(SMALL)
+    use(model, arm)
+    wanted = loss_and_grads(model, x)
+    counter = CompileCounterWithBackend("eager")
+    for block in (*model.encoder.blocks, *model.decoder.blocks):
+        block.compile(backend=counter, fullgraph=True)
+    for ours, theirs in zip(loss_and_grads(model, x), wanted):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+    assert counter.frame_count == 2
+
+
+def test_flex_attention_is_traced_into_compiled_layers():
+    """Forward only: torch trains with it on GPUs alone."""
+    torch._dynamo.reset()
+    model, x = build(SMALL, 0), images(SMALL)
+    use(model, "dense")
+    with torch.no_grad():
+        (wanted,) = model(x)
+        use(model, "flex64")
+        counter = CompileCounterWithBackend("eager")
+        for block in (*model.encoder.blocks, *model.decoder.blocks):
+            block.compile(backend=counter, fullgraph=True)
+        torch.testing.assert_close(model(x)[0], wanted, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 2
+
+
+def test_a_run_on_a_cpu_refuses_what_torch_trains_with_on_gpus_only():
+    config = replace(recipes.get("demo32"), data="x", out="y", device="cpu", attention="flex64")
+    with pytest.raises(ValueError, match="attention is flex64, which torch trains with on GPUs only: use auto"):
+        train.run(config)
+    with pytest.raises(ValueError, match="attention is 'flash'; it must be auto or one of dense, halves"):
+        replace(config, attention="flash")
