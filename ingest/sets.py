@@ -17,16 +17,18 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
+from ingest.benchmarks import BENCHMARKS
 from ingest.filter import FilterConfig, judge
+from ingest.pictures import ENDINGS, File, Picture, Stretch, file_key, is_picture, links
 from ingest.record import Fetched, Link, Reason, Verdict
 from ingest.run import IngestResult, Progress
 from ingest.scratch import scratch_folder
@@ -34,8 +36,6 @@ from ingest.unit import UnitWriter
 from shards import manifest, store
 from shards.image import IMAGE_BUILD
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "mpo"})
-KEY_LENGTH = 90
 SLICE = 256  # pictures between two looks at `stop` and two reports
 
 
@@ -50,35 +50,25 @@ class Config:
     scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
     threads: int = 2  # that decode
     in_place: bool = False  # index WebDataset tars where they lie (also s3://, https://), copy nothing
+    set: str = ""  # SOURCE is this evaluation set (cifar10, …) as its publishers pack it: makes OUT/train and OUT/eval
+    counts: Literal["table", "any"] = "table"  # of --set: what the paper counts, or whatever SOURCE holds
 
     def __post_init__(self) -> None:
         if self.unit < 1:
             raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}: it must be at least 1")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One labelled picture of the source: a file, or a stretch of one."""
-
-    name: str  # path relative to the source; its url in the dataset
-    key: str  # not yet unique
-    label: str
-    path: Path
-    offset: int
-    length: int
-
-    def read(self) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                body = file.read(self.length)
-        except OSError as error:
-            raise ValueError(f"{self.path}: cannot be read ({error.strerror}): rerun when it can") from None
-        if len(body) < self.length:
-            raise ValueError(f"{self.path}: became shorter during the import: rerun into another --out")
-        return body
+        if self.set and self.set not in BENCHMARKS:
+            raise ValueError(f"set is {self.set!r}: it must be one of {', '.join(BENCHMARKS)}")
+        if self.set and (self.in_place or self.classes or self.name):
+            raise ValueError(
+                f"set {self.set} has its own name and classes, and is copied: leave out "
+                "--in-place, --classes and --name"
+            )
+        if self.counts != "table" and not self.set:
+            raise ValueError(
+                f"counts is {self.counts!r}: only an evaluation set is counted: give --set, or leave it out"
+            )
 
 
 def run(
@@ -88,12 +78,23 @@ def run(
 ) -> IngestResult:
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
     not committed is dropped, a rerun does it. Raises ValueError for a source, a store or a setting that cannot work."""
-    begun = time.monotonic()
     pictures = find(config.source, config.classes)
+    return make(config, pictures, _classes(config, pictures), progress, stop)
+
+
+def make(
+    config: Config,
+    pictures: Sequence[Picture],
+    classes: tuple[str, ...],
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> IngestResult:
+    """`run` for pictures that were found already: `config` says where to, not from where."""
+    begun = time.monotonic()
     entries = links(pictures)
     units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
     with scratch_folder(config.scratch) as scratch:
-        _plan(config, pictures, entries, units)
+        _plan(config, pictures, classes, entries, units)
         done = _units(config, pictures, entries, units, scratch.folder, progress, stop)
     made = None
     if len(done) == len(units):
@@ -115,7 +116,7 @@ def run(
 
 def _units(
     config: Config,
-    pictures: list[Picture],
+    pictures: Sequence[Picture],
     entries: list[Link],
     units: list[slice],
     scratch: Path,
@@ -148,7 +149,13 @@ def _reasons(done: dict[int, manifest.Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 
-def _plan(config: Config, pictures: list[Picture], entries: list[Link], units: list[slice]) -> None:
+def _plan(
+    config: Config,
+    pictures: Sequence[Picture],
+    classes: tuple[str, ...],
+    entries: list[Link],
+    units: list[slice],
+) -> None:
     """dataset.json first, so that nothing is planned into the dataset of another set; then the plans that lack."""
     store.check_writable(config.out)
     info = manifest.DatasetInfo(
@@ -160,7 +167,7 @@ def _plan(config: Config, pictures: list[Picture], entries: list[Link], units: l
             json.dumps(dataclasses.asdict(config.filter), sort_keys=True).encode()
         ).hexdigest(),
         image_build=IMAGE_BUILD,
-        classes=_classes(config, pictures),
+        classes=classes,
     )
     manifest.write_info(config.out, info)
     planned = set(manifest.planned_units(config.out))
@@ -173,7 +180,7 @@ def _plan(config: Config, pictures: list[Picture], entries: list[Link], units: l
 def _unit(
     config: Config,
     unit: int,
-    pictures: list[Picture],
+    pictures: Sequence[Picture],
     entries: list[Link],
     scratch: Path,
     report: Callable[[UnitWriter], None],
@@ -218,7 +225,7 @@ def set_name(source: str) -> str:
     return re.sub(r"[-_.]?[*?\[].*$|[-_.]\d+$", "", name) or name
 
 
-def _classes(config: Config, pictures: list[Picture]) -> tuple[str, ...]:
+def _classes(config: Config, pictures: Sequence[Picture]) -> tuple[str, ...]:
     if config.classes:
         return tuple(class_names(config.classes).values())
     labels = {picture.label for picture in pictures}
@@ -228,7 +235,7 @@ def _classes(config: Config, pictures: list[Picture]) -> tuple[str, ...]:
 # --- reading sources -----------------------------------------------------------------------------------------------
 
 
-def find(source: str, classes: str | None = None) -> list[Picture]:
+def find(source: str, classes: str | None = None) -> Sequence[Picture]:
     """The pictures of a source, sorted by name. Raises ValueError naming what has no label or cannot be read."""
     if "://" in source and not source.startswith("file://"):
         raise ValueError(f"{source}: sets are imported from local disks: copy it there, or index tars with --in-place")
@@ -237,14 +244,26 @@ def find(source: str, classes: str | None = None) -> list[Picture]:
     if not tars and not path.is_dir():
         raise ValueError(f"{source}: there is no such folder or tar: check --source")
     names = class_names(classes) if classes else None
-    pictures = [p for tar in tars for p in _in_tar(tar, names)] if tars else list(_in_folder(path, names))
+    pictures: Sequence[Picture]
+    pictures = [p for tar in tars for p in _in_tar(tar, names)] if tars else list(in_folder(path, names))
     if not pictures:
-        endings = ", ".join(sorted(PICTURES))
+        endings = ", ".join(sorted(ENDINGS))
         raise ValueError(f"{source}: holds no pictures ({endings}): check --source")
     return pictures
 
 
-def _in_folder(root: Path, names: dict[str, str] | None) -> Iterator[Picture]:
+def in_folder(root: Path, names: dict[str, str] | None = None) -> Iterator[File]:
+    """The pictures below a folder of class folders. Raises ValueError for one that lies outside a class folder."""
+    for relative, size in walk(root):
+        label, slash, _ = relative.partition("/")
+        if not slash:
+            raise ValueError(f"{root / relative}: lies outside a class folder: put it into {root}/CLASS/")
+        key = file_key(relative, label)
+        yield File(root, relative, key, named(label, names, root / relative), size)
+
+
+def walk(root: Path) -> Iterator[tuple[str, int]]:
+    """(path relative to root, bytes) of every picture file, folder by folder, in sorted order."""
     walked: set[str] = set()  # folders may be links; a circle of them must end
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -253,19 +272,12 @@ def _in_folder(root: Path, names: dict[str, str] | None) -> Iterator[Picture]:
             below[:] = []
             continue
         walked.add(real)
-        for file in sorted(files):
-            path = Path(folder, file)
-            relative = path.relative_to(root)
-            if file.startswith(".") or _ending(file) not in PICTURES:
-                continue
-            if len(relative.parts) < 2:
-                raise ValueError(f"{path}: lies outside a class folder: put it into {root}/CLASS/")
-            label, stem = relative.parts[0], path.stem
-            key = stem if stem.startswith(label) else "_".join((*relative.parts[:-1], stem))
-            yield Picture(relative.as_posix(), key, named(label, names, path), path, 0, path.stat().st_size)
+        place = Path(folder).relative_to(root).as_posix() + "/"
+        for name in sorted(filter(is_picture, files)):
+            yield place.removeprefix("./") + name, os.stat(os.path.join(folder, name)).st_size
 
 
-def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Picture]:
+def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Stretch]:
     pictures: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     try:
@@ -274,7 +286,7 @@ def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Picture]:
                 key, _, ending = member.name.rpartition(".")
                 if not member.isreg():
                     continue
-                if ending.lower() in PICTURES:
+                if ending.lower() in ENDINGS:
                     if key in pictures:
                         raise ValueError(f"{tar}: {key} has two pictures, {pictures[key].name} and {member.name}")
                     pictures[key] = member
@@ -289,11 +301,7 @@ def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Picture]:
         if not labels.get(key):
             raise ValueError(f"{tar}: {member.name} has no label: add a member {key}.cls")
         label = named(labels[key], names, tar)
-        yield Picture(f"{tar.name}/{member.name}", key, label, tar, member.offset_data, member.size)
-
-
-def _ending(name: str) -> str:
-    return name.rpartition(".")[2].lower()
+        yield Stretch(tar, f"{tar.name}/{member.name}", key, label, member.offset_data, member.size)
 
 
 def named(label: str, names: dict[str, str] | None, where: Path | str) -> str:
@@ -325,27 +333,9 @@ def class_names(url: str) -> dict[str, str]:
     return names
 
 
-# --- pictures -> links ---------------------------------------------------------------------------------------------
-
-
-def links(pictures: list[Picture]) -> list[Link]:
-    """Links with unique keys of the allowed letters; a repeated one gets `_r<row>`."""
-    seen: set[str] = set()
-    found = []
-    for row, picture in enumerate(pictures):
-        key = re.sub(r"[^A-Za-z0-9_-]", "_", picture.key)[:KEY_LENGTH] or f"{row:09d}"
-        tries = 0
-        while key in seen:
-            suffix = f"_r{row}" + (f"_{tries}" if tries else "")
-            key, tries = key[: KEY_LENGTH - len(suffix)] + suffix, tries + 1
-        seen.add(key)
-        found.append(Link(key, picture.name, (picture.label,), row))
-    return found
-
-
-def _listing_sha256(pictures: list[Picture]) -> str:
+def _listing_sha256(pictures: Sequence[Picture]) -> str:
     """What a rerun must agree on: names, labels and sizes in order."""
     digest = hashlib.sha256()
     for picture in pictures:
-        digest.update(json.dumps([picture.name, picture.label, picture.length]).encode() + b"\n")
+        digest.update(json.dumps([picture.name, picture.label, picture.size]).encode() + b"\n")
     return digest.hexdigest()

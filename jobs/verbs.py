@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ingest import run as ingest_run
+    from ingest import sets
     from ingest.run import IngestResult
     from jobs.cli import Call
     from jobs.progress import Progress
@@ -74,20 +75,46 @@ def _import(call: Call) -> Any:
     from ingest import in_place, sets
 
     config = call.config(sets.Config, "source")
+    if config.set:
+        return _import_benchmark(call, config)
     run = in_place.run if config.in_place else sets.run
     return _gather(call, config, f"{config.source} to {config.out}", run)
 
 
-def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult]) -> dict[str, Any]:
-    from jobs import accounting
+def _import_benchmark(call: Call, config: sets.Config) -> Any:
+    from ingest import benchmarks, import_benchmark
     from jobs.live import Live
-    from shards import manifest
+
+    stop = call.stoppable()
+    with Live(f"xtra {call.verb}  {config.set} of {config.source} to {config.out}") as live:
+        call.on_stop = live.stop
+        result = import_benchmark.run(config, benchmarks.BENCHMARKS[config.set], live, stop.is_set)
+        call.on_stop = None
+    told = {}
+    for split, part in zip(("train", "eval"), result.splits):
+        print(f"\n{split}")
+        told[split] = _told(call, config, part)
+    print("\n" + "\n".join(import_benchmark.lines(result)))
+    call.exit_code = 1 if result.counted and result.lost else 0
+    return {**vars(result), "lost": result.lost, "splits": told}
+
+
+def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult]) -> dict[str, Any]:
+    from jobs.live import Live
 
     stop = call.stoppable()
     with Live(f"xtra {call.verb}  {title}") as live:
         call.on_stop = live.stop
         result = run(config, live, stop.is_set)
         call.on_stop = None
+    return _told(call, config, result)
+
+
+def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
+    """Print what came of one dataset; returns it for --json."""
+    from jobs import accounting
+    from shards import manifest
+
     account = accounting.Account(
         links=result.links,
         kept=result.kept,
@@ -336,7 +363,7 @@ class Verb:
 
 VERBS = {
     "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", _ingest),
-    "import": Verb("SOURCE", "make a dataset of a labelled set on disk: folders or tars", _import),
+    "import": Verb("SOURCE", "make datasets of a labelled set on disk; --set for evaluation sets", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
     "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", _sweep),

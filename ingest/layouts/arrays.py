@@ -1,0 +1,165 @@
+"""Sets whose pictures are arrays: CIFAR's pickles, PCAM's HDF5. Each picture becomes a PNG, losslessly."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ingest.benchmarks import Benchmark
+from ingest.layouts.found import Found, below, library
+from ingest.pictures import Blocks, Row
+
+BLOCK = 256  # pictures of an HDF5 file in one read
+PCAM = "camelyonpatch_level_2_split_{split}_{what}.h5"
+PCAM_CLASSES = ("normal", "tumor")  # 1: the middle 32 x 32 pixels show tumor tissue (github.com/basveeling/pcam)
+
+
+# --- CIFAR ---------------------------------------------------------------------------------------------------------
+
+
+def read_cifar10(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """cifar-10-python.tar.gz or what it unpacks to: batches.meta, data_batch_1 to 5 and test_batch
+    (https://www.cs.toronto.edu/~kriz/cifar.html)."""
+    parts = {"train": [f"data_batch_{number}" for number in range(1, 6)], "eval": ["test_batch"]}
+    return _cifar(source, "cifar-10-batches-py", "batches.meta", "label_names", "labels", parts)
+
+
+def read_cifar100(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """cifar-100-python.tar.gz or what it unpacks to: meta, train and test; classes are the 100 fine ones."""
+    parts = {"train": ["train"], "eval": ["test"]}
+    return _cifar(source, "cifar-100-python", "meta", "fine_label_names", "fine_labels", parts)
+
+
+def _cifar(source: Path, folder: str, meta: str, names: str, labels: str, parts: dict[str, list[str]]) -> Found | None:
+    get = _cifar_files(source, folder, [meta, *(name for split in parts.values() for name in split)])
+    if get is None:
+        return None
+    classes = tuple(map(str, _field(get, meta, names, list)))
+    splits = {
+        split: [row for name in files for row in _batch(get, name, labels, classes)] for split, files in parts.items()
+    }
+    return Found(**splits, classes=classes)
+
+
+def _cifar_files(source: Path, folder: str, wanted: list[str]) -> Callable[[str], bytes] | None:
+    """What reads a member of the archive, packed or not; None where there is none."""
+    packed = [source] if source.is_file() else sorted(source.glob(folder.split("-batches")[0] + "*.tar.gz"))
+    if root := below(source, *wanted):
+        return lambda name: (root / name).read_bytes()
+    if not packed or not tarfile.is_tarfile(packed[0]):
+        return None
+    try:
+        with tarfile.open(packed[0]) as tar:  # all of it: 180 MB, which is less than an array and its copy
+            bodies = {name: member.read() for name in wanted if (member := tar.extractfile(f"{folder}/{name}"))}
+    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{packed[0]}: cannot be read ({error}): get the archive again") from None
+    return bodies.__getitem__
+
+
+def _batch(get: Callable[[str], bytes], name: str, labels: str, classes: tuple[str, ...]) -> list[Row]:
+    """The pictures of one pickle: data is uint8 [N, 3072], a row is 3 planes of 32 x 32."""
+    batch = _unpickled(get, name)
+    data, numbers = batch.get("data"), batch.get(labels)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise ValueError(f"{name}: data is not uint8 [pictures, 3072]: get the archive again")
+    if not isinstance(numbers, list) or len(numbers) != len(data) or not set(numbers) <= set(range(len(classes))):
+        raise ValueError(f"{name}: {labels} is not {len(data)} numbers below {len(classes)}: get the archive again")
+    files = batch.get("filenames") or [f"{at:05d}.png" for at in range(len(data))]
+    pixels_NHW3 = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    blocks = Blocks(lambda block: np.ascontiguousarray(pixels_NHW3[block * BLOCK : (block + 1) * BLOCK]))
+    return [
+        Row(blocks, *divmod(at, BLOCK), f"{name}/{file}", f"{name}_{file.removesuffix('.png')}", classes[number], 3072)
+        for at, (file, number) in enumerate(zip(map(str, files), numbers, strict=True))
+    ]
+
+
+def _field(get: Callable[[str], bytes], name: str, field: str, kind: type) -> Any:
+    value = _unpickled(get, name).get(field)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: has no {field}: get the archive again")
+    return value
+
+
+def _unpickled(get: Callable[[str], bytes], name: str) -> dict[str, Any]:
+    """Pickles can call anything; CIFAR's hold strings, lists and one array, and no more is let in."""
+    try:
+        value = _Arrays(io.BytesIO(get(name)), encoding="latin1").load()
+    except Exception as error:  # what a wrong pickle raises is not in any list
+        raise ValueError(f"{name}: is not a batch of CIFAR ({error}): get the archive again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: is not a batch of CIFAR ({type(value).__name__}): get the archive again")
+    return {key.decode() if isinstance(key, bytes) else key: each for key, each in value.items()}
+
+
+class _Arrays(pickle.Unpickler):
+    """Only what an array of numbers is made of."""
+
+    _reconstruct = np.empty(0).__reduce__()[0]
+    ALLOWED = {  # noqa: RUF012 (read only)
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): codecs.encode,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return self.ALLOWED[module, name]
+
+
+# --- PCAM ----------------------------------------------------------------------------------------------------------
+
+
+def read_pcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """camelyonpatch_level_2_split_{train,valid}_{x,y}.h5 (as torchvision.datasets.PCAM reads them), also as .h5.gz:
+    data sets x, uint8 [N, 96, 96, 3], and y, 0 or 1 [N, 1, 1, 1]. Packed ones are unpacked to scratch: 8 GB."""
+    for ending in ("", ".gz"):
+        names = [PCAM.format(split=s, what=w) + ending for s in ("train", "valid") for w in "xy"]
+        if root := below(source, *names):
+            paths = [_unpacked(root / name, scratch) for name in names]
+            return Found(_patches("train", *paths[:2]), _patches("valid", *paths[2:]), PCAM_CLASSES)
+    return None
+
+
+def _patches(split: str, x: Path, y: Path) -> list[Row]:
+    labels = _hdf5(y)["y"][:].reshape(-1)
+    pixels_NHW3 = _hdf5(x)["x"]
+    if len(labels) != len(pixels_NHW3) or not set(np.unique(labels)) <= {0, 1}:
+        raise ValueError(f"{y}: is not one 0 or 1 for each of the {len(pixels_NHW3):,} pictures: get the file again")
+    blocks = Blocks(lambda block: pixels_NHW3[block * BLOCK : (block + 1) * BLOCK])
+    size = x.stat().st_size
+    return [
+        Row(blocks, *divmod(at, BLOCK), f"{x.name}/{at}", f"{split}_{at:06d}", PCAM_CLASSES[label], size)
+        for at, label in enumerate(labels.tolist())
+    ]
+
+
+def _hdf5(path: Path) -> Any:
+    try:
+        return library("h5py", "PCAM's HDF5").File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
+
+
+def _unpacked(path: Path, scratch: Path) -> Path:
+    if path.suffix != ".gz":
+        return path
+    try:
+        with gzip.open(path) as packed, (scratch / path.stem).open("wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+    except (OSError, EOFError) as error:
+        raise ValueError(
+            f"{path}: cannot be unpacked to {scratch} ({error}): get it again, or set --scratch to a disk with room"
+        ) from None
+    return scratch / path.stem

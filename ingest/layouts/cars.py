@@ -1,0 +1,71 @@
+"""Stanford Cars as its authors packed it: pictures, and MATLAB files that say their classes.
+
+Fields as in torchvision.datasets.StanfordCars, and in the one-file form of the same archive.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ingest.benchmarks import Benchmark
+from ingest.layouts.found import Found, below, library
+from ingest.pictures import File, listed
+
+LABELLED = "cars_test_annos_withlabels.mat"  # published beside the development kit, whose own test has no labels
+
+
+def read_devkit(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """cars_train/, cars_test/, devkit/cars_meta.mat and cars_train_annos.mat, and cars_test_annos_withlabels.mat beside
+    or in devkit/."""
+    root = below(source, "devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train", "cars_test")
+    if root is None:
+        return None
+    test = next((path for path in (root / LABELLED, root / "devkit" / LABELLED) if path.exists()), None)
+    if test is None:
+        raise ValueError(f"{root}: lacks {LABELLED}, and devkit's own test has no classes: put it there")
+    classes = _classes(root / "devkit/cars_meta.mat")
+    train = root / "devkit/cars_train_annos.mat"
+    return Found(
+        [_file(root, "cars_train", each["fname"], each["class"], classes, train) for each in _annotations(train)],
+        [_file(root, "cars_test", each["fname"], each["class"], classes, test) for each in _annotations(test)],
+        classes,
+    )
+
+
+def read_one_file(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """cars_annos.mat, whose annotations have relative_im_path, class and test, and car_ims/."""
+    root = below(source, "cars_annos.mat", "car_ims")
+    if root is None:
+        return None
+    where, splits = root / "cars_annos.mat", (list[File](), list[File]())
+    classes = _classes(where)
+    for each in _annotations(where):
+        file = _file(root, "", each["relative_im_path"], each["class"], classes, where)
+        splits[int(each["test"])].append(file)
+    return Found(*splits, classes=classes)
+
+
+def _file(root: Path, folder: str, name: Any, number: Any, classes: tuple[str, ...], where: Path) -> File:
+    if not 1 <= int(number) <= len(classes):
+        raise ValueError(f"{where}: class {number} of {name} is not 1 to {len(classes)}: get the file again")
+    inner = f"{folder}/{folder}" if folder and (root / folder / folder).is_dir() else folder  # as Kaggle packs it
+    return listed(root, f"{inner}/{name}".lstrip("/"), classes[int(number) - 1], where)
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    return tuple(map(str, np.atleast_1d(_load(path, "class_names"))))
+
+
+def _annotations(path: Path) -> np.ndarray:
+    return np.atleast_1d(_load(path, "annotations"))
+
+
+def _load(path: Path, name: str) -> Any:
+    loadmat = library("scipy.io", "Stanford Cars' development kit").loadmat
+    try:
+        return loadmat(path, squeeze_me=True)[name]
+    except Exception as error:  # of a wrong file, scipy raises whatever comes
+        raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None

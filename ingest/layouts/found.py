@@ -1,0 +1,55 @@
+"""What a layout's reader gives back, and what all of them need."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.pictures import Picture
+
+
+@dataclass(frozen=True)
+class Found:
+    """Both splits of a set; labels are names among `classes`, which are in the set's own order."""
+
+    train: Sequence[Picture]
+    eval: Sequence[Picture]
+    classes: tuple[str, ...]
+
+
+def below(source: Path, *wanted: str) -> Path | None:
+    """The folder that holds all the wanted paths: the source itself, or one right below it, as archives unpack to.
+    Raises ValueError when two folders do."""
+    if not source.is_dir():
+        return None
+    folders = [source, *sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    holding = [folder for folder in folders if all((folder / path).exists() for path in wanted)]
+    if len(holding) > 1:
+        raise ValueError(f"{source}: {holding[0]} and {holding[1]} both hold {wanted[0]}: give one of them as SOURCE")
+    return holding[0] if holding else None
+
+
+def lines(path: Path) -> list[str]:
+    """Without the empty ones. Raises ValueError when it is no text."""
+    try:
+        return [line for line in map(str.strip, path.read_text("utf-8").splitlines()) if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}): get the set's archive again") from None
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Each once; numbers as numbers."""
+    each = set(names)
+    return tuple(sorted(each, key=int if all(name.isdecimal() for name in each) else None))
+
+
+def library(name: str, needed: str) -> Any:
+    """A library that only some sets need. Raises ValueError when it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise ValueError(f"{package} is missing, and {needed} needs it: python -m pip install {package}") from None

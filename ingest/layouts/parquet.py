@@ -1,0 +1,130 @@
+"""Parquet folders as Hugging Face publishes them: of any set.
+
+A file is SPLIT-00000-of-00003.parquet (perhaps with -HASH), or default/SPLIT/0000.parquet of an automatic conversion. A
+row is a picture {bytes, path} and a label; the schema's "huggingface" metadata says which column is which, and what the
+labels are called (github.com/huggingface/datasets, features Image and ClassLabel).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.benchmarks import Benchmark
+from ingest.layouts.found import Found, in_order
+from ingest.pictures import Blocks, Row
+
+_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
+_LABELS = ("label", "fine_label", "labels")  # the second is CIFAR-100's
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    names: tuple[str, ...]  # of the labels' numbers; () where labels are the values themselves
+
+
+def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """SPLIT-*.parquet, in the folder or below it."""
+    files = _files(source)
+    train = [file for name in benchmark.train_names for file in files.get(name, ())]
+    evaluation = [file for name in benchmark.eval_names for file in files.get(name, ())]
+    if not train or not evaluation:
+        return None
+    columns = _columns(train[0])
+    splits = [list(_rows(source, split, files, columns)) for split, files in (("train", train), ("eval", evaluation))]
+    classes = columns.names or in_order(row.label for split in splits for row in split)
+    return Found(*splits, classes=classes)
+
+
+def _files(source: Path) -> dict[str, list[Path]]:
+    """The files of each split, in order. Raises ValueError when a split lies in two folders, as two configurations of a
+    data set do."""
+    found = defaultdict[str, list[Path]](list)
+    for path in sorted(source.rglob("*.parquet")) if source.is_dir() else ():
+        shard = _SHARD.fullmatch(path.name)
+        if shard or re.fullmatch(r"\d{4}\.parquet", path.name):
+            found[shard["split"] if shard else path.parent.name].append(path)
+    for split, paths in found.items():
+        folders = sorted({path.parent for path in paths})
+        if len(folders) > 1:
+            raise ValueError(f"{source}: {split} lies in {folders[0]} and {folders[1]}: give one of them as SOURCE")
+    return found
+
+
+def _columns(path: Path) -> _Columns:
+    with _open(path) as file:
+        schema = file.schema_arrow
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError):
+        features = {}
+    images = [name for name in schema.names if _is_image(schema.field(name).type)]
+    images = [name for name in images if features.get(name, {}).get("_type", "Image") == "Image"]
+    labels = [name for name in _LABELS if name in schema.names]
+    if len(images) != 1 or not labels:
+        raise ValueError(
+            f"{path}: has the columns {', '.join(schema.names)}: one of pictures {{bytes, path}} and one called "
+            f"{' or '.join(_LABELS)} are needed"
+        )
+    names = features.get(labels[0], {}).get("names") or ()
+    return _Columns(images[0], labels[0], tuple(names))
+
+
+def _is_image(kind: Any) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
+def _rows(source: Path, split: str, files: list[Path], columns: _Columns) -> Iterator[Row]:
+    number = 0
+    for path in files:
+        with _open(path) as file:
+            groups = [file.metadata.row_group(block).num_rows for block in range(file.num_row_groups)]
+        labels = iter(_read(path, columns.label).to_pylist())
+        name, size = path.relative_to(source).as_posix(), path.stat().st_size
+        blocks = Blocks(lambda block, path=path: _pictures(path, block, columns.image))
+        for block, rows in enumerate(groups):
+            for at in range(rows):
+                label = _label(path, next(labels), columns.names)
+                yield Row(blocks, block, at, f"{name}/{block}.{at}", f"{split}_{number:07d}", label, size)
+                number += 1
+
+
+def _label(path: Path, label: Any, names: tuple[str, ...]) -> str:
+    if label is None or (names and not (isinstance(label, int) and 0 <= label < len(names))):
+        raise ValueError(f"{path}: label {label!r} is not among the {len(names)} class names: get the file again")
+    return names[label] if names else str(label)
+
+
+def _pictures(path: Path, block: int, column: str) -> list[bytes]:
+    """The encoded pictures of one row group."""
+    bodies = pa.chunked_array(chunk.field("bytes") for chunk in _read(path, column, block).chunks)
+    if bodies.null_count:
+        raise ValueError(f"{path}: has rows without bytes: get the data set with its pictures, not their paths")
+    return bodies.to_pylist()
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
+
+
+def _read(path: Path, column: str, block: int | None = None) -> pa.ChunkedArray:
+    """A column of a file, or of one of its row groups."""
+    try:
+        with _open(path) as file:
+            table = file.read([column]) if block is None else file.read_row_group(block, [column])
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
+    return table[column]

@@ -1,0 +1,99 @@
+"""The folders that the WILDS package (github.com/p-lambda/wilds) unpacks: a metadata.csv and pictures.
+
+Which column says what is as in wilds/datasets/{iwildcam,rxrx1,camelyon17,fmow}_dataset.py.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from ingest.benchmarks import Benchmark
+from ingest.layouts.found import Found, below, in_order
+from ingest.pictures import File, listed
+
+Rows = Iterator[dict[str, str]]
+
+
+def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """iwildcam_v2.0: split is train or val (places that train does not have); pictures are train/FILENAME, whatever the
+    split. Classes are named by categories.csv where it is there."""
+    root = below(source, "metadata.csv", "train")
+    if root is None:
+        return None
+    where = root / "metadata.csv"
+    rows = list(_rows(where, "split", "filename", "y"))
+    names = _species(root / "categories.csv", in_order(row["y"] for row in rows))
+    splits = [
+        [listed(root, f"train/{row['filename']}", names[row["y"]], where) for row in rows if row["split"] == split]
+        for split in ("train", "val")
+    ]
+    return Found(*splits, classes=tuple(names.values()))
+
+
+def _species(path: Path, numbers: tuple[str, ...]) -> dict[str, str]:
+    """Number -> name, in the order of numbers; numbers stay where the file is not there or two have one name."""
+    found = {row["y"]: row["name"] for row in _rows(path, "y", "name")} if path.exists() else {}
+    names = {number: found.get(number, "") for number in numbers}
+    usable = all(names.values()) and len(set(names.values())) == len(names)
+    return names if usable else {number: number for number in numbers}
+
+
+def read_rxrx1(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """rxrx1_v1.0: dataset is train or val; images/EXPERIMENT/PlatePLATE/WELL_sSITE.png; the class is sirna_id."""
+    root = below(source, "metadata.csv", "images")
+    if root is None:
+        return None
+    where, splits, classes = root / "metadata.csv", dict[str, list[File]](train=[], val=[]), set[str]()
+    for row in _rows(where, "dataset", "experiment", "plate", "well", "site", "sirna_id"):
+        classes.add(row["sirna_id"])
+        if row["dataset"] in splits:
+            name = f"images/{row['experiment']}/Plate{row['plate']}/{row['well']}_s{row['site']}.png"
+            splits[row["dataset"]].append(listed(root, name, row["sirna_id"], where))
+    return Found(splits["train"], splits["val"], in_order(classes))
+
+
+def read_camelyon17(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """camelyon17_v1.0: of the hospitals (center), 1 is the validation and 2 the test; of the rest, split 0 trains. The
+    class is tumor, 0 or 1."""
+    root = below(source, "metadata.csv", "patches")
+    if root is None:
+        return None
+    where, train, evaluation = root / "metadata.csv", list[File](), list[File]()
+    for row in _rows(where, "patient", "node", "x_coord", "y_coord", "tumor", "center", "split"):
+        center, split = (int(float(row[name])) for name in ("center", "split"))  # pandas may have written 1.0
+        if center == 2 or (center != 1 and split != 0):
+            continue
+        of = f"patient_{row['patient'].zfill(3)}_node_{row['node']}"
+        name = f"patches/{of}/patch_{of}_x_{row['x_coord']}_y_{row['y_coord']}.png"
+        (evaluation if center == 1 else train).append(listed(root, name, row["tumor"], where))
+    return Found(train, evaluation, in_order(file.label for file in train))
+
+
+def read_fmow(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
+    """fmow_v1.1: rgb_metadata.csv, whose row r is images/rgb_img_r.png. Train is split train of before 2013, evaluation
+    is split val of 2013 to 2015."""
+    root = below(source, "rgb_metadata.csv", "images")
+    if root is None:
+        return None
+    where, train, evaluation = root / "rgb_metadata.csv", list[File](), list[File]()
+    for number, row in enumerate(_rows(where, "split", "timestamp", "category")):
+        year = int(row["timestamp"][:4])
+        kept = train if row["split"] == "train" else evaluation
+        if (row["split"], year < 2013) == ("train", True) or (row["split"] == "val" and 2013 <= year < 2016):
+            kept.append(listed(root, f"images/rgb_img_{number}.png", row["category"], where))
+    return Found(train, evaluation, in_order(file.label for file in train))
+
+
+def _rows(path: Path, *columns: str) -> Rows:
+    """The rows of a table. Raises ValueError when it lacks a column, or a row lacks its value."""
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        for column in columns:
+            if column not in (table.fieldnames or ()):
+                raise ValueError(f"{path}: has no column {column}: it must be the file that WILDS unpacks")
+        for row in table:
+            if any(row[column] is None for column in columns):
+                raise ValueError(f"{path}: line {table.line_num} is cut short: unpack the set again")
+            yield row

@@ -1,0 +1,171 @@
+"""Labelled pictures of a set on disk: where each one lies, and how it is read when its turn comes.
+
+A set has up to 1.3 million of them, so none holds its bytes: a file's picture is its name, an array's or a table's is a
+row number, and rows are read in blocks of which two are in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from ingest.record import Link
+
+ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "mpo"})
+KEY_LENGTH = 90
+
+
+class Picture(Protocol):
+    """One labelled picture of a source."""
+
+    @property
+    def name(self) -> str:
+        """Its path relative to the source; its url in the dataset."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Not yet unique, and of any letters."""
+        ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of the picture, or of the file that it is a row of: what a rerun must find again."""
+        ...
+
+    def read(self) -> bytes:
+        """An encoded picture. Raises ValueError naming what cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A picture that is a file: `root/name`."""
+
+    root: Path  # one object for all pictures of a set
+    name: str
+    key: str
+    label: str
+    size: int
+
+    def read(self) -> bytes:
+        return _read(self.root / self.name, 0, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A picture that is a stretch of a file, such as a member of a tar."""
+
+    path: Path
+    name: str
+    key: str
+    label: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        return _read(self.path, self.offset, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A picture that is a row of an array or a table."""
+
+    blocks: Blocks
+    block: int
+    at: int  # in the block
+    name: str
+    key: str
+    label: str
+    size: int
+
+    def read(self) -> bytes:
+        value = self.blocks[self.block][self.at]
+        return value if isinstance(value, bytes) else png(value)
+
+
+class Blocks:
+    """Rows of a source, read a block at a time; the last two blocks are kept, as threads that judge are never further
+    apart. `load(block)` gives encoded pictures, or uint8 pixels [H, W, 3] each."""
+
+    def __init__(self, load: Callable[[int], Sequence[bytes] | np.ndarray]) -> None:
+        self._load = functools.lru_cache(maxsize=2)(load)
+        self._lock = threading.Lock()  # so that two threads never read one block twice
+
+    def __getitem__(self, block: int) -> Sequence[bytes] | np.ndarray:
+        with self._lock:
+            return self._load(block)
+
+
+def png(pixels_HW3: np.ndarray) -> bytes:
+    """Losslessly; the same pixels give the same bytes wherever the same image library is built in."""
+    out = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(out, "PNG")
+    return out.getvalue()
+
+
+def _read(path: Path, offset: int, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            body = file.read(size)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}): rerun when it can") from None
+    if len(body) < size:
+        raise ValueError(f"{path}: became shorter during the import: rerun into another --out")
+    return body
+
+
+# --- finding files -------------------------------------------------------------------------------------------------
+
+
+def listed(root: Path, name: str, label: str, where: Path) -> File:
+    """The file that a list names. Raises ValueError when it is not there."""
+    try:
+        size = os.stat(root / name).st_size
+    except OSError:
+        raise ValueError(f"{root / name}: is listed in {where.name} and is not there: unpack the set again") from None
+    return File(root, name, file_key(name, label), label, size)
+
+
+def file_key(name: str, label: str) -> str:
+    """The file's own name where that tells its class, else its whole path."""
+    stem, dot, _ = name.rpartition(".")
+    stem = stem if dot else name
+    last = stem.rpartition("/")[2]
+    return last if last.startswith(label) else stem.replace("/", "_")
+
+
+def is_picture(name: str) -> bool:
+    return not name.startswith(".") and name.rpartition(".")[2].lower() in ENDINGS
+
+
+# --- pictures -> links ---------------------------------------------------------------------------------------------
+
+
+def links(pictures: Sequence[Picture]) -> list[Link]:
+    """Links with unique keys of the allowed letters; a repeated one gets `_r<row>`."""
+    seen: set[str] = set()
+    found = []
+    for row, picture in enumerate(pictures):
+        key = re.sub(r"[^A-Za-z0-9_-]", "_", picture.key)[:KEY_LENGTH] or f"{row:09d}"
+        tries = 0
+        while key in seen:
+            suffix = f"_r{row}" + (f"_{tries}" if tries else "")
+            key, tries = key[: KEY_LENGTH - len(suffix)] + suffix, tries + 1
+        seen.add(key)
+        found.append(Link(key, picture.name, (picture.label,), row))
+    return found
