@@ -363,7 +363,7 @@ class Verb:
 
 VERBS = {
     "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", _ingest),
-    "import": Verb("SOURCE", "make datasets of a labelled set on disk; --set for evaluation sets", _import),
+    "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
     "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", _sweep),
