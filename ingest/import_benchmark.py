@@ -65,15 +65,16 @@ def run(
                 "it as it is with --counts any"
             )
         results: list[IngestResult] = []
+        told = _Both(progress or (lambda part: None), found, config.unit)
         for split, pictures in (("train", found.train), ("eval", found.eval)):
             name = benchmark.name if split == "eval" else f"{benchmark.name}-train"
             part = dataclasses.replace(
                 config, out=store.join(config.out, split), name=name, filter=rules, set="", counts="table"
             )
-            told = progress and _both(progress, found, config.unit, results)
             results.append(sets.make(part, pictures, found.classes, told, stop))
             if results[-1].stopped:
                 break
+            told.finished(results[-1])
     return BenchmarkResult(
         name=benchmark.name,
         layout=layout,
@@ -110,28 +111,38 @@ def _check_labels(benchmark: Benchmark, found: Found) -> None:
             )
 
 
-def _both(
-    progress: Callable[[Progress], None], found: Found, unit: int, finished: Sequence[IngestResult]
-) -> Callable[[Progress], None]:
-    """Progress of one split, told as that of both."""
-    splits: tuple[Sequence[Picture], ...] = (found.train, found.eval)
-    before = tuple(finished)
+class _Both:
+    """Progress of one split after the other, told as that of both."""
 
-    def tell(part: Progress) -> None:
-        reasons = sum((Counter(result.reasons) for result in before), Counter(part.reasons))
-        progress(
+    def __init__(self, progress: Callable[[Progress], None], found: Found, unit: int) -> None:
+        splits: tuple[Sequence[Picture], ...] = (found.train, found.eval)
+        self._progress = progress
+        self._whole = {
+            "links": sum(map(len, splits)),
+            "units": sum(-(-len(pictures) // unit) for pictures in splits),
+        }
+        self._before: list[IngestResult] = []
+        self._done_now = self._newest = 0  # of splits before this one; of all
+
+    def finished(self, split: IngestResult) -> None:
+        self._before.append(split)
+        self._done_now = self._newest
+
+    def __call__(self, part: Progress) -> None:
+        reasons = sum((Counter(split.reasons) for split in self._before), Counter(part.reasons))
+        self._newest = self._done_now + part.done_now
+        self._progress(
             dataclasses.replace(
                 part,
-                links=sum(map(len, splits)),
-                units=sum(-(-len(pictures) // unit) for pictures in splits),
-                done=part.done + sum(result.links for result in before),
-                units_done=part.units_done + sum(result.units_done for result in before),
-                kept=part.kept + sum(result.kept for result in before),
+                **self._whole,
+                done=part.done + sum(split.links for split in self._before),
+                units_done=part.units_done + sum(split.units_done for split in self._before),
+                kept=part.kept + sum(split.kept for split in self._before),
                 reasons=dict(sorted(reasons.items())),
+                seconds=part.seconds + sum(split.seconds for split in self._before),
+                done_now=self._newest,
             )
         )
-
-    return tell
 
 
 def lines(result: BenchmarkResult) -> list[str]:

@@ -65,6 +65,9 @@ class Config:
                 f"set {self.set} has its own name and classes, and is copied: leave out "
                 "--in-place, --classes and --name"
             )
+        kept = (self.filter.min_side, self.filter.max_pixels, self.filter.max_aspect)
+        if self.set and kept != (1, FilterConfig.max_pixels, FilterConfig.max_aspect):
+            raise ValueError(f"set {self.set} is taken whole: leave out --filter.min-side, .max-pixels and .max-aspect")
         if self.counts != "table" and not self.set:
             raise ValueError(
                 f"counts is {self.counts!r}: only an evaluation set is counted: give --set, or leave it out"
@@ -125,6 +128,7 @@ def _units(
 ) -> dict[int, manifest.Commit]:
     """The commits of all units, those of earlier runs included; some lack when stopped."""
     done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
+    begun, earlier = time.monotonic(), sum(commit.links for commit in done.values())
 
     def report(writer: UnitWriter | None = None) -> None:
         if progress is None:
@@ -132,7 +136,19 @@ def _units(
         reasons = _reasons(done) + Counter({str(r): n for r, n in writer.reasons.items()} if writer else {})
         kept = sum(commit.kept for commit in done.values()) + (writer.kept if writer else 0)
         total = kept + reasons.total()
-        progress(Progress(len(entries), len(units), total, len(done), kept, dict(sorted(reasons.items())), 0))
+        progress(
+            Progress(
+                links=len(entries),
+                units=len(units),
+                done=total,
+                units_done=len(done),
+                kept=kept,
+                reasons=dict(sorted(reasons.items())),
+                fetched_bytes=0,
+                seconds=time.monotonic() - begun,
+                done_now=total - earlier,
+            )
+        )
 
     for unit, part in enumerate(units):
         if unit in done:

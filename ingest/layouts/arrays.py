@@ -133,8 +133,9 @@ def read_pcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
 
 
 def _patches(split: str, x: Path, y: Path) -> list[Row]:
-    labels = _hdf5(y)["y"][:].reshape(-1)
-    pixels_NHW3 = _hdf5(x)["x"]
+    labels, pixels_NHW3 = _hdf5(y, "y")[:].reshape(-1), _hdf5(x, "x")
+    if pixels_NHW3.dtype != np.uint8 or pixels_NHW3.ndim != 4 or pixels_NHW3.shape[3] != 3:
+        raise ValueError(f"{x}: x is not uint8 [pictures, height, width, 3]: get the file again")
     if len(labels) != len(pixels_NHW3) or not set(np.unique(labels)) <= {0, 1}:
         raise ValueError(f"{y}: is not one 0 or 1 for each of the {len(pixels_NHW3):,} pictures: get the file again")
     blocks = Blocks(lambda block: pixels_NHW3[block * BLOCK : (block + 1) * BLOCK])
@@ -145,10 +146,11 @@ def _patches(split: str, x: Path, y: Path) -> list[Row]:
     ]
 
 
-def _hdf5(path: Path) -> Any:
+def _hdf5(path: Path, name: str) -> Any:
+    """A data set of a file, which stays open as long as it is in use."""
     try:
-        return library("h5py", "PCAM's HDF5").File(path, "r")
-    except OSError as error:
+        return library("h5py", "PCAM's HDF5").File(path, "r")[name]
+    except (OSError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
 
 

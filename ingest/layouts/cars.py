@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, below, library
+from ingest.layouts.found import Found, below, matlab
 from ingest.pictures import File, listed
 
+WHOSE = "Stanford Cars' development kit"
 LABELLED = "cars_test_annos_withlabels.mat"  # published beside the development kit, whose own test has no labels
 
 
@@ -56,16 +57,8 @@ def _file(root: Path, folder: str, name: Any, number: Any, classes: tuple[str, .
 
 
 def _classes(path: Path) -> tuple[str, ...]:
-    return tuple(map(str, np.atleast_1d(_load(path, "class_names"))))
+    return tuple(map(str, matlab(path, "class_names", WHOSE)))
 
 
 def _annotations(path: Path) -> np.ndarray:
-    return np.atleast_1d(_load(path, "annotations"))
-
-
-def _load(path: Path, name: str) -> Any:
-    loadmat = library("scipy.io", "Stanford Cars' development kit").loadmat
-    try:
-        return loadmat(path, squeeze_me=True)[name]
-    except Exception as error:  # of a wrong file, scipy raises whatever comes
-        raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
+    return matlab(path, "annotations", WHOSE)

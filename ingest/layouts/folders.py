@@ -5,13 +5,12 @@ iNat-18 has SPLIT/SUPERCATEGORY/CLASS (torchvision.datasets.INaturalist of 2018)
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from ingest import sets
 from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, below, in_order, library, lines
+from ingest.layouts.found import Found, below, in_order, lines, matlab, table
 from ingest.pictures import File, file_key, listed
 
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # where Kaggle's archive of ImageNet-1k has train/ and val/
@@ -54,9 +53,11 @@ def read_flat_val(source: Path, benchmark: Benchmark, scratch: Path) -> Found | 
     splits = _splits(source, benchmark)
     if splits is None or not _flat(splits[1][0]):
         return None
-    train = [file for folder in splits[0] for file in sets.in_folder(folder)]
     val = splits[1][0]
-    names = sorted(name for name, _ in sets.walk(val) if "/" not in name)
+    names = [name for name, _ in sets.walk(val)]
+    if not names:
+        return None
+    train = [file for folder in splits[0] for file in sets.in_folder(folder)]
     wnids, where = _wnids_of_val(source, names)
     evaluation = [listed(val, name, wnid, where) for name, wnid in zip(names, wnids)]
     return Found(train, evaluation, in_order(file.label for file in train))
@@ -82,8 +83,8 @@ def _wnids_of_val(source: Path, names: list[str]) -> tuple[list[str], Path]:
     """The label of each file of val, and the file that says so."""
     if folder := below(source, SOLUTION):
         path = folder / SOLUTION
-        with path.open(newline="", encoding="utf-8") as file:
-            known = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+        rows = table(path, "ImageId", "PredictionString")  # of the latter the first word; boxes follow
+        known = {row["ImageId"]: row["PredictionString"].partition(" ")[0] for row in rows}
         unknown = [name for name in names if name.partition(".")[0] not in known]
         if unknown:
             raise ValueError(f"{path}: does not name {unknown[0]}: get the file again")
@@ -104,7 +105,9 @@ def _wnids_of_val(source: Path, names: list[str]) -> tuple[list[str], Path]:
 
 def _of_devkit(truth: Path) -> list[str]:
     """Numbers of the development kit (ILSVRC2012_ID) -> WNIDs, by the meta.mat beside them."""
-    loadmat = library("scipy.io", "the development kit's meta.mat").loadmat
-    synsets = loadmat(truth.with_name("meta.mat"), squeeze_me=True)["synsets"]
-    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    return [wnids[int(number)] for number in lines(truth)]
+    synsets = matlab(truth.with_name("meta.mat"), "synsets", "ImageNet's development kit")
+    wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    unknown = [number for number in lines(truth) if number not in wnids]
+    if unknown:
+        raise ValueError(f"{truth}: {unknown[0]!r} is none of the {len(wnids)} classes of meta.mat: get both again")
+    return [wnids[number] for number in lines(truth)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ingest.pictures import Picture
 
@@ -38,6 +41,28 @@ def lines(path: Path) -> list[str]:
         return [line for line in map(str.strip, path.read_text("utf-8").splitlines()) if line]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}): get the set's archive again") from None
+
+
+def table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file. Raises ValueError when it lacks a column, or a row lacks its value."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        for column in columns:
+            if column not in (rows.fieldnames or ()):
+                raise ValueError(f"{path}: has no column {column}: it must be the file of the set's own archive")
+        for row in rows:
+            if any(row[column] is None for column in columns):
+                raise ValueError(f"{path}: line {rows.line_num} is cut short: unpack the set again")
+            yield row
+
+
+def matlab(path: Path, name: str, whose: str) -> np.ndarray:
+    """A variable of a .mat file, as a vector. Raises ValueError when it is not there, or scipy is not."""
+    loadmat = library("scipy.io", whose).loadmat
+    try:
+        return np.atleast_1d(loadmat(path, squeeze_me=True)[name])
+    except Exception as error:  # of a wrong file, scipy raises whatever comes
+        raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

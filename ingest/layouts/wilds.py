@@ -5,15 +5,11 @@ Which column says what is as in wilds/datasets/{iwildcam,rxrx1,camelyon17,fmow}_
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, below, in_order
+from ingest.layouts.found import Found, below, in_order, table
 from ingest.pictures import File, listed
-
-Rows = Iterator[dict[str, str]]
 
 
 def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
@@ -23,7 +19,7 @@ def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | 
     if root is None:
         return None
     where = root / "metadata.csv"
-    rows = list(_rows(where, "split", "filename", "y"))
+    rows = list(table(where, "split", "filename", "y"))
     names = _species(root / "categories.csv", in_order(row["y"] for row in rows))
     splits = [
         [listed(root, f"train/{row['filename']}", names[row["y"]], where) for row in rows if row["split"] == split]
@@ -34,7 +30,7 @@ def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | 
 
 def _species(path: Path, numbers: tuple[str, ...]) -> dict[str, str]:
     """Number -> name, in the order of numbers; numbers stay where the file is not there or two have one name."""
-    found = {row["y"]: row["name"] for row in _rows(path, "y", "name")} if path.exists() else {}
+    found = {row["y"]: row["name"] for row in table(path, "y", "name")} if path.exists() else {}
     names = {number: found.get(number, "") for number in numbers}
     usable = all(names.values()) and len(set(names.values())) == len(names)
     return names if usable else {number: number for number in numbers}
@@ -46,7 +42,7 @@ def read_rxrx1(source: Path, benchmark: Benchmark, scratch: Path) -> Found | Non
     if root is None:
         return None
     where, splits, classes = root / "metadata.csv", dict[str, list[File]](train=[], val=[]), set[str]()
-    for row in _rows(where, "dataset", "experiment", "plate", "well", "site", "sirna_id"):
+    for row in table(where, "dataset", "experiment", "plate", "well", "site", "sirna_id"):
         classes.add(row["sirna_id"])
         if row["dataset"] in splits:
             name = f"images/{row['experiment']}/Plate{row['plate']}/{row['well']}_s{row['site']}.png"
@@ -61,13 +57,13 @@ def read_camelyon17(source: Path, benchmark: Benchmark, scratch: Path) -> Found 
     if root is None:
         return None
     where, train, evaluation = root / "metadata.csv", list[File](), list[File]()
-    for row in _rows(where, "patient", "node", "x_coord", "y_coord", "tumor", "center", "split"):
-        center, split = (int(float(row[name])) for name in ("center", "split"))  # pandas may have written 1.0
-        if center == 2 or (center != 1 and split != 0):
+    for row in table(where, "patient", "node", "x_coord", "y_coord", "tumor", "center", "split"):
+        center, split = (row[name].removesuffix(".0") for name in ("center", "split"))  # as pandas writes both
+        if center == "2" or (center != "1" and split != "0"):
             continue
         of = f"patient_{row['patient'].zfill(3)}_node_{row['node']}"
         name = f"patches/{of}/patch_{of}_x_{row['x_coord']}_y_{row['y_coord']}.png"
-        (evaluation if center == 1 else train).append(listed(root, name, row["tumor"], where))
+        (evaluation if center == "1" else train).append(listed(root, name, row["tumor"], where))
     return Found(train, evaluation, in_order(file.label for file in train))
 
 
@@ -78,22 +74,10 @@ def read_fmow(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
     if root is None:
         return None
     where, train, evaluation = root / "rgb_metadata.csv", list[File](), list[File]()
-    for number, row in enumerate(_rows(where, "split", "timestamp", "category")):
-        year = int(row["timestamp"][:4])
-        kept = train if row["split"] == "train" else evaluation
-        if (row["split"], year < 2013) == ("train", True) or (row["split"] == "val" and 2013 <= year < 2016):
-            kept.append(listed(root, f"images/rgb_img_{number}.png", row["category"], where))
+    for number, row in enumerate(table(where, "split", "timestamp", "category")):
+        year = row["timestamp"][:4]  # of ISO 8601: it sorts as text
+        if row["split"] == "train" and year < "2013":
+            train.append(listed(root, f"images/rgb_img_{number}.png", row["category"], where))
+        elif row["split"] == "val" and "2013" <= year < "2016":
+            evaluation.append(listed(root, f"images/rgb_img_{number}.png", row["category"], where))
     return Found(train, evaluation, in_order(file.label for file in train))
-
-
-def _rows(path: Path, *columns: str) -> Rows:
-    """The rows of a table. Raises ValueError when it lacks a column, or a row lacks its value."""
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        for column in columns:
-            if column not in (table.fieldnames or ()):
-                raise ValueError(f"{path}: has no column {column}: it must be the file that WILDS unpacks")
-        for row in table:
-            if any(row[column] is None for column in columns):
-                raise ValueError(f"{path}: line {table.line_num} is cut short: unpack the set again")
-            yield row

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -227,10 +228,31 @@ def fmow(root: Path) -> Sequence[str]:
 # --- arrays, MATLAB files, Parquet ---------------------------------------------------------------------------------
 
 
-def _batch(numbers: Sequence[int], labels: str) -> bytes:
+def python2(value: object) -> bytes:
+    """A value as Python 2 pickled it (protocol 2), which is how CIFAR's archives hold theirs."""
+    if isinstance(value, dict):
+        return b"}(" + b"".join(python2(key) + python2(each) for key, each in value.items()) + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(python2, value)) + b"e"
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    if isinstance(value, np.ndarray):
+        made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R"
+        kind = b"cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\0tb"
+        shape = b"".join(map(python2, value.shape)) + b"\x86"
+        return made + b"(K\x01" + shape + kind + b"\x89" + python2(value.tobytes()) + b"tb"
+    text = value if isinstance(value, bytes) else str(value).encode()
+    return b"T" + struct.pack("<i", len(text)) + text
+
+
+def old(value: object) -> bytes:
+    return b"\x80\x02" + python2(value) + b"."
+
+
+def _batch(numbers: Sequence[int], labels: str, dumps: Callable[[object], bytes] = old) -> bytes:
     data = np.stack([pixels(n).transpose(2, 0, 1).reshape(-1) for n in numbers])
     batch = {"data": data, labels: [CLASS_OF[n] for n in numbers], "filenames": [f"cat_s_{n:06d}.png" for n in numbers]}
-    return pickle.dumps({key.encode(): value for key, value in batch.items()}, protocol=2)
+    return dumps(batch)
 
 
 def cifar10(root: Path) -> Sequence[str]:
@@ -238,7 +260,7 @@ def cifar10(root: Path) -> Sequence[str]:
     for at, n in enumerate(TRAIN, 1):
         put(root / f"data_batch_{at}", _batch([n], "labels"))
     put(root / "test_batch", _batch(EVAL, "labels"))
-    put(root / "batches.meta", pickle.dumps({"label_names": list(classes), "num_vis": 3072}, protocol=2))
+    put(root / "batches.meta", old({"label_names": list(classes), "num_vis": 3072}))
     return classes
 
 
@@ -254,7 +276,9 @@ def cifar10_packed(root: Path) -> Sequence[str]:
 def cifar100(root: Path) -> Sequence[str]:
     classes = ("apple", "aquarium_fish")
     for split, numbers in (("train", TRAIN), ("test", EVAL)):
-        put(root / "cifar-100-python" / split, _batch(numbers, "fine_labels"))
+        put(
+            root / "cifar-100-python" / split, _batch(numbers, "fine_labels", pickle.dumps)
+        )  # as a Python 3 rewrites it
     meta = {"fine_label_names": list(classes), "coarse_label_names": ["fruit"]}
     put(root / "cifar-100-python/meta", pickle.dumps(meta, protocol=2))
     return classes
@@ -348,6 +372,16 @@ def parquet(
     return names
 
 
+def converted(root: Path) -> Sequence[str]:
+    """The Hub's own conversion: a folder a split, files numbered."""
+    names = parquet(root / "made", "train", "test", "extra", ("Annual", "Forest"))
+    for path in (root / "made/data").iterdir():
+        split, number = path.name.split("-")[:2]
+        (root / "default" / split).mkdir(parents=True, exist_ok=True)
+        path.rename(root / "default" / split / f"{number[1:]}.parquet")
+    return names
+
+
 def hugging(train: str, evaluation: str, other: str, image: str = "image", label: str = "label") -> Writer:
     return lambda root: parquet(root, train, evaluation, other, ("second to none", "a class"), image, label)
 
@@ -386,7 +420,11 @@ COPIES: dict[str, dict[str, Writer]] = {
     "camelyon17": {"wilds": camelyon17, "parquet": hugging("id_train", "ood_val", "id_val")},
     "pcam": {"hdf5": pcam, "packed": pcam_packed, "parquet": hugging("train", "valid", "test")},
     "rxrx1": {"wilds": rxrx1},
-    "eurosat": {"folders": of_folders("train", "test"), "parquet": hugging("train", "test", "contrast")},
+    "eurosat": {
+        "folders": of_folders("train", "test"),
+        "parquet": hugging("train", "test", "contrast"),
+        "converted": converted,
+    },
     "fmow": {"wilds": fmow, "parquet": hugging("train", "val", "test")},
     "infograph": {"lists": infograph},
 }

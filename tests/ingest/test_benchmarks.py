@@ -19,6 +19,7 @@ from PIL import Image
 
 from ingest import benchmarks, import_benchmark, layouts, sets
 from ingest.benchmarks import BENCHMARKS, Benchmark
+from ingest.filter import FilterConfig
 from ingest.pictures import Blocks
 from jobs import cli
 from shards import check, manifest
@@ -169,6 +170,7 @@ def test_a_stop_between_the_splits_is_finished_by_the_next(tmp_path: Path):
     assert not result.stopped
     assert set(samples(str(tmp_path / "out/train"))) == set(TRAIN)
     assert (told[-1].links, told[-1].done, told[-1].kept, told[-1].units_done) == (7, 7, 7, 4), "of both splits"
+    assert told[-1].done_now == 3, "of this run"
 
 
 def test_the_settings_that_a_set_has_of_its_own():
@@ -176,6 +178,10 @@ def test_the_settings_that_a_set_has_of_its_own():
         ({"set": "cifar"}, "set is 'cifar': it must be one of imagenet1k, inat18, cifar10"),
         ({"set": "cifar10", "in_place": True}, "leave out --in-place, --classes and --name"),
         ({"set": "cifar10", "name": "mine"}, "leave out --in-place, --classes and --name"),
+        (
+            {"set": "dtd", "filter": FilterConfig(min_side=1, max_aspect=3)},
+            "set dtd is taken whole: leave out --filter",
+        ),
         ({"counts": "any"}, "only an evaluation set is counted"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -222,6 +228,11 @@ def test_damage_is_named(tmp_path: Path):
     write("fmow", "parquet", tmp_path / "fmow")
     next((tmp_path / "fmow/data").glob("train-00000*")).write_bytes(b"PAR1 and no more")
     assert "train-00000-of-00002" in refused("fmow", tmp_path / "fmow", tmp_path)
+    write("imagenet1k", "synsets", tmp_path / "imagenet")
+    put(tmp_path / "imagenet/val/more.JPEG", body(1))
+    assert "has 2 labels for 3 files of val/" in refused("imagenet1k", tmp_path / "imagenet", tmp_path)
+    (tmp_path / "imagenet/imagenet_2012_validation_synset_labels.txt").unlink()
+    assert "nothing says the classes of its files" in refused("imagenet1k", tmp_path / "imagenet", tmp_path)
     parquet(tmp_path / "two", "train", "test", "x", ("a", "b"))
     shutil.copytree(tmp_path / "two/data", tmp_path / "two/other")
     assert "give one of them as SOURCE" in refused("eurosat", tmp_path / "two", tmp_path)
