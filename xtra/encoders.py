@@ -1,14 +1,38 @@
-"""Frozen encoders under one face: ours, and other people's, so that one protocol probes them all."""
+"""Frozen encoders under one face: ours, and other people's, so that one protocol probes them all.
+
+    timm:NAME                    a vision transformer of timm, with the weights that timm fetches
+    timm:NAME:FILE.safetensors   … with weights of a local file, under timm's own names
+    timm:NAME:random             … with initial weights: nobody gets them without asking
+    torch:FILE                   a program: a .pt2 of torch.export.save, or TorchScript
+
+A program takes normalised images [B, 3, S, S], B of any size, and gives tokens [B, N, D], or features [B, D], or a list
+of tokens after each of its last layers, in order. FILE.json beside it says what the program does not:
+
+    {"image": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "prefix": 1}
+
+image is S; mean and std are of pixels in 0..1; prefix (0 where it is left out) counts the tokens before those of the
+patches, such as a class token, which are not probed. Such a file runs on this machine: open those of people you trust.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+import importlib
+import json
+import math
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xtra.data import MEAN, STD
 from xtra.model import Encoder
+
+RANDOM = "random"
+_UNUSED = ("head", "norm.", "fc_norm.")  # of a timm model: what comes after the last residual stream
 
 
 class FrozenEncoder(Protocol):
@@ -32,6 +56,19 @@ class FrozenEncoder(Protocol):
     def to(self, device: torch.device | str) -> Self: ...
 
 
+def open_encoder(spec: str) -> FrozenEncoder:
+    """The encoder that the words above name. Raises ValueError that says in one line what is amiss."""
+    kind, _, rest = spec.partition(":")
+    if kind == "timm" and rest:
+        return _open_timm(*rest.split(":", 1))
+    if kind == "torch" and rest:
+        return _open_program(Path(rest))
+    raise ValueError(f"encoder is {spec!r}; it must be timm:NAME, timm:NAME:FILE.safetensors or torch:FILE")
+
+
+# ---- ours ----------------------------------------------------------------------------------------------------------
+
+
 class _Xtra:
     def __init__(self, encoder: Encoder, name: str) -> None:
         config = encoder.config
@@ -51,3 +88,222 @@ class _Xtra:
 def of_xtra(encoder: Encoder, name: str) -> FrozenEncoder:
     """Our own encoder, in eval mode; tokens are in block order."""
     return _Xtra(encoder, name)
+
+
+# ---- timm ----------------------------------------------------------------------------------------------------------
+
+
+class _Timm:
+    def __init__(self, model: Any, name: str) -> None:
+        shape, told = model.patch_embed, model.pretrained_cfg
+        self.model = model
+        self.name, self.image, self.tokens = name, told["input_size"][-1], shape.num_patches
+        self.width, self.depth = model.embed_dim, len(model.blocks)
+        self.mean, self.std = _colour(told["mean"]), _colour(told["std"])
+
+    def layers(self, images_B3HW: Tensor, last: int) -> list[Tensor]:
+        _check_last(self, last)
+        return self.model.forward_intermediates(
+            images_B3HW, indices=last, norm=False, output_fmt="NLC", intermediates_only=True
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        self.model.to(device)
+        return self
+
+
+def _open_timm(model: str, weights: str = "") -> FrozenEncoder:
+    timm = _import_timm()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = timm.create_model(model, pretrained=not weights, num_classes=0)
+    except Exception as error:  # of timm, of the hub, of the network: whatever they raise
+        local = f"give a local file, timm:{model}:FILE.safetensors, or timm:{model}:{RANDOM}"
+        then = "see timm.list_models()" if weights else local
+        raise ValueError(f"encoder timm:{model}: timm does not make it ({_line(error)}): {then}") from None
+    needed = ("blocks", "embed_dim", "patch_embed", "pretrained_cfg", "forward_intermediates")
+    lacks = [part for part in needed if not hasattr(made, part)]
+    if lacks or not hasattr(made.patch_embed, "num_patches"):
+        part = lacks[0] if lacks else "patch_embed.num_patches"
+        raise ValueError(f"encoder timm:{model}: has no {part}: only vision transformers (vit_*, deit_*, …) are probed")
+    name = f"timm:{model}"
+    if weights:
+        name += f":{Path(weights).name}"
+        if weights != RANDOM:
+            _load_timm(made, weights)
+    return _Timm(made.eval().requires_grad_(False), name)
+
+
+def _import_timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except Exception as error:  # torchvision for another torch raises RuntimeError
+        raise ValueError(
+            f"encoder timm: timm cannot be imported ({_line(error)}): pip install timm, and the torchvision that was "
+            f"built for this torch ({torch.__version__}): no other one imports"
+        ) from None
+
+
+def _load_timm(model: nn.Module, file: str) -> None:
+    """Weights by timm's own names. Strict, but for what comes after the last residual stream."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        given = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{file}: cannot be read as safetensors ({_line(error)}): give a file that timm has saved"
+        ) from None
+    wanted = model.state_dict()
+    report = {
+        "missing": [n for n in wanted if n not in given and not n.startswith(_UNUSED)],
+        "unexpected": [n for n in given if n not in wanted and not n.startswith(_UNUSED)],
+        "of another shape": [n for n in given if n in wanted and given[n].shape != wanted[n].shape],
+    }
+    if any(report.values()):
+        said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
+        raise ValueError(f"{file}: these weights do not fit the model: {said}: name the model that they are of")
+    model.load_state_dict(given, strict=False)
+
+
+# ---- programs ------------------------------------------------------------------------------------------------------
+
+
+class _Program:
+    """`move` gives what runs on a device."""
+
+    def __init__(
+        self, move: Callable[[torch.device | str], Callable[[Tensor], Any]], told: Mapping[str, Any], file: Path
+    ) -> None:
+        self.name, self.image, self._prefix, self._file = f"torch:{file.name}", told["image"], told["prefix"], file
+        self.mean, self.std = _colour(told["mean"]), _colour(told["std"])
+        self._move, self._run = move, move("cpu")
+        streams = self._probe()
+        _, self.tokens, self.width = streams[-1].shape
+        self.depth = len(streams)
+
+    def layers(self, images_B3HW: Tensor, last: int) -> list[Tensor]:
+        _check_last(self, last)
+        return self._streams(images_B3HW)[-last:]
+
+    def to(self, device: torch.device | str) -> Self:
+        self._run = self._move(device)
+        return self
+
+    def _streams(self, images_B3HW: Tensor) -> list[Tensor]:
+        given = self._run(images_B3HW)
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        return [x[:, None] if x.ndim == 2 else x[:, self._prefix :] for x in given]
+
+    @torch.no_grad()
+    def _probe(self) -> list[Tensor]:
+        """Run it on noise. Raises ValueError when the outcome is none that could be probed."""
+        noise = torch.randn(3, 3, self.image, self.image, generator=torch.Generator().manual_seed(0))
+        try:
+            streams, fewer = self._streams(noise), self._streams(noise[:2])
+        except Exception as error:  # whatever the program raises
+            raise ValueError(
+                f"{self._file}: does not run on images [3, 3, {self.image}, {self.image}] and [2, …] ({_line(error)}): "
+                f"see image in {self._file.name}.json, and export with a dynamic number of images"
+            ) from None
+        shapes = {tuple(x.shape) for x in streams}
+        if len(shapes) != 1 or any(x.ndim != 3 or len(x) != 3 or not x.shape[1] for x in streams):
+            raise ValueError(
+                f"{self._file}: gives {sorted(shapes)} for 3 images; wanted [3, tokens, width] or [3, width]"
+            )
+        if not all(
+            x.isfinite().all() and torch.allclose(x[:2], y, rtol=1e-2, atol=1e-3) for x, y in zip(streams, fewer)
+        ):
+            raise ValueError(
+                f"{self._file}: what it gives for an image changes with the others beside it, or from call to call: "
+                "export it in eval mode"
+            )
+        return streams
+
+
+def _open_program(file: Path) -> FrozenEncoder:
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file: give one of torch.export.save or of torch.jit.save")
+    names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+    inside = {name.partition("/")[2] for name in names}
+    if "archive_format" in inside:
+        load = _exported
+    elif any(name.startswith("code/") for name in inside):
+        load = _scripted
+    else:
+        raise ValueError(
+            f"{file}: is no exported program; a pickled module, which needs its author's classes and may run anything, "
+            "is not opened: save torch.export.export(model, …) with torch.export.save"
+        )
+    told = _told(file)
+    try:
+        move = load(file)
+    except Exception as error:  # whatever torch raises about a file
+        raise ValueError(f"{file}: torch {torch.__version__} cannot open it ({_line(error)}): export it anew") from None
+    return _Program(move, told, file)
+
+
+def _exported(file: Path) -> Callable[[torch.device | str], Callable[[Tensor], Any]]:
+    from torch.export.passes import move_to_device_pass
+
+    program = torch.export.load(file)
+    return lambda device: move_to_device_pass(program, str(device)).module()
+
+
+def _scripted(file: Path) -> Callable[[torch.device | str], Callable[[Tensor], Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own: the user has such a file all the same
+        module = torch.jit.load(file, map_location="cpu").eval()
+    return module.to
+
+
+def _told(file: Path) -> Mapping[str, Any]:
+    """What FILE.json says, checked."""
+    beside = file.with_name(file.name + ".json")
+    example = '{"image": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
+    try:
+        told = json.loads(beside.read_text())
+    except OSError:
+        raise ValueError(f"{beside}: is missing: it tells what the encoder takes, such as {example}") from None
+    except ValueError as error:
+        raise ValueError(f"{beside}: is no JSON ({_line(error)}): write such as {example}") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{beside}: holds no object: write such as {example}")
+    told = {"prefix": 0} | told
+    fits = {
+        "image": lambda x: isinstance(x, int) and x > 0,
+        "mean": _is_colour,
+        "std": lambda x: _is_colour(x) and min(x) > 0,
+        "prefix": lambda x: isinstance(x, int) and x >= 0,
+    }
+    for name in (*fits, *told):
+        if name not in told or name not in fits or not fits[name](told[name]):
+            said = f"{name} is {told[name]!r}" if name in told else f"{name} is missing"
+            raise ValueError(f"{beside}: {said}: it holds image, mean, std and perhaps prefix, such as {example}")
+    return told
+
+
+def _is_colour(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in value)
+    )
+
+
+def _colour(value: Any) -> tuple[float, float, float]:
+    red, green, blue = value
+    return float(red), float(green), float(blue)
+
+
+def _check_last(encoder: FrozenEncoder, last: int) -> None:
+    if not 1 <= last <= encoder.depth:
+        raise ValueError(f"layers is {last}; {encoder.name} has 1..{encoder.depth}")
+
+
+def _line(error: BaseException) -> str:
+    """The first line of what an error says, not too long of it."""
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return said if len(said) <= 160 else said[:159] + "…"

@@ -1,10 +1,20 @@
 """Encoders of every origin under one face."""
 
+import importlib
+import json
+import re
+import sys
+import types
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from xtra.data import MEAN, STD
-from xtra.encoders import of_xtra
+from xtra.encoders import of_xtra, open_encoder
 from xtra.model import SIZES, build
 
 
@@ -18,3 +28,269 @@ def test_our_own_encoder_shows_its_streams():
         assert torch.equal(ours, theirs)
     with pytest.raises(ValueError, match="layers is 3"):
         frozen.layers(images, 3)
+
+
+@pytest.mark.parametrize("spec", ["", "timm:", "torch:", "mae", "hub:facebook/dino"])
+def test_an_unknown_origin_is_named(spec):
+    with pytest.raises(ValueError, match=f"encoder is '{spec}'; it must be timm:NAME"):
+        open_encoder(spec)
+
+
+# ---- programs ------------------------------------------------------------------------------------------------------
+
+
+class Theirs(nn.Module):
+    """Two layers after a patch embedding and a class token; `kind` is what it gives."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.drop = nn.Dropout(0.5)
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1)
+        a = x + self.one(x)
+        b = self.drop(a + self.two(a))
+        if self.kind == "layers":
+            return [a, b]
+        return b if self.kind == "tokens" else b.mean(1)
+
+
+TOLD = {"image": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}
+
+
+def write_told(file: Path, **told) -> str:
+    file.with_name(file.name + ".json").write_text(json.dumps(told))
+    return f"torch:{file}"
+
+
+def script(module: nn.Module, file: Path, images: int = 2) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but such files are about
+        torch.jit.save(torch.jit.trace(module, torch.randn(images, 3, 16, 16), check_trace=False), str(file))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(module, file of torch.export.save, another one that was exported for two images)."""
+    folder, module = tmp_path_factory.mktemp("exported"), Theirs("layers").eval()
+    for name, shapes in (("any.pt2", {"x": {0: torch.export.Dim("images")}}), ("two.pt2", None)):
+        program = torch.export.export(module, (torch.randn(2, 3, 16, 16),), dynamic_shapes=shapes)
+        torch.export.save(program, folder / name)
+    return module, folder / "any.pt2", folder / "two.pt2"
+
+
+def test_an_exported_program_shows_its_layers_without_its_class_token(exported):
+    module, file, _ = exported
+    frozen = open_encoder(write_told(file, **TOLD, prefix=1))
+    assert (frozen.name, frozen.image, frozen.tokens, frozen.width, frozen.depth) == ("torch:any.pt2", 16, 16, 8, 2)
+    assert (frozen.mean, frozen.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
+    for images in (torch.randn(n, 3, 16, 16) for n in (1, 2, 5)):
+        wanted = [stream[:, 1:] for stream in module(images)]
+        torch.testing.assert_close(frozen.layers(images, 2), wanted)
+        (last,) = frozen.to("cpu").layers(images, 1)
+        torch.testing.assert_close(last, wanted[1])
+    with pytest.raises(ValueError, match=r"layers is 3; torch:any\.pt2 has 1\.\.2"):
+        frozen.layers(images, 3)
+
+
+def test_a_program_for_a_fixed_number_of_images_is_refused(exported):
+    with pytest.raises(ValueError, match=r"two\.pt2: does not run on images .*export with a dynamic number"):
+        open_encoder(write_told(exported[2], **TOLD))
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("tokens", 17), ("features", 1)])
+def test_torchscript_gives_tokens_or_features(tmp_path, kind, tokens):
+    module, file = Theirs(kind).eval(), tmp_path / "theirs.pt"
+    script(module, file)
+    frozen = open_encoder(write_told(file, **TOLD))
+    assert (frozen.tokens, frozen.width, frozen.depth) == (tokens, 8, 1)
+    images = torch.randn(3, 3, 16, 16)
+    (given,) = frozen.to("cpu").layers(images, 1)
+    torch.testing.assert_close(given, module(images).view(3, tokens, 8))
+
+
+def test_a_program_in_training_mode_is_refused(tmp_path):
+    script(Theirs("tokens").train(), tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match="export it in eval mode"):
+        open_encoder(write_told(tmp_path / "theirs.pt", **TOLD))
+
+
+def test_images_of_another_size_and_odd_outcomes_are_named(tmp_path):
+    script(Theirs("tokens").eval(), file := tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=r"theirs\.pt: gives \[\(3, 0, 8\)\] for 3 images"):
+        open_encoder(write_told(file, **TOLD, prefix=17))
+    script(nn.Conv2d(3, 4, 16), file)
+    with pytest.raises(ValueError, match=r"gives \[\(3, 4, 1, 1\)\] for 3 images; wanted \[3, tokens, width\]"):
+        open_encoder(write_told(file, **TOLD))
+    with pytest.raises(ValueError, match=r"does not run on images \[3, 3, 8, 8\]"):
+        open_encoder(write_told(file, **TOLD | {"image": 8}))
+
+
+def test_pickles_are_refused_unopened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    for what in (Bomb(), Theirs("tokens").state_dict()):
+        torch.save(what, tmp_path / "module.pt")
+        with pytest.raises(
+            ValueError, match=r"module\.pt: is no exported program; a pickled module.*torch\.export\.save"
+        ):
+            open_encoder(f"torch:{tmp_path}/module.pt")
+    (tmp_path / "module.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no exported program"):
+        open_encoder(f"torch:{tmp_path}/module.pt")
+    with pytest.raises(ValueError, match=r"absent\.pt: no such file"):
+        open_encoder(f"torch:{tmp_path}/absent.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"image": 16, "mean": [0.5] * 3}, "std is missing"),
+        (TOLD | {"image": "16"}, "image is '16'"),
+        (TOLD | {"std": [1, 0, 1]}, r"std is \[1, 0, 1\]"),
+        (TOLD | {"mean": 0.5}, "mean is 0.5"),
+        (TOLD | {"size": 16}, "size is 16"),
+    ],
+)
+def test_what_is_told_beside_a_program_is_checked(tmp_path, told, said):
+    script(nn.Conv2d(3, 4, 16), tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=rf"theirs\.pt\.json: {said}: it holds image, mean, std"):
+        open_encoder(write_told(tmp_path / "theirs.pt", **told))
+
+
+def test_a_program_with_nothing_beside_it_is_refused(tmp_path):
+    script(nn.Conv2d(3, 4, 16), tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=r"theirs\.pt\.json: is missing: it tells what the encoder takes"):
+        open_encoder(f"torch:{tmp_path}/theirs.pt")
+    (tmp_path / "theirs.pt.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        open_encoder(f"torch:{tmp_path}/theirs.pt")
+
+
+# ---- timm ----------------------------------------------------------------------------------------------------------
+
+
+class Vit(nn.Module):
+    """What is used of a timm model: its shape, its card, and `forward_intermediates` with timm's arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 8, 8, 8)
+        self.patch_embed.num_patches = 16
+        self.embed_dim = 8
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.norm = nn.LayerNorm(8)
+        self.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+
+    def forward_intermediates(self, x, indices, norm, output_fmt, intermediates_only):
+        assert (norm, output_fmt, intermediates_only) == (False, "NLC", True)
+        x, streams = self.patch_embed(x).flatten(2).transpose(1, 2), []
+        for block in self.blocks:
+            x = x + block(x)
+            streams.append(x)
+        return streams[-indices:]
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """A stand-in for the package, which imports only with a torchvision built for this torch."""
+    asked = []
+
+    def create_model(name, pretrained, num_classes):
+        asked.append((name, pretrained, num_classes))
+        if pretrained:
+            raise OSError("the hub is out of reach\nand more")
+        return Vit() if name == "vit_small" else nn.Linear(2, 2)
+
+    module = types.ModuleType("timm")
+    module.__dict__.update(create_model=create_model, asked=asked)
+    monkeypatch.setitem(sys.modules, "timm", module)
+    return module
+
+
+def test_a_timm_model_shows_its_streams(timm, tmp_path):
+    frozen = open_encoder("timm:vit_small:random")
+    assert (frozen.name, frozen.image, frozen.tokens, frozen.width, frozen.depth) == (
+        "timm:vit_small:random",
+        32,
+        16,
+        8,
+        3,
+    )
+    assert (frozen.mean, frozen.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    images = torch.randn(2, 3, 32, 32)
+    streams = frozen.to("cpu").layers(images, 2)
+    assert [x.shape for x in streams] == [(2, 16, 8)] * 2
+    assert not streams[0].requires_grad
+    assert torch.equal(open_encoder("timm:vit_small:random").layers(images, 1)[0], streams[1])
+    with pytest.raises(ValueError, match=r"layers is 4; timm:vit_small:random has 1\.\.3"):
+        frozen.layers(images, 4)
+
+    other = Vit()
+    save_file(other.state_dict() | {"head.weight": torch.zeros(5, 8)}, tmp_path / "w.safetensors")
+    loaded = open_encoder(f"timm:vit_small:{tmp_path}/w.safetensors")
+    assert loaded.name == "timm:vit_small:w.safetensors"
+    wanted = other.forward_intermediates(images, 3, False, "NLC", True)
+    torch.testing.assert_close(loaded.layers(images, 3), wanted)
+    assert timm.asked == [("vit_small", False, 0)] * 3
+
+
+def test_weights_that_do_not_fit_a_timm_model_are_refused(timm, tmp_path):
+    state = Vit().state_dict()
+    del state["blocks.1.bias"]
+    state |= {"blocks.7.bias": torch.zeros(8), "blocks.2.bias": torch.zeros(9)}
+    save_file(state, tmp_path / "w.safetensors")
+    found = ("1 missing: blocks.1.bias first", "1 unexpected: blocks.7.bias first", "1 of another shape: blocks.2.bias")
+    with pytest.raises(ValueError, match=re.escape("; ".join(found))):
+        open_encoder(f"timm:vit_small:{tmp_path}/w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"w\.safetensors: cannot be read as safetensors"):
+        open_encoder(f"timm:vit_small:{tmp_path}/w.safetensors")
+
+
+def test_random_weights_are_never_a_fallback(timm):
+    with pytest.raises(
+        ValueError, match=r"\(the hub is out of reach\): give a local file, .* or timm:vit_small:random$"
+    ):
+        open_encoder("timm:vit_small")
+    with pytest.raises(ValueError, match="timm:resnet: has no blocks: only vision transformers"):
+        open_encoder("timm:resnet:random")
+
+
+def test_a_timm_that_does_not_import_is_one_line(monkeypatch):
+    def fails(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", fails)
+    with pytest.raises(
+        ValueError, match=r"timm cannot be imported \(operator torchvision::nms .* pip install timm, and"
+    ):
+        open_encoder("timm:vit_small")
+
+
+def test_a_real_timm_model_shows_the_streams_of_its_blocks():
+    try:
+        real = importlib.import_module("timm")
+    except Exception as error:
+        pytest.skip(f"timm imports only with a torchvision built for this torch: {error}")
+    model = real.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    frozen = open_encoder("timm:vit_tiny_patch16_224:random")
+    frozen.model.load_state_dict(model.state_dict())
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, out: seen.append(out))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        model(images)
+        streams = frozen.layers(images, 12)
+    assert all(torch.equal(x, y[:, 1:]) for x, y in zip(streams, seen))
