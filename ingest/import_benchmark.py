@@ -122,15 +122,16 @@ class _Both:
             "units": sum(-(-len(pictures) // unit) for pictures in splits),
         }
         self._before: list[IngestResult] = []
-        self._done_now = self._newest = 0  # of splits before this one; of all
+        self._links = self._bytes = 0  # that this run did in splits before this one
+        self._newest = (0, 0)
 
     def finished(self, split: IngestResult) -> None:
         self._before.append(split)
-        self._done_now = self._newest
+        self._links, self._bytes = self._newest
 
     def __call__(self, part: Progress) -> None:
         reasons = sum((Counter(split.reasons) for split in self._before), Counter(part.reasons))
-        self._newest = self._done_now + part.done_now
+        self._newest = (self._links + part.done_now, self._bytes + part.fetched_bytes)
         self._progress(
             dataclasses.replace(
                 part,
@@ -140,7 +141,8 @@ class _Both:
                 kept=part.kept + sum(split.kept for split in self._before),
                 reasons=dict(sorted(reasons.items())),
                 seconds=part.seconds + sum(split.seconds for split in self._before),
-                done_now=self._newest,
+                done_now=self._newest[0],
+                fetched_bytes=self._newest[1],
             )
         )
 

@@ -128,7 +128,7 @@ def _units(
 ) -> dict[int, manifest.Commit]:
     """The commits of all units, those of earlier runs included; some lack when stopped."""
     done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
-    begun, earlier = time.monotonic(), sum(commit.links for commit in done.values())
+    begun, earlier = time.monotonic(), _sums(done)
 
     def report(writer: UnitWriter | None = None) -> None:
         if progress is None:
@@ -136,6 +136,7 @@ def _units(
         reasons = _reasons(done) + Counter({str(r): n for r, n in writer.reasons.items()} if writer else {})
         kept = sum(commit.kept for commit in done.values()) + (writer.kept if writer else 0)
         total = kept + reasons.total()
+        links_before, bytes_before = earlier
         progress(
             Progress(
                 links=len(entries),
@@ -144,9 +145,9 @@ def _units(
                 units_done=len(done),
                 kept=kept,
                 reasons=dict(sorted(reasons.items())),
-                fetched_bytes=0,
+                fetched_bytes=_sums(done)[1] - bytes_before + (writer.spooled if writer else 0),
                 seconds=time.monotonic() - begun,
-                done_now=total - earlier,
+                done_now=total - links_before,
             )
         )
 
@@ -159,6 +160,11 @@ def _units(
         done[unit] = commit
         report()
     return done
+
+
+def _sums(done: dict[int, manifest.Commit]) -> tuple[int, int]:
+    """Links, and bytes of tars."""
+    return sum(commit.links for commit in done.values()), sum(commit.tar_bytes for commit in done.values())
 
 
 def _reasons(done: dict[int, manifest.Commit]) -> Counter[str]:
