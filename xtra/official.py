@@ -2,8 +2,9 @@
 
 Its files are pickles of several shapes: Lightning's .ckpt (weights under `state_dict`; B/16), a DeepSpeed folder
 (`…/mp_rank_00_model_states.pt`, under `module`; H/14), the encoder alone (`encoder`), a probe's (`enc.*` beside a
-`classifier`), or a bare dict. They are opened by `xtra.unpickle`, which runs nothing of them. An import is strict: the
-weights fit a `ModelConfig` tensor by tensor or are refused, and what else the file holds is listed, not guessed at.
+`classifier`: official_probe.py), or a bare dict. They are opened by `xtra.unpickle`, which runs nothing of them. An
+import is strict: the weights fit a `ModelConfig` tensor by tensor or are refused, and what else the file holds is
+listed, not guessed at.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from xtra.model import SIZES, Encoder, ModelConfig, Xtra
 from xtra.unpickle import StoredTensor
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
+HEAD = "classifier."  # of the names of a probe's head
 _HOLDERS = ("state_dict", "module", "encoder")  # where a file's weights are
 _PREFIXES = re.compile(r"^(?:(?:module|_forward_module|_orig_mod)\.)+")  # added by DDP, DeepSpeed, compile
 _ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # src/modules/vit.py, by width
@@ -110,6 +112,8 @@ class OfficialFile:
     path: str
     layout: str  # how it is stored, in words
     tensors: Mapping[str, StoredTensor]  # the pretraining model's, official names without wrapper prefixes
+    classifier: Mapping[str, StoredTensor]  # a probe's head, under its names in that module; see official_probe.py
+    settings: Mapping[str, Any]  # `hyper_parameters`, where they are a plain dict
     not_taken: tuple[str, ...]  # everything else in it, a line each
     step: int | None  # optimiser steps taken, where the file says so
 
@@ -160,14 +164,24 @@ def open_official(path: str) -> OfficialFile:
         raise ValueError(
             f"{path}: has no tensor of the official model under {holder}; its first is {next(iter(weights))}"
         )
-    other = {name: t for name, t in weights.items() if name not in model}
+    head = {name.removeprefix(HEAD): t for name, t in weights.items() if name.startswith(HEAD)}
+    other = [name for name in weights if name not in model and not name.startswith(HEAD)]
     not_taken = [f"{name}: of no use in pretraining" for name in other]
     rest = found.root.items() if holder else ()
     not_taken += [line for key, value in rest if key != holder and (line := _describe(key, value))]
     not_taken += [f"class {name}: not loaded" for name in found.foreign]
     step = found.root.get("global_step", found.root.get("global_steps"))
     layout = f"{kind}, weights under {holder}" if holder else f"{kind}, a bare dict of weights"
-    return OfficialFile(path, layout, model, tuple(not_taken + beside), step if isinstance(step, int) else None)
+    settings = found.root.get("hyper_parameters")
+    return OfficialFile(
+        path,
+        layout,
+        model,
+        head,
+        settings if isinstance(settings, dict) else {},
+        tuple(not_taken + beside),
+        step if isinstance(step, int) else None,
+    )
 
 
 def _model_states(folder: Path) -> list[Path]:
@@ -310,6 +324,7 @@ def read_official(path: str, size: str = "", heads: int = 0, dec_heads: int = 0)
         *assumed,
         f"last block's positions: largest {float(table.abs().max()):.1e} (pretraining decays them to about 0: "
         "no loss ever sees that block)",
+        *([f"not taken: {HEAD}*: a probe's head, {len(file.classifier)} tensors"] if file.classifier else []),
         *(f"not taken: {line}" for line in file.not_taken),
     ]
     weights = {name: w.to(torch.float32).contiguous() for name, w in weights.items()}
@@ -319,8 +334,13 @@ def read_official(path: str, size: str = "", heads: int = 0, dec_heads: int = 0)
 def load_encoder(path: str) -> Encoder:
     """The encoder of an official checkpoint, in eval mode."""
     found = read_official(path)
+    return make_encoder(found.config, found.weights)
+
+
+def make_encoder(config: ModelConfig, weights: Mapping[str, Tensor]) -> Encoder:
+    """In eval mode, of weights by our names; those of other parts are left out."""
     with torch.device("meta"):
-        encoder = Encoder(found.config)
-    weights = {n.removeprefix("encoder."): w for n, w in found.weights.items() if n.startswith("encoder.")}
-    encoder.load_state_dict(weights, assign=True)
+        encoder = Encoder(config)
+    own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    encoder.load_state_dict(own, assign=True)
     return encoder.eval()
