@@ -83,7 +83,7 @@ class Call:
         elif first and self.takes and not self.words and _flags(kind)[f"--{_dashed(first)}"]:
             raise ValueError(f"{self.takes} is missing: xtra {self.verb} {self.takes}; --help describes the flags")
         if first and self.takes:
-            also = f"{self.takes} is short for --{_dashed(first)} {self.takes}."
+            also = "\n".join([f"{self.takes} is short for --{_dashed(first)} {self.takes}.", *filter(None, [also])])
         also = "\n".join([*filter(None, [also]), "--json: end with one JSON object on the last line of stdout."])
         return parse(kind, self.words, f"xtra {self.verb}", default, self.takes, also)
 

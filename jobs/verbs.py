@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import sys
 import textwrap
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ingest.run import IngestResult
     from jobs.cli import Call
     from jobs.progress import Progress
+    from xtra.probe_result import ProbeResult
 
 C = TypeVar("C")
 PARITY = 1e-9  # largest relative error against the official float64 numbers
@@ -260,14 +262,45 @@ def _start_group(call: Call, workers: int) -> None:
 def _probe(call: Call) -> Any:
     from jobs.progress import Progress
     from xtra import probe
+    from xtra.augment import PROBE, PROBE_LINEAR_B
 
-    config = call.config(probe.Config, "checkpoint")
+    recipes = {"published": PROBE, "linear-b": PROBE_LINEAR_B}
+    recipe = call.choice("augment", list(recipes))
+    also = (
+        "--augment published | linear-b: every epoch anew, as the paper's probes or its linear probe of B/16 do, not "
+        "--views of each image encoded once."
+    )
+    config = call.config(probe.Config, "checkpoint", also=textwrap.fill(also, 80))
+    config = dataclasses.replace(config, augment=recipes[recipe] if recipe else None)
     with Progress("images") as progress:
         results = probe.run(config, lambda what, done, total: progress(done, total, what))
-    for r in results:
-        interval = f"{100 * r.low:.1f} to {100 * r.high:.1f}"
-        print(f"{r.set}  {r.head:<9}  {r.encoder:<7}  {100 * r.accuracy:5.1f} %  ({interval})  lr {r.lr:g}")
+    print("\n".join(_probe_lines(results)))
     return {"probes": results}
+
+
+def _probe_lines(results: list[ProbeResult]) -> list[str]:
+    """The outcome of one run's heads, no line wider than 80 columns unless a name is."""
+    first = results[0]
+    of = "an official probe" if first.encoder == "official" else next((r.encoder for r in results if r.layers), "no")
+    seen = f" at {first.samples_seen:,} samples" if first.samples_seen else ""
+    lines = [f"{first.set}: {first.total:,} images of {first.classes:,} classes, encoder {of}{seen}"]
+    for r in results:
+        point = ", ".join(f"{_POINT.get(name, name)} {value:g}" for name, value in r.chosen.items() if value)
+        interval = f"{100 * r.low:.1f} to {100 * r.high:.1f}"
+        lines.append(f"  {r.head:<9}  {100 * r.accuracy:5.1f} %  ({interval})  {point}".rstrip())
+    chosen = {
+        "holdout": "points chosen on images of the training set that no head trained on",
+        "eval": "points chosen on the evaluation set itself, as published: this flatters",
+        "nothing": "evaluated as it came",
+    }
+    lines.append(f"{chosen[first.selected_on]}, {first.seconds:,.0f} s")
+    if first.shared_sha256 or first.shared_phash:
+        alike = f" and {first.shared_phash:,} that look alike" if first.shared_phash else ""
+        lines.append(f"the training set has {first.shared_sha256:,} of the evaluation images{alike}")
+    return lines
+
+
+_POINT = {"weight_decay": "decay"}
 
 
 def _generate(call: Call) -> Any:

@@ -164,17 +164,20 @@ def once(
     world: int = 1,
     every: tuple[int, int] = (0, 1),
     config: ReadConfig | None = None,
+    only: np.ndarray | None = None,
 ) -> Once:
     """Every sample once, in row order, with a short last batch: what all evaluation uses.
 
-    `every` = (r, w): only each w-th batch, from the r-th on; the others are not read.
+    `only`: of these samples alone, rising numbers in row order. `every` = (r, w): only each w-th batch, from the r-th
+    on. What is left out is not read.
     """
     config = config or ReadConfig()
+    total = manifest.samples if only is None else len(only)
 
     def batches() -> Iterator[GlobalBatch]:
-        for start in range(every[0] * batch_size, manifest.samples, every[1] * batch_size):
-            stop = min(start + batch_size, manifest.samples)
-            numbers = np.arange(start, stop, dtype=np.int64)
+        for start in range(every[0] * batch_size, total, every[1] * batch_size):
+            stop = min(start + batch_size, total)
+            numbers = np.arange(start, stop, dtype=np.int64) if only is None else only[start:stop]
             zeros = np.zeros_like(numbers)
             place = Place(zeros, zeros, numbers, numbers).take(cut(stop - start, rank, world))
             yield GlobalBatch(start, stop, place)

@@ -308,8 +308,10 @@ def eval_batches(
     augment: Augment | None = None,
     part: tuple[int, int] = (0, 1),
     device: DeviceDecoder | None = None,
+    only: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Every sample of the manifest once, in row order; of `part` (r, w) every w-th batch from the r-th on.
+    """Every sample of the manifest once, or of the rising sample numbers in `only`, in row order; of `part` (r, w)
+    every w-th batch from the r-th on.
 
     View 0 resizes the short side to `resize` (default: the size itself) and crops the centre; view v >= 1 is the
     deterministic augmentation that training would use in epoch v. Raises ValueError naming the sample that does not
@@ -321,7 +323,7 @@ def eval_batches(
         raise ValueError(f"{tar}: {sample.key} does not decode ({why}): run xtra check --decode") from None
 
     transform = RandomCrop(size, augment or Augment(), seed) if view else Centre(size, resize or size)
-    batches = once(manifest, batch, every=part)
+    batches = once(manifest, batch, every=part, only=only)
     yield from _batches(batches, transform, replace, threads, 2, device, epoch=view)
 
 

@@ -1,14 +1,15 @@
-"""What probe heads train on: labels of a dataset version, and features of its images from a frozen encoder.
+"""What probe heads see: labels of a dataset version, and features of its images from a frozen encoder.
 
-Batches of `Features` come from a `Source`. The one here is a cache of a few deterministic views of every image, which
-suits CPUs and probes during training.
+Training features come in batches of `Features`, from the cache here, which holds a few deterministic views of every
+image (for CPUs and quick probes), or augmented on the fly (xtra/augmented.py). Evaluation sees every centre crop once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +19,16 @@ from shards import order
 from shards.manifest import Manifest
 from shards.selection import key_hash, selected_index
 from xtra import data
-from xtra.model import Encoder
+from xtra.encoders import FrozenEncoder
 
 # Not a seed anyone passes to `subset`, whose thresholds on the same hash would otherwise pick out the hold-out.
 HOLDOUT_SEED = 0x686F6C64
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many images are done, of how many
+
+
+# --- labels --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -35,32 +39,38 @@ class Labelled:
     class_N: np.ndarray
     held_N: np.ndarray
 
+    @property
+    def held(self) -> np.ndarray:
+        """Numbers of the samples that no head trains on."""
+        return np.flatnonzero(self.held_N)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Numbers of the samples that heads train on."""
+        return np.flatnonzero(~self.held_N)
+
 
 def labelled(train: Manifest, evaluation: Manifest, holdout: float) -> tuple[Labelled, Labelled, tuple[str, ...]]:
-    """Classes are the sorted labels of train; of a sample with several labels the first counts.
+    """Both sets and their classes: those that train's dataset.json names, or else its sorted labels. Of a sample with
+    several labels the first counts. A share `holdout` of train is held out, by hash of the key; 0: nothing is.
 
-    Raises ValueError naming the key of a sample without label, or with one that train does not have.
+    Raises ValueError naming the key of a sample without label, or with one that is no class.
     """
-    train_keys, train_labels = _keys_and_labels(train)
-    eval_keys, eval_labels = _keys_and_labels(evaluation)
-    classes = tuple(sorted(set(train_labels)))
+    train_keys, train_labels = keys_and_labels(train)
+    eval_keys, eval_labels = keys_and_labels(evaluation)
+    classes = train.classes or tuple(sorted(set(train_labels)))
     if len(classes) < 2:
         raise ValueError(f"{train.dataset}: has {len(classes)} class; a probe needs at least 2")
-    number = {label: n for n, label in enumerate(classes)}
-    for key, label in zip(eval_keys, eval_labels):
-        if label not in number:
+    class_N = numbered(train, train_keys, train_labels, classes)
+    eval_class_N = numbered(evaluation, eval_keys, eval_labels, classes)
+    held_N = np.zeros(len(train_keys), bool)
+    if holdout:
+        held_N = key_hash(train_keys, HOLDOUT_SEED) < np.uint64(holdout * 2.0**64)
+        if not held_N.any() or held_N.sum() > len(held_N) - 2:
             raise ValueError(
-                f"{evaluation.dataset}: label {label!r} of {key} is not among the {len(classes)} labels of "
-                f"{train.dataset}: import both sets with the same class names"
+                f"{train.dataset}: a hold-out of {holdout:g} takes {held_N.sum()} of {len(held_N)} samples: "
+                "use a larger set or another holdout"
             )
-    held_N = key_hash(train_keys, HOLDOUT_SEED) < np.uint64(holdout * 2.0**64)
-    if not held_N.any() or held_N.sum() > len(held_N) - 2:
-        raise ValueError(
-            f"{train.dataset}: a hold-out of {holdout:g} takes {held_N.sum()} of {len(held_N)} samples: "
-            "use a larger set or another holdout"
-        )
-    class_N = np.array([number[label] for label in train_labels], np.int64)
-    eval_class_N = np.array([number[label] for label in eval_labels], np.int64)
     return (
         Labelled(train, class_N, held_N),
         Labelled(evaluation, eval_class_N, np.zeros(len(eval_class_N), bool)),
@@ -68,7 +78,8 @@ def labelled(train: Manifest, evaluation: Manifest, holdout: float) -> tuple[Lab
     )
 
 
-def _keys_and_labels(manifest: Manifest) -> tuple[list[str], list[str]]:
+def keys_and_labels(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Of every sample in manifest order. Raises ValueError for one without label."""
     keys: list[str] = []
     labels: list[str] = []
     for number in range(len(manifest.shards)):
@@ -83,140 +94,193 @@ def _keys_and_labels(manifest: Manifest) -> tuple[list[str], list[str]]:
     return keys, labels
 
 
+def numbered(manifest: Manifest, keys: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Class numbers, int64 [N]. Raises ValueError naming the first label that is no class."""
+    number = {label: n for n, label in enumerate(classes)}
+    for key, label in zip(keys, labels):
+        if label not in number:
+            raise ValueError(
+                f"{manifest.dataset}: label {label!r} of {key} is not among the {len(classes)} classes of the "
+                "training set: import both sets with the same class names"
+            )
+    return np.array([number[label] for label in labels], np.int64)
+
+
+# --- features ------------------------------------------------------------------------------------------------------
+
+
+class Feature(NamedTuple):
+    """What a head sees of an image: tokens [N, D], pooled [D] (their mean), each the mean of the residual streams after
+    the last `layers` layers, before any final norm; or pixels [3HW] (0..255: the head's batch norm standardises)."""
+
+    form: Literal["tokens", "pooled", "pixels"]
+    layers: int = 0
+
+
 @dataclass(frozen=True)
 class Features:
-    """What heads see of some images, by kind of head, in a storage type; `of` gives float32.
-
-    attentive [B, N, D], linear [B, D], pixels [B, 3HW] (0..255: the head's batch norm standardises each).
-    """
+    """What heads see of some images, in a storage type; `of` widens it to float32."""
 
     labels_B: Tensor  # int64 class numbers
-    by_kind: dict[str, Tensor]
+    values: dict[Feature, Tensor]
 
-    def of(self, kind: str) -> Tensor:
-        return self.by_kind[kind].float()
+    def of(self, feature: Feature) -> Tensor:
+        return _wide(self.values[feature])
 
     def __len__(self) -> int:
         return len(self.labels_B)
 
     def take(self, index: Tensor, device: str) -> Features:
-        return Features(self.labels_B[index].to(device), {k: v[index].to(device) for k, v in self.by_kind.items()})
+        return Features(self.labels_B[index].to(device), {k: v[index].to(device) for k, v in self.values.items()})
 
     def put(self, index: Tensor, other: Features) -> None:
         self.labels_B[index] = other.labels_B.cpu()
-        for kind, value in other.by_kind.items():
-            self.by_kind[kind][index] = value.to(self.by_kind[kind].dtype).cpu()
+        for feature, value in other.values.items():
+            self.values[feature][index] = value.to(self.values[feature].dtype).cpu()
 
 
-# Where training features come from: epoch -> batches. The cache is one; augmenting on the fly would be another.
-Source = Callable[[int], Iterator[Features]]
+def joined(parts: Sequence[Features]) -> Features:
+    if len(parts) == 1:
+        return parts[0]
+    values = {feature: torch.cat([part.values[feature] for part in parts]) for feature in parts[0].values}
+    return Features(torch.cat([part.labels_B for part in parts]), values)
 
 
 @dataclass(frozen=True)
 class Encode:
     """Decoded images -> the features that the run's heads want, and their shapes and storage types."""
 
-    encoder: Encoder
-    kinds: tuple[str, ...]
-    layers: int  # attentive: mean over this many last layers, or over all if the encoder has fewer
+    encoder: FrozenEncoder
+    wanted: tuple[Feature, ...]
     token_dtype: torch.dtype
     device: str
     batch: int
-    resize: int | None
+    resize: int | None  # short side before the centre crop; the encoder's image size if None
     seed: int
     threads: int
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder, by autocast
+
+    def __post_init__(self) -> None:
+        deepest = max((feature.layers for feature in self.wanted), default=0)
+        if deepest > self.encoder.depth:
+            raise ValueError(
+                f"a layer set of {deepest} is deeper than the encoder, which has {self.encoder.depth} layers: "
+                f"give layer_sets and linear_layer_sets of 1 to {self.encoder.depth}"
+            )
 
     @property
-    def stored(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and storage type of one image's features, by kind of head."""
-        size = self.encoder.config
+    def stored(self) -> dict[Feature, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and storage type of one image's features."""
+        size = self.encoder
         every = {
-            "attentive": ((size.tokens, size.width), self.token_dtype),
-            "linear": ((size.width,), torch.float32),
+            "tokens": ((size.tokens, size.width), self.token_dtype),
+            "pooled": ((size.width,), torch.float32),
             "pixels": ((3 * size.image**2,), torch.uint8),
         }
-        return {kind: every[kind] for kind in self.kinds}
+        return {feature: every[feature.form] for feature in self.wanted}
 
     def empty(self, images: int) -> Features:
-        made = {kind: torch.empty(images, *shape, dtype=dtype) for kind, (shape, dtype) in self.stored.items()}
+        made = {feature: torch.empty(images, *shape, dtype=dtype) for feature, (shape, dtype) in self.stored.items()}
         return Features(torch.empty(images, dtype=torch.int64), made)
 
     def bytes(self, images: int) -> int:
         return images * sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.stored.values())
 
-    def batches(self, source: Manifest, view: int) -> Iterator[data.Batch]:
-        """Every image once: the centre crop (view 0), or a random crop that depends on seed, view and image alone."""
-        size = self.encoder.config.image
-        return data.eval_batches(source, self.batch, size, self.resize, view=view, seed=self.seed, threads=self.threads)
+    def batches(self, source: Manifest, view: int = 0, only: np.ndarray | None = None) -> Iterator[data.Batch]:
+        """Every image (of the sample numbers in `only`) once: the centre crop (view 0), or a random crop that depends
+        on seed, view and image alone."""
+        size = self.encoder.image
+        return data.eval_batches(
+            source, self.batch, size, self.resize, view=view, seed=self.seed, threads=self.threads, only=only
+        )
 
     @torch.no_grad()
-    def __call__(self, images_B3HW: Tensor, class_B: np.ndarray) -> Features:
-        """uint8 images [B, 3, H, W] -> features on the device."""
+    def __call__(
+        self, images_B3HW: Tensor, class_B: np.ndarray, alter: Callable[[Tensor], Tensor] | None = None
+    ) -> Features:
+        """uint8 images [B, 3, H, W] -> features on the device. `alter` gets what the encoder would see, normalised."""
         images_B3HW = images_B3HW.to(self.device)
-        found: dict[str, Tensor] = {}
-        if "pixels" in self.kinds:
-            found["pixels"] = images_B3HW.flatten(1)
-        if "attentive" in self.kinds or "linear" in self.kinds:
-            layers = min(self.layers, self.encoder.config.depth) if "attentive" in self.kinds else 1
-            streams = self.encoder.layers(data.normalise(images_B3HW), layers)
-            if "linear" in self.kinds:
-                found["linear"] = streams[-1].mean(1)
-            if "attentive" in self.kinds:
-                found["attentive"] = torch.stack(streams).mean(0)
+        found: dict[Feature, Tensor] = {}
+        deepest = max(feature.layers for feature in self.wanted)
+        streams: list[Tensor] = []
+        if deepest:
+            inputs_B3HW = data.normalise(images_B3HW, self.encoder.mean, self.encoder.std)
+            inputs_B3HW = alter(inputs_B3HW) if alter else inputs_B3HW
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+                streams = self.encoder.layers(inputs_B3HW, deepest)
+        for feature in self.wanted:
+            if feature.form == "pixels":
+                found[feature] = images_B3HW.flatten(1)
+            elif feature.form == "pooled":
+                found[feature] = _mean([_wide(stream).mean(1) for stream in streams[-feature.layers :]])
+            else:
+                found[feature] = _mean([_wide(stream) for stream in streams[-feature.layers :]])
         return Features(torch.from_numpy(class_B).to(self.device), found)
+
+    def evaluation(self, of: Labelled, what: str, say: Progress, only: np.ndarray | None = None) -> Iterator[Features]:
+        """Features of the centre crop of every image (of those in `only`) once."""
+        done, total = 0, len(of.class_N) if only is None else len(only)
+        for batch in self.batches(of.manifest, only=only):
+            yield self(batch.images_B3HW, of.class_N[np.asarray(batch.sample_B)])
+            done += len(batch.keys)
+            batch.release()
+            say(what, done, total)
+        assert done == total, "every sample once"
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total / len(parts)
 
 
 class Cache:
-    """Features of some views of the training images, and of the centre crop of the hold-out, in memory.
+    """Features of some views of the images that heads train on, in memory.
 
-    `epoch` is a `Source`: epoch e shows image i in view (e + i) % views, so every batch mixes views and `views`
-    consecutive epochs show each view of each image once.
+    Epoch e shows image i in view (e + i) % views, so every batch mixes views and `views` consecutive epochs show each
+    view of each image once. View 0 is the centre crop, the others are random crops.
     """
 
     def __init__(self, encode: Encode, train: Labelled, views: int, batch: int, limit_gb: float):
         self.encode, self.train, self.views, self.batch = encode, train, views, batch
-        self.row_N = np.where(train.held_N, np.cumsum(train.held_N), np.cumsum(~train.held_N)) - 1
-        self.held_images = int(train.held_N.sum())
-        self.images = len(train.held_N) - self.held_images
-        self.gigabytes = encode.bytes(views * self.images + self.held_images) / 1e9
+        self.images = len(train.kept)
+        self.gigabytes = encode.bytes(views * self.images) / 1e9
         if self.gigabytes > limit_gb:
             raise ValueError(
-                f"the features take {self.gigabytes:.3g} GB ({views} views of {self.images} images, and "
-                f"{self.held_images} held out) but cache_gb is {limit_gb:g}: lower views, use a subset of train, "
-                "leave out the attentive head, or raise cache_gb if the machine has the memory"
+                f"the features take {self.gigabytes:.3g} GB ({views} views of {self.images} images) but cache_gb is "
+                f"{limit_gb:g}: lower views, use a subset of train, leave out the attentive head, or raise cache_gb if "
+                "the machine has the memory"
             )
-        self.kept = encode.empty(views * self.images)
-        self.held = encode.empty(self.held_images)
+        self.features = encode.empty(views * self.images)
 
     def fill(self, say: Progress) -> None:
-        """Encode every view once. Raises ValueError when a feature does not fit cache_dtype."""
+        """Encode every view once. Raises ValueError when a feature does not fit its storage type."""
+        row_N = np.cumsum(~self.train.held_N) - 1
         for view in range(self.views):
             done, what = 0, f"encode view {view + 1} of {self.views} (cache {self.gigabytes:.3g} GB)"
-            for batch in self.encode.batches(self.train.manifest, view):
-                done += len(batch.keys)
+            for batch in self.encode.batches(self.train.manifest, view, self.train.kept):
                 sample_B = np.asarray(batch.sample_B)
-                held_B = self.train.held_N[sample_B]
-                for held, target in ((False, self.kept), (True, self.held)):
-                    chosen_B = held_B == held
-                    if not chosen_B.any() or (held and view > 0):
-                        continue
-                    sample = sample_B[chosen_B]
-                    row = self.row_N[sample] + (0 if held else view * self.images)
-                    images = batch.images_B3HW[torch.from_numpy(chosen_B)]
-                    target.put(torch.from_numpy(row), self.encode(images, self.train.class_N[sample]))
+                row = torch.from_numpy(row_N[sample_B] + view * self.images)
+                self.features.put(row, self.encode(batch.images_B3HW, self.train.class_N[sample_B]))
+                done += len(batch.keys)
                 batch.release()
-                say(what, done, len(self.train.held_N))
-        tokens = self.kept.by_kind.get("attentive")
-        if tokens is not None and not all(bool(part.isfinite().all()) for part in tokens.split(4096)):
-            raise ValueError(f"token features are not finite in {self.encode.token_dtype}: use cache_dtype bfloat16")
+                say(what, done, self.images)
+        for feature, values in self.features.values.items():
+            if feature.form == "tokens" and not all(bool(part.isfinite().all()) for part in values.split(4096)):
+                raise ValueError(f"features are not finite in {self.encode.token_dtype}: use cache_dtype bfloat16")
+
+    def epochs(self, count: int) -> Iterator[Features]:
+        for epoch in range(count):
+            yield from self.epoch(epoch)
 
     def epoch(self, epoch: int) -> Iterator[Features]:
         shuffled = order.permutation(self.images, self.encode.seed, epoch)
         view = (epoch + shuffled) % self.views
         # Near-equal batches: a short last one would move the batch-norm statistics that evaluation uses.
         for index in np.array_split(view * self.images + shuffled, math.ceil(self.images / self.batch)):
-            yield self.kept.take(torch.from_numpy(index), self.encode.device)
-
-    def hold_out(self) -> Iterator[Features]:
-        for index in torch.arange(self.held_images).split(self.batch):
-            yield self.held.take(index, self.encode.device)
+            yield self.features.take(torch.from_numpy(index), self.encode.device)

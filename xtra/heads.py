@@ -11,12 +11,14 @@ Shape letters: G grid points, B images, N tokens, D channels, C classes, H atten
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from xtra.features import Feature, Features
 
 BN_EPS = 1e-6  # official probes; torch's own default is 1e-5
 
@@ -94,6 +96,44 @@ class AttentiveHeads(nn.Module):
 Heads = LinearHeads | AttentiveHeads
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Classifiers of one kind on one feature, trained: one for every point of a grid, to choose among."""
+
+    kind: str
+    feature: Feature
+    points: tuple[Mapping[str, float], ...]  # settings by name
+    logits: Callable[[Tensor], Tensor]  # features [B, ...] -> [G, B, C]; the largest is the choice
+
+
+@dataclass
+class Head:
+    """One kind of head on one feature, training: its whole grid side by side."""
+
+    kind: str
+    feature: Feature
+    points: tuple[Point, ...]
+    module: Heads
+    optimiser: StackedAdamW
+
+    def step(self, features: Features, schedule: Schedule, seen: int) -> None:
+        """One update of every grid point, `seen` samples into training."""
+        self.module.train()
+        losses(self.module(features.of(self.feature)), features.labels_B).sum().backward()
+        self.optimiser.step(schedule.at(self.optimiser.lr_G, seen))
+
+    def trained(self) -> Candidates:
+        points = tuple({**asdict(point), "layers": self.feature.layers} for point in self.points)
+        return Candidates(self.kind, self.feature, points, self.module.eval())
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that training goes on from, themselves: weights, batch-norm statistics, AdamW's moments."""
+        moments = {}
+        for (name, _), (first, second) in zip(self.optimiser.named, self.optimiser.moments, strict=True):
+            moments |= {f"{name}/exp_avg": first, f"{name}/exp_avg_sq": second}
+        return self.module.state_dict() | moments
+
+
 def losses(logits_GBC: Tensor, labels_B: Tensor) -> Tensor:
     """Mean cross-entropy of each head: [G]. Their sum has the gradients of all heads at once."""
     points, batch, _ = logits_GBC.shape
@@ -107,31 +147,66 @@ def correct(logits_GBC: Tensor, labels_B: Tensor) -> Tensor:
     return logits_GBC.argmax(-1) == labels_B
 
 
-def take(heads: Heads, g: int) -> Heads:
-    """Keep head g alone, in place (the others' memory is released)."""
-    for name, parameter in list(heads.named_parameters()):
-        setattr(heads, name, nn.Parameter(parameter.detach()[g : g + 1].clone()))
-    return heads
+# Names in an official probe's classifier (src/modules/cls.py at e711fb5).
+_OFFICIAL = {
+    "attentive": {
+        "query_GD": "cls_token",
+        "key_GDD": "k.weight",
+        "value_GDD": "v.weight",
+        "weight_GCD": "linear.weight",
+        "bias_GC": "linear.bias",
+        "norm.running_mean": "bn.running_mean",
+        "norm.running_var": "bn.running_var",
+    },
+    "linear": {
+        "weight_GCD": "1.weight",
+        "bias_GC": "1.bias",
+        "norm.running_mean": "0.running_mean",
+        "norm.running_var": "0.running_var",
+    },
+}
+
+
+def of_official(kind: str, attention_heads: int, state: Mapping[str, Tensor]) -> Heads:
+    """One trained head from the tensors of an official probe's classifier, its batch-norm statistics included."""
+    names = _OFFICIAL[kind]
+    classes, width = state[names["weight_GCD"]].shape
+    heads = (
+        AttentiveHeads(1, width, classes, attention_heads) if kind == "attentive" else LinearHeads(1, width, classes)
+    )
+    own = heads.state_dict()
+    ours = {name: state[theirs].reshape(own[name].shape) for name, theirs in names.items()}
+    heads.load_state_dict(own | ours)
+    return heads.eval()
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Learning rates as a function of samples seen: linear warm-up from `warmup_lr`, then a cosine to `min_lr`.
 
-    A point whose own rate lies under min_lr or warmup_lr keeps its rate there instead of being lifted to it. (In the
-    official probes without warm-up every grid point trains at warmup_lr, which makes their grid inert; not so here.)
+    As officially, the warm-up reaches the peak one step (`batch` samples) before its end. A point whose own rate lies
+    under min_lr or warmup_lr keeps its rate there instead of being lifted to it.
+
+    `inert` is the defect of the official probes without warm-up (13 of their 15 sets): their scheduler
+    (LinearWarmupCosineAnnealingLR of lightning-bolts) returns warmup_lr at step 0 and from then on rescales the rate of
+    the step before, so that no point ever has its own rate and all train alike, from warmup_lr down to min_lr.
     """
 
     samples: int
     warmup: int = 0
     warmup_lr: float = 1e-4
     min_lr: float = 1e-5
+    batch: int = 0
+    inert: bool = False
 
     def at(self, peak_G: Tensor, seen: int) -> Tensor:
         """The rates [G] of the step that starts after `seen` samples."""
+        if self.inert:
+            peak_G = torch.full_like(peak_G, self.warmup_lr)
         if seen < self.warmup:
             start_G = peak_G.clamp(max=self.warmup_lr)
-            return start_G + (peak_G - start_G) * (seen / self.warmup)
+            rise = min(1.0, seen / (self.warmup - self.batch)) if self.warmup > self.batch else 0.0
+            return start_G + (peak_G - start_G) * rise
         done = (seen - self.warmup) / max(1, self.samples - self.warmup)
         floor_G = peak_G.clamp(max=self.min_lr)
         return floor_G + 0.5 * (peak_G - floor_G) * (1 + math.cos(math.pi * min(1.0, done)))

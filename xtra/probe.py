@@ -1,32 +1,55 @@
 """Probes: how good a frozen encoder's features are for classification, measured on labelled sets.
 
-One pass of the encoder feeds every head of the grid (`xtra/heads.py`). Protocol of the quick, cached form here:
-features of a few deterministic views of the training set are computed once and kept in memory, all heads train on them,
-the grid point is chosen on a tenth of the training set that no head trained on, and the chosen head is evaluated once.
+One pass of the encoder feeds every head of the grid (`xtra/heads.py`): learning rates x weight decays x layer sets. By
+default the grid point is chosen on a tenth of the training set that no head trained on; the published protocol chooses
+it on the evaluation set. The images are shown in a few views that are encoded once, or augmented anew in every epoch.
 
 What is probed: the residual streams after the encoder's last layers, before any final norm, with the block-causal mask
-of pretraining. attentive: their mean over the last `layers` layers, every token. linear: the last one, averaged over
-tokens. pixels: the normalised image itself under the linear head, which any encoder has to beat.
+of pretraining. attentive: their mean over the last layers, every token. linear, knn, logreg: of the last one, averaged
+over tokens. pixels: the image itself under the linear head, which any encoder has to beat.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shards import store
-from shards.manifest import read_manifest
+from shards.manifest import Manifest, read_manifest
 from xtra import checkpoint, heads
-from xtra.data import Augment
-from xtra.features import DTYPES, Cache, Encode, Labelled, Progress, Source, labelled
-from xtra.model import Encoder, build, model_config
+from xtra.augment import Augment
+from xtra.augmented import Augmented
+from xtra.encoders import FrozenEncoder, of_xtra
+from xtra.features import (
+    DTYPES,
+    Cache,
+    Encode,
+    Feature,
+    Features,
+    Labelled,
+    Progress,
+    labelled,
+)
+from xtra.heads import Candidates, Head
+from xtra.leakage import Shared, shared
+from xtra.model import build, model_config
+from xtra.probe_result import ProbeResult, wilson, write
+from xtra.quick import Logistic, Neighbours
+from xtra.unfinished import Unfinished
+
+__all__ = ["Config", "ProbeResult", "new_head", "run", "train", "wilson"]
+_DEFAULT_LAYERS = 6  # of the published attentive probe
+_OFFICIAL_RESIZE = {
+    224: 256,
+    256: 300,
+}  # short side before the centre crop, by image size (config/pretrain, config/eval)
 
 
 @dataclass(frozen=True)
@@ -103,225 +126,319 @@ class Config:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """One head's outcome, as written to probes/*.json."""
+class Probed:
+    """The encoder that is probed, and where it is from."""
 
-    checkpoint: str
-    samples_seen: int
-    manifest_train: str
-    manifest_eval: str
-    set: str  # list name of the eval dataset
-    head: str  # attentive, linear or pixels
-    encoder: str  # trained, random or none
-    accuracy: float  # of the chosen head on eval, 0..1
-    low: float  # 95 % Wilson interval
-    high: float
-    correct: int
-    total: int
-    classes: int
-    lr: float
-    weight_decay: float
-    selection: tuple[dict[str, float], ...]  # lr, weight_decay, accuracy on the hold-out, for every grid point
-    per_class: tuple[float | None, ...]  # in the order of labels; None where eval has no sample of the class
-    labels: tuple[str, ...]
-    seconds: float  # of the whole run, which all its heads share
-    protocol: str
+    encoder: FrozenEncoder
+    label: str  # trained, random, official, or the name of somebody else's
+    out: str  # folder that gets the results and the state of an interrupted probe; "": none does
+    checkpoint: str = ""
+    samples_seen: int = 0  # 0 for encoders that are not from a run of ours
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which encoder is probed: of a run, at a checkpoint ("" for the random one, which has seen 0 samples)."""
-
-    run: str
-    checkpoint: str
-    samples_seen: int
-
-
-@dataclass
-class Head:
-    """One kind of head with its whole grid."""
+class Score:
+    """One kind's chosen point: right answers on the evaluation set by class, and how every point did in selection."""
 
     kind: str
-    module: heads.Heads
-    optimiser: heads.StackedAdamW
+    feature: Feature
+    chosen: dict[str, float]
+    selection: tuple[dict[str, float], ...]
+    right_C: list[int]
 
 
 def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
-    """Train and evaluate all heads: one result a head, each also written to
+    """Train, choose and evaluate: one result a kind of head, each also written to
     `probes/<set>-<head>-<encoder>-<samples seen>.json`.
 
-    Memory: the feature cache holds views x training images + hold-out images, each of tokens x width values of
-    `cache_dtype` (attentive), width float32 (linear) and the bytes of the image (pixels): 50,000 images of 64 tokens
-    and 192 channels are 1.2 GB a view. Raises ValueError for sets without usable labels or a cache above `cache_gb`.
+    Memory: without `augment` a cache holds `views` x training images, each of tokens x width values of `cache_dtype`
+    for every layer set (attentive), width float32 (linear) and the bytes of the image (pixels): 50,000 images of 64
+    tokens and 192 channels are 1.2 GB a view. Raises ValueError for sets without usable labels, a cache above
+    `cache_gb`, a layer set deeper than the encoder and, if `strict`, sets that share images.
     """
-    since = time.monotonic()
-    say = progress or (lambda what, done, total: None)
-    place = _find(config)
-    encoder = _encoder(config, place)
-    train_set, eval_set, labels = labelled(read_manifest(config.train), read_manifest(config.eval), config.holdout)
-    kinds = (*config.heads, *(("pixels",) if config.pixels else ()))
-    encode = _encode(config, encoder, kinds)
-    trained = [_head(config, kind, encode, len(labels)) for kind in kinds]
-    cache = Cache(encode, train_set, config.views, config.batch, config.cache_gb)
-    cache.fill(say)
-    train(config, trained, cache.epoch, cache.images, say)
-    selection = _hold_out_accuracy(trained, cache)
-    points = heads.grid(config.lrs, config.weight_decays)
-    best = [accuracy_G.index(max(accuracy_G)) for accuracy_G in selection]
-    for head, g in zip(trained, best):
-        heads.take(head.module, g)
-    right, total_C = _evaluate(trained, encode, eval_set, len(labels), say)
-
-    results = []
-    for head, g, accuracy_G, right_C in zip(trained, best, selection, right):
-        seen_by_encoder = place if head.kind != "pixels" else Place(place.run, "", 0)
-        low, high = wilson(sum(right_C), sum(total_C))
-        result = ProbeResult(
-            checkpoint=seen_by_encoder.checkpoint,
-            samples_seen=seen_by_encoder.samples_seen,
-            manifest_train=train_set.manifest.digest,
-            manifest_eval=eval_set.manifest.digest,
-            set=eval_set.manifest.list_name,
-            head=head.kind,
-            encoder="none" if head.kind == "pixels" else config.encoder,
-            accuracy=sum(right_C) / sum(total_C),
-            low=low,
-            high=high,
-            correct=sum(right_C),
-            total=sum(total_C),
-            classes=len(labels),
-            lr=points[g].lr,
-            weight_decay=points[g].weight_decay,
-            selection=tuple(dataclasses.asdict(point) | {"accuracy": a} for point, a in zip(points, accuracy_G)),
-            per_class=tuple(r / t if t else None for r, t in zip(right_C, total_C)),
-            labels=labels,
-            seconds=round(time.monotonic() - since, 3),
-            protocol=_protocol(config, encoder),
-        )
-        _write(config.out or place.run, result)
-        results.append(result)
-    return results
-
-
-def _write(run: str, result: ProbeResult) -> None:
-    name = f"{result.set}-{result.head}-{result.encoder}-{result.samples_seen}"
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
-    store.put_json(store.join(run, "probes", f"{name}.json"), dataclasses.asdict(result))
-
-
-def _protocol(config: Config, encoder: Encoder) -> str:
-    c = config
-    return (
-        f"cached {c.views} views, image {encoder.config.image}, "
-        f"last {min((c.layer_sets or (6,))[0], encoder.config.depth)} layers, "
-        f"{c.epochs} epochs of {1 - c.holdout:.0%} of train, batch {c.batch}, AdamW {c.betas}, cosine to {c.min_lr:g}, "
-        f"warm-up {c.warmup_epochs:g} epochs, clip {c.clip:g}, grid point by the other {c.holdout:.0%}, seed {c.seed}"
+    since, say = time.monotonic(), progress or (lambda what, done, total: None)
+    if not config.eval:
+        raise ValueError("eval is empty: give the labelled dataset that the result is about")
+    if not config.train:
+        raise ValueError("train is empty: give the labelled dataset that trains the heads")
+    probed = _open(config)
+    published = config.protocol == "published"
+    train_set, eval_set, labels = labelled(
+        read_manifest(config.train), read_manifest(config.eval), 0.0 if published else config.holdout
     )
+    both = _shared(config, train_set.manifest, eval_set.manifest)
+    encode = _encode(config, probed.encoder)
+
+    found = _fit(config, probed, encode, train_set, len(labels), say)
+    evaluated = score(found, encode.evaluation(eval_set, "evaluate", say), len(labels))
+    selected = evaluated
+    if not published:
+        selected = score(found, encode.evaluation(train_set, "choose", say, only=train_set.held), len(labels))
+    count = len(eval_set.class_N) if published else len(train_set.held)
+    return [
+        _result(config, probed, best, train_set, eval_set, labels, both, since)
+        for best in choose(found, selected, evaluated, count)
+    ]
 
 
-def wilson(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion (Wilson 1927): also sane at 0, at 1 and for few samples."""
-    share, weight = correct / total, z * z / total
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+# --- what is probed ------------------------------------------------------------------------------------------------
 
 
-# --- the encoder ---------------------------------------------------------------------------------------------------
-
-
-def _find(config: Config) -> Place:
+def _open(config: Config) -> Probed:
     """Raises ValueError when there is no committed checkpoint, or nothing says which model is meant."""
+    if config.encoder not in ("trained", "random"):
+        if not config.out:
+            raise ValueError(f"out is empty: name the folder that gets the results of {config.encoder}")
+        raise ValueError(f"encoder {config.encoder} cannot be opened yet: probe a run")
     given = (config.checkpoint or config.out).rstrip("/")
     if not given or not (config.checkpoint or config.encoder == "random"):
         raise ValueError("checkpoint is empty: give a run folder, or one of its checkpoints")
     is_checkpoint = store.exists(store.join(given, checkpoint.COMMIT))
     run = given.rsplit("/", 2)[0] if is_checkpoint else given
+    url, seen = "", 0
     if config.encoder == "random":
-        return Place(run, "", 0)
-    url = given if is_checkpoint else checkpoint.latest(run)
-    if url is None:
-        raise ValueError(f"{run}: holds no committed checkpoint: name a run folder or one of its checkpoints")
-    return Place(run, url, store.read_json(store.join(url, checkpoint.COMMIT))["samples_seen"])
-
-
-def _encoder(config: Config, place: Place) -> Encoder:
-    if config.encoder == "trained":
-        encoder = checkpoint.load_encoder(place.checkpoint)
-    else:
-        settings = store.read_json(store.join(place.run, "config.json"))
+        settings = store.read_json(store.join(run, "config.json"))
         encoder = build(model_config(settings["model"]), settings["seed"]).encoder
-    return encoder.to(config.device).eval().requires_grad_(False)
+    else:
+        url = given if is_checkpoint else checkpoint.latest(run) or ""
+        if not url:
+            raise ValueError(f"{run}: holds no committed checkpoint: name a run folder or one of its checkpoints")
+        seen = store.read_json(store.join(url, checkpoint.COMMIT))["samples_seen"]
+        encoder = checkpoint.load_encoder(url)
+    frozen = of_xtra(encoder.requires_grad_(False), config.encoder).to(config.device)
+    return Probed(frozen, config.encoder, config.out or run, url, seen)
 
 
-def _encode(config: Config, encoder: Encoder, kinds: tuple[str, ...]) -> Encode:
+def _shared(config: Config, training: Manifest, evaluation: Manifest) -> Shared:
+    both = shared(training, evaluation)
+    if config.strict and both.total:
+        raise ValueError(f"{both}: import sets that do not overlap, or leave out strict")
+    return both
+
+
+def _features(config: Config, encoder: FrozenEncoder, kind: str) -> tuple[Feature, ...]:
+    """What heads of this kind see, one for every layer set."""
+    if kind == "pixels":
+        return (Feature("pixels"),)
+    if kind == "attentive":
+        return tuple(Feature("tokens", n) for n in config.layer_sets or (min(_DEFAULT_LAYERS, encoder.depth),))
+    return tuple(Feature("pooled", n) for n in config.linear_layer_sets)
+
+
+def _encode(config: Config, encoder: FrozenEncoder) -> Encode:
+    kinds = (*config.heads, *(("pixels",) if config.pixels else ()))
+    wanted = dict.fromkeys(feature for kind in kinds for feature in _features(config, encoder, kind))
     return Encode(
         encoder=encoder,
-        kinds=kinds,
-        layers=(config.layer_sets or (6,))[0],
+        wanted=tuple(wanted),
         token_dtype=DTYPES[config.cache_dtype],
         device=config.device,
         batch=config.encode_batch,
         resize=config.resize,
         seed=config.seed,
         threads=config.threads,
+        precision=config.precision,
     )
 
 
-# --- training and evaluation ---------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------------------------------
 
 
-def _head(config: Config, kind: str, encode: Encode, classes: int) -> Head:
+def _fit(
+    config: Config, probed: Probed, encode: Encode, train_set: Labelled, classes: int, say: Progress
+) -> list[Candidates]:
+    """Everything that the config asks for, trained on what is not held out."""
+    kinds = (*config.heads, *(("pixels",) if config.pixels else ()))
+    stepped = [
+        new_head(config, kind, feature, encode, classes)
+        for kind in kinds
+        if kind not in ("knn", "logreg")
+        for feature in _features(config, encode.encoder, kind)
+    ]
+    quick = [(kind, f) for kind in kinds if kind in ("knn", "logreg") for f in _features(config, encode.encoder, kind)]
+    if stepped and config.augment is not None:
+        _train_augmented(config, probed, _only(encode, [head.feature for head in stepped]), train_set, stepped, say)
+    found = [head.trained() for head in stepped] if config.augment is not None else []
+    if config.augment is None or quick:
+        views = config.views if stepped and config.augment is None else 1
+        kept = encode if config.augment is None else _only(encode, [feature for _, feature in quick])
+        cache = Cache(kept, train_set, views, config.batch, config.cache_gb)
+        cache.fill(say)
+        if config.augment is None:
+            schedule = _schedule(config, cache.images, config.epochs * cache.images)
+            train(stepped, cache.epochs(config.epochs), schedule, say)
+            found = [head.trained() for head in stepped]
+        found += [_quick(config, kind, feature, cache, classes, say) for kind, feature in quick]
+    return found
+
+
+def _only(encode: Encode, features: Sequence[Feature]) -> Encode:
+    return dataclasses.replace(encode, wanted=tuple(dict.fromkeys(features)))
+
+
+def new_head(config: Config, kind: str, feature: Feature, encode: Encode, classes: int) -> Head:
+    """Untrained, with a copy of its initial weights for every learning rate and weight decay."""
     points = heads.grid(config.lrs, config.weight_decays)
-    width = encode.stored[kind][0][-1]
+    width = encode.stored[feature][0][-1]
     if kind == "attentive":
         module = heads.AttentiveHeads(len(points), width, classes, config.attention_heads, config.seed)
     else:
         module = heads.LinearHeads(len(points), width, classes, config.seed)
     module = module.to(config.device)
-    return Head(kind, module, heads.StackedAdamW(module, points, config.betas, config.clip))
+    return Head(kind, feature, points, module, heads.StackedAdamW(module, points, config.betas, config.clip))
 
 
-def train(config: Config, trained: list[Head], source: Source, images: int, say: Progress) -> None:
-    """Every grid point of every head, over the same batches."""
+def _schedule(config: Config, images: int, samples: int) -> heads.Schedule:
     warmup = round(config.warmup_epochs * images)
-    schedule = heads.Schedule(config.epochs * images, warmup, config.warmup_lr, config.min_lr)
-    seen = 0
-    for epoch in range(config.epochs):
-        for features in source(epoch):
-            for head in trained:
-                heads.losses(head.module(features.of(head.kind)), features.labels_B).sum().backward()
-                head.optimiser.step(schedule.at(head.optimiser.lr_G, seen))
-            seen += len(features)
-            say("train heads", seen, config.epochs * images)
-    assert seen == config.epochs * images, "an epoch shows every image once"
+    return heads.Schedule(samples, warmup, config.warmup_lr, config.min_lr, config.batch, config.inert_grid)
+
+
+def train(
+    stepped: Sequence[Head], source: Iterable[Features], schedule: heads.Schedule, say: Progress, seen: int = 0
+) -> None:
+    """Every grid point of every head, over the same batches, from `seen` samples on to the end of the schedule."""
+    for features in source:
+        for head in stepped:
+            head.step(features, schedule, seen)
+        seen += len(features)
+        say("train heads", seen, schedule.samples)
+    assert seen == schedule.samples or not stepped, "the source shows what the schedule counts"
+
+
+def _train_augmented(
+    config: Config, probed: Probed, encode: Encode, train_set: Labelled, stepped: Sequence[Head], say: Progress
+) -> None:
+    """From where an interrupted probe of the same settings left off, if one did."""
+    assert config.augment is not None
+    aside = ("out", "threads", "save_minutes", "cache_gb", "strict")  # nothing follows from these
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
+    settings |= {"checkpoint": probed.checkpoint, "train": train_set.manifest.digest}
+    unfinished = Unfinished(probed.out, settings, 60 * config.save_minutes)
+    position = unfinished.load(stepped)
+    source = Augmented(encode, train_set, config.augment, config.batch, config.epochs, position)
+
+    def keep(what: str, done: int, total: int) -> None:
+        if unfinished.due() and done < total:
+            unfinished.save(stepped, source.position)
+        say(what, done, total)
+
+    schedule = _schedule(config, source.images, source.samples)
+    train(stepped, source, schedule, keep, source.position.trained)
+    unfinished.remove()
+
+
+def _quick(config: Config, kind: str, feature: Feature, cache: Cache, classes: int, say: Progress) -> Candidates:
+    """From the first view of every image, the centre crop."""
+    x_TD = cache.features.of(feature)[: cache.images].to(config.device)
+    label_T = cache.features.labels_B[: cache.images].to(config.device)
+    say(kind, 0, cache.images)
+    if kind == "knn":
+        neighbours = Neighbours(x_TD, label_T, classes, config.knn)
+        return Candidates(kind, feature, _points("k", neighbours.ks, feature), neighbours)
+    logistic = Logistic(x_TD, label_T, classes, config.logreg)
+    return Candidates(kind, feature, _points("c", config.logreg, feature), logistic)
+
+
+def _points(name: str, values: Sequence[float], feature: Feature) -> tuple[dict[str, float], ...]:
+    return tuple({name: value, "layers": feature.layers} for value in values)
+
+
+# --- choosing and evaluating ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def _hold_out_accuracy(trained: list[Head], cache: Cache) -> list[list[float]]:
-    """Accuracy on the hold-out of each head's grid points."""
-    right = [torch.zeros(len(head.optimiser.lr_G), dtype=torch.int64) for head in trained]
-    for features in cache.hold_out():
-        for head, count_G in zip(trained, right):
-            head.module.eval()
-            count_G += heads.correct(head.module(features.of(head.kind)), features.labels_B).sum(1).cpu()
-    return [[n / cache.held_images for n in count_G.tolist()] for count_G in right]
+def score(found: Sequence[Candidates], evaluation: Iterable[Features], classes: int) -> list[Tensor]:
+    """How many samples of each class every candidate gets right: [G, C] for each."""
+    right = [torch.zeros(len(one.points), classes, dtype=torch.int64) for one in found]
+    for features in evaluation:
+        for one, right_GC in zip(found, right):
+            hits_GB = heads.correct(one.logits(features.of(one.feature)), features.labels_B)
+            for right_C, hits_B in zip(right_GC, hits_GB):
+                right_C += torch.bincount(features.labels_B[hits_B].cpu(), minlength=classes)
+    return right
 
 
-@torch.no_grad()
-def _evaluate(
-    trained: list[Head], encode: Encode, evaluation: Labelled, classes: int, say: Progress
-) -> tuple[list[list[int]], list[int]]:
-    """How many samples of each class the one head left in each module gets right, and how many there are."""
-    right = [torch.zeros(classes, dtype=torch.int64) for _ in trained]
-    done = 0
-    for batch in encode.batches(evaluation.manifest, view=0):
-        features = encode(batch.images_B3HW, evaluation.class_N[np.asarray(batch.sample_B)])
-        for head, right_C in zip(trained, right):
-            hits_B = heads.correct(head.module.eval()(features.of(head.kind)), features.labels_B)[0]
-            right_C += torch.bincount(features.labels_B[hits_B].cpu(), minlength=classes)
-        batch.release()
-        done += len(features)
-        say("evaluate", done, len(evaluation.class_N))
-    assert done == len(evaluation.class_N), "every evaluation sample once"
-    return [right_C.tolist() for right_C in right], np.bincount(evaluation.class_N, minlength=classes).tolist()
+def choose(
+    found: Sequence[Candidates], selected: Sequence[Tensor], evaluated: Sequence[Tensor], images: int
+) -> list[Score]:
+    """The best point of every kind on the `images` that selection looked at; of equals the first."""
+    best = []
+    for kind in dict.fromkeys(one.kind for one in found):
+        mine = [n for n, one in enumerate(found) if one.kind == kind]
+        tried = [(n, g, int(selected[n][g].sum())) for n in mine for g in range(len(found[n].points))]
+        n, g, _ = max(tried, key=lambda one: one[2])
+        selection = tuple({**found[n].points[g], "accuracy": right / images} for n, g, right in tried)
+        best.append(Score(kind, found[n].feature, dict(found[n].points[g]), selection, evaluated[n][g].tolist()))
+    return best
+
+
+def _result(
+    config: Config,
+    probed: Probed,
+    best: Score,
+    train_set: Labelled,
+    eval_set: Labelled,
+    labels: tuple[str, ...],
+    both: Shared,
+    since: float,
+) -> ProbeResult:
+    pixels = best.kind == "pixels"
+    result = ProbeResult(
+        checkpoint="" if pixels else probed.checkpoint,
+        samples_seen=0 if pixels else probed.samples_seen,
+        manifest_train=train_set.manifest.digest,
+        encoder="none" if pixels else probed.label,
+        lr=best.chosen.get("lr"),
+        weight_decay=best.chosen.get("weight_decay"),
+        selection=best.selection,
+        protocol=_protocol(config, probed.encoder, best.kind),
+        layers=best.feature.layers,
+        chosen=best.chosen,
+        selected_on="eval" if config.protocol == "published" else "holdout",
+        shared_sha256=both.sha256,
+        shared_phash=both.phash,
+        **_accuracy(best.kind, best.right_C, eval_set, labels),
+        seconds=round(time.monotonic() - since, 3),
+    )
+    write(probed.out, result)
+    return result
+
+
+def _accuracy(kind: str, right_C: list[int], eval_set: Labelled, labels: tuple[str, ...]) -> dict:
+    total_C = np.bincount(eval_set.class_N, minlength=len(labels)).tolist()
+    low, high = wilson(sum(right_C), sum(total_C))
+    return {
+        "manifest_eval": eval_set.manifest.digest,
+        "set": eval_set.manifest.list_name,
+        "head": kind,
+        "accuracy": sum(right_C) / sum(total_C),
+        "low": low,
+        "high": high,
+        "correct": sum(right_C),
+        "total": sum(total_C),
+        "classes": len(labels),
+        "per_class": tuple(right / total if total else None for right, total in zip(right_C, total_C)),
+        "labels": labels,
+    }
+
+
+def _protocol(config: Config, encoder: FrozenEncoder, kind: str) -> str:
+    """The settings in words."""
+    c = config
+    if c.protocol == "published":
+        words = ["published: all of train trains, grid point chosen on eval itself"]
+    else:
+        words = [f"grid point chosen on {c.holdout:.0%} of train that no head trained on"]
+    words += [f"image {encoder.image}" + (f" of {c.resize}" if c.resize else ""), f"encoder in {c.precision}"]
+    if kind == "knn":
+        return ", ".join([*words, "centre crops, votes of the nearest by cosine similarity"])
+    if kind == "logreg":
+        return ", ".join([*words, "centre crops, logistic regression by L-BFGS"])
+    a = c.augment
+    shown = f"{c.views} views, encoded once" if a is None else f"augmented anew every epoch ({a})"
+    words += [shown, f"{c.epochs} epochs", f"batch {c.batch}", f"AdamW {c.betas[0]:g} {c.betas[1]:g}"]
+    if c.inert_grid:
+        words.append(f"inert grid (published defect): every point trains from {c.warmup_lr:g} down to {c.min_lr:g}")
+    else:
+        words.append(f"warm-up {c.warmup_epochs:g} epochs from {c.warmup_lr:g}, cosine to {c.min_lr:g}")
+    return ", ".join([*words, f"clip {c.clip:g}", f"seed {c.seed}"])

@@ -131,6 +131,8 @@ MISTAKES = [
         ["probe", "run", "--train", "a", "--eval", "b", "--encoder", "tired"],
         "encoder is 'tired'; it must be trained, random",
     ),
+    (["probe", "run", "--train", "a", "--eval", "b", "--augment", "wild"], "--augment is 'wild'; it must be one of"),
+    (["probe", "run", "--train", "a"], "eval is empty: give the labelled dataset"),
     (["peek"], "DATASET is missing: xtra peek DATASET"),
     (["peek", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["peek", "/no/such/dataset", "--reason", "404"], "reason '404' is none: use kept, dns"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xtra import heads
+from xtra.features import Encode, Feature
 
 VECTORS = Path(os.environ.get("XTRA_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
 CASES = ("xtra_block2", "xtra_block4", "aim_causal", "xtra_permuted")
@@ -118,36 +119,87 @@ def test_heads_side_by_side_end_where_each_ends_alone(kind: str) -> None:
         assert all(relative(ends[g], ends[o]) > 1e-4 for o in range(g)), "two points of the grid trained alike"
 
 
-def test_a_stacked_step_is_clip_grad_norm_then_adamw() -> None:
-    """Against the published module under torch's own clipping and AdamW, one grid point at a time."""
-    data = batches(24, 6, steps=25)
-    ours = heads.AttentiveHeads(len(POINTS), 24, 3, attention_heads=4, seed=5).double()
-    start = {name: parameter[0].detach().clone() for name, parameter in ours.named_parameters()}
-    train(ours, POINTS, data)
-    schedule = heads.Schedule(samples=12 * len(data), warmup=60, warmup_lr=1e-3, min_lr=1e-4)
-    for g, point in enumerate(POINTS):
-        theirs = Attentive(24, 3, 4).double()
-        with torch.no_grad():
-            for name, official in OFFICIAL.items():
-                parameter = theirs.get_parameter(official)
-                parameter.copy_(start[name].reshape(parameter.shape))
-        decayed = [p for n, p in theirs.named_parameters() if "bias" not in n]
-        groups = [{"params": decayed}, {"params": [theirs.linear.bias], "weight_decay": 0.0}]
-        optimiser = torch.optim.AdamW(groups, lr=point.lr, betas=(0.9, 0.95), weight_decay=point.weight_decay)
-        for step, (x, labels) in enumerate(data):
-            for group in optimiser.param_groups:
-                group["lr"] = float(schedule.at(torch.tensor([point.lr], dtype=torch.float64), 12 * step))
-            optimiser.zero_grad()
-            F.cross_entropy(theirs(x), labels).backward()
-            norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.1)
-            assert step > 0 or norm > 0.1, "the case does not reach the clip"
-            optimiser.step()
-        for name, official in OFFICIAL.items():
-            expected = theirs.get_parameter(official)
-            assert relative(ours.get_parameter(name)[g].reshape(expected.shape), expected) < 1e-7, (name, point)
-        ours.eval(), theirs.eval()
-        probe = batches(24, 6, steps=1)[0][0]
-        assert relative(ours(probe)[g], theirs(probe)) < 1e-7, "running statistics differ"
+class Linear(nn.Module):
+    """The linear probe as published."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.bn(x))
+
+
+class Streams:
+    """An encoder of three layers in float64, whose channels have large means as un-normalised streams have."""
+
+    name, image, tokens, width, depth = "streams", 4, 6, 24, 3
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(1)
+        self.mix = torch.randn(self.depth, self.width, 8, generator=draw, dtype=torch.float64)
+        self.shift = 20 * torch.randn(self.depth, 1, self.width, generator=draw, dtype=torch.float64)
+
+    def layers(self, images: Tensor, last: int) -> list[Tensor]:
+        tokens = images.double().reshape(len(images), self.tokens, 8)
+        return [tokens @ mix.T + shift for mix, shift in zip(self.mix[-last:], self.shift[-last:])]
+
+    def to(self, device: object) -> Streams:
+        return self
+
+
+def test_each_point_of_the_grid_is_trained_as_it_would_be_alone() -> None:
+    """Both heads, every layer set, learning rate and decay from one pass, against the published modules under torch's
+    own clipping and AdamW, one at a time."""
+    encoder, points = Streams(), heads.grid((1e-3, 1e-1), (0.0, 0.1))
+    wanted = (Feature("tokens", 2), Feature("tokens", 3), Feature("pooled", 1), Feature("pooled", 2))
+    encode = Encode(encoder, wanted, torch.float32, "cpu", 12, None, 0, 1)
+    stepped = []
+    for feature in wanted:
+        attentive = feature.form == "tokens"
+        module = (heads.AttentiveHeads(4, 24, 3, 4, seed=5) if attentive else heads.LinearHeads(4, 24, 3, 5)).double()
+        optimiser = heads.StackedAdamW(module, points, (0.9, 0.999), clip=0.1)
+        stepped.append(heads.Head("attentive" if attentive else "linear", feature, points, module, optimiser))
+    starts = [{name: p[0].detach().clone() for name, p in head.module.named_parameters()} for head in stepped]
+    schedule = heads.Schedule(samples=120, warmup=36, warmup_lr=1e-3, min_lr=1e-4, batch=12)
+    draw = torch.Generator().manual_seed(2)
+    data = [torch.randint(0, 256, (12, 3, 4, 4), generator=draw, dtype=torch.uint8) for _ in range(10)]
+    labels = [(x.flatten(1)[:, 0] > 127).long() + (x.flatten(1)[:, 1] > 127).long() for x in data]
+    for step, (x, y) in enumerate(zip(data, labels)):
+        features = encode(x, y.numpy())
+        for head in stepped:
+            head.step(features, schedule, 12 * step)
+
+    for head, start in zip(stepped, starts):
+        for g, point in enumerate(points):
+            theirs = Attentive(24, 3, 4).double() if head.kind == "attentive" else Linear(24, 3).double()
+            with torch.no_grad():
+                for name, value in start.items():
+                    theirs.get_parameter(OFFICIAL[name]).copy_(value.view_as(theirs.get_parameter(OFFICIAL[name])))
+            decayed = [p for n, p in theirs.named_parameters() if "bias" not in n]
+            groups = [{"params": decayed}, {"params": [theirs.linear.bias], "weight_decay": 0.0}]
+            optimiser = torch.optim.AdamW(groups, lr=point.lr, betas=(0.9, 0.999), weight_decay=point.weight_decay)
+
+            def seen(images: Tensor, head: heads.Head = head) -> Tensor:
+                mean = torch.stack(encoder.layers(images / 255, head.feature.layers)).mean(0)
+                return mean if head.kind == "attentive" else mean.mean(1)
+
+            for step, (x, y) in enumerate(zip(data, labels)):
+                for group in optimiser.param_groups:
+                    group["lr"] = float(schedule.at(torch.tensor([point.lr], dtype=torch.float64), 12 * step))
+                optimiser.zero_grad()
+                F.cross_entropy(theirs(seen(x)), y).backward()
+                norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.1)
+                assert step > 0 or norm > 0.1, "the case does not reach the clip"
+                optimiser.step()
+            for name in start:
+                expected = theirs.get_parameter(OFFICIAL[name])
+                ours = head.module.get_parameter(name)[g].reshape(expected.shape)
+                assert relative(ours, expected) < 1e-7, (head.feature, name, point)
+            head.module.eval(), theirs.eval()
+            assert relative(head.module(seen(data[0]))[g], theirs(seen(data[0]))) < 1e-7, "running statistics differ"
 
 
 def test_schedule_is_a_function_of_samples_seen_and_keeps_grid_points_apart() -> None:
@@ -160,17 +212,34 @@ def test_schedule_is_a_function_of_samples_seen_and_keeps_grid_points_apart() ->
     assert warm.at(peak, 0).tolist() == pytest.approx([1e-6, 1e-4, 1e-4])
     assert warm.at(peak, 50).tolist() == pytest.approx([1e-6, 5.5e-4, 5.05e-3])
     assert warm.at(peak, 100).tolist() == pytest.approx(peak.tolist())
+    stepped = heads.Schedule(samples=1000, warmup=100, warmup_lr=1e-4, min_lr=1e-5, batch=20)
+    assert stepped.at(peak, 80).tolist() == pytest.approx(peak.tolist()), "officially a step before the warm-up ends"
 
 
-def test_take_keeps_one_head_with_its_statistics() -> None:
-    module = heads.LinearHeads(len(POINTS), 24, 3).double()
-    data = batches(24, 6, steps=10)
-    train(module, POINTS, data)
-    module.eval()
-    x = data[0][0].mean(1)
-    with torch.no_grad():
-        before = module(x)[3]
-        assert relative(heads.take(module, 3)(x)[0], before) < 1e-12
+def test_the_inert_schedule_is_the_published_recursion() -> None:
+    """LinearWarmupCosineAnnealingLR of lightning-bolts with warmup_epochs = 0, as its get_lr() computes each step."""
+    steps, start, low = 40, 1e-4, 1e-5
+    schedule = heads.Schedule(samples=steps * 8, warmup_lr=start, min_lr=low, batch=8, inert=True)
+    peak = torch.tensor([1e-4, 1e-3, 1e-1], dtype=torch.float64)
+    lr = start
+    for step in range(steps):
+        if step:
+            now, before = (1 + math.cos(math.pi * t / steps) for t in (step, step - 1))
+            lr = now / before * (lr - low) + low
+        assert schedule.at(peak, step * 8).tolist() == pytest.approx([lr] * 3, rel=1e-12)
+
+
+def test_an_official_classifier_computes_what_its_module_does() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = 5 + torch.randn(9, 6, 24, generator=draw)
+    for kind, module in (("attentive", Attentive(24, 3, 4)), ("linear", Linear(24, 3))):
+        inputs = x if kind == "attentive" else x.mean(1)
+        module.train()(inputs)  # moves the running statistics, which are what the evaluation uses
+        state = {name.replace("bn.", "0.").replace("linear.", "1."): t for name, t in module.state_dict().items()}
+        state = dict(module.state_dict()) if kind == "attentive" else state
+        ours = heads.of_official(kind, 4, state)
+        with torch.no_grad():
+            assert relative(ours(inputs)[0], module.eval()(inputs)) < 1e-5, kind
 
 
 def test_correct_counts_first_choices() -> None:

@@ -17,6 +17,10 @@ from PIL import Image
 from shards import manifest, selection, store
 from shards.manifest import DatasetInfo, Manifest, make_version, write_info, write_plan
 from xtra import checkpoint, features, probe
+from xtra.augment import Augment
+from xtra.augmented import Augmented
+from xtra.encoders import of_xtra
+from xtra.heads import Head
 from xtra.model import ModelConfig, build
 
 MODEL = ModelConfig(16, 4, 2, 32, 3, 2, bridge=32, dec_width=32, dec_depth=1, dec_heads=2, head=32)
@@ -142,7 +146,7 @@ def test_a_random_encoder_has_the_initial_weights_and_needs_no_checkpoint(world:
     config = dataclasses.replace(world["config"], checkpoint="", out=str(tmp_path), encoder="random", epochs=1)
     linear = {result.head: result for result in probe.run(config)}["linear"]
     assert (linear.encoder, linear.checkpoint, linear.samples_seen) == ("random", "", 0)
-    encoder = probe._encoder(config, probe._find(config))
+    encoder = probe._open(config).encoder.encoder
     initial = build(MODEL, seed=3).encoder
     for name, parameter in encoder.named_parameters():
         assert torch.equal(parameter, initial.get_parameter(name)), name
@@ -150,46 +154,63 @@ def test_a_random_encoder_has_the_initial_weights_and_needs_no_checkpoint(world:
     assert not encoder.training
 
 
-def encode_of(world: Any, kinds: tuple[str, ...] = ("attentive", "linear", "pixels")) -> features.Encode:
-    return probe._encode(world["config"], world["model"].encoder, kinds)
+TOKENS, POOLED, PIXELS = features.Feature("tokens", 2), features.Feature("pooled", 1), features.Feature("pixels")
 
 
-def test_features_are_the_unnormalised_streams(world: Any) -> None:
-    batch = next(encode_of(world).batches(world["train"], view=0))
-    found = encode_of(world)(batch.images_B3HW, np.arange(50))
+def encode_of(world: Any, *wanted: features.Feature, encoder: Any = None) -> features.Encode:
+    frozen = of_xtra((encoder or world["model"].encoder).requires_grad_(False), "ours")
+    return dataclasses.replace(probe._encode(world["config"], frozen), wanted=wanted)
+
+
+def test_features_are_the_unnormalised_streams_of_every_layer_set(world: Any) -> None:
+    wanted = (TOKENS, features.Feature("tokens", 3), POOLED, features.Feature("pooled", 2), PIXELS)
+    encode = encode_of(world, *wanted)
+    batch = next(encode.batches(world["train"]))
+    found = encode(batch.images_B3HW, np.arange(50))
     with torch.no_grad():
-        streams = world["model"].encoder.layers(features.data.normalise(batch.images_B3HW), 2)
-    assert torch.allclose(found.of("attentive"), (streams[0] + streams[1]) / 2, atol=1e-6)
-    assert torch.allclose(found.of("linear"), streams[1].mean(1), atol=1e-6)
-    assert torch.equal(found.of("pixels").view(50, 3, 16, 16).to(torch.uint8), batch.images_B3HW)
-    assert torch.equal(encode_of(world, ("linear",))(batch.images_B3HW, np.arange(50)).of("linear"), found.of("linear"))
+        streams = world["model"].encoder.layers(features.data.normalise(batch.images_B3HW), 3)
+    for feature, expected in (
+        (wanted[0], (streams[1] + streams[2]) / 2),
+        (wanted[1], sum(streams) / 3),
+        (wanted[2], streams[2].mean(1)),
+        (wanted[3], ((streams[1] + streams[2]) / 2).mean(1)),
+    ):
+        assert torch.allclose(found.of(feature), expected, atol=1e-5), feature
+    assert torch.equal(found.of(PIXELS).view(50, 3, 16, 16).to(torch.uint8), batch.images_B3HW)
+    alone = encode_of(world, POOLED)(batch.images_B3HW, np.arange(50))
+    assert torch.equal(alone.of(POOLED), found.of(POOLED))
 
 
 def test_the_cache_shows_each_image_once_an_epoch_and_each_view_in_turn(world: Any) -> None:
     train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
-    cache = features.Cache(encode_of(world, ("pixels",)), train, views=2, batch=32, limit_gb=1)
+    encode = encode_of(world, PIXELS)
+    cache = features.Cache(encode, train, views=2, batch=32, limit_gb=1)
     cache.fill(lambda *_: None)
-    assert cache.images + cache.held_images == 240
-    assert 5 <= cache.held_images <= 50
+    assert cache.images + len(train.held) == 240
+    assert 5 <= len(train.held) <= 50
     shown = []
     for epoch in (0, 1):
         batches = list(cache.epoch(epoch))
         sizes = {len(batch) for batch in batches}
         assert max(sizes) - min(sizes) <= 1, "a short last batch"
         assert sum(map(len, batches)) == cache.images
-        shown.append({row.numpy().tobytes() for batch in batches for row in batch.by_kind["pixels"]})
-    every = {row.numpy().tobytes() for row in cache.kept.by_kind["pixels"]}
+        shown.append(_images(batches))
+    every = {row.numpy().tobytes() for row in cache.features.values[PIXELS]}
     alike = 2 * cache.images - len(every)  # random crops that happened to be the whole picture
     assert alike < 0.05 * cache.images, "the second view should crop"
     assert len(shown[0] & shown[1]) == alike
     assert shown[0] | shown[1] == every
-    held = {row.numpy().tobytes() for batch in cache.hold_out() for row in batch.by_kind["pixels"]}
-    assert len(held) == cache.held_images
+    held = _images(encode.evaluation(train, "choose", lambda *_: None, only=train.held))
+    assert len(held) == len(train.held)
     assert not held & every
     order = [batch.labels_B.tolist() for batch in cache.epoch(0)]
     assert (
         order == [batch.labels_B.tolist() for batch in cache.epoch(0)] != [b.labels_B.tolist() for b in cache.epoch(1)]
     )
+
+
+def _images(batches: Any) -> set[bytes]:
+    return {row.numpy().tobytes() for batch in batches for row in batch.values[PIXELS]}
 
 
 def test_the_hold_out_is_independent_of_subsets(tmp_path: Path) -> None:
@@ -211,7 +232,7 @@ def test_labels_are_checked_before_any_work(world: Any, tmp_path: Path) -> None:
     rows = datasets.rows_of(0, 2, side=16)
     bad = [rows[0] | {"key": "x-1", "labels": ["red"]}, rows[1] | {"key": "x-2", "labels": ["purple", "red"]}]
     strange = _one_unit(tmp_path / "strange", bad)
-    with pytest.raises(ValueError, match="label 'purple' of x-2 is not among the 3 labels"):
+    with pytest.raises(ValueError, match="label 'purple' of x-2 is not among the 3 classes"):
         probe.run(dataclasses.replace(world["config"], eval=strange))
     bare = _one_unit(
         tmp_path / "bare", [rows[0] | {"key": "y-1", "labels": ["red"]}, rows[1] | {"key": "y-2", "labels": []}]
@@ -247,8 +268,7 @@ def test_features_outside_the_storage_type_are_refused(world: Any) -> None:
     with torch.no_grad():
         encoder.pos_embed.add_(1e5)
     train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
-    encode = probe._encode(world["config"], encoder.requires_grad_(False), ("attentive",))
-    cache = features.Cache(encode, train, views=1, batch=32, limit_gb=1)
+    cache = features.Cache(encode_of(world, TOKENS, encoder=encoder), train, views=1, batch=32, limit_gb=1)
     with pytest.raises(ValueError, match="use cache_dtype bfloat16"):
         cache.fill(lambda *_: None)
 
@@ -259,12 +279,165 @@ def test_mistakes_in_the_config_are_named(world: Any, tmp_path: Path) -> None:
         ({"lrs": ()}, "the grid is empty"),
         ({"heads": ()}, "nothing to probe"),
         ({"holdout": 0.0}, "holdout is 0"),
+        ({"heads": ("knn",), "knn": ()}, "the grid is empty"),
+        ({"layer_sets": (0,)}, "layer_sets has 0"),
+        ({"encoder": "timm"}, "encoder is 'timm'; it must be trained, random, timm:NAME or torch:FILE"),
     ):
         with pytest.raises(ValueError, match=said):
             dataclasses.replace(world["config"], **change)
+    with pytest.raises(ValueError, match="eval is empty"):
+        probe.run(dataclasses.replace(world["config"], eval=""))
+    with pytest.raises(ValueError, match="out is empty: name the folder"):
+        probe.run(dataclasses.replace(world["config"], encoder="timm:vit", out=""))
     for where, said in ((str(tmp_path / "no"), "holds no committed checkpoint"), ("", "checkpoint is empty")):
         with pytest.raises(ValueError, match=said):
             probe.run(dataclasses.replace(world["config"], checkpoint=where))
+
+
+def test_the_published_protocol_trains_on_all_and_chooses_on_eval(world: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(world["config"], protocol="published", out=str(tmp_path), heads=("linear",))
+    shown: list[int] = []
+    (result,) = probe.run(config, lambda what, done, total: shown.append(total) if what == "train heads" else None)
+    assert set(shown) == {4 * 240}, "nothing is held out"
+    assert result.selected_on == "eval"
+    assert "grid point chosen on eval itself" in result.protocol
+    assert max(point["accuracy"] for point in result.selection) == result.accuracy
+    assert store.names(str(tmp_path / "probes")) == ["colours_eval-linear-trained-1280-published.json"]
+
+
+def test_the_inert_grid_is_one_point_and_says_so(world: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        world["config"],
+        protocol="published",
+        inert_grid=True,
+        warmup_lr=3e-3,
+        out=str(tmp_path),
+        lrs=(1e-5, 1.0),
+        epochs=1,
+    )
+    for result in probe.run(config):
+        assert len({point["accuracy"] for point in result.selection}) == 1
+        assert "inert grid (published defect): every point trains from 0.003" in result.protocol
+    assert "colours_eval-linear-trained-1280-published-inert.json" in store.names(str(tmp_path / "probes"))
+    with pytest.raises(ValueError, match="inert_grid is a defect of schedules without warm-up"):
+        dataclasses.replace(config, warmup_epochs=1.0)
+
+
+def test_layer_sets_are_an_axis_of_the_grid(world: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        world["config"], layer_sets=(1, 3), linear_layer_sets=(2, 1), epochs=2, out=str(tmp_path)
+    )
+    for result in probe.run(config):
+        sets = (1, 3) if result.head == "attentive" else (2, 1)
+        assert [(point["layers"], point["lr"]) for point in result.selection] == [
+            (n, lr) for n in sets for lr in (1e-5, 1e-2)
+        ]
+        best = max(result.selection, key=lambda point: point["accuracy"])
+        assert {name: best[name] for name in result.chosen} == result.chosen
+        assert result.layers == result.chosen["layers"]
+    with pytest.raises(ValueError, match="a layer set of 4 is deeper than the encoder, which has 3 layers"):
+        probe.run(dataclasses.replace(config, layer_sets=(2, 4)))
+
+
+def test_neighbours_and_logistic_regression_are_probed_with_the_rest(world: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        world["config"], heads=("knn", "logreg"), knn=(3, 9), logreg=(0.1, 10.0), views=3, out=str(tmp_path)
+    )
+    said: list[str] = []
+    knn, logreg = probe.run(config, lambda what, done, total: said.append(what))
+    assert not any("view 2" in what for what in said), "one view is enough"
+    assert (knn.head, knn.lr, [point["k"] for point in knn.selection]) == ("knn", None, [3, 9])
+    assert (logreg.head, [point["c"] for point in logreg.selection]) == ("logreg", [0.1, 10.0])
+    assert min(knn.accuracy, logreg.accuracy) > 0.8
+
+
+AUGMENT = Augment(scale=(0.5, 1.0))
+
+
+def test_augmented_batches_are_exact_and_show_what_trains_once_an_epoch(world: Any) -> None:
+    train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
+    whole = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    source = Augmented(encode_of(world, PIXELS), train, whole, batch=32, epochs=3, position=None)
+    batches = list(source)
+    assert {len(batch) for batch in batches} == {32}
+    assert sum(map(len, batches)) == source.samples == source.position.trained == 3 * len(train.kept) // 32 * 32
+    held = _images(encode_of(world, PIXELS).evaluation(train, "choose", lambda *_: None, only=train.held))
+    assert not _images(batches) & held
+    rows = [row.numpy().tobytes() for batch in batches for row in batch.values[PIXELS]]
+    assert len(set(rows[: len(train.kept)])) == len(train.kept)
+    assert [b.labels_B.tolist() for b in batches] == [
+        b.labels_B.tolist() for b in Augmented(encode_of(world, PIXELS), train, AUGMENT, 32, 3, None)
+    ], "augmenting changes pixels alone"
+    with pytest.raises(ValueError, match="batch is 9999, but 3 epochs show only"):
+        Augmented(encode_of(world, PIXELS), train, whole, 9999, 3, None)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_probe_goes_on_to_the_same_bits(world: Any, tmp_path: Path) -> None:
+    train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
+    config = dataclasses.replace(world["config"], augment=AUGMENT, save_minutes=0.0, encode_batch=20, epochs=2)
+    encode = dataclasses.replace(encode_of(world, TOKENS, POOLED), batch=20)
+
+    def trained(out: str, stop_at: int = 0) -> list[Head]:
+        stepped = [probe.new_head(config, k, f, encode, 3) for k, f in (("attentive", TOKENS), ("linear", POOLED))]
+
+        def say(what: str, done: int, total: int) -> None:
+            if done == stop_at:
+                raise Interrupted
+
+        probed = dataclasses.replace(probe._open(config), out=out)
+        probe._train_augmented(config, probed, encode, train, stepped, say)
+        return stepped
+
+    whole = trained(str(tmp_path / "a"))
+    assert not (tmp_path / "a" / "probes-unfinished").exists()
+    for stop_at in (96, 288):  # within an epoch, and in a later one
+        with pytest.raises(Interrupted):
+            trained(str(tmp_path / "b"), stop_at)
+        (digest,) = store.names(str(tmp_path / "b" / "probes-unfinished"))
+        state = store.read_json(str(tmp_path / "b" / "probes-unfinished" / digest / "state.json"))
+        assert state["position"]["trained"] == stop_at
+    again = trained(str(tmp_path / "b"))
+    assert not (tmp_path / "b" / "probes-unfinished").exists()
+    for ours, theirs in zip(again, whole):
+        assert ours.optimiser.steps == theirs.optimiser.steps
+        for name, tensor in ours.state().items():
+            assert torch.equal(tensor, theirs.state()[name]), name
+
+
+def test_a_probe_with_augmentation_is_a_probe(world: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        world["config"], augment=AUGMENT, heads=("linear", "knn"), precision="bf16", knn=(5,), out=str(tmp_path)
+    )
+    linear, knn = probe.run(config)
+    assert linear.accuracy > 0.8
+    assert "augmented anew every epoch" in linear.protocol
+    assert "encoder in bf16" in linear.protocol
+    assert knn.accuracy > 0.8
+    assert store.names(str(tmp_path)) == ["probes"]
+
+
+def test_shared_images_are_counted_and_refused_if_strict(world: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(world["config"], heads=("linear",), epochs=1, out=str(tmp_path))
+    (apart,) = probe.run(config)
+    assert apart.shared_sha256 == 0
+    config = dataclasses.replace(config, eval=world["train"].dataset)
+    (same,) = probe.run(config)
+    assert same.shared_sha256 == 240
+    with pytest.raises(ValueError, match="240 evaluation images are in the training set too"):
+        probe.run(dataclasses.replace(config, strict=True))
+
+
+def test_classes_are_those_of_the_dataset_where_it_names_them(world: Any) -> None:
+    named = dataclasses.replace(world["train"], classes=("blue", "green", "red", "violet"))
+    train, _, labels = features.labelled(named, world["eval"], 0.1)
+    assert labels == ("blue", "green", "red", "violet")
+    assert set(train.class_N.tolist()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="label 'blue' of train-0002 is not among the 2 classes"):
+        features.labelled(dataclasses.replace(named, classes=("green", "red")), world["eval"], 0.1)
 
 
 def test_wilson_is_the_published_interval() -> None:

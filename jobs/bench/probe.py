@@ -1,0 +1,160 @@
+"""A whole grid of probe heads against one head: what the other heads cost, where all share one pass of the encoder.
+
+Every arm takes whole training steps of `xtra probe` on the same synthetic images: pixels, frozen encoder, heads
+forward and backward, clipping, AdamW.
+
+linear        one linear head, one learning rate
+attentive     one attentive head, one learning rate
+grid          attentive and linear heads, ten learning rates each
+
+The arms take turns, in an order that turns round each time; a ratio is the median over rounds of the grid's time over
+the other arm's in the same round: of CPU seconds on a CPU, where others may be busy too, and of the clock on a GPU.
+`grid_vs_single` is against the linear head, the cheaper of the two.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from jobs.bench import result
+from xtra import probe
+from xtra.encoders import of_xtra
+from xtra.features import Encode, Feature
+from xtra.heads import Head, Schedule
+from xtra.model import SIZES, build
+
+LRS = (1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3, 8e-3, 1e-2, 1e-1)  # the official configs' longest grid
+
+
+@dataclass(frozen=True)
+class Config:
+    size: str = "b16"  # a name in xtra.model.SIZES
+    batch: int = 32
+    classes: int = 1000
+    layers: int = 6  # that the attentive head sees the mean of
+    rounds: int = 9
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder
+    threads: int = 0  # of torch on a CPU; 0: its own choice
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
+        for name, least in (("batch", 2), ("classes", 2), ("layers", 1), ("rounds", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass
+class Arm:
+    name: str
+    encode: Encode
+    heads: list[Head]
+    seconds: list[tuple[float, float]]  # of the clock and of the CPU, a round
+    encoding: list[float]  # seconds of the clock that the encoder took of it
+
+    @property
+    def median(self) -> tuple[float, float]:
+        wall, cpu = (statistics.median(column) for column in zip(*self.seconds))
+        return wall, cpu
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Time the arms; the rows and ratios of all of them."""
+    before = torch.get_num_threads()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        return _run(config)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(config: Config) -> dict[str, Any]:
+    arms = _arms(config)
+    image = arms[0].encode.encoder.image
+    draw = np.random.default_rng(0)
+    images_B3HW = torch.from_numpy(draw.integers(0, 256, (config.batch, 3, image, image), np.uint8)).to(config.device)
+    class_B = draw.integers(0, config.classes, config.batch)
+    schedule = Schedule((config.rounds + 1) * config.batch)
+    for turn in range(-1, config.rounds):  # the round before the first is for warming up
+        for arm in arms if turn % 2 else arms[::-1]:
+            wall, cpu = _now(config), time.process_time()
+            features = arm.encode(images_B3HW, class_B)
+            encoded = _now(config)
+            for head in arm.heads:
+                head.step(features, schedule, (turn + 1) * config.batch)
+            if turn >= 0:
+                arm.encoding.append(encoded - wall)
+                arm.seconds.append((_now(config) - wall, time.process_time() - cpu))
+    return _report(config, arms)
+
+
+def _arms(config: Config) -> list[Arm]:
+    c = SIZES[config.size]
+    encoder = of_xtra(build(c, 0, torch.device(config.device)).encoder.requires_grad_(False), config.size)
+    tokens, pooled = Feature("tokens", config.layers), Feature("pooled", 1)
+
+    def arm(name: str, lrs: tuple[float, ...], seen: dict[str, Feature]) -> Arm:
+        settings = probe.Config(lrs=lrs, batch=config.batch, device=config.device)
+        encode = Encode(
+            encoder=encoder,
+            wanted=tuple(seen.values()),
+            token_dtype=torch.float32,
+            device=config.device,
+            batch=config.batch,
+            resize=None,
+            seed=0,
+            threads=1,
+            precision=config.precision,
+        )
+        heads = [probe.new_head(settings, kind, feature, encode, config.classes) for kind, feature in seen.items()]
+        return Arm(name, encode, heads, [], [])
+
+    return [
+        arm("linear", LRS[:1], {"linear": pooled}),
+        arm("attentive", LRS[:1], {"attentive": tokens}),
+        arm("grid", LRS, {"attentive": tokens, "linear": pooled}),
+    ]
+
+
+def _now(config: Config) -> float:
+    if config.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _report(config: Config, arms: list[Arm]) -> dict[str, Any]:
+    by = 0 if config.device == "cuda" else 1  # clock or CPU seconds
+    grid = arms[-1]
+    rows = []
+    for arm in arms:
+        each = [ours[by] / theirs[by] for ours, theirs in zip(grid.seconds, arm.seconds)]
+        wall, cpu = arm.median
+        row = {
+            "arm": arm.name,
+            "heads": sum(len(head.points) for head in arm.heads),
+            "parameters": sum(p.numel() for head in arm.heads for p in head.module.parameters()),
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "encoder_seconds": statistics.median(arm.encoding),
+            "samples_per_s": config.batch / wall,
+            "grid_ratio": statistics.median(each),
+            "grid_ratio_least": min(each),
+            "grid_ratio_most": max(each),
+            "rounds": len(each),
+        }
+        rows.append(row)
+        print(
+            f"{arm.name:<10} {row['heads']:3d} heads  {wall:8.3f} s, encoder {row['encoder_seconds']:8.3f} s  "
+            f"{row['samples_per_s']:8.1f} images/s  grid takes {row['grid_ratio']:.3f}x "
+            f"({row['grid_ratio_least']:.3f} to {row['grid_ratio_most']:.3f})"
+        )
+    linear, attentive, _ = (row["grid_ratio"] for row in rows)
+    return result("probe", rows, {"grid_vs_single": linear, "grid_vs_single_attentive": attentive})
