@@ -26,7 +26,7 @@ from shards.manifest import Manifest, read_manifest
 from xtra import checkpoint, heads
 from xtra.augment import Augment
 from xtra.augmented import Augmented
-from xtra.encoders import FrozenEncoder, of_xtra
+from xtra.encoders import FrozenEncoder, of_xtra, open_encoder
 from xtra.features import (
     DTYPES,
     Cache,
@@ -189,7 +189,7 @@ def _open(config: Config) -> Probed:
     if config.encoder not in ("trained", "random"):
         if not config.out:
             raise ValueError(f"out is empty: name the folder that gets the results of {config.encoder}")
-        raise ValueError(f"encoder {config.encoder} cannot be opened yet: probe a run")
+        return Probed(open_encoder(config.encoder).to(config.device), config.encoder, config.out)
     given = (config.checkpoint or config.out).rstrip("/")
     if not given or not (config.checkpoint or config.encoder == "random"):
         raise ValueError("checkpoint is empty: give a run folder, or one of its checkpoints")
