@@ -161,6 +161,11 @@ class Encode:
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder, by autocast
 
     def __post_init__(self) -> None:
+        size = self.encoder.image
+        if self.resize is not None and self.resize < size:
+            raise ValueError(
+                f"resize is {self.resize}, but the encoder takes images of {size} pixels: give at least {size}"
+            )
         deepest = max((feature.layers for feature in self.wanted), default=0)
         if deepest > self.encoder.depth:
             raise ValueError(

@@ -17,16 +17,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from shards import store
 from shards.manifest import Manifest, read_manifest
 from xtra import checkpoint, heads
 from xtra.augment import Augment
 from xtra.augmented import Augmented
 from xtra.encoders import FrozenEncoder, of_xtra, open_encoder
+from xtra.evaluate import Score, accuracy, choose, score
 from xtra.features import (
     DTYPES,
     Cache,
@@ -40,6 +37,7 @@ from xtra.features import (
 from xtra.heads import Candidates, Head
 from xtra.leakage import Shared, shared
 from xtra.model import build, model_config
+from xtra.official_evaluation import evaluate_official
 from xtra.probe_result import ProbeResult, wilson, write
 from xtra.quick import Logistic, Neighbours
 from xtra.unfinished import Unfinished
@@ -136,20 +134,10 @@ class Probed:
     samples_seen: int = 0  # 0 for encoders that are not from a run of ours
 
 
-@dataclass(frozen=True)
-class Score:
-    """One kind's chosen point: right answers on the evaluation set by class, and how every point did in selection."""
-
-    kind: str
-    feature: Feature
-    chosen: dict[str, float]
-    selection: tuple[dict[str, float], ...]
-    right_C: list[int]
-
-
 def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
     """Train, choose and evaluate: one result a kind of head, each also written to
-    `probes/<set>-<head>-<encoder>-<samples seen>.json`.
+    `probes/<set>-<head>-<encoder>-<samples seen>.json`. Without `train`, `checkpoint` is an official probe checkpoint,
+    which is evaluated as it is.
 
     Memory: without `augment` a cache holds `views` x training images, each of tokens x width values of `cache_dtype`
     for every layer set (attentive), width float32 (linear) and the bytes of the image (pixels): 50,000 images of 64
@@ -160,7 +148,7 @@ def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
     if not config.eval:
         raise ValueError("eval is empty: give the labelled dataset that the result is about")
     if not config.train:
-        raise ValueError("train is empty: give the labelled dataset that trains the heads")
+        return [evaluate_official(config, read_manifest(config.eval), since, say)]
     probed = _open(config)
     published = config.protocol == "published"
     train_set, eval_set, labels = labelled(
@@ -189,7 +177,8 @@ def _open(config: Config) -> Probed:
     if config.encoder not in ("trained", "random"):
         if not config.out:
             raise ValueError(f"out is empty: name the folder that gets the results of {config.encoder}")
-        return Probed(open_encoder(config.encoder).to(config.device), config.encoder, config.out)
+        encoder = open_encoder(config.encoder).to(config.device)
+        return Probed(encoder, encoder.name, config.out)
     given = (config.checkpoint or config.out).rstrip("/")
     if not given or not (config.checkpoint or config.encoder == "random"):
         raise ValueError("checkpoint is empty: give a run folder, or one of its checkpoints")
@@ -343,33 +332,7 @@ def _points(name: str, values: Sequence[float], feature: Feature) -> tuple[dict[
     return tuple({name: value, "layers": feature.layers} for value in values)
 
 
-# --- choosing and evaluating ---------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def score(found: Sequence[Candidates], evaluation: Iterable[Features], classes: int) -> list[Tensor]:
-    """How many samples of each class every candidate gets right: [G, C] for each."""
-    right = [torch.zeros(len(one.points), classes, dtype=torch.int64) for one in found]
-    for features in evaluation:
-        for one, right_GC in zip(found, right):
-            hits_GB = heads.correct(one.logits(features.of(one.feature)), features.labels_B)
-            for right_C, hits_B in zip(right_GC, hits_GB):
-                right_C += torch.bincount(features.labels_B[hits_B].cpu(), minlength=classes)
-    return right
-
-
-def choose(
-    found: Sequence[Candidates], selected: Sequence[Tensor], evaluated: Sequence[Tensor], images: int
-) -> list[Score]:
-    """The best point of every kind on the `images` that selection looked at; of equals the first."""
-    best = []
-    for kind in dict.fromkeys(one.kind for one in found):
-        mine = [n for n, one in enumerate(found) if one.kind == kind]
-        tried = [(n, g, int(selected[n][g].sum())) for n in mine for g in range(len(found[n].points))]
-        n, g, _ = max(tried, key=lambda one: one[2])
-        selection = tuple({**found[n].points[g], "accuracy": right / images} for n, g, right in tried)
-        best.append(Score(kind, found[n].feature, dict(found[n].points[g]), selection, evaluated[n][g].tolist()))
-    return best
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def _result(
@@ -397,29 +360,11 @@ def _result(
         selected_on="eval" if config.protocol == "published" else "holdout",
         shared_sha256=both.sha256,
         shared_phash=both.phash,
-        **_accuracy(best.kind, best.right_C, eval_set, labels),
+        **accuracy(best.kind, best.right_C, eval_set, labels),
         seconds=round(time.monotonic() - since, 3),
     )
     write(probed.out, result)
     return result
-
-
-def _accuracy(kind: str, right_C: list[int], eval_set: Labelled, labels: tuple[str, ...]) -> dict:
-    total_C = np.bincount(eval_set.class_N, minlength=len(labels)).tolist()
-    low, high = wilson(sum(right_C), sum(total_C))
-    return {
-        "manifest_eval": eval_set.manifest.digest,
-        "set": eval_set.manifest.list_name,
-        "head": kind,
-        "accuracy": sum(right_C) / sum(total_C),
-        "low": low,
-        "high": high,
-        "correct": sum(right_C),
-        "total": sum(total_C),
-        "classes": len(labels),
-        "per_class": tuple(right / total if total else None for right, total in zip(right_C, total_C)),
-        "labels": labels,
-    }
 
 
 def _protocol(config: Config, encoder: FrozenEncoder, kind: str) -> str:

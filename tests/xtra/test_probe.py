@@ -16,12 +16,13 @@ from PIL import Image
 
 from shards import manifest, selection, store
 from shards.manifest import DatasetInfo, Manifest, make_version, write_info, write_plan
-from xtra import checkpoint, features, probe
+from xtra import checkpoint, features, official_evaluation, probe
 from xtra.augment import Augment
 from xtra.augmented import Augmented
 from xtra.encoders import of_xtra
 from xtra.heads import Head
 from xtra.model import ModelConfig, build
+from xtra.official_probe import OfficialProbe
 
 MODEL = ModelConfig(16, 4, 2, 32, 3, 2, bridge=32, dec_width=32, dec_depth=1, dec_heads=2, head=32)
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
@@ -335,6 +336,8 @@ def test_layer_sets_are_an_axis_of_the_grid(world: Any, tmp_path: Path) -> None:
         best = max(result.selection, key=lambda point: point["accuracy"])
         assert {name: best[name] for name in result.chosen} == result.chosen
         assert result.layers == result.chosen["layers"]
+    with pytest.raises(ValueError, match="resize is 8, but the encoder takes images of 16 pixels"):
+        probe.run(dataclasses.replace(config, resize=8))
     with pytest.raises(ValueError, match="a layer set of 4 is deeper than the encoder, which has 3 layers"):
         probe.run(dataclasses.replace(config, layer_sets=(2, 4)))
 
@@ -438,6 +441,33 @@ def test_classes_are_those_of_the_dataset_where_it_names_them(world: Any) -> Non
     assert set(train.class_N.tolist()) == {0, 1, 2}
     with pytest.raises(ValueError, match="label 'blue' of train-0002 is not among the 2 classes"):
         features.labelled(dataclasses.replace(named, classes=("green", "red")), world["eval"], 0.1)
+
+
+def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that was trained here, as xtra/official_probe.py gives one that it read from an official file."""
+    config = dataclasses.replace(world["config"], heads=("linear",), lrs=(1e-2,), out=str(tmp_path))
+    (expected,) = probe.run(config)
+    train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
+    probed = probe._open(config)
+    (found,) = probe._fit(config, probed, probe._encode(config, probed.encoder), train, 3, lambda *_: None)
+    head = found.logits.state_dict()
+    state = {"0.running_mean": head["norm.running_mean"], "0.running_var": head["norm.running_var"]}
+    state |= {"1.weight": head["weight_GCD"][0], "1.bias": head["bias_GC"][0]}
+    given = OfficialProbe(probed.encoder.encoder, "linear", 1, 0, state, ("assumed: this", "head: linear"))
+    monkeypatch.setattr(official_evaluation, "read_probe", lambda path: given)
+
+    config = probe.Config("last.ckpt", eval=world["eval"].dataset, resize=16, out=str(tmp_path))
+    (result,) = probe.run(config)
+    assert (result.head, result.encoder, result.samples_seen, result.lr) == ("linear", "official", 0, None)
+    assert (result.correct, result.per_class, result.labels) == (expected.correct, expected.per_class, expected.labels)
+    assert (result.selected_on, result.manifest_train, result.layers) == ("nothing", "", 1)
+    assert result.protocol.endswith("assumed: this")
+    assert "colours_eval-linear-official-0.json" in store.names(str(tmp_path / "probes"))
+    two = labelled_set(tmp_path / "two", "two", labels(60)[:2] * 9)
+    with pytest.raises(ValueError, match=r"last.ckpt: tells 3 classes apart, .*two has 2"):
+        probe.run(dataclasses.replace(config, eval=two.dataset))
+    with pytest.raises(ValueError, match="train is empty"):
+        probe.run(dataclasses.replace(config, checkpoint=world["run"]))
 
 
 def test_wilson_is_the_published_interval() -> None:

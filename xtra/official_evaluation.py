@@ -1,0 +1,79 @@
+"""Official probe checkpoints, encoder and classifier in one file, evaluated as they are: nothing trains."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from shards import store
+from shards.manifest import Manifest
+from xtra import checkpoint, heads
+from xtra.encoders import of_xtra
+from xtra.evaluate import accuracy, score
+from xtra.features import Encode, Feature, Labelled, Progress, keys_and_labels, numbered
+from xtra.heads import Candidates
+from xtra.official_probe import read_probe
+from xtra.probe_result import ProbeResult, write
+
+if TYPE_CHECKING:
+    from xtra.probe import Config
+
+_RESIZE = {224: 256, 256: 300}  # short side before the centre crop, by image size (official config/)
+
+
+def evaluate_official(config: Config, evaluation: Manifest, since: float, say: Progress) -> ProbeResult:
+    """The result of `config.checkpoint` on this set, written to `config.out` if that is given.
+
+    Raises ValueError for a file that is no official probe, and for a set of other classes.
+    """
+    at = config.checkpoint
+    if not at or any(store.exists(store.join(at, name)) for name in ("config.json", checkpoint.COMMIT)):
+        raise ValueError("train is empty: give the labelled dataset that trains the heads")
+    official = read_probe(at)
+    keys, found = keys_and_labels(evaluation)
+    labels = evaluation.classes or tuple(sorted(set(found)))
+    module = heads.of_official(official.kind, official.attention_heads, official.state).to(config.device)
+    if official.classes != len(labels):
+        raise ValueError(
+            f"{at}: tells {official.classes} classes apart, {evaluation.dataset} has {len(labels)}: "
+            "evaluate it on the set that it was trained for"
+        )
+    frozen = of_xtra(official.encoder.requires_grad_(False), "official").to(config.device)
+    feature = Feature("tokens" if official.kind == "attentive" else "pooled", official.layers)
+    resize = config.resize or _RESIZE.get(frozen.image, frozen.image)
+    encode = Encode(
+        encoder=frozen,
+        wanted=(feature,),
+        token_dtype=torch.float32,
+        device=config.device,
+        batch=config.encode_batch,
+        resize=resize,
+        seed=config.seed,
+        threads=config.threads,
+        precision=config.precision,
+    )
+    class_N = numbered(evaluation, keys, found, labels)
+    eval_set = Labelled(evaluation, class_N, np.zeros(len(class_N), bool))
+    candidates = [Candidates(official.kind, feature, ({},), module)]
+    (right_1C,) = score(candidates, encode.evaluation(eval_set, "evaluate", say), len(labels))
+    told = [line for line in official.report if line.startswith(("assumed", "told"))]
+    result = ProbeResult(
+        checkpoint=at,
+        samples_seen=0,
+        manifest_train="",
+        encoder="official",
+        lr=None,
+        weight_decay=None,
+        selection=(),
+        protocol="; ".join([f"as it came, image {frozen.image} of {resize}, encoder in {config.precision}", *told]),
+        layers=official.layers,
+        selected_on="nothing",
+        **accuracy(official.kind, right_1C[0].tolist(), eval_set, labels),
+        seconds=round(time.monotonic() - since, 3),
+    )
+    if config.out:
+        write(config.out, result)
+    return result
