@@ -98,6 +98,8 @@ def test_an_exported_program_shows_its_layers_without_its_class_token(exported):
         torch.testing.assert_close(last, wanted[1])
     with pytest.raises(ValueError, match=r"layers is 3; torch:any\.pt2 has 1\.\.2"):
         frozen.layers(images, 3)
+    (elsewhere,) = frozen.to("meta").layers(images.to("meta"), 1)  # the one other device that is everywhere
+    assert (elsewhere.device.type, elsewhere.shape) == ("meta", last.shape)
 
 
 def test_a_program_for_a_fixed_number_of_images_is_refused(exported):

@@ -14,8 +14,10 @@ from timm_files import Queue, timm_file
 from shards.manifest import make_version
 from shards.order import Order
 from shards.stream import Stream
+from xtra import train
 from xtra.augment import PROBE, Augment
-from xtra.data import augmented, eval_batches, train_batches
+from xtra.data import RandomCrop, Unguarded, augmented, decode_reference, eval_batches, train_batches
+from xtra.model import SIZES
 from xtra.rand_augment import OPS, Act, Policy, apply, draw, parse, perform
 
 NOTATION = "rand-m9-mstd0.5-inc1"
@@ -225,3 +227,37 @@ def test_a_decoder_of_whole_batches_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"augment\.randaugment works on pixels that the CPU decodes"):
             next(given)
+
+
+def test_what_a_guard_decodes_is_augmented_like_the_rest(tmp_path):
+    """A sample that has killed decoders comes from a child, cropped and no more."""
+    manifest = make_dataset(tmp_path, [20])
+    crop = RandomCrop(16, STRONG, 5)
+
+    class Guard(Unguarded):
+        def risky(self, sample):
+            return sample.sample % 3 == 0
+
+        def decode(self, sample, out_3HW):
+            (draws,) = crop.draw(np.array([sample.epoch]), np.array([sample.sample]))
+            decode_reference(sample.body, crop, draws, out_3HW)
+
+    stream = Stream(manifest, ORDER, 12)
+    guarded = next(train_batches(stream, 16, STRONG, 5, guard=Guard()))
+    stream.close()
+    plain = batches(manifest, 1)[0]
+    assert torch.equal(guarded.images_B3HW[guarded.sample_B % 3 != 0], plain.images_B3HW[plain.sample_B % 3 != 0])
+    close = (guarded.images_B3HW.float() - plain.images_B3HW.float()).abs().flatten(1).mean(1)
+    assert (close < 8).all()  # the reference decoder's own rounding, which an operation may enlarge
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"augment": Augment(erase=0.25)}, "augment.erase is 0.25; pretraining predicts pixels"),
+        ({"augment": STRONG, "decoder": "gpu"}, "augment.randaugment works on pixels that the CPU decodes"),
+    ],
+)
+def test_pretraining_refuses_what_it_cannot_do(changes, said):
+    with pytest.raises(ValueError, match=said):
+        train.Config(SIZES["tiny32"], 100, 10, **changes)
