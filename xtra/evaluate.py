@@ -34,8 +34,9 @@ def score(found: Sequence[Candidates], evaluation: Iterable[Features], classes: 
     for features in evaluation:
         for one, right_GC in zip(found, right):
             hits_GB = heads.correct(one.logits(features.of(one.feature)), features.labels_B)
-            for right_C, hits_B in zip(right_GC, hits_GB):
-                right_C += torch.bincount(features.labels_B[hits_B].cpu(), minlength=classes)
+            points = len(one.points)
+            cell_GB = features.labels_B + classes * torch.arange(points, device=hits_GB.device)[:, None]
+            right_GC += torch.bincount(cell_GB[hits_GB], minlength=points * classes).view(points, classes).cpu()
     return right
 
 

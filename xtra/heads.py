@@ -240,8 +240,8 @@ class StackedAdamW:
         """One update at these rates; consumes the gradients. Returns each head's gradient norm before clipping: [G]."""
         self.steps += 1
         beta1, beta2 = self.betas
-        square_G = sum((_grad(p).flatten(1).square().sum(1) for _, p in self.named), torch.zeros_like(lr_G))
-        norm_G = square_G.sqrt()
+        norms = [torch.linalg.vector_norm(_grad(p).flatten(1), dim=1) for _, p in self.named]
+        norm_G = torch.linalg.vector_norm(torch.stack(norms), dim=0)
         scale_G = (self.clip / (norm_G + 1e-6)).clamp(max=1.0)
         step_G = lr_G / (1 - beta1**self.steps)
         root = math.sqrt(1 - beta2**self.steps)
@@ -252,7 +252,7 @@ class StackedAdamW:
                 p.mul_((1 - lr_G * self.decay_G).view(shape))
             first.lerp_(grad, 1 - beta1)
             second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            p.sub_(step_G.view(shape) * first / (second.sqrt().div_(root).add_(self.eps)))
+            p.addcdiv_(step_G.view(shape) * first, second.sqrt().div_(root).add_(self.eps), value=-1)
             p.grad = None
         return norm_G
 

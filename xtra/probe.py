@@ -205,6 +205,10 @@ def _shared(config: Config, training: Manifest, evaluation: Manifest) -> Shared:
     return both
 
 
+def _kinds(config: Config) -> tuple[str, ...]:
+    return (*config.heads, *(("pixels",) if config.pixels else ()))
+
+
 def _features(config: Config, encoder: FrozenEncoder, kind: str) -> tuple[Feature, ...]:
     """What heads of this kind see, one for every layer set."""
     if kind == "pixels":
@@ -215,8 +219,7 @@ def _features(config: Config, encoder: FrozenEncoder, kind: str) -> tuple[Featur
 
 
 def _encode(config: Config, encoder: FrozenEncoder) -> Encode:
-    kinds = (*config.heads, *(("pixels",) if config.pixels else ()))
-    wanted = dict.fromkeys(feature for kind in kinds for feature in _features(config, encoder, kind))
+    wanted = dict.fromkeys(feature for kind in _kinds(config) for feature in _features(config, encoder, kind))
     return Encode(
         encoder=encoder,
         wanted=tuple(wanted),
@@ -237,28 +240,24 @@ def _fit(
     config: Config, probed: Probed, encode: Encode, train_set: Labelled, classes: int, say: Progress
 ) -> list[Candidates]:
     """Everything that the config asks for, trained on what is not held out."""
-    kinds = (*config.heads, *(("pixels",) if config.pixels else ()))
-    stepped = [
-        new_head(config, kind, feature, encode, classes)
-        for kind in kinds
-        if kind not in ("knn", "logreg")
-        for feature in _features(config, encode.encoder, kind)
-    ]
-    quick = [(kind, f) for kind in kinds if kind in ("knn", "logreg") for f in _features(config, encode.encoder, kind)]
+    asked = [(kind, feature) for kind in _kinds(config) for feature in _features(config, encode.encoder, kind)]
+    quick = [(kind, feature) for kind, feature in asked if kind in ("knn", "logreg")]
+    stepped = [new_head(config, kind, f, encode, classes) for kind, f in asked if (kind, f) not in quick]
     if stepped and config.augment is not None:
         _train_augmented(config, probed, _only(encode, [head.feature for head in stepped]), train_set, stepped, say)
-    found = [head.trained() for head in stepped] if config.augment is not None else []
-    if config.augment is None or quick:
-        views = config.views if stepped and config.augment is None else 1
-        kept = encode if config.augment is None else _only(encode, [feature for _, feature in quick])
-        cache = Cache(kept, train_set, views, config.batch, config.cache_gb)
-        cache.fill(say)
-        if config.augment is None:
-            schedule = _schedule(config, cache.images, config.epochs * cache.images)
-            train(stepped, cache.epochs(config.epochs), schedule, say)
-            found = [head.trained() for head in stepped]
-        found += [_quick(config, kind, feature, cache, classes, say) for kind, feature in quick]
-    return found
+        encode = _only(encode, [feature for _, feature in quick])
+    if not encode.wanted:
+        return [head.trained() for head in stepped]
+    from_views = bool(stepped) and config.augment is None
+    cache = Cache(encode, train_set, config.views if from_views else 1, config.batch, config.cache_gb)
+    cache.fill(say)
+    if from_views:
+        schedule = _schedule(config, cache.images, config.epochs * cache.images)
+        train(stepped, cache.epochs(config.epochs), schedule, say)
+    return [
+        *(head.trained() for head in stepped),
+        *(_quick(config, kind, feature, cache, classes, say) for kind, feature in quick),
+    ]
 
 
 def _only(encode: Encode, features: Sequence[Feature]) -> Encode:
@@ -291,7 +290,7 @@ def train(
             head.step(features, schedule, seen)
         seen += len(features)
         say("train heads", seen, schedule.samples)
-    assert seen == schedule.samples or not stepped, "the source shows what the schedule counts"
+    assert seen == schedule.samples, "the source shows what the schedule counts"
 
 
 def _train_augmented(

@@ -45,8 +45,7 @@ class ProbeResult:
     def name(self) -> str:
         """Of the file. Other protocols and other people's encoders overwrite nobody's result."""
         words = [self.set, self.head, self.encoder, str(self.samples_seen)]
-        if self.selected_on == "eval":
-            words.append("published-inert" if "inert" in self.protocol else "published")
+        words += ["published"] * (self.selected_on == "eval") + ["inert"] * ("inert grid" in self.protocol)
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words)) + ".json"
 
 

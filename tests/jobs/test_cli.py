@@ -365,8 +365,16 @@ def test_train_then_probe_then_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (result["samples_seen"], result["stopped"]) == (192, False)
     assert json.loads(Path(run, "config.json").read_text())["optim"]["lr"] == 2e-3
     quick = ["--train", data, "--eval", data, "--epochs", "2", "--views", "1", "--batch", "16"]
-    assert cli.main(["probe", run, *quick, "--heads", "linear", "--pixels", "--json"]) == 0
-    assert {p["head"] for p in last_json(capsys)["probes"]} == {"linear", "pixels"}
+    words = ["probe", run, *quick, "--heads", "linear", "--pixels", "--augment", "linear-b", "--json"]
+    assert cli.main(words) == 0
+    *said, found = capsys.readouterr().out.splitlines()
+    assert {p["head"] for p in json.loads(found)["probes"]} == {"linear", "pixels"}
+    assert "augmented anew every epoch" in json.loads(found)["probes"][0]["protocol"]
+    assert "classes, encoder trained at 192 samples" in said[0]
+    assert [line.split()[0] for line in said[1:3]] == ["linear", "pixels"]
+    assert said[3].startswith("points chosen on images of the training set that no head trained on")
+    assert "the training set has" in said[4], "the two sets are one here"
+    assert max(map(len, said)) <= 80
     assert cli.main(["report", str(tmp_path / "runs"), "--json"]) == 0
     report = last_json(capsys)
     assert (report["runs"], report["rows"], report["problems"]) == (1, 2, [])
