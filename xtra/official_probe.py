@@ -86,7 +86,11 @@ def _read(file: OfficialFile, size: str) -> OfficialProbe:
         f"head: {kind}, {classes} classes, last {layers} layers{attention}",
         *assumed,
         *(f"not taken: {name}" for name in file.tensors if name not in encoder_tensors),
-        *(f"not taken: {line}" for line in file.not_taken),
+        *(
+            f"not taken: {line}"
+            for line in file.not_taken
+            if not (file.settings and line.startswith("hyper_parameters:"))
+        ),
     )
     return OfficialProbe(make_encoder(config, weights), kind, layers, heads, state, report)
 
