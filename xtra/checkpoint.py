@@ -15,16 +15,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import struct
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards import store
@@ -69,14 +71,22 @@ def snapshot(
     part: int = 0,
     parts: int = 1,
     copy: bool = False,
+    into: Snapshot | None = None,
 ) -> Snapshot:
-    """`copy` takes tensors that are on the CPU already as well, so that training may go on while they are written."""
+    """`copy` takes tensors that are on the CPU already as well, so that training may go on while they are written.
 
-    def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: t.detach().to("cpu", copy=copy).contiguous() for name, t in tensors.items()}
+    `into` is an earlier snapshot whose memory may be used again: new memory costs several times what copying does.
+    """
 
-    weights = {} if part else on_cpu(parameters(model))
-    return Snapshot(weights, on_cpu(_optimizer_tensors(model, optimizer)), state, part, parts)
+    def on_cpu(tensors: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: old[name].copy_(t.detach()) if name in old else t.detach().to("cpu", copy=copy).contiguous()
+            for name, t in tensors.items()
+        }
+
+    weights = {} if part else on_cpu(parameters(model), into.weights if into else {})
+    optim = on_cpu(_optimizer_tensors(model, optimizer), into.optim if into else {})
+    return Snapshot(weights, optim, state, part, parts)
 
 
 def save(
@@ -104,13 +114,11 @@ def write(
     folder = checkpoint_folder(run, samples_seen)
     if not store.exists(store.join(folder, COMMIT)):
         files: dict[str, dict[str, Any]] = {}
-        with tempfile.TemporaryDirectory(prefix="xtra-checkpoint-") as scratch:
-            for name in taken.files:
-                path = Path(scratch, name)
-                _write_file(path, taken)
-                files[f"{attempt:06d}/{name}"] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-                store.put_file(store.join(folder, f"{attempt:06d}", name), path)
-                path.unlink()
+        for name in taken.files:
+            url = store.join(folder, f"{attempt:06d}", name)
+            with _scratch(url) as path:
+                files[f"{attempt:06d}/{name}"] = _write_file(path, name, taken)
+                store.put_file(url, path, move=True)
         if taken.part:
             store.put_json(_note(folder, attempt, taken.part), files)
             return True
@@ -142,11 +150,63 @@ def _wait_for(note: str) -> dict[str, Any]:
     raise store.StoreError(f"{note}: was not written within {PART_SECONDS:.0f} s: did that rank die?")
 
 
-def _write_file(path: Path, taken: Snapshot) -> None:
-    if path.name == STATE:
-        path.write_text(json.dumps(taken.state, indent=1, sort_keys=True) + "\n")
-    else:
-        save_file(dict(taken.weights if path.name == MODEL else taken.optim), path)
+@contextlib.contextmanager
+def _scratch(url: str) -> Generator[Path]:
+    """A file to fill before it is put, gone afterwards: beside its place on a local disk, where putting it is giving it
+    its name. Raises StoreError when it cannot be written."""
+    folder = store.local_path(url).parent if store.is_local(url) else None
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".aside-", dir=folder)  # such a name is in no listing of the store
+        os.close(handle)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise store.StoreError(
+            f"{url}: cannot be written ({error.strerror or error}): rerun when that is mended"
+        ) from None
+
+
+def _write_file(path: Path, name: str, taken: Snapshot) -> dict[str, Any]:
+    """What the COMMIT says of the file: its size and sha256."""
+    with path.open("wb", buffering=0) as file:
+        if name == STATE:
+            pieces = iter([memoryview((json.dumps(taken.state, indent=1, sort_keys=True) + "\n").encode())])
+        else:
+            pieces = safetensors_bytes(taken.weights if name == MODEL else taken.optim)
+        digest, size = hashlib.sha256(), 0
+        for piece in pieces:
+            digest.update(piece)
+            size += len(piece)
+            while piece := piece[file.write(piece) :]:  # a write may take less than it is given, 2 GB at most
+                pass
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """A safetensors file (huggingface.co/docs/safetensors) piece by piece, straight from the tensors' memory.
+
+    So it is hashed while it is written. The library's save_file would have to be read again for that, which costs as
+    much CPU as this whole function and, where the file does not fit into memory beside the state, the disk's time.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # each at a multiple of its size
+    for name, t in tensors.items():
+        begin, end = end, end + t.nbytes
+        header[name] = {"dtype": _DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data begin at a multiple of 8
+    yield memoryview(struct.pack("<Q", len(text)) + text)
+    for t in tensors.values():
+        if t.nbytes:
+            yield t.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def checkpoint_folder(run: str, samples_seen: int) -> str:
@@ -341,6 +401,6 @@ def prune(run: str, keep: int, keep_every: int = 0) -> list[int]:
         store.delete(store.join(folder, COMMIT))
         for attempt in store.names(folder):
             if re.fullmatch(r"\d{6}", attempt):
-                for file in store.names(store.join(folder, attempt)):
-                    store.delete(store.join(folder, attempt, file))
+                for file in store.entries(store.join(folder, attempt)):  # half-written ones, too
+                    store.delete(store.join(folder, attempt, file.name))
     return [samples for samples in commits if samples < oldest_kept and samples not in stay]

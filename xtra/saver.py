@@ -26,6 +26,7 @@ class Saver:
         self.rank = world_of()[0]
         self.part, self.parts = (self.rank, parts) if parts > 1 else (0, 1)
         self.thread: threading.Thread | None = None
+        self.taken: checkpoint.Snapshot | None = None  # the last one: the next is copied into its memory
         self.saving = 0  # samples seen of what is being written
         self.committed = True
         self.failed: BaseException | None = None
@@ -39,9 +40,9 @@ class Saver:
         if superseded and self.rank == 0:
             self.say({"event": "superseded", "samples_seen": samples_seen})
         if not superseded and (self.parts > 1 or self.rank == 0):
-            taken = checkpoint.snapshot(model, optimizer, state, self.part, self.parts, copy=True)
+            self.taken = checkpoint.snapshot(model, optimizer, state, self.part, self.parts, copy=True, into=self.taken)
             self.saving = samples_seen
-            self.thread = threading.Thread(target=self._write, args=(taken,), name="checkpoint", daemon=True)
+            self.thread = threading.Thread(target=self._write, args=(self.taken,), name="checkpoint", daemon=True)
             self.thread.start()
         return superseded
 

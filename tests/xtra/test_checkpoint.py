@@ -79,6 +79,40 @@ def test_the_folder_is_the_one_of_the_design_and_holds_no_pickle(trained):
     assert optim.keys() == {f"{n}/{k}" for n, _ in model.named_parameters() for k in ("step", "exp_avg", "exp_avg_sq")}
 
 
+def test_a_snapshot_takes_the_memory_of_an_earlier_one_and_is_no_view_of_the_model():
+    model = build(CONFIG, 0)
+    optimizer = optimizer_of(model)
+    empty = checkpoint.snapshot(model, optimizer, STATE, copy=True)  # before the first step: no moments yet
+    train(model, optimizer, 1)
+    first = checkpoint.snapshot(model, optimizer, STATE, copy=True, into=empty)
+    places = {name: t.data_ptr() for name, t in (*first.weights.items(), *first.optim.items())}
+    train(model, optimizer, 1)
+    second = checkpoint.snapshot(model, optimizer, STATE, copy=True, into=first)
+    assert {name: t.data_ptr() for name, t in (*second.weights.items(), *second.optim.items())} == places
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, optimizer, 1)
+    assert all(torch.equal(second.weights[name], p) for name, p in before.items())
+    assert set(map(float, (t for name, t in second.optim.items() if name.endswith("/step")))) == {2.0}
+
+
+def test_tensors_are_written_as_the_library_reads_them(tmp_path):
+    tensors = {"odd": torch.randn(3).bfloat16(), "step": torch.tensor(7.0), "none": torch.zeros(0, 4)}
+    tensors |= {"double": torch.randn(2, 5).double(), "half": torch.randn(5).half(), "a/b": torch.randn(4, 2)}
+    (tmp_path / "x").write_bytes(b"".join(checkpoint.safetensors_bytes(tensors)))
+    found = load_file(tmp_path / "x")
+    assert found.keys() == tensors.keys()
+    for name, t in tensors.items():
+        assert torch.equal(found[name], t), name
+        assert found[name].dtype == t.dtype, name
+
+
+def test_a_folder_that_cannot_be_written_is_named(run):
+    Path(run, "checkpoints").write_text("in the way")
+    model = build(CONFIG, 0)
+    with pytest.raises(store.StoreError, match=r"000000000064.*cannot be written \(Not a directory\)"):
+        checkpoint.save(run, 1, 64, model, optimizer_of(model), STATE)
+
+
 def test_the_first_commit_wins_and_is_never_touched_again(trained):
     run, model, optimizer = trained
     before = {p: p.read_bytes() for p in Path(run, "checkpoints").rglob("*") if p.is_file()}
@@ -143,7 +177,7 @@ def test_the_first_tensor_that_does_not_fit_is_named_with_both_shapes(trained):
     deeper = build(replace(CONFIG, depth=3), 0)
     with pytest.raises(ValueError, match=r"has encoder\.blocks\.2\.norm1\.weight \[64\], the file does not"):
         checkpoint.load(url, deeper)
-    with pytest.raises(ValueError, match=r"lacks heads\.1\.fc1\.bias, the file has it \[128\]"):
+    with pytest.raises(ValueError, match=r"lacks heads\.1\.fc1\.weight, the file has it \[128, 256\]"):
         checkpoint.load(url, build(replace(CONFIG, predict=1), 0))
 
 
@@ -205,6 +239,7 @@ def test_prune_keeps_the_newest_and_sweeps_what_lies_before(trained):
     for samples in (256, 384, 512):
         checkpoint.save(run, 3, samples, model, optimizer, STATE)
     store.put(store.join(run, "checkpoints", "000000000200", "000001", "model.safetensors"), b"left by a dead attempt")
+    Path(run, "checkpoints", "000000000200", "000001", ".aside-x").write_bytes(b"killed while it was written")
     store.put(store.join(run, "checkpoints", "000000000640", "000003", "model.safetensors"), b"being written")
     assert checkpoint.prune(run, keep=2) == [128, 256]
     assert checkpoint.committed(run) == [384, 512]

@@ -305,8 +305,8 @@ def test_what_is_not_finite_is_never_saved(data, tmp_path, monkeypatch, loss, no
 def test_an_attempt_overtaken_while_it_uploads_does_not_commit(data, tmp_path, monkeypatch):
     out, upload = tmp_path / "run", store.put_file
 
-    def slow(url, path):
-        upload(url, path)
+    def slow(url, path, move):
+        upload(url, path, move)
         store.put_json_if_absent(str(out / "attempts" / "000002.json"), {"attempt": 2})
 
     monkeypatch.setattr(store, "put_file", slow)
@@ -397,10 +397,10 @@ def test_some_checkpoints_stay_for_good(data, tmp_path):
 def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
     upload, written, seen = store.put_file, threading.Event(), []
 
-    def slow(url, path):
+    def slow(url, path, move):
         if "000000000030" in url:
             assert written.wait(60)
-        upload(url, path)
+        upload(url, path, move)
 
     def stop() -> bool:
         seen.append(len(checkpoint.committed(str(tmp_path / "run"))))
@@ -418,7 +418,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypa
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(data, tmp_path, monkeypatch):
-    def full(url, path):
+    def full(url, path, move):
         raise store.StoreError(f"{url}: cannot write: no space left")
 
     monkeypatch.setattr(store, "put_file", full)

@@ -1,0 +1,194 @@
+"""What checkpoints cost: bytes, the seconds that training waits, those of writing beside it, and those of loading.
+
+The state is a real one (a model and AdamW's moments) and goes the way that the trainer sends it: copied while training
+waits (`xtra.saver`), then written, hashed and put in the background. One copy at a time; what is needed is said first,
+and less memory or disk than that is refused.
+
+A checkpoint is due every `every` samples, so the share of time that it costs depends on the rate: that of one H100 if
+it reached its peak in the FLOPs that have to be done (a bound: no machine reaches it, and a slower one loses less),
+that of a training step measured here, and --rate. `waiting` counts a copy into the memory of an earlier one (only a
+run's first takes new memory) and whatever writing is not done when the next one is due; on CPUs `contended` also counts
+the CPU time that writing takes from training.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from jobs.bench import result
+from shards import store
+from xtra import checkpoint
+from xtra.blocks import target_blocks
+from xtra.loss import next_block_loss
+from xtra.model import SIZES, Xtra, build
+from xtra.optim import OptimConfig, make_optimizer
+
+T = TypeVar("T")
+IDEAL_H100 = {"b16": 4251.0, "h14": 979.0}
+"""Images/s of 989 TFLOP/s in the FLOPs of a step without the last block and without pairs that the mask excludes."""
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Config:
+    size: str = "b16"  # a name in xtra.model.SIZES; h14 needs 22 GB of memory
+    out: str = ""  # folder to write into (any store), emptied afterwards; none: a temporary one
+    every: int = 1_000_000  # samples between checkpoints
+    rate: float = 0.0  # samples/s to reckon with, beside the others; 0: none
+    images: int = 2  # of the training step that is timed for the measured rate; 0: none is
+    rounds: int = 2  # copies after the first
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
+        for name, least in (("every", 1), ("rate", 0), ("images", 0), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Timed:
+    seconds: float
+    cpu_seconds: float
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Raises ValueError when memory or disk would not do."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Xtra(SIZES[config.size]).parameters())
+    _require_room(config, parameters)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="xtra-bench-") as scratch:
+        root = config.out or scratch
+        step = _measure(config, root, rows.append)
+    for row in rows:
+        spent = f"{row['seconds']:8.2f} s  {row['cpu_seconds']:7.2f} s of CPU" if "seconds" in row else " " * 28
+        print(f"{row['what']:<20} {spent}  {_gb(row['bytes']) if 'bytes' in row else ''}".rstrip())
+    ratios, measured = {}, {"measured": config.images / step.seconds} if step else {}
+    ideal = {"h100_ideal": IDEAL_H100[config.size]} if config.size in IDEAL_H100 else {}
+    for name, rate in (ideal | measured | ({"given": config.rate} if config.rate else {})).items():
+        for kind, share in shares(rows, config.every, rate).items():
+            if kind == "waiting" or (name == "measured" and config.device == "cpu"):
+                ratios[f"{kind}_share_{name}"] = share
+        rows.append({"what": f"rate {name}", "samples_per_s": rate})
+        print(f"at {rate:,.2f} samples/s ({name}): a checkpoint every {config.every / rate:,.0f} s")
+    return result("checkpoint", [{"size": config.size, "parameters": parameters}, *rows], ratios)
+
+
+def shares(rows: list[dict[str, Any]], every: int, rate: float) -> dict[str, float]:
+    """The shares of a run's time that checkpoints cost it at a rate in samples/s."""
+    copy = statistics.median(row["seconds"] for row in rows if row["what"] == "copy")
+    (write,) = [row for row in rows if row["what"] == "write, hash, put"]
+    interval = every / rate
+    waiting = copy + max(0.0, write["seconds"] - interval)
+    contended = waiting + write["cpu_seconds"] / len(os.sched_getaffinity(0))
+    return {"waiting": waiting / (interval + waiting), "contended": contended / (interval + contended)}
+
+
+def _measure(config: Config, root: str, tell: Callable[[dict[str, Any]], None]) -> Timed | None:
+    """Every phase in turn; returns the training step's time if it was asked for."""
+    device = torch.device(config.device)
+    model = build(SIZES[config.size], 0, device)
+    optimizer = make_optimizer(model, OptimConfig())
+    step = None
+    if config.images:
+        _step(model, optimizer, config.images)  # the first one is for warming up
+        _, step = _timed(device, lambda: _step(model, optimizer, config.images))
+        tell({"what": f"step of {config.images} images", **asdict(step)})
+    else:
+        for p in model.parameters():  # as after a step, without gradients' memory
+            optimizer.state[p] = {
+                "step": torch.ones(()),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.ones_like(p),
+            }
+    taken: checkpoint.Snapshot | None = None
+    for turn in range(1 + config.rounds):
+        state = {"cursor": {"manifest": ""}}
+        copying = partial(checkpoint.snapshot, model, optimizer, state, copy=True, into=taken)
+        taken, copy = _timed(device, copying)
+        held = sum(t.nbytes for t in (*taken.weights.values(), *taken.optim.values()))
+        tell({"what": "copy" if turn else "first copy", **asdict(copy), "bytes": held})
+    assert taken is not None
+    written, write = _timed(device, partial(checkpoint.write, root, 1, 0, taken))
+    assert written
+    del taken
+    folder = checkpoint.checkpoint_folder(root, 0)
+    files = store.read_json(store.join(folder, checkpoint.COMMIT))["files"]
+    total = sum(file["bytes"] for file in files.values())
+    tell({"what": "write, hash, put", **asdict(write), "bytes": total})
+    for name, file in files.items():
+        tell({"what": name.rpartition("/")[2], "bytes": file["bytes"]})
+    _, load = _timed(device, partial(checkpoint.load, folder, model, optimizer))
+    tell({"what": "load", **asdict(load), "bytes": total})
+    for name in (*files, checkpoint.COMMIT):
+        store.delete(store.join(folder, name))
+    return step
+
+
+def _step(model: Xtra, optimizer: torch.optim.Optimizer, images: int) -> None:
+    c = model.config
+    x = torch.randn(images, 3, c.image, c.image, device=next(model.parameters()).device)
+    next_block_loss(model(x), target_blocks(x, c.side)).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _timed(device: torch.device, work: Callable[[], T]) -> tuple[T, Timed]:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    done = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return done, Timed(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _require_room(config: Config, parameters: int) -> None:
+    """Say what is needed; raise ValueError when there is less."""
+    state = 12 * parameters  # float32 weights and AdamW's two moments
+    held = 0 if config.device == "cuda" else state
+    gradients = 4 * parameters + config.images * 2 * GB if config.images and config.device == "cpu" else 0
+    memory = held + max(state, gradients) + GB  # the copy is made when the gradients are gone
+    free = available_memory()
+    local = store.local_path(config.out) if config.out and store.is_local(config.out) else Path(tempfile.gettempdir())
+    while not local.exists():
+        local = local.parent
+    disk = shutil.disk_usage(local).free
+    print(
+        f"{config.size}: needs {_gb(memory)} of memory (free: {_gb(free)}) "
+        f"and {_gb(state)} on {local} (free: {_gb(disk)})"
+    )
+    if free is not None and free < memory:
+        raise ValueError(
+            f"size {config.size} needs {_gb(memory)} of memory, {_gb(free)} are free: take a smaller --size"
+        )
+    if disk < state:
+        raise ValueError(f"size {config.size} needs {_gb(state)} on {local}, {_gb(disk)} are free: give another --out")
+
+
+def available_memory() -> int | None:
+    """Bytes that a process may still take; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _gb(count: float | None) -> str:
+    return "unknown" if count is None else f"{count / GB:.3f} GB"

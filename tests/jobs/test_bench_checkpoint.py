@@ -1,0 +1,46 @@
+"""The checkpoint bench: its figures are those of the files written, and it starts nothing that does not fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs import cli
+from jobs.bench import checkpoint
+from shards import store
+
+
+def test_bytes_are_those_of_a_checkpoint_and_nothing_is_left(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    words = ["bench", "checkpoint", "--size", "tiny32", "--images", "1", "--rate", "5", "--out", out, "--json"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("tiny32: needs ")
+    result = json.loads(said[-1])
+    rows = {row["what"]: row for row in result["rows"] if "what" in row}
+    parameters = result["rows"][0]["parameters"]
+    assert rows["copy"]["bytes"] >= 12 * parameters
+    assert rows["model.safetensors"]["bytes"] == pytest.approx(4 * parameters, rel=0.1)
+    assert rows["optim.safetensors"]["bytes"] == pytest.approx(8 * parameters, rel=0.1)
+    assert result["ratios"].keys() == {"waiting_share_measured", "contended_share_measured", "waiting_share_given"}
+    copies = [row["seconds"] for row in result["rows"] if row.get("what") == "copy"]
+    assert result["ratios"]["waiting_share_given"] == pytest.approx(sum(copies) / 2 / 200_000, rel=1e-3)
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+def test_writing_that_takes_longer_than_the_interval_is_waited_for():
+    rows = [{"what": "copy", "seconds": 1.0}, {"what": "write, hash, put", "seconds": 12.0, "cpu_seconds": 0.0}]
+    assert checkpoint.shares(rows, every=100, rate=10.0)["waiting"] == pytest.approx(3 / 13)
+    assert checkpoint.shares(rows, every=1000, rate=10.0)["waiting"] == pytest.approx(1 / 101)
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "available_memory", lambda: 20_000_000_000)
+    monkeypatch.setattr(checkpoint, "build", None)
+    with pytest.raises(ValueError, match=r"size h14 needs 21\.\d+ GB of memory, 20\.000 GB are free: take a smaller"):
+        checkpoint.run(checkpoint.Config(size="h14", out=store.join(str(tmp_path), "x")))
+    with pytest.raises(ValueError, match="size is 'b15'; it must be one of tiny32"):
+        checkpoint.Config(size="b15")
+    with pytest.raises(ValueError, match="every is 0; it must be at least 1"):
+        checkpoint.Config(every=0)
