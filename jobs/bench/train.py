@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.bench import result
+from jobs.bench.memory import kept_for_backward
 from xtra import drop_path
 from xtra.attention import Causal
 from xtra.blocks import block_causal_mask, raster_order, target_blocks
@@ -179,19 +180,8 @@ class _Step:
 
 def activation_bytes(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> int:
     """Bytes that the forward pass keeps for the backward pass, parameters left out."""
-    kept: dict[int, int] = {}
-    owned = {p.untyped_storage().data_ptr() for p in xtra.parameters()}
-
-    def keep(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        loss = loss_of(arm, xtra, images_B3HW, drop_LSB[:, :, : len(images_B3HW)])  # alive: no storage is used twice
-    del loss
-    return sum(kept.values())
+    drops = drop_LSB[:, :, : len(images_B3HW)]
+    return kept_for_backward(lambda: loss_of(arm, xtra, images_B3HW, drops), xtra.parameters())
 
 
 def _report(

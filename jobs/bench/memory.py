@@ -1,0 +1,159 @@
+"""What training holds in memory: parameters by part and bytes of each, and activations of an image.
+
+Activations are what the forward pass keeps for the backward one: by a formula from the shapes, and as autograd keeps
+them, counted by its own hooks while a step is traced without data (torch's fake tensors), so H/14 is counted anywhere.
+Two images and three are traced: what does not grow, such as autocast's bfloat16 copies of weights, is a constant. The
+images that fit are a bound: buffers of kernels, all-reduce and the allocator's gaps are left out; `xtra bench train
+--device cuda` measures the peak of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from jobs.bench import result
+from xtra.attention import causal_of
+from xtra.blocks import target_blocks
+from xtra.loss import next_block_loss
+from xtra.model import SIZES, ModelConfig, Xtra
+
+PARTS = ("encoder", "bridge", "decoder", "heads")
+BYTES = {"weights": 4, "gradients": 4, "AdamW's two moments": 8}  # a parameter, all in float32
+
+
+@dataclass(frozen=True)
+class Config:
+    sizes: tuple[str, ...] = ("b16", "h14")  # names in xtra.model.SIZES
+    memory: float = 80.0  # GB of the GPU to fill
+
+    def __post_init__(self) -> None:
+        for size in self.sizes:
+            if size not in SIZES:
+                raise ValueError(f"sizes has {size!r}; it must be of {', '.join(SIZES)}")
+        if not self.memory > 0:
+            raise ValueError(f"memory is {self.memory}; it must be above 0 (GB)")
+
+
+def run(config: Config) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for size in config.sizes:
+        with torch.device("meta"):
+            model = Xtra(SIZES[size])
+        counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
+        total = sum(counts.values())
+        state = sum(BYTES.values()) * total
+        rows.append(
+            {"size": size, "parameters": counts, "total": total, "bytes_a_parameter": BYTES, "state_bytes": state}
+        )
+        print(f"{size}: {total:,} parameters, {state / 1e9:.2f} GB with gradients and AdamW; " + _listed(counts))
+        for precision, decoder_fp32 in (("fp32", True), ("bf16", True), ("bf16", False)):
+            held = kept(SIZES[size], precision == "bf16", decoder_fp32)
+            fits = int((config.memory * 1e9 - state - held.constant) / held.image)
+            rows.append(
+                {
+                    "size": size,
+                    "precision": precision,
+                    "decoder_fp32": decoder_fp32,
+                    "bytes_an_image": held.image,
+                    "bytes_an_image_by_formula": by_formula(SIZES[size], precision == "bf16", decoder_fp32),
+                    "constant_bytes": held.constant,
+                    "images_that_fit": fits,
+                }
+            )
+            name = precision + ", decoder in fp32" * (precision == "bf16" and decoder_fp32)
+            formula = rows[-1]["bytes_an_image_by_formula"] / 1e6
+            print(
+                f"  {name:<22} {held.image / 1e6:7.1f} MB an image (formula {formula:.1f}), "
+                f"{held.constant / 1e9:.2f} GB besides, {fits:,} images in {config.memory:g} GB"
+            )
+    worst = max(abs(r["bytes_an_image_by_formula"] / r["bytes_an_image"] - 1) for r in rows if "precision" in r)
+    return result("memory", rows, {"formula_off_by_at_most": worst})
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that the forward pass keeps for the backward one."""
+
+    image: int  # more, for each image
+    constant: int  # whatever the number of images; the parameters themselves are not counted
+
+
+def kept(config: ModelConfig, bf16: bool, decoder_fp32: bool) -> Kept:
+    """Of a training step as the trainer takes it, without drop path, on a CPU and attention in one piece."""
+    two, three = (_traced(config, images, bf16, decoder_fp32) for images in (2, 3))
+    return Kept(three - two, 3 * two - 2 * three)
+
+
+def _traced(config: ModelConfig, images: int, bf16: bool, decoder_fp32: bool) -> int:
+    # Made here and kept for later calls: one made without data would be of no use to them.
+    causal_of(config.tokens - config.per_block, config.per_block, 0, torch.device("cpu"), "dense")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = Xtra(config, decoder_fp32)
+        model.encoder.attention = model.decoder.attention = "dense"
+        x = torch.empty(images, 3, config.image, config.image)
+        targets_BKP = target_blocks(x, config.side)
+
+        def forward() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                predictions = model(x)
+            return next_block_loss(predictions, targets_BKP)
+
+        return kept_for_backward(forward, model.parameters())
+
+
+def kept_for_backward(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes of the storages that autograd holds after a forward pass, each once, those of the parameters left out."""
+    owned = {p.untyped_storage()._cdata for p in parameters}
+    held: dict[int, Any] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage._cdata not in owned:
+            held[storage._cdata] = storage  # alive: no address is used twice
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = forward()
+    del loss
+    return sum(storage.nbytes() for storage in held.values())
+
+
+def by_formula(c: ModelConfig, bf16: bool, decoder_fp32: bool) -> int:
+    """Bytes an image, from the shapes alone, for N tokens (the last block is not computed) and K - 1 predictions.
+
+    A layer of width D keeps of each token: the inputs of both norms and their mean and spread in float32; and in the
+    precision of the products, both norms' outputs (D each), queries, keys and values (3 D), attention's output (D) and
+    the logarithm of its sum for each head (float32), and the hidden values of the MLP before and after GELU. The loss
+    keeps predictions and normalised targets in float32.
+    """
+    half = 2 if bf16 else 4
+    n, k = c.tokens - c.per_block, c.blocks - 1
+
+    def norm(width: int) -> int:
+        return n * (4 * width + 8)
+
+    def layers(width: int, depth: int, heads: int, size: int) -> int:
+        products = (6 + 2 * c.mlp_ratio) * width * size
+        return depth * (2 * norm(width) + round(n * products) + n * heads * 4)
+
+    def mlp(rows: int, width: int, hidden: int, size: int) -> int:
+        return rows * (width + 2 * hidden) * size
+
+    encoder = layers(c.width, c.depth, c.heads, half) + norm(c.width) + n * 3 * c.patch**2 * half
+    decoder = layers(c.dec_width, c.dec_depth, c.dec_heads, 4 if decoder_fp32 else half) + norm(c.dec_width)
+    bridge = mlp(n, c.width, c.bridge, half)
+    heads = sum(
+        mlp(k - ahead, c.per_block * c.dec_width, c.head, half) + (k - ahead) * c.block_pixels * 4
+        for ahead in range(c.predict)
+    )
+    return encoder + bridge + decoder + heads + k * c.block_pixels * 4
