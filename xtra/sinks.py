@@ -3,12 +3,18 @@
 One interface: a sink is made from (run folder, config) and takes rows of numbers at a count of samples seen. Libraries
 are imported only when asked for (extras tensorboard, mlflow and wandb); each is told where to send things by its own
 environment variables.
+
+The run folder has everything, so a sink never costs a run: one that fails while the run goes on is left out from there
+on, which the events tell. Rows reach sinks when the run folder has them. A continued run joins what its earlier
+attempts began, and rows of steps that it takes again, after a kill between two checkpoints, are not sent twice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,12 +49,21 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run named after the run folder, under MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME."""
+    """A run named after the run folder, under MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME; its tag xtra.run is the
+    folder, by which later attempts find it."""
 
     def __init__(self, run: str, config: Mapping[str, Any]) -> None:
         self.mlflow = _library("mlflow", "mlflow")
-        self.mlflow.start_run(run_name=_name(run))
-        self.mlflow.log_params(flat(config))
+        folder = store.absolute(run)
+        quoted = folder.replace("'", "\\'")
+        found = self.mlflow.search_runs(
+            filter_string=f"tags.`xtra.run` = '{quoted}'", max_results=1, output_format="list"
+        )
+        if found:
+            self.mlflow.start_run(run_id=found[0].info.run_id)
+        else:
+            self.mlflow.start_run(run_name=_name(run), tags={"xtra.run": folder})
+            self.mlflow.log_params(flat(config))
 
     def log(self, numbers: Mapping[str, float], samples_seen: int) -> None:
         self.mlflow.log_metrics(dict(numbers), step=samples_seen)
@@ -58,11 +73,13 @@ class MLflow:
 
 
 class WandB:
-    """A run named after the run folder, under WANDB_PROJECT; resumed attempts join it."""
+    """A run named after the run folder, under WANDB_PROJECT; its id is made from the folder, so attempts are one."""
 
     def __init__(self, run: str, config: Mapping[str, Any]) -> None:
         wandb = _library("wandb", "wandb")
-        self.run = wandb.init(id=_name(run), name=_name(run), config=dict(config), resume="allow")
+        digest = hashlib.sha256(store.absolute(run).encode()).hexdigest()[:8]
+        self.run = wandb.init(id=f"{_name(run)}-{digest}", name=_name(run), config=dict(config), resume="allow")
+        self.run.define_metric("*", step_metric="samples_seen")
 
     def log(self, numbers: Mapping[str, float], samples_seen: int) -> None:
         self.run.log({**numbers, "samples_seen": samples_seen})
@@ -71,11 +88,20 @@ class WandB:
         self.run.finish()
 
 
-def open_sinks(names: tuple[str, ...], run: str, config: Mapping[str, Any]) -> list[Sink]:
-    """Raises ValueError naming what is not installed or not known."""
+def open_sinks(names: tuple[str, ...], run: str, config: Mapping[str, Any]) -> dict[str, Sink]:
+    """Raises ValueError naming what is not installed, not known, or does not start."""
     kinds = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
     assert tuple(kinds) == SINKS
-    return [kinds[name](run, config) for name in names]
+    opened: dict[str, Sink] = {}
+    for name in names:
+        try:
+            opened[name] = kinds[name](run, config)
+        except ValueError:
+            raise
+        except Exception as error:  # theirs: no account, no server, no such experiment
+            said = " ".join(str(error).split())
+            raise ValueError(f"sinks has {name}, which does not start ({type(error).__name__}: {said})") from None
+    return opened
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,28 +116,67 @@ def _library(extra: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"sinks has {extra}, which is not installed ({error}): pip install {extra}") from None
+        raise ValueError(
+            f"sinks has {extra}, which is not installed ({error}): pip install 'xtra-pretrain[{extra}]', "
+            f"or {extra} alone"
+        ) from None
 
 
 def _name(run: str) -> str:
     return run.rstrip("/").rsplit("/", 1)[-1]
 
 
-class Recorder:
-    """Rows of a run's metrics: into its metrics files always, and into the sinks; a context that closes them."""
+def recorded(run: str) -> int:
+    """The samples seen of the latest row that earlier attempts put into the run folder's metrics; 0 without any."""
+    folder = store.join(run, "metrics")
+    latest: dict[str, str] = {}
+    for name in store.names(folder):
+        latest[name.partition("-")[0]] = name  # names are sorted: an attempt's last part
+    lines = [store.read(store.join(folder, name)).splitlines()[-1] for name in latest.values()]
+    return max((json.loads(line)["samples_seen"] for line in lines), default=0)
 
-    def __init__(self, metrics: Parts, names: tuple[str, ...], config: Mapping[str, Any]) -> None:
-        self.metrics = metrics
+
+class Recorder:
+    """Rows of a run's metrics: into its metrics files always, and into the sinks; a context that closes them.
+
+    `tell` is given an event when a sink is left out.
+    """
+
+    def __init__(
+        self, metrics: Parts, names: tuple[str, ...], config: Mapping[str, Any], tell: Callable[[dict], None]
+    ) -> None:
+        self.metrics, self.tell = metrics, tell
+        self.rows: list[dict[str, Any]] = []  # that sinks have not been sent yet
+        self.sent = recorded(metrics.attempt.run) if names else 0
         self.sinks = open_sinks(names, metrics.attempt.run, config)
 
     def add(self, row: dict[str, Any]) -> None:
         self.metrics.add(row)
-        for sink in self.sinks:
-            sink.log({name: value for name, value in row.items() if name != "samples_seen"}, row["samples_seen"])
+        if self.sinks and row["samples_seen"] > self.sent:
+            self.rows.append(row)
+
+    def flush(self) -> None:
+        """Write the part; what the run folder has then goes to the sinks."""
+        self.metrics.flush()
+        rows, self.rows = self.rows, []
+        for name in tuple(self.sinks):
+            self._try(name, lambda sink: [_send(sink, row) for row in rows])
+
+    def _try(self, name: str, work: Callable[[Sink], object]) -> None:
+        try:
+            work(self.sinks[name])
+        except Exception as error:  # whatever a foreign library raises, the run goes on
+            del self.sinks[name]
+            self.tell({"event": "sink lost", "sink": name, "error": f"{type(error).__name__}: {error}"})
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for sink in self.sinks:
-            sink.close()
+        self.flush()
+        for name in tuple(self.sinks):
+            self._try(name, lambda sink: sink.close())
+
+
+def _send(sink: Sink, row: Mapping[str, Any]) -> None:
+    sink.log({name: value for name, value in row.items() if name != "samples_seen"}, row["samples_seen"])

@@ -161,13 +161,17 @@ def run(
     slots = config.batch + 16 * config.threads  # of a batch that a device decodes, and of the threads' samples
     begun = since = time.perf_counter()
 
+    def lost(event: dict[str, Any]) -> None:
+        events.tell(event)
+        progress({"remark": f"the run goes on without {event['sink']}, which failed: {event['error']}"})
+
     with (
         closing(stream),
         Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
         Parts(attempt, "metrics") as metrics,
         Parts(attempt, "events", rank, world) as events,
         Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.tell) as saver,
-        Recorder(metrics, config.sinks if rank == 0 else (), dataclasses.asdict(config)) as recorder,
+        Recorder(metrics, config.sinks if rank == 0 else (), dataclasses.asdict(config), lost) as recorder,
     ):
         if rank == 0:
             events.tell({"event": "resume" if seen else "start", "samples_seen": seen, "world": world})
@@ -209,7 +213,7 @@ def run(
             if due or halted or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
                 if on_gpu is not None:
                     events.tell({"event": "decoded", "samples_seen": seen, **on_gpu.told()})
-                metrics.flush()  # before the checkpoint: a resumed run's record has no gap
+                recorder.flush()  # before the checkpoint: a resumed run's record has no gap
                 events.flush()
             if due or halted:
                 cursor = dataclasses.asdict(Cursor(manifest.digest, config.order, seen))
