@@ -11,7 +11,6 @@ from test_train import metrics
 from ingest import sets
 from jobs import recipes
 from xtra import generate, train
-from xtra.data import Augment
 
 IMAGES, STEPS, BOUND = 64, 70, 0.1  # the loss of an untrained model is 1
 
@@ -29,16 +28,13 @@ def photographs(shared: Path, folder: Path) -> str:
 
 
 def test_64_photographs_are_learnt_by_heart(shared, tmp_path):
-    base = recipes.get("small64")
+    base = recipes.get("overfit64")
     settings = replace(
         base,
         model=replace(base.model, image=32, depth=3, dec_depth=1, head=512),
         data=photographs(shared, tmp_path),
         out=str(tmp_path / "run"),
         samples=STEPS * IMAGES,
-        batch=IMAGES,
-        optim=replace(base.optim, lr=3e-3, weight_decay=0.0),
-        augment=Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0),
         checkpoint_every=STEPS * IMAGES,
     )
     train.run(settings)
