@@ -6,10 +6,11 @@ subsets or sample counts. The palette is Okabe and Ito's, made for colour-blind 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -154,6 +155,43 @@ def loss_chart(runs: Sequence[Run], variant: str) -> str | None:
     axes.set_title(f"{variant}, training loss", loc="left", fontsize=10.5, color=INK)
     _log_axis(axes, [float(m.samples_seen) for r in runs for m in r.metrics])
     return _svg(figure, f"{variant}: training loss against samples seen")
+
+
+@matplotlib.rc_context(STYLE)
+def selection_chart(results: Sequence[Mapping[str, Any]]) -> str | None:
+    """Accuracy over the learning rate where the grid point was chosen, a line for each head, layer set and decay of
+    one probe; the chosen points are ringed. None where no head has several rates."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    rings = []
+    for result in results:
+        points = [point for point in result.get("selection") or () if point.get("lr") and "accuracy" in point]
+        for point in points:
+            others = {name: value for name, value in point.items() if name not in ("lr", "accuracy")}
+            apart = [name for name in others if len({p.get(name) for p in points}) > 1]
+            words = [str(result["head"]), *(f"{name.replace('_', ' ')} {others[name]:g}" for name in apart)]
+            lines.setdefault(", ".join(words), []).append((point["lr"], point["accuracy"]))
+        if points:
+            best = max(points, key=lambda point: point["accuracy"])
+            rings.append((best["lr"], best["accuracy"]))
+    if not any(len({lr for lr, _ in line}) > 1 for line in lines.values()):
+        return None
+    shades = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(lines)}
+    figure, axes = _figure([(name, shade, "o") for name, shade in shades.items()])
+    for name, line in lines.items():
+        axes.plot(*zip(*sorted(line)), color=shades[name], marker="o", markersize=4, linewidth=1.5)
+    axes.plot(*zip(*rings), linestyle="none", marker="o", markersize=10, markerfacecolor="none", markeredgecolor=INK)
+    where = "test images" if results[0].get("selected_on") == "eval" else "hold-out"
+    axes.set_xlabel("learning rate")
+    axes.set_title(f"accuracy in % on the {where}", loc="left", fontsize=10.5, color=INK)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g}"))
+    _log_axis(axes, [lr for line in lines.values() for lr, _ in line])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    return _svg(figure, f"{results[0]['set']}, accuracy against learning rate, {_digest(lines)}")
+
+
+def _digest(lines: object) -> str:
+    """Tells charts apart that are of the same set: their ids follow from their titles."""
+    return hashlib.sha256(repr(lines).encode()).hexdigest()[:6]
 
 
 def _thinned(run: Run) -> tuple[list[float], list[float]]:

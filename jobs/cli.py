@@ -76,6 +76,31 @@ class Call:
                 return value
         return None
 
+    def several(self, name: str) -> tuple[str, ...]:
+        """Take a flag that belongs to the command, with all the plain words after it; empty if it is not given."""
+        for at, word in enumerate(self.words):
+            flag, equals, value = word.partition("=")
+            if flag == f"--{name}":
+                end = at + 1
+                while not equals and end < len(self.words) and not self.words[end].startswith("--"):
+                    end += 1
+                taken = (value,) if equals else tuple(self.words[at + 1 : end])
+                if not taken:
+                    raise ValueError(f"--{name} has no value: xtra {self.verb} --help describes the flags")
+                del self.words[at:end]
+                return taken
+        return ()
+
+    def prefixed(self, name: str) -> list[str]:
+        """Take the flags --NAME.FLAG with their values, and give them as --FLAG."""
+        taken, left, ours = [], [], False
+        for word in self.words:
+            if word.startswith("--"):
+                ours = word.startswith(f"--{name}.")
+            (taken if ours else left).append(word.replace(f"--{name}.", "--", 1) if ours else word)
+        self.words = left
+        return taken
+
     def config(self, kind: type[C], first: str = "", default: C | None = None, also: str = "") -> C:
         """The words as a Config; `first` names the field that the leading plain word sets."""
         if first and (word := self.first()) is not None:

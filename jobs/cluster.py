@@ -113,18 +113,25 @@ def probe_all(
     workers: int = 1,
     stop: threading.Event | None = None,
     progress: Progress = lambda row: None,
+    failed: Callable[[probe.Config, str], None] | None = None,
 ) -> int:
     """Run the probes, `workers` at a time (one: in this process); returns how many were done before `stop`.
 
-    A probe writes its own results, so one that is stopped or lost is simply missing. Raises what probe.run() raises.
+    A probe writes its own results, so one that is stopped or lost is simply missing. Raises the ValueError of a probe
+    that cannot be done, or tells `failed` of it and goes on with the others.
     """
     stop = stop or threading.Event()
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    tell = failed or _raise
     if workers == 1 or len(configs) < 2:
-        return _probe_here(configs, stop, progress)
+        return _probe_here(configs, stop, progress, tell)
     start_ray()
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=FAILURES)(_probe)
+    gpus = any(config.device.startswith("cuda") for config in configs)
+    _need("GPU" if gpus else "CPU", 1)
+    task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=FAILURES)(_probe)
     waiting, running, done = list(configs), {}, 0
     try:
         while running or (waiting and not stop.is_set()):
@@ -133,10 +140,12 @@ def probe_all(
                 running[task.remote(config)] = config
             ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for reference in ready:
-                if error := ray.get(reference):
-                    raise ValueError(error)
-                done += 1
-                progress({"run": running.pop(reference).out, "probe": done, "probes": len(configs)})
+                config, error = running.pop(reference), ray.get(reference)
+                if error:
+                    tell(config, error)
+                else:
+                    done += 1
+                    progress({"run": config.out, "probe": done, "probes": len(configs)})
             if stop.is_set() and not ready:
                 break  # probes are short; what was under way is done again by the next run
     finally:
@@ -145,23 +154,35 @@ def probe_all(
     return done
 
 
-def _probe_here(configs: Sequence[probe.Config], stop: threading.Event, progress: Progress) -> int:
-    from xtra import probe
+def _raise(config: probe.Config, why: str) -> None:
+    raise ValueError(why)
 
-    for number, config in enumerate(configs):
+
+def _probe_here(
+    configs: Sequence[probe.Config],
+    stop: threading.Event,
+    progress: Progress,
+    failed: Callable[[probe.Config, str], None],
+) -> int:
+    done = 0
+    for config in configs:
         if stop.is_set():
-            return number
-        probe.run(config)
-        progress({"run": config.out, "probe": number + 1, "probes": len(configs)})
-    return len(configs)
+            break
+        row = {"run": config.out, "probe": done, "probes": len(configs)}
+        if error := _probe(config, lambda what, n, of, row=row: progress({**row, "note": f"{what} {n:,} of {of:,}"})):
+            failed(config, error)
+        else:
+            done += 1
+            progress(row | {"probe": done})
+    return done
 
 
-def _probe(config: probe.Config) -> str | None:
-    """One probe as a Ray task; a user's mistake comes back as its text, so that Ray does not try it again."""
+def _probe(config: probe.Config, say: Callable[[str, int, int], None] | None = None) -> str | None:
+    """One probe; a user's mistake comes back as its text, so that Ray does not try it again."""
     from xtra import probe
 
     try:
-        probe.run(config)
+        probe.run(config, say)
     except ValueError as error:
         return str(error)
     return None

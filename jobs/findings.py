@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.charts import human, model_name
-from jobs.ledger import Ledger, LedgerRow
+from jobs.ledger import HOLD_OUT, Ledger, LedgerRow
 
 PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
 
@@ -37,19 +37,24 @@ class Comparison:
 
 def comparisons(rows: Sequence[LedgerRow]) -> list[Comparison]:
     """All pairs that differ in nothing but the variant, hardest evidence first within a set: most samples last."""
-    cells: dict[tuple[str, str, str, str, str, int, int], dict[str, list[LedgerRow]]] = {}
+    cells: dict[tuple[str, str, str, str, str, str, int, int], dict[str, list[LedgerRow]]] = {}
     for r in rows:
         if r.encoder == "trained" and r.accuracy is not None and r.total:
-            key = (r.set, r.head, r.size, r.settings, r.manifest, r.unique_images, r.samples_seen)
+            key = (probed_on(r), r.head, r.size, r.settings, r.manifest, r.how, r.unique_images, r.samples_seen)
             cells.setdefault(key, {}).setdefault(r.variant, []).append(r)
     found = []
-    for (name, head, size, _, _, unique, seen), sides in sorted(cells.items(), key=lambda c: (c[0][:3], c[0][5:])):
+    for (name, head, size, _, _, _, unique, seen), sides in sorted(cells.items(), key=lambda c: (c[0][:3], c[0][6:])):
         if "xtra" in sides and "aim" in sides:
             (xtra, n_xtra), (aim, n_aim) = _mean(sides["xtra"]), _mean(sides["aim"])
             low, high = difference_interval(xtra, n_xtra, aim, n_aim)
             seeds = min(len({r.seed for r in side}) for side in sides.values())
             found.append(Comparison(size, unique, seen, name, head, xtra, aim, low, high, seeds))
     return found
+
+
+def probed_on(row: LedgerRow) -> str:
+    """The evaluation set, and how the grid point was chosen where it was not on a hold-out: what may be compared."""
+    return row.set if row.protocol in ("", HOLD_OUT) else f"{row.set} ({row.protocol})"
 
 
 def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964) -> tuple[float, float]:
@@ -78,8 +83,8 @@ def percent(value: float) -> str:
 def shown(ledger: Ledger) -> list[str]:
     """What the numbers say: the best probe of each set and head against its baselines, and XTRA against AIM."""
     lines = []
-    for name, head in sorted({(r.set, r.head) for r in ledger.rows if r.encoder == "trained"}):
-        rows = [r for r in ledger.rows if r.set == name]
+    for name, head in sorted({(probed_on(r), r.head) for r in ledger.rows if r.encoder == "trained"}):
+        rows = [r for r in ledger.rows if probed_on(r) == name]
         best = max((r for r in rows if r.encoder == "trained" and r.head == head), key=lambda r: r.accuracy or 0.0)
         lines.append(_best(name, head, best, rows))
     pairs = comparisons(ledger.rows)
@@ -113,7 +118,8 @@ def _best(name: str, head: str, best: LedgerRow, rows: Sequence[LedgerRow]) -> s
             said.append(f"{how} {what} ({percent(bar)})")
     missing = [what for what, found in bars.items() if not found]
     text += "; it is " + " and ".join(said) if said else ""
-    return text + (f"; {' and '.join(missing)} was not measured" if missing else "") + "."
+    were = "was" if len(missing) == 1 else "were"
+    return text + (f"; {' and '.join(missing)} {were} not measured" if missing else "") + "."
 
 
 def not_shown(ledger: Ledger) -> list[str]:
@@ -123,7 +129,7 @@ def not_shown(ledger: Ledger) -> list[str]:
     if trained:
         cells: dict[tuple[object, ...], set[int]] = {}
         for r in trained:
-            cells.setdefault((r.variant, r.size, r.manifest, r.samples_seen, r.set, r.head), set()).add(r.seed)
+            cells.setdefault((r.variant, r.size, r.manifest, r.samples_seen, probed_on(r), r.head), set()).add(r.seed)
         several = sum(len(seeds) > 1 for seeds in cells.values())
         lines.append(
             f"The intervals cover the choice of test images only. Another training seed moves a point as well, and "
@@ -132,6 +138,24 @@ def not_shown(ledger: Ledger) -> list[str]:
         lines.append(
             "The interval of a difference treats both probes as independent; on the same test images it is wider "
             "than it has to be. With many comparisons, one in twenty crosses its interval by chance."
+        )
+    ways: dict[tuple[str, str], set[str]] = {}
+    for r in trained:
+        ways.setdefault((probed_on(r), r.head), set()).add(r.how)
+    if mixed := sorted({name for (name, _), how in ways.items() if len(how) > 1}):
+        lines.append(
+            f"Probes of {', '.join(mixed)} were made with different settings, which moves accuracy too: the details of "
+            "the probes say which. XTRA and AIM are only compared at equal ones."
+        )
+    if any(r.protocol.startswith("published") for r in trained):
+        lines.append(
+            "Probes marked as published chose their grid point on the test images themselves, as the papers did, and "
+            "so flatter. They have curves of their own."
+        )
+    if shared := sorted({r.set for r in trained if r.shared_sha256 or r.shared_phash}):
+        lines.append(
+            f"Of {', '.join(shared)} the training set of the heads holds some test images too: the details of the "
+            "probes count them."
         )
     ends = {r.url: int(r.config.get("samples") or 0) for r in ledger.runs}
     if early := sum(0 < r.samples_seen < ends[r.run] for r in trained):

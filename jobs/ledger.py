@@ -7,6 +7,7 @@ names is refused, because every later number would be about the wrong data.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -24,6 +25,7 @@ from xtra.flops import Shape, flops_per_image, parameters
 NOT_SETTINGS = {"out", "data", "mix", "recipe", "seed", "samples", "micro", "device", "threads", "decoder"}
 NOT_SETTINGS |= {"checkpoint_every", "keep", "keep_every", "max_bad", "other_manifest"}
 NOT_SETTINGS |= {"val", "sinks", "compile", "shard_optimizer", "read"}
+HOLD_OUT = "hold-out"
 READERS = 16  # metrics parts are many small objects: read them in parallel
 
 
@@ -103,6 +105,12 @@ class LedgerRow:
     total: int | None = None
     classes: int | None = None
     lr: float | None = None
+    layers: int | None = None  # last layers whose mean the head saw
+    protocol: str = ""  # how the grid point was chosen: hold-out; published; published, inert grid
+    how: str = ""  # all settings of the probe, in its own words
+    shared_sha256: int | None = None  # test images that trained the head too, byte for byte
+    shared_phash: int | None = None  # further ones that look alike
+    probe_seconds: float | None = None  # of the whole probe, which its heads share
     probe_train: str = ""  # digest of the set that trained the head
     probe_eval: str = ""
 
@@ -114,6 +122,7 @@ class Ledger:
     runs: tuple[Run, ...] = ()
     rows: tuple[LedgerRow, ...] = ()
     problems: tuple[str, ...] = field(default=())
+    others: tuple[Mapping[str, Any], ...] = ()  # probes of encoders that no run here made, from folders of their own
 
 
 def read_runs(root: str) -> Ledger:
@@ -125,12 +134,21 @@ def read_runs(root: str) -> Ledger:
     folders = [root] if _is_run(root) else [store.join(root, n) for n in store.names(root)]
     problems: list[str] = []
     runs = [run for url in folders if _is_run(url) and (run := _read_or_note(url, problems)) is not None]
-    if not runs and not problems:
+    foreign = [url for url in folders if not _is_run(url)]
+    others = [p for url in foreign for p in _foreign_probes(url, problems)]
+    others += [p for run in runs for p in run.probes if not _is_ours(p)]
+    if not runs and not problems and not others:
         raise ValueError(
             f"{root}: holds no run (no run.json in it or one folder below): give the --out of a training run"
         )
     rows = [row for run in runs for row in _rows(run, problems)]
-    return Ledger(tuple(runs), tuple(rows), tuple(problems))
+    return Ledger(tuple(runs), tuple(rows), tuple(problems), tuple(others))
+
+
+def _foreign_probes(url: str, problems: list[str]) -> list[dict[str, Any]]:
+    with contextlib.suppress(store.StoreError):  # a file beside the runs is no folder
+        return _read_each(_json_files(store.join(url, "probes")), problems)
+    return []
 
 
 def _read_or_note(url: str, problems: list[str]) -> Run | None:
@@ -260,9 +278,14 @@ def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
 # ---- a run -> rows ----
 
 
+def _is_ours(probe: Mapping[str, Any]) -> bool:
+    """Of a run's encoder, trained or not, or of raw pixels; not of somebody else's, whose size no run here tells."""
+    return probe.get("encoder") in ("trained", "random", "none")
+
+
 def _rows(run: Run, problems: list[str]) -> list[LedgerRow]:
     rows: list[LedgerRow] = []
-    for probe in run.probes or (None,):
+    for probe in [p for p in run.probes if _is_ours(p) or not isinstance(p.get("encoder"), str)] or (None,):
         try:
             rows.append(_probe_row(run, probe) if probe else _row(run, run.samples_seen))
         except ValueError as error:
@@ -286,9 +309,22 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
         total=_get(probe, "total", int, where),
         classes=_get(probe, "classes", int, where),
         lr=_maybe(probe, "lr", where),
+        layers=_count(probe, "layers", where),
+        protocol=protocol(probe),
+        how=str(probe.get("protocol") or ""),
+        shared_sha256=_count(probe, "shared_sha256", where),
+        shared_phash=_count(probe, "shared_phash", where),
+        probe_seconds=_maybe(probe, "seconds", where),
         probe_train=_get(probe, "manifest_train", str, where),
         probe_eval=_get(probe, "manifest_eval", str, where),
     )
+
+
+def protocol(probe: Mapping[str, Any]) -> str:
+    """How the grid point was chosen, which decides what a probe may be compared with."""
+    if probe.get("selected_on", "holdout") != "eval":
+        return HOLD_OUT
+    return "published, inert grid" if "inert" in str(probe.get("protocol")) else "published"
 
 
 def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
@@ -380,6 +416,10 @@ def _get(values: Mapping[str, Any], name: str, kind: type[N], where: str) -> N:
 
 def _maybe(values: Mapping[str, Any], name: str, where: str) -> float | None:
     return None if values.get(name) is None else _get(values, name, float, where)
+
+
+def _count(values: Mapping[str, Any], name: str, where: str) -> int | None:
+    return None if values.get(name) is None else _get(values, name, int, where)
 
 
 def _bad(where: str, name: str, value: Any, kind: type) -> NoReturn:

@@ -7,13 +7,13 @@ The same run folders give the same bytes; dates are those of the runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, TypeVar
 
-from jobs import charts, findings
+from jobs import charts, findings, probe_report
 from jobs.ledger import Ledger, LedgerRow, Run, read_runs, write_ledger
+from jobs.tables import Columns, number, points, table
 from shards import store
 
 
@@ -37,7 +37,7 @@ class ReportResult:
 def run(config: Config) -> ReportResult:
     """Writes ledger.parquet and ledger.csv beside the runs, the page, and its first curves as files beside the page."""
     ledger = read_runs(config.runs)
-    if not ledger.runs:
+    if not ledger.runs and not ledger.others:
         raise ValueError(f"{config.runs}: no run in it can be read: {ledger.problems[0]}")
     parquet, csv = write_ledger(config.runs, ledger.rows)
     url = config.out or store.join(config.runs, "report.html")
@@ -59,8 +59,10 @@ def page(ledger: Ledger, note: str | None = None) -> str:
             _words("What this shows", findings.shown(ledger)),
             _words("What this does not show", findings.not_shown(ledger)),
             _accuracy(ledger),
+            _section("Beside the papers", probe_report.benchmarks(ledger)),
             _losses(ledger),
             _section("XTRA against AIM, all else equal", _comparison_table(ledger.rows)),
+            _section("What a probe says", probe_report.details(ledger)),
             _section("All runs and probes", _ledger_table(ledger.rows)),
             _section("Where the numbers come from", _provenance(ledger.runs)),
             _words("Files that could not be read", ledger.problems),
@@ -98,8 +100,8 @@ def _section(title: str, body: str) -> str:
 def _accuracy(ledger: Ledger) -> str:
     palette = charts.colours(ledger.rows)
     parts = []
-    for name in sorted({r.set for r in ledger.rows if r.encoder == "trained"}):
-        rows = [r for r in ledger.rows if r.set == name]
+    for name in sorted({findings.probed_on(r) for r in ledger.rows if r.encoder == "trained"}):
+        rows = [r for r in ledger.rows if findings.probed_on(r) == name]
         figures = []
         for axis in ("samples_seen", "unique_images", "flops"):  # a row of the page; its columns are the heads
             for head in sorted({r.head for r in rows if r.encoder == "trained"}):
@@ -117,8 +119,8 @@ def curves(ledger: Ledger) -> dict[str, str]:
     """Accuracy against samples seen as stand-alone SVGs, by "SET-HEAD": for slides and READMEs."""
     palette = charts.colours(ledger.rows)
     drawn = {}
-    for name, head in sorted({(r.set, r.head) for r in ledger.rows if r.encoder == "trained"}):
-        rows = [r for r in ledger.rows if r.set == name]
+    for name, head in sorted({(findings.probed_on(r), r.head) for r in ledger.rows if r.encoder == "trained"}):
+        rows = [r for r in ledger.rows if findings.probed_on(r) == name]
         if svg := charts.accuracy_chart(rows, head, "samples_seen", palette):
             alone = '<svg style="background:#fff;font-family:system-ui,sans-serif" '  # what the page gives otherwise
             drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{name}-{head}")] = svg.replace("<svg ", alone, 1)
@@ -147,13 +149,13 @@ def _comparison_table(rows: Sequence[LedgerRow]) -> str:
         "unique images": lambda p: p.unique_images,
         "samples seen": lambda p: p.samples_seen,
         "seeds": lambda p: p.seeds,
-        "XTRA": lambda p: _points(p.xtra),
-        "AIM": lambda p: _points(p.aim),
+        "XTRA": lambda p: points(p.xtra),
+        "AIM": lambda p: points(p.aim),
         "difference": lambda p: f"{100 * (p.xtra - p.aim):+.1f}",
         "its 95 % interval": lambda p: f"{100 * p.low:+.1f} to {100 * p.high:+.1f}",
         "verdict": lambda p: p.verdict,
     }
-    return _table(columns, findings.comparisons(rows), "Accuracy in %, mean of the seeds; differences in points.")
+    return table(columns, findings.comparisons(rows), "Accuracy in %, mean of the seeds; differences in points.")
 
 
 def _ledger_table(rows: Sequence[LedgerRow]) -> str:
@@ -162,20 +164,21 @@ def _ledger_table(rows: Sequence[LedgerRow]) -> str:
         "set": lambda r: r.set,
         "head": lambda r: r.head,
         "encoder": lambda r: r.encoder,
-        "accuracy, %": lambda r: _points(r.accuracy),
-        "95 % interval": lambda r: None if r.low is None else f"{_points(r.low)} to {_points(r.high)}",
+        "accuracy, %": lambda r: points(r.accuracy),
+        "95 % interval": lambda r: None if r.low is None else f"{points(r.low)} to {points(r.high)}",
         "samples seen": lambda r: r.samples_seen,
         "unique images": lambda r: r.unique_images,
         "epochs": lambda r: f"{r.epochs:.3g}",
         "FLOPs": lambda r: f"{r.flops:.2e}".replace("e+", "e") if r.flops else "0",
-        "loss": lambda r: _number(r.loss, ".4f"),
+        "loss": lambda r: number(r.loss, ".4f"),
         "model": lambda r: "" if r.encoder == "none" else charts.model_name(r),
         "seed": lambda r: r.seed,
-        "lr": lambda r: _number(r.lr, "g"),
-        "images/s": lambda r: _number(r.samples_per_s, ".0f"),
+        "lr": lambda r: number(r.lr, "g"),
+        "grid point by": lambda r: r.protocol,
+        "images/s": lambda r: number(r.samples_per_s, ".0f"),
     }
     rows = sorted(rows, key=lambda r: (r.variant != "xtra", r.params, r.unique_images, r.samples_seen, r.seed))
-    return _table(columns, rows, "An empty cell is a number that no file states. The same rows are in ledger.csv.")
+    return table(columns, rows, "An empty cell is a number that no file states. The same rows are in ledger.csv.")
 
 
 def _provenance(runs: Sequence[Run]) -> str:
@@ -194,41 +197,7 @@ def _provenance(runs: Sequence[Run]) -> str:
         "attempts": lambda r: len(r.attempts),
     }
     text = "Manifest: the first 16 digits of the digest that names exactly the images a run was trained on."
-    return _table(columns, runs, text)
-
-
-Row = TypeVar("Row")
-Columns = Mapping[str, Callable[[Row], Any]]
-
-
-def _table(columns: Columns[Row], rows: Sequence[Row], caption: str) -> str:
-    if not rows:
-        return ""
-    values = [[value(row) for value in columns.values()] for row in rows]
-    numeric = [all(_is_number(v) for v in column) for column in zip(*values)]
-    top = "".join(f"<th{' class=n' if right else ''}>{escape(name)}</th>" for name, right in zip(columns, numeric))
-    body = "".join(f"<tr>{''.join(map(_cell, row, numeric))}</tr>" for row in values)
-    return (
-        f'<p>{escape(caption)}</p><div class="wide"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, int) or re.fullmatch(r"[-+0-9.e]*( to [-+0-9.]+)?", value) is not None
-
-
-def _cell(value: Any, right: bool) -> str:
-    text = "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-    return f"<td{' class=n' if right else ''}>{escape(text)}</td>"
-
-
-def _points(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.1f}"
-
-
-def _number(value: float | None, form: str) -> str | None:
-    return None if value is None else format(value, form)
+    return table(columns, runs, text)
 
 
 _PAGE = """<!doctype html>
@@ -258,6 +227,11 @@ table { border-collapse: collapse; font-size: 13px; line-height: 1.35; font-vari
 th, td { text-align: left; padding: 5px 14px 5px 0; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); }
 th.n, td.n { text-align: right; }
+.dense th, .dense td { font-size: 12px; padding-right: 9px; }
+tr.ours { background: #eef4fa; }
+details { border-bottom: 1px solid var(--line); padding: 7px 0; }
+summary { cursor: pointer; }
+summary span { color: var(--soft); }
 @media (max-width: 600px) { main { padding: 24px 16px 56px; } h1 { font-size: 25px; } }
 @media print { .wide { overflow: visible; } figure, tr { break-inside: avoid; } }
 </style>

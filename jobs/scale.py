@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs import cluster, recipes
+from jobs import cluster, probes, recipes
 from shards import store
 from shards.manifest import read_manifest
 from xtra import checkpoint, probe, train
@@ -70,9 +70,12 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     if missing:
         cluster.train_all(missing, config.workers, stop, progress)
     trained = [wanted for wanted in runs if _is_trained(wanted)]
-    wanted = (_only_missing(settings, run_config) for run_config, settings in _probes(config, trained))
-    probes = [settings for settings in wanted if settings is not None]
-    probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
+    wanted = (
+        probes.only_missing(settings, run_config.samples if settings.encoder == "trained" else 0)
+        for run_config, settings in _probes(config, trained)
+    )
+    missing_probes = [settings for settings in wanted if settings is not None]
+    probed = cluster.probe_all(missing_probes, config.workers, stop, progress) if not stop.is_set() else 0
     return StudyResult(config.out, len(runs), sum(map(_is_trained, missing)), probed, stop.is_set())
 
 
@@ -104,21 +107,3 @@ def _probes(config: Config, runs: list[train.Config]) -> list[tuple[train.Config
             wanted.append((trained, dataclasses.replace(settings, encoder="random", pixels=pixels)))
             seen.add((trained.recipe, trained.seed))
     return wanted
-
-
-def _only_missing(settings: probe.Config, trained: train.Config) -> probe.Config | None:
-    """The probe without the heads whose results lie there already; None when all do."""
-    folder = store.join(settings.out, "probes")
-    there = [store.read_json(store.join(folder, name)) for name in store.names(folder)]
-    evaluation = read_manifest(settings.eval).digest
-    training = read_manifest(settings.train).digest
-    seen = trained.samples if settings.encoder == "trained" else 0
-
-    def is_done(head: str, encoder: str, samples: int) -> bool:
-        key = (head, encoder, samples, training, evaluation)
-        fields = ("head", "encoder", "samples_seen", "manifest_train", "manifest_eval")
-        return any(tuple(result[name] for name in fields) == key for result in there)
-
-    heads = tuple(head for head in settings.heads if not is_done(head, settings.encoder, seen))
-    pixels = settings.pixels and not is_done("pixels", "none", 0)
-    return dataclasses.replace(settings, heads=heads, pixels=pixels) if heads or pixels else None

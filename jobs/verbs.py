@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import difflib
 import sys
 import textwrap
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from ingest import run as ingest_run
     from ingest import sets
     from ingest.run import IngestResult
@@ -218,8 +220,16 @@ def _train(call: Call) -> Any:
     if name not in recipes.names():
         raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
     workers = call.own("workers", 1)
-    also = "--workers N trains on N processes (1: this one)"
+    asked = call.prefixed("probe")
+    also = """--workers N trains on N processes (1: this one).
+--probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
+probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it."""
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
+    followed: AbstractContextManager[None] = contextlib.nullcontext()
+    if asked:
+        from jobs import probing
+
+        config, followed = probing.beside(call, config, asked)
     which = iter([f"recipe {name}", *(f"not {other}" for other in recipes.variants(name))])
 
     def show(row: dict[str, Any]) -> None:
@@ -228,7 +238,7 @@ def _train(call: Call) -> Any:
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
     _start_group(call, workers)
-    with Progress("samples") as progress:
+    with followed, Progress("samples") as progress:
         results = cluster.train_all([config], workers, call.stoppable(), show)
     if not results:
         print("stopped before the workers began")
@@ -260,18 +270,16 @@ def _start_group(call: Call, workers: int) -> None:
 
 
 def _probe(call: Call) -> Any:
+    from jobs import probing
     from jobs.progress import Progress
     from xtra import probe
-    from xtra.augment import PROBE, PROBE_LINEAR_B
 
-    recipes = {"published": PROBE, "linear-b": PROBE_LINEAR_B}
-    recipe = call.choice("augment", list(recipes))
-    also = (
-        "--augment published | linear-b: every epoch anew, as the paper's probes or its linear probe of B/16 do, not "
-        "--views of each image encoded once."
-    )
-    config = call.config(probe.Config, "checkpoint", also=textwrap.fill(also, 80))
-    config = dataclasses.replace(config, augment=recipes[recipe] if recipe else None)
+    if suite := call.choice("suite", probing.SUITES):
+        return probing.suite(call, suite)
+    if "--follow" in call.words:
+        call.words.remove("--follow")
+        return probing.follow(call)
+    config = probing.config(call)
     with Progress("images") as progress:
         results = probe.run(config, lambda what, done, total: progress(done, total, what))
     print("\n".join(_probe_lines(results)))

@@ -142,7 +142,7 @@ def test_the_limits_are_said_where_they_apply(tmp_path: Path):
     assert "1 of 1 probes are of checkpoints before the end" in limits
     assert "0 of 1 points have more than one seed" in limits
     assert "must not be compared" not in limits, "there is one variant only"
-    assert "was not measured" in " ".join(findings.shown(ledger)), "no baseline was probed"
+    assert "were not measured" in " ".join(findings.shown(ledger)), "no baseline was probed"
 
 
 def test_an_accuracy_below_the_untrained_encoder_is_called_so(tmp_path: Path):

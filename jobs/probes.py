@@ -1,0 +1,67 @@
+"""Which probes lie there already, so that nobody asks for them again: studies, suites and those who follow a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from shards import store
+from shards.manifest import read_manifest
+from xtra import checkpoint, probe
+
+Result = Mapping[str, Any]  # a ProbeResult as read: older ones lack its newer fields
+
+
+def results(folder: str) -> list[Result]:
+    """What lies in FOLDER/probes. Raises StoreError naming a file that is no JSON."""
+    probes = store.join(folder, "probes")
+    return [store.read_json(store.join(probes, name)) for name in store.names(probes) if name.endswith(".json")]
+
+
+def published(result: Result) -> bool:
+    """Whether its grid point was chosen on the images that it reports on, as in the paper."""
+    return result.get("selected_on") == "eval"
+
+
+def run_of(given: str) -> str:
+    """The run folder of a run folder or of one of its checkpoints."""
+    given = given.rstrip("/")
+    return given.rsplit("/", 2)[0] if given and store.exists(store.join(given, checkpoint.COMMIT)) else given
+
+
+def samples_seen(settings: probe.Config) -> int:
+    """By the encoder that would be probed: 0 unless it is a run's own. Raises what `checkpoint.find` raises."""
+    if settings.encoder != "trained":
+        return 0
+    return int(checkpoint.find(settings.checkpoint).commit["samples_seen"])
+
+
+def label(settings: probe.Config) -> str:
+    """The encoder as results name it: of a file, without its folder."""
+    kind, colon, name = settings.encoder.rpartition(":")
+    return f"{kind}{colon}{name.rpartition('/')[2]}"
+
+
+def _as_wanted(result: Result, settings: probe.Config) -> bool:
+    """Whether a result was made under this protocol and for as many epochs: a short trial is not the real probe."""
+    words = str(result.get("protocol"))
+    epochs = re.search(r"\b(\d+) epochs", words)
+    if epochs and (int(epochs[1]), "inert" in words) != (settings.epochs, settings.inert_grid):
+        return False
+    return published(result) == (settings.protocol == "published")
+
+
+def only_missing(settings: probe.Config, samples: int) -> probe.Config | None:
+    """The probe without the heads whose results lie there, for an encoder that saw so many samples; None if all do."""
+    there = results(settings.out or settings.checkpoint)
+    key = {"manifest_train": read_manifest(settings.train).digest, "manifest_eval": read_manifest(settings.eval).digest}
+    there = [r for r in there if key.items() <= r.items() and _as_wanted(r, settings)]
+
+    def is_done(head: str, encoder: str, seen: int) -> bool:
+        return any((r["head"], r["encoder"], r["samples_seen"]) == (head, encoder, seen) for r in there)
+
+    heads = tuple(head for head in settings.heads if not is_done(head, label(settings), samples))
+    pixels = settings.pixels and not is_done("pixels", "none", 0)
+    return dataclasses.replace(settings, heads=heads, pixels=pixels) if heads or pixels else None

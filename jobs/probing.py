@@ -1,0 +1,104 @@
+"""The words of `xtra probe` beyond one probe: a suite of sets, following a run, and doing so beside its training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import textwrap
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from jobs import cluster
+from jobs import follow as following
+from jobs import suite as suites
+from jobs.progress import Progress
+from shards.manifest import read_manifest
+from xtra import probe
+from xtra.augment import PROBE, PROBE_LINEAR_B
+
+if TYPE_CHECKING:
+    from jobs.cli import Call
+    from xtra import train
+
+SUITES = suites.SUITES
+_RECIPES = {"published": PROBE, "linear-b": PROBE_LINEAR_B}
+_ALSO = (
+    "--augment published | linear-b: every epoch anew, as the paper's probes or its linear probe of B/16 do, not "
+    "--views of each image encoded once.",
+    "--suite paper15 --root URL [--only NAME …] [--workers N]: the paper's evaluation sets that lie at URL/NAME/train "
+    "and URL/NAME/eval, each with its own settings; flags that are given hold for all. What is done is left as it is.",
+    "--follow --every N: probe the checkpoints of a run that is being trained as they come, every N samples.",
+)
+
+
+def config(call: Call, first: str = "checkpoint") -> probe.Config:
+    """The words as one probe."""
+    recipe = call.choice("augment", list(_RECIPES))
+    also = "\n".join(textwrap.fill(line, 80) for line in _ALSO)
+    settings = call.config(probe.Config, first, also=also)
+    return dataclasses.replace(settings, augment=_RECIPES[recipe] if recipe else None)
+
+
+def suite(call: Call, name: str) -> Any:
+    """`xtra probe RUN --suite NAME`."""
+    root, only = " ".join(call.several("root")), call.several("only")
+    if not root:
+        raise ValueError(f"--root is missing: give the folder that has NAME/train and NAME/eval of {name}")
+    workers = call.own("workers", 1)
+    given = (word.partition("=")[0].partition(".")[0] for word in call.words if word.startswith("--"))
+    kept = frozenset(flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in given)
+    wanted = suites.Config(root, config(call), kept, only, workers)
+    stop = call.stoppable()
+    if workers > 1:
+        cluster.start_ray()  # before the work: it takes signals for itself
+        call.listen()
+    with Progress("") as bar:
+        result = suites.run(wanted, lambda row: bar(row["probe"], row["probes"], "probes", row.get("note", "")), stop)
+    print("\n".join(suites.text(result, wanted.probe.heads)))
+    call.exit_code = 1 if result.failed else 0
+    return result
+
+
+def follow(call: Call) -> Any:
+    """`xtra probe RUN --follow --every N`."""
+    every, parent = call.own("every", 0), call.own("parent", 0)
+    wanted = following.Config(config(call), every, parent)
+    if parent:
+        os.nice(10)  # where both want the same cores, the training goes first
+    stop = call.stoppable()
+
+    def tell(line: str) -> None:
+        print(f"xtra probe: {line}", file=sys.stderr, flush=True)
+
+    with Progress("images") as bar:
+        result = following.run(wanted, tell, None if parent else lambda what, n, of: bar(n, of, what), stop)
+    ending = "it has ended" if result.finished else "it has not ended"
+    print(f"{result.run}: {len(result.probed)} checkpoints probed, {len(result.failed)} failed; {ending}")
+    call.exit_code = 1 if result.failed else 0
+    return result
+
+
+def beside(call: Call, training: train.Config, words: list[str]) -> tuple[train.Config, AbstractContextManager[None]]:
+    """The training's config with checkpoints kept until they are probed, and the block in which they are."""
+    from jobs.cli import Call
+
+    asked = Call("train", "", list(words))
+    try:
+        every = asked.own("every", 0)
+        settings = following.Config(config(asked, first=""), every)
+        for url in (settings.probe.train, settings.probe.eval):
+            read_manifest(url)
+    except ValueError as error:
+        raise ValueError(f"of the flags --probe.FLAG: {error}") from None
+    if not training.keep_every:
+        training = dataclasses.replace(training, keep_every=settings.every)
+    elif not following.keeps(training.keep_every, every):
+        raise ValueError(
+            f"--keep-every {training.keep_every} loses what --probe.every {every} is to probe: leave it out"
+        )
+
+    def tell(line: str) -> None:
+        print(f"xtra train: {line}", file=sys.stderr, flush=True)
+
+    return training, following.beside(training.out, words, call.stop, tell)

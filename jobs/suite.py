@@ -1,0 +1,208 @@
+"""The paper's 15 evaluation sets as one list of probes: which settings each has, which are missing, and their table.
+
+Settings are those of the official configs (config/eval of the official code), whose grids are the paper's Table 2 with
+one or two larger rates. What we do otherwise: the official batch of 4096 is four passes of 1024 whose gradients add up,
+each with batch-norm statistics of its own; ours is one of 4096. Under --protocol published the 13 sets without warm-up
+train every grid point at the warm-up's own rate, the scheduler's defect (`probe.Config.inert_grid`); the hold-out
+protocol, the default, trains the grid that was meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from ingest.benchmarks import BENCHMARKS
+from jobs import cluster, probes
+from jobs.cluster import Progress
+from shards import store
+from shards.manifest import read_manifest
+from xtra import probe
+from xtra.augment import PROBE, PROBE_LINEAR_B
+
+SUITES = ("paper15",)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the heads of one benchmark train; what is not here is the same for all."""
+
+    batch: int
+    lrs: tuple[float, ...]
+    warmup_epochs: float = 0.0
+
+
+_LRS = (1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3)  # ImageNet-1k's
+_MORE = (*_LRS, 8e-3, 1e-2)
+_MOST = (*_MORE, 1e-1)
+EPOCHS = 100
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "imagenet1k": Setting(4096, _LRS, warmup_epochs=10),
+        "inat18": Setting(4096, _MOST, warmup_epochs=10),
+        "cifar10": Setting(512, _MORE),
+        "cifar100": Setting(512, _MORE),
+        "food101": Setting(512, _MORE),
+        "dtd": Setting(128, _MORE),
+        "pets": Setting(128, _MORE),
+        "cars": Setting(128, _MOST),
+        "iwildcam": Setting(512, _MORE),
+        "camelyon17": Setting(512, _MORE),
+        "pcam": Setting(4096, _MORE),
+        "rxrx1": Setting(512, _MORE),
+        "eurosat": Setting(512, _MORE),
+        "fmow": Setting(512, _MORE),
+        "infograph": Setting(256, _MOST),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    root: str  # folder of ROOT/NAME/train and ROOT/NAME/eval, as `xtra import --set NAME` makes them
+    probe: probe.Config  # whose features, which heads; fields of it that `kept` names hold for every set
+    kept: frozenset[str] = frozenset()
+    only: tuple[str, ...] = ()  # names of benchmarks; all 15 if empty
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.only) - BENCHMARKS.keys()):
+            raise ValueError(f"--only {unknown[0]} is no benchmark: give some of {', '.join(BENCHMARKS)}")
+        if self.probe.train or self.probe.eval:
+            raise ValueError("--train and --eval are of one set: a suite has --root, with NAME/train and NAME/eval")
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    probes: tuple[probes.Result, ...]  # every result of the suite that lies there by now
+    missing: tuple[str, ...]  # benchmarks whose datasets are not under the root
+    failed: Mapping[str, str]  # benchmark -> why
+    probed: int  # probes done just now
+    stopped: bool
+
+
+def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> SuiteResult:
+    """Probe what is missing. A benchmark that cannot be probed is told in `failed`, and the others go on.
+
+    Raises ValueError when no benchmark lies under the root, or there is no encoder to probe.
+    """
+    stop = stop or threading.Event()
+    base = absolute(config.probe)
+    seen, image = probes.samples_seen(base), image_side(base)
+    root = store.absolute(config.root)
+    asked = [name for name in BENCHMARKS if name in (config.only or BENCHMARKS)]
+    sets = {name: (store.join(root, name, "train"), store.join(root, name, "eval")) for name in asked}
+    lying = [name for name in asked if all(store.exists(store.join(url, "dataset.json")) for url in sets[name])]
+    if not lying:
+        raise ValueError(
+            f"--root {config.root}: has none of {', '.join(asked)}: xtra import SOURCE --set NAME makes them"
+        )
+    named: dict[tuple[str, str], str] = {}
+    missing = []
+    for name in lying:
+        train, evaluation = sets[name]
+        named[base.out, evaluation] = name
+        for settings in configs(name, dataclasses.replace(base, train=train, eval=evaluation), image, config.kept):
+            if (left := probes.only_missing(settings, seen)) is not None:
+                missing.append(left)
+    failed: dict[str, str] = {}
+
+    def tell(settings: probe.Config, why: str) -> None:
+        failed[named[settings.out, settings.eval]] = why
+
+    probed = cluster.probe_all(missing, config.workers, stop, progress, tell)
+    digests = {read_manifest(sets[name][1]).digest for name in lying}
+    found = tuple(r for r in probes.results(base.out) if r["manifest_eval"] in digests and _same(base, seen, r))
+    return SuiteResult(found, tuple(n for n in asked if n not in lying), failed, probed, stop.is_set())
+
+
+def absolute(settings: probe.Config) -> probe.Config:
+    """Workers have other working directories; results go to the run unless the config says where."""
+    given = store.absolute(settings.checkpoint) if settings.checkpoint else ""
+    out = store.absolute(settings.out) if settings.out else probes.run_of(given)
+    if not out:
+        raise ValueError("RUN is missing: give a run folder, or --out for another encoder's results")
+    return dataclasses.replace(settings, checkpoint=given, out=out)
+
+
+def image_side(settings: probe.Config) -> int:
+    """Of the encoder's pictures, in pixels."""
+    if settings.encoder in ("trained", "random"):
+        return int(store.read_json(store.join(probes.run_of(settings.checkpoint), "config.json"))["model"]["image"])
+    from xtra.encoders import open_encoder
+
+    return open_encoder(settings.encoder).image
+
+
+def _same(base: probe.Config, seen: int, result: probes.Result) -> bool:
+    mine = (result["encoder"], result["samples_seen"]) == (probes.label(base), seen) and result["head"] in base.heads
+    return mine and probes.published(result) == (base.protocol == "published")
+
+
+def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = ()) -> list[probe.Config]:
+    """The probes of one benchmark: heads that want other pictures or another weight decay are probes of their own."""
+    setting = SETTINGS[name]
+    wanted: dict[str, Any] = {
+        "lrs": setting.lrs,
+        "batch": setting.batch,
+        "warmup_epochs": setting.warmup_epochs,
+        "epochs": EPOCHS,
+        "resize": 300 if image == 256 else image * 256 // 224,  # B/16 cuts 256 of 300 pixels, H/14 224 of 256
+        "inert_grid": base.protocol == "published" and not setting.warmup_epochs,
+        "precision": "bf16" if base.device.startswith("cuda") else "fp32",
+    }
+    # The official linear probe is of B/16 alone: no RandAugment, no erasing, no weight decay.
+    made = []
+    for attentive, augment, decay in ((True, PROBE, 0.1), (False, PROBE_LINEAR_B, 0.0)):
+        heads = tuple(head for head in base.heads if (head == "attentive") == attentive)
+        fields = wanted | {"augment": augment, "weight_decays": (decay,)}
+        fields = {field: value for field, value in fields.items() if field not in kept}
+        if heads:
+            made.append(dataclasses.replace(base, heads=heads, pixels=False, **fields))
+    return made
+
+
+def text(result: SuiteResult, heads: Sequence[str]) -> list[str]:
+    """What there is to say at the end: the table, and what it lacks."""
+    lines = table(result, heads)
+    lines += [f"failed   {name}: {why}" for name, why in result.failed.items()]
+    if result.missing:
+        lines.append(
+            f"missing  {', '.join(result.missing)}: not under the root; xtra import SOURCE --set NAME makes one"
+        )
+    return lines
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def table(result: SuiteResult, heads: Sequence[str]) -> list[str]:
+    """At most 80 columns: all 15 benchmarks, then their mean, which there is only when all 15 are."""
+    by_cell = {(r["set"], r["head"]): r for r in result.probes}
+    width = min(22, 58 // max(1, len(heads)))
+    lines = [f"{'':<13}{'images':>8}" + "".join(f"{head:>{width}}" for head in heads)]
+    for name, benchmark in BENCHMARKS.items():
+        cells = [_cell(by_cell.get((name, head)), width) for head in heads]
+        lines.append(f"{benchmark.title:<13}{benchmark.eval:>8,}" + "".join(f"{cell:>{width}}" for cell in cells))
+    means = [average([by_cell.get((name, head)) for name in BENCHMARKS]) for head in heads]
+    shown = ["" if mean is None else f"{100 * mean:.1f}" for mean in means]
+    lines.append(f"{'average of 15':<21}" + "".join(f"{cell:>{width}}" for cell in shown))
+    return [line.rstrip() for line in lines]
+
+
+def _cell(result: probes.Result | None, width: int) -> str:
+    if result is None:
+        return ""
+    interval = f" ({100 * result['low']:.1f} to {100 * result['high']:.1f})"
+    return f"{100 * result['accuracy']:.1f}" + (interval if len(interval) + 6 < width else "")
+
+
+def average(cells: Sequence[probes.Result | None]) -> float | None:
+    """Plain mean of the 15 accuracies, as in the paper; of fewer it would be another number."""
+    found = [cell["accuracy"] for cell in cells if cell is not None]
+    return sum(found) / len(found) if len(found) == len(BENCHMARKS) else None

@@ -1,0 +1,53 @@
+"""HTML tables of a page: columns are functions of a row; numbers stand to the right; what is not known stays empty."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any, TypeVar
+
+Row = TypeVar("Row")
+Columns = Mapping[str, Callable[[Row], Any]]
+
+
+def table(
+    columns: Columns[Row],
+    rows: Sequence[Row],
+    caption: str,
+    strong: Callable[[Row], bool] = lambda row: False,
+    kind: str = "",
+) -> str:
+    """`strong` rows stand out; `kind` is a class that the page's style knows."""
+    if not rows:
+        return ""
+    values = [[value(row) for value in columns.values()] for row in rows]
+    numeric = [all(_is_number(v) for v in column) for column in zip(*values)]
+    top = "".join(f"<th{' class=n' if right else ''}>{escape(name)}</th>" for name, right in zip(columns, numeric))
+    body = "".join(
+        f"<tr{' class=ours' if strong(row) else ''}>{''.join(map(_cell, cells, numeric))}</tr>"
+        for row, cells in zip(rows, values)
+    )
+    opening = f"<table class={kind}>" if kind else "<table>"
+    return (
+        f'<p>{escape(caption)}</p><div class="wide">{opening}<thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int) or re.fullmatch(r"[-+0-9.e]*( to [-+0-9.]+)?\*?", value) is not None
+
+
+def _cell(value: Any, right: bool) -> str:
+    text = "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"<td{' class=n' if right else ''}>{escape(text)}</td>"
+
+
+def points(value: float | None) -> str | None:
+    """A share in %, without the sign."""
+    return None if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)

@@ -1,0 +1,22 @@
+"""The papers' numbers stand as they were printed."""
+
+import pytest
+
+from ingest.benchmarks import BENCHMARKS
+from jobs import paper
+
+
+@pytest.mark.parametrize("row", paper.ATTENTIVE, ids=lambda row: f"{row.method} {row.arch}")
+def test_the_mean_of_a_row_is_its_printed_average(row):
+    if row.accuracy:
+        assert list(row.accuracy) == list(BENCHMARKS)
+        assert sum(row.accuracy.values()) / 15 == pytest.approx(row.average, abs=0.00051)
+    else:
+        assert row.average == 0.745, "AIM-0.6B on DFN-2B: its table gives the average alone"
+
+
+def test_xtras_own_rows():
+    (huge,) = [row for row in paper.ATTENTIVE if row.method == "XTRA"]
+    assert (huge.accuracy["imagenet1k"], huge.accuracy["rxrx1"], huge.average) == (0.809, 0.057, 0.762)
+    base = {row.epochs: (row.linear, row.attentive) for row in paper.IMAGENET if row.method == "XTRA"}
+    assert base == {300: (0.661, 0.743), 800: (0.702, 0.768)}

@@ -1,0 +1,149 @@
+"""The probes' part of the report: beside the papers nothing is invented, and nothing is mixed."""
+
+import re
+from pathlib import Path
+
+import run_folders
+from test_report import Reader
+
+from ingest.benchmarks import BENCHMARKS
+from jobs import charts, findings, probe_report
+from jobs.ledger import read_runs, write_ledger
+from jobs.report import Config, page, run
+
+XTRA_H = "76.2 80.9 67.0 98.2 90.0 90.8 79.7 93.7 93.1 59.5 93.3 90.0 5.7 98.5 58.6 43.9"
+POINTS = [{"lr": lr, "weight_decay": 0.1, "accuracy": a} for lr, a in ((1e-3, 0.2), (1e-2, 0.4), (1e-1, 0.3))]
+
+
+def probed(root: Path, names: list[str], accuracy: float = 0.5, **other) -> Path:
+    folder = run_folders.write_run(root / "a")
+    for name in names:
+        run_folders.write_probe(folder, accuracy, name, "attentive", total=BENCHMARKS[name].eval, **other)
+    return folder
+
+
+def rows(html: str) -> list[list[str]]:
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", html)]
+
+
+def ours(html: str) -> list[list[str]]:
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr class=ours>(.*?)</tr>", html)]
+
+
+def test_the_average_is_of_all_fifteen_or_is_not_there(tmp_path: Path):
+    probed(tmp_path / "all", list(BENCHMARKS))
+    (line, imagenet) = ours(probe_report.benchmarks(read_runs(str(tmp_path / "all"))))
+    assert line[3:19] == ["50.0"] * 16
+    assert imagenet[3:5] == ["", "50.0"]
+    probed(tmp_path / "most", list(BENCHMARKS)[1:])
+    (line,) = ours(probe_report.benchmarks(read_runs(str(tmp_path / "most"))))
+    assert line[3:19] == ["", "", *["50.0"] * 14]
+
+
+def test_a_set_of_another_size_is_marked_and_makes_no_average(tmp_path: Path):
+    folder = probed(tmp_path, list(BENCHMARKS)[1:])
+    run_folders.write_probe(folder, 0.5, "imagenet1k", "attentive", total=1000)
+    (line,) = ours(probe_report.benchmarks(read_runs(str(tmp_path))))
+    assert line[3:6] == ["", "50.0*", "50.0"]
+
+
+def test_the_papers_rows_stand_above_and_unknown_cells_are_empty(tmp_path: Path):
+    probed(tmp_path, ["cifar10"])
+    html = probe_report.benchmarks(read_runs(str(tmp_path)))
+    (unknown,) = [row for row in rows(html) if "DFN-2B" in row and "AIM, Table 2" in row]
+    assert unknown[3:19] == ["74.5", *[""] * 15]
+    (xtra,) = [row for row in rows(html) if row and row[0] == "XTRA" and "IN-21k" in row]
+    assert " ".join(xtra[3:19]) == XTRA_H
+    assert html.index("IN-21k") < html.index("class=ours")
+
+
+def test_without_one_of_their_sets_the_papers_are_not_shown(tmp_path: Path):
+    run_folders.write_probe(run_folders.write_run(tmp_path / "a"), 0.2)
+    assert probe_report.benchmarks(read_runs(str(tmp_path))) == ""
+    assert "Beside the papers" not in page(read_runs(str(tmp_path)))
+
+
+def test_published_probes_and_hold_out_probes_are_not_mixed(tmp_path: Path):
+    folder = run_folders.write_run(tmp_path / "a")
+    run_folders.write_probe(folder, 0.2)
+    other = run_folders.write_probe(folder, 0.9, selected_on="eval", protocol="100 epochs, inert grid")
+    other.rename(other.with_name("published.json"))
+    run_folders.write_probe(folder, 0.2)
+    ledger = read_runs(str(tmp_path))
+    assert sorted(r.protocol for r in ledger.rows) == ["hold-out", "published, inert grid"]
+    said = findings.shown(ledger)
+    assert "tin-val, linear probe: the best is 20.0 %" in said[0]
+    assert "tin-val (published, inert grid), linear probe: the best is 90.0 %" in said[1]
+    assert "flatter" in " ".join(findings.not_shown(ledger))
+    assert len(re.findall("<h3>tin-val", page(ledger))) == 2, "curves of their own"
+
+
+def test_other_peoples_encoders_stand_beside_the_papers_and_in_no_curve(tmp_path: Path):
+    folder = probed(tmp_path, ["cifar10"])
+    run_folders.write_probe(folder, 0.9, "cifar10", "attentive", encoder="timm:vit_base", total=10_000)
+    beside = tmp_path / "theirs"
+    run_folders.write_json(
+        beside / "probes/cifar10.json",
+        {"set": "cifar10", "head": "linear", "encoder": "timm:mae", "accuracy": 0.8, "total": 10_000},
+    )
+    ledger = read_runs(str(tmp_path))
+    assert {r.encoder for r in ledger.rows} == {"trained"}
+    assert sorted(p["encoder"] for p in ledger.others) == ["timm:mae", "timm:vit_base"]
+    assert {line[0] for line in ours(probe_report.benchmarks(ledger))} == {
+        "a, 12.8k samples seen",
+        "timm:mae",
+        "timm:vit_base",
+    }
+    assert "90.0" not in charts.accuracy_chart(ledger.rows, "attentive", "samples_seen", charts.colours(ledger.rows))
+    assert run(Config(str(tmp_path))).problems == ()
+
+
+def test_a_probe_says_what_it_chose_who_chose_it_and_what_it_knows(tmp_path: Path):
+    run_folders.write_probe(
+        run_folders.write_run(tmp_path / "a"),
+        0.4,
+        selection=POINTS,
+        chosen={"lr": 0.01, "weight_decay": 0.1, "layers": 6},
+        labels=[f"class {n}" for n in range(12)],
+        per_class=[n / 12 for n in range(11)] + [None],
+        shared_sha256=3,
+        shared_phash=1234,
+        seconds=61.4,
+    )
+    ledger = read_runs(str(tmp_path))
+    text = Reader(probe_report.details(ledger)).text
+    assert "chosen: lr 0.01, weight decay 0.1, layers 6 (of 3 grid points, by a hold-out of the training set)" in text
+    assert "3 of the test images are among the training images byte for byte, 1,234 more look alike" in text
+    assert "61 s for all heads" in text
+    assert "of 11 classes, best class 10 83, class 9 75" in text
+    assert "worst class 0 0, class 1 8" in text
+    assert "accuracy in % on the hold-out" in text
+    (row,) = ledger.rows
+    assert (row.shared_sha256, row.shared_phash, row.probe_seconds) == (3, 1234, 61.4)
+    assert "Of tin-val the training set of the heads holds" in " ".join(findings.not_shown(ledger))
+
+
+def test_the_selection_chart_has_a_line_for_each_head_and_layer_set():
+    linear = {"set": "s", "head": "linear", "selection": POINTS}
+    deep = [{**point, "layers": n} for point in POINTS for n in (1, 6)]
+    svg = charts.selection_chart([linear, {"set": "s", "head": "attentive", "selection": deep}])
+    for text in ("linear", "attentive, layers 1", "attentive, layers 6", "0.001", "learning rate"):
+        assert text in svg
+    assert charts.selection_chart([{"set": "s", "head": "knn", "selection": [{"k": 5, "accuracy": 0.1}]}]) is None
+    assert charts.selection_chart([{**linear, "selection": POINTS[:1]}]) is None, "one rate is no curve"
+
+
+def test_old_results_stay_readable_and_the_new_columns_are_empty(tmp_path: Path):
+    run_folders.write_probe(run_folders.write_run(tmp_path / "a"), 0.2)
+    (row,) = read_runs(str(tmp_path)).rows
+    assert (row.protocol, row.layers, row.shared_sha256, row.shared_phash) == ("hold-out", None, None, None)
+    write_ledger(str(tmp_path), [row])
+
+
+def test_probes_of_different_settings_are_said_to_be(tmp_path: Path):
+    for number, words in enumerate(("20 epochs", "100 epochs")):
+        folder = run_folders.write_run(tmp_path / str(number), block=1 + 3 * number)
+        run_folders.write_probe(folder, 0.2, protocol=words)
+    ledger = read_runs(str(tmp_path))
+    assert "Probes of tin-val were made with different settings" in " ".join(findings.not_shown(ledger))
+    assert findings.comparisons(ledger.rows) == []
