@@ -45,6 +45,9 @@ test: setup ## all tests (XTRA_TEST_S3=endpoint runs the store's tests on a real
 bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetch ARGS='--images 10000 --json'
 	.venv/bin/xtra bench $(or $(SUBJECT),fetch) $(ARGS)
 
+bench-gpu: ## measure on this machine's GPU, with any python that has torch, Pillow, numpy, pyarrow: ARGS='--out gpu.json'
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m jobs.bench.gpu $(ARGS)
+
 lock: setup ## write requirements.lock anew from pyproject.toml
 	$(PIP) install -q uv
 	printf 'torch==2.13.0\n' > .venv/overrides.txt
@@ -59,5 +62,5 @@ clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo ingest check test bench lock clean
+.PHONY: help setup demo ingest check test bench bench-gpu lock clean
 .DEFAULT_GOAL := help

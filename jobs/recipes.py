@@ -272,6 +272,32 @@ def overfit64() -> Config:
     )
 
 
+# ---- Tiny ImageNet on a GPU: the block-size study ----
+
+
+def _tiny_imagenet(block: int) -> Config:
+    """64 px photographs in patches of 8, encoder S (12 layers of 384), in bf16 with compiled layers, on one GPU."""
+    size = replace(SIZES["s16"], image=64, patch=8, block=block, dec_depth=4, drop_path=0.1)
+    base = _cpu(f"tiny_imagenet_block{block}", size, 2_000_000, 512)
+    base = replace(base, precision="bf16", tf32=True, compile=True, threads=8, checkpoint_every=500_000)
+    return replace(base, optim=replace(base.optim, weight_decay=0.05))
+
+
+def tiny_imagenet_block1() -> Config:
+    """Tiny ImageNet, a block is one patch of 8 px: plain causal. Needs a GPU."""
+    return _tiny_imagenet(1)
+
+
+def tiny_imagenet_block2() -> Config:
+    """Tiny ImageNet, blocks of 2 x 2 patches (16 px). Needs a GPU."""
+    return _tiny_imagenet(2)
+
+
+def tiny_imagenet_block4() -> Config:
+    """Tiny ImageNet, blocks of 4 x 4 patches (32 px). Needs a GPU."""
+    return _tiny_imagenet(4)
+
+
 # ---- looking recipes up ----
 
 

@@ -75,7 +75,7 @@ def _flex(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, mask: Any) -> Tensor:
 def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=False)  # encoder and decoder have heads of different widths
 
 
 def chosen(device: torch.device, tokens: int, head_width: int) -> str:

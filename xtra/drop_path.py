@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shards.order import uniform
+from xtra.slots import sent
 
 if TYPE_CHECKING:
     from xtra.model import ModelConfig
@@ -46,15 +47,17 @@ def drops_of(drop_LSB: Tensor | None, layers: int, device: torch.device, skip_dr
     if drop_LSB is None:
         return [[None, None]] * layers
     if not skip_dropped:
-        return [[Drop(scale_B) for scale_B in drop_SB] for drop_SB in drop_LSB.to(device, non_blocking=True)]
-    return [[_kept(scale_B, device) for scale_B in drop_SB] for drop_SB in drop_LSB]
-
-
-def _kept(scale_B: Tensor, device: torch.device) -> Drop:
-    kept = scale_B.nonzero().squeeze(1)
-    if len(kept) == len(scale_B):
-        return Drop(scale_B.to(device, non_blocking=True))
-    return Drop(scale_B[kept].to(device, non_blocking=True), kept.to(device, non_blocking=True))
+        return [[Drop(scale_B) for scale_B in drop_SB] for drop_SB in sent(drop_LSB, device)]
+    kept_LSB = drop_LSB != 0
+    counts = kept_LSB.sum(2).flatten().tolist()
+    # One copy of each for all branches: a copy costs the host as much as starting a kernel.
+    scale, image = sent(drop_LSB[kept_LSB], device), sent(kept_LSB.nonzero()[:, 2].contiguous(), device)
+    every = drop_LSB.shape[2]
+    drops = [
+        Drop(scale_B, None if count == every else kept)
+        for count, scale_B, kept in zip(counts, scale.split(counts), image.split(counts))
+    ]
+    return [[*drops[i : i + 2]] for i in range(0, len(drops), 2)]
 
 
 def scales(config: ModelConfig, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:

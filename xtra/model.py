@@ -338,6 +338,19 @@ def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
     return model
 
 
+def compile_layers(model: Xtra, mode: str | None = None) -> None:
+    """torch.compile each layer; those of a width share their graphs.
+
+    A layer has more forms than the 8 that torch compiles before it silently compiles no more: with and without drop
+    path, with all images or those kept, with and without gradients, in training and of validation's token count.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for layer in (*model.encoder.blocks, *model.decoder.blocks):
+        layer.compile(mode=mode)
+
+
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
     """The official initialisation: linear weights and position tables N(0, 0.02), patch weights by Kaiming (fan-in,

@@ -33,12 +33,13 @@ from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
 from xtra.killers import Guard, find
 from xtra.loss import LossConfig, next_block_loss
 from xtra.meter import cost, memory_bytes
-from xtra.model import ModelConfig, Xtra, build
+from xtra.model import ModelConfig, Xtra, build, compile_layers
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
 from xtra.ranks import GradientSum, Owners, sum_numbers, world_of
 from xtra.run_folder import Opened, Parts, open_run
 from xtra.saver import Saver
 from xtra.sinks import Recorder
+from xtra.slots import sent
 from xtra.validation import Validation, validation_loss
 
 FLUSH_SECONDS = 30.0
@@ -62,6 +63,7 @@ class Config:
     order: Order = field(default_factory=Order)
     precision: str = "fp32"  # or "bf16": autocast
     decoder_fp32: bool = True  # under bf16, keep the decoder in fp32 as the official code does
+    tf32: bool = False  # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
     micro: int = 0  # most images in one forward pass of a rank, gradients added up; 0 means all at once
     # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, but shapes
     # that change); or a fixed number of each micro-batch is skipped (as DINOv2).
@@ -131,6 +133,7 @@ def run(
     """
     rank, world = world_of()
     device = _device(config)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     on_gpu = gpu_decode.chosen("cpu" if config.augment.randaugment else config.decoder, device, config.threads)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
@@ -146,8 +149,7 @@ def run(
     if opened.checkpoint is not None:
         seen = int(checkpoint.load(opened.checkpoint, model, optimizer)["cursor"]["samples_seen"])
     if config.compile:
-        for block in (*model.encoder.blocks, *model.decoder.blocks):
-            block.compile()
+        compile_layers(model)
     gradients = GradientSum(list(model.parameters()))
     stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world, config.read)
     if stream.reader.memory:
@@ -303,7 +305,7 @@ def _forward_backward(
 
 def _told(loss_share: Tensor, replaced: int, stop: bool) -> Tensor:
     """[3]: what ranks tell each other in a step besides gradients."""
-    told = torch.tensor([0.0, replaced, stop], dtype=torch.float64).to(loss_share.device, non_blocking=True)
+    told = sent(torch.tensor([0.0, replaced, stop], dtype=torch.float64), loss_share.device)
     told[0] = loss_share
     return told
 

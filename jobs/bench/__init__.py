@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 # Modules here that are no subject of their own.
-HELPERS = ("decode_ours", "decode_peer", "bucket", "origin", "peers", "stream_data", "stream_ours", "stream_peers")
+HELPERS = (
+    *("decode_ours", "decode_peer", "bucket", "origin", "peers", "stream_data", "stream_ours", "stream_peers"),
+    *("gpu_checks", "gpu_data", "gpu_floor", "gpu_step", "gpu_table"),
+)
 
 
 def subjects() -> list[str]:

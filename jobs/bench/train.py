@@ -72,7 +72,7 @@ ARMS = (
 )
 
 
-def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
+def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, decoder_fp32: bool = True) -> Tensor:
     """The loss as the official code computes it, with our weights (src/modules/xtra.py `_step` at e711fb5).
 
     Tokens are in raster order; the mask is dense and copied to the device for every layer; the head runs on a copy of
@@ -94,7 +94,8 @@ def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
     x = x.flatten(2).transpose(1, 2) + encoder.pos_embed[:, order]
     x = encoder.norm(layers(encoder.blocks, x, drop_path.drops_of(drop_LSB, c.depth, device, skip_dropped=False)))
     x = xtra.bridge(x)
-    with torch.autocast(device.type, enabled=False):
+    autocast = torch.is_autocast_enabled(device.type) and not decoder_fp32
+    with torch.autocast(device.type, enabled=autocast):
         h = x.float() + decoder.pos_embed[:, order]
         h = decoder.norm(layers(decoder.blocks, h, [[None, None]] * c.dec_depth)).to(x.dtype)
     b, rows = len(h), c.grid // c.block

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from jobs import recipes
-from xtra import attention, train
+from xtra import attention, drop_path, train
 from xtra.attention import ARMS, Causal, attend, causal_of, run_ends
 from xtra.blocks import block_causal_mask, target_blocks
 from xtra.loss import next_block_loss
-from xtra.model import SIZES, build
+from xtra.model import SIZES, build, compile_layers
 
 CPU = torch.device("cpu")
 pytestmark = [  # both are torch's remarks on what torch does
@@ -122,6 +123,25 @@ def test_compiled_layers_are_one_graph_for_all_layers_of_a_width(arm):
     for ours, theirs in zip(loss_and_grads(model, x), wanted):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
     assert counter.frame_count == 2
+
+
+def test_all_forms_of_a_layer_are_compiled(monkeypatch):
+    """torch stops at 8, and goes on without compiling."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    config = replace(SMALL, drop_path=0.5)
+    model, x = build(config, 0), images(config)
+    model.encoder.skip_dropped = True
+    counter = CompileCounterWithBackend("eager")
+    honest = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, mode: honest(layer, backend=counter))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        compile_layers(model)
+        model(x, drop_path.scales(config, 0, np.zeros(2, int), np.arange(2)))
+        model(x, torch.ones(3, 2, 2))
+        model(x)
+    assert counter.frame_count >= 4
 
 
 def test_flex_attention_is_traced_into_compiled_layers():

@@ -440,7 +440,7 @@ def test_branches_that_drop_path_zeroes_can_be_skipped(data, whole, tmp_path):
 def test_compiled_layers_take_the_same_steps(data, whole, tmp_path, monkeypatch):
     compiled, honest = [], torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self: (compiled.append(self), honest(self, backend="aot_eager"))
+        torch.nn.Module, "compile", lambda self, mode: (compiled.append(self), honest(self, backend="aot_eager"))
     )
     train.run(config(data, tmp_path / "run", compile=True, samples=30))
     assert len(compiled) == MODEL.depth + MODEL.dec_depth

@@ -1,0 +1,398 @@
+"""`make bench-gpu`: what one GPU makes of this code, in one go: right first, then fast, then fed.
+
+    python -m jobs.bench.gpu --out gpu.json [--seconds 540] [--sizes b16 h14] [--only train] [--data DATASET] ...
+
+Needs torch, Pillow, numpy and pyarrow, and this source tree; nothing has to be installed. The most important arms come
+first; every row is written to --out as soon as it is there; what does not work is one line, and the rest goes on; the
+table comes last. Without a GPU it runs at a tiny size, which shows only that it works.
+
+Training arms change one thing at a time of the best that is known so far; what is faster and computes the same is kept
+for the arms after it. Beside each measured time stands the floor (jobs/bench/gpu_floor.py) at the speeds that large
+products and copies reach on this very machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.bench import gpu_checks, gpu_step, result
+from jobs.bench.gpu_floor import Arm, Ceilings
+from jobs.bench.gpu_step import Timing
+from jobs.bench.gpu_table import check_lines, ratios, row_of, short, tables
+from xtra.attention import ARMS
+from xtra.flops import peak_flops
+from xtra.model import SIZES, ModelConfig, Xtra
+
+SECTIONS = ("checks", "train", "data")
+IMAGES = {"b16": 256, "h14": 96}  # a step, to begin with; other sizes: 8
+LONG = 90.0  # seconds that must be left for max-autotune
+BETTER = 0.99  # of the best time: what is at most this is kept
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = ""  # JSON file, written anew after every row
+    seconds: float = 0.0  # for all of it; what has no time left is named. 0: 540, without a GPU 100
+    sizes: tuple[str, ...] = ()  # of xtra.model.SIZES; default: b16 h14, without a GPU tiny64
+    only: tuple[str, ...] = SECTIONS
+    images: int = 0  # a step, to begin with; 0: by the size
+    arm_seconds: float = 2.5  # of timed steps, an arm
+    drop_path: float = 0.2
+    check_steps: int = 300  # of training in each precision; 0: none
+    vectors: str = ""  # folder of the official numbers; they need safetensors
+    data: str = ""  # dataset, or folder or tar of JPEGs; default: made pictures
+    pictures: int = 2000  # in the dataset that is made
+    threads: int = 0  # that decode; 0: one a core
+    device: str = "auto"  # "cpu", "cuda" or "auto"
+    compile: bool = True  # --no-compile: no arm is compiled
+
+    def __post_init__(self) -> None:
+        for name, values, allowed in (("sizes", self.sizes, SIZES), ("only", self.only, SECTIONS)):
+            for value in values:
+                if value not in allowed:
+                    raise ValueError(f"{name} has {value!r}; it must be of {', '.join(allowed)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is cuda, but torch {torch.__version__} sees no GPU here")
+
+
+@dataclass
+class Bench:
+    """What all sections share: the device, the time that is left, and the rows so far."""
+
+    config: Config
+    device: torch.device
+    begun: float = field(default_factory=time.monotonic)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    machine: Ceilings | None = None
+    best: dict[str, Timing] = field(default_factory=dict)  # of our arms, by size
+    kept_back: float = 0.0  # seconds for the sections to come
+    about: dict[str, Any] = field(default_factory=lambda: result("gpu", [], {}) | {"torch": torch.__version__})
+
+    def left(self) -> float:
+        return self.config.seconds - self.kept_back - (time.monotonic() - self.begun)
+
+    def add(self, section: str, row: dict[str, Any]) -> None:
+        self.rows.append({"section": section, **row})
+        self.write()
+
+    def write(self) -> None:
+        if self.config.out:
+            aside = Path(f"{self.config.out}.part")
+            aside.write_text(json.dumps(self.result(), indent=1))
+            aside.replace(self.config.out)
+
+    def result(self) -> dict[str, Any]:
+        seconds = round(time.monotonic() - self.begun, 1)
+        return self.about | {"seconds": seconds, "rows": self.rows, "ratios": ratios(self.rows)}
+
+    def attempt(
+        self, section: str, name: str, work: Callable[[], dict[str, Any]], needs: float = 5.0, **known: Any
+    ) -> None:
+        """Add what is `known` and what `work` gives; or a row and a line that say why there is nothing."""
+        named = {"name": name} | known
+        if self.left() < needs:
+            self.add(section, named | {"left_out": "no time"})
+            return
+        print(f"[{time.monotonic() - self.begun:5.0f} s] {name}", flush=True)
+        try:
+            with gpu_step.at_most(self.left()):
+                row = work()
+        except Exception as why:  # whatever a kernel, a compiler or a library throws: the other arms are to run
+            said = f"{type(why).__name__}: {' '.join(str(why).split())[:300]}"
+            print(f"  {name}: {said}", flush=True)
+            self.add(section, named | {"failed": said})
+            return
+        self.add(section, named | row)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """All sections; raises ValueError for a bad setting only."""
+    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    sizes = config.sizes or (("b16", "h14") if use_cuda else ("tiny32",))
+    config = replace(config, sizes=sizes, seconds=config.seconds or (540.0 if use_cuda else 100.0))
+    bench = Bench(config, device)
+    bench.about |= {"config": asdict(bench.config), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    bench.attempt("machine", "what large products and copies reach", lambda: _machine(bench))
+    bench.kept_back = 0.2 * config.seconds if {"data", "train"} <= set(config.only) else 0.0
+    if "checks" in config.only:
+        _checks(bench)
+    if "train" in config.only:
+        _train(bench)
+    bench.kept_back = 0.0
+    if "data" in config.only:
+        _data(bench)
+    bench.write()
+    print("\n".join(tables(bench.rows)), flush=True)
+    return bench.result()
+
+
+# ---- the machine ---------------------------------------------------------------------------------------------------
+
+
+def _machine(bench: Bench) -> dict[str, Any]:
+    device, cuda = bench.device, bench.device.type == "cuda"
+    side, count = (8192, 10) if cuda else (512, 3)
+
+    def fastest(work: Callable[[], Any]) -> float:
+        """Seconds of the fastest of a few calls, after a first one."""
+        times = []
+        for _ in range(count):
+            clock = gpu_step.Clock(device)
+            clock.mark()
+            work()
+            clock.mark()
+            if cuda:
+                torch.cuda.synchronize(device)
+            times += clock.seconds()
+        return min(times[1:])
+
+    def products(dtype: torch.dtype, precision: str = "highest") -> float:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        rate = 2 * side**3 / fastest(lambda: a @ b)
+        torch.set_float32_matmul_precision(before)
+        return rate
+
+    numbers = 1 << (28 if cuda else 22)
+    source = torch.ones(numbers, device=device)
+    target, host = torch.empty_like(source), torch.ones(numbers // 4)
+    host = host.pin_memory() if cuda else host
+    there = target[: numbers // 4]
+    bench.machine = Ceilings(
+        name=torch.cuda.get_device_name(device) if cuda else "CPU",
+        bf16=products(torch.bfloat16),
+        tf32=products(torch.float32, "high"),
+        fp32=products(torch.float32),
+        bandwidth=8 * numbers / fastest(lambda: target.copy_(source)),
+        host=numbers / fastest(lambda: there.copy_(host, non_blocking=True)),
+        peak=(peak_flops(torch.cuda.get_device_name(device)) if cuda else None) or 0.0,
+    )
+    return asdict(bench.machine) | {"name": bench.machine.name}
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+
+def _checks(bench: Bench) -> None:
+    device = bench.device
+    if bench.config.vectors:
+        try:
+            rows = gpu_checks.official_numbers(bench.config.vectors, device)
+            for row in rows:
+                bench.add("checks", row)
+        except (ImportError, ValueError) as why:
+            print(f"  parity vectors are left out: {why}", flush=True)
+    else:
+        print("  parity vectors are left out: --vectors DIR names none", flush=True)
+    if device.type == "cuda":
+        bench.attempt("checks", "device against CPU", lambda: gpu_checks.same_as_cpu(device))
+    gpu_checks.attention_arms(device, lambda name, work: bench.attempt("checks", name, work))
+    steps = bench.config.check_steps
+    if steps:
+        try:
+            with gpu_step.at_most(min(90.0, bench.left() / 3)):
+                for row in gpu_checks.precision_runs(device, steps, size="small64" if steps >= 100 else "tiny32"):
+                    bench.add("checks", row)
+        except Exception as why:
+            print(f"  bf16 against fp32: {type(why).__name__}: {why}", flush=True)
+    print("\n".join(check_lines(bench.rows)), flush=True)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def _train(bench: Bench) -> None:
+    """For each size the best known arm and the official shape first; then, size by size, one change after the other."""
+    plans = [_plan(bench, name) for name in bench.config.sizes]
+    for plan in plans:
+        next(plan)
+    while plans:
+        for plan in list(plans):
+            if next(plan, "done") == "done":
+                plans.remove(plan)
+
+
+def _plan(bench: Bench, size: str) -> Iterator[str]:
+    """The arms of one size, a group at a time; the model is made anew for each, as two sizes need not fit at once."""
+    config = replace(SIZES[size], drop_path=bench.config.drop_path, predict=1)
+    base = Arm("best known", images=bench.config.images or IMAGES.get(size, 8))
+    if not bench.config.compile:
+        base = replace(base, compile="none")
+    official = replace(base, shape="official", compile="none", fused=False, drop_last=False)
+    first = [
+        base,
+        replace(official, name="official shape, fp32 decoder", decoder="fp32"),
+        replace(official, name="official shape, TF32 decoder", decoder="tf32"),
+        replace(official, name="official shape, bf16 decoder"),
+    ]
+    base = _group(bench, size, config, first, base)
+    yield "first"
+    if (
+        size not in bench.best and base.compile != "none"
+    ):  # perhaps nothing compiles here: the rest is to run all the same
+        base = _group(bench, size, config, [replace(base, name="not compiled", compile="none")], base)
+        yield "not compiled"
+    for group in groups(base.images, bench.device, bench.config.compile):
+        base = _group(bench, size, config, [replace(base, **change) for change in group], base)
+        yield "group"
+
+
+def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[str, Any]]]:
+    """Changes to try, one group after the other, each against what is best by then."""
+    cuda = device.type == "cuda"
+    kernels = ("cudnn", "efficient") if cuda else ()
+    arms = [arm for arm in ARMS if arm != "dense" and (cuda or not arm.startswith("flex"))]
+    found: list[list[dict[str, Any]]] = [
+        [{"name": f"attention {arm}", "attention": arm} for arm in (*kernels, *arms)],
+        [{"name": f"{n} images", "images": n} for n in (images * 2, images // 2) if n],
+    ]
+    if compiled:
+        found += [
+            [{"name": "layers and loss compiled", "compile": "layers+loss"}],
+            [{"name": "not compiled", "compile": "none"}],
+        ]
+    found += [
+        [
+            {"name": "dropped branches skipped", "dropped": "skip"},
+            {"name": "a fixed number of branches skipped", "dropped": "subset"},
+        ],
+        [{"name": "all blocks computed", "drop_last": False}],
+        [{"name": "TF32 decoder", "decoder": "tf32"}, {"name": "fp32 decoder", "decoder": "fp32"}],
+        [{"name": "optimiser not fused", "fused": False}],
+    ]
+    if compiled:
+        found.append([{"name": "official shape, bf16 decoder, compiled", "shape": "official", "dropped": "compute"}])
+        found.append([{"name": "max-autotune", "compile": "max-autotune"}])
+    return found
+
+
+def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: Arm) -> Arm:
+    """Measure some arms; the best of ours so far, those that compute the same, is returned to go on with."""
+    if bench.left() < 10:
+        for arm in arms:
+            bench.add("train", {"size": size, "name": arm.name, "left_out": "no time"})
+        return base
+    try:
+        model = gpu_step.empty_model(config, bench.device)
+    except Exception as why:
+        print(f"  {size}: no model could be made: {type(why).__name__}: {why}", flush=True)
+        return base
+    for arm in arms:
+        needs = LONG if arm.compile == "max-autotune" else 10.0
+        timings: list[Timing] = []
+
+        def work(arm: Arm = arm, timings: list[Timing] = timings, model: Xtra = model) -> dict[str, Any]:
+            timings.append(gpu_step.fitting(arm, model, bench.device, bench.config.arm_seconds, _say))
+            return row_of(config, timings[-1], bench.device, bench.machine)
+
+        bench.attempt("train", arm.name, work, needs, size=size)
+        if timings:
+            print(f"  {short(bench.rows[-1])}", flush=True)
+        if timings and arm.shape == "ours" and arm.dropped != "subset" and arm.drop_last and arm.decoder == "bf16":
+            best = bench.best.get(size)
+            if best is None or timings[0].step / timings[0].arm.images < BETTER * best.step / best.arm.images:
+                bench.best[size] = timings[0]
+    del model
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    best = bench.best.get(size)
+    return base if best is None else replace(best.arm, name="best known")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def _data(bench: Bench) -> None:
+    from jobs.bench import gpu_data
+    from jobs.bench.gpu_decode import bodies_of
+
+    config, device = bench.config, bench.device
+    threads = config.threads or len(os.sched_getaffinity(0))
+    seconds = config.arm_seconds
+    size = config.sizes[0]
+    best = bench.best.get(size)
+    arm = best.arm if best else Arm("best known", images=config.images or IMAGES.get(size, 8))
+    arm = arm if config.compile else replace(arm, compile="none")
+    with ExitStack() as stack:
+        try:
+            manifest = gpu_data.dataset(stack, config.data, config.pictures)
+            bodies = bodies_of(manifest.address, 1024)
+        except Exception as why:
+            print(f"  data: {type(why).__name__}: {why}", flush=True)
+            bench.add("data", {"name": "dataset", "failed": str(why)})
+            return
+        model_config = replace(SIZES[size], drop_path=config.drop_path, predict=1)
+        for decoder in ("cpu", "gpu"):
+
+            def work(decoder: str = decoder) -> dict[str, Any]:
+                model = gpu_step.empty_model(model_config, device)
+                with gpu_step.as_arm_says(arm, model, device):
+                    found = gpu_data.end_to_end(manifest, model, device, arm.images, 3 * seconds, threads, decoder)
+                return {"size": size, "kb": round(sum(map(len, bodies)) / len(bodies) / 1e3, 1)} | found
+
+            if decoder == "cpu" or device.type == "cuda":
+                bench.attempt("data", f"end to end, {size}, {decoder} decodes", work, 20)
+        gpu_data.decode_arms(
+            bodies,
+            model_config.image,
+            device,
+            seconds,
+            threads,
+            lambda name, work: bench.attempt("data", name, work),
+        )
+
+
+# ---- the command line: no library is asked for here -----------------------------------------------------------------
+
+
+def parse(words: list[str]) -> Config:
+    parser = argparse.ArgumentParser(prog="python -m jobs.bench.gpu", description=(__doc__ or "").split("\n")[0])
+    for each in fields(Config):
+        flag, default = "--" + each.name.replace("_", "-"), each.default
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+        elif isinstance(default, tuple):
+            parser.add_argument(flag, nargs="+", default=default)
+        else:
+            parser.add_argument(flag, type=type(default), default=default)
+    values: dict[str, Any] = vars(parser.parse_args(words))
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Config(**values)
+
+
+def main(words: list[str]) -> int:
+    try:
+        config = parse(words)
+    except ValueError as error:
+        print(f"bench-gpu: {error}", file=sys.stderr)
+        return 2
+    found = run(config)
+    print(json.dumps({name: found[name] for name in ("subject", "hardware", "commit", "ratios")}))
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""Decoding on a device, and the whole way: shards -> decoded batches -> training steps, with the wait for data."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from jobs.bench import gpu_decode as decoding
+from jobs.bench import stream_data
+from shards import crop, image, store
+from shards.manifest import Manifest, read_manifest
+from shards.order import Order
+from shards.stream import Stream
+from xtra import drop_path, gpu_decode
+from xtra.blocks import target_blocks
+from xtra.data import Augment, DeviceDecoder, decode_batch, normalise, train_batches
+from xtra.loss import next_block_loss
+from xtra.model import Xtra
+from xtra.optim import OptimConfig, make_optimizer
+
+Row = dict[str, Any]
+Run = Callable[[str, Callable[[], Row]], None]  # given a name and what computes a row
+
+
+def dataset(stack: ExitStack, data: str, images: int) -> Manifest:
+    """A dataset; or one made of a folder's or a tar's JPEGs, or of made ones of about 110 KB where `data` is empty, in
+    a folder that is gone when the stack is left."""
+    if data and (store.exists(store.join(data, "dataset.json")) or "@" in data):
+        return read_manifest(data)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "set"
+    stream_data.written(folder, images, stream_data.pool(data or None))
+    return read_manifest(str(folder))
+
+
+def decode_arms(
+    bodies: Sequence[bytes], size: int, device: torch.device, seconds: float, threads: int, run: Run
+) -> None:
+    """The CPU with its threads, then what can decode on the device, crops and whole pictures."""
+    run("decode on the CPU, crops", lambda: on_cpu(bodies, size, seconds, threads))
+    try:
+        run("decode torchvision, whole", lambda: torchvision(bodies, device, seconds))
+    except ImportError as why:
+        print(f"  torchvision is left out: {why}", flush=True)
+    for library in gpu_decode.LIBRARIES:
+        try:
+            gpu_decode.library(device, threads, [library])
+        except ValueError as why:
+            print(f"  {library} is left out: {why}", flush=True)
+            continue
+        for shown in ("crop", "whole"):
+            for callers in (1, 2):
+                arm = decoding.Arm(library, shown, min(256, len(bodies)), callers)
+                run(
+                    f"decode {library}, {shown}, {callers} callers",
+                    lambda arm=arm: decoding.measure(arm, bodies, device, size, seconds, threads),
+                )
+
+
+def on_cpu(bodies: Sequence[bytes], size: int, seconds: float, threads: int) -> Row:
+    """Training crops by the CPU's threads, as training has them: images/s."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    views = decoding.views_of(bodies, "crop", size)
+    begun, cpu = time.perf_counter(), time.process_time()
+
+    def work(thread: int) -> int:
+        out_B3HW, done = np.empty((8, 3, size, size), np.uint8), 0
+        while time.perf_counter() - begun < seconds:
+            at = (thread * 8 + done) % max(1, len(bodies) - 8)
+            part = slice(at, at + 8)
+            for i in decode_batch(bodies[part], views[part], size, out_B3HW):
+                image.show(image.decode(bodies[at + i]), views[at + i], out_B3HW[i])
+            done += len(bodies[part])
+        return done
+
+    with ThreadPoolExecutor(threads) as pool:
+        done = sum(pool.map(work, range(threads)))
+    took, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    return {
+        "library": f"CPU, {threads} threads, {crop.build_name()}",
+        "shown": "crop",
+        "images_per_s": round(done / took, 1),
+        "cpu_us_per_image": round(1e6 * cpu / done, 1),
+    }
+
+
+def torchvision(bodies: Sequence[bytes], device: torch.device, seconds: float) -> Row:
+    """torchvision's decode_jpeg, whole pictures, not resized. Raises ImportError without torchvision."""
+    from torchvision.io import ImageReadMode, decode_jpeg  # pyrefly: ignore
+
+    encoded = [torch.frombuffer(bytearray(body), dtype=torch.uint8) for body in bodies[:256]]
+    begun, done = 0.0, 0
+    for turn in range(1 << 30):
+        if turn == 1:  # the first one is for warming up
+            begun = time.perf_counter()
+        decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done += len(decoded) if turn else 0
+        if turn and time.perf_counter() - begun > seconds:
+            break
+    return {
+        "library": "torchvision",
+        "shown": "whole, not resized",
+        "images_per_s": round(done / (time.perf_counter() - begun), 1),
+    }
+
+
+def end_to_end(
+    manifest: Manifest, model: Xtra, device: torch.device, batch: int, seconds: float, threads: int, decoder: str
+) -> Row:
+    """Train from the shards for so many seconds; what share of them the step waited for data. Compiled layers must have
+    been warmed up for this batch before. Raises ValueError where the decoder is not here."""
+    on_gpu: DeviceDecoder | None = None
+    if decoder == "gpu":
+        on_gpu = gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads))
+    c, size = model.config, model.config.image
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
+    waits: list[float] = []
+    samples, begun = 0, 0.0
+    stream = Stream(manifest, Order(), batch, 0, 1 << 40)
+    with closing(stream):
+        since = time.perf_counter()
+        batches = train_batches(stream, size, Augment(), 0, threads, device=on_gpu)
+        for number, decoded in enumerate(batches):
+            waited = time.perf_counter() - since
+            images = normalise(decoded.images_B3HW.to(device, non_blocking=True))
+            drop_LSB = drop_path.scales(c, 0, decoded.epoch_B, decoded.sample_B) if c.drop_path else None
+            with torch.autocast(device.type, torch.bfloat16):
+                predictions = model(images, drop_LSB)
+            loss = next_block_loss(predictions, target_blocks(images, c.side))
+            decoded.release()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if number < 3:  # first batches are waited for by all
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                begun = time.perf_counter()
+            else:
+                waits.append(waited)
+                samples += len(decoded)
+                if number % 8 == 0:
+                    float(loss)  # the host must not run ahead of the device for ever
+                if time.perf_counter() - begun > seconds:
+                    break
+            since = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took = time.perf_counter() - begun
+    told = on_gpu.told() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
+    by_cpu = sum(told["cpu"].values())
+    return {
+        "decoder": f"{told['decoder']}, {threads} threads",
+        "batch": batch,
+        "images_per_s": round(samples / took, 1),
+        "wait_share": round(sum(waits) / took, 4),
+        "wait_median_ms": round(1e3 * statistics.median(waits), 2),
+        "cpu_fallback_share": round(by_cpu / max(1, by_cpu + told["gpu"]), 4) if on_gpu else None,
+    }

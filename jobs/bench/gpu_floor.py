@@ -1,0 +1,171 @@
+"""The least time that a training step can take on a GPU: its FLOPs and its bytes over what the machine can do.
+
+    python -m jobs.bench.gpu_floor        # the tables of docs/perf.md, for one H100
+
+The time is a sum over parts, none of which overlaps another: matrix products at the rate of large ones in their
+precision; attention at that rate or at the speed of reading and writing its operands, whichever takes longer; what is
+elementwise (norms, GELU, residuals, biases, the loss) at the bandwidth, each tensor between two matrix products read
+and written once; and what is done for every parameter. Kernels that start late, tiles that do not fit and waits are not
+in it: they are what the measured time has on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from xtra.flops import Shape, flops_per_image, forward_flops, parameters
+
+Precision = Literal["bf16", "tf32", "fp32"]
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a machine can do: FLOP/s of large matrix products by precision, bytes/s read plus written, bytes/s from the
+    host, and the stated peak that utilisation is a share of."""
+
+    name: str
+    bf16: float
+    tf32: float
+    fp32: float
+    bandwidth: float
+    host: float
+    peak: float
+
+
+STATED = Ceilings("H100 SXM, as stated", 989e12, 494e12, 67e12, 3.35e12, 64e9, 989e12)
+REACHED = Ceilings("H100 SXM, as large products and copies reach", 800e12, 400e12, 50e12, 3.0e12, 50e9, 989e12)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training. The defaults are the best that is known; every other arm changes some of them."""
+
+    name: str
+    shape: Literal["ours", "official"] = "ours"
+    images: int = 128
+    attention: str = "dense"  # xtra.attention.ARMS; or "cudnn", "efficient", "flash": dense, by that kernel of torch's
+    compile: Literal["none", "layers", "layers+loss", "max-autotune"] = "layers"
+    decoder: Precision = "bf16"
+    drop_last: bool = True
+    dropped: Literal["compute", "skip", "subset"] = "compute"
+    fused: bool = True  # the optimiser
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# Bytes that a layer reads and writes outside of its matrix products, for each token and unit of its width, MLP ratio 4,
+# bf16 with a float32 residual stream. Compiled: two norms, fused with the residual sum before and the cast after (each
+# 12 + 16, forward and backward), GELU (16 + 24), sums for the gradients of biases (18). Not compiled: sums, norms,
+# casts and drop path are passes of their own.
+LAYER_BYTES = {True: 2 * (12 + 16) + 16 + 24 + 18, False: 230}
+ATTENTION_BYTES = 8 + 16  # q, k, v in and o out; then those and do in, dq, dk, dv out
+MLP_BYTES = 12  # of a hidden unit of bridge or head: GELU forward and backward, the bias's gradient
+PIXEL_BYTES = 50  # of a pixel value: normalised, cut to patches and targets, target normalised, compared, and back
+# Of a parameter: AdamW in one pass (4 read, 3 written) or in nine, the norm of gradients and their scaling, the weight
+# cast to bf16 and the gradient back.
+ADAMW_BYTES = {True: 28, False: 84}
+CLIP_BYTES, CAST_BYTES = 12, 12
+SAVED_BYTES = 36  # of a token and unit of width in a layer: what the forward pass keeps, bf16 with float32 residuals
+
+
+def floor(
+    shape: Shape, arm: Arm, machine: Ceilings, ends: tuple[tuple[int, ...], tuple[int, ...]], drop_path: float
+) -> dict[str, float]:
+    """Seconds of a step by part. `ends`: see `flops.forward_flops`."""
+    official = arm.shape == "official"
+    last = official or not arm.drop_last
+    keep = 1 - drop_path / 2 if arm.dropped != "compute" and not official else 1.0
+    flops = forward_flops(shape, last, ends)
+    tokens = shape.tokens - (0 if last else shape.block**2)
+    n = arm.images
+    wide = 1 if arm.decoder == "bf16" else 2  # the decoder's bytes are float32 or tf32
+    by_bytes = LAYER_BYTES[arm.compile != "none"]
+
+    def products(part: str, precision: Precision = "bf16", passes: int = 3) -> float:
+        return n * passes * flops[part] / getattr(machine, precision)
+
+    def attention(part: str, width: int, depth: int, precision: Precision) -> float:
+        moved = n * tokens * width * depth * ATTENTION_BYTES * (1 if precision == "bf16" else 2)
+        return max(products(part, precision), moved / machine.bandwidth)
+
+    hidden = tokens * shape.bridge + shape.blocks * shape.head * shape.predict
+    elementwise = tokens * by_bytes * (keep * shape.width * shape.depth + wide * shape.dec_width * shape.dec_depth)
+    elementwise += hidden * MLP_BYTES + 3 * shape.image**2 * PIXEL_BYTES
+    weights = parameters(shape)
+    return {
+        "data": n * 3 * shape.image**2 / machine.host,
+        "encoder": keep
+        * (products("encoder linears") + attention("encoder attention", shape.width, shape.depth, "bf16")),
+        "decoder": products("decoder linears", arm.decoder)
+        + attention("decoder attention", shape.dec_width, shape.dec_depth, arm.decoder),
+        "bridge, head": products("patches", passes=2) + products("bridge") + products("head"),
+        "elementwise": n * elementwise / machine.bandwidth,
+        "weights": weights * (ADAMW_BYTES[arm.fused] + CLIP_BYTES + CAST_BYTES) / machine.bandwidth,
+    }
+
+
+def memory(shape: Shape, arm: Arm) -> float:
+    """Bytes: weights, gradients and AdamW's moments in float32, weights cast to bf16, what the forward pass keeps."""
+    last = arm.shape == "official" or not arm.drop_last
+    tokens = shape.tokens - (0 if last else shape.block**2)
+    wide = 1 if arm.decoder == "bf16" else 2
+    kept = tokens * SAVED_BYTES * (shape.width * shape.depth + wide * shape.dec_width * shape.dec_depth)
+    return 18 * parameters(shape) + arm.images * kept
+
+
+def utilisation(shape: Shape, seconds: float, images: int, machine: Ceilings) -> float:
+    """MFU in the paper's FLOPs."""
+    return images / seconds * flops_per_image(shape) / machine.peak
+
+
+B16 = Shape(256, 16, 4, 768, 12, bridge=4096, dec_width=768, dec_depth=8, head=6144)
+H14 = Shape(224, 14, 4, 1280, 32, bridge=5120, dec_width=640, dec_depth=8, head=9408)
+TILED = ((64, 128, 192, 240), (64, 128, 192, 240))
+DENSE: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+
+def arms_of_the_plan(images: int) -> list[tuple[Arm, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Those whose floors docs/perf.md shows, and where their runs of queries end."""
+    best = Arm("best known", images=images)
+    official = Arm("official shape, fp32 decoder", "official", images, compile="none", decoder="fp32", fused=False)
+    return [
+        (official, DENSE),
+        (replace(official, name="official shape, TF32 decoder", decoder="tf32"), DENSE),
+        (replace(official, name="official shape, bf16 decoder", decoder="bf16"), DENSE),
+        (replace(best, name="ours, all blocks", drop_last=False), DENSE),
+        (best, DENSE),
+        (replace(best, name="tiled attention"), TILED),
+        (replace(best, name="not compiled", compile="none"), DENSE),
+        (replace(best, name="optimiser not fused", fused=False), DENSE),
+        (replace(best, name="TF32 decoder", decoder="tf32"), DENSE),
+        (replace(best, name="fp32 decoder", decoder="fp32"), DENSE),
+        (replace(best, name="dropped branches skipped", dropped="skip"), DENSE),
+        (replace(best, name="skipped, tiled attention", dropped="skip"), TILED),
+    ]
+
+
+def table(title: str, shape: Shape, images: int, machine: Ceilings, drop_path: float = 0.2) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = [f"**{title}, {images} images a step; {machine.name}**", ""]
+    rows = []
+    for arm, ends in arms_of_the_plan(images):
+        parts = floor(shape, arm, machine, ends, drop_path)
+        total = sum(parts.values())
+        share = 100 * utilisation(shape, total, images, machine)
+        numbers = [f"{1e3 * seconds:.1f}" for seconds in (*parts.values(), total)]
+        rows.append([arm.name, *numbers, f"{images / total:,.0f}", f"{share:.0f} %", f"{memory(shape, arm) / 1e9:.0f}"])
+    names = ["arm", *parts, "step, ms", "images/s", "MFU, paper", "GB"]
+    lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def main() -> None:
+    for title, shape, images in (("XTRA-B/16 at 256", B16, 256), ("XTRA-H/14 at 224", H14, 128)):
+        for machine in (STATED, REACHED):
+            print("\n".join(table(title, shape, images, machine)))
+
+
+if __name__ == "__main__":
+    main()

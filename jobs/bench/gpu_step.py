@@ -1,0 +1,229 @@
+"""One arm of `make bench-gpu`: training steps timed part by part, with the memory that they took.
+
+The step is that of xtra/train.py, on one device and without its record keeping: pinned uint8 pixels to the device, made
+ready there, forward, backward, clipping, fused AdamW. Weights are random numbers made on the device, and hardly change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from jobs.bench.gpu_floor import Arm
+from jobs.bench.train import official_shape
+from xtra import drop_path
+from xtra.blocks import target_blocks
+from xtra.data import normalise
+from xtra.loss import next_block_loss
+from xtra.model import ModelConfig, Xtra, compile_layers
+from xtra.optim import OptimConfig, make_optimizer
+
+PARTS = ("data", "forward", "backward", "clip", "optimiser")
+KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+}
+WARM = 3  # steps before those that are timed; more where shapes change from step to step, and each may be compiled
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What some steps of an arm took; seconds are medians over steps, of the device's clock where it is a GPU."""
+
+    arm: Arm  # as it ran: with fewer images, perhaps
+    step: float
+    parts: dict[str, float]
+    host: float  # until the host has given the device a step's work: close to `step` means that the device waits
+    memory: int  # most bytes in use at once; 0 on a CPU
+    warm: float  # before the first timed step, compiling included
+    steps: int
+    loss: float
+
+
+class Clock:
+    """Marks on the device's own time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.marks: list[Any] = []
+
+    def mark(self) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between each mark and the next. What the marks are on must be done."""
+        pairs = zip(self.marks, self.marks[1:])
+        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
+
+
+def empty_model(config: ModelConfig, device: torch.device) -> Xtra:
+    """A model of random weights, made on the device: the official initialisation of H/14 takes a CPU ten seconds."""
+    with torch.device("meta"):
+        model = Xtra(config)
+    model.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+            elif p.ndim == 1:
+                p.fill_(1.0)
+            else:
+                p.normal_(0.0, 0.02, generator=generator)
+    return model
+
+
+def fitting(arm: Arm, model: Xtra, device: torch.device, seconds: float, say: Callable[[str], None] = print) -> Timing:
+    """`measure`, with half the images as often as the device's memory does not suffice."""
+    while True:
+        try:
+            return measure(arm, model, device, seconds)
+        except torch.OutOfMemoryError:
+            if arm.images <= 1:
+                raise
+        # Outside of the handler: its traceback holds the tensors of the step.
+        say(f"  {arm.name}: {arm.images} images do not fit in the memory, {arm.images // 2} are tried")
+        arm = replace(arm, images=arm.images // 2)
+        forget(device, model)
+
+
+def measure(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
+    """Time about so many seconds of steps. Raises what torch raises where an arm cannot be computed."""
+    with as_arm_says(arm, model, device):
+        return _timed(arm, model, device, seconds)
+
+
+def forget(device: torch.device, model: Xtra) -> None:
+    """Give back the memory of an arm that ended."""
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
+    """The model, and torch, set as the arm says; undone after it."""
+    layers = [*model.encoder.blocks, *model.decoder.blocks]
+    before = torch.get_float32_matmul_precision()
+    model.decoder_fp32 = arm.decoder != "bf16"
+    model.encoder.skip_dropped = arm.dropped != "compute"
+    model.encoder.attention = model.decoder.attention = "dense" if arm.attention in KERNELS else arm.attention
+    torch.set_float32_matmul_precision("high" if arm.decoder == "tf32" else "highest")
+    if arm.compile != "none":
+        torch._dynamo.reset()  # other shapes and flags: what was compiled for other arms is not to be looked through
+        compile_layers(model, "max-autotune-no-cudagraphs" if arm.compile == "max-autotune" else None)
+    try:
+        with sdpa_kernel(KERNELS[arm.attention]) if arm.attention in KERNELS else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for layer in layers:
+            layer._compiled_call_impl = None
+        forget(device, model)
+
+
+def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
+    c = model.config
+    cuda = device.type == "cuda"
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
+    if not arm.fused:
+        for group in optimizer.param_groups:
+            group["fused"] = None  # torch's own choice, in several passes over lists of tensors
+    shape = (arm.images, 3, c.image, c.image)
+    pixels = [
+        torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(k)) for k in (0, 1)
+    ]
+    if cuda:
+        pixels = [images.pin_memory() for images in pixels]
+    error = torch.compile(next_block_loss) if arm.compile == "layers+loss" else next_block_loss
+    draw = drop_path.subset_scales if arm.dropped == "subset" else drop_path.scales
+
+    def step(number: int) -> tuple[Clock, float, Tensor]:
+        """The clock, the host's seconds, the loss."""
+        clock, begun = Clock(device), time.perf_counter()
+        clock.mark()
+        images = normalise(pixels[number % 2].to(device, non_blocking=True))
+        drop_LSB = draw(c, 0, np.full(arm.images, number), np.arange(arm.images)) if c.drop_path else None
+        clock.mark()
+        with torch.autocast(device.type, torch.bfloat16):
+            if arm.shape == "official":
+                ones = torch.ones(c.depth, 2, arm.images)
+                loss = official_shape(model, images, ones if drop_LSB is None else drop_LSB, arm.decoder != "bf16")
+            else:
+                predictions = model(images, drop_LSB, last_block=not arm.drop_last)
+                with torch.autocast(device.type, enabled=False):
+                    loss = error(predictions, target_blocks(images, c.side))
+        clock.mark()
+        loss.backward()
+        clock.mark()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clock.mark()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        clock.mark()
+        return clock, time.perf_counter() - begun, loss.detach()
+
+    begun = time.perf_counter()
+    warm = WARM + (5 if arm.dropped == "skip" and arm.compile != "none" else 0)
+    one = 0.0  # seconds of the last step
+    for number in range(warm):
+        since = time.perf_counter()
+        float(step(number)[2])
+        one = time.perf_counter() - since
+    warmed = time.perf_counter() - begun
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    steps = int(min(max(seconds / one, 3), 200))
+    taken = [step(warm + number) for number in range(steps)]
+    loss = float(taken[-1][2])  # waits for all
+    if cuda:
+        torch.cuda.synchronize(device)
+    by_part = [statistics.median(column) for column in zip(*(clock.seconds() for clock, _, _ in taken))]
+    # From one step's begin to the next one's: also what lies between them.
+    ends = Clock(device)
+    ends.marks = [taken[0][0].marks[0], taken[-1][0].marks[-1]]
+    return Timing(
+        arm=arm,
+        step=ends.seconds()[0] / steps,
+        parts=dict(zip(PARTS, by_part)),
+        host=statistics.median(host for _, host, _ in taken),
+        memory=torch.cuda.max_memory_allocated(device) if cuda else 0,
+        warm=warmed,
+        steps=steps,
+        loss=loss,
+    )
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block after so long: an arm that compiles for ever must not take the others' time."""
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError(f"took more than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1.0))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

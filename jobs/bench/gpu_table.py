@@ -1,0 +1,131 @@
+"""The rows of `make bench-gpu`: what is in one, and how they are shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from jobs.bench.gpu_floor import Ceilings, floor, memory
+from jobs.bench.gpu_step import PARTS, Timing
+from xtra.attention import ARMS
+from xtra.flops import flops_done, flops_per_image
+from xtra.meter import attention_ends, shape_of
+from xtra.model import ModelConfig
+
+
+def row_of(config: ModelConfig, timing: Timing, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:
+    """A row of the table: what was measured, and the floor beside it."""
+    arm, shape = timing.arm, shape_of(config)
+    last = arm.shape == "official" or not arm.drop_last
+    which = arm.attention if arm.attention in ARMS and arm.shape == "ours" else "dense"
+    ends = attention_ends(config, device, which, last_block=last)
+    keep = 1 - config.drop_path / 2 if arm.dropped != "compute" and arm.shape == "ours" else 1.0
+    rate = arm.images / timing.step
+    done = flops_done(shape, ends, keep, last_block=last)
+    parts = floor(shape, arm, machine, ends, config.drop_path) if machine else {}
+    peak = machine.peak if machine else 0.0
+    return {
+        "arm": asdict(arm),
+        "images": arm.images,
+        "samples_per_s": rate,
+        "step_ms": 1e3 * timing.step,
+        "floor_ms": 1e3 * sum(parts.values()) if parts else None,
+        "floor_parts_ms": {name: 1e3 * seconds for name, seconds in parts.items()},
+        "mfu_paper": rate * flops_per_image(shape) / peak if peak else None,
+        "mfu_done": rate * done / peak if peak else None,
+        "of_products": rate * done / machine.bf16 if machine else None,
+        "memory_gb": timing.memory / 1e9,
+        "floor_gb": memory(shape, arm) / 1e9,
+        "parts_ms": {name: 1e3 * seconds for name, seconds in timing.parts.items()},
+        "host_ms": 1e3 * timing.host,
+        "warm_s": timing.warm,
+        "steps": timing.steps,
+        "loss": timing.loss,
+    }
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each size, our best against the official shape in its precisions (rates, ours over theirs), and its MFU."""
+    found: dict[str, float] = {}
+    train = [row for row in rows if row["section"] == "train" and "samples_per_s" in row]
+    for size in dict.fromkeys(row["size"] for row in train):
+        own = [row for row in train if row["size"] == size]
+        same = [r for r in own if r["arm"]["shape"] == "ours" and r["arm"]["dropped"] != "subset"]
+        if not same:
+            continue
+        for row in own:
+            if row["arm"]["shape"] == "official":
+                which = row["arm"]["decoder"] + ("_compiled" if row["arm"]["compile"] != "none" else "")
+                peers = [r["samples_per_s"] for r in same if r["arm"]["decoder"] == row["arm"]["decoder"]]
+                best = max(r["samples_per_s"] for r in same)
+                found[f"{size}_vs_official_{which}"] = best / row["samples_per_s"]
+                if peers:
+                    found[f"{size}_vs_official_{which}_same_precision"] = max(peers) / row["samples_per_s"]
+        if same[0]["mfu_paper"] is not None:
+            found[f"{size}_mfu_paper"] = max(row["mfu_paper"] for row in same)
+    return found
+
+
+def tables(rows: list[dict[str, Any]]) -> list[str]:
+    """Everything that was measured, as text."""
+    lines = ["", *check_lines(rows)]
+    for row in rows:
+        if row["section"] == "machine" and "bf16" in row:
+            rates = ", ".join(f"{name} {row[name] / 1e12:.3g} TFLOP/s" for name in ("bf16", "tf32", "fp32"))
+            speeds = f"{row['bandwidth'] / 1e9:,.0f} GB/s read plus written, {row['host'] / 1e9:.1f} GB/s from the host"
+            lines += ["", f"{row['name']}: {rates}; {speeds}"]
+    train = [row for row in rows if row["section"] == "train"]
+    head = f"{'arm':<40} {'images':>6} {'/s':>8} {'ms':>8} {'floor':>7} {'MFU paper':>9} {'done':>6} {'GB':>6}  "
+    head += " ".join(f"{part:>9}" for part in PARTS) + "      host  warm s"
+    for size in dict.fromkeys(row["size"] for row in train):
+        lines += ["", f"{size}: milliseconds a step", head]
+        lines += [_line(row) for row in train if row["size"] == size]
+    data = [row for row in rows if row["section"] == "data"]
+    if data:
+        lines += ["", "data"]
+        for row in data:
+            told = [f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None]
+            lines.append(f"{row['name']:<40} " + "  ".join(told))
+    lines += ["", *(f"{name} {value:.3g}" for name, value in ratios(rows).items())]
+    return lines
+
+
+def check_lines(rows: list[dict[str, Any]]) -> list[str]:
+    checks = [row for row in rows if row["section"] == "checks"]
+    good = [row for row in checks if row.get("ok")]
+    lines = [f"checks: {len(good)} of {len(checks)} hold"] if checks else []
+    for row in checks:
+        if "check" not in row:
+            lines.append(f"  {row['name']}: {row.get('failed') or row.get('left_out')}")
+        elif not row["ok"] or row["check"] not in ("attention", "parity"):
+            bar = "" if row["bar"] == float("inf") else f", at most {row['bar']:.0e}"
+            lines.append(f"  {'ok' if row['ok'] else 'WRONG'}  {row['check']}: {row['value']:.2e}{bar} ({row['what']})")
+    return lines
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "step_ms" not in row:
+        return f"{row['name']:<40} {row.get('failed') or row.get('left_out')}"
+    shares = (f"{100 * row[name]:.1f} %" if row[name] is not None else "-" for name in ("mfu_paper", "mfu_done"))
+    paper, done = shares
+    lower = f"{row['floor_ms']:7.1f}" if row["floor_ms"] is not None else "      -"
+    line = f"{_name(row):<40} {row['images']:>6} {row['samples_per_s']:>8.1f} {row['step_ms']:>8.1f} {lower} "
+    line += f"{paper:>9} {done:>6} {row['memory_gb']:>6.1f}  "
+    line += " ".join(f"{row['parts_ms'][part]:>9.2f}" for part in PARTS)
+    return line + f" {row['host_ms']:>9.2f} {row['warm_s']:>7.1f}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    """The arm's name, and what of the best is not the default."""
+    arm = row["arm"]
+    told = [arm["attention"]] * (arm["attention"] != "dense" and not row["name"].startswith("attention"))
+    told += [arm["dropped"]] * (arm["dropped"] != "compute" and "branches" not in row["name"])
+    return row["name"] + (f" ({', '.join(told)})" if told else "")
+
+
+def short(row: dict[str, Any]) -> str:
+    floor_ms = f", floor {row['floor_ms']:.1f}" if row["floor_ms"] is not None else ""
+    mfu = f", MFU {100 * row['mfu_paper']:.1f} %" if row["mfu_paper"] is not None else ""
+    return f"{row['samples_per_s']:.1f} images/s, {row['step_ms']:.1f} ms{floor_ms}{mfu}, {row['memory_gb']:.1f} GB"

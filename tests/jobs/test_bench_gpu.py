@@ -1,0 +1,160 @@
+"""`make bench-gpu` without a GPU: its smallest form, the floor, and what becomes of arms that fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs.bench import gpu, gpu_floor, gpu_step
+from jobs.bench.gpu_floor import B16, DENSE, H14, REACHED, Arm, floor
+from xtra.flops import flops_per_image
+from xtra.meter import shape_of
+from xtra.model import SIZES
+
+SMALL = gpu.Config(
+    sizes=("tiny32",), images=2, arm_seconds=0.01, check_steps=2, pictures=16, device="cpu", compile=False, threads=1
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models of this size gain nothing from more, and lose much where others use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    for k in range(4):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{k}.jpg")
+    config = replace(SMALL, out=str(folder / "gpu.json"), data=str(folder), seconds=200)
+    return gpu.run(config), json.loads((folder / "gpu.json").read_text())
+
+
+def test_the_smallest_form_measures_every_section_and_writes_it(found):
+    result, written = found
+    assert [row["name"] for row in written["rows"]] == [row["name"] for row in result["rows"]]
+    rows = {section: [r for r in result["rows"] if r["section"] == section] for section in ("checks", "train", "data")}
+    assert all(row["ok"] for row in rows["checks"] if row["check"] == "attention")
+    assert {row["check"] for row in rows["checks"]} == {"attention", "fp32, another seed", "bf16, decoder fp32", "bf16"}
+    train = {row["name"]: row for row in rows["train"]}
+    assert not [row for row in rows["train"] if "failed" in row or "left_out" in row]
+    wanted = {"best known", "attention quarters", "4 images", "dropped branches skipped", "all blocks computed"}
+    wanted |= {f"official shape, {precision} decoder" for precision in ("fp32", "TF32", "bf16")}
+    assert wanted <= train.keys()
+    best = train["best known"]
+    assert best["step_ms"] >= 0.5 * sum(best["parts_ms"].values())
+    assert best["floor_ms"] > 0
+    assert best["mfu_paper"] is None  # nobody states a CPU's peak
+    assert train["4 images"]["images"] == 4
+    assert result["ratios"]["tiny32_vs_official_fp32"] > 0
+    (whole,) = [row for row in rows["data"] if row["name"].startswith("end to end")]
+    assert whole["images_per_s"] > 0
+    assert 0 <= whole["wait_share"] <= 1
+
+
+def test_the_table_has_a_line_for_every_arm(found):
+    lines = gpu.tables(found[0]["rows"])
+    for name in ("best known", "official shape, TF32 decoder", "optimiser not fused", "decode on the CPU, crops"):
+        assert [line for line in lines if line.startswith(name)], name
+
+
+def test_an_arm_that_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
+    honest = gpu_step.measure
+
+    def measure(arm, *rest):
+        if arm.shape == "official":
+            raise RuntimeError("no kernel\nis here")
+        return honest(arm, *rest)
+
+    monkeypatch.setattr(gpu_step, "measure", measure)
+    monkeypatch.setattr(gpu, "groups", lambda *how: [[{"name": "optimiser not fused", "fused": False}]])
+    result = gpu.run(replace(SMALL, only=("train",), seconds=60))
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["official shape, fp32 decoder"]["failed"] == "RuntimeError: no kernel is here"
+    assert rows["official shape, fp32 decoder"]["size"] == "tiny32"
+    assert "step_ms" in rows["optimiser not fused"]
+    assert "official shape, fp32 decoder: RuntimeError: no kernel is here" in capsys.readouterr().out
+
+
+def test_what_has_no_time_left_is_named():
+    result = gpu.run(replace(SMALL, only=("train",), seconds=1))
+    assert {row.get("left_out") for row in result["rows"] if row["section"] == "train"} == {"no time"}
+
+
+def test_memory_that_does_not_suffice_halves_the_images(monkeypatch):
+    honest, said = gpu_step.measure, []
+
+    def measure(arm, *rest):
+        if arm.images > 2:
+            raise torch.OutOfMemoryError("too much")
+        return honest(arm, *rest)
+
+    monkeypatch.setattr(gpu_step, "measure", measure)
+    cpu = torch.device("cpu")
+    model = gpu_step.empty_model(SIZES["tiny32"], cpu)
+    timing = gpu_step.fitting(Arm("eight", images=8, compile="none"), model, cpu, 0.01, said.append)
+    assert timing.arm.images == 2
+    assert said == [f"  eight: {n} images do not fit in the memory, {n // 2} are tried" for n in (8, 4)]
+
+
+def test_an_arm_that_takes_too_long_is_stopped():
+    with pytest.raises(TimeoutError, match="more than 0 s"), gpu_step.at_most(0.0):
+        time.sleep(60)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
+def test_torch_is_set_back_after_an_arm():
+    cpu, model = torch.device("cpu"), gpu_step.empty_model(SIZES["tiny32"], torch.device("cpu"))
+    with gpu_step.as_arm_says(Arm("x", decoder="tf32", attention="quarters"), model, cpu):
+        assert torch.get_float32_matmul_precision() == "high"
+        assert model.decoder.attention == "quarters"
+        assert model.encoder.blocks[0]._compiled_call_impl is not None
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert model.encoder.blocks[0]._compiled_call_impl is None
+
+
+def test_the_floor_is_of_the_models_that_it_names_and_falls_with_every_saving():
+    assert shape_of(SIZES["b16"]) == B16
+    assert shape_of(SIZES["h14"]) == H14
+    seconds = {
+        arm.name: sum(floor(B16, arm, REACHED, ends, 0.2).values()) for arm, ends in gpu_floor.arms_of_the_plan(64)
+    }
+    best = seconds.pop("best known")
+    for cheaper in ("dropped branches skipped", "skipped, tiled attention", "tiled attention"):
+        assert seconds.pop(cheaper) <= best
+    assert min(seconds.values()) > best
+    # Where nothing but products takes time, it is the paper's FLOPs over the peak.
+    ideal = replace(REACHED, bf16=1e12, bandwidth=1e30, host=1e30)
+    official = Arm("official", "official", images=3)
+    assert sum(floor(H14, official, ideal, DENSE, 0.2).values()) == pytest.approx(3 * flops_per_image(H14) / 1e12)
+
+
+def test_bad_settings_are_one_line(capsys):
+    assert gpu.main(["--sizes", "b15"]) == 2
+    assert "sizes has 'b15'; it must be of tiny32" in capsys.readouterr().err
+    assert gpu.parse(["--only", "train", "--no-compile", "--seconds", "9"]) == gpu.Config(
+        only=("train",), compile=False, seconds=9.0
+    )
+
+
+def test_it_asks_for_no_library_beyond_torch_pillow_numpy_and_pyarrow():
+    """On machines where nothing can be installed."""
+    script = (
+        "import sys\n"
+        "for name in ('ray', 'tyro', 'safetensors', 's3fs', 'pycurl', 'webdataset', 'tqdm', 'matplotlib', 'rich'):\n"
+        "    sys.modules[name] = None\n"
+        "import jobs.bench.gpu, jobs.bench.gpu_data\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
