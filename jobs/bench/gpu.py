@@ -130,13 +130,15 @@ def run(config: Config) -> dict[str, Any]:
     bench.about |= {"config": asdict(bench.config), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     bench.attempt("machine", "what large products and copies reach", lambda: _machine(bench))
     bench.kept_back = 0.2 * config.seconds if {"data", "train"} <= set(config.only) else 0.0
-    if "checks" in config.only:
-        _checks(bench)
-    if "train" in config.only:
-        _train(bench)
-    bench.kept_back = 0.0
-    if "data" in config.only:
-        _data(bench)
+    for name, section in (("checks", _checks), ("train", _train), ("data", _data)):
+        if name == "data":
+            bench.kept_back = 0.0
+        try:
+            if name in config.only:
+                section(bench)
+        except Exception as why:  # the table of the others is to come
+            print(f"  {name}: {type(why).__name__}: {why}", flush=True)
+            bench.add(name, {"name": name, "size": "", "failed": str(why)})
     bench.write()
     print("\n".join(tables(bench.rows)), flush=True)
     return bench.result()
@@ -197,8 +199,8 @@ def _checks(bench: Bench) -> None:
             rows = gpu_checks.official_numbers(bench.config.vectors, device)
             for row in rows:
                 bench.add("checks", row)
-        except (ImportError, ValueError) as why:
-            print(f"  parity vectors are left out: {why}", flush=True)
+        except Exception as why:
+            print(f"  parity vectors are left out: {type(why).__name__}: {why}", flush=True)
     else:
         print("  parity vectors are left out: --vectors DIR names none", flush=True)
     if device.type == "cuda":
