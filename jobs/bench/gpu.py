@@ -39,6 +39,7 @@ from xtra.model import SIZES, ModelConfig, Xtra
 SECTIONS = ("checks", "train", "data")
 IMAGES = {"b16": 256, "h14": 96}  # a step, to begin with; other sizes: 8
 LONG = 90.0  # seconds that must be left for max-autotune
+ARM = 120.0  # seconds that one arm may take, with what is compiled for it; a third of those left, if that is more
 BETTER = 0.99  # of the best time: what is at most this is kept
 
 
@@ -57,7 +58,7 @@ class Config:
     pictures: int = 2000  # in the dataset that is made
     threads: int = 0  # that decode; 0: one a core
     device: str = "auto"  # "cpu", "cuda" or "auto"
-    compile: bool = True  # --no-compile: no arm is compiled
+    compile: bool = True  # --no-compile: no arm is compiled, as none is on a CPU
 
     def __post_init__(self) -> None:
         for name, values, allowed in (("sizes", self.sizes, SIZES), ("only", self.only, SECTIONS)):
@@ -110,7 +111,7 @@ class Bench:
             return
         print(f"[{time.monotonic() - self.begun:5.0f} s] {name}", flush=True)
         try:
-            with gpu_step.at_most(self.left()):
+            with gpu_step.at_most(min(self.left(), max(ARM, self.left() / 3))):
                 row = work()
         except Exception as why:  # whatever a kernel, a compiler or a library throws: the other arms are to run
             said = f"{type(why).__name__}: {' '.join(str(why).split())[:300]}"
@@ -125,7 +126,8 @@ def run(config: Config) -> dict[str, Any]:
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
     sizes = config.sizes or (("b16", "h14") if use_cuda else ("tiny32",))
-    config = replace(config, sizes=sizes, seconds=config.seconds or (540.0 if use_cuda else 100.0))
+    seconds = config.seconds or (540.0 if use_cuda else 100.0)
+    config = replace(config, sizes=sizes, seconds=seconds, compile=config.compile and use_cuda)
     bench = Bench(config, device)
     bench.about |= {"config": asdict(bench.config), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     bench.attempt("machine", "what large products and copies reach", lambda: _machine(bench))
