@@ -10,6 +10,7 @@ protocol, the default, trains the grid that was meant.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,8 +117,9 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         failed[named[settings.out, settings.eval]] = why
 
     probed = cluster.probe_all(missing, config.workers, stop, progress, tell)
-    digests = {read_manifest(sets[name][1]).digest for name in lying}
-    found = tuple(r for r in probes.results(base.out) if r["manifest_eval"] in digests and _same(base, seen, r))
+    names = {read_manifest(sets[name][1]).digest: name for name in lying}  # however the datasets call themselves
+    mine = [r for r in probes.results(base.out) if r["manifest_eval"] in names and _same(base, seen, r)]
+    found = tuple({**r, "set": names[r["manifest_eval"]]} for r in mine)
     return SuiteResult(found, tuple(n for n in asked if n not in lying), failed, probed, stop.is_set())
 
 
@@ -170,12 +172,10 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
 def text(result: SuiteResult, heads: Sequence[str]) -> list[str]:
     """What there is to say at the end: the table, and what it lacks."""
     lines = table(result, heads)
-    lines += [f"failed   {name}: {why}" for name, why in result.failed.items()]
+    notes = [f"failed   {name}: {why}" for name, why in result.failed.items()]
     if result.missing:
-        lines.append(
-            f"missing  {', '.join(result.missing)}: not under the root; xtra import SOURCE --set NAME makes one"
-        )
-    return lines
+        notes.append(f"missing  {', '.join(result.missing)}: xtra import SOURCE --set NAME makes one")
+    return lines + [textwrap.fill(note, 80, subsequent_indent=" " * 9, break_long_words=False) for note in notes]
 
 
 # --- the table -----------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def text(result: SuiteResult, heads: Sequence[str]) -> list[str]:
 def table(result: SuiteResult, heads: Sequence[str]) -> list[str]:
     """At most 80 columns: all 15 benchmarks, then their mean, which there is only when all 15 are."""
     by_cell = {(r["set"], r["head"]): r for r in result.probes}
-    width = min(22, 58 // max(1, len(heads)))
+    width = min(24, 58 // max(1, len(heads)))
     lines = [f"{'':<13}{'images':>8}" + "".join(f"{head:>{width}}" for head in heads)]
     for name, benchmark in BENCHMARKS.items():
         cells = [_cell(by_cell.get((name, head)), width) for head in heads]
@@ -192,6 +192,8 @@ def table(result: SuiteResult, heads: Sequence[str]) -> list[str]:
     means = [average([by_cell.get((name, head)) for name in BENCHMARKS]) for head in heads]
     shown = ["" if mean is None else f"{100 * mean:.1f}" for mean in means]
     lines.append(f"{'average of 15':<21}" + "".join(f"{cell:>{width}}" for cell in shown))
+    if not all(map(whole, by_cell.values())):
+        lines.append("* not as many test images as in the paper")
     return [line.rstrip() for line in lines]
 
 
@@ -199,10 +201,16 @@ def _cell(result: probes.Result | None, width: int) -> str:
     if result is None:
         return ""
     interval = f" ({100 * result['low']:.1f} to {100 * result['high']:.1f})"
-    return f"{100 * result['accuracy']:.1f}" + (interval if len(interval) + 6 < width else "")
+    mark = "" if whole(result) else "*"
+    return f"{100 * result['accuracy']:.1f}{mark}" + (interval if len(interval) + 7 < width else "")
+
+
+def whole(result: probes.Result) -> bool:
+    """Whether it is about as many images as the paper's."""
+    return result["total"] == BENCHMARKS[result["set"]].eval
 
 
 def average(cells: Sequence[probes.Result | None]) -> float | None:
     """Plain mean of the 15 accuracies, as in the paper; of fewer it would be another number."""
-    found = [cell["accuracy"] for cell in cells if cell is not None]
+    found = [cell["accuracy"] for cell in cells if cell is not None and whole(cell)]
     return sum(found) / len(found) if len(found) == len(BENCHMARKS) else None

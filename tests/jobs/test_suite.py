@@ -128,7 +128,7 @@ def test_a_set_that_cannot_be_probed_is_told_and_the_others_go_on(root, tmp_path
 def test_the_table_has_all_fifteen_and_an_average_of_no_fewer():
     def result(names):
         cells = [
-            {"set": name, "head": head, "accuracy": 0.512, "low": 0.5, "high": 0.521}
+            {"set": name, "head": head, "accuracy": 0.512, "low": 0.5, "high": 0.521, "total": BENCHMARKS[name].eval}
             for name in names
             for head in ("attentive", "linear")
         ]
@@ -141,6 +141,8 @@ def test_the_table_has_all_fifteen_and_an_average_of_no_fewer():
     assert lines[-1].split() == ["average", "of", "15", "51.2", "51.2"]
     assert suite.table(result(list(BENCHMARKS)[1:]), ("linear",))[-1] == "average of 15"
     assert max(map(len, suite.table(result(BENCHMARKS), ("attentive", "linear", "knn", "logreg")))) <= 80
+    small = dataclasses.replace(result(BENCHMARKS), probes=({**result(["dtd"]).probes[0], "total": 7},))
+    assert suite.table(small, ("attentive",))[6].split()[:3] == ["DTD", "1,880", "51.2*"]
 
 
 def test_the_command_probes_a_suite(root, run_folder, probed, capsys):
@@ -148,7 +150,7 @@ def test_the_command_probes_a_suite(root, run_folder, probed, capsys):
     assert cli.main([*words, "--json"]) == 0
     out = capsys.readouterr().out
     assert {(c.epochs, c.batch, c.train.split("/")[-2]) for c in probed} == {(2, 128, "dtd")}
-    assert "missing  pets: not under the root" in out
+    assert "missing  pets: xtra import" in out
     assert json.loads(out.splitlines()[-1])["missing"] == ["pets"]
 
 
