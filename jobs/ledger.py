@@ -106,7 +106,7 @@ class LedgerRow:
     classes: int | None = None
     lr: float | None = None
     layers: int | None = None  # last layers whose mean the head saw
-    protocol: str = ""  # how the grid point was chosen: hold-out; published; published, inert grid
+    protocol: str = ""  # how the grid point was chosen: hold-out; published; published, warm-up defect
     how: str = ""  # all settings of the probe, in its own words
     shared_sha256: int | None = None  # test images that trained the head too, byte for byte
     shared_phash: int | None = None  # further ones that look alike
@@ -324,7 +324,7 @@ def protocol(probe: Mapping[str, Any]) -> str:
     """How the grid point was chosen, which decides what a probe may be compared with."""
     if probe.get("selected_on", "holdout") != "eval":
         return HOLD_OUT
-    return "published, inert grid" if "inert" in str(probe.get("protocol")) else "published"
+    return "published, warm-up defect" if probe.get("warmup_defect") else "published"
 
 
 def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,10 +45,10 @@ def label(settings: probe.Config) -> str:
 
 def _as_wanted(result: Result, settings: probe.Config) -> bool:
     """Whether a result was made under this protocol and for as many epochs: a short trial is not the real probe."""
-    words = str(result.get("protocol"))
-    epochs = re.search(r"\b(\d+) epochs", words)
-    if epochs and (int(epochs[1]), "inert" in words) != (settings.epochs, settings.inert_grid):
-        return False
+    if result.get("epochs") is not None:
+        made = (result["epochs"], result["warmup_defect"])
+        if made != (settings.epochs, settings.warmup_defect):
+            return False
     return published(result) == (settings.protocol == "published")
 
 

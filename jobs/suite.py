@@ -3,7 +3,7 @@
 Settings are those of the official configs (config/eval of the official code), whose grids are the paper's Table 2 with
 one or two larger rates. What we do otherwise: the official batch of 4096 is four passes of 1024 whose gradients add up,
 each with batch-norm statistics of its own; ours is one of 4096. Under --protocol published the 13 sets without warm-up
-train every grid point at the warm-up's own rate, the scheduler's defect (`probe.Config.inert_grid`); the hold-out
+train every grid point at a tenth of its rate, the scheduler's defect (`probe.Config.warmup_defect`); the hold-out
 protocol, the default, trains the grid that was meant.
 """
 
@@ -155,7 +155,7 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
         "warmup_epochs": setting.warmup_epochs,
         "epochs": EPOCHS,
         "resize": 300 if image == 256 else image * 256 // 224,  # B/16 cuts 256 of 300 pixels, H/14 224 of 256
-        "inert_grid": base.protocol == "published" and not setting.warmup_epochs,
+        "warmup_defect": base.protocol == "published" and not setting.warmup_epochs,
         "precision": "bf16" if base.device.startswith("cuda") else "fp32",
     }
     # The official linear probe is of B/16 alone: no RandAugment, no erasing, no weight decay.

@@ -182,29 +182,31 @@ def of_official(kind: str, attention_heads: int, state: Mapping[str, Tensor]) ->
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rates as a function of samples seen: linear warm-up from `warmup_lr`, then a cosine to `min_lr`.
+    """Learning rates as a function of samples seen: linear warm-up from `warmup_start` of a point's own rate, then a
+    cosine to `min_lr`.
 
     As officially, the warm-up reaches the peak one step (`batch` samples) before its end. A point whose own rate lies
-    under min_lr or warmup_lr keeps its rate there instead of being lifted to it.
+    under min_lr keeps it there instead of being lifted.
 
-    `inert` is the defect of the official probes without warm-up (13 of their 15 sets): their scheduler
-    (LinearWarmupCosineAnnealingLR of lightning-bolts) returns warmup_lr at step 0 and from then on rescales the rate of
-    the step before, so that no point ever has its own rate and all train alike, from warmup_lr down to min_lr.
+    `warmup_defect` is that of the official probes without warm-up (13 of their 15 sets): their scheduler
+    (LinearWarmupCosineAnnealingLR of lightning-bolts) returns the rate that a warm-up would start from at step 0 and
+    from then on rescales the rate of the step before, so that no point ever has its own rate. The official configs give
+    a tenth of the point's rate there (`warmup_start_lr` in config/eval), so each trains with a tenth of what it says.
     """
 
     samples: int
     warmup: int = 0
-    warmup_lr: float = 1e-4
+    warmup_start: float = 0.1
     min_lr: float = 1e-5
     batch: int = 0
-    inert: bool = False
+    warmup_defect: bool = False
 
     def at(self, peak_G: Tensor, seen: int) -> Tensor:
         """The rates [G] of the step that starts after `seen` samples."""
-        if self.inert:
-            peak_G = torch.full_like(peak_G, self.warmup_lr)
+        if self.warmup_defect:
+            peak_G = peak_G * self.warmup_start
         if seen < self.warmup:
-            start_G = peak_G.clamp(max=self.warmup_lr)
+            start_G = peak_G * self.warmup_start
             rise = min(1.0, seen / (self.warmup - self.batch)) if self.warmup > self.batch else 0.0
             return start_G + (peak_G - start_G) * rise
         done = (seen - self.warmup) / max(1, self.samples - self.warmup)

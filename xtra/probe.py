@@ -75,9 +75,9 @@ class Config:
     batch: int = 256
     epochs: int = 20
     warmup_epochs: float = 0.0
-    warmup_lr: float = 1e-4  # that the warm-up starts from
+    warmup_start: float = 0.1  # share of a point's own rate that its warm-up starts from
     min_lr: float = 1e-5
-    inert_grid: bool = False  # the published scheduler without warm-up: every point trains at warmup_lr
+    warmup_defect: bool = False  # the published scheduler without warm-up: a point's peak is warmup_start of its rate
     betas: tuple[float, float] = (0.9, 0.95)  # of the official configs; the paper's Table 2 says 0.9 0.999
     clip: float = 3.0
     augment: Augment | None = None  # of every epoch, on the fly; None: `views` of each image, encoded once and kept
@@ -115,10 +115,10 @@ class Config:
             raise ValueError("there is nothing to probe: give heads (attentive, linear, knn, logreg) or pixels")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout is {self.holdout}; it must lie between 0 and 1")
-        if self.inert_grid and self.warmup_epochs:
-            raise ValueError(
-                f"inert_grid is a defect of schedules without warm-up; warmup_epochs is {self.warmup_epochs:g}"
-            )
+        if self.warmup_defect and self.warmup_epochs:
+            raise ValueError(f"warmup_defect is of schedules without warm-up; warmup_epochs is {self.warmup_epochs:g}")
+        if not 0 < self.warmup_start <= 1:
+            raise ValueError(f"warmup_start is {self.warmup_start}; it must be a share, above 0 and at most 1")
         if self.encoder not in ("trained", "random") and not self.encoder.startswith(("timm:", "torch:")):
             raise ValueError(f"encoder is {self.encoder!r}; it must be trained, random, timm:NAME or torch:FILE")
 
@@ -278,7 +278,7 @@ def new_head(config: Config, kind: str, feature: Feature, encode: Encode, classe
 
 def _schedule(config: Config, images: int, samples: int) -> heads.Schedule:
     warmup = round(config.warmup_epochs * images)
-    return heads.Schedule(samples, warmup, config.warmup_lr, config.min_lr, config.batch, config.inert_grid)
+    return heads.Schedule(samples, warmup, config.warmup_start, config.min_lr, config.batch, config.warmup_defect)
 
 
 def train(
@@ -357,6 +357,8 @@ def _result(
         layers=best.feature.layers,
         chosen=best.chosen,
         selected_on="eval" if config.protocol == "published" else "holdout",
+        epochs=None if best.kind in ("knn", "logreg") else config.epochs,
+        warmup_defect=config.warmup_defect,
         shared_sha256=both.sha256,
         shared_phash=both.phash,
         **accuracy(best.kind, best.right_C, eval_set, labels),
@@ -381,8 +383,9 @@ def _protocol(config: Config, encoder: FrozenEncoder, kind: str) -> str:
     a = c.augment
     shown = f"{c.views} views, encoded once" if a is None else f"augmented anew every epoch ({a})"
     words += [shown, f"{c.epochs} epochs", f"batch {c.batch}", f"AdamW {c.betas[0]:g} {c.betas[1]:g}"]
-    if c.inert_grid:
-        words.append(f"inert grid (published defect): every point trains from {c.warmup_lr:g} down to {c.min_lr:g}")
-    else:
-        words.append(f"warm-up {c.warmup_epochs:g} epochs from {c.warmup_lr:g}, cosine to {c.min_lr:g}")
+    if c.warmup_defect:
+        words.append(f"no warm-up and its published defect: peaks are {c.warmup_start:g} of the rates named")
+    elif c.warmup_epochs:
+        words.append(f"warm-up {c.warmup_epochs:g} epochs from {c.warmup_start:g} of the rate")
+    words.append(f"cosine to {c.min_lr:g}")
     return ", ".join([*words, f"clip {c.clip:g}", f"seed {c.seed}"])

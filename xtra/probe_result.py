@@ -40,12 +40,14 @@ class ProbeResult:
     selected_on: str = "holdout"  # holdout, eval (as the paper's numbers were; it flatters) or nothing
     shared_sha256: int | None = None  # eval images that train has too, byte for byte; None: not looked for
     shared_phash: int | None = None  # further ones that look alike; None: not known
+    epochs: int | None = None  # that the heads trained; None: they have none, or the result is from before this field
+    warmup_defect: bool = False  # see heads.Schedule
 
     @property
     def name(self) -> str:
         """Of the file. Other protocols and other people's encoders overwrite nobody's result."""
         words = [self.set, self.head, self.encoder, str(self.samples_seen)]
-        words += ["published"] * (self.selected_on == "eval") + ["inert"] * ("inert grid" in self.protocol)
+        words += ["published"] * (self.selected_on == "eval") + ["warmup-defect"] * self.warmup_defect
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words)) + ".json"
 
 

@@ -66,14 +66,14 @@ def test_without_one_of_their_sets_the_papers_are_not_shown(tmp_path: Path):
 def test_published_probes_and_hold_out_probes_are_not_mixed(tmp_path: Path):
     folder = run_folders.write_run(tmp_path / "a")
     run_folders.write_probe(folder, 0.2)
-    other = run_folders.write_probe(folder, 0.9, selected_on="eval", protocol="100 epochs, inert grid")
+    other = run_folders.write_probe(folder, 0.9, selected_on="eval", warmup_defect=True)
     other.rename(other.with_name("published.json"))
     run_folders.write_probe(folder, 0.2)
     ledger = read_runs(str(tmp_path))
-    assert sorted(r.protocol for r in ledger.rows) == ["hold-out", "published, inert grid"]
+    assert sorted(r.protocol for r in ledger.rows) == ["hold-out", "published, warm-up defect"]
     said = findings.shown(ledger)
     assert "tin-val, linear probe: the best is 20.0 %" in said[0]
-    assert "tin-val (published, inert grid), linear probe: the best is 90.0 %" in said[1]
+    assert "tin-val (published, warm-up defect), linear probe: the best is 90.0 %" in said[1]
     assert "flatter" in " ".join(findings.not_shown(ledger))
     assert len(re.findall("<h3>tin-val", page(ledger))) == 2, "curves of their own"
 

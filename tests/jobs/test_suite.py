@@ -43,7 +43,7 @@ def probed(root, monkeypatch):
         for head in config.heads:
             result = {"set": sets[config.eval], "head": head, "encoder": config.encoder, "accuracy": 0.5, "total": 20}
             result |= {"low": 0.3, "high": 0.7, "samples_seen": 12800}
-            result |= {"protocol": f"batch 9, {config.epochs} epochs" + ", inert grid" * config.inert_grid}
+            result |= {"epochs": config.epochs, "warmup_defect": config.warmup_defect}
             result |= {"selected_on": "eval" if config.protocol == "published" else "holdout"}
             result |= {"manifest_train": read_manifest(config.train).digest}
             result |= {"manifest_eval": read_manifest(config.eval).digest}
@@ -82,8 +82,8 @@ def test_another_protocol_is_not_done_by_the_first(root, run_folder, probed):
     published = suite.run(config(root, run_folder, protocol="published"))
     assert published.probed == 4
     assert {r["selected_on"] for r in published.probes} == {"eval"}
-    assert all(c.inert_grid for c in probed[4:]), "sets without warm-up, as they were published"
-    assert not any(c.inert_grid for c in probed[:4])
+    assert all(c.warmup_defect for c in probed[4:]), "sets without warm-up, as they were published"
+    assert not any(c.warmup_defect for c in probed[:4])
 
 
 def test_a_short_trial_is_not_the_real_probe(root, run_folder, probed):
@@ -100,7 +100,7 @@ def test_each_set_has_the_settings_of_its_official_configs():
     attentive, linear = made["imagenet1k"]
     assert (attentive.heads, linear.heads) == (("attentive",), ("linear", "knn"))
     assert (attentive.batch, attentive.warmup_epochs, max(attentive.lrs), len(attentive.lrs)) == (4096, 10, 4e-3, 7)
-    assert (attentive.epochs, attentive.clip, attentive.min_lr, attentive.warmup_lr) == (100, 3.0, 1e-5, 1e-4)
+    assert (attentive.epochs, attentive.clip, attentive.min_lr, attentive.warmup_start) == (100, 3.0, 1e-5, 0.1)
     assert (attentive.augment, attentive.weight_decays) == (PROBE, (0.1,))
     assert (linear.augment, linear.weight_decays) == (PROBE_LINEAR_B, (0.0,))
     assert {name: c[0].batch for name, c in made.items() if c[0].batch != 512} == {

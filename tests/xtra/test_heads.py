@@ -92,7 +92,7 @@ def train(
     module: heads.Heads, points: tuple[heads.Point, ...], data: list[tuple[Tensor, Tensor]]
 ) -> heads.StackedAdamW:
     optimiser = heads.StackedAdamW(module, points, clip=0.1)
-    schedule = heads.Schedule(samples=12 * len(data), warmup=60, warmup_lr=1e-3, min_lr=1e-4)
+    schedule = heads.Schedule(samples=12 * len(data), warmup=60, warmup_start=0.2, min_lr=1e-4)
     for step, (x, labels) in enumerate(data):
         x = x if isinstance(module, heads.AttentiveHeads) else x.mean(1)
         heads.losses(module(x), labels).sum().backward()
@@ -163,7 +163,7 @@ def test_each_point_of_the_grid_is_trained_as_it_would_be_alone() -> None:
         optimiser = heads.StackedAdamW(module, points, (0.9, 0.999), clip=0.1)
         stepped.append(heads.Head("attentive" if attentive else "linear", feature, points, module, optimiser))
     starts = [{name: p[0].detach().clone() for name, p in head.module.named_parameters()} for head in stepped]
-    schedule = heads.Schedule(samples=120, warmup=36, warmup_lr=1e-3, min_lr=1e-4, batch=12)
+    schedule = heads.Schedule(samples=120, warmup=36, warmup_start=0.2, min_lr=1e-4, batch=12)
     draw = torch.Generator().manual_seed(2)
     data = [torch.randint(0, 256, (12, 3, 4, 4), generator=draw, dtype=torch.uint8) for _ in range(10)]
     labels = [(x.flatten(1)[:, 0] > 127).long() + (x.flatten(1)[:, 1] > 127).long() for x in data]
@@ -208,25 +208,26 @@ def test_schedule_is_a_function_of_samples_seen_and_keeps_grid_points_apart() ->
     assert cold.at(peak, 0).tolist() == pytest.approx([1e-6, 1e-3, 1e-2])
     assert cold.at(peak, 500).tolist() == pytest.approx([1e-6, (1e-3 + 1e-5) / 2, (1e-2 + 1e-5) / 2])
     assert cold.at(peak, 1000).tolist() == pytest.approx([1e-6, 1e-5, 1e-5])
-    warm = heads.Schedule(samples=1000, warmup=100, warmup_lr=1e-4, min_lr=1e-5)
-    assert warm.at(peak, 0).tolist() == pytest.approx([1e-6, 1e-4, 1e-4])
-    assert warm.at(peak, 50).tolist() == pytest.approx([1e-6, 5.5e-4, 5.05e-3])
+    warm = heads.Schedule(samples=1000, warmup=100, warmup_start=0.1, min_lr=1e-5)
+    assert warm.at(peak, 0).tolist() == pytest.approx([1e-7, 1e-4, 1e-3])
+    assert warm.at(peak, 50).tolist() == pytest.approx([5.5e-7, 5.5e-4, 5.5e-3])
     assert warm.at(peak, 100).tolist() == pytest.approx(peak.tolist())
-    stepped = heads.Schedule(samples=1000, warmup=100, warmup_lr=1e-4, min_lr=1e-5, batch=20)
+    stepped = heads.Schedule(samples=1000, warmup=100, min_lr=1e-5, batch=20)
     assert stepped.at(peak, 80).tolist() == pytest.approx(peak.tolist()), "officially a step before the warm-up ends"
 
 
-def test_the_inert_schedule_is_the_published_recursion() -> None:
-    """LinearWarmupCosineAnnealingLR of lightning-bolts with warmup_epochs = 0, as its get_lr() computes each step."""
-    steps, start, low = 40, 1e-4, 1e-5
-    schedule = heads.Schedule(samples=steps * 8, warmup_lr=start, min_lr=low, batch=8, inert=True)
+def test_the_defect_without_warm_up_is_the_published_recursion() -> None:
+    """LinearWarmupCosineAnnealingLR of lightning-bolts with warmup_epochs = 0, as its get_lr() computes each step, and
+    the warmup_start_lr of the official configs, a tenth of lr."""
+    steps, low = 40, 1e-5
+    schedule = heads.Schedule(samples=steps * 8, min_lr=low, batch=8, warmup_defect=True)
     peak = torch.tensor([1e-4, 1e-3, 1e-1], dtype=torch.float64)
-    lr = start
+    lr = peak / 10
     for step in range(steps):
         if step:
             now, before = (1 + math.cos(math.pi * t / steps) for t in (step, step - 1))
             lr = now / before * (lr - low) + low
-        assert schedule.at(peak, step * 8).tolist() == pytest.approx([lr] * 3, rel=1e-12)
+        assert schedule.at(peak, step * 8).tolist() == pytest.approx(lr.tolist(), rel=1e-12)
 
 
 def test_an_official_classifier_computes_what_its_module_does() -> None:

@@ -306,21 +306,22 @@ def test_the_published_protocol_trains_on_all_and_chooses_on_eval(world: Any, tm
     assert store.names(str(tmp_path / "probes")) == ["colours_eval-linear-trained-1280-published.json"]
 
 
-def test_the_inert_grid_is_one_point_and_says_so(world: Any, tmp_path: Path) -> None:
+def test_the_defect_of_the_published_warm_up_is_said(world: Any, tmp_path: Path) -> None:
     config = dataclasses.replace(
         world["config"],
         protocol="published",
-        inert_grid=True,
-        warmup_lr=3e-3,
-        out=str(tmp_path),
-        lrs=(1e-5, 1.0),
+        warmup_defect=True,
+        out=str(tmp_path / "defect"),
+        lrs=(1e-3, 1e-1),
         epochs=1,
     )
-    for result in probe.run(config):
-        assert len({point["accuracy"] for point in result.selection}) == 1
-        assert "inert grid (published defect): every point trains from 0.003" in result.protocol
-    assert "colours_eval-linear-trained-1280-published-inert.json" in store.names(str(tmp_path / "probes"))
-    with pytest.raises(ValueError, match="inert_grid is a defect of schedules without warm-up"):
+    tenth = dataclasses.replace(config, warmup_defect=False, lrs=(1e-4, 1e-2), out=str(tmp_path / "tenth"))
+    for result, honest in zip(probe.run(config), probe.run(tenth), strict=True):
+        assert [p["accuracy"] for p in result.selection] == [p["accuracy"] for p in honest.selection]
+        assert "no warm-up and its published defect: peaks are 0.1 of the rates named" in result.protocol
+    (name,) = (n for n in store.names(str(tmp_path / "defect" / "probes")) if "linear" in n)
+    assert name == "colours_eval-linear-trained-1280-published-warmup-defect.json"
+    with pytest.raises(ValueError, match="warmup_defect is of schedules without warm-up"):
         dataclasses.replace(config, warmup_epochs=1.0)
 
 
