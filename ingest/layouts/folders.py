@@ -34,6 +34,8 @@ def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
     if splits is None:
         return None
     train, evaluation = ([file for folder in split for file in _by_last_folder(folder)] for split in splits)
+    if not train and not evaluation:  # folders of something else, such as Parquet files
+        return None
     return Found(train, evaluation, in_order(file.label for file in train))
 
 
@@ -76,7 +78,7 @@ def _splits(source: Path, benchmark: Benchmark) -> tuple[list[Path], list[Path]]
 
 
 def _flat(folder: Path) -> bool:
-    return not any(path.is_dir() for path in folder.iterdir())
+    return not any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _wnids_of_val(source: Path, names: list[str]) -> tuple[list[str], Path]:

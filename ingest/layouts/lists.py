@@ -76,7 +76,7 @@ def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
     """train2018.json and val2018.json in the form of COCO (github.com/visipedia/inat_comp, 2018): images with file_name
     train_val2018/SUPERCATEGORY/CLASS/NAME.jpg, annotations with image_id and category_id. Classes are those numbers, as
     the files' names of species are obfuscated in the first release and not in the second."""
-    root = below(source, "train2018.json", "val2018.json")
+    root = below(source, "train2018.json", "val2018.json", "train_val2018")
     if root is None:
         return None
     splits, classes = [], set[str]()

@@ -37,14 +37,15 @@ def _species(path: Path, numbers: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_rxrx1(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """rxrx1_v1.0: dataset is train or val; images/EXPERIMENT/PlatePLATE/WELL_sSITE.png; the class is sirna_id."""
+    """rxrx1_v1.0: dataset is train or val; images/EXPERIMENT/PlatePLATE/WELL_sSITE.png; the class is sirna_id. Of the
+    training experiments site 1 trains: WILDS keeps site 2 for a test of its own (id_test)."""
     root = below(source, "metadata.csv", "images")
     if root is None:
         return None
     where, splits, classes = root / "metadata.csv", dict[str, list[File]](train=[], val=[]), set[str]()
     for row in table(where, "dataset", "experiment", "plate", "well", "site", "sirna_id"):
         classes.add(row["sirna_id"])
-        if row["dataset"] in splits:
+        if row["dataset"] in splits and (row["dataset"], row["site"]) != ("train", "2"):
             name = f"images/{row['experiment']}/Plate{row['plate']}/{row['well']}_s{row['site']}.png"
             splits[row["dataset"]].append(listed(root, name, row["sirna_id"], where))
     return Found(splits["train"], splits["val"], in_order(classes))

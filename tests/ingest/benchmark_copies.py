@@ -132,6 +132,13 @@ def inat_folders(root: Path) -> Sequence[str]:
     return INAT
 
 
+def inat_split(root: Path) -> Sequence[str]:
+    """Sorted into folders by the lists, which stay beside them."""
+    inat_json(root)
+    (root / "train_val2018").rename(root / "unsorted")
+    return inat_folders(root)
+
+
 def food101(root: Path) -> Sequence[str]:
     root, classes = root / "food-101", ("apple_pie", "waffles")
     for split, numbers in (("train", TRAIN), ("test", EVAL)):
@@ -198,6 +205,8 @@ def rxrx1(root: Path) -> Sequence[str]:
             row = {"site_id": n, "cell_type": "HEPG2", "dataset": names[split], "experiment": "HEPG2-08", "plate": n}
             rows.append(row | {"well": "B02", "site": 1, "sirna": "", "sirna_id": (77, 1138)[CLASS_OF[n]]})
             put(root / f"images/HEPG2-08/Plate{n}/B02_s1.png", body(n))
+    rows.append(rows[0] | {"site": 2})  # of the test inside the training experiments
+    put(root / "images/HEPG2-08/Plate0/B02_s2.png", body(20))
     put_table(root / "metadata.csv", rows)
     return "77", "1138"
 
@@ -372,9 +381,9 @@ def parquet(
     return names
 
 
-def converted(root: Path) -> Sequence[str]:
+def converted(root: Path, evaluation: str = "test") -> Sequence[str]:
     """The Hub's own conversion: a folder a split, files numbered."""
-    names = parquet(root / "made", "train", "test", "extra", ("Annual", "Forest"))
+    names = parquet(root / "made", "train", evaluation, "extra", ("Annual", "Forest"))
     for path in (root / "made/data").iterdir():
         split, number = path.name.split("-")[:2]
         (root / "default" / split).mkdir(parents=True, exist_ok=True)
@@ -405,7 +414,12 @@ COPIES: dict[str, dict[str, Writer]] = {
         "devkit": imagenet_devkit,
         "parquet": hugging("train", "validation", "test"),
     },
-    "inat18": {"json": inat_json, "folders": inat_folders},
+    "inat18": {
+        "json": inat_json,
+        "folders": inat_folders,
+        "folders beside lists": inat_split,
+        "converted": lambda root: converted(root, "validation"),
+    },
     "cifar10": {"pickles": cifar10, "packed": cifar10_packed, "parquet": hugging("train", "test", "extra", "img")},
     "cifar100": {"pickles": cifar100, "parquet": hugging("train", "test", "extra", "img", "fine_label")},
     "food101": {"lists": food101, "parquet": hugging("train", "validation", "extra")},
