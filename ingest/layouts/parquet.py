@@ -2,7 +2,8 @@
 
 A file is SPLIT-00000-of-00003.parquet (perhaps with -HASH), or default/SPLIT/0000.parquet of an automatic conversion. A
 row is a picture {bytes, path} and a label; the schema's "huggingface" metadata says which column is which, and what the
-labels are called (github.com/huggingface/datasets, features Image and ClassLabel).
+labels are called (github.com/huggingface/datasets, features Image and ClassLabel). A column of bare bytes is no picture
+column: nothing in the file tells it from other bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ingest.benchmarks import Benchmark
 from ingest.layouts.found import Found, in_order
 from ingest.pictures import Blocks, Row
 
-_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
+_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<files>\d{5})(-[0-9a-f]+)?\.parquet")
 _LABELS = ("label", "fine_label", "labels")  # the second is CIFAR-100's
 
 
@@ -35,33 +36,47 @@ class _Columns:
 
 def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     """SPLIT-*.parquet, in the folder or below it."""
-    files = _files(source)
+    files = _files(source, {*benchmark.train_names, *benchmark.eval_names})
     train = [file for name in benchmark.train_names for file in files.get(name, ())]
     evaluation = [file for name in benchmark.eval_names for file in files.get(name, ())]
     if not train or not evaluation:
         return None
-    columns = _columns(train[0])
+    columns = _columns([*train, *evaluation])
     splits = [list(_rows(source, split, files, columns)) for split, files in (("train", train), ("eval", evaluation))]
     classes = columns.names or in_order(row.label for split in splits for row in split)
     return Found(*splits, classes=classes)
 
 
-def _files(source: Path) -> dict[str, list[Path]]:
-    """The files of each split, in order. Raises ValueError when a split lies in two folders, as two configurations of a
-    data set do."""
-    found = defaultdict[str, list[Path]](list)
+def _files(source: Path, splits: set[str]) -> dict[str, list[Path]]:
+    """The files of each of the splits, in order. Raises ValueError when a split lies in two folders, as two
+    configurations of a data set do, or lacks files that the names of others count."""
+    found, counted = defaultdict[str, list[Path]](list), dict[str, int]()
     for path in sorted(source.rglob("*.parquet")) if source.is_dir() else ():
         shard = _SHARD.fullmatch(path.name)
         if shard or re.fullmatch(r"\d{4}\.parquet", path.name):
-            found[shard["split"] if shard else path.parent.name].append(path)
+            split = shard["split"] if shard else path.parent.name
+            if split in splits:
+                found[split].append(path)
+                counted[split] = int(shard["files"]) if shard else 0
     for split, paths in found.items():
         folders = sorted({path.parent for path in paths})
         if len(folders) > 1:
             raise ValueError(f"{source}: {split} lies in {folders[0]} and {folders[1]}: give one of them as SOURCE")
+        if len(paths) < counted[split]:
+            raise ValueError(f"{folders[0]}: holds {len(paths)} of {split}'s {counted[split]} files: get the others")
     return found
 
 
-def _columns(path: Path) -> _Columns:
+def _columns(files: list[Path]) -> _Columns:
+    """Those of all the files. Raises ValueError when two differ: a number would be one class here and another there."""
+    first = _columns_of(files[0])
+    for path in files[1:]:
+        if _columns_of(path) != first:
+            raise ValueError(f"{files[0]} and {path}: have other columns or class names: get both from one data set")
+    return first
+
+
+def _columns_of(path: Path) -> _Columns:
     with _open(path) as file:
         schema = file.schema_arrow
     try:
@@ -85,29 +100,34 @@ def _is_image(kind: Any) -> bool:
 
 
 def _rows(source: Path, split: str, files: list[Path], columns: _Columns) -> Iterator[Row]:
+    places: list[tuple[Path, int]] = []  # of each block: file and row group
+    blocks = Blocks(lambda block: _pictures(*places[block], columns.image))  # one for all files: rows keep it alive
     number = 0
     for path in files:
         with _open(path) as file:
-            groups = [file.metadata.row_group(block).num_rows for block in range(file.num_row_groups)]
+            groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         labels = iter(_read(path, columns.label).to_pylist())
         name, size = path.relative_to(source).as_posix(), path.stat().st_size
-        blocks = Blocks(lambda block, path=path: _pictures(path, block, columns.image))
-        for block, rows in enumerate(groups):
+        for group, rows in enumerate(groups):
+            block = len(places)
+            places.append((path, group))
             for at in range(rows):
                 label = _label(path, next(labels), columns.names)
-                yield Row(blocks, block, at, f"{name}/{block}.{at}", f"{split}_{number:07d}", label, size)
+                yield Row(blocks, block, at, f"{name}/{group}.{at}", f"{split}_{number:07d}", label, size)
                 number += 1
 
 
 def _label(path: Path, label: Any, names: tuple[str, ...]) -> str:
-    if label is None or (names and not (isinstance(label, int) and 0 <= label < len(names))):
+    if label in (None, -1):  # the latter is the Hub's for splits whose labels are secret
+        raise ValueError(f"{path}: has rows without a label ({label}): get the set with its labels")
+    if names and not (isinstance(label, int) and 0 <= label < len(names)):
         raise ValueError(f"{path}: label {label!r} is not among the {len(names)} class names: get the file again")
     return names[label] if names else str(label)
 
 
-def _pictures(path: Path, block: int, column: str) -> list[bytes]:
+def _pictures(path: Path, group: int, column: str) -> list[bytes]:
     """The encoded pictures of one row group."""
-    bodies = pa.chunked_array(chunk.field("bytes") for chunk in _read(path, column, block).chunks)
+    bodies = pa.chunked_array(chunk.field("bytes") for chunk in _read(path, column, group).chunks)
     if bodies.null_count:
         raise ValueError(f"{path}: has rows without bytes: get the data set with its pictures, not their paths")
     return bodies.to_pylist()
@@ -120,11 +140,11 @@ def _open(path: Path) -> pq.ParquetFile:
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
 
 
-def _read(path: Path, column: str, block: int | None = None) -> pa.ChunkedArray:
+def _read(path: Path, column: str, group: int | None = None) -> pa.ChunkedArray:
     """A column of a file, or of one of its row groups."""
     try:
         with _open(path) as file:
-            table = file.read([column]) if block is None else file.read_row_group(block, [column])
+            table = file.read([column]) if group is None else file.read_row_group(group, [column])
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
     return table[column]
