@@ -61,17 +61,22 @@ def run(
         differs = differences(benchmark, found)
         if differs and config.counts == "table":
             raise ValueError(
-                f"{config.source}: {benchmark.name} {' and '.join(differs)}: complete it, give another copy, or take "
-                "it as it is with --counts any"
+                f"{config.source}: is not {benchmark.name} as the paper has it: {'; '.join(differs)}: complete it, or "
+                "take it as it is with --counts any"
             )
-        results: list[IngestResult] = []
-        told = _Both(progress or (lambda part: None), found, config.unit)
-        for split, pictures in (("train", found.train), ("eval", found.eval)):
-            name = benchmark.name if split == "eval" else f"{benchmark.name}-train"
+        planned = []  # both, before either is imported: a name or a setting that cannot be is refused at once
+        for split, name, pictures in (
+            ("train", f"{benchmark.name}-train", found.train),
+            ("eval", benchmark.name, found.eval),
+        ):
             part = dataclasses.replace(
                 config, out=store.join(config.out, split), name=name, filter=rules, set="", counts="table"
             )
-            results.append(sets.make(part, pictures, found.classes, told, stop))
+            planned.append(sets.plan(part, pictures, found.classes))
+        results: list[IngestResult] = []
+        told = _Both(progress or (lambda part: None), found, config.unit)
+        for part in planned:
+            results.append(sets.make(part, told, stop))
             if results[-1].stopped:
                 break
             told.finished(results[-1])
@@ -86,13 +91,13 @@ def run(
 
 
 def differences(benchmark: Benchmark, found: Found) -> list[str]:
-    """Where a set has other counts than the table, each in words with both numbers."""
+    """Where a set has other counts than the table: what it has, not what the paper has."""
     counts = (
         ("pictures in " + benchmark.train_split, len(found.train), benchmark.train),
         ("pictures in " + benchmark.eval_split, len(found.eval), benchmark.eval),
         ("classes", len(found.classes), benchmark.classes),
     )
-    return [f"has {is_:,} {what} where the paper has {must:,}" for what, is_, must in counts if is_ != must]
+    return [f"{is_:,} {what}, not {must:,}" for what, is_, must in counts if is_ != must]
 
 
 def _check_labels(benchmark: Benchmark, found: Found) -> None:
@@ -151,7 +156,7 @@ def lines(result: BenchmarkResult) -> list[str]:
     """What people must know of it, beside the accounts of both splits."""
     said = [f"{result.name}: laid out as {result.layout}; {result.classes:,} classes"]
     if result.differs:
-        said.append(f"taken as it is (--counts any): it {' and '.join(result.differs)}")
+        said.append(f"taken as it is (--counts any): it has {'; '.join(result.differs)}")
     for split, part in zip(("train", "eval"), result.splits):
         if part.reasons:
             said.append(

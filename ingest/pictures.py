@@ -133,7 +133,9 @@ def _read(path: Path, offset: int, size: int) -> bytes:
 
 
 def listed(root: Path, name: str, label: str, where: Path) -> File:
-    """The file that a list names. Raises ValueError when it is not there."""
+    """The file that a list names. Raises ValueError when it is not there, or outside the set."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{where}: {name!r} lies outside the set: get the list again")
     try:
         size = os.stat(root / name).st_size
     except OSError:
@@ -157,10 +159,15 @@ def is_picture(name: str) -> bool:
 
 
 def links(pictures: Sequence[Picture]) -> list[Link]:
-    """Links with unique keys of the allowed letters; a repeated one gets `_r<row>`."""
+    """Links with unique keys of the allowed letters; a repeated one gets `_r<row>`. Raises ValueError for a name that
+    no table can hold."""
     seen: set[str] = set()
     found = []
     for row, picture in enumerate(pictures):
+        try:
+            f"{picture.name}{picture.label}".encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{picture.name!r}: is a name that is not UTF-8: rename it") from None
         key = re.sub(r"[^A-Za-z0-9_-]", "_", picture.key)[:KEY_LENGTH] or f"{row:09d}"
         tries = 0
         while key in seen:

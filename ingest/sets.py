@@ -82,23 +82,51 @@ def run(
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
     not committed is dropped, a rerun does it. Raises ValueError for a source, a store or a setting that cannot work."""
     pictures = find(config.source, config.classes)
-    return make(config, pictures, _classes(config, pictures), progress, stop)
+    return make(plan(config, pictures, _classes(config, pictures)), progress, stop)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A dataset to be made of pictures that were found."""
+
+    config: Config  # says where to
+    pictures: Sequence[Picture]
+    entries: list[Link]  # one a picture
+    units: list[slice]  # of both
+    info: manifest.DatasetInfo
+
+
+def plan(config: Config, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Planned:
+    """Writes nothing. Raises ValueError for a dataset that was begun with other pictures or settings."""
+    entries = links(pictures)
+    units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
+    info = manifest.DatasetInfo(
+        list_name=config.name or set_name(config.source),
+        list_sha256=_listing_sha256(pictures),
+        units=len(units),
+        unit=config.unit,
+        config_digest=hashlib.sha256(
+            json.dumps(dataclasses.asdict(config.filter), sort_keys=True).encode()
+        ).hexdigest(),
+        image_build=IMAGE_BUILD,
+        classes=classes,
+    )
+    if store.exists(store.join(config.out, "dataset.json")):
+        manifest.write_info(config.out, info)  # only compares then
+    return Planned(config, pictures, entries, units, info)
 
 
 def make(
-    config: Config,
-    pictures: Sequence[Picture],
-    classes: tuple[str, ...],
+    planned: Planned,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> IngestResult:
-    """`run` for pictures that were found already: `config` says where to, not from where."""
+    """`run` for what is planned."""
     begun = time.monotonic()
-    entries = links(pictures)
-    units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
+    config, entries, units = planned.config, planned.entries, planned.units
     with scratch_folder(config.scratch) as scratch:
-        _plan(config, pictures, classes, entries, units)
-        done = _units(config, pictures, entries, units, scratch.folder, progress, stop)
+        _begin(planned)
+        done = _units(planned, scratch.folder, progress, stop)
     made = None
     if len(done) == len(units):
         made = manifest.make_version(config.out, "import")
@@ -118,15 +146,13 @@ def make(
 
 
 def _units(
-    config: Config,
-    pictures: Sequence[Picture],
-    entries: list[Link],
-    units: list[slice],
+    planned: Planned,
     scratch: Path,
     progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
 ) -> dict[int, manifest.Commit]:
     """The commits of all units, those of earlier runs included; some lack when stopped."""
+    config, entries, units = planned.config, planned.entries, planned.units
     done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
     begun, earlier = time.monotonic(), _sums(done)
 
@@ -154,7 +180,7 @@ def _units(
     for unit, part in enumerate(units):
         if unit in done:
             continue
-        commit = _unit(config, unit, pictures[part], entries[part], scratch, report, stop)
+        commit = _unit(config, unit, planned.pictures[part], entries[part], scratch, report, stop)
         if commit is None:
             break
         done[unit] = commit
@@ -171,32 +197,16 @@ def _reasons(done: dict[int, manifest.Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 
-def _plan(
-    config: Config,
-    pictures: Sequence[Picture],
-    classes: tuple[str, ...],
-    entries: list[Link],
-    units: list[slice],
-) -> None:
+def _begin(planned: Planned) -> None:
     """dataset.json first, so that nothing is planned into the dataset of another set; then the plans that lack."""
-    store.check_writable(config.out)
-    info = manifest.DatasetInfo(
-        list_name=config.name or set_name(config.source),
-        list_sha256=_listing_sha256(pictures),
-        units=len(units),
-        unit=config.unit,
-        config_digest=hashlib.sha256(
-            json.dumps(dataclasses.asdict(config.filter), sort_keys=True).encode()
-        ).hexdigest(),
-        image_build=IMAGE_BUILD,
-        classes=classes,
-    )
-    manifest.write_info(config.out, info)
-    planned = set(manifest.planned_units(config.out))
-    for unit, part in enumerate(units):
-        if unit not in planned:
-            rows = [dataclasses.asdict(link) for link in entries[part]]
-            manifest.write_plan(config.out, unit, pa.Table.from_pylist(rows, manifest.PLAN_SCHEMA))
+    out = planned.config.out
+    store.check_writable(out)
+    manifest.write_info(out, planned.info)
+    there = set(manifest.planned_units(out))
+    for unit, part in enumerate(planned.units):
+        if unit not in there:
+            rows = [dataclasses.asdict(link) for link in planned.entries[part]]
+            manifest.write_plan(out, unit, pa.Table.from_pylist(rows, manifest.PLAN_SCHEMA))
 
 
 def _unit(
@@ -285,7 +295,8 @@ def in_folder(root: Path, names: dict[str, str] | None = None) -> Iterator[File]
 
 
 def walk(root: Path) -> Iterator[tuple[str, int]]:
-    """(path relative to root, bytes) of every picture file, folder by folder, in sorted order."""
+    """(path relative to root, bytes) of every picture file, folder by folder, in sorted order. Raises ValueError for
+    one that cannot be read."""
     walked: set[str] = set()  # folders may be links; a circle of them must end
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -296,7 +307,11 @@ def walk(root: Path) -> Iterator[tuple[str, int]]:
         walked.add(real)
         place = Path(folder).relative_to(root).as_posix() + "/"
         for name in sorted(filter(is_picture, files)):
-            yield place.removeprefix("./") + name, os.stat(os.path.join(folder, name)).st_size
+            try:
+                size = os.stat(os.path.join(folder, name)).st_size
+            except OSError as error:  # such as a link to nothing
+                raise ValueError(f"{folder}/{name}: cannot be read ({error.strerror}): remove or mend it") from None
+            yield place.removeprefix("./") + name, size
 
 
 def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Stretch]:

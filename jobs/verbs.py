@@ -100,7 +100,7 @@ def _import_benchmark(call: Call, config: sets.Config) -> Any:
         told[split] = _told(call, config, part)
     print("\n" + "\n".join(import_benchmark.lines(result)))
     call.exit_code = 1 if result.counted and result.lost else 0
-    return {**vars(result), "lost": result.lost, "splits": told}
+    return {**vars(result), "lost": result.lost, "stopped": result.stopped, "splits": told}
 
 
 def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     print(accounting.text(account))
     if result.note:
         print(f"\n{result.note}")
-    told = {**vars(result), "retryable": account.retryable, "address": None, "page": None}
+    told = {**vars(result), "stopped": result.stopped, "retryable": account.retryable, "address": None, "page": None}
     if result.version is None:
         print(f"\n{result.dataset}: not finished")
         return told

@@ -8,6 +8,7 @@ import io
 import pickle
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def _cifar_files(source: Path, folder: str, wanted: list[str]) -> Callable[[str]
     try:
         with tarfile.open(packed[0]) as tar:  # all of it: 180 MB, which is less than an array and its copy
             bodies = {name: member.read() for name in wanted if (member := tar.extractfile(f"{folder}/{name}"))}
-    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
+            while tar.fileobj and tar.fileobj.read(1 << 20):  # gzip compares its checksum only at the end
+                pass
+    except (tarfile.TarError, zlib.error, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{packed[0]}: cannot be read ({error}): get the archive again") from None
     return bodies.__getitem__
 
@@ -71,9 +74,12 @@ def _batch(get: Callable[[str], bytes], name: str, labels: str, classes: tuple[s
     data, numbers = batch.get("data"), batch.get(labels)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise ValueError(f"{name}: data is not uint8 [pictures, 3072]: get the archive again")
-    if not isinstance(numbers, list) or len(numbers) != len(data) or not set(numbers) <= set(range(len(classes))):
+    right = isinstance(numbers, list) and all(isinstance(n, int) and 0 <= n < len(classes) for n in numbers)
+    if not right or len(numbers) != len(data):
         raise ValueError(f"{name}: {labels} is not {len(data)} numbers below {len(classes)}: get the archive again")
     files = batch.get("filenames") or [f"{at:05d}.png" for at in range(len(data))]
+    if not isinstance(files, list) or len(files) != len(data):
+        raise ValueError(f"{name}: filenames is not {len(data)} names: get the archive again")
     pixels_NHW3 = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     blocks = Blocks(lambda block: np.ascontiguousarray(pixels_NHW3[block * BLOCK : (block + 1) * BLOCK]))
     return [
@@ -160,7 +166,7 @@ def _unpacked(path: Path, scratch: Path) -> Path:
     try:
         with gzip.open(path) as packed, (scratch / path.stem).open("wb") as out:
             shutil.copyfileobj(packed, out, 1 << 20)
-    except (OSError, EOFError) as error:
+    except (zlib.error, OSError, EOFError) as error:
         raise ValueError(
             f"{path}: cannot be unpacked to {scratch} ({error}): get it again, or set --scratch to a disk with room"
         ) from None

@@ -36,24 +36,27 @@ def below(source: Path, *wanted: str) -> Path | None:
 
 
 def lines(path: Path) -> list[str]:
-    """Without the empty ones. Raises ValueError when it is no text."""
+    """Without the empty ones, and without a byte order mark. Raises ValueError when it is no text."""
     try:
-        return [line for line in map(str.strip, path.read_text("utf-8").splitlines()) if line]
+        return [line for line in map(str.strip, path.read_text("utf-8-sig").splitlines()) if line]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}): get the set's archive again") from None
 
 
 def table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file. Raises ValueError when it lacks a column, or a row lacks its value."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        for column in columns:
-            if column not in (rows.fieldnames or ()):
-                raise ValueError(f"{path}: has no column {column}: it must be the file of the set's own archive")
-        for row in rows:
-            if any(row[column] is None for column in columns):
-                raise ValueError(f"{path}: line {rows.line_num} is cut short: unpack the set again")
-            yield row
+    """The rows of a CSV file. Raises ValueError when it is none, lacks a column, or a row lacks its value."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            for column in columns:
+                if column not in (rows.fieldnames or ()):
+                    raise ValueError(f"{path}: has no column {column}: it must be the file of the set's own archive")
+            for row in rows:
+                if any(row[column] is None for column in columns):
+                    raise ValueError(f"{path}: line {rows.line_num} is cut short: unpack the set again")
+                yield row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}): get the set's archive again") from None
 
 
 def matlab(path: Path, name: str, whose: str) -> np.ndarray:
