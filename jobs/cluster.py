@@ -58,7 +58,7 @@ def train_all(
     stop = stop or threading.Event()
     configs = [_absolute(config) for config in configs]
     for config in configs:
-        terms(config.out, dataclasses.asdict(config))  # refuse now what every worker would refuse later
+        terms(config.out, config)  # refuse now what every worker would refuse later
     if workers > 1:
         return _train_on_ray(configs, workers, stop, progress)
     results: list[TrainResult] = []

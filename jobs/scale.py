@@ -65,7 +65,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         for samples in config.samples
     ]
     for wanted in runs:  # a run that is there must be the one wanted: other data or settings are refused here
-        terms(wanted.out, dataclasses.asdict(wanted))
+        terms(wanted.out, wanted)
     missing = [wanted for wanted in runs if not _is_trained(wanted)]
     if missing:
         cluster.train_all(missing, config.workers, stop, progress)

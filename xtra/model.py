@@ -293,7 +293,7 @@ class Decoder(nn.Module):
 class Xtra(nn.Module):
     """The whole pretraining model. Make it with `build`, which also sets the weights."""
 
-    def __init__(self, config: ModelConfig, decoder_fp32: bool = True) -> None:
+    def __init__(self, config: ModelConfig, decoder_fp32: bool = False) -> None:
         """`decoder_fp32`: under autocast, run the decoder in float32 as the official code does (NaN in float16)."""
         super().__init__()
         self.config = config
@@ -329,7 +329,7 @@ class Xtra(nn.Module):
             return self.decoder(x_BND.float(), perm_K).to(x_BND.dtype)
 
 
-def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu", decoder_fp32: bool = True) -> Xtra:
+def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu", decoder_fp32: bool = False) -> Xtra:
     """A model with its initial weights, which depend on the config and the seed only, not on rank or device."""
     with torch.device("meta"):
         model = Xtra(config, decoder_fp32)

@@ -13,11 +13,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from shards import crop, store
 from shards.manifest import Manifest, read_manifest
 from shards.mixture import Mixture, read_mixture
 from xtra import checkpoint
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAY_DIFFER = (
     "out",
@@ -76,12 +79,15 @@ class Opened:
     val: Manifest | None = None  # the held-out dataset, where there is one
 
 
-def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest | Mixture, tuple[str, ...]]:
+def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tuple[str, ...]]:
     """The manifest or mixture that a run with this config must read, and remarks for the user; writes nothing.
+
+    A setting that the run's config does not have, as it is older, is taken to have been what is now its default.
 
     Raises ValueError naming what is missing, the field in which the config differs from that of the run, or the
     manifests that differ: the run's, its newest checkpoint's and the one that --data names.
     """
+    config = asdict(settings)
     for name, what in (("data", "the dataset to read"), ("out", "the run folder")):
         if not config[name]:
             raise ValueError(f"--{name} is missing: give {what}")
@@ -89,7 +95,7 @@ def terms(run: str, config: Mapping[str, Any]) -> tuple[Manifest | Mixture, tupl
     before = _read_if_there(store.join(run, "config.json"))
     recorded = _read_if_there(store.join(run, "run.json"))
     if before is not None:
-        _require_same(run, "", before, json.loads(json.dumps(config)))
+        _require_same(run, "", _plain(_defaults(settings)), before, _plain(config))
         if before["batch"] != config["batch"]:
             remarks.append(f"{run}: the batch is now {config['batch']}, it was {before['batch']} when the run began")
     named = (config["data"], list(config.get("mix", ())))
@@ -119,15 +125,16 @@ def _recorded(info: dict[str, Any]) -> Manifest | Mixture:
     return Mixture(manifests, tuple(part["of_4096"] for part in info["mixture"]))
 
 
-def open_run(run: str, config: Mapping[str, Any], world: int) -> Opened:
+def open_run(run: str, settings: DataclassInstance, world: int) -> Opened:
     """Start a run or an attempt at continuing it. Raises what `terms` raises, and has then written nothing."""
-    manifest, remarks = terms(run, config)
+    manifest, remarks = terms(run, settings)
+    config = asdict(settings)
     facts = _facts(manifest, config, world)
     begun = store.exists(store.join(run, "run.json"))
     ours = store.put_json_if_absent(store.join(run, "config.json"), config)
     ours = store.put_json_if_absent(store.join(run, "run.json"), facts) and ours
     if not (begun or ours):
-        return open_run(run, config, world)  # another process began this run just now: meet its terms
+        return open_run(run, settings, world)  # another process began this run just now: meet its terms
     number = max(attempts(run), default=0) + 1
     while not store.put_json_if_absent(
         store.join(run, "attempts", f"{number:06d}.json"), facts | {"attempt": number, **_who()}
@@ -144,18 +151,36 @@ def _read_if_there(url: str) -> dict[str, Any] | None:
         return None
 
 
-def _require_same(run: str, path: str, before: Any, now: Any) -> None:
+def _defaults(settings: DataclassInstance) -> dict[str, Any]:
+    """The default of every setting that has one."""
+    found: dict[str, Any] = {}
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            found[setting.name] = _defaults(value)
+        elif setting.default is not MISSING:
+            found[setting.name] = setting.default
+    return found
+
+
+def _plain(values: Any) -> Any:
+    """As JSON gives it back: no tuples."""
+    return json.loads(json.dumps(values))
+
+
+def _require_same(run: str, path: str, defaults: Any, before: Any, now: Any) -> None:
     for name in sorted({*before, *now}):
         if not path and name in MAY_DIFFER:
             continue
-        if name not in before:
-            continue  # a setting that did not exist when the run began
-        old, new = before.get(name), now.get(name)
+        if not path and name == "decoder_fp32" and now.get("precision") == "fp32":
+            continue  # everything is; the default was True once
+        new, default = now.get(name), defaults.get(name)
+        old = before.get(name, default)
         if isinstance(old, dict) and isinstance(new, dict):
-            _require_same(run, f"{path}{name}.", old, new)
+            _require_same(run, f"{path}{name}.", default or {}, old, new)
         elif old != new:
             raise ValueError(
-                f"{run}: was begun with {path}{name} = {old}, now {new}: use the old value or another --out"
+                f"{run}: was begun with {path}{name} = {old!r}, now {new!r}: use the old value or another --out"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from shards import store
 from xtra import checkpoint
 from xtra.ranks import world_of
 from xtra.run_folder import Attempt
@@ -55,6 +57,10 @@ class Saver:
                 checkpoint.prune(run, self.keep, self.keep_every)
         except BaseException as error:  # for the thread that trains
             self.failed = error
+            # A later attempt clears away what earlier ones were writing.
+            with contextlib.suppress(store.StoreError):
+                if isinstance(error, store.StoreError) and not self.attempt.is_newest():
+                    self.committed, self.failed = False, None
 
     def wait(self) -> bool:
         """Until nothing is being written any more; returns, on every rank, whether a later attempt has taken over."""

@@ -6,7 +6,8 @@ environment variables.
 
 The run folder has everything, so a sink never costs a run: one that fails while the run goes on is left out from there
 on, which the events tell. Rows reach sinks when the run folder has them. A continued run joins what its earlier
-attempts began, and rows of steps that it takes again, after a kill between two checkpoints, are not sent twice.
+attempts began, and sends no row that the run folder had before it. So a sink may lack rows for good: those after it
+failed, which is said when the run goes on, and those that a killed process had not got through to it yet.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from shards import store
 from xtra.run_folder import Parts
 
-SINKS = ("tensorboard", "mlflow", "wandb")
+SINKS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # and what each imports
+READERS = 16
 
 
 class Sink(Protocol):
@@ -34,11 +37,7 @@ class TensorBoard:
     """Event files in RUN/tensorboard."""
 
     def __init__(self, run: str, config: Mapping[str, Any]) -> None:
-        if not store.is_local(run):
-            raise ValueError(f"sinks has tensorboard, which writes to a local folder: {run} is none")
-        self.writer = _library("tensorboard", "torch.utils.tensorboard").SummaryWriter(
-            str(Path(store.local_path(run), "tensorboard"))
-        )
+        self.writer = _library("tensorboard").SummaryWriter(str(Path(store.local_path(run), "tensorboard")))
 
     def log(self, numbers: Mapping[str, float], samples_seen: int) -> None:
         for name, value in numbers.items():
@@ -53,7 +52,7 @@ class MLflow:
     folder, by which later attempts find it."""
 
     def __init__(self, run: str, config: Mapping[str, Any]) -> None:
-        self.mlflow = _library("mlflow", "mlflow")
+        self.mlflow = _library("mlflow")
         folder = store.absolute(run)
         quoted = folder.replace("'", "\\'")
         found = self.mlflow.search_runs(
@@ -76,7 +75,7 @@ class WandB:
     """A run named after the run folder, under WANDB_PROJECT; its id is made from the folder, so attempts are one."""
 
     def __init__(self, run: str, config: Mapping[str, Any]) -> None:
-        wandb = _library("wandb", "wandb")
+        wandb = _library("wandb")
         digest = hashlib.sha256(store.absolute(run).encode()).hexdigest()[:8]
         self.run = wandb.init(id=f"{_name(run)}-{digest}", name=_name(run), config=dict(config), resume="allow")
         self.run.define_metric("*", step_metric="samples_seen")
@@ -88,16 +87,25 @@ class WandB:
         self.run.finish()
 
 
+def require(names: tuple[str, ...], run: str) -> None:
+    """Raises ValueError naming what is not known, not installed, or cannot have this run. Starts nothing."""
+    for name in names:
+        if name not in SINKS:
+            raise ValueError(f"sinks has {name!r}; it must be of {', '.join(SINKS)}")
+        if name == "tensorboard" and not store.is_local(run):
+            raise ValueError(f"sinks has tensorboard, which writes to a local folder: {run} is none")
+        _library(name)
+
+
 def open_sinks(names: tuple[str, ...], run: str, config: Mapping[str, Any]) -> dict[str, Sink]:
-    """Raises ValueError naming what is not installed, not known, or does not start."""
+    """Raises what `require` raises, and ValueError naming what does not start."""
+    require(names, run)
     kinds = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
-    assert tuple(kinds) == SINKS
+    assert kinds.keys() == SINKS.keys()
     opened: dict[str, Sink] = {}
     for name in names:
         try:
             opened[name] = kinds[name](run, config)
-        except ValueError:
-            raise
         except Exception as error:  # theirs: no account, no server, no such experiment
             said = " ".join(str(error).split())
             raise ValueError(f"sinks has {name}, which does not start ({type(error).__name__}: {said})") from None
@@ -112,9 +120,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _library(extra: str, module: str) -> Any:
+def _library(extra: str) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(SINKS[extra])
     except ImportError as error:
         raise ValueError(
             f"sinks has {extra}, which is not installed ({error}): pip install 'xtra-pretrain[{extra}]', "
@@ -134,6 +142,21 @@ def recorded(run: str) -> int:
         latest[name.partition("-")[0]] = name  # names are sorted: an attempt's last part
     lines = [store.read(store.join(folder, name)).splitlines()[-1] for name in latest.values()]
     return max((json.loads(line)["samples_seen"] for line in lines), default=0)
+
+
+def gaps(run: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """A remark for each of these sinks that earlier attempts went on without."""
+    folder = store.join(run, "events")
+    parts = store.names(folder) if names else []
+    with ThreadPoolExecutor(READERS, thread_name_prefix="events") as pool:
+        texts = list(pool.map(lambda name: store.read(store.join(folder, name)), parts))
+    events = [json.loads(line) for text in texts for line in text.splitlines()]
+    lost = {event["sink"]: event["error"] for event in events if event["event"] == "sink lost"}
+    return tuple(
+        f"{run}: {name} lacks rows, as an earlier attempt went on without it ({lost[name]}); the run folder has them"
+        for name in names
+        if name in lost
+    )
 
 
 class Recorder:

@@ -38,7 +38,7 @@ from xtra.optim import OptimConfig, learning_rate, make_optimizer
 from xtra.ranks import GradientSum, Owners, sum_numbers, world_of
 from xtra.run_folder import Opened, Parts, open_run
 from xtra.saver import Saver
-from xtra.sinks import Recorder
+from xtra.sinks import Recorder, gaps, require
 from xtra.slots import sent
 from xtra.validation import Validation, validation_loss
 
@@ -62,7 +62,7 @@ class Config:
     augment: Augment = field(default_factory=Augment)
     order: Order = field(default_factory=Order)
     precision: str = "fp32"  # or "bf16": autocast
-    decoder_fp32: bool = True  # under bf16, keep the decoder in fp32 as the official code does
+    decoder_fp32: bool = False  # under bf16, keep the decoder in fp32, as the official code does
     tf32: bool = False  # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
     micro: int = 0  # most images in one forward pass of a rank, gradients added up; 0 means all at once
     # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, but shapes
@@ -261,7 +261,10 @@ def _join_run(config: Config, rank: int, world: int) -> Opened:
     if rank == 0:
         try:
             val = read_manifest(config.val.data) if config.val.data else None
-            told = [dataclasses.replace(open_run(config.out, dataclasses.asdict(config), world), val=val)]
+            require(config.sinks, config.out)  # before the attempt is announced, which ends one that is at work
+            opened = open_run(config.out, config, world)
+            remarks = (*opened.remarks, *gaps(config.out, config.sinks))
+            told = [dataclasses.replace(opened, val=val, remarks=remarks)]
         except ValueError as error:
             told = [error]
     if world > 1:

@@ -18,6 +18,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -44,7 +45,7 @@ GB = 1e9
 @dataclass(frozen=True)
 class Config:
     size: str = "b16"  # a name in xtra.model.SIZES; h14 needs 22 GB of memory
-    out: str = ""  # folder to write into (any store), emptied afterwards; none: a temporary one
+    out: str = ""  # folder (any store) to write into, in one of its own, emptied afterwards; none: a temporary one
     every: int = 1_000_000  # samples between checkpoints
     rate: float = 0.0  # samples/s to reckon with, beside the others; 0: none
     images: int = 2  # of the training step that is timed for the measured rate; 0: none is
@@ -72,8 +73,13 @@ def run(config: Config) -> dict[str, Any]:
     _require_room(config, parameters)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="xtra-bench-") as scratch:
-        root = config.out or scratch
-        step = _measure(config, root, rows.append)
+        # A checkpoint that is there already, of an earlier run or a user's, would not be written again.
+        root = store.join(config.out, f"bench-{uuid.uuid4().hex[:12]}") if config.out else scratch
+        try:
+            step = _measure(config, root, rows.append)
+        finally:
+            if config.out and store.is_local(root):
+                shutil.rmtree(store.local_path(root), ignore_errors=True)
     for row in rows:
         spent = f"{row['seconds']:8.2f} s  {row['cpu_seconds']:7.2f} s of CPU" if "seconds" in row else " " * 28
         print(f"{row['what']:<20} {spent}  {_gb(row['bytes']) if 'bytes' in row else ''}".rstrip())

@@ -54,7 +54,7 @@ def run(config: Config) -> dict[str, Any]:
         print(f"{size}: {total:,} parameters, {state / 1e9:.2f} GB with gradients and AdamW; " + _listed(counts))
         for precision, decoder_fp32 in (("fp32", True), ("bf16", True), ("bf16", False)):
             held = kept(SIZES[size], precision == "bf16", decoder_fp32)
-            fits = int((config.memory * 1e9 - state - held.constant) / held.image)
+            fits = max(0, int((config.memory * 1e9 - state - held.constant) / held.image))
             rows.append(
                 {
                     "size": size,

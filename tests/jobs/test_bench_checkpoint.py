@@ -9,10 +9,16 @@ import pytest
 from jobs import cli
 from jobs.bench import checkpoint
 from shards import store
+from xtra.checkpoint import save
+from xtra.model import SIZES, build
+from xtra.optim import OptimConfig, make_optimizer
 
 
 def test_bytes_are_those_of_a_checkpoint_and_nothing_is_left(tmp_path, capsys):
     out = str(tmp_path / "out")
+    model = build(SIZES["tiny32"])
+    theirs = store.join(out, "checkpoints", "000000000000", "COMMIT.json")  # a user's, or of a run that was killed
+    save(out, 1, 0, model, make_optimizer(model, OptimConfig()), {})
     words = ["bench", "checkpoint", "--size", "tiny32", "--images", "1", "--rate", "5", "--out", out, "--json"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out.splitlines()
@@ -26,7 +32,8 @@ def test_bytes_are_those_of_a_checkpoint_and_nothing_is_left(tmp_path, capsys):
     assert result["ratios"].keys() == {"waiting_share_measured", "contended_share_measured", "waiting_share_given"}
     copies = [row["seconds"] for row in result["rows"] if row.get("what") == "copy"]
     assert result["ratios"]["waiting_share_given"] == pytest.approx(sum(copies) / 2 / 200_000, rel=1e-3)
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoints"]
+    assert store.exists(theirs)
 
 
 def test_writing_that_takes_longer_than_the_interval_is_waited_for():

@@ -49,5 +49,7 @@ def test_the_bench_counts_parameters_and_images_that_fit(capsys):
         room = 1e9 - sizes["state_bytes"] - row["constant_bytes"]
         assert row["images_that_fit"] == room // row["bytes_an_image"]
     assert result["ratios"] == {"formula_off_by_at_most": 0}
+    cramped = memory.run(memory.Config(sizes=("tiny32",), memory=0.001))["rows"]
+    assert [row["images_that_fit"] for row in cramped[1:]] == [0, 0, 0]
     with pytest.raises(ValueError, match="sizes has 'b15'; it must be of tiny32"):
         memory.Config(sizes=("b15",))

@@ -63,10 +63,13 @@ def test_variants_name_every_difference_between_paper_config_and_run():
     config, run = recipes.variants("b16_in1k")
     assert config == (
         "b16_in1k_official_config: samples 2049867200 (here 1024933600), batch 2784 (here 2048), "
-        "optim.warmup 0.025 (here 0.01875), augment.ratio 0.75 1.5 (here 0.75 1.333)"
+        "optim.warmup 0.025 (here 0.01875), augment.ratio 0.75 1.5 (here 0.75 1.333), "
+        "decoder_fp32 True (here False)"
     )
     assert run.startswith("b16_in1k_as_run: model.drop_path 0.1 (here 0.2), samples 1023955200 (here 1024933600)")
     assert recipes.variants("h14_in21k_as_run")[0].startswith("h14_in21k: samples 1315127600 (here 1315231200)")
+    official = [name for name in recipes.names() if name.endswith(("_official_config", "_as_run"))]
+    assert [name for name in recipes.names() if recipes.get(name).decoder_fp32] == official
     assert recipes.variants("small64") == []
 
 

@@ -56,8 +56,8 @@ def test_another_share_is_another_stream_and_refused_unless_asked_for(sets, tmp_
     train.run(begun)
     for mix in ((f"{two}=0.5",), ()):
         with pytest.raises(ValueError, match="was begun on manifest"):
-            terms(begun.out, dataclasses.asdict(dataclasses.replace(begun, mix=mix)))
-    same = dataclasses.asdict(dataclasses.replace(begun, mix=(f"{read_manifest(two).address}=0.25",)))
+            terms(begun.out, dataclasses.replace(begun, mix=mix))
+    same = dataclasses.replace(begun, mix=(f"{read_manifest(two).address}=0.25",))
     assert isinstance(terms(begun.out, same)[0], Mixture)
 
 

@@ -14,6 +14,7 @@ from datasets import make_dataset
 from test_train import config, metrics
 
 from xtra import train
+from xtra.run_folder import attempts
 from xtra.sinks import flat, open_sinks
 
 
@@ -79,6 +80,27 @@ def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(tmp_path, libraries, 
         json.loads(line) for part in (tmp_path / "run" / "events").iterdir() for line in part.read_text().splitlines()
     ]
     assert [event["sink"] for event in events if event["event"] == "sink lost"] == ["mlflow"]
+
+
+def test_a_continued_run_says_what_a_sink_lacks(tmp_path, libraries, monkeypatch):
+    data = make_dataset(tmp_path / "data", [40]).dataset
+    settings = config(data, tmp_path / "run", samples=30, sinks=("mlflow", "wandb"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["mlflow"], "log_metrics", lambda *args, **kwargs: 1 / 0)
+        train.run(settings)
+    said: list[dict] = []
+    train.run(settings, progress=said.append)
+    (gap,) = [row["remark"] for row in said if "lacks rows" in row.get("remark", "")]
+    assert gap.startswith(f"{tmp_path}/run: mlflow lacks rows, as an earlier attempt went on without it (ZeroDivision")
+
+
+def test_a_start_without_the_library_leaves_the_run_alone(tmp_path, libraries, monkeypatch):
+    data = make_dataset(tmp_path / "data", [40]).dataset
+    train.run(config(data, tmp_path / "run", samples=10))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="sinks has wandb, which is not installed"):
+        train.run(config(data, tmp_path / "run", samples=10, sinks=("wandb",)))
+    assert attempts(str(tmp_path / "run")) == [1]
 
 
 def test_a_library_that_is_missing_or_does_not_start_is_named(monkeypatch, tmp_path, libraries):

@@ -258,6 +258,21 @@ def test_other_settings_are_refused_by_name(data, whole):
         train.run(config(data, whole, optim=OptimConfig(lr=0.1, warmup=0.1)))
 
 
+def test_a_setting_newer_than_the_run_was_at_its_default(data, tmp_path):
+    settings = config(data, tmp_path / "run", samples=10)
+    train.run(settings)
+    written = tmp_path / "run" / "config.json"
+    older = json.loads(written.read_text())
+    del older["augment"]["randaugment"], older["tf32"]
+    written.write_text(json.dumps(older | {"decoder_fp32": True}))  # as it was by default, in float32 all the same
+    run_folder.terms(settings.out, settings)
+    augment = dataclasses.replace(settings.augment, randaugment="rand-m9-mstd0.5-inc1")
+    with pytest.raises(ValueError, match=r"begun with augment\.randaugment = '', now 'rand-m9"):
+        run_folder.terms(settings.out, dataclasses.replace(settings, augment=augment))
+    with pytest.raises(ValueError, match="begun with tf32 = False, now True"):
+        run_folder.terms(settings.out, dataclasses.replace(settings, tf32=True))
+
+
 def test_another_batch_size_is_allowed_and_said(data, tmp_path):
     steps = iter(range(99))
     train.run(config(data, tmp_path / "run"), stop=lambda: next(steps) == 3)
@@ -302,10 +317,15 @@ def test_what_is_not_finite_is_never_saved(data, tmp_path, monkeypatch, loss, no
     assert checkpoint.committed(str(tmp_path / "run")) == [30]
 
 
-def test_an_attempt_overtaken_while_it_uploads_does_not_commit(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cleared", [False, True])
+def test_an_attempt_overtaken_while_it_uploads_does_not_commit(data, tmp_path, monkeypatch, cleared):
+    """Nor does it fail when the later one has pruned what it was writing."""
     out, upload = tmp_path / "run", store.put_file
 
     def slow(url, path, move):
+        if cleared:
+            path.unlink()
+            store.put_json_if_absent(str(out / "attempts" / "000002.json"), {"attempt": 2})
         upload(url, path, move)
         store.put_json_if_absent(str(out / "attempts" / "000002.json"), {"attempt": 2})
 
@@ -318,7 +338,7 @@ def test_an_attempt_overtaken_while_it_uploads_does_not_commit(data, tmp_path, m
 def test_a_run_that_another_process_began_first_is_joined_on_its_terms(tmp_path, monkeypatch):
     base, out = str(tmp_path / "data"), str(tmp_path / "run")
     first = make_dataset(base, [40])
-    settings = dataclasses.asdict(config(base, out))
+    settings = config(base, out)
     facts = run_folder._facts
 
     def overtaken(manifest, *rest):  # between reading the dataset and writing run.json
