@@ -79,12 +79,14 @@ def chart(curves: dict[str, list[tuple[int, float]]]) -> bytes:
     loss, apart = figure.subplots(1, 2)
     smooth = {name: _smooth(curve) for name, curve in curves.items()}
     reference = dict(smooth["fp32"])
-    for name, curve in smooth.items():
-        loss.plot(*zip(*curve), label=name, linewidth=1)
+    for number, (name, curve) in enumerate(smooth.items()):
+        line: dict[str, Any] = {"color": f"C{number}", "label": name, "linewidth": 1}
+        loss.plot(*zip(*curve), **line)
         if name != "fp32":
-            apart.plot(*zip(*[(x, y - reference[x]) for x, y in curve if x in reference]), label=name, linewidth=1)
+            apart.plot(*zip(*[(x, y - reference[x]) for x, y in curve if x in reference]), **line)
     loss.set(xlabel="samples seen", ylabel="loss")
-    apart.set(xlabel="samples seen", ylabel="loss less that of fp32")
+    apart.set(xlabel="samples seen", ylabel="loss, less that of fp32")
+    apart.axhline(0, color="C0", linewidth=1)
     loss.legend(frameon=False, fontsize=8)
     out = io.BytesIO()
     figure.savefig(out, format="svg")
