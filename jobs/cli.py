@@ -117,6 +117,11 @@ class Call:
         self.can_stop = True
         return self.stop
 
+    def heed(self) -> None:
+        """End the verb here, between two steps of it, if a signal asked for that."""
+        if self.stop.is_set():
+            raise Stopped
+
     def listen(self) -> None:
         """Take SIGINT and SIGTERM; again after a library that takes them for itself has started (Ray does)."""
         for number in SIGNALS:

@@ -43,6 +43,20 @@ def label(settings: probe.Config) -> str:
     return f"{kind}{colon}{name.rpartition('/')[2]}"
 
 
+def fingerprint(settings: probe.Config) -> str:
+    """Of the encoder that would be probed; "" in its run's own folder, where the samples seen tell encoders apart."""
+    if settings.encoder in ("trained", "random"):
+        run = store.absolute(run_of(settings.checkpoint))
+        if store.absolute(settings.out or run) == run:
+            return ""
+    return probe.open_probed(dataclasses.replace(settings, device="cpu")).fingerprint
+
+
+def is_of(result: Result, mark: str) -> bool:
+    """Whether a result may be of the encoder with this fingerprint: older ones have none."""
+    return not mark or result.get("fingerprint", "") in ("", mark)
+
+
 def _as_wanted(result: Result, settings: probe.Config) -> bool:
     """Whether a result was made under this protocol and for as many epochs: a short trial is not the real probe."""
     if result.get("epochs") is not None:
@@ -52,11 +66,12 @@ def _as_wanted(result: Result, settings: probe.Config) -> bool:
     return published(result) == (settings.protocol == "published")
 
 
-def only_missing(settings: probe.Config, samples: int) -> probe.Config | None:
-    """The probe without the heads whose results lie there, for an encoder that saw so many samples; None if all do."""
+def only_missing(settings: probe.Config, samples: int, mark: str = "") -> probe.Config | None:
+    """The probe without the heads whose results lie there, for an encoder that saw so many samples and has the
+    fingerprint `mark`; None if all do."""
     there = results(settings.out or settings.checkpoint)
     key = {"manifest_train": read_manifest(settings.train).digest, "manifest_eval": read_manifest(settings.eval).digest}
-    there = [r for r in there if key.items() <= r.items() and _as_wanted(r, settings)]
+    there = [r for r in there if key.items() <= r.items() and _as_wanted(r, settings) and is_of(r, mark)]
 
     def is_done(head: str, encoder: str, seen: int) -> bool:
         return any((r["head"], r["encoder"], r["samples_seen"]) == (head, encoder, seen) for r in there)

@@ -24,6 +24,7 @@ from shards import store
 from shards.manifest import read_manifest
 from xtra import probe
 from xtra.augment import PROBE, PROBE_LINEAR_B
+from xtra.probe_config import published_resize
 
 SUITES = ("paper15",)
 
@@ -94,7 +95,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     """
     stop = stop or threading.Event()
     base = absolute(config.probe)
-    seen, image = probes.samples_seen(base), image_side(base)
+    seen, image, mark = probes.samples_seen(base), image_side(base), probes.fingerprint(base)
     root = store.absolute(config.root)
     asked = [name for name in BENCHMARKS if name in (config.only or BENCHMARKS)]
     sets = {name: (store.join(root, name, "train"), store.join(root, name, "eval")) for name in asked}
@@ -109,7 +110,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         train, evaluation = sets[name]
         named[base.out, evaluation] = name
         for settings in configs(name, dataclasses.replace(base, train=train, eval=evaluation), image, config.kept):
-            if (left := probes.only_missing(settings, seen)) is not None:
+            if (left := probes.only_missing(settings, seen, mark)) is not None:
                 missing.append(left)
     failed: dict[str, str] = {}
 
@@ -118,7 +119,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
 
     probed = cluster.probe_all(missing, config.workers, stop, progress, tell)
     names = {read_manifest(sets[name][1]).digest: name for name in lying}  # however the datasets call themselves
-    mine = [r for r in probes.results(base.out) if r["manifest_eval"] in names and _same(base, seen, r)]
+    mine = [r for r in probes.results(base.out) if r["manifest_eval"] in names and _same(base, seen, mark, r)]
     found = tuple({**r, "set": names[r["manifest_eval"]]} for r in mine)
     return SuiteResult(found, tuple(n for n in asked if n not in lying), failed, probed, stop.is_set())
 
@@ -141,9 +142,9 @@ def image_side(settings: probe.Config) -> int:
     return open_encoder(settings.encoder).image
 
 
-def _same(base: probe.Config, seen: int, result: probes.Result) -> bool:
+def _same(base: probe.Config, seen: int, mark: str, result: probes.Result) -> bool:
     mine = (result["encoder"], result["samples_seen"]) == (probes.label(base), seen) and result["head"] in base.heads
-    return mine and probes.published(result) == (base.protocol == "published")
+    return mine and probes.is_of(result, mark) and probes.published(result) == (base.protocol == "published")
 
 
 def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = ()) -> list[probe.Config]:
@@ -152,9 +153,9 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
     wanted: dict[str, Any] = {
         "lrs": setting.lrs,
         "batch": setting.batch,
-        "warmup_epochs": setting.warmup_epochs,
+        "warmup_epochs": setting.warmup_epochs * (base.epochs / EPOCHS if "epochs" in kept else 1),
         "epochs": EPOCHS,
-        "resize": 300 if image == 256 else image * 256 // 224,  # B/16 cuts 256 of 300 pixels, H/14 224 of 256
+        "resize": published_resize(image),
         "warmup_defect": base.protocol == "published" and not setting.warmup_epochs,
         "precision": "bf16" if base.device.startswith("cuda") else "fp32",
     }

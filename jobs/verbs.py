@@ -280,8 +280,14 @@ def _probe(call: Call) -> Any:
         call.words.remove("--follow")
         return probing.follow(call)
     config = probing.config(call)
+    call.stoppable()
     with Progress("images") as progress:
-        results = probe.run(config, lambda what, done, total: progress(done, total, what))
+
+        def show(what: str, done: int, total: int) -> None:
+            progress(done, total, what)
+            call.heed()  # a probe with augmentation saves its state then
+
+        results = probe.run(config, show)
     print("\n".join(_probe_lines(results)))
     return {"probes": results}
 
@@ -305,7 +311,7 @@ def _probe_lines(results: list[ProbeResult]) -> list[str]:
     if first.shared_sha256 or first.shared_phash:
         alike = f" and {first.shared_phash:,} that look alike" if first.shared_phash else ""
         lines.append(f"the training set has {first.shared_sha256:,} of the evaluation images{alike}")
-    return lines
+    return lines + [f"{r.head}: {r.remark}" for r in results if r.remark]
 
 
 _POINT = {"weight_decay": "decay"}

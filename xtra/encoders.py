@@ -16,6 +16,7 @@ patches, such as a class token, which are not probed. Such a file runs on this m
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
@@ -53,7 +54,19 @@ class FrozenEncoder(Protocol):
         """
         ...
 
+    def fingerprint(self) -> str:
+        """8 hex digits by which encoders of one name differ: of their weights, wherever they lie."""
+        ...
+
     def to(self, device: torch.device | str) -> Self: ...
+
+
+def _fingerprint(told: object, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(repr(told).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:8]
 
 
 def open_encoder(spec: str) -> FrozenEncoder:
@@ -62,6 +75,8 @@ def open_encoder(spec: str) -> FrozenEncoder:
     if kind == "timm" and rest:
         return _open_timm(*rest.split(":", 1))
     if kind == "torch" and rest:
+        if "://" in rest:
+            raise ValueError(f"encoder is {spec!r}; a program must lie on this machine: copy it here")
         return _open_program(Path(rest))
     raise ValueError(f"encoder is {spec!r}; it must be timm:NAME, timm:NAME:FILE.safetensors or torch:FILE")
 
@@ -79,6 +94,10 @@ class _Xtra:
 
     def layers(self, images_B3HW: Tensor, last: int) -> list[Tensor]:
         return self.encoder.layers(images_B3HW, last)
+
+    def fingerprint(self) -> str:
+        config = self.encoder.config
+        return _fingerprint((config.image, config.patch, config.block), self.encoder.state_dict())
 
     def to(self, device: torch.device | str) -> Self:
         self.encoder.to(device)
@@ -106,6 +125,9 @@ class _Timm:
         return self.model.forward_intermediates(
             images_B3HW, indices=last, norm=False, output_fmt="NLC", intermediates_only=True
         )
+
+    def fingerprint(self) -> str:
+        return _fingerprint((self.mean, self.std), self.model.state_dict())
 
     def to(self, device: torch.device | str) -> Self:
         self.model.to(device)
@@ -179,6 +201,7 @@ class _Program:
     ) -> None:
         self.name, self.image, self._prefix, self._file = f"torch:{file.name}", told["image"], told["prefix"], file
         self.mean, self.std = _colour(told["mean"]), _colour(told["std"])
+        self._told = sorted(told.items())
         self._move, self._run = move, move("cpu")
         streams = self._probe()
         _, self.tokens, self.width = streams[-1].shape
@@ -187,6 +210,10 @@ class _Program:
     def layers(self, images_B3HW: Tensor, last: int) -> list[Tensor]:
         _check_last(self, last)
         return self._streams(images_B3HW)[-last:]
+
+    def fingerprint(self) -> str:
+        with open(self._file, "rb") as file:
+            return _fingerprint((self._told, hashlib.file_digest(file, "sha256").hexdigest()), {})
 
     def to(self, device: torch.device | str) -> Self:
         self._run = self._move(device)

@@ -213,6 +213,11 @@ class Encode:
             inputs_B3HW = alter(inputs_B3HW) if alter else inputs_B3HW
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
                 streams = self.encoder.layers(inputs_B3HW, deepest)
+            if not all(bool(stream.isfinite().all()) for stream in streams):
+                raise ValueError(
+                    f"the {self.encoder.name} encoder's features of some images are not finite in {self.precision}: "
+                    "look at its weights, or use precision fp32"
+                )
         for feature in self.wanted:
             if feature.form == "pixels":
                 found[feature] = images_B3HW.flatten(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +15,8 @@ from xtra.evaluate import accuracy, score
 from xtra.features import Encode, Feature, Labelled, Progress, keys_and_labels, numbered
 from xtra.heads import Candidates
 from xtra.official_probe import read_probe
+from xtra.probe_config import Config, published_resize
 from xtra.probe_result import ProbeResult, write
-
-if TYPE_CHECKING:
-    from xtra.probe import Config
-
-_RESIZE = {224: 256, 256: 300}  # short side before the centre crop, by image size (official config/)
 
 
 def evaluate_official(config: Config, evaluation: Manifest, since: float, say: Progress) -> ProbeResult:
@@ -32,18 +27,24 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
     at = config.checkpoint
     if not at or any(store.exists(store.join(at, name)) for name in ("config.json", checkpoint.COMMIT)):
         raise ValueError("train is empty: give the labelled dataset that trains the heads")
+    for name in ("heads", "encoder", "pixels", "protocol", "strict"):
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"{name} is of heads that train; an official probe is evaluated as it came: leave it out")
     official = read_probe(at)
     keys, found = keys_and_labels(evaluation)
-    labels = evaluation.classes or tuple(sorted(set(found)))
+    if not (labels := evaluation.classes):
+        raise ValueError(f"{evaluation.dataset}: names no classes, whose order the probe counts by: import it anew")
     module = heads.of_official(official.kind, official.attention_heads, official.state).to(config.device)
     if official.classes != len(labels):
         raise ValueError(
             f"{at}: tells {official.classes} classes apart, {evaluation.dataset} has {len(labels)}: "
             "evaluate it on the set that it was trained for"
         )
-    frozen = of_xtra(official.encoder.requires_grad_(False), "official").to(config.device)
+    frozen = of_xtra(official.encoder.requires_grad_(False), "official")
+    mark = frozen.fingerprint()
+    frozen = frozen.to(config.device)
     feature = Feature("tokens" if official.kind == "attentive" else "pooled", official.layers)
-    resize = config.resize or _RESIZE.get(frozen.image, frozen.image)
+    resize = config.resize or published_resize(frozen.image)
     encode = Encode(
         encoder=frozen,
         wanted=(feature,),
@@ -71,6 +72,8 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
         protocol="; ".join([f"as it came, image {frozen.image} of {resize}, encoder in {config.precision}", *told]),
         layers=official.layers,
         selected_on="nothing",
+        fingerprint=mark,
+        image=frozen.image,
         **accuracy(official.kind, right_1C[0].tolist(), eval_set, labels),
         seconds=round(time.monotonic() - since, 3),
     )

@@ -12,15 +12,14 @@ over tokens. pixels: the image itself under the linear head, which any encoder h
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from shards import store
 from shards.manifest import Manifest, read_manifest
 from xtra import checkpoint, heads
-from xtra.augment import Augment
 from xtra.augmented import Augmented
 from xtra.encoders import FrozenEncoder, of_xtra, open_encoder
 from xtra.evaluate import Score, accuracy, choose, score
@@ -38,89 +37,14 @@ from xtra.heads import Candidates, Head
 from xtra.leakage import Shared, shared
 from xtra.model import build, model_config
 from xtra.official_evaluation import evaluate_official
-from xtra.probe_result import ProbeResult, wilson, write
+from xtra.probe_config import Config, check_device, in_words
+from xtra.probe_result import ProbeResult, edge, wilson, write
 from xtra.quick import Logistic, Neighbours
 from xtra.unfinished import Unfinished
 
 __all__ = ["Config", "ProbeResult", "new_head", "run", "train", "wilson"]
+_QUICK = ("knn", "logreg")
 _DEFAULT_LAYERS = 6  # of the published attentive probe
-_OFFICIAL_RESIZE = {
-    224: 256,
-    256: 300,
-}  # short side before the centre crop, by image size (config/pretrain, config/eval)
-
-
-@dataclass(frozen=True)
-class Config:
-    checkpoint: str = ""  # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
-    train: str = ""  # labelled dataset that trains the heads
-    eval: str = ""  # labelled dataset that the result is about
-    out: str = ""  # folder that gets probes/*.json; the run's own if empty
-    encoder: str = (
-        "trained"  # or random (the run's architecture, initial weights), timm:NAME, timm:NAME:FILE, torch:FILE
-    )
-    # knn and logreg are quick: they look at one view of each image, and no schedule or learning rate is theirs.
-    heads: tuple[Literal["attentive", "linear", "knn", "logreg"], ...] = ("attentive", "linear")
-    pixels: bool = False  # also a linear classifier of raw pixels
-    # holdout: the grid point is chosen on images of train that no head trained on. published: as the paper's numbers
-    # were made, all of train trains and the point is chosen on eval itself, which flatters.
-    protocol: Literal["holdout", "published"] = "holdout"
-    # The paper's grid is 1e-4 to 8e-3 at batches of 512 to 4096 and 100 epochs; short probes of small sets need more.
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2, 5e-2)
-    weight_decays: tuple[float, ...] = (0.1,)  # one more axis of the grid
-    # attentive: the mean of the last n layers, for each n; empty: of the last 6, or of all if the encoder has fewer
-    layer_sets: tuple[int, ...] = ()
-    linear_layer_sets: tuple[int, ...] = (1,)  # linear, knn, logreg: the same, averaged over tokens
-    attention_heads: int = 16
-    batch: int = 256
-    epochs: int = 20
-    warmup_epochs: float = 0.0
-    warmup_start: float = 0.1  # share of a point's own rate that its warm-up starts from
-    min_lr: float = 1e-5
-    warmup_defect: bool = False  # the published scheduler without warm-up: a point's peak is warmup_start of its rate
-    betas: tuple[float, float] = (0.9, 0.95)  # of the official configs; the paper's Table 2 says 0.9 0.999
-    clip: float = 3.0
-    augment: Augment | None = None  # of every epoch, on the fly; None: `views` of each image, encoded once and kept
-    views: int = 2  # of each training image, without augment: the centre crop, then random crops with flips
-    holdout: float = 0.1  # share of the training set, by hash of the key, that chooses the grid point
-    knn: tuple[int, ...] = (5, 10, 20, 50, 100, 200)  # numbers of neighbours to choose from
-    logreg: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2)  # inverse strengths of regularisation to choose from
-    strict: bool = False  # refuse sets that share images
-    resize: int | None = None  # short side before the centre crop; the image size if None
-    seed: int = 0
-    device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; heads train in fp32
-    encode_batch: int = 128
-    threads: int = 2  # that decode
-    cache_gb: float = 8.0  # refuse to keep more features than this in memory
-    cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # of token features
-    save_minutes: float = 10.0  # between the states that a probe with augment goes on from when it was interrupted
-
-    def __post_init__(self) -> None:
-        for name in ("attention_heads", "batch", "epochs", "views", "encode_batch", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("layer_sets", "linear_layer_sets", "knn"):
-            if any(n < 1 for n in getattr(self, name)):
-                raise ValueError(f"{name} has {min(getattr(self, name))}; each must be at least 1")
-        if not self.lrs or not self.weight_decays or not self.linear_layer_sets:
-            raise ValueError("the grid is empty: give at least one each of lrs, weight_decays and linear_layer_sets")
-        if ("knn" in self.heads and not self.knn) or ("logreg" in self.heads and not self.logreg):
-            raise ValueError(
-                "the grid is empty: give at least one of knn, and of logreg, where these heads are asked for"
-            )
-        if min(self.logreg, default=1.0) <= 0:
-            raise ValueError(f"logreg has {min(self.logreg)}; each must be above 0")
-        if not self.heads and not self.pixels:
-            raise ValueError("there is nothing to probe: give heads (attentive, linear, knn, logreg) or pixels")
-        if not 0 < self.holdout < 1:
-            raise ValueError(f"holdout is {self.holdout}; it must lie between 0 and 1")
-        if self.warmup_defect and self.warmup_epochs:
-            raise ValueError(f"warmup_defect is of schedules without warm-up; warmup_epochs is {self.warmup_epochs:g}")
-        if not 0 < self.warmup_start <= 1:
-            raise ValueError(f"warmup_start is {self.warmup_start}; it must be a share, above 0 and at most 1")
-        if self.encoder not in ("trained", "random") and not self.encoder.startswith(("timm:", "torch:")):
-            raise ValueError(f"encoder is {self.encoder!r}; it must be trained, random, timm:NAME or torch:FILE")
 
 
 @dataclass(frozen=True)
@@ -130,14 +54,16 @@ class Probed:
     encoder: FrozenEncoder
     label: str  # trained, random, official, or the name of somebody else's
     out: str  # folder that gets the results and the state of an interrupted probe; "": none does
-    checkpoint: str = ""
+    fingerprint: str
+    own: bool = False  # out is the folder of the run that the encoder is of
+    checkpoint: str = ""  # of a run, or the words that name somebody else's encoder
     samples_seen: int = 0  # 0 for encoders that are not from a run of ours
 
 
 def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
     """Train, choose and evaluate: one result a kind of head, each also written to
-    `probes/<set>-<head>-<encoder>-<samples seen>.json`. Without `train`, `checkpoint` is an official probe checkpoint,
-    which is evaluated as it is.
+    `probes/<set>-<head>-<encoder>-<samples seen>.json` (`ProbeResult.name`). Without `train`, `checkpoint` is an
+    official probe checkpoint, which is evaluated as it is.
 
     Memory: without `augment` a cache holds `views` x training images, each of tokens x width values of `cache_dtype`
     for every layer set (attentive), width float32 (linear) and the bytes of the image (pixels): 50,000 images of 64
@@ -147,41 +73,49 @@ def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
     since, say = time.monotonic(), progress or (lambda what, done, total: None)
     if not config.eval:
         raise ValueError("eval is empty: give the labelled dataset that the result is about")
+    check_device(config.device)
     if not config.train:
         return [evaluate_official(config, read_manifest(config.eval), since, say)]
-    probed = _open(config)
+    probed = open_probed(config)
     published = config.protocol == "published"
     train_set, eval_set, labels = labelled(
         read_manifest(config.train), read_manifest(config.eval), 0.0 if published else config.holdout
     )
     both = _shared(config, train_set.manifest, eval_set.manifest)
     encode = _encode(config, probed.encoder)
+    unfinished = _unfinished(config, probed, train_set.manifest, since)
 
-    found = _fit(config, probed, encode, train_set, len(labels), say)
+    found = _fit(config, unfinished, encode, train_set, len(labels), say)
     evaluated = score(found, encode.evaluation(eval_set, "evaluate", say), len(labels))
     selected = evaluated
     if not published:
         selected = score(found, encode.evaluation(train_set, "choose", say, only=train_set.held), len(labels))
     count = len(eval_set.class_N) if published else len(train_set.held)
-    return [
-        _result(config, probed, best, train_set, eval_set, labels, both, since)
-        for best in choose(found, selected, evaluated, count)
-    ]
+    best = choose(found, selected, evaluated, count)
+    seconds = round(time.monotonic() - unfinished.since, 3)
+    results = [_result(config, probed, one, train_set, eval_set, labels, both, seconds) for one in best]
+    for result in results:
+        write(probed.out, result, probed.own)
+    unfinished.remove()  # only now: until here an hour of training may still be lost to a full disk
+    return results
 
 
 # --- what is probed ------------------------------------------------------------------------------------------------
 
 
-def _open(config: Config) -> Probed:
+def open_probed(config: Config) -> Probed:
     """Raises ValueError when there is no committed checkpoint, or nothing says which model is meant."""
     if config.encoder not in ("trained", "random"):
         if not config.out:
             raise ValueError(f"out is empty: name the folder that gets the results of {config.encoder}")
-        encoder = open_encoder(config.encoder).to(config.device)
-        return Probed(encoder, encoder.name, config.out)
-    given = (config.checkpoint or config.out).rstrip("/")
-    if not given or not (config.checkpoint or config.encoder == "random"):
+        encoder = open_encoder(config.encoder)
+        mark = encoder.fingerprint()
+        return Probed(encoder.to(config.device), encoder.name, config.out, mark, checkpoint=config.encoder)
+    if not (config.checkpoint or (config.encoder == "random" and config.out)):
         raise ValueError("checkpoint is empty: give a run folder, or one of its checkpoints")
+    given = store.absolute(config.checkpoint or config.out)  # absolute, since the run is found by going up
+    if store.is_local(given) and store.local_path(given).is_file():
+        raise ValueError(f"{given}: is a file: give a run folder; without train, an official probe checkpoint")
     is_checkpoint = store.exists(store.join(given, checkpoint.COMMIT))
     run = given.rsplit("/", 2)[0] if is_checkpoint else given
     url, seen = "", 0
@@ -194,8 +128,9 @@ def _open(config: Config) -> Probed:
             raise ValueError(f"{run}: holds no committed checkpoint: name a run folder or one of its checkpoints")
         seen = store.read_json(store.join(url, checkpoint.COMMIT))["samples_seen"]
         encoder = checkpoint.load_encoder(url)
-    frozen = of_xtra(encoder.requires_grad_(False), config.encoder).to(config.device)
-    return Probed(frozen, config.encoder, config.out or run, url, seen)
+    frozen = of_xtra(encoder.requires_grad_(False), config.encoder)
+    mark, out = frozen.fingerprint(), store.absolute(config.out) if config.out else run
+    return Probed(frozen.to(config.device), config.encoder, out, mark, out == run, url, seen)
 
 
 def _shared(config: Config, training: Manifest, evaluation: Manifest) -> Shared:
@@ -237,14 +172,17 @@ def _encode(config: Config, encoder: FrozenEncoder) -> Encode:
 
 
 def _fit(
-    config: Config, probed: Probed, encode: Encode, train_set: Labelled, classes: int, say: Progress
+    config: Config, unfinished: Unfinished, encode: Encode, train_set: Labelled, classes: int, say: Progress
 ) -> list[Candidates]:
     """Everything that the config asks for, trained on what is not held out."""
     asked = [(kind, feature) for kind in _kinds(config) for feature in _features(config, encode.encoder, kind)]
-    quick = [(kind, feature) for kind, feature in asked if kind in ("knn", "logreg")]
+    quick = [(kind, feature) for kind, feature in asked if kind in _QUICK]
     stepped = [new_head(config, kind, f, encode, classes) for kind, f in asked if (kind, f) not in quick]
+    if stepped:
+        _check_batches(config, len(train_set.kept))
     if stepped and config.augment is not None:
-        _train_augmented(config, probed, _only(encode, [head.feature for head in stepped]), train_set, stepped, say)
+        features = _only(encode, [head.feature for head in stepped])
+        _train_augmented(config, unfinished, features, train_set, stepped, say)
         encode = _only(encode, [feature for _, feature in quick])
     if not encode.wanted:
         return [head.trained() for head in stepped]
@@ -258,6 +196,16 @@ def _fit(
         *(head.trained() for head in stepped),
         *(_quick(config, kind, feature, cache, classes, say) for kind, feature in quick),
     ]
+
+
+def _check_batches(config: Config, images: int) -> None:
+    """Batch norm has no statistics of one image."""
+    least = config.batch if config.augment else images // math.ceil(images / config.batch)
+    if least < 2:
+        raise ValueError(
+            f"batch is {config.batch} and {images} images train, so that a step would see 1 image; batch norm needs 2: "
+            "give a larger batch or a larger set"
+        )
 
 
 def _only(encode: Encode, features: Sequence[Feature]) -> Encode:
@@ -293,26 +241,41 @@ def train(
     assert seen == schedule.samples, "the source shows what the schedule counts"
 
 
-def _train_augmented(
-    config: Config, probed: Probed, encode: Encode, train_set: Labelled, stepped: Sequence[Head], say: Progress
-) -> None:
-    """From where an interrupted probe of the same settings left off, if one did."""
-    assert config.augment is not None
-    aside = ("out", "threads", "save_minutes", "cache_gb", "strict")  # nothing follows from these
+def _unfinished(config: Config, probed: Probed, train: Manifest, since: float) -> Unfinished:
+    """The state of this probe's training, by all that the training follows from and nothing else."""
+    aside = {"checkpoint", "encoder", "train", "eval", "out", "threads", "save_minutes", "cache_gb", "cache_dtype"}
+    aside |= {"strict", "views", "knn", "logreg", "resize"} | ({"holdout"} if config.protocol == "published" else set())
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
-    settings |= {"checkpoint": probed.checkpoint, "train": train_set.manifest.digest}
-    unfinished = Unfinished(probed.out, settings, 60 * config.save_minutes)
+    settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]
+    settings |= {"fingerprint": probed.fingerprint, "train": train.digest}
+    return Unfinished(probed.out, settings, 60 * config.save_minutes, since)
+
+
+def _train_augmented(
+    config: Config,
+    unfinished: Unfinished,
+    encode: Encode,
+    train_set: Labelled,
+    stepped: Sequence[Head],
+    say: Progress,
+) -> None:
+    """From where an interrupted probe of the same settings left off, if one did. The last state is always saved."""
+    assert config.augment is not None
     position = unfinished.load(stepped)
     source = Augmented(encode, train_set, config.augment, config.batch, config.epochs, position)
 
     def keep(what: str, done: int, total: int) -> None:
         if unfinished.due() and done < total:
             unfinished.save(stepped, source.position)
-        say(what, done, total)
+        try:
+            say(what, done, total)
+        except BaseException:  # whoever watches ends it here, between two steps
+            unfinished.save(stepped, source.position)
+            raise
 
     schedule = _schedule(config, source.images, source.samples)
     train(stepped, source, schedule, keep, source.position.trained)
-    unfinished.remove()
+    unfinished.save(stepped, source.position)
 
 
 def _quick(config: Config, kind: str, feature: Feature, cache: Cache, classes: int, say: Progress) -> Candidates:
@@ -342,10 +305,10 @@ def _result(
     eval_set: Labelled,
     labels: tuple[str, ...],
     both: Shared,
-    since: float,
+    seconds: float,
 ) -> ProbeResult:
-    pixels = best.kind == "pixels"
-    result = ProbeResult(
+    pixels, quick = best.kind == "pixels", best.kind in _QUICK
+    return ProbeResult(
         checkpoint="" if pixels else probed.checkpoint,
         samples_seen=0 if pixels else probed.samples_seen,
         manifest_train=train_set.manifest.digest,
@@ -353,39 +316,17 @@ def _result(
         lr=best.chosen.get("lr"),
         weight_decay=best.chosen.get("weight_decay"),
         selection=best.selection,
-        protocol=_protocol(config, probed.encoder, best.kind),
+        protocol=in_words(config, probed.encoder.image, best.kind, best.selection),
         layers=best.feature.layers,
         chosen=best.chosen,
         selected_on="eval" if config.protocol == "published" else "holdout",
-        epochs=None if best.kind in ("knn", "logreg") else config.epochs,
-        warmup_defect=config.warmup_defect,
+        epochs=None if quick else config.epochs,
+        warmup_defect=config.warmup_defect and not quick,
+        fingerprint="" if pixels else probed.fingerprint,
+        image=probed.encoder.image,
+        remark="" if quick else edge(best.selection),
         shared_sha256=both.sha256,
         shared_phash=both.phash,
         **accuracy(best.kind, best.right_C, eval_set, labels),
-        seconds=round(time.monotonic() - since, 3),
+        seconds=seconds,
     )
-    write(probed.out, result)
-    return result
-
-
-def _protocol(config: Config, encoder: FrozenEncoder, kind: str) -> str:
-    """The settings in words."""
-    c = config
-    if c.protocol == "published":
-        words = ["published: all of train trains, grid point chosen on eval itself"]
-    else:
-        words = [f"grid point chosen on {c.holdout:.0%} of train that no head trained on"]
-    words += [f"image {encoder.image}" + (f" of {c.resize}" if c.resize else ""), f"encoder in {c.precision}"]
-    if kind == "knn":
-        return ", ".join([*words, "centre crops, votes of the nearest by cosine similarity"])
-    if kind == "logreg":
-        return ", ".join([*words, "centre crops, logistic regression by L-BFGS"])
-    a = c.augment
-    shown = f"{c.views} views, encoded once" if a is None else f"augmented anew every epoch ({a})"
-    words += [shown, f"{c.epochs} epochs", f"batch {c.batch}", f"AdamW {c.betas[0]:g} {c.betas[1]:g}"]
-    if c.warmup_defect:
-        words.append(f"no warm-up and its published defect: peaks are {c.warmup_start:g} of the rates named")
-    elif c.warmup_epochs:
-        words.append(f"warm-up {c.warmup_epochs:g} epochs from {c.warmup_start:g} of the rate")
-    words.append(f"cosine to {c.min_lr:g}")
-    return ", ".join([*words, f"clip {c.clip:g}", f"seed {c.seed}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shards import store
@@ -42,17 +42,33 @@ class ProbeResult:
     shared_phash: int | None = None  # further ones that look alike; None: not known
     epochs: int | None = None  # that the heads trained; None: they have none, or the result is from before this field
     warmup_defect: bool = False  # see heads.Schedule
+    fingerprint: str = ""  # of the encoder (FrozenEncoder.fingerprint); "" for pixels, and in older results
+    image: int = 0  # side in pixels; 0: not recorded
+    remark: str = ""  # what a reader of the numbers should know
 
-    @property
-    def name(self) -> str:
-        """Of the file. Other protocols and other people's encoders overwrite nobody's result."""
-        words = [self.set, self.head, self.encoder, str(self.samples_seen)]
+    def name(self, own: bool) -> str:
+        """Of the file. In a run's `own` folder the samples seen tell its encoders apart, elsewhere the fingerprint
+        does; other protocols have other names, too."""
+        of = self.fingerprint or (f"{self.image}px" if self.head == "pixels" else "")
+        words = [self.set, self.head, self.encoder, *([of] if of and not own else []), str(self.samples_seen)]
         words += ["published"] * (self.selected_on == "eval") + ["warmup-defect"] * self.warmup_defect
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words)) + ".json"
 
 
-def write(folder: str, result: ProbeResult) -> None:
-    store.put_json(store.join(folder, "probes", result.name), dataclasses.asdict(result))
+def write(folder: str, result: ProbeResult, own: bool = False) -> None:
+    """`own`: the folder is that of the run whose encoder it is."""
+    store.put_json(store.join(folder, "probes", result.name(own)), dataclasses.asdict(result))
+
+
+def edge(selection: Sequence[Mapping[str, float]]) -> str:
+    """A remark where the best learning rate may lie outside the grid: all of the best points have the same extreme."""
+    top = max(point["accuracy"] for point in selection)
+    lrs = {point["lr"] for point in selection}
+    best = {point["lr"] for point in selection if point["accuracy"] == top}
+    if len(lrs) > 1 and best in ({max(lrs)}, {min(lrs)}):
+        which, where = ("largest", "above") if best == {max(lrs)} else ("smallest", "below")
+        return f"lr is the {which} of the grid: the best may lie {where} it"
+    return ""
 
 
 def wilson(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -26,13 +26,14 @@ FOLDER, STATE = "probes-unfinished", "state.json"
 
 
 class Unfinished:
-    """States of one probe; `settings` is what its result follows from, and of no other probe."""
+    """States of one training; `settings` is all that it follows from, the encoder by its fingerprint."""
 
-    def __init__(self, out: str, settings: Mapping[str, Any], every_seconds: float) -> None:
+    def __init__(self, out: str, settings: Mapping[str, Any], every_seconds: float, since: float) -> None:
+        """`since`: when the probe began, by time.monotonic; loading a state moves it back by what that had taken."""
         self.settings = json.loads(json.dumps(settings))
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = store.join(out, FOLDER, digest[:16])
-        self.every, self.saved = every_seconds, time.monotonic()
+        self.every, self.saved, self.since = every_seconds, time.monotonic(), since
 
     def due(self) -> bool:
         return time.monotonic() - self.saved >= self.every
@@ -48,6 +49,7 @@ class Unfinished:
             for name, tensor in head.state().items():
                 tensor.copy_(tensors[f"{number}/{name}"])
             head.optimiser.steps = state["steps"]
+        self.since -= state["seconds"]
         return Position(**state["position"])
 
     def save(self, heads: Sequence[Head], position: Position) -> None:
@@ -59,6 +61,7 @@ class Unfinished:
             store.put_file(store.join(self.folder, name), Path(scratch, name))
         steps = heads[0].optimiser.steps if heads else 0
         state = {"tensors": name, "position": asdict(position), "steps": steps, "settings": self.settings}
+        state["seconds"] = round(time.monotonic() - self.since, 3)
         store.put_json(store.join(self.folder, STATE), state)
         for other in store.names(self.folder):
             if other not in (name, STATE):

@@ -374,6 +374,8 @@ def test_train_then_probe_then_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [line.split()[0] for line in said[1:3]] == ["linear", "pixels"]
     assert said[3].startswith("points chosen on images of the training set that no head trained on")
     assert "the training set has" in said[4], "the two sets are one here"
+    remarks = [f"{p['head']}: {p['remark']}" for p in json.loads(found)["probes"] if p["remark"]]
+    assert said[5:] == remarks, "such as that lr is at the edge of its grid"
     assert max(map(len, said)) <= 80
     assert cli.main(["report", str(tmp_path / "runs"), "--json"]) == 0
     report = last_json(capsys)

@@ -20,9 +20,10 @@ from xtra import checkpoint, features, official_evaluation, probe
 from xtra.augment import Augment
 from xtra.augmented import Augmented
 from xtra.encoders import of_xtra
-from xtra.heads import Head
+from xtra.heads import Head, correct
 from xtra.model import ModelConfig, build
 from xtra.official_probe import OfficialProbe
+from xtra.probe_result import edge
 
 MODEL = ModelConfig(16, 4, 2, 32, 3, 2, bridge=32, dec_width=32, dec_depth=1, dec_heads=2, head=32)
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
@@ -36,7 +37,9 @@ def picture(label: str, number: int) -> bytes:
     return out.getvalue()
 
 
-def labelled_set(folder: Path, name: str, labels: list[list[str]], first: int = 0) -> Manifest:
+def labelled_set(
+    folder: Path, name: str, labels: list[list[str]], first: int = 0, classes: tuple[str, ...] | None = None
+) -> Manifest:
     rows = [
         datasets.rows_of(first + i, 1, side=16)[0]
         | {"key": f"{name}-{i:04d}", "labels": found, "body": picture((found or ["red"])[0], first + i)}
@@ -45,7 +48,7 @@ def labelled_set(folder: Path, name: str, labels: list[list[str]], first: int = 
     plan = [{column: row.get(column) for column in manifest.PLAN_SCHEMA.names} for row in rows]
     write_plan(str(folder), 0, pa.Table.from_pylist(plan, manifest.PLAN_SCHEMA))
     datasets.write_unit(str(folder), 0, rows)
-    write_info(str(folder), DatasetInfo(name, "0" * 64, 1, len(rows), "c", "t"))
+    write_info(str(folder), DatasetInfo(name, "0" * 64, 1, len(rows), "c", "t", classes=classes))
     return make_version(str(folder), "test")
 
 
@@ -130,7 +133,7 @@ def test_an_older_checkpoint_can_be_named_and_out_chosen(world: Any, tmp_path: P
     config = dataclasses.replace(world["config"], checkpoint=older, out=str(tmp_path), heads=("linear",), epochs=1)
     (result,) = probe.run(config)
     assert (result.samples_seen, result.checkpoint) == (640, older)
-    assert store.names(str(tmp_path / "probes")) == ["colours_eval-linear-trained-640.json"]
+    assert store.names(str(tmp_path / "probes")) == [f"colours_eval-linear-trained-{result.fingerprint}-640.json"]
 
 
 def test_probing_twice_gives_the_same_numbers(
@@ -147,7 +150,7 @@ def test_a_random_encoder_has_the_initial_weights_and_needs_no_checkpoint(world:
     config = dataclasses.replace(world["config"], checkpoint="", out=str(tmp_path), encoder="random", epochs=1)
     linear = {result.head: result for result in probe.run(config)}["linear"]
     assert (linear.encoder, linear.checkpoint, linear.samples_seen) == ("random", "", 0)
-    encoder = probe._open(config).encoder.encoder
+    encoder = probe.open_probed(config).encoder.encoder
     initial = build(MODEL, seed=3).encoder
     for name, parameter in encoder.named_parameters():
         assert torch.equal(parameter, initial.get_parameter(name)), name
@@ -282,6 +285,15 @@ def test_mistakes_in_the_config_are_named(world: Any, tmp_path: Path) -> None:
         ({"holdout": 0.0}, "holdout is 0"),
         ({"heads": ("knn",), "knn": ()}, "the grid is empty"),
         ({"layer_sets": (0,)}, "layer_sets has 0"),
+        ({"lrs": (1e-3, -1.0)}, "lrs has -1.0; each must be above 0"),
+        ({"lrs": (1e-3, 1e-3)}, "lrs has 0.001 twice"),
+        ({"heads": ("linear", "linear")}, "heads has linear twice"),
+        ({"betas": (1.0, 1.0)}, "betas are 1 1"),
+        ({"clip": 0.0}, "clip is 0.0"),
+        ({"cache_gb": -1.0}, "cache_gb is -1.0"),
+        ({"min_lr": -1e-5}, "min_lr has -1e-05"),
+        ({"weight_decays": (float("nan"),)}, "weight_decays has nan"),
+        ({"warmup_epochs": 5.0}, "warmup_epochs is 5; it must be 0 to 4"),
         ({"encoder": "timm"}, "encoder is 'timm'; it must be trained, random, timm:NAME or torch:FILE"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -290,9 +302,70 @@ def test_mistakes_in_the_config_are_named(world: Any, tmp_path: Path) -> None:
         probe.run(dataclasses.replace(world["config"], eval=""))
     with pytest.raises(ValueError, match="out is empty: name the folder"):
         probe.run(dataclasses.replace(world["config"], encoder="timm:vit", out=""))
+    for device in ("nonsense", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device is {device}: .*give one of this machine"):
+            probe.run(dataclasses.replace(world["config"], device=device))
+    (tmp_path / "junk.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"junk.ckpt: is a file: give a run folder"):
+        probe.run(dataclasses.replace(world["config"], checkpoint=str(tmp_path / "junk.ckpt")))
     for where, said in ((str(tmp_path / "no"), "holds no committed checkpoint"), ("", "checkpoint is empty")):
         with pytest.raises(ValueError, match=said):
             probe.run(dataclasses.replace(world["config"], checkpoint=where))
+
+
+def test_a_batch_of_one_is_refused_before_anything_is_encoded(world: Any) -> None:
+    def never(what: str, done: int, total: int) -> None:
+        raise AssertionError(what)
+
+    for change in ({"batch": 1}, {"batch": 1, "augment": AUGMENT}):
+        with pytest.raises(ValueError, match=r"batch is 1 and \d+ images train, .* batch norm needs 2"):
+            probe.run(dataclasses.replace(world["config"], **change), never)
+    with pytest.raises(ValueError, match="batch is 2 and 3 images train"):
+        probe._check_batches(dataclasses.replace(world["config"], batch=2), 3)
+
+
+def test_a_head_that_diverged_is_right_about_nothing() -> None:
+    logits_GBC = torch.tensor([[[float("nan")] * 2, [1.0, 0.0]]])
+    assert correct(logits_GBC, torch.tensor([0, 0])).tolist() == [[False, True]]
+
+
+def test_features_that_are_not_finite_are_refused(world: Any) -> None:
+    encoder = build(MODEL, seed=1).encoder
+    with torch.no_grad():
+        encoder.pos_embed.fill_(float("nan"))
+    encode = encode_of(world, POOLED, encoder=encoder)
+    with pytest.raises(ValueError, match="the ours encoder's features of some images are not finite in fp32"):
+        encode(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), np.zeros(2, np.int64))
+
+
+def test_a_learning_rate_at_the_edge_of_the_grid_is_remarked(results: dict[str, probe.ProbeResult]) -> None:
+    assert results["linear"].remark.startswith("lr is the largest of the grid")
+
+    def of(*accuracies: float) -> str:
+        return edge([{"lr": 10.0**n, "accuracy": a} for n, a in enumerate(accuracies)])
+
+    assert of(0.9, 0.5, 0.1).endswith("may lie below it")
+    assert of(0.5, 0.9, 0.1) == of(0.9, 0.9, 0.1) == of(0.9, 0.1, 0.9) == of(0.9) == ""
+
+
+def test_encoders_in_one_folder_overwrite_nobody(world: Any, tmp_path: Path) -> None:
+    """Two runs' random encoders, which have the same label and no samples seen; pixels of two sizes."""
+    base = dataclasses.replace(
+        world["config"], encoder="random", heads=("knn",), pixels=True, epochs=1, out=str(tmp_path / "o")
+    )
+    for run, seed, side in (("a", 3, 16), ("b", 4, 16), ("c", 4, 24)):
+        model = dataclasses.replace(MODEL, image=side)
+        store.put_json(str(tmp_path / run / "config.json"), {"model": dataclasses.asdict(model), "seed": seed})
+        config = dataclasses.replace(base, checkpoint=str(tmp_path / run), warmup_defect=run == "b")
+        pixels, knn = probe.run(config)
+        assert (knn.warmup_defect, pixels.warmup_defect) == (False, run == "b"), "no schedule, no defect"
+    names = store.names(str(tmp_path / "o" / "probes"))
+    assert sum("knn-random" in name for name in names) == 3
+    assert [name for name in names if "pixels" in name] == [
+        "colours_eval-pixels-none-16px-0-warmup-defect.json",
+        "colours_eval-pixels-none-16px-0.json",
+        "colours_eval-pixels-none-24px-0.json",
+    ]
 
 
 def test_the_published_protocol_trains_on_all_and_chooses_on_eval(world: Any, tmp_path: Path) -> None:
@@ -303,7 +376,9 @@ def test_the_published_protocol_trains_on_all_and_chooses_on_eval(world: Any, tm
     assert result.selected_on == "eval"
     assert "grid point chosen on eval itself" in result.protocol
     assert max(point["accuracy"] for point in result.selection) == result.accuracy
-    assert store.names(str(tmp_path / "probes")) == ["colours_eval-linear-trained-1280-published.json"]
+    assert store.names(str(tmp_path / "probes")) == [
+        f"colours_eval-linear-trained-{result.fingerprint}-1280-published.json"
+    ]
 
 
 def test_the_defect_of_the_published_warm_up_is_said(world: Any, tmp_path: Path) -> None:
@@ -320,7 +395,7 @@ def test_the_defect_of_the_published_warm_up_is_said(world: Any, tmp_path: Path)
         assert [p["accuracy"] for p in result.selection] == [p["accuracy"] for p in honest.selection]
         assert "no warm-up and its published defect: peaks are 0.1 of the rates named" in result.protocol
     (name,) = (n for n in store.names(str(tmp_path / "defect" / "probes")) if "linear" in n)
-    assert name == "colours_eval-linear-trained-1280-published-warmup-defect.json"
+    assert name.endswith("-1280-published-warmup-defect.json")
     with pytest.raises(ValueError, match="warmup_defect is of schedules without warm-up"):
         dataclasses.replace(config, warmup_epochs=1.0)
 
@@ -345,12 +420,13 @@ def test_layer_sets_are_an_axis_of_the_grid(world: Any, tmp_path: Path) -> None:
 
 def test_neighbours_and_logistic_regression_are_probed_with_the_rest(world: Any, tmp_path: Path) -> None:
     config = dataclasses.replace(
-        world["config"], heads=("knn", "logreg"), knn=(3, 9), logreg=(0.1, 10.0), views=3, out=str(tmp_path)
+        world["config"], heads=("knn", "logreg"), knn=(3, 9, 999), logreg=(0.1, 10.0), views=3, out=str(tmp_path)
     )
     said: list[str] = []
     knn, logreg = probe.run(config, lambda what, done, total: said.append(what))
     assert not any("view 2" in what for what in said), "one view is enough"
     assert (knn.head, knn.lr, [point["k"] for point in knn.selection]) == ("knn", None, [3, 9])
+    assert "fewer images train than k 999: left out" in knn.protocol
     assert (logreg.head, [point["c"] for point in logreg.selection]) == ("logreg", [0.1, 10.0])
     assert min(knn.accuracy, logreg.accuracy) > 0.8
 
@@ -392,12 +468,12 @@ def test_an_interrupted_probe_goes_on_to_the_same_bits(world: Any, tmp_path: Pat
             if done == stop_at:
                 raise Interrupted
 
-        probed = dataclasses.replace(probe._open(config), out=out)
-        probe._train_augmented(config, probed, encode, train, stepped, say)
+        probed = dataclasses.replace(probe.open_probed(config), out=out)
+        unfinished = probe._unfinished(config, probed, train.manifest, 0.0)
+        probe._train_augmented(config, unfinished, encode, train, stepped, say)
         return stepped
 
     whole = trained(str(tmp_path / "a"))
-    assert not (tmp_path / "a" / "probes-unfinished").exists()
     for stop_at in (96, 288):  # within an epoch, and in a later one
         with pytest.raises(Interrupted):
             trained(str(tmp_path / "b"), stop_at)
@@ -405,11 +481,46 @@ def test_an_interrupted_probe_goes_on_to_the_same_bits(world: Any, tmp_path: Pat
         state = store.read_json(str(tmp_path / "b" / "probes-unfinished" / digest / "state.json"))
         assert state["position"]["trained"] == stop_at
     again = trained(str(tmp_path / "b"))
-    assert not (tmp_path / "b" / "probes-unfinished").exists()
     for ours, theirs in zip(again, whole):
         assert ours.optimiser.steps == theirs.optimiser.steps
         for name, tensor in ours.state().items():
             assert torch.equal(tensor, theirs.state()[name]), name
+
+
+def test_what_fails_after_training_does_not_cost_it_and_another_encoder_starts_anew(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_json(str(tmp_path / "a" / "config.json"), {"model": dataclasses.asdict(MODEL), "seed": 3})
+    store.put_json(str(tmp_path / "b" / "config.json"), {"model": dataclasses.asdict(MODEL), "seed": 4})
+    config = dataclasses.replace(
+        world["config"], augment=AUGMENT, heads=("linear",), epochs=1, encoder="random", out=str(tmp_path / "o")
+    )
+    config = dataclasses.replace(config, checkpoint=str(tmp_path / "a"))
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "write", full)
+        with pytest.raises(OSError, match="disk full"):
+            probe.run(config)
+    said: list[str] = []
+    (again,) = probe.run(dataclasses.replace(config, knn=(1,)), lambda what, done, total: said.append(what))
+    assert "train heads" not in said, "the training was there already"
+    assert store.names(str(tmp_path / "o")) == ["probes"]
+
+    def stop(what: str, done: int, total: int) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        probe.run(config, stop)
+    assert "probes-unfinished" in store.names(str(tmp_path / "o")), "saved although save_minutes had not passed"
+    (other,) = probe.run(
+        dataclasses.replace(config, checkpoint=str(tmp_path / "b")),
+        lambda what, done, total: said.append(f"{what} {done}"),
+    )
+    assert "train heads 32" in said, "the state is of another encoder"
+    assert again.fingerprint != other.fingerprint
 
 
 def test_a_probe_with_augmentation_is_a_probe(world: Any, tmp_path: Path) -> None:
@@ -449,8 +560,9 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
     config = dataclasses.replace(world["config"], heads=("linear",), lrs=(1e-2,), out=str(tmp_path))
     (expected,) = probe.run(config)
     train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
-    probed = probe._open(config)
-    (found,) = probe._fit(config, probed, probe._encode(config, probed.encoder), train, 3, lambda *_: None)
+    probed = probe.open_probed(config)
+    unfinished = probe._unfinished(config, probed, train.manifest, 0.0)
+    (found,) = probe._fit(config, unfinished, probe._encode(config, probed.encoder), train, 3, lambda *_: None)
     head = found.logits.state_dict()
     state = {"0.running_mean": head["norm.running_mean"], "0.running_var": head["norm.running_var"]}
     state |= {"1.weight": head["weight_GCD"][0], "1.bias": head["bias_GC"][0]}
@@ -458,13 +570,20 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
     monkeypatch.setattr(official_evaluation, "read_probe", lambda path: given)
 
     config = probe.Config("last.ckpt", eval=world["eval"].dataset, resize=16, out=str(tmp_path))
+    with pytest.raises(ValueError, match="eval: names no classes"):
+        probe.run(config)
+    named = labelled_set(tmp_path / "named", "colours eval", labels(61), 1000, tuple(sorted(COLOURS)))
+    config = dataclasses.replace(config, eval=named.dataset)
     (result,) = probe.run(config)
     assert (result.head, result.encoder, result.samples_seen, result.lr) == ("linear", "official", 0, None)
     assert (result.correct, result.per_class, result.labels) == (expected.correct, expected.per_class, expected.labels)
     assert (result.selected_on, result.manifest_train, result.layers) == ("nothing", "", 1)
     assert result.protocol.endswith("assumed: this")
-    assert "colours_eval-linear-official-0.json" in store.names(str(tmp_path / "probes"))
-    two = labelled_set(tmp_path / "two", "two", labels(60)[:2] * 9)
+    assert f"colours_eval-linear-official-{result.fingerprint}-0.json" in store.names(str(tmp_path / "probes"))
+    two = labelled_set(tmp_path / "two", "two", labels(60)[:2] * 9, classes=("green", "red"))
+    for change in ({"heads": ("linear",)}, {"strict": True}, {"protocol": "published"}):
+        with pytest.raises(ValueError, match="is evaluated as it came: leave it out"):
+            probe.run(dataclasses.replace(config, **change))
     with pytest.raises(ValueError, match=r"last.ckpt: tells 3 classes apart, .*two has 2"):
         probe.run(dataclasses.replace(config, eval=two.dataset))
     with pytest.raises(ValueError, match="train is empty"):
