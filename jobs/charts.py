@@ -112,10 +112,10 @@ def baselines(rows: Sequence[LedgerRow], head: str) -> list[Baseline]:
 
 @matplotlib.rc_context(STYLE)
 def accuracy_chart(rows: Sequence[LedgerRow], head: str, axis: Axis, palette: dict[str, str]) -> str | None:
-    """Accuracy with 95% intervals over one axis, for rows of one evaluation set. None if there is nothing to draw."""
+    """Accuracy with 95% intervals over one axis, for rows of one evaluation set. None for less than two points."""
     points = [r for r in rows if r.encoder == "trained" and r.head == head and r.accuracy is not None]
     points = [r for r in points if getattr(r, axis) > 0]
-    if not points or (axis == "unique_images" and len({r.unique_images for r in points}) < 2):
+    if len(points) < 2 or (axis == "unique_images" and len({r.unique_images for r in points}) < 2):
         return None
     apart: Axis = "samples_seen" if axis == "unique_images" else "unique_images"
     others = sorted({int(getattr(r, apart)) for r in points})

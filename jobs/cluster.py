@@ -118,7 +118,7 @@ def probe_all(
     """Run the probes, `workers` at a time (one: in this process); returns how many were done before `stop`.
 
     A probe writes its own results, so one that is stopped or lost is simply missing. Raises the ValueError of a probe
-    that cannot be done, or tells `failed` of it and goes on with the others.
+    that cannot be done, or tells `failed` of it and goes on with the others. What is in hand at `stop` is finished.
     """
     stop = stop or threading.Event()
     if workers < 1:
@@ -140,18 +140,27 @@ def probe_all(
                 running[task.remote(config)] = config
             ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for reference in ready:
-                config, error = running.pop(reference), ray.get(reference)
+                config, error = running.pop(reference), _outcome(reference)
                 if error:
                     tell(config, error)
                 else:
                     done += 1
-                    progress({"run": config.out, "probe": done, "probes": len(configs)})
-            if stop.is_set() and not ready:
-                break  # probes are short; what was under way is done again by the next run
-    finally:
+                    note = "/".join(config.eval.rstrip("/").rsplit("/", 2)[-2:])
+                    progress({"run": config.out, "probe": done, "probes": len(configs), "note": note})
+    finally:  # nothing runs any more, unless this one was stopped at once
         for reference in running:
             ray.cancel(reference, force=True)
     return done
+
+
+def _outcome(reference: Any) -> str | None:
+    """What `_probe` returned on a worker, or in one line how the worker was lost."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return " ".join(str(error).split())[-300:]  # a traceback's last words name the error
 
 
 def _raise(config: probe.Config, why: str) -> None:
@@ -178,13 +187,13 @@ def _probe_here(
 
 
 def _probe(config: probe.Config, say: Callable[[str, int, int], None] | None = None) -> str | None:
-    """One probe; a user's mistake comes back as its text, so that Ray does not try it again."""
+    """One probe; why it cannot be done comes back as text, so that Ray does not try it again."""
     from xtra import probe
 
     try:
         probe.run(config, say)
-    except ValueError as error:
-        return str(error)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: out of memory, and the next one may fit
+        return " ".join(str(error).split()) or type(error).__name__
     return None
 
 

@@ -6,13 +6,17 @@ Every sentence is computed from rows; a comparison that the rows do not allow is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jobs.charts import human, model_name
 from jobs.ledger import HOLD_OUT, Ledger, LedgerRow
 
 PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
+SETS = 4  # as many are told one by one
+UNTRAINED, PIXELS = "the untrained encoder", "a linear classifier of raw pixels"
+ABOVE, BELOW, EVEN = "above", "below", "not distinguishable from"
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,16 @@ class Comparison:
 
 def comparisons(rows: Sequence[LedgerRow]) -> list[Comparison]:
     """All pairs that differ in nothing but the variant, hardest evidence first within a set: most samples last."""
-    cells: dict[tuple[str, str, str, str, str, str, int, int], dict[str, list[LedgerRow]]] = {}
+    cells: dict[tuple[str, str, str, str, str, str, int, int, str], dict[str, list[LedgerRow]]] = {}
     for r in rows:
         if r.encoder == "trained" and r.accuracy is not None and r.total:
             key = (probed_on(r), r.head, r.size, r.settings, r.manifest, r.how, r.unique_images, r.samples_seen)
+            key = (*key, r.probe_eval)
             cells.setdefault(key, {}).setdefault(r.variant, []).append(r)
     found = []
-    for (name, head, size, _, _, _, unique, seen), sides in sorted(cells.items(), key=lambda c: (c[0][:3], c[0][6:])):
+    for (name, head, size, _, _, _, unique, seen, _), sides in sorted(
+        cells.items(), key=lambda c: (c[0][:3], c[0][6:])
+    ):
         if "xtra" in sides and "aim" in sides:
             (xtra, n_xtra), (aim, n_aim) = _mean(sides["xtra"]), _mean(sides["aim"])
             low, high = difference_interval(xtra, n_xtra, aim, n_aim)
@@ -55,6 +62,27 @@ def comparisons(rows: Sequence[LedgerRow]) -> list[Comparison]:
 def probed_on(row: LedgerRow) -> str:
     """The evaluation set, and how the grid point was chosen where it was not on a hold-out: what may be compared."""
     return row.set if row.protocol in ("", HOLD_OUT) else f"{row.set} ({row.protocol})"
+
+
+def by_set(rows: Iterable[LedgerRow]) -> dict[str, list[LedgerRow]]:
+    """The rows of each evaluation set on which a trained encoder was probed, by a title that is the set's alone.
+
+    Two sets of one name stay apart: what a sample of a benchmark says is no match for what all of it says.
+    """
+    groups: dict[tuple[str, str], list[LedgerRow]] = {}
+    for row in rows:
+        groups.setdefault((probed_on(row), row.probe_eval), []).append(row)
+    groups = {key: group for key, group in groups.items() if any(r.encoder == "trained" for r in group)}
+    names = Counter(name for name, _ in groups)
+    titles = {
+        (name, digest): f"{name} ({group[0].total:,} images, {digest[:8]})" if names[name] > 1 else name
+        for (name, digest), group in groups.items()
+    }
+    return {titles[key]: groups[key] for key in sorted(groups, key=lambda key: titles[key])}
+
+
+def _trained_heads(rows: Iterable[LedgerRow]) -> list[str]:
+    return sorted({r.head for r in rows if r.encoder == "trained"})
 
 
 def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964) -> tuple[float, float]:
@@ -81,12 +109,18 @@ def percent(value: float) -> str:
 
 
 def shown(ledger: Ledger) -> list[str]:
-    """What the numbers say: the best probe of each set and head against its baselines, and XTRA against AIM."""
-    lines = []
-    for name, head in sorted({(probed_on(r), r.head) for r in ledger.rows if r.encoder == "trained"}):
-        rows = [r for r in ledger.rows if probed_on(r) == name]
-        best = max((r for r in rows if r.encoder == "trained" and r.head == head), key=lambda r: r.accuracy or 0.0)
-        lines.append(_best(name, head, best, rows))
+    """What the numbers say: the best probe of each set and head against its baselines, and XTRA against AIM.
+
+    Of more than SETS sets, in how many the best is above its baselines.
+    """
+    found = [
+        _Best(name, head, max((r for r in rows if (r.encoder, r.head) == ("trained", head)), key=_accuracy), rows)
+        for name, rows in by_set(ledger.rows).items()
+        for head in _trained_heads(rows)
+    ]
+    many = len({best.name for best in found}) > SETS
+    heads = sorted({best.head for best in found})
+    lines = [_summary(h, [b for b in found if b.head == h]) for h in heads] if many else [_told(b) for b in found]
     pairs = comparisons(ledger.rows)
     if pairs:
         counts = {v: sum(p.verdict == v for p in pairs) for v in ("XTRA higher", "AIM higher", "undecided")}
@@ -98,28 +132,58 @@ def shown(ledger: Ledger) -> list[str]:
     return lines or ["No probe is in this folder yet, so nothing is shown about accuracy: run xtra probe."]
 
 
-def _best(name: str, head: str, best: LedgerRow, rows: Sequence[LedgerRow]) -> str:
-    accuracy, total = _mean([best])
+def _accuracy(row: LedgerRow) -> float:
+    return row.accuracy or 0.0
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best trained encoder on one set under one head, among all rows of the set."""
+
+    name: str
+    head: str
+    row: LedgerRow
+    rows: Sequence[LedgerRow]
+
+    def against(self) -> dict[str, tuple[str, float] | None]:
+        """Of each baseline whether the best is above or below it, and its accuracy; None: not measured."""
+        untrained = [r for r in self.rows if r.encoder == "random" and r.head == self.head]
+        same = [r for r in untrained if model_name(r) == model_name(self.row)]
+        bars = {UNTRAINED: same or untrained, PIXELS: [r for r in self.rows if r.encoder == "none"]}
+        return {what: self._verdict(rows) if rows else None for what, rows in bars.items()}
+
+    def _verdict(self, rows: Sequence[LedgerRow]) -> tuple[str, float]:
+        bar, n = _mean(rows)
+        low, high = difference_interval(*_mean([self.row]), bar, n)
+        return ABOVE if low > 0 else BELOW if high < 0 else EVEN, bar
+
+
+def _told(best: _Best) -> str:
+    accuracy, total = _mean([best.row])
     low, high = _wilson(accuracy, total, 1.959964)
     text = (
-        f"{name}, {head} probe: the best is {percent(accuracy)} ({percent(low)} to {percent(high)}), by "
-        f"{model_name(best)} after {human(best.samples_seen)} samples of {human(best.unique_images)} unique images"
+        f"{best.name}, {best.head} probe: the best is {percent(accuracy)} ({percent(low)} to {percent(high)}), by "
+        f"{model_name(best.row)} after {human(best.row.samples_seen)} samples of {human(best.row.unique_images)} "
+        f"unique images"
     )
-    untrained = [r for r in rows if r.encoder == "random" and r.head == head]
-    same = [r for r in untrained if model_name(r) == model_name(best)]
-    bars = {"the untrained encoder": same or untrained}
-    bars["a linear classifier of raw pixels"] = [r for r in rows if r.encoder == "none"]
-    said = []
-    for what, found in bars.items():
-        if found:
-            bar, n = _mean(found)
-            low, high = difference_interval(accuracy, total, bar, n)
-            how = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
-            said.append(f"{how} {what} ({percent(bar)})")
-    missing = [what for what, found in bars.items() if not found]
+    bars = best.against()
+    said = [f"{bar[0]} {what} ({percent(bar[1])})" for what, bar in bars.items() if bar]
+    missing = [what for what, bar in bars.items() if bar is None]
     text += "; it is " + " and ".join(said) if said else ""
     were = "was" if len(missing) == 1 else "were"
     return text + (f"; {' and '.join(missing)} {were} not measured" if missing else "") + "."
+
+
+def _summary(head: str, found: Sequence[_Best]) -> str:
+    """One line for many sets; their accuracies are in the tables."""
+    parts = []
+    for what in (UNTRAINED, PIXELS):
+        bars = [best.against()[what] for best in found]
+        counts = Counter(bar[0] for bar in bars if bar)
+        told = [f"{how} it on {counts[how]}" for how in (ABOVE, BELOW, EVEN) if counts[how]]
+        told += [f"{bars.count(None)} without that measurement"] if None in bars else []
+        parts.append(f"against {what}, {', '.join(told)}")
+    return f"{head} probe, the best encoder on each of {len(found)} sets: {'; '.join(parts)}. The tables have them all."
 
 
 def not_shown(ledger: Ledger) -> list[str]:
@@ -129,7 +193,8 @@ def not_shown(ledger: Ledger) -> list[str]:
     if trained:
         cells: dict[tuple[object, ...], set[int]] = {}
         for r in trained:
-            cells.setdefault((r.variant, r.size, r.manifest, r.samples_seen, probed_on(r), r.head), set()).add(r.seed)
+            key = (r.variant, r.size, r.manifest, r.samples_seen, probed_on(r), r.probe_eval, r.head)
+            cells.setdefault(key, set()).add(r.seed)
         several = sum(len(seeds) > 1 for seeds in cells.values())
         lines.append(
             f"The intervals cover the choice of test images only. Another training seed moves a point as well, and "
@@ -140,8 +205,9 @@ def not_shown(ledger: Ledger) -> list[str]:
             "than it has to be. With many comparisons, one in twenty crosses its interval by chance."
         )
     ways: dict[tuple[str, str], set[str]] = {}
-    for r in trained:
-        ways.setdefault((probed_on(r), r.head), set()).add(r.how)
+    for name, rows in by_set(trained).items():
+        for r in rows:
+            ways.setdefault((name, r.head), set()).add(r.how)
     if mixed := sorted({name for (name, _), how in ways.items() if len(how) > 1}):
         lines.append(
             f"Probes of {', '.join(mixed)} were made with different settings, which moves accuracy too: the details of "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import typing
@@ -18,13 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn
 
+from jobs.settings import settings_digest
 from shards import store
 from xtra.flops import Shape, flops_per_image, parameters
 
-# Fields of a run's config that say which data, how long and where, not how.
-NOT_SETTINGS = {"out", "data", "mix", "recipe", "seed", "samples", "micro", "device", "threads", "decoder"}
-NOT_SETTINGS |= {"checkpoint_every", "keep", "keep_every", "max_bad", "other_manifest"}
-NOT_SETTINGS |= {"val", "sinks", "compile", "shard_optimizer", "read"}
 HOLD_OUT = "hold-out"
 READERS = 16  # metrics parts are many small objects: read them in parallel
 
@@ -358,13 +354,6 @@ def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
         settings=settings_digest(config),
         **probe,
     )
-
-
-def settings_digest(config: Mapping[str, Any]) -> str:
-    """12 hex digits that are equal for runs which differ in variant, seed, samples, data and machine only."""
-    kept = {k: v for k, v in config.items() if k not in NOT_SETTINGS}
-    kept["model"] = {k: v for k, v in config["model"].items() if k != "block"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _speed(log: Sequence[Metric]) -> tuple[float | None, float | None]:

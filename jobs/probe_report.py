@@ -13,7 +13,7 @@ from typing import Any
 
 from ingest.benchmarks import BENCHMARKS
 from jobs import charts, paper
-from jobs.ledger import Ledger, protocol
+from jobs.ledger import Ledger, Run, protocol
 from jobs.tables import Columns, points, table
 
 OURS = 12  # rows of ours beside the papers'
@@ -26,6 +26,7 @@ class Probed:
 
     who: str
     result: Mapping[str, Any]
+    data: str = ""  # of pretraining, where a run says so
 
     @property
     def protocol(self) -> str:
@@ -53,10 +54,16 @@ def probed(ledger: Ledger) -> list[Probed]:
                 result.get("samples_seen"),
             )
             if result.get("encoder") == "trained" and key in readable:
-                found.append(Probed(f"{run.name}, {charts.human(result['samples_seen'])} samples seen", result))
+                found.append(
+                    Probed(f"{run.name}, {charts.human(result['samples_seen'])} samples seen", result, _data(run))
+                )
     needed = {"set", "head", "encoder", "accuracy", "total"}
     found += [Probed(str(r["encoder"]), r) for r in ledger.others if needed <= r.keys()]
     return found
+
+
+def _data(run: Run) -> str:
+    return str(run.info.get("dataset") or "").rstrip("/").rpartition("/")[2]
 
 
 # --- beside the papers ---------------------------------------------------------------------------------------------
@@ -108,40 +115,45 @@ def _cells(accuracy: Mapping[str, float]) -> dict[str, str]:
 
 
 def _our_lines(results: Sequence[Probed]) -> list[Line]:
-    """One line for each encoder, head and protocol; those with most sets first, then by their mean."""
-    lines: dict[tuple[str, str, str], dict[str, Probed]] = {}
-    for p in results:
-        lines.setdefault((p.who, p.result["head"], p.protocol), {})[p.result["set"]] = p
+    """One line for each encoder, head and protocol; those with most sets first, then by their mean. Sets that are whole
+    count first."""
+    lines: dict[tuple[str, str, str, str], dict[str, Probed]] = {}
+    for p in sorted(results, key=lambda p: (p.whole, p.result["total"])):  # of sets of one name the whole one stays
+        lines.setdefault((p.who, p.data, p.result["head"], p.protocol), {})[p.result["set"]] = p
     ranked = []
-    for (who, head, how), found in lines.items():
+    for (who, data, head, how), found in lines.items():
         mean = sum(p.result["accuracy"] for p in found.values()) / len(found)
         cells = {name: f"{100 * p.result['accuracy']:.1f}" + "*" * (not p.whole) for name, p in found.items()}
         all_of_them = len(found) == len(BENCHMARKS) and all(p.whole for p in found.values())
         average = points(mean) if all_of_them else None
-        line = Line(who, f"{head}, {how}", "", "this page", cells, average, ours=True)
-        ranked.append((len(found), mean, who, line))
-    return [line for *_, line in sorted(ranked, key=lambda r: (-r[0], -r[1], r[2]))]
+        line = Line(who, f"{head}, {how}", data, "this page", cells, average, ours=True)
+        ranked.append((-sum(p.whole for p in found.values()), -len(found), -mean, who, line))
+    return [line for *_, line in sorted(ranked, key=lambda r: r[:-1])]
 
 
 def _on_imagenet(results: Sequence[Probed]) -> str:
-    """Linear and attentive probes on ImageNet-1k of models that were pretrained on it."""
-    ours: dict[tuple[str, str], dict[str, float]] = {}
+    """Linear and attentive probes on ImageNet-1k: the papers' models that were pretrained on it, and all of ours."""
+    ours: dict[tuple[str, str, str], dict[str, float]] = {}
     for p in results:
         if p.result["set"] == "imagenet1k" and p.whole:
-            ours.setdefault((p.who, p.protocol), {})[p.result["head"]] = p.result["accuracy"]
-    rows = [(r.method, r.arch, r.epochs, r.linear, r.attentive, r.source) for r in paper.IMAGENET]
-    rows += [
-        (who, "", None, a.get("linear"), a.get("attentive"), f"this page, {how}") for (who, how), a in ours.items()
-    ]
-    columns: Columns[tuple[str, str, int | None, float | None, float | None, str]] = {
+            ours.setdefault((p.who, p.data, p.protocol), {})[p.result["head"]] = p.result["accuracy"]
+    columns: Columns[tuple[str, str, str, int | None, float | None, float | None, str]] = {
         "method": lambda r: r[0],
         "model": lambda r: r[1],
-        "epochs": lambda r: r[2],
-        "linear": lambda r: points(r[3]),
-        "attentive": lambda r: points(r[4]),
-        "source": lambda r: r[5],
+        "pretrained on": lambda r: r[2],
+        "epochs": lambda r: r[3],
+        "linear": lambda r: points(r[4]),
+        "attentive": lambda r: points(r[5]),
+        "source": lambda r: r[6],
     }
-    return table(columns, rows, "ImageNet-1k, pretrained on ImageNet-1k.", lambda r: r[5].startswith("this page"))
+    rows: list[tuple[str, str, str, int | None, float | None, float | None, str]] = [
+        (r.method, r.arch, "IN-1k", r.epochs, r.linear, r.attentive, r.source) for r in paper.IMAGENET
+    ]
+    rows += [
+        (who, "", data, None, a.get("linear"), a.get("attentive"), f"this page, {how}")
+        for (who, data, how), a in ours.items()
+    ]
+    return table(columns, rows, "Both probes on ImageNet-1k.", lambda r: r[6].startswith("this page"))
 
 
 # --- one probe -----------------------------------------------------------------------------------------------------
@@ -149,18 +161,20 @@ def _on_imagenet(results: Sequence[Probed]) -> str:
 
 def details(ledger: Ledger) -> str:
     """The best encoder of each set, protocol and origin, closed until it is asked for."""
-    groups: dict[tuple[str, str, str, str], list[Probed]] = {}
+    groups: dict[tuple[str, str, str, str, str], list[Probed]] = {}
     for p in probed(ledger):
-        key = (p.result["set"], p.protocol, p.result["encoder"], str(p.result.get("checkpoint") or p.who))
+        of = (p.result["set"], str(p.result.get("manifest_eval") or ""))  # two sets of one name are two sets
+        key = (*of, p.protocol, p.result["encoder"], str(p.result.get("checkpoint") or p.who))
         groups.setdefault(key, []).append(p)
-    best: dict[tuple[str, str, str], list[Probed]] = {}
-    for (name, how, encoder, _), group in sorted(groups.items()):
-        if _top(group) > _top(best.get((name, how, encoder), [])):
-            best[name, how, encoder] = group
+    best: dict[tuple[str, str, str, str], list[Probed]] = {}
+    for (*of_whom, _), group in sorted(groups.items()):
+        name, digest, how, encoder = of_whom
+        if _top(group) > _top(best.get((name, digest, how, encoder), [])):
+            best[name, digest, how, encoder] = group
     if not best:
         return ""
     text = "<p>Of each set the encoder with the best probe; all others are in the table below.</p>"
-    return text + "".join(_one(how, group) for (_, how, _), group in best.items())
+    return text + "".join(_one(how, group) for (_, _, how, _), group in best.items())
 
 
 def _top(group: Sequence[Probed]) -> float:
@@ -171,7 +185,8 @@ def _one(how: str, group: Sequence[Probed]) -> str:
     first = group[0].result
     heads = ", ".join(f"{p.result['head']} {points(p.result['accuracy'])}" for p in group)
     title = (
-        f"<strong>{escape(first['set'])}</strong> {escape(heads)} <span>{escape(group[0].who)}, {escape(how)}</span>"
+        f"<strong>{escape(first['set'])}</strong> {escape(heads)} "
+        f"<span>{first['total']:,} images; {escape(group[0].who)}, {escape(how)}</span>"
     )
     charted = charts.selection_chart([p.result for p in group])
     body = [f"<figure>{charted}</figure>"] if charted else []

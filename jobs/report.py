@@ -100,9 +100,8 @@ def _section(title: str, body: str) -> str:
 def _accuracy(ledger: Ledger) -> str:
     palette = charts.colours(ledger.rows)
     parts = []
-    for name in sorted({findings.probed_on(r) for r in ledger.rows if r.encoder == "trained"}):
-        rows = [r for r in ledger.rows if findings.probed_on(r) == name]
-        figures = []
+    for name, rows in findings.by_set(ledger.rows).items():
+        figures: list[str | None] = []
         for axis in ("samples_seen", "unique_images", "flops"):  # a row of the page; its columns are the heads
             for head in sorted({r.head for r in rows if r.encoder == "trained"}):
                 figures.append(charts.accuracy_chart(rows, head, axis, palette))
@@ -111,19 +110,21 @@ def _accuracy(ledger: Ledger) -> str:
             f"{total} test images. Bars: 95 % Wilson intervals; lines join the mean of the seeds. Grey: what is "
             "reached without pretraining (a band spans the models, an arrow says that the line is below)."
         )
-        parts.append(f"<h3>{escape(name)}</h3><p>{text}</p>" + _grid(figures))
-    return _section("Accuracy", "".join(parts))
+        if any(figures):  # one point makes no curve: the tables have it
+            parts.append((escape(name), f"<p>{text}</p>{_grid(figures)}"))
+    shape = "<h3>{}</h3>{}" if len(parts) <= findings.SETS else "<details><summary>{}</summary>{}</details>"
+    return _section("Accuracy", "".join(shape.format(*part) for part in parts))
 
 
 def curves(ledger: Ledger) -> dict[str, str]:
     """Accuracy against samples seen as stand-alone SVGs, by "SET-HEAD": for slides and READMEs."""
     palette = charts.colours(ledger.rows)
     drawn = {}
-    for name, head in sorted({(findings.probed_on(r), r.head) for r in ledger.rows if r.encoder == "trained"}):
-        rows = [r for r in ledger.rows if findings.probed_on(r) == name]
-        if svg := charts.accuracy_chart(rows, head, "samples_seen", palette):
-            alone = '<svg style="background:#fff;font-family:system-ui,sans-serif" '  # what the page gives otherwise
-            drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{name}-{head}")] = svg.replace("<svg ", alone, 1)
+    alone = '<svg style="background:#fff;font-family:system-ui,sans-serif" '  # what the page gives otherwise
+    for name, rows in findings.by_set(ledger.rows).items():
+        for head in sorted({r.head for r in rows if r.encoder == "trained"}):
+            if svg := charts.accuracy_chart(rows, head, "samples_seen", palette):
+                drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{name}-{head}")] = svg.replace("<svg ", alone, 1)
     return drawn
 
 

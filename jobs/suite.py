@@ -82,7 +82,7 @@ class Config:
 @dataclass(frozen=True)
 class SuiteResult:
     probes: tuple[probes.Result, ...]  # every result of the suite that lies there by now
-    missing: tuple[str, ...]  # benchmarks whose datasets are not under the root
+    missing: tuple[str, ...]  # under the root: benchmarks, or NAME/train and NAME/eval where the other half lies there
     failed: Mapping[str, str]  # benchmark -> why
     probed: int  # probes done just now
     stopped: bool
@@ -99,7 +99,8 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     root = store.absolute(config.root)
     asked = [name for name in BENCHMARKS if name in (config.only or BENCHMARKS)]
     sets = {name: (store.join(root, name, "train"), store.join(root, name, "eval")) for name in asked}
-    lying = [name for name in asked if all(store.exists(store.join(url, "dataset.json")) for url in sets[name])]
+    absent = {name: _absent(root, name) for name in asked}
+    lying = [name for name in asked if not absent[name]]
     if not lying:
         raise ValueError(
             f"--root {config.root}: has none of {', '.join(asked)}: xtra import SOURCE --set NAME makes them"
@@ -121,7 +122,14 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     names = {read_manifest(sets[name][1]).digest: name for name in lying}  # however the datasets call themselves
     mine = [r for r in probes.results(base.out) if r["manifest_eval"] in names and _same(base, seen, mark, r)]
     found = tuple({**r, "set": names[r["manifest_eval"]]} for r in mine)
-    return SuiteResult(found, tuple(n for n in asked if n not in lying), failed, probed, stop.is_set())
+    return SuiteResult(found, tuple(part for name in asked for part in absent[name]), failed, probed, stop.is_set())
+
+
+def _absent(root: str, name: str) -> list[str]:
+    """What of a benchmark is not there: nothing, one of its two datasets, or itself."""
+    halves = [f"{name}/{half}" for half in ("train", "eval")]
+    lost = [half for half in halves if not store.exists(store.join(root, half, "dataset.json"))]
+    return [name] if lost == halves else lost
 
 
 def absolute(settings: probe.Config) -> probe.Config:
@@ -175,7 +183,7 @@ def text(result: SuiteResult, heads: Sequence[str]) -> list[str]:
     lines = table(result, heads)
     notes = [f"failed   {name}: {why}" for name, why in result.failed.items()]
     if result.missing:
-        notes.append(f"missing  {', '.join(result.missing)}: xtra import SOURCE --set NAME makes one")
+        notes.append(f"missing  {', '.join(result.missing)}: xtra import SOURCE --set NAME makes them")
     return lines + [textwrap.fill(note, 80, subsequent_indent=" " * 9, break_long_words=False) for note in notes]
 
 

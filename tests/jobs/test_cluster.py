@@ -62,7 +62,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(data, two_ranks, tmp_pa
         killed.update(wait_for(tmp_path / "run", 60))
         os.kill(killed["pid"], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     slow = config(data, tmp_path / "run", samples=600)
     (result,) = train_all([slow], workers=2)
@@ -74,7 +74,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(data, two_ranks, tmp_pa
 
 def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_path):
     stop = threading.Event()
-    stopper = threading.Thread(target=lambda: (wait_for(tmp_path / "run", 30), stop.set()))
+    stopper = threading.Thread(target=lambda: (wait_for(tmp_path / "run", 30), stop.set()), daemon=True)
     stopper.start()
     long = config(data, tmp_path / "run", samples=600)
     (result,) = train_all([long], workers=2, stop=stop)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import math
 from dataclasses import fields, replace
@@ -12,8 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.ledger import Ledger, read_runs, write_ledger
+from jobs.settings import settings_digest
 from xtra.flops import Shape, flops_done, flops_per_image, parameters, peak_flops
 from xtra.model import SIZES, ModelConfig, Xtra, build
+from xtra.train import Config
 
 B16 = Shape(256, 16, 4, 768, 12, bridge=4096, dec_width=768, dec_depth=8, head=6144)
 H14 = Shape(224, 14, 4, 1280, 32, bridge=5120, dec_width=640, dec_depth=8, head=9408)
@@ -202,6 +205,15 @@ def test_settings_are_equal_where_only_variant_seed_samples_and_machine_differ(t
     run_folders.write_run(tmp_path / "c", 6400, sizes={"head": 512})
     a, b, c = read_runs(str(tmp_path)).rows
     assert a.settings == b.settings != c.settings
+
+
+def test_a_field_that_an_older_config_lacks_counts_as_its_default():
+    model = dataclasses.asdict(SIZES["tiny32"])
+    new = dataclasses.asdict(Config(SIZES["tiny32"], samples=1, batch=8))
+    old = {"model": {name: model[name] for name in run_folders.TINY}, "batch": 8, "optim": {"lr": new["optim"]["lr"]}}
+    assert settings_digest(old) == settings_digest(new) == settings_digest(new | {"attention": "sdpa"})
+    assert settings_digest(old) != settings_digest(new | {"tf32": True})
+    assert settings_digest(old) != settings_digest(old | {"augment": {"flip": 0.0}})
 
 
 def test_an_empty_ledger_keeps_its_columns(tmp_path: Path):

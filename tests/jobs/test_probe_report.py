@@ -34,7 +34,7 @@ def test_the_average_is_of_all_fifteen_or_is_not_there(tmp_path: Path):
     probed(tmp_path / "all", list(BENCHMARKS))
     (line, imagenet) = ours(probe_report.benchmarks(read_runs(str(tmp_path / "all"))))
     assert line[3:19] == ["50.0"] * 16
-    assert imagenet[3:5] == ["", "50.0"]
+    assert imagenet[2:6] == ["tin", "", "", "50.0"], "what it was pretrained on is said"
     probed(tmp_path / "most", list(BENCHMARKS)[1:])
     (line,) = ours(probe_report.benchmarks(read_runs(str(tmp_path / "most"))))
     assert line[3:19] == ["", "", *["50.0"] * 14]
@@ -69,8 +69,13 @@ def test_published_probes_and_hold_out_probes_are_not_mixed(tmp_path: Path):
     other = run_folders.write_probe(folder, 0.9, selected_on="eval", warmup_defect=True)
     other.rename(other.with_name("published.json"))
     run_folders.write_probe(folder, 0.2)
+    early = run_folders.write_probe(folder, 0.1, samples_seen=6400)
+    run_folders.write_probe(folder, 0.8, samples_seen=6400, selected_on="eval", warmup_defect=True).rename(
+        early.with_name("published-early.json")
+    )
+    run_folders.write_probe(folder, 0.1, samples_seen=6400)
     ledger = read_runs(str(tmp_path))
-    assert sorted(r.protocol for r in ledger.rows) == ["hold-out", "published, warm-up defect"]
+    assert sorted(r.protocol for r in ledger.rows) == ["hold-out"] * 2 + ["published, warm-up defect"] * 2
     said = findings.shown(ledger)
     assert "tin-val, linear probe: the best is 20.0 %" in said[0]
     assert "tin-val (published, warm-up defect), linear probe: the best is 90.0 %" in said[1]
@@ -81,6 +86,7 @@ def test_published_probes_and_hold_out_probes_are_not_mixed(tmp_path: Path):
 def test_other_peoples_encoders_stand_beside_the_papers_and_in_no_curve(tmp_path: Path):
     folder = probed(tmp_path, ["cifar10"])
     run_folders.write_probe(folder, 0.9, "cifar10", "attentive", encoder="timm:vit_base", total=10_000)
+    run_folders.write_probe(folder, 0.4, "cifar10", "attentive", samples_seen=6400, total=10_000)
     beside = tmp_path / "theirs"
     run_folders.write_json(
         beside / "probes/cifar10.json",
@@ -91,6 +97,7 @@ def test_other_peoples_encoders_stand_beside_the_papers_and_in_no_curve(tmp_path
     assert sorted(p["encoder"] for p in ledger.others) == ["timm:mae", "timm:vit_base"]
     assert {line[0] for line in ours(probe_report.benchmarks(ledger))} == {
         "a, 12.8k samples seen",
+        "a, 6.4k samples seen",
         "timm:mae",
         "timm:vit_base",
     }
@@ -147,3 +154,28 @@ def test_probes_of_different_settings_are_said_to_be(tmp_path: Path):
     ledger = read_runs(str(tmp_path))
     assert "Probes of tin-val were made with different settings" in " ".join(findings.not_shown(ledger))
     assert findings.comparisons(ledger.rows) == []
+
+
+def test_a_sample_of_a_set_wins_nothing_from_the_whole(tmp_path: Path):
+    folder = run_folders.write_run(tmp_path / "a")
+    toy = run_folders.write_probe(folder, 1.0, "imagenet1k", "attentive", total=20, manifest_eval="toy")
+    toy.rename(toy.with_name("toy.json"))
+    run_folders.write_probe(folder, 0.5, "imagenet1k", "attentive", total=50_000)
+    ledger = read_runs(str(tmp_path))
+    toys, whole = sorted(findings.shown(ledger), key=lambda line: "50,000" in line)
+    assert toys.startswith("imagenet1k (20 images, toy), attentive probe: the best is 100.0 %")
+    assert whole.startswith("imagenet1k (50,000 images, ")
+    assert "the best is 50.0 %" in whole
+    line, imagenet = ours(probe_report.benchmarks(ledger))
+    assert (line[4], imagenet[5]) == ("50.0", "50.0")
+    assert probe_report.details(ledger).count("<details>") == 2
+
+
+def test_a_suite_is_told_in_one_line_and_one_point_makes_no_chart(tmp_path: Path):
+    folder = probed(tmp_path, list(BENCHMARKS))
+    run_folders.write_probe(folder, 0.1, "cifar10", "attentive", encoder="random", total=10_000)
+    ledger = read_runs(str(tmp_path))
+    (line,) = findings.shown(ledger)
+    assert line.startswith("attentive probe, the best encoder on each of 15 sets: against the untrained encoder, above")
+    assert "above it on 1, 14 without that measurement" in line
+    assert "<svg" not in page(ledger).partition("Beside the papers")[0]
