@@ -278,8 +278,9 @@ def train_batches(
 
     def replace(sample: Sample, why: image.Undecodable, out_3HW: np.ndarray) -> tuple[Sample, dict[str, Any]]:
         """Show a stand-in. Crops follow the sample that is really shown, in the epoch in which it is shown."""
-        tar = stream.reader.tar_url(sample.shard)
+        tar, tried = stream.reader.tar_url(sample.shard), 0
         for other in stream.substitutes(sample):
+            tried += 1
             try:
                 if guard.risky(other):
                     guard.decode(other, out_3HW)
@@ -291,7 +292,8 @@ def train_batches(
             told = {"event": "substitute", "shard": tar, "key": sample.key, "why": str(why), "shown": other.key}
             return other, told
         raise ValueError(
-            f"{tar}: {sample.key} and its whole lane window do not decode ({why}): run xtra check on the dataset"
+            f"{tar}: {sample.key} and its whole lane window do not decode ({why}; {tried} stand-ins tried): run "
+            "xtra check on the dataset; in a small set, leave out what does not decode"
         )
 
     yield from _batches(stream, transform, replace, threads, ahead, device, guard=guard)

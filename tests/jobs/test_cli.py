@@ -433,6 +433,19 @@ def test_a_verb_that_cannot_wind_down_ends_at_the_first_signal(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_ends_a_probe_between_two_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from xtra import probe
+
+    def step(config: Any, progress: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        progress("train heads", 32, 64)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(probe, "run", step)
+    assert cli.main(["probe", "run", "--train", "a", "--eval", "b"]) == 130
+    assert "xtra probe: stopped by SIGINT: rerun the same command" in capsys.readouterr().err
+
+
 def test_the_second_signal_ends_a_verb_that_is_winding_down(monkeypatch: pytest.MonkeyPatch):
     def slow(call: cli.Call) -> None:
         stop = call.stoppable()

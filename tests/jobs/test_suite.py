@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import run_folders
@@ -184,3 +185,20 @@ def test_a_result_counts_for_its_own_heads_sets_and_encoder_alone(root, run_fold
     assert probes.only_missing(dataclasses.replace(settings, heads=("linear",)), 12800) is None
     assert probes.label(dataclasses.replace(settings, encoder="timm:vit:/w/b.safetensors")) == "timm:vit:b.safetensors"
     assert probes.label(dataclasses.replace(settings, encoder="timm:vit_base.mae")) == "timm:vit_base.mae"
+
+
+def test_another_file_of_the_same_name_is_another_encoder(root, run_folder, tmp_path, monkeypatch):
+    """In a folder that several encoders share: torch:a/model.pt2 is not done because torch:b/model.pt2 is."""
+    train, evaluation = str(root / "dtd" / "train"), str(root / "dtd" / "eval")
+    out = str(tmp_path / "out")
+    settings = probe.Config("", train, evaluation, out, encoder="torch:a/model.pt2", heads=("linear",), epochs=100)
+    digests = {f"manifest_{part}": read_manifest(url).digest for part, url in (("train", train), ("eval", evaluation))}
+    result = {"head": "linear", "encoder": "torch:model.pt2", "samples_seen": 0, "fingerprint": "0000000a"}
+    store.put_json(store.join(out, "probes", "x.json"), digests | result)
+    assert probes.only_missing(settings, 0, "0000000a") is None
+    assert probes.only_missing(settings, 0, "0000000b") == settings
+    monkeypatch.setattr(probe, "open_probed", lambda config: SimpleNamespace(fingerprint="0000000b"))
+    assert probes.fingerprint(settings) == "0000000b"
+    own = probe.Config(run_folder, train, evaluation)
+    assert probes.fingerprint(own) == "", "in a run's folder the samples seen say it"
+    assert probes.fingerprint(dataclasses.replace(own, out=out)) == "0000000b"

@@ -30,6 +30,17 @@ def test_our_own_encoder_shows_its_streams():
         frozen.layers(images, 3)
 
 
+def test_a_fingerprint_is_of_the_weights():
+    marks = [of_xtra(build(SIZES["tiny32"], seed).encoder, "mine").fingerprint() for seed in (0, 0, 1)]
+    assert marks[0] == marks[1] != marks[2]
+    assert all(len(mark) == 8 for mark in marks)
+
+
+def test_a_program_elsewhere_is_not_looked_for_here():
+    with pytest.raises(ValueError, match=r"'torch:s3://b/m\.pt2'; a program must lie on this machine"):
+        open_encoder("torch:s3://b/m.pt2")
+
+
 @pytest.mark.parametrize("spec", ["", "timm:", "torch:", "mae", "hub:facebook/dino"])
 def test_an_unknown_origin_is_named(spec):
     with pytest.raises(ValueError, match=f"encoder is '{spec}'; it must be timm:NAME"):
@@ -96,6 +107,9 @@ def test_an_exported_program_shows_its_layers_without_its_class_token(exported):
         torch.testing.assert_close(frozen.layers(images, 2), wanted)
         (last,) = frozen.to("cpu").layers(images, 1)
         torch.testing.assert_close(last, wanted[1])
+    mark = frozen.fingerprint()
+    assert mark == open_encoder(f"torch:{file}").fingerprint()
+    assert mark != open_encoder(write_told(file, **TOLD, prefix=0)).fingerprint(), "it shows other tokens"
     with pytest.raises(ValueError, match=r"layers is 3; torch:any\.pt2 has 1\.\.2"):
         frozen.layers(images, 3)
     (elsewhere,) = frozen.to("meta").layers(images.to("meta"), 1)  # the one other device that is everywhere
