@@ -46,6 +46,7 @@ class Call:
     can_stop: bool = False
     on_stop: Callable[[], None] | None = None  # shows the wish to stop where a table covers the terminal
     stop: threading.Event = field(default_factory=threading.Event)
+    quiet: bool = False  # of signals: it runs beside another command, which tells of them
 
     def first(self) -> str | None:
         """Take the leading word that is no flag, if there is one."""
@@ -134,6 +135,8 @@ class Call:
         self.stop.set()
         if urgent:
             raise Stopped
+        if self.quiet:
+            return
         if self.on_stop is None:
             os.write(2, b"stopping: finishing what is in hand; once more to stop at once\n")
         else:
@@ -239,7 +242,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"xtra: {name!r} is not a verb{nearest(name, list(VERBS))}: xtra --help lists them", file=sys.stderr)
         return 2
     as_json = "--json" in rest
-    call = Call(name, verb.takes, [word for word in rest if word != "--json"])
+    call = Call(name, verb.takes, [word for word in rest if word != "--json"], quiet="--parent" in rest)
     try:
         with _signals(call):
             result = verb.run(call)
@@ -283,7 +286,8 @@ def _signals(call: Call) -> Iterator[None]:
 
 def _stopped(call: Call) -> int:
     name = signal.Signals(call.signal).name
-    print(f"xtra {call.verb}: stopped by {name}: rerun the same command to go on", file=sys.stderr)
+    if not call.quiet:
+        print(f"xtra {call.verb}: stopped by {name}: rerun the same command to go on", file=sys.stderr)
     return 128 + call.signal
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import signal
 import threading
 import time
 import uuid
@@ -204,6 +205,7 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
+    taken = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(log_to_driver=False, logging_level="error")
     except ConnectionError as error:
@@ -211,6 +213,9 @@ def start_ray() -> None:
         raise ValueError(
             f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}): start it or unset it"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in taken.items():  # Ray takes them for itself, and would die of SIGTERM amid the work
+            signal.signal(number, handler)
     # Ray tells of workers that died on our standard output, even after a command's last line, and has no public switch
     # for that; we tell of them ourselves.
     ray._private.worker._worker_logs_enabled = False

@@ -9,7 +9,6 @@ import textwrap
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from jobs import cluster
 from jobs import follow as following
 from jobs import suite as suites
 from jobs.progress import Progress
@@ -50,9 +49,6 @@ def suite(call: Call, name: str) -> Any:
     kept = frozenset(flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in given)
     wanted = suites.Config(root, config(call), kept, only, workers)
     stop = call.stoppable()
-    if workers > 1:
-        cluster.start_ray()  # before the work: it takes signals for itself
-        call.listen()
     with Progress("") as bar:
         result = suites.run(wanted, lambda row: bar(row["probe"], row["probes"], "probes", row.get("note", "")), stop)
     print("\n".join(suites.text(result, wanted.probe.heads)))

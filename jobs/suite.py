@@ -106,14 +106,17 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
             f"--root {config.root}: has none of {', '.join(asked)}: xtra import SOURCE --set NAME makes them"
         )
     named: dict[tuple[str, str], str] = {}
+    failed: dict[str, str] = {}
     missing = []
     for name in lying:
         train, evaluation = sets[name]
         named[base.out, evaluation] = name
         for settings in configs(name, dataclasses.replace(base, train=train, eval=evaluation), image, config.kept):
             if (left := probes.only_missing(settings, seen, mark)) is not None:
-                missing.append(left)
-    failed: dict[str, str] = {}
+                if why := _too_short(left):  # told now, and not after the start of the workers
+                    failed[name] = why
+                else:
+                    missing.append(left)
 
     def tell(settings: probe.Config, why: str) -> None:
         failed[named[settings.out, settings.eval]] = why
@@ -130,6 +133,15 @@ def _absent(root: str, name: str) -> list[str]:
     halves = [f"{name}/{half}" for half in ("train", "eval")]
     lost = [half for half in halves if not store.exists(store.join(root, half, "dataset.json"))]
     return [name] if lost == halves else lost
+
+
+def _too_short(settings: probe.Config) -> str:
+    """Why a probe that draws its images anew each epoch has not one batch of them; empty if it may have."""
+    images = settings.epochs * read_manifest(settings.train).samples
+    by_steps = {"attentive", "linear"}.intersection(settings.heads)
+    if settings.augment is None or not by_steps or images >= settings.batch:
+        return ""
+    return f"--batch is {settings.batch}, but {settings.epochs} epochs show only {images} images: lower it"
 
 
 def absolute(settings: probe.Config) -> probe.Config:

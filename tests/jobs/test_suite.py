@@ -90,7 +90,7 @@ def test_another_protocol_is_not_done_by_the_first(root, run_folder, probed):
 
 
 def test_a_short_trial_is_not_the_real_probe(root, run_folder, probed):
-    trial = dataclasses.replace(config(root, run_folder, epochs=1), kept=frozenset({"epochs"}))
+    trial = dataclasses.replace(config(root, run_folder, epochs=20), kept=frozenset({"epochs"}))
     assert suite.run(trial).probed == 4
     assert suite.run(trial).probed == 0
     assert suite.run(config(root, run_folder)).probed == 4
@@ -128,6 +128,16 @@ def test_a_set_that_cannot_be_probed_is_told_and_the_others_go_on(root, tmp_path
     assert any(line.startswith("failed   dtd: ") for line in suite.text(result, ("linear",)))
 
 
+def test_a_batch_that_the_images_cannot_fill_is_told_before_anything_is_probed(root, run_folder, probed):
+    trial = dataclasses.replace(config(root, run_folder, epochs=5), kept=frozenset({"epochs"}))
+    result = suite.run(trial)
+    assert result.failed == {
+        "cifar10": "--batch is 512, but 5 epochs show only 150 images: lower it",
+        "dtd": "--batch is 128, but 5 epochs show only 120 images: lower it",
+    }
+    assert (result.probed, probed) == (0, [])
+
+
 def test_the_table_has_all_fifteen_and_an_average_of_no_fewer():
     def result(names):
         cells = [
@@ -149,10 +159,10 @@ def test_the_table_has_all_fifteen_and_an_average_of_no_fewer():
 
 
 def test_the_command_probes_a_suite(root, run_folder, probed, capsys):
-    words = ["probe", run_folder, "--suite", "paper15", "--root", str(root), "--only", "dtd", "pets", "--epochs", "2"]
+    words = ["probe", run_folder, "--suite", "paper15", "--root", str(root), "--only", "dtd", "pets", "--epochs", "6"]
     assert cli.main([*words, "--json"]) == 0
     out = capsys.readouterr().out
-    assert {(c.epochs, c.batch, c.train.split("/")[-2]) for c in probed} == {(2, 128, "dtd")}
+    assert {(c.epochs, c.batch, c.train.split("/")[-2]) for c in probed} == {(6, 128, "dtd")}
     assert "missing  pets/eval: xtra import" in out
     assert json.loads(out.splitlines()[-1])["missing"] == ["pets/eval"]
 
