@@ -4,8 +4,8 @@ dense     one call under a dense mask. Kernels that skip what is masked take no 
 halves    the queries in 2 runs of whole blocks, each against the keys up to its own end: 3/4 of the pairs
 quarters  the same in 4 runs: 5/8 of the pairs
 blocks    a run for each block, which needs no mask at all: 17/32 of the pairs of 16 blocks, in as many calls
-flex64    torch's FlexAttention, which leaves out tiles of 64 x 64 pairs in which nothing is visible
-flex128   the same with tiles of 128
+flex128   torch's FlexAttention, which leaves out tiles of 128 x 128 pairs in which nothing is visible;
+          smaller ones fit no setting of its kernels on an H100
 
 Blocks of one token are plain causal attention, which kernels know without a mask: there all arms are the same. Which
 arm is the fastest depends on the machine: "auto" takes what was measured (`chosen`).
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from xtra.blocks import block_causal_mask
 
-Arm = Literal["auto", "dense", "halves", "quarters", "blocks", "flex64", "flex128"]
+Arm = Literal["auto", "dense", "halves", "quarters", "blocks", "flex128"]
 ARMS: tuple[str, ...] = get_args(Arm)[1:]
 
 HALVED: int = 128  # tokens from which on a CPU computes attention in two halves
@@ -34,7 +34,7 @@ HALVED: int = 128  # tokens from which on a CPU computes attention in two halves
 ON_GPU: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 _RUNS = {"halves": 2, "quarters": 4}  # of queries
-_TILES = {"flex64": 64, "flex128": 128}
+_TILES = {"flex128": 128}
 
 
 class Causal(NamedTuple):

@@ -101,8 +101,10 @@ def flops_done(
 
 
 # Dense bfloat16 FLOP/s that the makers state, by a part of the name that torch gives the GPU.
-PEAKS = {
+PEAKS: dict[str, float | None] = {
     "B200": 2.25e15,
+    "H200 NVL": None,  # below the SXM's; by how much we found no statement of the maker's
+    "H100 NVL": None,
     "H200": 989e12,
     "GH200": 989e12,
     "H100 PCIe": 756e12,

@@ -14,7 +14,8 @@ layers, S = 2 residual branches of a layer (attention, MLP). In images_B3HW, H a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -349,6 +350,17 @@ def compile_layers(model: Xtra, mode: str | None = None) -> None:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for layer in (*model.encoder.blocks, *model.decoder.blocks):
         layer.compile(mode=mode)
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """torch.set_float32_matmul_precision, "highest" or "high" (TF32): it is of the whole process, so it is set back."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
 from xtra.killers import Guard, find
 from xtra.loss import LossConfig, next_block_loss
 from xtra.meter import cost, memory_bytes
-from xtra.model import ModelConfig, Xtra, build, compile_layers
+from xtra.model import ModelConfig, Xtra, build, compile_layers, float32_products
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
 from xtra.ranks import GradientSum, Owners, sum_numbers, world_of
 from xtra.run_folder import Opened, Parts, open_run
@@ -133,7 +133,6 @@ def run(
     """
     rank, world = world_of()
     device = _device(config)
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     on_gpu = gpu_decode.chosen("cpu" if config.augment.randaugment else config.decoder, device, config.threads)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
@@ -168,6 +167,7 @@ def run(
         progress({"remark": f"the run goes on without {event['sink']}, which failed: {event['error']}"})
 
     with (
+        float32_products("high" if config.tf32 else "highest"),
         closing(stream),
         Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
         Parts(attempt, "metrics") as metrics,

@@ -14,12 +14,12 @@ products and copies reach on this very machine.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -33,7 +33,6 @@ from jobs.bench.gpu_floor import Arm, Ceilings
 from jobs.bench.gpu_step import Timing
 from jobs.bench.gpu_table import check_lines, ratios, row_of, short, tables
 from xtra.attention import ARMS
-from xtra.flops import peak_flops
 from xtra.model import SIZES, ModelConfig, Xtra
 
 SECTIONS = ("checks", "train", "data")
@@ -47,17 +46,18 @@ BETTER = 0.99  # of the best time: what is at most this is kept
 class Config:
     out: str = ""  # JSON file, written anew after every row
     seconds: float = 0.0  # for all of it; what has no time left is named. 0: 540, without a GPU 100
-    sizes: tuple[str, ...] = ()  # of xtra.model.SIZES; default: b16 h14, without a GPU tiny64
+    sizes: tuple[str, ...] = ()  # of xtra.model.SIZES; default: b16 h14, without a GPU tiny32
     only: tuple[str, ...] = SECTIONS
     images: int = 0  # a step, to begin with; 0: by the size
     arm_seconds: float = 2.5  # of timed steps, an arm
     drop_path: float = 0.2
-    check_steps: int = 300  # of training in each precision; 0: none
+    check_steps: int = 300  # of training in each precision, without a GPU at most 30; 0: none
     vectors: str = ""  # folder of the official numbers; they need safetensors
     data: str = ""  # dataset, or folder or tar of JPEGs; default: made pictures
     pictures: int = 2000  # in the dataset that is made
     threads: int = 0  # that decode; 0: one a core
     device: str = "auto"  # "cpu", "cuda" or "auto"
+    commit: str = ""  # of this source tree, where it is no git checkout
     compile: bool = True  # --no-compile: no arm is compiled, as none is on a CPU
 
     def __post_init__(self) -> None:
@@ -93,13 +93,24 @@ class Bench:
 
     def write(self) -> None:
         if self.config.out:
-            aside = Path(f"{self.config.out}.part")
-            aside.write_text(json.dumps(self.result(), indent=1))
-            aside.replace(self.config.out)
+            try:
+                _written(self.config.out, json.dumps(self.result(), indent=1))
+            except OSError as why:
+                print(f"  {self.config.out} was not written: {why}", flush=True)
+
+    def ratios(self) -> dict[str, float]:
+        """None without a GPU: there the same work twice differs by as much as any two arms."""
+        return ratios(self.rows) if self.device.type == "cuda" else {}
 
     def result(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self.begun, 1)
-        return self.about | {"seconds": seconds, "rows": self.rows, "ratios": ratios(self.rows)}
+        return self.about | {"seconds": seconds, "rows": self.rows, "ratios": self.ratios()}
+
+    def failed(self, section: str, named: dict[str, Any], why: Exception) -> None:
+        """A line and a row that say what went wrong."""
+        said = f"{type(why).__name__}: {' '.join(str(why).split())[:300]}"
+        print(f"  {named['name']}: {said}", flush=True)
+        self.add(section, named | {"failed": said})
 
     def attempt(
         self, section: str, name: str, work: Callable[[], dict[str, Any]], needs: float = 5.0, **known: Any
@@ -114,15 +125,20 @@ class Bench:
             with gpu_step.at_most(min(self.left(), max(ARM, self.left() / 3))):
                 row = work()
         except Exception as why:  # whatever a kernel, a compiler or a library throws: the other arms are to run
-            said = f"{type(why).__name__}: {' '.join(str(why).split())[:300]}"
-            print(f"  {name}: {said}", flush=True)
-            self.add(section, named | {"failed": said})
+            self.failed(section, named, why)
             return
         self.add(section, named | row)
 
 
+def _written(out: str, text: str) -> None:
+    """Never half of it. Raises OSError."""
+    aside = Path(f"{out}.part")
+    aside.write_text(text)
+    aside.replace(out)
+
+
 def run(config: Config) -> dict[str, Any]:
-    """All sections; raises ValueError for a bad setting only."""
+    """All sections; interrupted, it shows what was measured. Raises ValueError for a bad setting only."""
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
     sizes = config.sizes or (("b16", "h14") if use_cuda else ("tiny32",))
@@ -130,6 +146,23 @@ def run(config: Config) -> dict[str, Any]:
     config = replace(config, sizes=sizes, seconds=seconds, compile=config.compile and use_cuda)
     bench = Bench(config, device)
     bench.about |= {"config": asdict(bench.config), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    if config.commit:
+        bench.about["commit"] = config.commit
+    if config.out:
+        try:
+            _written(config.out, json.dumps(bench.result(), indent=1))
+        except OSError as why:
+            raise ValueError(f"out is {config.out!r}, which cannot be written: {why.strerror or why}") from None
+    try:
+        _sections(bench)
+    finally:
+        bench.write()
+        print("\n".join(tables(bench.rows, bench.ratios())), flush=True)
+    return bench.result()
+
+
+def _sections(bench: Bench) -> None:
+    config = bench.config
     bench.attempt("machine", "what large products and copies reach", lambda: _machine(bench))
     bench.kept_back = 0.2 * config.seconds if {"data", "train"} <= set(config.only) else 0.0
     for name, section in (("checks", _checks), ("train", _train), ("data", _data)):
@@ -139,84 +172,41 @@ def run(config: Config) -> dict[str, Any]:
             if name in config.only:
                 section(bench)
         except Exception as why:  # the table of the others is to come
-            print(f"  {name}: {type(why).__name__}: {why}", flush=True)
-            bench.add(name, {"name": name, "size": "", "failed": str(why)})
-    bench.write()
-    print("\n".join(tables(bench.rows)), flush=True)
-    return bench.result()
-
-
-# ---- the machine ---------------------------------------------------------------------------------------------------
+            bench.failed(name, {"name": name, "size": ""}, why)
 
 
 def _machine(bench: Bench) -> dict[str, Any]:
-    device, cuda = bench.device, bench.device.type == "cuda"
-    side, count = (8192, 10) if cuda else (512, 3)
-
-    def fastest(work: Callable[[], Any]) -> float:
-        """Seconds of the fastest of a few calls, after a first one."""
-        times = []
-        for _ in range(count):
-            clock = gpu_step.Clock(device)
-            clock.mark()
-            work()
-            clock.mark()
-            if cuda:
-                torch.cuda.synchronize(device)
-            times += clock.seconds()
-        return min(times[1:])
-
-    def products(dtype: torch.dtype, precision: str = "highest") -> float:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(precision)
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        rate = 2 * side**3 / fastest(lambda: a @ b)
-        torch.set_float32_matmul_precision(before)
-        return rate
-
-    numbers = 1 << (28 if cuda else 22)
-    source = torch.ones(numbers, device=device)
-    target, host = torch.empty_like(source), torch.ones(numbers // 4)
-    host = host.pin_memory() if cuda else host
-    there = target[: numbers // 4]
-    bench.machine = Ceilings(
-        name=torch.cuda.get_device_name(device) if cuda else "CPU",
-        bf16=products(torch.bfloat16),
-        tf32=products(torch.float32, "high"),
-        fp32=products(torch.float32),
-        bandwidth=8 * numbers / fastest(lambda: target.copy_(source)),
-        host=numbers / fastest(lambda: there.copy_(host, non_blocking=True)),
-        peak=(peak_flops(torch.cuda.get_device_name(device)) if cuda else None) or 0.0,
-    )
-    return asdict(bench.machine) | {"name": bench.machine.name}
+    bench.machine = gpu_step.ceilings(bench.device)
+    return asdict(bench.machine)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 
 def _checks(bench: Bench) -> None:
-    device = bench.device
-    if bench.config.vectors:
-        try:
-            rows = gpu_checks.official_numbers(bench.config.vectors, device)
-            for row in rows:
-                bench.add("checks", row)
-        except Exception as why:
-            print(f"  parity vectors are left out: {type(why).__name__}: {why}", flush=True)
+    device, vectors, steps = bench.device, bench.config.vectors, bench.config.check_steps
+    if vectors:
+        _some(bench, "parity vectors", lambda: gpu_checks.official_numbers(vectors, device))
     else:
         print("  parity vectors are left out: --vectors DIR names none", flush=True)
     if device.type == "cuda":
         bench.attempt("checks", "device against CPU", lambda: gpu_checks.same_as_cpu(device))
     gpu_checks.attention_arms(device, lambda name, work: bench.attempt("checks", name, work))
-    steps = bench.config.check_steps
+    steps = steps if device.type == "cuda" else min(steps, 30)
     if steps:
-        try:
-            with gpu_step.at_most(min(90.0, bench.left() / 3)):
-                for row in gpu_checks.precision_runs(device, steps, size="small64" if steps >= 100 else "tiny32"):
-                    bench.add("checks", row)
-        except Exception as why:
-            print(f"  bf16 against fp32: {type(why).__name__}: {why}", flush=True)
+        size, batch = ("small64", 64) if steps >= 100 else ("tiny32", 8)
+        _some(bench, "bf16 against fp32", lambda: gpu_checks.precision_runs(device, steps, batch, size))
     print("\n".join(check_lines(bench.rows)), flush=True)
+
+
+def _some(bench: Bench, name: str, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    """Checks that come one after the other; one that breaks off is a check that does not hold."""
+    try:
+        with gpu_step.at_most(min(90.0, bench.left() / 3)):
+            for row in rows():
+                bench.add("checks", row)
+    except Exception as why:
+        bench.failed("checks", {"name": name}, why)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -264,21 +254,21 @@ def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[
     kernels = ("cudnn", "efficient") if cuda else ()
     arms = [arm for arm in ARMS if arm != "dense" and (cuda or not arm.startswith("flex"))]
     found: list[list[dict[str, Any]]] = [
-        [{"name": f"attention {arm}", "attention": arm} for arm in (*kernels, *arms)],
+        [{"name": "TF32 decoder", "decoder": "tf32"}, {"name": "fp32 decoder", "decoder": "fp32"}],
         [{"name": f"{n} images", "images": n} for n in (images * 2, images // 2) if n],
     ]
     if compiled:
-        found += [
-            [{"name": "layers and loss compiled", "compile": "layers+loss"}],
-            [{"name": "not compiled", "compile": "none"}],
-        ]
+        found.append([{"name": "not compiled", "compile": "none"}])
+    # Each of these is compiled anew, which takes long: what the goals are told by came before.
+    found.append([{"name": f"attention {arm}", "attention": arm} for arm in (*kernels, *arms)])
+    if compiled:
+        found.append([{"name": "layers and loss compiled", "compile": "layers+loss"}])
     found += [
         [
             {"name": "dropped branches skipped", "dropped": "skip"},
             {"name": "a fixed number of branches skipped", "dropped": "subset"},
         ],
         [{"name": "all blocks computed", "drop_last": False}],
-        [{"name": "TF32 decoder", "decoder": "tf32"}, {"name": "fp32 decoder", "decoder": "fp32"}],
         [{"name": "optimiser not fused", "fused": False}],
     ]
     if compiled:
@@ -299,25 +289,31 @@ def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: 
         print(f"  {size}: no model could be made: {type(why).__name__}: {why}", flush=True)
         return base
     for arm in arms:
-        needs = LONG if arm.compile == "max-autotune" else 10.0
-        timings: list[Timing] = []
-
-        def work(arm: Arm = arm, timings: list[Timing] = timings, model: Xtra = model) -> dict[str, Any]:
-            timings.append(gpu_step.fitting(arm, model, bench.device, bench.config.arm_seconds, _say))
-            return row_of(config, timings[-1], bench.device, bench.machine)
-
-        bench.attempt("train", arm.name, work, needs, size=size)
-        if timings:
-            print(f"  {short(bench.rows[-1])}", flush=True)
-        if timings and arm.shape == "ours" and arm.dropped != "subset" and arm.drop_last and arm.decoder == "bf16":
+        timing = _measured(bench, size, config, arm, model)
+        if timing and arm.shape == "ours" and arm.dropped != "subset" and arm.drop_last and arm.decoder == "bf16":
             best = bench.best.get(size)
-            if best is None or timings[0].step / timings[0].arm.images < BETTER * best.step / best.arm.images:
-                bench.best[size] = timings[0]
+            if best is None or timing.step / timing.arm.images < BETTER * best.step / best.arm.images:
+                bench.best[size] = timing
     del model
     if bench.device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
     best = bench.best.get(size)
     return base if best is None else replace(best.arm, name="best known")
+
+
+def _measured(bench: Bench, size: str, config: ModelConfig, arm: Arm, model: Xtra) -> Timing | None:
+    timings: list[Timing] = []
+
+    def work() -> dict[str, Any]:
+        timings.append(gpu_step.fitting(arm, model, bench.device, bench.config.arm_seconds, _say))
+        return row_of(config, timings[-1], bench.device, bench.machine)
+
+    bench.attempt("train", arm.name, work, LONG if arm.compile == "max-autotune" else 10.0, size=size)
+    if not timings:
+        return None
+    print(f"  {short(bench.rows[-1])}", flush=True)
+    return timings[0]
 
 
 def _say(line: str) -> None:
@@ -343,8 +339,7 @@ def _data(bench: Bench) -> None:
             manifest = gpu_data.dataset(stack, config.data, config.pictures)
             bodies = bodies_of(manifest.address, 1024)
         except Exception as why:
-            print(f"  data: {type(why).__name__}: {why}", flush=True)
-            bench.add("data", {"name": "dataset", "failed": str(why)})
+            bench.failed("data", {"name": "dataset"}, why)
             return
         model_config = replace(SIZES[size], drop_path=config.drop_path, predict=1)
         for decoder in ("cpu", "gpu"):
@@ -388,15 +383,15 @@ def parse(words: list[str]) -> Config:
 
 def main(words: list[str]) -> int:
     try:
-        config = parse(words)
+        found = run(parse(words))
     except ValueError as error:
         print(f"bench-gpu: {error}", file=sys.stderr)
         return 2
-    found = run(config)
+    except KeyboardInterrupt:
+        return 130
     print(json.dumps({name: found[name] for name in ("subject", "hardware", "commit", "ratios")}))
     return 0
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

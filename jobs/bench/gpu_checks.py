@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -36,17 +36,15 @@ def row(check: str, what: str, value: float, bar: float) -> Row:
     }
 
 
-def official_numbers(vectors: str, device: torch.device) -> list[Row]:
+def official_numbers(vectors: str, device: torch.device) -> Iterator[Row]:
     """The parity vectors, computed on the device in float64. Raises ImportError without safetensors, to read them."""
     from jobs.bench import parity
 
-    rows = []
     for case in parity.read_cases(vectors):
         moved = replace(case, tensors={name: t.to(device) for name, t in case.tensors.items()})
         with torch.device(device):  # where the model is made
             errors = parity.compare(moved)
-        rows.append(row("parity", f"{case.name}, float64", max(errors.values()), FLOAT64))
-    return rows
+        yield row("parity", f"{case.name}, float64", max(errors.values()), FLOAT64)
 
 
 def same_as_cpu(device: torch.device) -> Row:
@@ -118,7 +116,7 @@ def made_pictures(count: int, size: int) -> Tensor:
     return ((total - low) / (high - low) * 255).to(torch.uint8)
 
 
-def precision_runs(device: torch.device, steps: int, batch: int = 64, size: str = "small64") -> list[Row]:
+def precision_runs(device: torch.device, steps: int, batch: int, size: str) -> Iterator[Row]:
     """The same training in float32, again from another seed, and in bfloat16 with and without a float32 decoder: means
     of the last tenth's losses as shares of float32's, and whether bfloat16 stays within APART of it."""
     config = SIZES[size]
@@ -146,7 +144,6 @@ def precision_runs(device: torch.device, steps: int, batch: int = 64, size: str 
 
     reference = final(False, True, 0)
     what = f"of {reference:.4f} after {steps} steps of {size}"
-    rows = [row("fp32, another seed", what, abs(final(False, True, 1) / reference - 1), float("inf"))]
+    yield row("fp32, another seed", what, abs(final(False, True, 1) / reference - 1), float("inf"))
     for name, decoder_fp32 in (("bf16, decoder fp32", True), ("bf16", False)):
-        rows.append(row(name, what, abs(final(True, decoder_fp32, 0) / reference - 1), APART))
-    return rows
+        yield row(name, what, abs(final(True, decoder_fp32, 0) / reference - 1), APART)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from jobs.bench import gpu_decode as decoding
-from jobs.bench import stream_data
+from jobs.bench import gpu_step, stream_data
 from shards import crop, image, store
 from shards.manifest import Manifest, read_manifest
 from shards.order import Order
@@ -26,6 +26,9 @@ from xtra.data import Augment, DeviceDecoder, decode_batch, normalise, train_bat
 from xtra.loss import next_block_loss
 from xtra.model import Xtra
 from xtra.optim import OptimConfig, make_optimizer
+
+WARM = 8  # batches before those that are timed: layers are compiled, in all their forms, and buffers fill
+AHEAD = 4  # steps that the host may be ahead of the device, which so never waits for being looked at
 
 Row = dict[str, Any]
 Run = Callable[[str, Callable[[], Row]], None]  # given a name and what computes a row
@@ -46,10 +49,7 @@ def decode_arms(
 ) -> None:
     """The CPU with its threads, then what can decode on the device, crops and whole pictures."""
     run("decode on the CPU, crops", lambda: on_cpu(bodies, size, seconds, threads))
-    try:
-        run("decode torchvision, whole", lambda: torchvision(bodies, device, seconds))
-    except ImportError as why:
-        print(f"  torchvision is left out: {why}", flush=True)
+    run("decode torchvision, whole", lambda: torchvision(bodies, device, seconds))
     for library in gpu_decode.LIBRARIES:
         try:
             gpu_decode.library(device, threads, [library])
@@ -118,21 +118,20 @@ def torchvision(bodies: Sequence[bytes], device: torch.device, seconds: float) -
 def end_to_end(
     manifest: Manifest, model: Xtra, device: torch.device, batch: int, seconds: float, threads: int, decoder: str
 ) -> Row:
-    """Train from the shards for so many seconds; what share of them the step waited for data. Compiled layers must have
-    been warmed up for this batch before. Raises ValueError where the decoder is not here."""
+    """Train from the shards for so many seconds; what share of them the device waited between two steps, by its own
+    clock: the host may wait for data while the device still computes. Raises ValueError where the decoder is not here.
+    """
     on_gpu: DeviceDecoder | None = None
     if decoder == "gpu":
         on_gpu = gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads))
     c, size = model.config, model.config.image
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
-    waits: list[float] = []
-    samples, begun = 0, 0.0
+    clock, samples, begun = gpu_step.Clock(device), 0, 0.0
     stream = Stream(manifest, Order(), batch, 0, 1 << 40)
     with closing(stream):
-        since = time.perf_counter()
         batches = train_batches(stream, size, Augment(), 0, threads, device=on_gpu)
         for number, decoded in enumerate(batches):
-            waited = time.perf_counter() - since
+            clock.mark()
             images = normalise(decoded.images_B3HW.to(device, non_blocking=True))
             drop_LSB = drop_path.scales(c, 0, decoded.epoch_B, decoded.sample_B) if c.drop_path else None
             with torch.autocast(device.type, torch.bfloat16):
@@ -143,21 +142,20 @@ def end_to_end(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if number < 3:  # first batches are waited for by all
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+            clock.mark()
+            if device.type == "cuda" and number >= AHEAD:
+                clock.marks[-1 - 2 * AHEAD].synchronize()
+            if number < WARM:
                 begun = time.perf_counter()
             else:
-                waits.append(waited)
                 samples += len(decoded)
-                if number % 8 == 0:
-                    float(loss)  # the host must not run ahead of the device for ever
                 if time.perf_counter() - begun > seconds:
                     break
-            since = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        took = time.perf_counter() - begun
+    del clock.marks[: 2 * WARM - 1]  # from the end of the last step that is not counted
+    spent = clock.seconds()  # wait, step, wait, step ...
+    waits, took = spent[::2], sum(spent)
     told = on_gpu.told() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
     by_cpu = sum(told["cpu"].values())
     return {

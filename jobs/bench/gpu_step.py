@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jobs.bench.gpu_floor import Arm
+from jobs.bench.gpu_floor import Arm, Ceilings
 from jobs.bench.train import official_shape
 from xtra import drop_path
 from xtra.blocks import target_blocks
 from xtra.data import normalise
+from xtra.flops import peak_flops
 from xtra.loss import next_block_loss
-from xtra.model import ModelConfig, Xtra, compile_layers
+from xtra.model import ModelConfig, Xtra, compile_layers, float32_products
 from xtra.optim import OptimConfig, make_optimizer
 
 PARTS = ("data", "forward", "backward", "clip", "optimiser")
@@ -35,6 +36,7 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
 }
+AGAIN = 5.0  # seconds after which `at_most` raises once more, where the block still runs
 WARM = 3  # steps before those that are timed; more where shapes change from step to step, and each may be compiled
 
 
@@ -71,6 +73,45 @@ class Clock:
         """Between each mark and the next. What the marks are on must be done."""
         pairs = zip(self.marks, self.marks[1:])
         return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
+
+
+def ceilings(device: torch.device) -> Ceilings:
+    """What large products and copies reach on this device."""
+    cuda = device.type == "cuda"
+    side, count = (8192, 10) if cuda else (512, 3)
+
+    def fastest(work: Callable[[], Any]) -> float:
+        """Seconds of the fastest of a few calls, after a first one."""
+        times = []
+        for _ in range(count):
+            clock = Clock(device)
+            clock.mark()
+            work()
+            clock.mark()
+            if cuda:
+                torch.cuda.synchronize(device)
+            times += clock.seconds()
+        return min(times[1:])
+
+    def products(dtype: torch.dtype, precision: str = "highest") -> float:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        with float32_products(precision):
+            return 2 * side**3 / fastest(lambda: a @ b)
+
+    numbers = 1 << (28 if cuda else 22)
+    source = torch.ones(numbers, device=device)
+    target, host = torch.empty_like(source), torch.ones(numbers // 4)
+    host = host.pin_memory() if cuda else host
+    there = target[: numbers // 4]
+    return Ceilings(
+        name=torch.cuda.get_device_name(device) if cuda else "CPU",
+        bf16=products(torch.bfloat16),
+        tf32=products(torch.float32, "high"),
+        fp32=products(torch.float32),
+        bandwidth=8 * numbers / fastest(lambda: target.copy_(source)),
+        host=numbers / fastest(lambda: there.copy_(host, non_blocking=True)),
+        peak=(peak_flops(torch.cuda.get_device_name(device)) if cuda else None) or 0.0,
+    )
 
 
 def empty_model(config: ModelConfig, device: torch.device) -> Xtra:
@@ -113,8 +154,8 @@ def measure(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timi
 def forget(device: torch.device, model: Xtra) -> None:
     """Give back the memory of an arm that ended."""
     model.zero_grad(set_to_none=True)
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -122,19 +163,17 @@ def forget(device: torch.device, model: Xtra) -> None:
 def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
     """The model, and torch, set as the arm says; undone after it."""
     layers = [*model.encoder.blocks, *model.decoder.blocks]
-    before = torch.get_float32_matmul_precision()
     model.decoder_fp32 = arm.decoder != "bf16"
     model.encoder.skip_dropped = arm.dropped != "compute"
     model.encoder.attention = model.decoder.attention = "dense" if arm.attention in KERNELS else arm.attention
-    torch.set_float32_matmul_precision("high" if arm.decoder == "tf32" else "highest")
     if arm.compile != "none":
         torch._dynamo.reset()  # other shapes and flags: what was compiled for other arms is not to be looked through
         compile_layers(model, "max-autotune-no-cudagraphs" if arm.compile == "max-autotune" else None)
     try:
-        with sdpa_kernel(KERNELS[arm.attention]) if arm.attention in KERNELS else contextlib.nullcontext():
+        kernel = sdpa_kernel(KERNELS[arm.attention]) if arm.attention in KERNELS else contextlib.nullcontext()
+        with kernel, float32_products("high" if arm.decoder == "tf32" else "highest"):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
         for layer in layers:
             layer._compiled_call_impl = None
         forget(device, model)
@@ -221,7 +260,8 @@ def at_most(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"took more than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1.0))
+    # It rings on: a library that swallows the first error does not swallow all of them.
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1.0), AGAIN)
     try:
         yield
     finally:

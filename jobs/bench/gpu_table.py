@@ -68,8 +68,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def tables(rows: list[dict[str, Any]]) -> list[str]:
-    """Everything that was measured, as text."""
+def tables(rows: list[dict[str, Any]], found: dict[str, float]) -> list[str]:
+    """Everything that was measured, as text; `found` are its ratios."""
     lines = ["", *check_lines(rows)]
     for row in rows:
         if row["section"] == "machine" and "bf16" in row:
@@ -88,7 +88,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
         for row in data:
             told = [f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None]
             lines.append(f"{row['name']:<40} " + "  ".join(told))
-    lines += ["", *(f"{name} {value:.3g}" for name, value in ratios(rows).items())]
+    lines += ["", *(f"{name} {value:.3g}" for name, value in found.items())]
     return lines
 
 

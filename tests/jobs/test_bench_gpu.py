@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
-import subprocess
 import sys
 import time
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from jobs.bench import gpu, gpu_floor, gpu_step
+from jobs.bench import gpu, gpu_checks, gpu_floor, gpu_step
 from jobs.bench.gpu_floor import B16, DENSE, H14, REACHED, Arm, floor
+from jobs.bench.gpu_table import check_lines, ratios
 from xtra.flops import flops_per_image
 from xtra.meter import shape_of
 from xtra.model import SIZES
@@ -58,14 +61,15 @@ def test_the_smallest_form_measures_every_section_and_writes_it(found):
     assert best["floor_ms"] > 0
     assert best["mfu_paper"] is None  # nobody states a CPU's peak
     assert train["4 images"]["images"] == 4
-    assert result["ratios"]["tiny32_vs_official_fp32"] > 0
+    assert ratios(result["rows"])["tiny32_vs_official_fp32"] > 0
+    assert result["ratios"] == {}  # times of a CPU are no result
     (whole,) = [row for row in rows["data"] if row["name"].startswith("end to end")]
     assert whole["images_per_s"] > 0
     assert 0 <= whole["wait_share"] <= 1
 
 
 def test_the_table_has_a_line_for_every_arm(found):
-    lines = gpu.tables(found[0]["rows"])
+    lines = gpu.tables(found[0]["rows"], {"tiny32_vs_official_fp32": 2.5})
     for name in ("best known", "official shape, TF32 decoder", "optimiser not fused", "decode on the CPU, crops"):
         assert [line for line in lines if line.startswith(name)], name
 
@@ -109,9 +113,47 @@ def test_memory_that_does_not_suffice_halves_the_images(monkeypatch):
     assert said == [f"  eight: {n} images do not fit in the memory, {n // 2} are tried" for n in (8, 4)]
 
 
-def test_an_arm_that_takes_too_long_is_stopped():
-    with pytest.raises(TimeoutError, match="more than 0 s"), gpu_step.at_most(0.0):
+def test_an_arm_that_takes_too_long_is_stopped_even_where_a_library_goes_on(monkeypatch):
+    monkeypatch.setattr(gpu_step, "AGAIN", 0.1)
+
+    def swallows_one() -> None:
+        with contextlib.suppress(Exception):
+            time.sleep(60)
         time.sleep(60)
+
+    with pytest.raises(TimeoutError, match="more than 0 s"), gpu_step.at_most(0.0):
+        swallows_one()
+
+
+def test_a_check_that_breaks_off_does_not_hold(monkeypatch):
+    def runs(*how):
+        yield gpu_checks.row("bf16", "x", 0.0, 1.0)
+        raise TimeoutError("took more than 90 s")
+
+    monkeypatch.setattr(gpu_checks, "precision_runs", runs)
+    monkeypatch.setattr(gpu_checks, "attention_arms", lambda *how: None)
+    lines = check_lines(gpu.run(replace(SMALL, only=("checks",), seconds=60))["rows"])
+    assert lines[0] == "checks: 1 of 2 hold"
+    assert lines[-1] == "  bf16 against fp32: TimeoutError: took more than 90 s"
+
+
+def test_what_the_goals_are_told_by_comes_before_the_arms_that_compile_for_long():
+    names = [change["name"] for group in gpu.groups(64, torch.device("cuda"), compiled=True) for change in group]
+    first = min(n for n, name in enumerate(names) if name.startswith("attention"))
+    assert {"TF32 decoder", "fp32 decoder", "128 images", "32 images", "not compiled"} == set(names[:first])
+
+
+def test_interrupted_it_shows_and_writes_what_was_measured(monkeypatch, tmp_path, capsys):
+    def sections(bench):
+        bench.add("train", {"name": "best known", "size": "tiny32", "failed": "as it may"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "_sections", sections)
+    assert gpu.main(["--out", str(tmp_path / "gpu.json"), "--commit", "abc"]) == 130
+    assert "as it may" in capsys.readouterr().out
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["commit"] == "abc"
+    assert len(written["rows"]) == 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
@@ -141,7 +183,9 @@ def test_the_floor_is_of_the_models_that_it_names_and_falls_with_every_saving():
     assert sum(floor(H14, official, ideal, DENSE, 0.2).values()) == pytest.approx(3 * flops_per_image(H14) / 1e12)
 
 
-def test_bad_settings_are_one_line(capsys):
+def test_bad_settings_are_one_line(capsys, tmp_path):
+    assert gpu.main(["--out", str(tmp_path / "none" / "gpu.json")]) == 2
+    assert capsys.readouterr().err.endswith("gpu.json', which cannot be written: No such file or directory\n")
     assert gpu.main(["--sizes", "b15"]) == 2
     assert "sizes has 'b15'; it must be of tiny32" in capsys.readouterr().err
     assert gpu.parse(["--only", "train", "--no-compile", "--seconds", "9"]) == gpu.Config(
@@ -151,10 +195,10 @@ def test_bad_settings_are_one_line(capsys):
 
 def test_it_asks_for_no_library_beyond_torch_pillow_numpy_and_pyarrow():
     """On machines where nothing can be installed."""
-    script = (
-        "import sys\n"
-        "for name in ('ray', 'tyro', 'safetensors', 's3fs', 'pycurl', 'webdataset', 'tqdm', 'matplotlib', 'rich'):\n"
-        "    sys.modules[name] = None\n"
-        "import jobs.bench.gpu, jobs.bench.gpu_data\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    with mock.patch.dict(sys.modules):
+        for name in [name for name in sys.modules if name.split(".")[0] in ("jobs", "xtra", "shards", "ingest")]:
+            del sys.modules[name]
+        for name in ("ray", "tyro", "safetensors", "s3fs", "pycurl", "webdataset", "tqdm", "matplotlib", "rich"):
+            sys.modules[name] = None  # pyrefly: ignore
+        assert importlib.import_module("jobs.bench.gpu") is not gpu
+        importlib.import_module("jobs.bench.gpu_data")

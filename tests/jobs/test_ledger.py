@@ -69,6 +69,7 @@ def test_flops_done_are_the_facts_for_the_papers_models():
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", None),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA A10G", None),
         ("Tesla V100-SXM2-32GB", 125e12),
