@@ -40,7 +40,7 @@ check: setup ## format, lint, types, layers
 	.venv/bin/lint-imports
 
 test: setup ## all tests (XTRA_TEST_S3=endpoint runs the store's tests on a real S3 store as well)
-	.venv/bin/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup
 
 bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetch ARGS='--images 10000 --json'
 	.venv/bin/xtra bench $(or $(SUBJECT),fetch) $(ARGS)
