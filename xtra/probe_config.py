@@ -18,9 +18,8 @@ class Config:
     train: str = ""  # labelled dataset that trains the heads
     eval: str = ""  # labelled dataset that the result is about
     out: str = ""  # folder that gets probes/*.json; the run's own if empty
-    encoder: str = (
-        "trained"  # or random (the run's architecture, initial weights), timm:NAME, timm:NAME:FILE, torch:FILE
-    )
+    # trained, or random (the run's architecture, initial weights), timm:NAME, timm:NAME:FILE, torch:FILE
+    encoder: str = "trained"
     # knn and logreg are quick: they look at one view of each image, and no schedule or learning rate is theirs.
     heads: tuple[Literal["attentive", "linear", "knn", "logreg"], ...] = ("attentive", "linear")
     pixels: bool = False  # also a linear classifier of raw pixels
