@@ -25,6 +25,8 @@ def settings_digest(config: Mapping[str, Any]) -> str:
     """
     kept = {k: v for k, v in _filled(config, _defaults()).items() if k not in NOT_SETTINGS}
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "block"}
+    if kept["precision"] == "fp32":
+        del kept["decoder_fp32"]  # a setting of autocast, whose default has changed
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -214,6 +214,9 @@ def test_a_field_that_an_older_config_lacks_counts_as_its_default():
     old = {"model": {name: model[name] for name in run_folders.TINY}, "batch": 8, "optim": {"lr": new["optim"]["lr"]}}
     assert settings_digest(old) == settings_digest(new) == settings_digest(new | {"attention": "sdpa"})
     assert settings_digest(old) != settings_digest(new | {"tf32": True})
+    kept, dropped = new | {"decoder_fp32": True}, new | {"decoder_fp32": False}
+    assert settings_digest(kept | {"precision": "fp32"}) == settings_digest(dropped | {"precision": "fp32"})
+    assert settings_digest(kept | {"precision": "bf16"}) != settings_digest(dropped | {"precision": "bf16"})
     assert settings_digest(old) != settings_digest(old | {"augment": {"flip": 0.0}})
 
 
