@@ -1,0 +1,289 @@
+"""Move a tree from the flat layout of c9ee78b to the folders behind doors: one table, two steps.
+
+    python docs/moves.py files      # git mv, nothing else: commit this alone, so that git follows every file
+    python docs/moves.py imports    # imports, module names and paths in comments and papers
+    ruff check --select I --fix . ; ruff format .
+
+Work that was begun on the flat layout is carried over by running both steps on its branch before it is merged. Needs
+Python alone. Names that a door does not hand out yet are reported by `make check`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOMS = ("shards", "ingest", "xtra", "jobs")
+
+# folder -> its files: "new" keeps its name, "old -> new" changes it. Tests follow their module.
+FOLDERS = {
+    "shards": "remote -> store_remote, ranged -> store_ranged",
+    "shards/pixels": "image, jpeg, crop, entropy, native, phash, isolate",
+    "shards/stream": "stream, order, reader, index, slab, cache, mixture, encoded -> sample",
+    "ingest/http": "fetch -> fetcher, fetch_config -> config, schedule, hosts, transfer, robots, resolver, outage, address",
+    "ingest/lists": "source, rows, tables, keys, lists -> files",
+    "ingest/select": "select -> run, duplicates, kept -> columns",
+    "ingest/dry_run": "dry_run, forecast",
+    "ingest/sets": "sets -> folders, in_place, pictures, benchmarks, import_benchmark",
+    "xtra": "slots -> batch_memory, ranks -> distributed",
+    "xtra/probe": "probe, probe_config -> config, encoders, features, augmented -> augmented_features, heads, "
+    "quick -> knn_logreg, evaluate, probe_result -> result, leakage -> overlap, official_probe, official_evaluation, "
+    "unfinished -> resume",
+    "xtra/official": "official -> weights, unpickle, export",
+    "xtra/run": "run_folder -> folder, checkpoint, saver -> checkpoint_writer, killers -> poison, sinks, meter",
+    "jobs": "simd -> pillow_simd, live -> ingest_display, accounting -> link_counts, probing -> probe_verb",
+    "jobs/report": "report -> scaling, probe_report -> probes, document -> html, ingest_page -> dataset, "
+    "paper -> published, settings -> comparable, charts, findings, tables, ledger, survey, peek",
+    "jobs/cluster": "cluster -> group, units -> ingest",
+    "jobs/lab": "scale, suite, follow, probes -> existing",
+    "jobs/bench/gpu": "gpu -> bench, gpu_checks -> checks, gpu_data -> data, gpu_floor -> floor, gpu_step -> step, "
+    "gpu_table -> table",
+    "jobs/bench/peers": "peers -> environments, stream_peers -> stream, decode_peer -> decode",
+}
+WHOLE = {  # what is not one Python file of a room
+    "ingest/layouts": "ingest/sets/layouts",
+    "shards/crop.c": "shards/pixels/crop.c",
+    "shards/entropy.c": "shards/pixels/entropy.c",
+    "jobs/recipes.py": "xtra/recipes.py",
+    "tests/shards/datasets.py": "tests/shards/made_datasets.py",
+    "tests/shards/ranks.py": "tests/shards/stream/ranks.py",
+    "tests/shards/stream_soak.py": "tests/shards/stream/stream_soak.py",
+    "tests/ingest/benchmark_copies.py": "tests/ingest/sets/benchmark_copies.py",
+    "tests/xtra/timm_files.py": "tests/xtra/timm_files.py",
+    "tests/jobs/run_folders.py": "tests/jobs/run_folders.py",
+}
+# test -> folder and name, where it does not follow from its module's
+TESTS = {
+    "shards/pixels": "crop, entropy, image, in_flight, jpeg, phash",
+    "shards/stream": "cache, elastic, mixture, order, reader, stream, stream_damage, stream_soak",
+    "ingest/http": "fetch -> fetcher, guard, hostile, hosts, manners, robots",
+    "ingest/lists": "keys, lists -> list_files, source",
+    "ingest/select": "duplicates, select",
+    "ingest/dry_run": "dry_run",
+    "ingest/sets": "benchmarks, in_place, sets -> class_folders",
+    "xtra/probe": "encoders, heads, leakage -> overlap, official_probe, probe, quick -> knn_logreg",
+    "xtra/official": "official -> official_weights, parity",
+    "xtra/run": "checkpoint, killers -> poison, sinks",
+    "xtra": "",
+    "jobs": "live -> ingest_display",
+    "jobs/report": "ingest_page -> dataset_page, ledger, paper -> published, peek, probe_report, report",
+    "jobs/cluster": "cluster, units -> ingest_units",
+    "jobs/lab": "follow, scale, suite",
+    "jobs/bench": "bench_bucket, bench_checkpoint, bench_decode, bench_fetch, bench_gpu, bench_gpu_decode, bench_memory, "
+    "bench_origin, bench_precision, bench_probe, bench_select, bench_stream, bench_train",
+}
+ALSO_TESTS = {"tests/jobs/test_recipes.py": "tests/xtra/test_recipes.py"}
+# Modules whose door is used as the module was: `from xtra import probe; probe.run(...)`.
+AS_BEFORE = {"shards.stream", "ingest.select", "ingest.dry_run", "xtra.probe", "xtra.official", "jobs.cluster"}
+# What shards.manifest handed on of shards.dataset: imported from where it is defined.
+DATASET = set(
+    "Commit DatasetInfo FORMAT Generation INDEX_SCHEMA KEPT PLAN_SCHEMA commit committed_units numbers planned_units "
+    "read_commit read_commits read_generations read_info read_plan read_table table_bytes unit_name write_generation "
+    "write_info write_plan".split()
+)
+SENT = {"sent"}  # of xtra.slots, into xtra.device
+
+
+def _pairs(table: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Of a table: (folder, old name, new name)."""
+    rows = []
+    for folder, names in table.items():
+        for name in filter(None, (part.strip() for part in names.split(","))):
+            old, _, new = name.partition(" -> ")
+            rows.append((folder, old, new or old))
+    return rows
+
+
+def _home(folder: str) -> str:
+    """Where the files of a new folder were: flat in their room, or in jobs/bench."""
+    return "jobs/bench" if folder.startswith("jobs/bench/") else folder.split("/")[0]
+
+
+def paths() -> dict[str, str]:
+    """Old path -> new path, of every file and folder that moves."""
+    moved = {f"{_home(folder)}/{old}.py": f"{folder}/{new}.py" for folder, old, new in _pairs(FOLDERS)}
+    tests = {
+        f"tests/{folder.split('/')[0]}/test_{old}.py": f"tests/{folder}/test_{new}.py"
+        for folder, old, new in _pairs(TESTS)
+    }
+    return {old: new for old, new in (moved | WHOLE | tests | ALSO_TESTS).items() if old != new}
+
+
+def modules() -> dict[str, str]:
+    """Old module -> new module."""
+    moved = {}
+    for old, new in paths().items():
+        if old.endswith(".py") and not old.startswith("tests/"):
+            moved[_dotted(old)] = _dotted(new)
+    for name in ("arrays", "cars", "folders", "found", "lists", "parquet", "wilds"):
+        moved[f"ingest.layouts.{name}"] = f"ingest.sets.layouts.{name}"
+    return moved | {"ingest.layouts": "ingest.sets.layouts"}
+
+
+def _dotted(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".")
+
+
+def _helpers() -> dict[str, str]:
+    """Modules that tests import from other tests, by their bare names."""
+    moved = {Path(old).stem: Path(new).stem for old, new in paths().items() if old.startswith("tests/")}
+    return {old: new for old, new in moved.items() if old != new}
+
+
+MODULES = modules()
+DOORS = {".".join(folder.split("/")) for folder in FOLDERS if "/" in folder}
+
+
+def door_of(module: str) -> str | None:
+    """The door that `module` is behind."""
+    return next((door for door in sorted(DOORS, key=len, reverse=True) if module.startswith(f"{door}.")), None)
+
+
+# ---- step 1 ----
+
+
+def move_files() -> None:
+    for old, new in paths().items():
+        if Path(old).exists():
+            Path(new).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["git", "mv", old, new], check=True)
+        elif not Path(new).exists():
+            print(f"{old}: is not here")
+
+
+# ---- step 2 ----
+
+
+def rewrite(path: Path) -> None:
+    """Imports of one file, and the names that they bind."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    here = None if path.parts[0] not in ROOMS else _dotted(str(path)).removesuffix(".__init__")
+    inside = door_of(f"{here}.x") if here else None
+    is_test = path.parts[0] not in ROOMS
+    lines = text.splitlines(keepends=True)
+    renamed: dict[str, str] = {}
+    bare: set[str] = set()  # names of `manifest.NAME` that are now imported as NAME
+    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    taken |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    stored |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    manifest_line = None
+    edits: list[tuple[int, int, list[str]]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [(a.name, a.asname) for a in node.names]
+            if any(name in MODULES or name in _helpers() for name, _ in names):
+                new = [f"import {MODULES.get(n, _helpers().get(n, n))}" + (f" as {a}" if a else "") for n, a in names]
+                renamed |= {n: _helpers()[n] for n, a in names if n in _helpers() and not a}
+                edits.append(
+                    (node.lineno, node.end_lineno or node.lineno, [" " * node.col_offset + line for line in new])
+                )
+            continue
+        if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+            continue
+        new = []
+        for alias in node.names:
+            source, name, asname = node.module, alias.name, alias.asname
+            full = f"{source}.{name}"
+            if full in MODULES:
+                target = MODULES[full]
+                past = door_of(target)
+                if full in AS_BEFORE and past != inside and not is_test:
+                    source, name = past.rsplit(".", 1)
+                else:
+                    source, name = target.rsplit(".", 1)
+                if asname is None and name != alias.name:
+                    if alias.name in stored or name in taken:
+                        print(f"{path}:{node.lineno}: {alias.name} -> {name} clashes with a variable: kept by `as`")
+                        asname = alias.name
+                    else:
+                        renamed[alias.name] = name
+            elif source == "shards.manifest" and name in DATASET and here != "shards.manifest":
+                source = "shards.dataset"
+            elif source == "xtra.slots" and name in SENT:
+                source = "xtra.device"
+            elif source in MODULES:
+                target = MODULES[source]
+                past = door_of(target)
+                source = past if past and past != inside and not is_test else target
+            elif source in _helpers():
+                source = _helpers()[source]
+            if full == "shards.manifest" and asname is None:
+                manifest_line = node
+            if (source, name, asname) == (node.module, alias.name, alias.asname):
+                new.append(f"from {source} import {name}" + (f" as {asname}" if asname else ""))
+            else:
+                new.append(f"from {source} import {name}" + (f" as {asname}" if asname not in (None, name) else ""))
+        old = [f"from {node.module} import {a.name}" + (f" as {a.asname}" if a.asname else "") for a in node.names]
+        if new != old:
+            edits.append((node.lineno, node.end_lineno or node.lineno, [" " * node.col_offset + line for line in new]))
+    # names
+    spots: list[tuple[int, int, int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in renamed:
+            spots.append((node.lineno, node.col_offset, node.end_col_offset or 0, renamed[node.id]))
+        if (
+            manifest_line is not None
+            and isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "manifest"
+            and node.attr in DATASET
+        ):
+            if node.attr in stored:
+                print(f"{path}:{node.lineno}: manifest.{node.attr} clashes with a variable")
+            bare.add(node.attr)
+            spots.append((node.lineno, node.col_offset, node.end_col_offset or 0, node.attr))
+    for line, start, end, name in sorted(spots, reverse=True):
+        raw = lines[line - 1].encode()
+        lines[line - 1] = (raw[:start] + name.encode() + raw[end:]).decode()
+    if bare and manifest_line is not None:
+        extra = " " * manifest_line.col_offset + f"from shards.dataset import {', '.join(sorted(bare))}"
+        for at, (first, last, new) in enumerate(edits):
+            if first == manifest_line.lineno:
+                edits[at] = (first, last, [*new, extra])
+                break
+        else:
+            first, last = manifest_line.lineno, manifest_line.end_lineno or manifest_line.lineno
+            edits.append((first, last, ["".join(lines[first - 1 : last]).rstrip("\n"), extra]))
+    for first, last, new in sorted(edits, reverse=True):
+        lines[first - 1 : last] = [line + "\n" for line in new]
+    path.write_text("".join(lines))
+
+
+def rename_in_text(path: Path) -> None:
+    """Paths (`shards/image.py`) and, in strings and comments, modules (`shards.image`)."""
+    text = path.read_text()
+    for old, new in paths().items():
+        text = re.sub(rf"(?<![\w/]){re.escape(old)}(?![\w/])", new, text)
+    keep = AS_BEFORE | {"ingest.lists", "ingest.sets", "jobs.report", "jobs.bench.gpu", "jobs.bench.peers"}
+    lines = text.splitlines(keepends=True)
+    for at, line in enumerate(lines):
+        if re.match(r"\s*(from|import) ", line):
+            continue
+        for old, new in MODULES.items():
+            if old not in keep:
+                line = re.sub(rf"(?<![\w.]){re.escape(old)}(?!\w)(?=[\"'`: .)])(?!\.(py|html|ckpt))", new, line)
+        lines[at] = line
+    path.write_text("".join(lines))
+
+
+def main() -> None:
+    if sys.argv[1:] == ["files"]:
+        move_files()
+    elif sys.argv[1:] == ["imports"]:
+        tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+        for path in (Path(name) for name in tracked if name != "docs/moves.py" and Path(name).exists()):
+            if path.suffix == ".py":
+                rewrite(path)
+            if path.suffix in (".py", ".c", ".md", ".toml") or path.name in ("Makefile", ".gitignore"):
+                rename_in_text(path)
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
