@@ -13,17 +13,17 @@ help: ## this list
 
 setup: .venv/.done ## build .venv: torch first, then the lock (TORCH=…, TORCH_INDEX=…, TORCH=system for one that is there)
 
-.venv/.done: requirements.lock pyproject.toml jobs/simd.py shards/entropy.c shards/crop.c
+.venv/.done: requirements.lock pyproject.toml jobs/pillow_simd.py shards/pixels/entropy.c shards/pixels/crop.c
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "make setup needs Python 3.11 to 3.13: set PYTHON=…")'
 	$(PYTHON) -m venv $(if $(filter system,$(TORCH)),--system-site-packages) .venv
 ifneq ($(TORCH),system)
 	$(PIP) install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 endif
 	$(PIP) install -q --no-deps -r requirements.lock
-	.venv/bin/python jobs/simd.py
+	.venv/bin/python jobs/pillow_simd.py
 	$(PIP) install -q --no-deps --no-build-isolation -e .
-	.venv/bin/python -m shards.entropy
-	.venv/bin/python -m shards.crop
+	.venv/bin/python -m shards.pixels.entropy
+	.venv/bin/python -m shards.pixels.crop
 	@touch $@
 
 demo: setup ## the whole fall on two cores, no network, no bucket: OUT=… (folder or s3://…), DATA=… (your labelled folder)
@@ -59,7 +59,7 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 	mv .venv/new.lock requirements.lock
 
 clean: ## remove .venv, peers' environments, caches and the demo's output
-	rm -rf .venv .bench runs build *.egg-info shards/_*.so .ruff_cache .hypothesis
+	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup demo ingest check test bench bench-gpu lock clean

@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest.fetch import Fetcher
 from ingest.filter import FilterConfig, judge
-from ingest.hosts import HostLoad
+from ingest.http import Fetcher, HostLoad
 from ingest.isolate import WORK, judge_apart
+from ingest.lists import links_of
 from ingest.plan import asked_before
 from ingest.record import Event, Fetched, Link, Verdict
 from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
-from ingest.source import links_of
 from ingest.unit import UnitWriter
-from shards import manifest, store
-from shards.isolate import Child, InFlight, suspects
+from shards import store
+from shards.dataset import Commit, read_commit, read_plan, unit_name
+from shards.pixels import Child, InFlight, suspects
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
 MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
@@ -87,15 +87,15 @@ class Crawl:
         self._open: dict[int, _Unit] = {}
         self._sealing: dict[int, _Unit] = {}
         self._full: list[_Unit] = []  # complete, waiting for their turn to be sealed
-        self._sealed: queue.SimpleQueue[tuple[int, manifest.Commit | BaseException]] = queue.SimpleQueue()
-        self._commits: list[manifest.Commit] = []  # to be yielded
+        self._sealed: queue.SimpleQueue[tuple[int, Commit | BaseException]] = queue.SimpleQueue()
+        self._commits: list[Commit] = []  # to be yielded
         self._by_row: dict[int, _Unit] = {}
         self._crowded_since: float | None = None  # no room on scratch for more links
         self._idle_since: float | None = None  # links wait, and yet transfers could start
         self._may_be_open = IN_FLIGHT
         self._fetched_bytes = self._seen_bytes = self._seen_links = 0
 
-    def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[manifest.Commit | None]:
+    def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[Commit | None]:
         """The commits of the units, as they are made; a None about every TICK. A None among the tasks says: none just
         now. Ends when the tasks do, or soon after `stop` returns True: what is not committed by then is dropped.
 
@@ -190,11 +190,11 @@ class Crawl:
 
     def _begin(self, task: Assignment) -> _Unit | None:
         """Open a unit; None when it has nothing to fetch."""
-        name = manifest.unit_name(task.unit)
+        name = unit_name(task.unit)
         if store.exists(store.join(self._dataset, "commits", name + ".json")):  # by another run, since we looked
-            self._commits.append(manifest.read_commit(self._dataset, task.unit))
+            self._commits.append(read_commit(self._dataset, task.unit))
             return None
-        plan = manifest.read_plan(self._dataset, task.unit)
+        plan = read_plan(self._dataset, task.unit)
         entries = list(links_of(plan))
         folder = self._scratch.folder / f"unit-{name}"
         folder.mkdir()

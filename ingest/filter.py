@@ -15,8 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from ingest.record import Fetched, Picture, Reason, Verdict
-from shards import image
-from shards.phash import phash
+from shards.pixels import image, phash
 
 NOTICE_BYTES = 0.03  # a pixel, at most, of a picture that shows only a notice
 NOTICE_AREA = 0.97  # of it, at least, is empty
@@ -147,7 +146,7 @@ def _kept(case: _Case, opened: image.Opened, config: FilterConfig) -> Picture:
     if config.decode_check:
         case.decoded = True
         small = image.glance(opened)
-        likeness = phash(small)
+        likeness = phash.phash(small)
         # Colours, and fine texture at an eighth of the size, can average out to one gray: look closely before refusing.
         if likeness == 0 and _flat(image.decode(case.body, config.max_pixels)):
             raise _Rejected(Reason.PLACEHOLDER, "one flat colour")
@@ -175,7 +174,7 @@ def _reencoded(case: _Case, opened: image.Opened, short: int | None, config: Fil
         pixels.save(out, "PNG", icc_profile=profile)
     stored = out.getvalue()
     digest = hashlib.sha256(stored).hexdigest()
-    return _described(stored, "png" if short is None else "jpg", digest, image.header(stored), phash(pixels))
+    return _described(stored, "png" if short is None else "jpg", digest, image.header(stored), phash.phash(pixels))
 
 
 def _check_emptiness(size: int, head: image.Header, picture: Image.Image) -> None:

@@ -1,4 +1,5 @@
-"""Bodies that kill the process that judges them: `filter.judge` in a process of its own (see `shards.isolate`)."""
+"""Bodies that kill the process that judges them: `filter.judge` in a process of its own (see
+`shards.pixels.isolate`)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from ingest.filter import FilterConfig, judge
 from ingest.record import Fetched, Link, Picture, Reason, Verdict
-from shards.isolate import Child, Killed
+from shards.pixels import Child, Killed
 
 WORK = "ingest.isolate:answer"  # what the child is to do
 

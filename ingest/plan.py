@@ -10,21 +10,33 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import wordnet
-from ingest.lists import list_name, list_sha256
+from ingest.config import Config
+from ingest.lists import Columns, label_counts, list_name, list_sha256, plan_units
 from ingest.record import RETRYABLE
-from ingest.source import label_counts, plan_units
-from ingest.tables import Columns
 from shards import manifest, store
-from shards.image import IMAGE_BUILD
-
-if TYPE_CHECKING:
-    from ingest.run import Config
+from shards.dataset import (
+    PLAN_SCHEMA,
+    DatasetInfo,
+    Generation,
+    committed_units,
+    planned_units,
+    read_commit,
+    read_generations,
+    read_info,
+    read_plan,
+    read_table,
+    unit_name,
+    write_generation,
+    write_info,
+    write_plan,
+)
+from shards.pixels import IMAGE_BUILD
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,7 +51,7 @@ _RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
 class Plan:
     """What is to be done, all told; a rerun finds the same."""
 
-    info: manifest.DatasetInfo
+    info: DatasetInfo
     links: int
     units: int  # those of retries included
     note: str = ""  # what people must know
@@ -57,13 +69,13 @@ def make(config: Config) -> Plan:
         raise ValueError("--out is missing: xtra ingest --urls LIST --out FOLDER")
     store.check_writable(config.out)
     info = _the_list(config)
-    links = (info.units - 1) * info.unit + len(manifest.read_plan(config.out, info.units - 1))
+    links = (info.units - 1) * info.unit + len(read_plan(config.out, info.units - 1))
     need_contact(config, links)
-    generations = manifest.read_generations(config.out)
+    generations = read_generations(config.out)
     units = info.units + sum(generation.units for generation in generations)
     note = ""
     if config.retry:
-        if not set(manifest.committed_units(config.out)).issuperset(range(units)):
+        if not set(committed_units(config.out)).issuperset(range(units)):
             note = f"{config.out}: what is not done yet comes first; --retry once more to ask again for what fails"
             note = "" if generations else note
         elif retry := _plan_retry(config.out, info, generations):
@@ -81,22 +93,22 @@ def asked_before(plan: pa.Table) -> Counter[str]:
 
 def asked_again(dataset: str, units: Iterable[int]) -> Counter[str]:
     """The same over several units of retries."""
-    asked = _side_by_side(lambda unit: asked_before(manifest.read_plan(dataset, unit)), units)
+    asked = _side_by_side(lambda unit: asked_before(read_plan(dataset, unit)), units)
     return sum(asked, Counter())
 
 
 # --- the list ------------------------------------------------------------------------------------------------------
 
 
-def _the_list(config: Config) -> manifest.DatasetInfo:
+def _the_list(config: Config) -> DatasetInfo:
     """dataset.json, after planning the list where it has not been."""
     known = store.exists(store.join(config.out, "dataset.json"))
     if not config.urls:
-        old = manifest.read_info(config.out)
+        old = read_info(config.out)
         if old.config_digest[32:] != config.digest[32:]:
             raise ValueError(f"{config.out}: was made with other filter settings: a retry must use the same")
         return old
-    info = manifest.DatasetInfo(
+    info = DatasetInfo(
         list_name=list_name(config.urls),
         list_sha256=list_sha256(config.urls),
         units=0,
@@ -105,14 +117,14 @@ def _the_list(config: Config) -> manifest.DatasetInfo:
         image_build=IMAGE_BUILD,
     )
     if known:
-        old = manifest.read_info(config.out)
+        old = read_info(config.out)
         # How many units the list makes, and of which classes, follows from the rest.
-        manifest.write_info(config.out, replace(info, units=old.units, classes=old.classes))
+        write_info(config.out, replace(info, units=old.units, classes=old.classes))
         return old
     return _plan_list(config, info)
 
 
-def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetInfo:
+def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
     columns = Columns(config.url_column, config.id_column, config.label_column)
     classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns))
     units = links = not_chosen = 0
@@ -132,18 +144,18 @@ def _plan_list(config: Config, info: manifest.DatasetInfo) -> manifest.DatasetIn
                 held.clear()
         yield from held
 
-    for _ in _side_by_side(lambda unit: manifest.write_plan(config.out, *unit), plans()):
+    for _ in _side_by_side(lambda unit: write_plan(config.out, *unit), plans()):
         pass
     if not links:
         left = f": none of its {not_chosen:,} lines is of a class that was asked for" if not_chosen else ""
         raise ValueError(f"{config.urls}: holds no links{left}: check --urls{' and --classes' if left else ''}")
-    stale = [unit for unit in manifest.planned_units(config.out) if unit >= units]
+    stale = [unit for unit in planned_units(config.out) if unit >= units]
     if stale and not store.exists(store.join(config.out, "dataset.json")):  # else they are another driver's, and count
         for unit in stale:  # of a longer list, whose planning was cut short
-            store.delete(store.join(config.out, "links", manifest.unit_name(unit) + ".parquet"))
+            store.delete(store.join(config.out, "links", unit_name(unit) + ".parquet"))
     chosen = tuple(sorted(classes)) if classes is not None else None
     info = replace(info, units=units, classes=chosen, not_chosen=not_chosen)
-    manifest.write_info(config.out, info)
+    write_info(config.out, info)
     return info
 
 
@@ -159,9 +171,7 @@ def need_contact(config: Config, links: int) -> None:
 # --- a retry -------------------------------------------------------------------------------------------------------
 
 
-def _plan_retry(
-    dataset: str, info: manifest.DatasetInfo, generations: Sequence[manifest.Generation]
-) -> manifest.Generation | None:
+def _plan_retry(dataset: str, info: DatasetInfo, generations: Sequence[Generation]) -> Generation | None:
     """New units of the links whose newest verdict may pass, with the key and row they have; None if there are none.
 
     Each retry takes all such links, so those of the newest version are those among the last retry's units. A plan's
@@ -179,28 +189,28 @@ def _plan_retry(
             yield first + units, table
             units += 1
 
-    for _ in _side_by_side(lambda unit: manifest.write_plan(dataset, *unit), plans()):
+    for _ in _side_by_side(lambda unit: write_plan(dataset, *unit), plans()):
         pass
     if not units:
         return None
-    retry = manifest.Generation(len(generations) + 1, parent, first, units)
-    manifest.write_generation(dataset, retry)
+    retry = Generation(len(generations) + 1, parent, first, units)
+    write_generation(dataset, retry)
     return retry
 
 
 def _failed(dataset: str, unit: int) -> pa.Table:
     """The links of a unit that ended with a retryable reason, as rows of a plan."""
-    index = manifest.read_commit(dataset, unit).index
-    rows = manifest.read_table(store.join(dataset, "shards", index), _RETRIED)
+    index = read_commit(dataset, unit).index
+    rows = read_table(store.join(dataset, "shards", index), _RETRIED)
     rows = rows.filter(pc.is_in(rows["reason"], value_set=_RETRYABLE))
     never = pa.nulls(len(rows), pa.int64())
     columns = [*(rows[name] for name in _RETRIED[:-1]), never, rows["reason"]]
-    return pa.Table.from_arrays(columns, schema=manifest.PLAN_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)
 
 
 def _cut(tables: Iterable[pa.Table], unit: int) -> Iterator[pa.Table]:
     """The rows of the tables in tables of `unit` rows; the last may be shorter."""
-    held = manifest.PLAN_SCHEMA.empty_table()
+    held = PLAN_SCHEMA.empty_table()
     for table in tables:
         held = pa.concat_tables([held, table])
         while len(held) >= unit:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import socket
@@ -19,63 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingest import plan
+from ingest.config import Config
 from ingest.crawl import Assignment, Crawl, Underway
 from ingest.events import EventLog
-from ingest.fetch import FetchConfig, Fetcher
-from ingest.filter import FilterConfig
-from ingest.hosts import HostLoad
-from ingest.lists import list_name
+from ingest.http import Fetcher, HostLoad
 from ingest.record import Event
 from ingest.scratch import scratch_folder
-from ingest.select import SelectConfig, select
-from ingest.wordnet import ClassConfig
+from ingest.select import select
 from shards import manifest
+from shards.dataset import Commit, committed_units, read_commits
 
 TICK = 0.25  # seconds between progress reports
-
-
-@dataclass(frozen=True)
-class Config:
-    """What to ingest, and how."""
-
-    urls: str = ""  # the list: a file, a folder or a pattern such as s3://b/part-*.csv.gz; a retry needs none
-    out: str = ""  # the dataset's folder
-    unit: int = 10_240  # links a tar
-    format: str = "auto"  # of the list: auto (by its name), text, csv, tsv, jsonl, parquet; .gz and .zst are unpacked
-    url_column: str | None = None  # of a table: its name, or number from 0; guessed if None
-    id_column: str | None = None  # whose values become the samples' keys
-    label_column: str | None = None  # whose values become the samples' classes
-    classes: ClassConfig = field(default_factory=ClassConfig)
-    fetch: FetchConfig = field(default_factory=FetchConfig)
-    filter: FilterConfig = field(default_factory=FilterConfig)
-    select: SelectConfig = field(default_factory=SelectConfig)
-    scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
-    scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
-    retry: bool = False  # ask again for the links that failed in a way that may pass, as units of their own
-    dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
-
-    def __post_init__(self) -> None:
-        if self.unit < 1:
-            raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
-        if self.scratch_bytes is not None and self.scratch_bytes < 1:
-            raise ValueError(f"scratch_bytes is {self.scratch_bytes}: it must be at least 1 byte")
-        if self.dry_run < 0:
-            raise ValueError(f"dry_run is {self.dry_run}: it must be a number of links, or 0 for a real run")
-
-    @property
-    def digest(self) -> str:
-        """Of the fields that decide what a unit holds; the others may change between reruns. The first half is of those
-        that read the list, which a retry does not need; the second of those that judge."""
-        classes = dataclasses.asdict(self.classes)
-        for name in ("is_a", "words", "file"):  # wherever the file lies today
-            classes[name] = list_name(classes[name] or "")
-        reads = [self.format, self.url_column, self.id_column, self.label_column, classes]
-        judges = {"filter": dataclasses.asdict(self.filter), "max_bytes": self.fetch.max_bytes}
-        return _digest(reads) + _digest(judges)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -133,7 +86,7 @@ def run(
     config: Config,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    crawl: Callable[[Work], Iterator[manifest.Commit]] | None = None,
+    crawl: Callable[[Work], Iterator[Commit]] | None = None,
 ) -> IngestResult:
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
     not committed is dropped, a rerun does it. `crawl` does the units: this process, if nobody else does.
@@ -142,7 +95,7 @@ def run(
     """
     begun = time.monotonic()
     planned = plan.make(config)
-    committed = set(manifest.committed_units(config.out))
+    committed = set(committed_units(config.out))
     todo = [unit for unit in range(planned.units) if unit not in committed]
     tally = Tally(planned.links, planned.units, progress)
     tally.begin(config.out, sorted(committed), [unit for unit in todo if unit >= planned.info.units])
@@ -223,19 +176,19 @@ class Tally:
 
     def begin(self, dataset: str, committed: Sequence[int], again: Sequence[int]) -> None:
         """Take in what earlier runs have done; links that a retry has yet to ask for again do not count as done."""
-        for commit in manifest.read_commits(dataset, committed):
+        for commit in read_commits(dataset, committed):
             self._add(commit)
         self.reasons.subtract(plan.asked_again(dataset, again))
         self._again = set(again)
         self._done_before = self.kept + self.reasons.total()
         self.report(force=True)
 
-    def commit(self, commit: manifest.Commit) -> None:
+    def commit(self, commit: Commit) -> None:
         self._add(commit)
         if commit.unit in self._again:
             self.reasons.update(commit.supersedes)  # which `begin` has taken off already
 
-    def _add(self, commit: manifest.Commit) -> None:
+    def _add(self, commit: Commit) -> None:
         self.units_done += 1
         self.kept += commit.kept
         self.reasons.update(commit.reasons)
@@ -303,7 +256,7 @@ def _sum(a: HostLoad, b: HostLoad) -> HostLoad:
     )
 
 
-def crawl_here(work: Work) -> Iterator[manifest.Commit]:
+def crawl_here(work: Work) -> Iterator[Commit]:
     """The units in this process."""
     config = work.config
     with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:

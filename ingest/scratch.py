@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "xtra-ingest-"
-JUDGING = "judging"  # files in which the rows being judged are marked (`shards.isolate`)
+JUDGING = "judging"  # files in which the rows being judged are marked (`shards.pixels.isolate`)
 RESERVE = 1 << 30  # bytes that we leave free on the disk, or a twentieth of it where that is less
 BYTES_A_LINK = 64 << 10  # of a list where a third is dead; ImageNet's pictures have 110 KB
 COPIES = 2  # the spool and, while it is sealed, the tar

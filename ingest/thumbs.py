@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ingest.record import CONTENT, Reason, Verdict
-from shards import image, manifest
+from shards.dataset import table_bytes
+from shards.pixels import image
 
 EACH = 4  # a reason and unit
 SIDE = 96  # pixels
@@ -95,7 +96,7 @@ def table(
             jpeg = thumbnail(body(sample), max_pixels)
         rows.append((sample.key, sample.row, sample.reason, sample.detail, jpeg))
     columns = [list(column) for column in zip(*rows)] or [[] for _ in SCHEMA]
-    return manifest.table_bytes(pa.table(columns, schema=SCHEMA))
+    return table_bytes(pa.table(columns, schema=SCHEMA))
 
 
 def thumbnail(body: bytes | None, max_pixels: int) -> bytes | None:

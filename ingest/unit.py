@@ -17,16 +17,17 @@ import pyarrow as pa
 
 from ingest import thumbs
 from ingest.record import BadLine, Link, Reason, Verdict
-from shards import manifest, store
-from shards.image import MAX_PIXELS
+from shards import store
+from shards.dataset import INDEX_SCHEMA, KEPT, Commit, commit, table_bytes, unit_name
+from shards.pixels import MAX_PIXELS
 from shards.tar import BLOCK, END, segment
 
 PIECE = 4 << 20  # bytes of the spool read at once
 HELD = 48 << 20  # bytes of a unit in memory, at most, that wait for their turn; less of one of several
 
 # A row of the index before its member has a place in the tar.
-_JUDGED = tuple(manifest.INDEX_SCHEMA.names[:-3])
-assert manifest.INDEX_SCHEMA.names[-3:] == ["member", "offset", "length"]
+_JUDGED = tuple(INDEX_SCHEMA.names[:-3])
+assert INDEX_SCHEMA.names[-3:] == ["member", "offset", "length"]
 _UNPICTURED = (None,) * (len(_JUDGED) - _JUDGED.index("sha256"))
 
 
@@ -141,7 +142,7 @@ class UnitWriter:
     def _offer(self, verdict: Verdict, show: bool) -> None:
         """Let the link be one of the few that are shown, if its key is among the lowest of its reason."""
         link = verdict.fetched.link
-        reason = str(verdict.reason or manifest.KEPT)
+        reason = str(verdict.reason or KEPT)
         rank = self._choice.rank(link.key, reason)
         if rank is None:
             return
@@ -152,23 +153,23 @@ class UnitWriter:
             self._shown.write(body)
         self._choice.take(thumbs.Sample(rank, link.key, link.row, reason, verdict.detail, span))
 
-    def seal(self) -> manifest.Commit:
+    def seal(self) -> Commit:
         """Write tar, index and thumbnails, then the commit; returns the commit that counts, ours or a faster one's."""
         assert self.done == len(self.links), f"unit {self.unit}: {self.done} of {len(self.links)} links have a verdict"
-        name = f"{manifest.unit_name(self.unit)}-{self.attempt}"
+        name = f"{unit_name(self.unit)}-{self.attempt}"
         tar_url, index_url = (store.join(self.dataset, "shards", name + end) for end in (".tar", ".parquet"))
         thumbs_url = store.join(self.dataset, "thumbs", name + ".parquet")
         path, size, digest = self._tar()
         store.put_file(tar_url, path, move=True)
         path.unlink(missing_ok=True)
-        index = manifest.table_bytes(self._index())
+        index = table_bytes(self._index())
         store.put(index_url, index)
         samples = self._choice.samples()
         if samples:
             store.put(thumbs_url, thumbs.table(samples, self._body, self._judging, self._max_pixels))
-        winner = manifest.commit(
+        winner = commit(
             self.dataset,
-            manifest.Commit(
+            Commit(
                 unit=self.unit,
                 attempt=self.attempt,
                 tar=name + ".tar",
@@ -254,8 +255,8 @@ class UnitWriter:
             lengths.append(length)
             at += span
         columns += [members, offsets, lengths]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, manifest.INDEX_SCHEMA)]
-        return pa.Table.from_arrays(arrays, schema=manifest.INDEX_SCHEMA)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA)]
+        return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
 
 
 class _Spool:
@@ -322,7 +323,7 @@ def judged_row(verdict: Verdict) -> tuple[Any, ...]:
         fetched.final_url,
         link.labels,
         link.row,
-        manifest.KEPT if picture is not None else verdict.reason,
+        KEPT if picture is not None else verdict.reason,
         verdict.detail,
         fetched.status or None,
         fetched.attempts,

@@ -29,7 +29,9 @@ from urllib.parse import quote, unquote
 import numpy as np
 from PIL import Image
 
-from jobs import cli, ledger
+from jobs import cli
+from jobs.flags import parse
+from jobs.report import ledger
 from shards import store
 
 SAMPLES = (1024, 3072, 9216)
@@ -283,7 +285,7 @@ def _icon() -> bytes:
 
 def main() -> int:
     try:
-        run(cli.parse(Config, sys.argv[1:], "make demo"))
+        run(parse(Config, sys.argv[1:], "make demo"))
     except ValueError as error:
         print(f"make demo: {error}", file=sys.stderr)
         return 2

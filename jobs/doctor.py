@@ -15,8 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from jobs import simd as build
-from shards import crop, entropy, store
+from jobs import pillow_simd as build
+from shards import store
+from shards.pixels import crop, entropy
 
 GIB = 1 << 30
 PACKAGES = {  # what pillow-simd's build may miss -> the Debian package that has it
@@ -149,7 +150,7 @@ def cropper() -> Check:
         return Check("ok", "crops", f"crop.c with {found.codec}, and Pillow")
     missing = [name for name in ("a C compiler", "jpeglib.h") if name in build.missing_headers()]
     packages = ", ".join(PACKAGES[name] for name in missing)
-    step = f"install {packages}; make setup" if missing else "python -m shards.crop says why"
+    step = f"install {packages}; make setup" if missing else "python -m shards.pixels.crop says why"
     why = f": no {', '.join(missing)}" if missing else ""
     return Check("warn", "crops", f"Pillow alone, at three times the cost{why}", step)
 
@@ -160,7 +161,7 @@ def gpu_decode() -> Check:
         import torch as pytorch
         from PIL import Image
 
-        from shards import image
+        from shards.pixels import image
         from xtra.gpu_decode import GpuDecoder, library
     except ImportError as error:
         return Check("warn", "GPU decode", f"does not import: {error}", "make setup")

@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from jobs.accounting import ordered, share
+from jobs.link_counts import ordered, share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from ingest.hosts import HostLoad
+    from ingest.http import HostLoad
     from ingest.run import Progress
 
 EVERY_SECONDS = 5.0  # between lines

@@ -9,15 +9,14 @@ import textwrap
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from jobs import follow as following
-from jobs import suite as suites
+from jobs.flags import Call
+from jobs.lab import follow as following, suite as suites
 from jobs.progress import Progress
 from shards.manifest import read_manifest
 from xtra import probe
 from xtra.augment import PROBE, PROBE_LINEAR_B
 
 if TYPE_CHECKING:
-    from jobs.cli import Call
     from xtra import train
 
 SUITES = suites.SUITES
@@ -77,8 +76,6 @@ def follow(call: Call) -> Any:
 
 def beside(call: Call, training: train.Config, words: list[str]) -> tuple[train.Config, AbstractContextManager[None]]:
     """The training's config with checkpoints kept until they are probed, and the block in which they are."""
-    from jobs.cli import Call
-
     asked = Call("train", "", list(words))
     try:
         every = asked.own("every", 0)

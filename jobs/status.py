@@ -13,9 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.record import RETRYABLE, Event
-from jobs.ledger import read_run
-from jobs.live import clean
+from jobs.ingest_display import clean
+from jobs.report import read_run
 from shards import manifest, store
+from shards.dataset import (
+    committed_units,
+    planned_units,
+    read_commit,
+    read_commits,
+    read_generations,
+    read_info,
+    read_table,
+)
 
 READERS = 16
 NEWEST = 8  # units whose indexes tell the rate
@@ -127,14 +136,14 @@ def _one(url: str) -> Status | None:
 
 def dataset_status(url: str) -> DatasetStatus:
     """Counts from the newest version plus the commits made since, so that a large dataset is read once."""
-    info = manifest.read_info(url)
+    info = read_info(url)
     versions = [name for name in store.names(store.join(url, "versions")) if name.endswith(".json")]
     version = store.read_json(store.join(url, "versions", versions[-1])) if versions else None
     base = manifest.read_manifest(f"{url}@{version['digest']}") if version else None
     known = {shard.unit for shard in base.shards} if base else set()
-    committed = manifest.committed_units(url)
+    committed = committed_units(url)
     with ThreadPoolExecutor(READERS) as pool:
-        fresh = list(pool.map(lambda unit: manifest.read_commit(url, unit), set(committed) - known))
+        fresh = list(pool.map(lambda unit: read_commit(url, unit), set(committed) - known))
     reasons = dict(base.reasons) if base else {}
     for done in fresh:
         for reason, n in done.reasons.items():
@@ -142,7 +151,7 @@ def dataset_status(url: str) -> DatasetStatus:
         for reason, n in done.supersedes.items():
             reasons[reason] = reasons.get(reason, 0) - n
     kept = (base.kept if base else 0) + sum(done.kept for done in fresh)
-    planned = manifest.planned_units(url)
+    planned = planned_units(url)
     asked_at, rate = _pace(url, committed[-NEWEST:])
     units = max(info.units, len(planned))
     links = kept + sum(reasons.values())
@@ -163,7 +172,7 @@ def dataset_status(url: str) -> DatasetStatus:
         samples=base.samples if base else None,
         not_chosen=info.not_chosen,
         retryable=sum(n for reason, n in reasons.items() if reason in RETRYABLE),
-        retries=len(manifest.read_generations(url)),
+        retries=len(read_generations(url)),
         asked_at=asked_at.isoformat(timespec="seconds") if asked_at else None,
         links_per_s=rate,
         seconds_left=(units - len(committed)) * info.unit / rate if rate and len(committed) < units else None,
@@ -174,7 +183,7 @@ def dataset_status(url: str) -> DatasetStatus:
 
 def _pace(url: str, units: list[int]) -> tuple[datetime | None, float | None]:
     """When the links of these units were last asked for, and how many a second while they were."""
-    names = [commit.index for commit in manifest.read_commits(url, units)]
+    names = [commit.index for commit in read_commits(url, units)]
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(lambda name: _asked(store.join(url, "shards", name)), names))
     spans = [(pc.min(t).as_py(), pc.max(t).as_py(), len(t)) for t in tables if len(t)]
@@ -198,7 +207,7 @@ def _newest_event(url: str) -> Event | None:
 
 
 def _asked(index: str) -> pa.ChunkedArray:
-    return manifest.read_table(index, ["fetched_at"])["fetched_at"].drop_null()
+    return read_table(index, ["fetched_at"])["fetched_at"].drop_null()
 
 
 def _dataset_lines(s: DatasetStatus, now: datetime) -> list[str]:

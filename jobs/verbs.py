@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobs.flags import nearest
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from ingest import run as ingest_run
-    from ingest import sets
+    from ingest.config import Config as IngestConfig
     from ingest.run import IngestResult
-    from jobs.cli import Call
+    from ingest.sets import folders
+    from jobs.flags import Call
     from jobs.progress import Progress
-    from xtra.probe_result import ProbeResult
+    from xtra.probe import ProbeResult
 
 C = TypeVar("C")
 PARITY = 1e-9  # largest relative error against the official float64 numbers
@@ -27,9 +28,10 @@ PARITY = 1e-9  # largest relative error against the official float64 numbers
 def _ingest(call: Call) -> Any:
     _spare_pandas()
     from ingest import run as ingest
+    from ingest.config import Config
 
     workers = call.own("workers", 1)
-    config = call.config(ingest.Config, also="--workers N ingests with N processes (1: this one)")
+    config = call.config(Config, also="--workers N ingests with N processes (1: this one)")
     if config.dry_run:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
@@ -62,9 +64,9 @@ def _spare_pandas() -> None:
         sys.meta_path.remove(Absent)  # type: ignore[arg-type]
 
 
-def _dry_run(call: Call, config: ingest_run.Config) -> Any:
+def _dry_run(call: Call, config: IngestConfig) -> Any:
     from ingest import dry_run
-    from jobs.live import Live
+    from jobs.ingest_display import Live
 
     stop = call.stoppable()
     with Live(f"xtra {call.verb}  a dry run of {config.urls}") as live:
@@ -76,18 +78,18 @@ def _dry_run(call: Call, config: ingest_run.Config) -> Any:
 
 
 def _import(call: Call) -> Any:
-    from ingest import in_place, sets
+    from ingest.sets import folders, in_place
 
-    config = call.config(sets.Config, "source")
+    config = call.config(folders.Config, "source")
     if config.set:
         return _import_benchmark(call, config)
-    run = in_place.run if config.in_place else sets.run
+    run = in_place.run if config.in_place else folders.run
     return _gather(call, config, f"{config.source} to {config.out}", run)
 
 
-def _import_benchmark(call: Call, config: sets.Config) -> Any:
-    from ingest import benchmarks, import_benchmark
-    from jobs.live import Live
+def _import_benchmark(call: Call, config: folders.Config) -> Any:
+    from ingest.sets import benchmarks, import_benchmark
+    from jobs.ingest_display import Live
 
     stop = call.stoppable()
     with Live(f"xtra {call.verb}  {config.set} of {config.source} to {config.out}") as live:
@@ -104,7 +106,7 @@ def _import_benchmark(call: Call, config: sets.Config) -> Any:
 
 
 def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult]) -> dict[str, Any]:
-    from jobs.live import Live
+    from jobs.ingest_display import Live
 
     stop = call.stoppable()
     with Live(f"xtra {call.verb}  {title}") as live:
@@ -116,10 +118,10 @@ def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult])
 
 def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     """Print what came of one dataset; returns it for --json."""
-    from jobs import accounting
+    from jobs import link_counts
     from shards import manifest
 
-    account = accounting.Account(
+    account = link_counts.Account(
         links=result.links,
         kept=result.kept,
         reasons=result.reasons,
@@ -127,7 +129,7 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
         left=result.links - result.kept - sum(result.reasons.values()),
         not_chosen=result.not_chosen,
     )
-    print(accounting.text(account))
+    print(link_counts.text(account))
     if result.note:
         print(f"\n{result.note}")
     told = {**vars(result), "stopped": result.stopped, "retryable": account.retryable, "address": None, "page": None}
@@ -144,11 +146,11 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
 
 def _page(call: Call, config: Any, result: IngestResult) -> str | None:
     """The page of a finished ingest. The dataset is whole without it, so a store that fails now is only a remark."""
-    from jobs import ingest_page
+    from jobs.report import dataset_page
     from shards.store import StoreError
 
     try:
-        return ingest_page.write(result.dataset, settings=ingest_page.settings(config))
+        return dataset_page.write(result.dataset, settings=dataset_page.settings(config))
     except StoreError as error:
         print(f"xtra {call.verb}: the page was not written: {error}", file=sys.stderr)
         return None
@@ -170,20 +172,20 @@ def _check(call: Call) -> Any:
 
 def _select(call: Call) -> Any:
     from ingest import select
-    from jobs import accounting
+    from jobs import link_counts
     from jobs.progress import Progress
 
     config = call.config(select.Config, "dataset")
     with Progress("") as progress:
         chosen = select.run(config, lambda what, done, total: progress(done, total, what))
-    print(accounting.selection(accounting.of_manifest(chosen)))
+    print(link_counts.selection(link_counts.of_manifest(chosen)))
     print(f"\ndataset  {chosen.address}")
     told = {"address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
 
 
 def _sweep(call: Call) -> Any:
-    from jobs.live import size
+    from jobs.ingest_display import size
     from shards import sweep
 
     result = sweep.run(call.config(sweep.Config, "dataset"))
@@ -198,7 +200,7 @@ def _sweep(call: Call) -> Any:
 def _peek(call: Call) -> Any:
     import shutil
 
-    from jobs import peek
+    from jobs.report import peek
 
     result = peek.run(call.config(peek.Config, "dataset"))
     print(peek.text(result.rows, shutil.get_terminal_size().columns) if result.page is None else result.page)
@@ -206,8 +208,9 @@ def _peek(call: Call) -> Any:
 
 
 def _train(call: Call) -> Any:
-    from jobs import cluster, recipes
+    from jobs import cluster
     from jobs.progress import Progress
+    from xtra import recipes
 
     name = call.first()
     if name is None:
@@ -227,9 +230,9 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
     followed: AbstractContextManager[None] = contextlib.nullcontext()
     if asked:
-        from jobs import probing
+        from jobs import probe_verb
 
-        config, followed = probing.beside(call, config, asked)
+        config, followed = probe_verb.beside(call, config, asked)
     which = iter([f"recipe {name}", *(f"not {other}" for other in recipes.variants(name))])
 
     def show(row: dict[str, Any]) -> None:
@@ -270,16 +273,16 @@ def _start_group(call: Call, workers: int) -> None:
 
 
 def _probe(call: Call) -> Any:
-    from jobs import probing
+    from jobs import probe_verb
     from jobs.progress import Progress
     from xtra import probe
 
-    if suite := call.choice("suite", probing.SUITES):
-        return probing.suite(call, suite)
+    if suite := call.choice("suite", probe_verb.SUITES):
+        return probe_verb.suite(call, suite)
     if "--follow" in call.words:
         call.words.remove("--follow")
-        return probing.follow(call)
-    config = probing.config(call)
+        return probe_verb.follow(call)
+    config = probe_verb.config(call)
     call.stoppable()
     with Progress("images") as progress:
 
@@ -330,7 +333,7 @@ def _generate(call: Call) -> Any:
 
 
 def _export(call: Call) -> Any:
-    from xtra import export
+    from xtra.official import export
 
     result = export.run(call.config(export.Config, "checkpoint"))
     print(export.describe(result))
@@ -338,7 +341,7 @@ def _export(call: Call) -> Any:
 
 
 def _scale(call: Call) -> Any:
-    from jobs import scale
+    from jobs.lab import scale
     from jobs.progress import Progress
 
     config = call.config(scale.Config)
@@ -359,9 +362,9 @@ def _scale(call: Call) -> Any:
 
 
 def _report(call: Call) -> Any:
-    from jobs import report
+    from jobs.report import scaling
 
-    result = report.run(call.config(report.Config, "runs"))
+    result = scaling.run(call.config(scaling.Config, "runs"))
     for problem in result.problems:
         print(f"xtra report: {problem}", file=sys.stderr)
     print(f"{result.runs} runs, {result.rows} rows: {result.report}")
@@ -425,11 +428,6 @@ VERBS = {
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
     "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),
 }
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _entry(name: str, doc: str) -> str:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from shards import manifest, rules, selection, store
 from shards.check_tar import check_tar, kept_rows
+from shards.dataset import INDEX_SCHEMA, KEPT, Commit, read_commit, read_generations, read_plan
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def run(config: Config, progress: Callable[[int, int], None] | None = None) -> C
 
 def _check_counts(version: manifest.Manifest, totals: Counter[str], ruled: Counter[str]) -> Iterator[Problem]:
     """links = kept + sum(reasons) and samples = kept - deselected, counted from the indexes themselves."""
-    claimed = Counter({manifest.KEPT: version.kept, **version.reasons})
+    claimed = Counter({KEPT: version.kept, **version.reasons})
     for reason in sorted({*claimed, *totals}):
         if claimed[reason] != totals[reason]:
             yield Problem("manifest", None, f"says {claimed[reason]} {reason}, the indexes hold {totals[reason]}")
@@ -145,7 +146,7 @@ class _Verdicts:
     """The verdict of every row so far, where there was a retry: a byte for each link. Shards come oldest first."""
 
     def __init__(self, version: manifest.Manifest):
-        generations = manifest.read_generations(version.dataset)
+        generations = read_generations(version.dataset)
         self.first_retry = min((g.first_unit for g in generations), default=None)
         self._codes: dict[str, int] = {}  # from 1
         self._code_N = np.zeros(0, np.uint8)  # by row; 0: no verdict yet
@@ -162,8 +163,8 @@ class _Verdicts:
         replaced = Counter({names[code]: int(n) for code, n in enumerate(np.bincount(old)) if n and code})
         if replaced != +report.superseded:
             report.add(f"replaces {dict(replaced)} of older units, its commit says {dict(report.superseded)}")
-        if replaced[manifest.KEPT]:
-            report.add(f"asks again for {replaced[manifest.KEPT]} links that older units kept")
+        if replaced[KEPT]:
+            report.add(f"asks again for {replaced[KEPT]} links that older units kept")
         if report.unit >= self.first_retry and (new := int((old == 0).sum())):
             report.add(f"asks again for {new} links that no older unit has")
         self._code_N[rows] = [self._codes.setdefault(reason, len(self._codes) + 1) for reason in report.reasons]
@@ -174,7 +175,7 @@ def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Repo
     report = _Report(shard.tar)
     report.unit = shard.unit
     try:
-        commit = manifest.read_commit(version.dataset, shard.unit)
+        commit = read_commit(version.dataset, shard.unit)
     except (store.StoreError, TypeError, AssertionError) as error:
         report.add(f"its commit cannot be read: {error}")
         commit = None
@@ -187,14 +188,14 @@ def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Repo
     if index is None:
         return report
     _check_index(version, number, index, commit, report)
-    rows = kept_rows(index.filter(pc.field("reason") == manifest.KEPT))
+    rows = kept_rows(index.filter(pc.field("reason") == KEPT))
     url = shard.tar_url(version.dataset)
     report.bytes = check_tar(url, not shard.foreign, shard.tar_sha256, shard.tar_bytes, rows, decode, report.add)
     return report
 
 
 def _read_index(
-    version: manifest.Manifest, shard: manifest.Shard, commit: manifest.Commit | None, report: _Report
+    version: manifest.Manifest, shard: manifest.Shard, commit: Commit | None, report: _Report
 ) -> pa.Table | None:
     try:
         body = store.read(store.join(version.dataset, "shards", shard.index))
@@ -204,7 +205,7 @@ def _read_index(
     except (store.StoreError, pa.ArrowException, OSError) as error:
         report.add(f"the index cannot be read: {error}")
         return None
-    if not table.schema.equals(manifest.INDEX_SCHEMA):
+    if not table.schema.equals(INDEX_SCHEMA):
         report.add(f"the index {shard.index} does not have the columns of an index")
         return None
     return table
@@ -214,16 +215,16 @@ _PLANNED = ["key", "url", "labels", "row"]
 
 
 def _check_index(
-    version: manifest.Manifest, number: int, index: pa.Table, commit: manifest.Commit | None, report: _Report
+    version: manifest.Manifest, number: int, index: pa.Table, commit: Commit | None, report: _Report
 ) -> None:
     """The index against the plan, the commit's counts, and the manifest's selection."""
     shard = version.shards[number]
     report.rows, report.reasons = index["row"].to_numpy(), index["reason"].to_pylist()
     report.counts = Counter(report.reasons)
-    if commit and report.counts != Counter({manifest.KEPT: commit.kept, **commit.reasons}):
+    if commit and report.counts != Counter({KEPT: commit.kept, **commit.reasons}):
         report.add(f"the index counts {dict(report.counts)}, the commit kept {commit.kept}, {commit.reasons}")
     try:
-        plan = manifest.read_plan(version.dataset, shard.unit)
+        plan = read_plan(version.dataset, shard.unit)
         planned = plan.select(_PLANNED)
     except (store.StoreError, pa.ArrowException, KeyError) as error:
         report.add(f"the plan cannot be read: {error}")
@@ -243,7 +244,7 @@ def _check_index(
                     report.add(f"{name} {value} stands {times} times in the index", str(value))
     try:
         _check_rules(version, number, index, report)
-        selected = report.counts[manifest.KEPT]
+        selected = report.counts[KEPT]
         if version.rules or version.subset:
             selected = selection.selected_index(version, number, ["key"]).num_rows
     except store.StoreError as error:
@@ -257,7 +258,7 @@ def _check_rules(version: manifest.Manifest, number: int, index: pa.Table, repor
     """Every rule is about a row that the index keeps, and does one thing to it."""
     if not version.rules:
         return
-    kept = {row for row, reason in zip(report.rows.tolist(), report.reasons) if reason == manifest.KEPT}
+    kept = {row for row, reason in zip(report.rows.tolist(), report.reasons) if reason == KEPT}
     for found in rules.read_rules(version.dataset, version.rules, version.shards[number].unit).to_pylist():
         if found["row"] not in kept:
             report.add(f"a rule is about row {found['row']}, which the index does not keep")

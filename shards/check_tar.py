@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from shards import image, store, tar
+from shards import store, tar
+from shards.pixels import image
 
 JSON_FIELDS = ("url", "labels", "sha256", "width", "height")
 

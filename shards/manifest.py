@@ -1,6 +1,6 @@
 """Manifests and versions: which samples a dataset holds, and the proof that every link is accounted for.
 
-Beside what ingest wrote (`shards.dataset`, whose names are also found here), a dataset's folder holds immutable
+Beside what ingest wrote (`shards.dataset`), a dataset's folder holds immutable
 manifests named by their own digest in `manifests/`, and `versions/`, whose newest number is the newest version.
 """
 
@@ -22,60 +22,16 @@ import pyarrow as pa
 from shards import store
 from shards.dataset import (
     FORMAT,
-    INDEX_SCHEMA,
-    KEPT,
-    PLAN_SCHEMA,
     Commit,
     DatasetInfo,
-    Generation,
-    commit,
     committed_units,
     numbers,
-    planned_units,
-    read_commit,
     read_commits,
-    read_generations,
     read_info,
-    read_plan,
     read_table,
     table_bytes,
-    unit_name,
-    write_generation,
-    write_info,
-    write_plan,
 )
 from shards.rules import Rules
-
-__all__ = [
-    "INDEX_SCHEMA",
-    "KEPT",
-    "PLAN_SCHEMA",
-    "Commit",
-    "DatasetInfo",
-    "Generation",
-    "Manifest",
-    "Rules",
-    "Shard",
-    "Subset",
-    "add_version",
-    "commit",
-    "committed_units",
-    "make_version",
-    "planned_units",
-    "read_commit",
-    "read_commits",
-    "read_generations",
-    "read_info",
-    "read_manifest",
-    "read_plan",
-    "read_table",
-    "table_bytes",
-    "unit_name",
-    "write_generation",
-    "write_info",
-    "write_manifest",
-    "write_plan",
-]
 
 _SHARD_SCHEMA = pa.schema(
     [

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import store
-from shards.manifest import KEPT, Manifest, Subset, read_table, write_manifest
+from shards.dataset import KEPT, read_table
+from shards.manifest import Manifest, Subset, write_manifest
 from shards.rules import read_rules
 
 _AT_ONCE = 8  # indexes read at once, each a few MB

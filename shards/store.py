@@ -22,8 +22,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards import remote
-from shards.remote import Missing, StoreError
+from shards import store_remote
+from shards.store_remote import Missing, StoreError
 
 PART = 16 << 20  # bytes of a file's part; PARTS of them are in memory at once
 PARTS = 4
@@ -62,8 +62,8 @@ def read(url: str) -> bytes:
     if is_local(url):
         with _local_errors("read", url):
             return local_path(url).read_bytes()
-    fs, path = remote.client(url)
-    return remote.call("read", url, lambda: fs.cat_file(path))
+    fs, path = store_remote.client(url)
+    return store_remote.call("read", url, lambda: fs.cat_file(path))
 
 
 def read_range(url: str, offset: int, length: int) -> bytes:
@@ -73,8 +73,8 @@ def read_range(url: str, offset: int, length: int) -> bytes:
             file.seek(offset)
             body = file.read(length)
     else:
-        fs, path = remote.client(url)
-        body = remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+        fs, path = store_remote.client(url)
+        body = store_remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=offset + length))
     if len(body) != length:
         raise StoreError(f"{url}: ends {length - len(body)} bytes before {offset}+{length}: run xtra check on it")
     return body
@@ -87,9 +87,9 @@ def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | N
     does not answer.
     """
     if not is_local(url):
-        from shards import ranged  # libcurl is needed only here
+        from shards import store_ranged
 
-        ranged.read_into(url, offset, view, stop)
+        store_ranged.read_into(url, offset, view, stop)
         return
     with _local_errors("read", url), local_path(url).open("rb", buffering=0) as file:
         length = fill(file.fileno(), [view], offset)
@@ -119,10 +119,10 @@ def open_read(url: str) -> BinaryIO:
     if is_local(url):
         with _local_errors("read", url):
             return local_path(url).open("rb")
-    fs, path = remote.client(url)
+    fs, path = store_remote.client(url)
     if url.startswith(("http://", "https://")):  # whose servers need not know ranges
-        return remote.call("read", url, lambda: fs.open(path, "rb", block_size=READ_AHEAD))
-    size = remote.call("read", url, lambda: fs.info(path))["size"]
+        return store_remote.call("read", url, lambda: fs.open(path, "rb", block_size=READ_AHEAD))
+    size = store_remote.call("read", url, lambda: fs.info(path))["size"]
     return io.BufferedReader(_Ranges(url, size), READ_AHEAD)
 
 
@@ -162,8 +162,8 @@ def put(url: str, body: bytes) -> None:
             aside.write_bytes(body)
             _publish(aside, target)
         return
-    fs, path = remote.client(url)
-    remote.call("write", url, lambda: fs.pipe_file(path, body))
+    fs, path = store_remote.client(url)
+    store_remote.call("write", url, lambda: fs.pipe_file(path, body))
 
 
 def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None:
@@ -177,9 +177,9 @@ def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None
                 shutil.copyfile(path, aside)
             _publish(aside, target)
         return
-    fs, remote_path = remote.client(url)
+    fs, remote_path = store_remote.client(url)
     parts = {"chunksize": PART, "max_concurrency": PARTS} if url.startswith("s3://") else {}
-    remote.call("write", url, lambda: fs.put_file(os.fspath(path), remote_path, **parts))
+    store_remote.call("write", url, lambda: fs.put_file(os.fspath(path), remote_path, **parts))
 
 
 def _renamed(path: str | os.PathLike[str], to: Path) -> bool:
@@ -201,7 +201,7 @@ def put_if_absent(url: str, body: bytes) -> bool:
     section 13.1.2). A reply can be lost after the store has applied the write, so a refusal is settled by reading the
     object back: equal bytes count as ours, so callers who must tell writers apart put a name into the body.
     """
-    assert len(body) < remote.SINGLE_PUT, "a commit is one small single-part PUT"
+    assert len(body) < store_remote.SINGLE_PUT, "a commit is one small single-part PUT"
     if is_local(url):
         with _local_errors("write", url), _aside(url) as (aside, target):
             aside.write_bytes(body)
@@ -210,7 +210,7 @@ def put_if_absent(url: str, body: bytes) -> bool:
             except FileExistsError:
                 return False
             return True
-    fs, path = remote.client(url)
+    fs, path = store_remote.client(url)
 
     def create() -> bool:
         try:
@@ -223,7 +223,7 @@ def put_if_absent(url: str, body: bytes) -> bool:
             raise
         return True
 
-    return remote.call("write", url, create)
+    return store_remote.call("write", url, create)
 
 
 def put_json(url: str, value: Any) -> None:
@@ -249,8 +249,8 @@ def _json(value: Any) -> bytes:
 def exists(url: str) -> bool:
     if is_local(url):
         return local_path(url).exists()
-    fs, path = remote.client(url)
-    return remote.call("look up", url, lambda: fs.exists(path))
+    fs, path = store_remote.client(url)
+    return store_remote.call("look up", url, lambda: fs.exists(path))
 
 
 def names(url: str) -> list[str]:
@@ -261,9 +261,9 @@ def names(url: str) -> list[str]:
                 return sorted(name for name in os.listdir(local_path(url)) if not name.startswith(".aside-"))
         except Missing:
             return []
-    fs, path = remote.client(url)
+    fs, path = store_remote.client(url)
     try:
-        found = remote.call("list", url, lambda: fs.ls(path, detail=False))
+        found = store_remote.call("list", url, lambda: fs.ls(path, detail=False))
     except Missing:
         return []
     return sorted({name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != path.rstrip("/")})
@@ -288,9 +288,9 @@ def entries(url: str) -> list[Entry]:
                     if entry.is_file():
                         found.append(Entry(entry.name, entry.stat().st_size, entry.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.name)
-    fs, path = remote.client(url)
+    fs, path = store_remote.client(url)
     try:
-        infos = remote.call("list", url, lambda: fs.ls(path, detail=True))
+        infos = store_remote.call("list", url, lambda: fs.ls(path, detail=True))
     except Missing:
         return []
     return sorted(
@@ -317,9 +317,9 @@ def delete(url: str) -> None:
         with _local_errors("delete", url):
             local_path(url).unlink(missing_ok=True)
         return
-    fs, path = remote.client(url)
+    fs, path = store_remote.client(url)
     with contextlib.suppress(Missing):
-        remote.call("delete", url, lambda: fs.rm_file(path))
+        store_remote.call("delete", url, lambda: fs.rm_file(path))
 
 
 def check_writable(url: str) -> None:

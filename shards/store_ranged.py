@@ -17,7 +17,7 @@ from typing import Any
 
 import pycurl
 
-from shards import remote
+from shards import store_remote
 
 SIGNED_FOR = 3600  # seconds
 _SIGNED_AGAIN = 2400  # seconds after which a signature is renewed
@@ -43,15 +43,17 @@ def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | N
     """Fill `view` with the object's bytes from `offset`. Raises Missing, and StoreError also where it ends before."""
     where = _signed(url)
     if where is None:
-        fs, path = remote.client(url)
+        fs, path = store_remote.client(url)
         end = offset + len(view)
-        body = remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=end), stop)
+        body = store_remote.call("read", url, lambda: fs.cat_file(path, start=offset, end=end), stop)
         view[: len(body)] = body
         length = len(body)
     else:
-        length = remote.call("read", url, lambda: _attempt(url, offset, view, stop), stop)
+        length = store_remote.call("read", url, lambda: _attempt(url, offset, view, stop), stop)
     if length != len(view):
-        raise remote.StoreError(f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check")
+        raise store_remote.StoreError(
+            f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check"
+        )
 
 
 def _signed(url: str) -> str | None:
@@ -60,7 +62,7 @@ def _signed(url: str) -> str | None:
         return url
     where, when = _signatures.get(url, (None, -1e9))
     if time.monotonic() - when > _SIGNED_AGAIN:
-        fs, path = remote.client(url)
+        fs, path = store_remote.client(url)
         try:
             where = fs.sign(path, expiration=SIGNED_FOR)
         except Exception:

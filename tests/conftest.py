@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 
-for folder in (
-    "",
-    "shards",
-    "ingest",
-    "xtra",
-    "jobs",
-):  # helper modules of tests: tests/origin.py, tests/shards/datasets.py, ...
-    sys.path.append(str(Path(__file__).parent / folder))
+sys.path.append(str(Path(__file__).parent))
+
+from places import FOLDERS, SHARED
+
+sys.path += FOLDERS  # helper modules of tests: origin, made_datasets, ranks, ...
 
 STORES = ["local", "moto", "s3"]
 
@@ -33,10 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference numbers and real images that lies beside a development checkout."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
-    if not folder.is_dir():
+    if not SHARED.is_dir():
         pytest.skip("no ../shared beside this checkout: reference vectors and real images are not here")
-    return folder
+    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -53,13 +49,13 @@ def moto_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def on_moto(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shards import remote
+    from shards import store_remote
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setattr(remote, "_filesystems", {})
+    monkeypatch.setattr(store_remote, "_filesystems", {})
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +63,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray cluster for the whole session: starting one takes some 10 s."""
     import ray
 
-    from jobs.cluster import start_ray
+    from jobs.cluster.group import start_ray
 
     start_ray()
     yield
@@ -76,10 +72,10 @@ def ray_cluster() -> Iterator[None]:
 
 def bucket() -> str:
     """A new bucket on the store that the AWS variables name."""
-    from shards import remote
+    from shards import store_remote
 
     name = f"xtra-test-{uuid.uuid4().hex[:12]}"
-    remote.client("s3://x/y")[0].mkdir(name)
+    store_remote.client("s3://x/y")[0].mkdir(name)
     return f"s3://{name}"
 
 

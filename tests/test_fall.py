@@ -17,14 +17,20 @@ from origin import Origin
 from PIL import Image
 
 from ingest import run as ingest
-from ingest import sets
-from ingest.fetch import FetchConfig
-from ingest.select import SelectConfig
-from jobs import cluster, ledger, recipes, report, scale
+from ingest.config import Config
+from ingest.http.fetcher import FetchConfig
+from ingest.select.apply import SelectConfig
+from ingest.sets import folders
+from jobs.cluster import group
+from jobs.lab import scale
+from jobs.report import ledger, scaling
 from shards import check, store
-from shards.manifest import read_manifest, read_table
-from shards.stream import once
-from xtra import checkpoint, probe
+from shards.dataset import read_table
+from shards.manifest import read_manifest
+from shards.stream.stream import once
+from xtra import recipes
+from xtra.probe import probe
+from xtra.run import checkpoint
 
 CLASSES, PICTURES = 3, 90
 JUNK = {  # path -> the verdict it must get
@@ -79,7 +85,7 @@ def test_the_fall(base, tmp_path):
         links = make_list(origin, tmp_path)
         fetch = FetchConfig(allow_private=("127.0.0.1",), retries=1, backoff=0.05)
         alike = SelectConfig(near_distance=-1)  # these drawings look alike to a perceptual hash
-        settings = ingest.Config(str(links), data, unit=40, label_column="label", fetch=fetch, select=alike)
+        settings = Config(str(links), data, unit=40, label_column="label", fetch=fetch, select=alike)
         got = ingest.run(settings)
         assert got.links == PICTURES + len(JUNK) + 2 == got.kept + sum(got.reasons.values())
         asked = origin.requests.total()
@@ -98,7 +104,7 @@ def test_the_fall(base, tmp_path):
     assert sum(reason == "bad_url" for reason in reasons.values()) == 2
     assert check.run(check.Config(data, decode=True)).ok
 
-    assert sets.run(sets.Config(str(labelled_folder(tmp_path / "labelled")), evaluation)).kept == 60
+    assert folders.run(folders.Config(str(labelled_folder(tmp_path / "labelled")), evaluation)).kept == 60
 
     # Wall 2: an XTRA and its plain-causal twin, trained and probed.
     model = dataclasses.replace(recipes.demo32().model, width=32, depth=2, heads=2, bridge=32, dec_width=32, head=32)
@@ -120,7 +126,7 @@ def test_the_fall(base, tmp_path):
                 checkpoint_every=100,
             )
         )
-    results = cluster.train_all(runs)
+    results = group.train_all(runs)
     assert [result.samples_seen for result in results] == [270, 270]
     for run in runs:
         newest = checkpoint.latest(run.out)
@@ -142,7 +148,7 @@ def test_the_fall(base, tmp_path):
     assert all(row.unique_images == PICTURES for row in rows)
     trained = [row for row in rows if row.encoder == "trained"]
     assert max(row.accuracy for row in trained) > 1 / CLASSES
-    page = store.read(report.write_report(study)).decode()
+    page = store.read(scaling.write_report(study)).decode()
     assert "<svg" in page
     assert manifest.digest[:16] in page
 
@@ -151,7 +157,7 @@ def test_webdataset_reads_what_ingest_wrote(tmp_path):
     with Origin() as origin:
         links = make_list(origin, tmp_path)
         fetch = FetchConfig(allow_private=("127.0.0.1",), retries=0)
-        settings = ingest.Config(str(links), str(tmp_path / "data"), unit=40, label_column="label", fetch=fetch)
+        settings = Config(str(links), str(tmp_path / "data"), unit=40, label_column="label", fetch=fetch)
         ingest.run(dataclasses.replace(settings, select=SelectConfig(near_distance=-1)))
     manifest = read_manifest(str(tmp_path / "data"))
     script = (
@@ -171,7 +177,7 @@ def test_a_study_over_two_workers_balances(tmp_path, ray_cluster):
     """Samples seen are what the cursor says, on Ray Train workers too; a second study finds nothing left to do."""
     labelled = labelled_folder(tmp_path / "labelled")
     data = str(tmp_path / "data")
-    sets.run(sets.Config(str(labelled), data))
+    folders.run(folders.Config(str(labelled), data))
     probing = probe.Config("", train=data, eval=data, lrs=(1e-2,), epochs=1, views=1, batch=30, heads=("linear",))
     settings = scale.Config(
         data, str(tmp_path / "study"), ("demo32",), samples=(64, 90), workers=2, probe=probing, pixels=False

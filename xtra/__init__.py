@@ -16,6 +16,7 @@ def load(path: str) -> Encoder:
 
     Raises ValueError naming the file when there is none or it does not fit.
     """
-    from xtra import checkpoint, official  # torch is imported only when a model is wanted
+    from xtra import official
+    from xtra.run import checkpoint
 
     return official.load_encoder(path) if official.is_official(path) else checkpoint.load_encoder(path)

@@ -16,12 +16,9 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from shards import image
 from shards.manifest import Manifest
-from shards.mixture import read_mixture
-from shards.order import Order
-from shards.reader import ReadConfig
-from shards.stream import Stream, seen_in, state_of
+from shards.pixels import image
+from shards.stream import Order, ReadConfig, Stream, read_mixture, seen_in, state_of
 from xtra.data import Augment, train_batches
 
 

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards.order import mix64, uniform
+from shards.stream import mix64, uniform
 from xtra import rand_augment
 
 _AREA = (0.02, 1 / 3)  # share of the image that erasing takes
 _ASPECT = (0.3, 1 / 0.3)  # height over width of what it takes
 _TRIES = 10  # at a rectangle that fits, after which the image stays whole
-_GAMMA, _MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # as in shards.order.mix64
+_GAMMA, _MIX = (
+    0x9E3779B97F4A7C15,
+    ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)),
+)  # as in shards.stream.order.mix64
 
 
 @dataclass(frozen=True)

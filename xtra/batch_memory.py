@@ -9,11 +9,6 @@ import torch
 from torch import Tensor
 
 
-def sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, begun but not waited for: pinned memory is what the host need not wait for."""
-    return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
-
-
 class Lease:
     """Images that are somebody's until `release`; one that is never released stays valid for ever."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shards.order import permutation, uniform
+from shards.stream import permutation, uniform
 
 _PURPOSE = 0x6F726465  # keeps the draws of block orders apart from those of the sample order
 

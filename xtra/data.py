@@ -25,15 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards import crop, image
-from shards.encoded import Encoded, Sample
-from shards.image import View
 from shards.manifest import Manifest
-from shards.order import uniform
-from shards.stream import Once, Stream, once
+from shards.pixels import View, crop, image
+from shards.stream import Encoded, Once, Sample, Stream, once, uniform
 from xtra import rand_augment
 from xtra.augment import Augment
-from xtra.slots import Lease, Slots
+from xtra.batch_memory import Lease, Slots
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as the official code's transforms use
 STD = (0.229, 0.224, 0.225)
@@ -77,7 +74,7 @@ class DeviceDecoder(Protocol):
 
 
 class Guard(Protocol):
-    """Keeps samples that may end their process from this one's decoders; see xtra/killers.py."""
+    """Keeps samples that may end their process from this one's decoders; see xtra/run/poison.py."""
 
     def decoding(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
         """Until the end of the block this process is at these samples."""

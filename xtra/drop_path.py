@@ -1,6 +1,6 @@
 """Drop path (stochastic depth): which images skip which residual branch, and branches computed for the others only.
 
-Draws are counter-based (shards/order.py): no generator state to save, and the same at every world size.
+Draws are counter-based (shards/stream/order.py): no generator state to save, and the same at every world size.
 
 Shapes: B images, N tokens, D width, L encoder layers, S = 2 residual branches of a layer (attention, MLP).
 """
@@ -8,17 +8,14 @@ Shapes: B images, N tokens, D width, L encoder layers, S = 2 residual branches o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shards.order import uniform
-from xtra.slots import sent
-
-if TYPE_CHECKING:
-    from xtra.model import ModelConfig
+from shards.stream import uniform
+from xtra.device import sent
 
 
 class Drop(NamedTuple):
@@ -60,26 +57,26 @@ def drops_of(drop_LSB: Tensor | None, layers: int, device: torch.device, skip_dr
     return [[*drops[i : i + 2]] for i in range(0, len(drops), 2)]
 
 
-def scales(config: ModelConfig, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
+def scales(rate: float, layers: int, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
     """[L, 2, B] float32 for `drop_LSB`: 0 where a branch is dropped, else 1/keep; a pure function of its arguments.
 
-    keep falls linearly from 1 in the first layer to 1 - drop_path in the last; kept when floor(keep + U) is 1.
+    keep falls linearly from 1 in the first layer to 1 - rate in the last; kept when floor(keep + U) is 1.
     """
-    keep = 1 - np.linspace(0, config.drop_path, config.depth)[:, None, None]
-    layer, branch = np.arange(config.depth)[:, None, None], np.arange(2)[:, None]
+    keep = 1 - np.linspace(0, rate, layers)[:, None, None]
+    layer, branch = np.arange(layers)[:, None, None], np.arange(2)[:, None]
     u = uniform(seed, "drop_path", np.asarray(epoch_B), np.asarray(sample_B), layer, branch)
     return torch.from_numpy((np.floor(keep + u) / keep).astype(np.float32))
 
 
-def subset_scales(config: ModelConfig, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
+def subset_scales(rate: float, layers: int, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
     """[L, 2, B], as `scales` but with a fixed number of images kept in each branch, those of the largest draws.
 
     As DINOv2 does (dinov2/layers/block.py): the same chance for every image and shapes that do not change from step to
     step, but the images of a batch are no longer independent, so another world size or micro-batch takes other draws.
     """
     images = len(sample_B)
-    keep = 1 - np.linspace(0, config.drop_path, config.depth)[:, None]
-    layer, branch = np.arange(config.depth)[:, None, None], np.arange(2)[:, None]
+    keep = 1 - np.linspace(0, rate, layers)[:, None]
+    layer, branch = np.arange(layers)[:, None, None], np.arange(2)[:, None]
     u = uniform(seed, "drop_path", np.asarray(epoch_B), np.asarray(sample_B), layer, branch)
     count = np.maximum(np.round(keep * images), 1)
     largest = np.argsort(np.argsort(-u, axis=-1, kind="stable"), axis=-1, kind="stable") < count[..., None]

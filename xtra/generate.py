@@ -22,15 +22,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shards import image, store
+from shards import store
 from shards.manifest import read_manifest
-from shards.order import Order
-from shards.stream import Stream
-from xtra import checkpoint, official
+from shards.pixels import image
+from shards.stream import Order, Stream
+from xtra import official
 from xtra.blocks import block_orders, join_blocks, target_blocks
 from xtra.data import MEAN, STD, centred, normalise
 from xtra.loss import EPS, next_block_loss
 from xtra.model import ModelConfig, Xtra
+from xtra.run import checkpoint
 
 CELL = 128  # least pixels a side that a picture is shown at
 GAP = 4

@@ -32,8 +32,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from shards import image, jpeg
-from shards.image import View
+from shards.pixels import View, image, jpeg
 
 Body = bytes | memoryview
 Region = tuple[int, int, int, int]  # x, y, width, height; whole pixels of the stored picture

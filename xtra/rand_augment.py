@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from shards.order import uniform
+from shards.stream import uniform
 
 _SCALE = 10.0  # the magnitude of strength 1
 _FILL = (124, 116, 104)  # ImageNet's mean colour

@@ -1,8 +1,8 @@
 """Pretraining: one Config, one run(), one loop.
 
 The only clock is samples seen: batches are global, steps are derived, and the whole state of the data is one number.
-All ranks hold the whole model and sum their gradients in a fixed order (xtra/ranks.py), so that a run continued from a
-checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
+All ranks hold the whole model and sum their gradients in a fixed order (xtra/distributed.py), so that a run continued
+from a checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
 
 Shapes: B this rank's images, L encoder layers, K blocks.
 """
@@ -22,24 +22,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.manifest import Manifest, read_manifest
-from shards.mixture import Mixture
-from shards.order import Order
-from shards.reader import ReadConfig
-from shards.stream import Cursor, Stream
-from xtra import checkpoint, drop_path, gpu_decode
+from shards.stream import Cursor, Mixture, Order, ReadConfig, Stream
+from xtra import drop_path, gpu_decode
 from xtra.attention import ARMS, Arm
 from xtra.blocks import block_orders, pick_order, target_blocks
 from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
-from xtra.killers import Guard, find
+from xtra.device import sent
+from xtra.distributed import GradientSum, Owners, sum_numbers, world_of
 from xtra.loss import LossConfig, next_block_loss
-from xtra.meter import cost, memory_bytes
 from xtra.model import ModelConfig, Xtra, build, compile_layers, float32_products
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
-from xtra.ranks import GradientSum, Owners, sum_numbers, world_of
-from xtra.run_folder import Opened, Parts, open_run
-from xtra.saver import Saver
-from xtra.sinks import Recorder, gaps, require
-from xtra.slots import sent
+from xtra.run import Opened, Parts, Recorder, Saver, checkpoint, cost, gaps, memory_bytes, open_run, poison, require
 from xtra.validation import Validation, validation_loss
 
 FLUSH_SECONDS = 30.0
@@ -136,7 +129,7 @@ def run(
     on_gpu = gpu_decode.chosen("cpu" if config.augment.randaugment else config.decoder, device, config.threads)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
-    known = find(attempt, manifest.digest, device)
+    known = poison.find(attempt, manifest.digest, device)
     for remark in (*opened.remarks, _plan(config, manifest, world)):
         progress({"remark": remark})
     model = build(config.model, config.seed, device, config.decoder_fp32)
@@ -169,7 +162,7 @@ def run(
     with (
         float32_products("high" if config.tf32 else "highest"),
         closing(stream),
-        Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
+        poison.Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
         Parts(attempt, "metrics") as metrics,
         Parts(attempt, "events", rank, world) as events,
         Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.tell) as saver,
@@ -292,7 +285,8 @@ def _forward_backward(
         drop_LSB = None
         if config.model.drop_path:
             draw = drop_path.subset_scales if config.dropped == "subset" else drop_path.scales
-            drop_LSB = draw(config.model, config.seed, batch.epoch_B[part], batch.sample_B[part])
+            rate, layers = config.model.drop_path, config.model.depth
+            drop_LSB = draw(rate, layers, config.seed, batch.epoch_B[part], batch.sample_B[part])
         targets_BKP = target_blocks(images, config.model.side)
         if perm_K is not None:
             targets_BKP = targets_BKP[:, perm_K]

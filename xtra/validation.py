@@ -10,9 +10,9 @@ from torch import Tensor
 from shards.manifest import Manifest
 from xtra.blocks import target_blocks
 from xtra.data import eval_batches, normalise
+from xtra.distributed import sum_numbers, world_of
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import Xtra
-from xtra.ranks import sum_numbers, world_of
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import wordnet
-from ingest.fetch import Fetcher
+from ingest.config import Config
+from ingest.dry_run.forecast import Forecast, Outcome, Pace, Survey, forecast, lines
 from ingest.filter import judge
-from ingest.forecast import Forecast, Outcome, Pace, Survey, forecast, lines
+from ingest.http import Fetcher
+from ingest.lists import Columns, label_counts, links_of, plan_batches
 from ingest.plan import need_contact
 from ingest.record import Link, Verdict
-from ingest.run import TICK, Config, Progress
-from ingest.source import label_counts, links_of, plan_batches
-from ingest.tables import Columns
-from shards.order import mix64
+from ingest.run import TICK, Progress
+from shards.stream import mix64
 from shards.tar import BLOCK
 
 __all__ = ["Forecast", "lines", "run"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ingest.address import networks
-from ingest.robots import PRODUCT
+from ingest.http.address import networks
+from ingest.http.robots import PRODUCT
 
 VERSION = "0.1"
 PROJECT = "https://github.com/xtra-pretrain/xtra-pretrain"

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.fetch_config import FetchConfig
-from ingest.hosts import HostLoad, Leases, Manners, Origin
-from ingest.outage import PROBE, Network
+from ingest.http.config import FetchConfig
+from ingest.http.hosts import HostLoad, Leases, Manners, Origin, Task
+from ingest.http.outage import PROBE, Network
+from ingest.http.resolver import Resolver
+from ingest.http.robots import ANYTHING, parse
+from ingest.http.schedule import Schedule
+from ingest.http.transfer import RETRY_AFTER, Slot, Transfers, alive, outcome, redirect_of
 from ingest.record import Event, Fetched, Link, Reason
-from ingest.resolver import Resolver
-from ingest.robots import ANYTHING, parse
-from ingest.schedule import Schedule
-from ingest.transfer import RETRY_AFTER, Slot, Task, Transfers, alive, outcome, redirect_of
 
 HOLD = 131_072  # links held at once, so that a slow host does not hold the others up
 BATCH = 1024  # links taken in one turn

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from ingest.record import Reason
-from ingest.resolver import Answer
-from ingest.robots import Robots
-
-if TYPE_CHECKING:
-    from ingest.transfer import Task
+from ingest.http.resolver import Answer
+from ingest.http.robots import Robots
+from ingest.record import Link, Reason
 
 BURST = 32  # links of one host that may follow one another while other hosts wait: its connection stays warm
 OPENINGS = 3  # of a host's breaker in a row, after which its links are given up
@@ -58,6 +55,24 @@ class Origin:
     pinned: float = 0.0  # the `known_until` of the addresses that libcurl has
     asking: bool = False
     waiting: deque[Task] = field(default_factory=deque)  # links that wait for the answer
+
+
+@dataclass(eq=False, slots=True)
+class Task:
+    """Something to ask for: a link, an origin's robots.txt (no link), or a sign of life (a probe)."""
+
+    link: Link | None
+    url: str
+    origin: Origin  # of url
+    robots_of: Origin | None = None  # whose robots.txt this is, wherever a redirect has led
+    started: float = 0.0  # monotonic; 0 before the first request
+    began: float = 0.0  # of the present transfer
+    spent: float = 0.0  # seconds in transfers, of the deadline
+    waited: float = 0.0  # where the clock of waiting for its host stood when it was taken
+    attempts: int = 0
+    hops: int = 0
+    excused: int = 0  # attempts not counted, because the network or this process was away
+    silent_at: float = 0.0  # when it last failed without an answer
 
 
 @dataclass(eq=False, slots=True)

@@ -15,13 +15,12 @@ from collections import deque
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from ingest.address import refusal
-from ingest.hosts import BURST, Demand, Host, HostLoad, Leases, Manners, Origin
+from ingest.http.address import refusal
+from ingest.http.hosts import BURST, Demand, Host, HostLoad, Leases, Manners, Origin, Task
+from ingest.http.resolver import Answer
+from ingest.http.robots import ANYTHING, Robots
+from ingest.lists import MAX_URL, check_url
 from ingest.record import Reason
-from ingest.resolver import Answer
-from ingest.robots import ANYTHING, Robots
-from ingest.source import MAX_URL, check_url
-from ingest.transfer import Task
 
 LEASED = 4  # hosts that hold or ask for a lease, per transfer at once
 ROBOTS_FOR = 24 * 3600.0  # seconds for which a robots.txt is believed (RFC 9309, 2.4)

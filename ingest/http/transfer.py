@@ -12,20 +12,19 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import pycurl
 
-from ingest.address import refusal
+from ingest.http.address import refusal
+from ingest.http.robots import LIMIT, opted_out
+from ingest.lists import quote
 from ingest.record import Link, Reason
-from ingest.robots import LIMIT, opted_out
-from ingest.source import quote
 
 if TYPE_CHECKING:
-    from ingest.fetch_config import FetchConfig
-    from ingest.hosts import Origin
+    from ingest.http.config import FetchConfig
+    from ingest.http.hosts import Task
 
 ERROR_BODY = 64 << 10  # bytes of an error page worth reading to keep its connection
 MAX_HEAD = 64 << 10  # bytes of all header lines of a response, interim responses and trailers included
@@ -35,24 +34,6 @@ _SUPPRESS_CONNECT_HEADERS = 265  # pycurl has no names for these two
 _E_TOO_LARGE = 100  # a header line
 
 _spooled = itertools.count()
-
-
-@dataclass(eq=False, slots=True)
-class Task:
-    """Something to ask for: a link, an origin's robots.txt (no link), or a sign of life (a probe)."""
-
-    link: Link | None
-    url: str
-    origin: Origin  # of url
-    robots_of: Origin | None = None  # whose robots.txt this is, wherever a redirect has led
-    started: float = 0.0  # monotonic; 0 before the first request
-    began: float = 0.0  # of the present transfer
-    spent: float = 0.0  # seconds in transfers, of the deadline
-    waited: float = 0.0  # where the clock of waiting for its host stood when it was taken
-    attempts: int = 0
-    hops: int = 0
-    excused: int = 0  # attempts not counted, because the network or this process was away
-    silent_at: float = 0.0  # when it last failed without an answer
 
 
 class Slot:

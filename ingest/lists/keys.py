@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.order import U64, mix64
+from shards.stream import U64, mix64
 
 KEY_LENGTH = 90
 _PLAIN = f"^[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}$"

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.lists import MAX_LINE, blocks
+from ingest.lists.files import MAX_LINE, blocks
 from ingest.wordnet import WNID
 
 BATCH = 8192  # rows of formats that are read a row at a time

@@ -1,9 +1,9 @@
 """URL lists -> links with unique keys, one pass, in batches of columns: what the plan of a dataset is made of.
 
-`ingest.rows` and `ingest.tables` read the rows of any format; here their URLs are judged and quoted, their keys made
-unique, and lines whose classes are not wanted left out. A line that holds no usable link becomes a bad one with its
-line number, never an exception. Rows that are as plain as nearly all are done by the column; the others one by one, by
-the same rules.
+`ingest.lists.rows` and `ingest.lists.tables` read the rows of any format; here their URLs are judged and quoted, their
+keys made unique, and lines whose classes are not wanted left out. A line that holds no usable link becomes a bad one
+with its line number, never an exception. Rows that are as plain as nearly all are done by the column; the others one by
+one, by the same rules.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest import keys, lists, wordnet
-from ingest.lists import list_name
+from ingest import wordnet
+from ingest.lists import files, keys
+from ingest.lists.files import list_name
+from ingest.lists.rows import batches, lists_of, text_rows
+from ingest.lists.tables import Columns, json_rows, parquet_rows, table_rows
 from ingest.record import BadLine, Link, from_plan
-from ingest.rows import batches, lists_of, text_rows
-from ingest.tables import Columns, json_rows, parquet_rows, table_rows
-from shards.manifest import PLAN_SCHEMA
+from shards.dataset import PLAN_SCHEMA
 
 MAX_URL = 4096  # bytes after quoting
 MAX_LABEL = 200  # characters
@@ -158,18 +159,18 @@ _JUDGED = pa.schema(
 
 
 def _judged(urls: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
-    if format not in lists.FORMATS:
-        raise ValueError(f"list format {format!r} is unknown: use one of {', '.join(lists.FORMATS)}")
-    files = lists.list_files(urls)
-    for file in files:
+    if format not in files.FORMATS:
+        raise ValueError(f"list format {format!r} is unknown: use one of {', '.join(files.FORMATS)}")
+    found = files.list_files(urls)
+    for file in found:
         for rows in _rows(file, format, columns):
             if len(rows):
-                yield _judge(rows, f"{list_name(file)}: " if len(files) > 1 else "")
+                yield _judge(rows, f"{list_name(file)}: " if len(found) > 1 else "")
 
 
 def _rows(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
     """The entries of one file in order, as batches of ROWS; empty lines are none."""
-    kind = lists.kind_of(url) if format == "auto" else format
+    kind = files.kind_of(url) if format == "auto" else format
     if kind == "parquet":
         return parquet_rows(url, columns)
     if kind == "text":

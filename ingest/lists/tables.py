@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.lists import MAX_LINE, blocks, open_list
-from ingest.rows import BATCH, ROWS, Row, is_url, lists_of
+from ingest.lists.files import MAX_LINE, blocks, open_list
+from ingest.lists.rows import BATCH, ROWS, Row, is_url, lists_of
 
 _URL_NAMES = ("url", "urls", "image_url", "image", "link")
 _ID_NAMES = ("id", "key")

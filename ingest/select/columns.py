@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from ingest.filter import PLACEHOLDERS
 from shards import store
-from shards.manifest import KEPT, Manifest, Shard, read_table
+from shards.dataset import KEPT, read_table
+from shards.manifest import Manifest, Shard
 
 _AHEAD = 8  # indexes read at once
 _COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]

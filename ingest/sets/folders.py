@@ -26,15 +26,25 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ingest.benchmarks import BENCHMARKS
 from ingest.filter import FilterConfig, judge
-from ingest.pictures import ENDINGS, File, Picture, Stretch, file_key, is_picture, links
 from ingest.record import Fetched, Link, Reason, Verdict
 from ingest.run import IngestResult, Progress
 from ingest.scratch import scratch_folder
+from ingest.sets.benchmarks import BENCHMARKS
+from ingest.sets.pictures import ENDINGS, File, Picture, Stretch, file_key, is_picture, links
 from ingest.unit import UnitWriter
 from shards import manifest, store
-from shards.image import IMAGE_BUILD
+from shards.dataset import (
+    PLAN_SCHEMA,
+    Commit,
+    DatasetInfo,
+    committed_units,
+    planned_units,
+    read_commit,
+    write_info,
+    write_plan,
+)
+from shards.pixels import IMAGE_BUILD
 
 SLICE = 256  # pictures between two looks at `stop` and two reports
 
@@ -93,14 +103,14 @@ class Planned:
     pictures: Sequence[Picture]
     entries: list[Link]  # one a picture
     units: list[slice]  # of both
-    info: manifest.DatasetInfo
+    info: DatasetInfo
 
 
 def plan(config: Config, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Planned:
     """Writes nothing. Raises ValueError for a dataset that was begun with other pictures or settings."""
     entries = links(pictures)
     units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
-    info = manifest.DatasetInfo(
+    info = DatasetInfo(
         list_name=config.name or set_name(config.source),
         list_sha256=_listing_sha256(pictures),
         units=len(units),
@@ -112,7 +122,7 @@ def plan(config: Config, pictures: Sequence[Picture], classes: tuple[str, ...]) 
         classes=classes,
     )
     if store.exists(store.join(config.out, "dataset.json")):
-        manifest.write_info(config.out, info)  # only compares then
+        write_info(config.out, info)  # only compares then
     return Planned(config, pictures, entries, units, info)
 
 
@@ -150,10 +160,10 @@ def _units(
     scratch: Path,
     progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
-) -> dict[int, manifest.Commit]:
+) -> dict[int, Commit]:
     """The commits of all units, those of earlier runs included; some lack when stopped."""
     config, entries, units = planned.config, planned.entries, planned.units
-    done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
+    done = {unit: read_commit(config.out, unit) for unit in committed_units(config.out)}
     begun, earlier = time.monotonic(), _sums(done)
 
     def report(writer: UnitWriter | None = None) -> None:
@@ -188,12 +198,12 @@ def _units(
     return done
 
 
-def _sums(done: dict[int, manifest.Commit]) -> tuple[int, int]:
+def _sums(done: dict[int, Commit]) -> tuple[int, int]:
     """Links, and bytes of tars."""
     return sum(commit.links for commit in done.values()), sum(commit.tar_bytes for commit in done.values())
 
 
-def _reasons(done: dict[int, manifest.Commit]) -> Counter[str]:
+def _reasons(done: dict[int, Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 
@@ -201,12 +211,12 @@ def _begin(planned: Planned) -> None:
     """dataset.json first, so that nothing is planned into the dataset of another set; then the plans that lack."""
     out = planned.config.out
     store.check_writable(out)
-    manifest.write_info(out, planned.info)
-    there = set(manifest.planned_units(out))
+    write_info(out, planned.info)
+    there = set(planned_units(out))
     for unit, part in enumerate(planned.units):
         if unit not in there:
             rows = [dataclasses.asdict(link) for link in planned.entries[part]]
-            manifest.write_plan(out, unit, pa.Table.from_pylist(rows, manifest.PLAN_SCHEMA))
+            write_plan(out, unit, pa.Table.from_pylist(rows, PLAN_SCHEMA))
 
 
 def _unit(
@@ -217,7 +227,7 @@ def _unit(
     scratch: Path,
     report: Callable[[UnitWriter], None],
     stop: Callable[[], bool],
-) -> manifest.Commit | None:
+) -> Commit | None:
     """One unit up to its commit; None when stopped on the way, and then nothing of it is left."""
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,

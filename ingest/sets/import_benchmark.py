@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ingest import layouts, sets
-from ingest.benchmarks import Benchmark
-from ingest.layouts import Found
-from ingest.pictures import Picture
 from ingest.run import IngestResult, Progress
 from ingest.scratch import scratch_folder
+from ingest.sets import folders, layouts
+from ingest.sets.benchmarks import Benchmark
+from ingest.sets.layouts import Found
+from ingest.sets.pictures import Picture
 from shards import store
-from shards.image import MAX_PIXELS
+from shards.pixels import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BenchmarkResult:
 
 
 def run(
-    config: sets.Config,
+    config: folders.Config,
     benchmark: Benchmark,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -72,11 +72,11 @@ def run(
             part = dataclasses.replace(
                 config, out=store.join(config.out, split), name=name, filter=rules, set="", counts="table"
             )
-            planned.append(sets.plan(part, pictures, found.classes))
+            planned.append(folders.plan(part, pictures, found.classes))
         results: list[IngestResult] = []
         told = _Both(progress or (lambda part: None), found, config.unit)
         for part in planned:
-            results.append(sets.make(part, told, stop))
+            results.append(folders.make(part, told, stop))
             if results[-1].stopped:
                 break
             told.finished(results[-1])

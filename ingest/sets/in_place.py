@@ -31,13 +31,29 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from ingest import keys, sets
 from ingest.filter import FilterConfig
+from ingest.lists import keys
 from ingest.record import Fetched, Link, Reason, Verdict
 from ingest.run import IngestResult, Progress
+from ingest.sets import folders
 from ingest.unit import judged_row
 from shards import manifest, store
-from shards.image import IMAGE_BUILD
+from shards.dataset import (
+    INDEX_SCHEMA,
+    KEPT,
+    PLAN_SCHEMA,
+    Commit,
+    DatasetInfo,
+    commit,
+    committed_units,
+    read_commit,
+    read_plan,
+    table_bytes,
+    unit_name,
+    write_info,
+    write_plan,
+)
+from shards.pixels import IMAGE_BUILD
 from shards.tar import Placed, Source, pieces, walk
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -45,7 +61,7 @@ LABELS = ("cls", "json", "txt")
 LONGEST_LABEL = 100  # characters of a txt that is taken for a label; a longer one is a caption
 _META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library passes over
 _STATS = 16  # sizes asked for at once
-_KEY, _DETAIL, _ROW = (manifest.INDEX_SCHEMA.names.index(name) for name in ("key", "detail", "row"))
+_KEY, _DETAIL, _ROW = (INDEX_SCHEMA.names.index(name) for name in ("key", "detail", "row"))
 
 
 @dataclass
@@ -60,7 +76,7 @@ class Indexed:
 
 
 def run(
-    config: sets.Config,
+    config: folders.Config,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> IngestResult:
@@ -70,14 +86,14 @@ def run(
         raise ValueError(f"filter.resize is {config.filter.resize}: pictures that stay where they lie keep their size")
     begun = time.monotonic()
     tars = find(config.source)
-    names = sets.class_names(config.classes) if config.classes else None
+    names = folders.class_names(config.classes) if config.classes else None
     _check_apart(tars, config.out)
     store.check_writable(config.out)
-    manifest.write_info(config.out, _info(config, tars, names))
-    done = {unit: manifest.read_commit(config.out, unit) for unit in manifest.committed_units(config.out)}
+    write_info(config.out, _info(config, tars, names))
+    done = {unit: read_commit(config.out, unit) for unit in committed_units(config.out)}
     seen, row = keys.Seen(), 0
     for unit in sorted(done):
-        known = manifest.read_plan(config.out, unit)["key"]
+        known = read_plan(config.out, unit)["key"]
         seen.unique(known.combine_chunks(), np.arange(row, row + len(known)), np.ones(len(known), bool))
         row += len(known)
     left = [(unit, url) for unit, (url, _) in enumerate(tars) if unit not in done]
@@ -101,10 +117,10 @@ def run(
     )
 
 
-def _info(config: sets.Config, tars: list[tuple[str, int]], names: dict[str, str] | None) -> manifest.DatasetInfo:
+def _info(config: folders.Config, tars: list[tuple[str, int]], names: dict[str, str] | None) -> DatasetInfo:
     settings = {"in_place": True, **dataclasses.asdict(config.filter)}
-    return manifest.DatasetInfo(
-        list_name=config.name or sets.set_name(re.sub(r"\{.*", "", config.source)),
+    return DatasetInfo(
+        list_name=config.name or folders.set_name(re.sub(r"\{.*", "", config.source)),
         list_sha256=hashlib.sha256(json.dumps(tars).encode()).hexdigest(),
         units=len(tars),
         unit=0,  # as many as the tar has
@@ -114,11 +130,11 @@ def _info(config: sets.Config, tars: list[tuple[str, int]], names: dict[str, str
     )
 
 
-def _reasons(done: dict[int, manifest.Commit]) -> Counter[str]:
+def _reasons(done: dict[int, Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 
-def _progress(tars: list[tuple[str, int]], done: dict[int, manifest.Commit]) -> Progress:
+def _progress(tars: list[tuple[str, int]], done: dict[int, Commit]) -> Progress:
     """How many samples there will be in all is told by the bytes of those tars that were read."""
     links = sum(commit.links for commit in done.values())
     read, size = sum(commit.tar_bytes for commit in done.values()), sum(size for _, size in tars)
@@ -163,8 +179,8 @@ def _expand(pattern: str) -> list[str]:
 def _check_apart(tars: list[tuple[str, int]], out: str) -> None:
     """Raises ValueError for a tar among what a dataset there writes itself, and removes again once it is of no use."""
     ours = {_place(store.join(store.absolute(out), folder)) for folder in ("shards", "thumbs")}
-    folders = {url.rpartition("/")[0] for url, _ in tars}
-    within = sorted(url for url in folders if any(f"{_place(url)}/".startswith(f"{own}/") for own in ours))
+    parents = {url.rpartition("/")[0] for url, _ in tars}
+    within = sorted(url for url in parents if any(f"{_place(url)}/".startswith(f"{own}/") for own in ours))
     if within:
         raise ValueError(f"{within[0]}: lies in the dataset's own folder: give another --out, or move the tars")
 
@@ -184,7 +200,7 @@ def _size(url: str) -> int:
 
 
 def _indexed(
-    config: sets.Config, left: list[tuple[int, str]], names: dict[str, str] | None, stop: Callable[[], bool]
+    config: folders.Config, left: list[tuple[int, str]], names: dict[str, str] | None, stop: Callable[[], bool]
 ) -> Iterator[tuple[int, Indexed]]:
     """The tars in order, some read side by side; fewer when stopped."""
     waiting: deque[tuple[int, Future[Indexed | None]]] = deque()
@@ -246,7 +262,7 @@ def samples(source: Source, url: str) -> Iterator[dict[str, Any]]:
 def _row(sample: dict[str, Any], url: str, rules: FilterConfig, names: dict[str, str] | None) -> list[Any]:
     """A row of the index but for its key and number."""
     fields: dict[str, Field] = {name: value for name, value in sample.items() if not name.startswith("__")}
-    labels = tuple(label if names is None else sets.named(label, names, url) for label in _labels(fields))
+    labels = tuple(label if names is None else folders.named(label, names, url) for label in _labels(fields))
     found = _picture(fields)
     name = found[0].name if isinstance(found, tuple) else sample["__key__"]
     link = Link("", f"{url.rpartition('/')[2]}/{_utf8(name)}", labels, 0)
@@ -257,7 +273,7 @@ def _row(sample: dict[str, Any], url: str, rules: FilterConfig, names: dict[str,
         missing = Fetched(link, None, reason, found, status=0, final_url="", attempts=0, ms=0, at=time.time())
         return [*judged_row(Verdict(missing, None, reason, found)), None, None, None]
     place, body = found
-    verdict = sets.judged(link, body, rules)
+    verdict = folders.judged(link, body, rules)
     if verdict.picture is not None and verdict.picture.body is not body and verdict.picture.body != body:
         detail = f"{verdict.source_format} is only kept as another file: import it without --in-place"
         verdict = dataclasses.replace(verdict, picture=None, reason=Reason.UNSUPPORTED, detail=detail)
@@ -303,7 +319,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _commit(dataset: str, unit: int, indexed: Indexed, first_row: int, seen: keys.Seen) -> manifest.Commit:
+def _commit(dataset: str, unit: int, indexed: Indexed, first_row: int, seen: keys.Seen) -> Commit:
     """Give the rows their keys and numbers, then write plan, index and commit; returns the commit that counts."""
     numbers = np.arange(first_row, first_row + len(indexed.rows))
     written = pa.array([name.encode("utf-8", "surrogateescape") for name in indexed.names], pa.binary())
@@ -312,19 +328,19 @@ def _commit(dataset: str, unit: int, indexed: Indexed, first_row: int, seen: key
         row[_KEY], row[_ROW] = key, number
         if key != name and row[-1] is not None:
             row[_DETAIL] = f"in the tar its key is {name!r}"
-    columns = zip(*indexed.rows) if indexed.rows else ([] for _ in manifest.INDEX_SCHEMA)
-    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, manifest.INDEX_SCHEMA)]
-    index = pa.Table.from_arrays(arrays, schema=manifest.INDEX_SCHEMA)
+    columns = zip(*indexed.rows) if indexed.rows else ([] for _ in INDEX_SCHEMA)
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, INDEX_SCHEMA)]
+    index = pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
     plan = index.select(["key", "url", "labels", "row"])
     for name in ("line", "why"):
-        plan = plan.append_column(name, pa.nulls(len(plan), manifest.PLAN_SCHEMA.field(name).type))
-    manifest.write_plan(dataset, unit, plan)
+        plan = plan.append_column(name, pa.nulls(len(plan), PLAN_SCHEMA.field(name).type))
+    write_plan(dataset, unit, plan)
     counts = Counter(index["reason"].to_pylist())
     attempt = secrets.token_hex(6)
-    name = f"{manifest.unit_name(unit)}-{attempt}.parquet"
-    body = manifest.table_bytes(index)
+    name = f"{unit_name(unit)}-{attempt}.parquet"
+    body = table_bytes(index)
     store.put(store.join(dataset, "shards", name), body)
-    ours = manifest.Commit(
+    ours = Commit(
         unit=unit,
         attempt=attempt,
         tar=indexed.url,
@@ -333,10 +349,10 @@ def _commit(dataset: str, unit: int, indexed: Indexed, first_row: int, seen: key
         index=name,
         index_sha256=hashlib.sha256(body).hexdigest(),
         links=len(indexed.rows),
-        kept=counts.pop(manifest.KEPT, 0),
+        kept=counts.pop(KEPT, 0),
         reasons={str(reason): n for reason, n in sorted(counts.items())},
     )
-    winner = manifest.commit(dataset, ours)
+    winner = commit(dataset, ours)
     if winner.attempt != attempt:
         store.delete(store.join(dataset, "shards", name))
     return winner

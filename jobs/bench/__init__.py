@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Modules here that are no subject of their own.
-HELPERS = (
-    *("decode_ours", "decode_peer", "bucket", "origin", "peers", "stream_data", "stream_ours", "stream_peers"),
-    *("gpu_checks", "gpu_data", "gpu_floor", "gpu_step", "gpu_table"),
-)
+HELPERS = ("bucket", "decode_ours", "origin", "peers", "stream_data", "stream_ours")
 
 
 def subjects() -> list[str]:

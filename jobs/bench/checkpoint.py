@@ -1,8 +1,8 @@
 """What checkpoints cost: bytes, the seconds that training waits, those of writing beside it, and those of loading.
 
 The state is a real one (a model and AdamW's moments) and goes the way that the trainer sends it: copied while training
-waits (`xtra.saver`), then written, hashed and put in the background. One copy at a time; what is needed is said first,
-and less memory or disk than that is refused.
+waits (`xtra.run.checkpoint_writer`), then written, hashed and put in the background. One copy at a time; what is needed
+is said first, and less memory or disk than that is refused.
 
 A checkpoint is due every `every` samples, so the share of time that it costs depends on the rate: that of one H100 if
 it reached its peak in the FLOPs that have to be done (a bound: no machine reaches it, and a slower one loses less),
@@ -30,11 +30,11 @@ from torch import nn
 
 from jobs.bench import result
 from shards import store
-from xtra import checkpoint
 from xtra.blocks import target_blocks
 from xtra.loss import next_block_loss
 from xtra.model import SIZES, Xtra, build
 from xtra.optim import OptimConfig, make_optimizer
+from xtra.run import checkpoint
 
 T = TypeVar("T")
 IDEAL_H100 = {"b16": 4251.0, "h14": 979.0}

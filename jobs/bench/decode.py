@@ -29,12 +29,14 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from ingest import sets
-from jobs import simd
-from jobs.bench import peers, result
+from ingest.sets import folders
+from jobs import pillow_simd
+from jobs.bench import result
 from jobs.bench.origin import body_of, photographs, real_photographs
-from shards import image, store
+from jobs.bench.peers import environments
+from shards import store
 from shards.manifest import Manifest, read_manifest
+from shards.pixels import image
 from shards.stream import once
 from xtra.data import Augment, RandomCrop
 
@@ -43,7 +45,9 @@ MEAN_BYTES = 110_000  # of a picture: the mean of ImageNet
 COMPARED = 400  # images, for the PSNR
 EQUAL = 99.0  # dB
 SEED = 0
-WEBDATASET = peers.Peer("webdataset", ("webdataset==1.0.2", "pillow==13.0.0", "numpy<3"), "webdataset, PIL, numpy")
+WEBDATASET = environments.Peer(
+    "webdataset", ("webdataset==1.0.2", "pillow==13.0.0", "numpy<3"), "webdataset, PIL, numpy"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ ARMS += [Arm("ours", build, setting) for setting in ("Pillow alone", "crop.c") f
 
 def run(config: Config) -> dict[str, Any]:
     """Measure all arms that can run here and print a line each. Raises ValueError for pictures or peers that fail."""
-    python, fast = peers.build(WEBDATASET), _pillow_simd()
+    python, fast = environments.build(WEBDATASET), _pillow_simd()
     arms = [arm for arm in ARMS if arm.pillow == "pillow" or isinstance(fast, Path)]
     if not isinstance(fast, Path):
         print(f"without pillow-simd: {fast}", flush=True)
@@ -156,7 +160,7 @@ def _dataset(config: Config, folder: Path) -> Manifest:
     for n in range(config.count):
         (source / f"{n:06d}.jpg").write_bytes(body_of(pool, f"{n:06d}"))
     data = folder / "dataset"
-    done = sets.run(sets.Config(str(source.parent), str(data), unit=500, scratch=str(folder)))
+    done = folders.run(folders.Config(str(source.parent), str(data), unit=500, scratch=str(folder)))
     if done.kept != config.count:
         raise ValueError(
             f"{config.images}: {done.links - done.kept} of {done.links} pictures are unsound: {done.reasons}"
@@ -203,7 +207,7 @@ class _Client:
         if arm.reader == "ours":
             command, paths = [sys.executable, "-m", "jobs.bench.decode_ours"], [str(here.parents[1])]
         else:
-            command, paths = [str(python), "-P", str(here / "decode_peer.py")], []
+            command, paths = [str(python), "-P", str(here / "peers" / "decode.py")], []
         if arm.pillow == "pillow-simd":
             paths.insert(0, str(fast))
         self.arm = arm
@@ -212,7 +216,7 @@ class _Client:
                 [*command, json.dumps(spec)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=peers.environment() | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+                env=environments.environment() | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
                 text=True,
             )
         )
@@ -232,25 +236,25 @@ class _Client:
 
 def _pillow_simd() -> Path | str:
     """A folder with pillow-simd for this Python, built now if need be; or why there is none."""
-    missing = simd.missing_headers()
+    missing = pillow_simd.missing_headers()
     if missing:
         return f"no {', '.join(missing)}: see xtra doctor for the packages"
-    if not simd.has_avx2():
+    if not pillow_simd.has_avx2():
         return "this processor has no AVX2"
-    folder = peers.ROOT / f"{simd.PILLOW_SIMD}-{sys.version_info[0]}.{sys.version_info[1]}"
+    folder = environments.ROOT / f"{pillow_simd.PILLOW_SIMD}-{sys.version_info[0]}.{sys.version_info[1]}"
     if not (folder / "PIL").exists():
-        print(f"building {simd.PILLOW_SIMD} in {folder}", file=sys.stderr, flush=True)
+        print(f"building {pillow_simd.PILLOW_SIMD} in {folder}", file=sys.stderr, flush=True)
         aside = folder.with_suffix(".new")
         shutil.rmtree(aside, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
         built = subprocess.run(
-            [*pip, "--no-cache-dir", "--no-binary", "pillow-simd", "--target", str(aside), simd.PILLOW_SIMD],
-            env=simd.build_environment(),
+            [*pip, "--no-cache-dir", "--no-binary", "pillow-simd", "--target", str(aside), pillow_simd.PILLOW_SIMD],
+            env=pillow_simd.build_environment(),
             capture_output=True,
             check=False,
         )
         if built.returncode:
-            return f"{simd.PILLOW_SIMD} does not build here"
+            return f"{pillow_simd.PILLOW_SIMD} does not build here"
         aside.rename(folder)
     return folder
 

@@ -1,4 +1,5 @@
-"""Our stream and decoder in a process of their own, for `xtra bench decode`; see decode_peer.py for what it answers."""
+"""Our stream and decoder in a process of their own, for `xtra bench decode`; see peers/decode.py for what it
+answers."""
 
 from __future__ import annotations
 
@@ -8,11 +9,10 @@ import sys
 from contextlib import closing
 from typing import Any
 
-from jobs.bench.decode_peer import Batches, serve
-from shards import crop, image
+from jobs.bench.peers import Batches, serve
 from shards.manifest import read_manifest
-from shards.order import Order
-from shards.stream import Stream
+from shards.pixels import crop, image
+from shards.stream import Order, Stream
 from xtra.data import Augment, train_batches
 
 

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench import peers, result
+from jobs.bench import result
 from jobs.bench.origin import Served, serving
+from jobs.bench.peers import environments
 
 SHORT = 5  # the short list is this part of the long one
 RESIZE = 384  # short side
@@ -97,7 +98,7 @@ class Run:
 
 def run(config: Config) -> dict[str, Any]:
     """Measure the modes and print a line each. Raises ValueError when a client fails or they disagree on a body."""
-    python = peers.build(peers.IMG2DATASET)
+    python = environments.build(environments.IMG2DATASET)
     rows = []
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
         for mode in config.modes:
@@ -167,7 +168,7 @@ def _client(who: str, command: list[str], urls: Path, folder: Path, core: int, o
         "ours": [f"--urls={urls}", f"--out={out}", f"--scratch={folder}"],
         "theirs": [f"--url_list={urls}", f"--output_folder={out}"],
     }
-    env = peers.environment()
+    env = environments.environment()
     if who == "ours":
         env["PYTHONPATH"] = str(Path(__file__).parents[2])
     if origin.authorities:

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from jobs.bench import result
-from shards import image
-from shards.image import View
 from shards.manifest import read_manifest
+from shards.pixels import View, image
 from shards.stream import once
 from xtra import gpu_decode
 from xtra.data import Augment, crop_box

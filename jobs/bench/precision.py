@@ -12,11 +12,11 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs import recipes
 from jobs.bench import result
-from jobs.ledger import read_metrics
+from jobs.report import read_metrics
 from shards import store
-from xtra import checkpoint, train
+from xtra import recipes, train
+from xtra.run import checkpoint
 from xtra.train import Config as TrainConfig
 from xtra.validation import Validation
 

@@ -24,10 +24,8 @@ import torch
 
 from jobs.bench import result
 from xtra import probe
-from xtra.encoders import of_xtra
-from xtra.features import Encode, Feature
-from xtra.heads import Head, Schedule
 from xtra.model import SIZES, build
+from xtra.probe import Encode, Feature, Head, Schedule, of_xtra
 
 LRS = (1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3, 8e-3, 1e-2, 1e-1)  # the official configs' longest grid
 

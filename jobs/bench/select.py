@@ -26,20 +26,8 @@ import pyarrow as pa
 from ingest.select import SelectConfig, select
 from jobs.bench import result
 from shards import store
-from shards.manifest import (
-    INDEX_SCHEMA,
-    Commit,
-    DatasetInfo,
-    Manifest,
-    Shard,
-    add_version,
-    commit,
-    make_version,
-    read_manifest,
-    table_bytes,
-    unit_name,
-    write_info,
-)
+from shards.dataset import INDEX_SCHEMA, Commit, DatasetInfo, commit, table_bytes, unit_name, write_info
+from shards.manifest import Manifest, Shard, add_version, make_version, read_manifest
 from shards.rules import read_rules
 from shards.selection import selected_index
 

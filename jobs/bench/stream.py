@@ -29,9 +29,9 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from jobs.bench import bucket, peers, result, stream_data, stream_peers
-from shards.order import Order, Sequence, batch
-from shards.stream import ReadConfig
+from jobs.bench import bucket, result, stream_data
+from jobs.bench.peers import environments, stream
+from shards.stream import Order, ReadConfig, Sequence, batch
 
 READERS = ("ours", "webdataset", "mosaic", "litdata")
 PARTS = ("local", "s3", "delayed", "mixing", "wait")
@@ -77,7 +77,7 @@ class Bench:
 
     @cached_property
     def python(self) -> Path:
-        return peers.build(peers.STREAMS)
+        return environments.build(environments.STREAMS)
 
     @cached_property
     def made(self) -> stream_data.Made:
@@ -109,12 +109,12 @@ class Bench:
 
     def client(self, who: str, spec: dict[str, Any], variables: dict[str, str] | None = None) -> dict[str, Any]:
         """Run one reader to its end on the first core. Raises ValueError with its last words when it fails."""
-        env = peers.environment() | (variables or {})
+        env = environments.environment() | (variables or {})
         if who == "ours":
             command = [sys.executable, "-m", "jobs.bench.stream_ours"]
             env["PYTHONPATH"] = str(Path(__file__).parents[2])
         else:
-            command = [str(self.python), "-P", stream_peers.__file__]  # -P: this folder has a module named select
+            command = [str(self.python), "-P", stream.__file__]  # -P: this folder has a module named select
         with tempfile.TemporaryDirectory(dir=self.root) as cache:
             words = json.dumps(spec | {"who": who, "cache": cache})
             done = subprocess.run(

@@ -21,21 +21,18 @@ import pyarrow as pa
 
 from jobs.bench.origin import body_of, photographs, real_photographs
 from shards import store
-from shards.manifest import (
+from shards.dataset import (
     INDEX_SCHEMA,
     PLAN_SCHEMA,
     Commit,
     DatasetInfo,
-    Manifest,
-    Shard,
     commit,
-    make_version,
     table_bytes,
     unit_name,
     write_info,
-    write_manifest,
     write_plan,
 )
+from shards.manifest import Manifest, Shard, make_version, write_manifest
 from shards.tar import BLOCK, Member, header, write_tar
 
 MEAN_BYTES = 110_000  # of a picture: the mean of ImageNet's
@@ -45,7 +42,7 @@ UNIT = 500  # pictures a tar: 55 MB, as the shards of the peers by default
 
 @dataclass(frozen=True)
 class Made:
-    """A dataset of pictures on disk; picture k carries its number k in eight digits (`stream_peers.NUMBER`)."""
+    """A dataset of pictures on disk; picture k carries its number k in eight digits (`peers.stream.NUMBER`)."""
 
     folder: Path
     tars: tuple[str, ...]  # names

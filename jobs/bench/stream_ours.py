@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.stream_peers import Slot, cpu, drain, peak_rss
+from jobs.bench.peers import Slot, cpu, drain, peak_rss
 from shards.manifest import read_manifest
-from shards.order import Order
-from shards.stream import Encoded, Stream
+from shards.stream import Encoded, Order, Stream
 
 _READY = 6  # batches, at most, that are ready before they are asked for
 

@@ -31,9 +31,9 @@ from xtra import drop_path
 from xtra.attention import Causal
 from xtra.blocks import block_causal_mask, raster_order, target_blocks
 from xtra.loss import normalise_blocks
-from xtra.meter import cost
 from xtra.model import SIZES, Xtra, build
 from xtra.optim import OptimConfig, make_optimizer
+from xtra.run import cost
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _run(config: Config) -> dict[str, Any]:
     seconds: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in ARMS}
     memory = {arm.name: 0 for arm in ARMS}
     for turn in range(-1, config.rounds):  # the round before the first is for warming up
-        drop_LSB = drop_path.scales(c, 0, np.full(config.images, turn + 1), np.arange(config.images))
+        drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, np.full(config.images, turn + 1), np.arange(config.images))
         for arm in ARMS if turn % 2 else ARMS[::-1]:
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 step = _Step(device)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ingest import run as ingest
+from ingest.config import Config as IngestConfig
 from shards import store
 
 if TYPE_CHECKING:  # torch comes with these, and an ingest has no use for it
@@ -52,7 +53,7 @@ def train_all(
     Raises ValueError for what train.run() raises it for.
     """
     from xtra import train
-    from xtra.run_folder import terms
+    from xtra.run import terms
 
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
@@ -71,7 +72,7 @@ def train_all(
 
 
 def ingest_all(
-    config: ingest.Config,
+    config: IngestConfig,
     workers: int = 1,
     stop: threading.Event | None = None,
     progress: Callable[[ingest.Progress], None] | None = None,
@@ -86,7 +87,7 @@ def ingest_all(
     stop = stop or threading.Event()
     if workers == 1:
         return ingest.run(config, progress, stop.is_set)
-    from jobs.units import crawl_on_actors
+    from jobs.cluster.ingest import crawl_on_actors
 
     start_ray()
     _need("CPU", workers)
@@ -101,7 +102,7 @@ def ingest_all(
 
 def _absolute(c: Config) -> Config:
     """Workers have other working directories."""
-    from shards.mixture import split_part
+    from shards.stream import split_part
 
     val = dataclasses.replace(c.val, data=c.val.data and store.absolute(c.val.data))
     mix = tuple(f"{store.absolute(url)}={share!r}" for url, share in map(split_part, c.mix))

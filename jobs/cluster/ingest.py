@@ -19,13 +19,13 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ingest.config import Config
 from ingest.crawl import IN_FLIGHT, MOST_IN_FLIGHT, SEALING, Assignment, Crawl, Underway
-from ingest.fetch import Fetcher
-from ingest.hosts import Demand, Grant, Limiter
+from ingest.http import Demand, Fetcher, Grant, Limiter
 from ingest.record import Event
-from ingest.run import Config, Work
+from ingest.run import Work
 from ingest.scratch import scratch_folder
-from shards import manifest
+from shards.dataset import Commit
 
 POLL = 0.25  # seconds that a turn of talk lasts when nothing happens
 CAREFUL_FROM = 2  # deaths at a unit
@@ -38,7 +38,7 @@ LAST_WORDS = 8.0  # seconds that workers have to end in when the run is stopped
 class News:
     """What a worker tells in a turn. `wants`: units that it could begin now."""
 
-    commits: tuple[manifest.Commit, ...]
+    commits: tuple[Commit, ...]
     underway: Underway
     events: tuple[Event, ...]
     wants: int
@@ -55,7 +55,7 @@ class Ingester:
 
     def __init__(self, config: Config, largest: int, name: str, book: Any) -> None:
         self._todo: deque[Assignment] = deque()
-        self._commits: list[manifest.Commit] = []
+        self._commits: list[Commit] = []
         self._events: list[Event] = []
         self._underway = Underway(wants=IN_FLIGHT)
         self._ended = False
@@ -169,7 +169,7 @@ class Book:
 # --- in the driver -------------------------------------------------------------------------------------------------
 
 
-def crawl_on_actors(work: Work, workers: int) -> Iterator[manifest.Commit]:
+def crawl_on_actors(work: Work, workers: int) -> Iterator[Commit]:
     """The units, by that many Ray actors. Raises ValueError for what stops a worker for good."""
     driver = _Driver(work, workers)
     try:
@@ -210,7 +210,7 @@ class _Driver:
         for _ in range(workers):
             self._hire()
 
-    def turn(self, stop: bool = False) -> Iterator[manifest.Commit]:
+    def turn(self, stop: bool = False) -> Iterator[Commit]:
         """Listen to whoever has something to tell, and hand out units."""
         ready, _ = self._ray.wait(list(self._seats), num_returns=1, timeout=2 * POLL)
         for reference in ready:
@@ -225,7 +225,7 @@ class _Driver:
                 self._talk(seat, stop)
         self._work.tally.underway([self._gone, *(seat.underway for seat in self._seats.values())])
 
-    def dismiss(self) -> Iterator[manifest.Commit]:
+    def dismiss(self) -> Iterator[Commit]:
         """Tell all to stop, and wait a little for what they still have to say."""
         deadline = time.monotonic() + LAST_WORDS
         while self._seats and time.monotonic() < deadline:
@@ -251,7 +251,7 @@ class _Driver:
             seat.units.add(unit)
         self._seats[seat.actor.talk.remote(units, stop)] = seat
 
-    def _hear(self, seat: _Seat, news: News) -> Iterator[manifest.Commit]:
+    def _hear(self, seat: _Seat, news: News) -> Iterator[Commit]:
         seat.underway, seat.wants, seat.spoke = news.underway, news.wants, True
         self._stillborn = 0
         for event in news.events:

@@ -8,7 +8,8 @@ from typing import Any
 
 from shards import store
 from shards.manifest import read_manifest
-from xtra import checkpoint, probe
+from xtra import probe
+from xtra.run import checkpoint
 
 Result = Mapping[str, Any]  # a ProbeResult as read: older ones lack its newer fields
 

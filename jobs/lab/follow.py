@@ -18,10 +18,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jobs import probes
+from jobs.lab import existing
 from shards import store
 from shards.manifest import read_manifest
-from xtra import checkpoint, probe
+from xtra import probe
+from xtra.run import checkpoint
 
 END_SECONDS = 10.0  # that a follower gets to end before it is killed
 
@@ -57,7 +58,7 @@ def run(
 ) -> FollowResult:
     """Probe until the run has ended, `stop` is set or the parent has gone. A probe that fails is told and left."""
     stop = stop or threading.Event()
-    url = probes.run_of(store.absolute(config.probe.checkpoint))
+    url = existing.run_of(store.absolute(config.probe.checkpoint))
     settings = dataclasses.replace(config.probe, out=store.absolute(config.probe.out) if config.probe.out else url)
     for data in (settings.train, settings.eval):
         read_manifest(data)  # a set that is not there is told now, and not hours later
@@ -106,8 +107,8 @@ def _due(url: str, every: int, samples: int, settings: probe.Config, over: set[i
     waiting = ({seen for multiple, seen in firsts.items() if multiple} | last) - over
     if not waiting:
         return []
-    known = {result["samples_seen"] for result in probes.results(settings.out) if result["encoder"] == "trained"}
-    over |= {seen for seen in known if probes.only_missing(settings, seen) is None}
+    known = {result["samples_seen"] for result in existing.results(settings.out) if result["encoder"] == "trained"}
+    over |= {seen for seen in known if existing.only_missing(settings, seen) is None}
     multiples = {seen // every for seen in over}
     due = sorted(seen for seen in waiting - over if seen in last or seen // every not in multiples)
     over |= waiting.difference(due)
@@ -116,7 +117,7 @@ def _due(url: str, every: int, samples: int, settings: probe.Config, over: set[i
 
 def _probe(url: str, seen: int, settings: probe.Config, tell: Tell, say: Say | None) -> bool:
     folder = checkpoint.checkpoint_folder(url, seen)
-    wanted = probes.only_missing(settings, seen)
+    wanted = existing.only_missing(settings, seen)
     assert wanted is not None, "what is done is not due"
     try:
         results = probe.run(dataclasses.replace(wanted, checkpoint=folder), say)

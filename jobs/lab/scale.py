@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs import cluster, probes, recipes
+from jobs import cluster
+from jobs.lab import existing
 from shards import store
 from shards.manifest import read_manifest
-from xtra import checkpoint, probe, train
-from xtra.run_folder import terms
+from xtra import probe, recipes, train
+from xtra.run import checkpoint, terms
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -71,7 +72,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         cluster.train_all(missing, config.workers, stop, progress)
     trained = [wanted for wanted in runs if _is_trained(wanted)]
     wanted = (
-        probes.only_missing(settings, run_config.samples if settings.encoder == "trained" else 0)
+        existing.only_missing(settings, run_config.samples if settings.encoder == "trained" else 0)
         for run_config, settings in _probes(config, trained)
     )
     missing_probes = [settings for settings in wanted if settings is not None]

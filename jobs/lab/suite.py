@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ingest.benchmarks import BENCHMARKS
-from jobs import cluster, probes
+from ingest.sets import BENCHMARKS
+from jobs import cluster
 from jobs.cluster import Progress
+from jobs.lab import existing
 from shards import store
 from shards.manifest import read_manifest
 from xtra import probe
 from xtra.augment import PROBE, PROBE_LINEAR_B
-from xtra.probe_config import published_resize
+from xtra.probe import published_resize
 
 SUITES = ("paper15",)
 
@@ -81,7 +82,7 @@ class Config:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    probes: tuple[probes.Result, ...]  # every result of the suite that lies there by now
+    probes: tuple[existing.Result, ...]  # every result of the suite that lies there by now
     missing: tuple[str, ...]  # under the root: benchmarks, or NAME/train and NAME/eval where the other half lies there
     failed: Mapping[str, str]  # benchmark -> why
     probed: int  # probes done just now
@@ -95,7 +96,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     """
     stop = stop or threading.Event()
     base = absolute(config.probe)
-    seen, image, mark = probes.samples_seen(base), image_side(base), probes.fingerprint(base)
+    seen, image, mark = existing.samples_seen(base), image_side(base), existing.fingerprint(base)
     root = store.absolute(config.root)
     asked = [name for name in BENCHMARKS if name in (config.only or BENCHMARKS)]
     sets = {name: (store.join(root, name, "train"), store.join(root, name, "eval")) for name in asked}
@@ -112,7 +113,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         train, evaluation = sets[name]
         named[base.out, evaluation] = name
         for settings in configs(name, dataclasses.replace(base, train=train, eval=evaluation), image, config.kept):
-            if (left := probes.only_missing(settings, seen, mark)) is not None:
+            if (left := existing.only_missing(settings, seen, mark)) is not None:
                 if why := _too_short(left):  # told now, and not after the start of the workers
                     failed[name] = why
                 else:
@@ -123,7 +124,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
 
     probed = cluster.probe_all(missing, config.workers, stop, progress, tell)
     names = {read_manifest(sets[name][1]).digest: name for name in lying}  # however the datasets call themselves
-    mine = [r for r in probes.results(base.out) if r["manifest_eval"] in names and _same(base, seen, mark, r)]
+    mine = [r for r in existing.results(base.out) if r["manifest_eval"] in names and _same(base, seen, mark, r)]
     found = tuple({**r, "set": names[r["manifest_eval"]]} for r in mine)
     return SuiteResult(found, tuple(part for name in asked for part in absent[name]), failed, probed, stop.is_set())
 
@@ -147,7 +148,7 @@ def _too_short(settings: probe.Config) -> str:
 def absolute(settings: probe.Config) -> probe.Config:
     """Workers have other working directories; results go to the run unless the config says where."""
     given = store.absolute(settings.checkpoint) if settings.checkpoint else ""
-    out = store.absolute(settings.out) if settings.out else probes.run_of(given)
+    out = store.absolute(settings.out) if settings.out else existing.run_of(given)
     if not out:
         raise ValueError("RUN is missing: give a run folder, or --out for another encoder's results")
     return dataclasses.replace(settings, checkpoint=given, out=out)
@@ -156,15 +157,15 @@ def absolute(settings: probe.Config) -> probe.Config:
 def image_side(settings: probe.Config) -> int:
     """Of the encoder's pictures, in pixels."""
     if settings.encoder in ("trained", "random"):
-        return int(store.read_json(store.join(probes.run_of(settings.checkpoint), "config.json"))["model"]["image"])
-    from xtra.encoders import open_encoder
+        return int(store.read_json(store.join(existing.run_of(settings.checkpoint), "config.json"))["model"]["image"])
+    from xtra.probe import open_encoder
 
     return open_encoder(settings.encoder).image
 
 
-def _same(base: probe.Config, seen: int, mark: str, result: probes.Result) -> bool:
-    mine = (result["encoder"], result["samples_seen"]) == (probes.label(base), seen) and result["head"] in base.heads
-    return mine and probes.is_of(result, mark) and probes.published(result) == (base.protocol == "published")
+def _same(base: probe.Config, seen: int, mark: str, result: existing.Result) -> bool:
+    mine = (result["encoder"], result["samples_seen"]) == (existing.label(base), seen) and result["head"] in base.heads
+    return mine and existing.is_of(result, mark) and existing.published(result) == (base.protocol == "published")
 
 
 def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = ()) -> list[probe.Config]:
@@ -218,7 +219,7 @@ def table(result: SuiteResult, heads: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _cell(result: probes.Result | None, width: int) -> str:
+def _cell(result: existing.Result | None, width: int) -> str:
     if result is None:
         return ""
     interval = f" ({100 * result['low']:.1f} to {100 * result['high']:.1f})"
@@ -226,12 +227,12 @@ def _cell(result: probes.Result | None, width: int) -> str:
     return f"{100 * result['accuracy']:.1f}{mark}" + (interval if len(interval) + 7 < width else "")
 
 
-def whole(result: probes.Result) -> bool:
+def whole(result: existing.Result) -> bool:
     """Whether it is about as many images as the paper's."""
     return result["total"] == BENCHMARKS[result["set"]].eval
 
 
-def average(cells: Sequence[probes.Result | None]) -> float | None:
+def average(cells: Sequence[existing.Result | None]) -> float | None:
     """Plain mean of the 15 accuracies, as in the paper; of fewer it would be another number."""
     found = [cell["accuracy"] for cell in cells if cell is not None and whole(cell)]
     return sum(found) / len(found) if len(found) == len(BENCHMARKS) else None

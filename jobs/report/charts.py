@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from jobs.ledger import LedgerRow, Run
+from jobs.report.ledger import LedgerRow, Run
 
 Axis = Literal["samples_seen", "unique_images", "flops"]
 

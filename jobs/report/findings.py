@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jobs.charts import human, model_name
-from jobs.ledger import HOLD_OUT, Ledger, LedgerRow
+from jobs.report.charts import human, model_name
+from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow
 
 PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
 SETS = 4  # as many are told one by one

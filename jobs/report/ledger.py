@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn
 
-from jobs.settings import settings_digest
+from jobs.report.comparable import settings_digest
 from shards import store
 from xtra.flops import Shape, flops_per_image, parameters
 

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import ingest_page
-from jobs.document import document, safe
-from jobs.live import clean
-from jobs.survey import COLUMNS, READERS, Thumb, member_thumb, read_rows, replaced_rows, thumb_rows
+from jobs.ingest_display import clean
+from jobs.report import dataset_page
+from jobs.report.html import document, safe
+from jobs.report.survey import COLUMNS, READERS, Thumb, member_thumb, read_rows, replaced_rows, thumb_rows
 from shards import manifest, store
-from shards.manifest import KEPT, Manifest, Shard
+from shards.dataset import KEPT
+from shards.manifest import Manifest, Shard
 from shards.selection import selected_index
 
 SHARDS = 16  # read at most
@@ -38,7 +39,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}: it must be at least 1")
-        reasons = [reason for reason in ingest_page.MEANINGS if reason != "subset"]  # whose links no rule names
+        reasons = [reason for reason in dataset_page.MEANINGS if reason != "subset"]  # whose links no rule names
         if self.reason not in reasons:
             raise ValueError(f"reason {self.reason!r} is none: use {', '.join(reasons)}")
 
@@ -92,12 +93,12 @@ def sheet(version: Manifest, config: Config, rows: Sequence[Row], thumbs: Sequen
     """The contact sheet; links without a picture are listed below it."""
     shown = [(row, jpeg) for row, jpeg in zip(rows, thumbs) if jpeg]
     figures = "".join(
-        ingest_page.thumb(Thumb(r.key, r.url, r.reason, r.detail, jpeg), " ".join(r.labels) or r.detail or r.key)
+        dataset_page.thumb(Thumb(r.key, r.url, r.reason, r.detail, jpeg), " ".join(r.labels) or r.detail or r.key)
         for r, jpeg in shown
     )
     blind = [row for row, jpeg in zip(rows, thumbs) if not jpeg]
-    items = "".join(ingest_page.example(r.key, r.url, r.detail) for r in blind)
-    meaning = ingest_page.MEANINGS.get(config.reason, "")
+    items = "".join(dataset_page.example(r.key, r.url, r.detail) for r in blind)
+    meaning = dataset_page.MEANINGS.get(config.reason, "")
     body = (
         f"<header><p>{len(rows)} of the links that are</p><h1>{safe(config.reason)}</h1><p>{safe(meaning)}</p>"
         f"<p><code>{safe(version.address)}</code>, seed {config.seed}</p></header>"

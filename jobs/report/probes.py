@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ingest.benchmarks import BENCHMARKS
-from jobs import charts, paper
-from jobs.ledger import Ledger, Run, protocol
-from jobs.tables import Columns, points, table
+from ingest.sets import BENCHMARKS
+from jobs.report import charts, published
+from jobs.report.ledger import Ledger, Run, protocol
+from jobs.report.tables import Columns, points, table
 
 OURS = 12  # rows of ours beside the papers'
 EXTREMES = 5  # best and worst classes
@@ -89,7 +89,7 @@ def benchmarks(ledger: Ledger) -> str:
         return ""
     theirs = [
         Line(row.method, row.arch, row.data, row.source, _cells(row.accuracy), points(row.average))
-        for row in paper.ATTENTIVE
+        for row in published.ATTENTIVE
     ]
     ours = _our_lines(results)
     columns: Columns[Line] = {
@@ -147,7 +147,7 @@ def _on_imagenet(results: Sequence[Probed]) -> str:
         "source": lambda r: r[6],
     }
     rows: list[tuple[str, str, str, int | None, float | None, float | None, str]] = [
-        (r.method, r.arch, "IN-1k", r.epochs, r.linear, r.attentive, r.source) for r in paper.IMAGENET
+        (r.method, r.arch, "IN-1k", r.epochs, r.linear, r.attentive, r.source) for r in published.IMAGENET
     ]
     rows += [
         (who, "", data, None, a.get("linear"), a.get("attentive"), f"this page, {how}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ingest.benchmarks import BENCHMARKS
+from ingest.sets import BENCHMARKS
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Published:
 
 
 # Attentive probes: method | model | data of pretraining | table | the 15 sets in the order of BENCHMARKS | average.
-# Each row's mean is its printed average (tests/jobs/test_paper.py), which no misread number would leave so.
+# Each row's mean is its printed average (tests/jobs/report/test_published.py), which no misread number would leave so.
 _ROWS = """
 DINO | ViT-B/8 | IN-1k | AIM, Table 6 | 80.1 66.0 97.8 87.3 89.5 78.4 92.3 89.2 58.5 93.7 90.2 6.1 98.2 57.0 41.1 | 75.0
 iBOT | ViT-L/16 | IN-21k | AIM, Table 6 | 83.5 70.5 99.2 93.3 93.5 81.6 92.8 90.8 61.8 94.5 90.0 5.9 98.0 60.3 47.7 | 77.6

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from jobs import charts, findings, probe_report
-from jobs.ledger import Ledger, LedgerRow, Run, read_runs, write_ledger
-from jobs.tables import Columns, number, points, table
+from jobs.report import charts, findings, probes
+from jobs.report.ledger import Ledger, LedgerRow, Run, read_runs, write_ledger
+from jobs.report.tables import Columns, number, points, table
 from shards import store
 
 
@@ -59,10 +59,10 @@ def page(ledger: Ledger, note: str | None = None) -> str:
             _words("What this shows", findings.shown(ledger)),
             _words("What this does not show", findings.not_shown(ledger)),
             _accuracy(ledger),
-            _section("Beside the papers", probe_report.benchmarks(ledger)),
+            _section("Beside the papers", probes.benchmarks(ledger)),
             _losses(ledger),
             _section("XTRA against AIM, all else equal", _comparison_table(ledger.rows)),
-            _section("What a probe says", probe_report.details(ledger)),
+            _section("What a probe says", probes.details(ledger)),
             _section("All runs and probes", _ledger_table(ledger.rows)),
             _section("Where the numbers come from", _provenance(ledger.runs)),
             _words("Files that could not be read", ledger.problems),
@@ -72,12 +72,12 @@ def page(ledger: Ledger, note: str | None = None) -> str:
 
 
 def _header(ledger: Ledger, note: str | None) -> str:
-    probes = sum(bool(r.set) for r in ledger.rows)
+    count = sum(bool(r.set) for r in ledger.rows)
     sets = sorted({r.set for r in ledger.rows if r.set})
     dates = sorted({str(a.get("since", ""))[:10] for r in ledger.runs for a in r.attempts} - {""})
     facts = [
         f"{len(ledger.runs)} runs",
-        f"{probes} probes" + (f" on {', '.join(sets)}" if sets else ""),
+        f"{count} probes" + (f" on {', '.join(sets)}" if sets else ""),
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
     lead = f'<p class="note">{escape(note)}</p>' if note else ""

@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.record import FINAL, RETRYABLE
-from shards import image, manifest, store
-from shards.manifest import KEPT, Manifest, Shard
+from shards import store
+from shards.dataset import KEPT, read_generations, read_table
+from shards.manifest import Manifest, Shard
+from shards.pixels import image
 from shards.rules import read_rules
 
 SHARDS = 48
@@ -157,13 +159,13 @@ def spaced(items: Sequence[T], most: int) -> list[T]:
 
 def replaced_rows(version: Manifest) -> list[tuple[int, np.ndarray]]:
     """(first unit, rows) of every retry: it asked for these again, so what earlier units say of them is out of date."""
-    retries = manifest.read_generations(version.dataset)
+    retries = read_generations(version.dataset)
     found = []
     for retry in retries:
         units = range(retry.first_unit, retry.first_unit + retry.units)
         indexes = [store.join(version.dataset, "shards", s.index) for s in version.shards if s.unit in units]
         with ThreadPoolExecutor(READERS) as pool:
-            tables = list(pool.map(lambda url: manifest.read_table(url, ["row"]), indexes))
+            tables = list(pool.map(lambda url: read_table(url, ["row"]), indexes))
         found.append((retry.first_unit, np.concatenate([t["row"].to_numpy() for t in tables] or [np.zeros(0)])))
     return found
 
@@ -171,7 +173,7 @@ def replaced_rows(version: Manifest) -> list[tuple[int, np.ndarray]]:
 def read_rows(version: Manifest, shard: Shard, replaced: Sequence[tuple[int, np.ndarray]]) -> pa.Table:
     """The shard's index rows that no retry has replaced, those that the version deselects with their reason in place
     of `kept`."""
-    table = manifest.read_table(store.join(version.dataset, "shards", shard.index), COLUMNS)
+    table = read_table(store.join(version.dataset, "shards", shard.index), COLUMNS)
     for first_unit, rows in replaced:
         if shard.unit < first_unit:
             table = table.filter(pa.array(~np.isin(table["row"].to_numpy(), rows)))
@@ -274,7 +276,7 @@ def _merged(tables: list[pa.Table]) -> list[Host]:
 def thumb_rows(version: Manifest, shard: Shard) -> dict[int, bytes]:
     """row -> JPEG of the thumbnails that the ingest left, if it left any."""
     try:
-        table = manifest.read_table(store.join(version.dataset, "thumbs", shard.index), ["row", "jpeg"])
+        table = read_table(store.join(version.dataset, "thumbs", shard.index), ["row", "jpeg"])
     except store.Missing:
         return {}
     return {row: jpeg for row, jpeg in zip(table["row"].to_pylist(), table["jpeg"].to_pylist()) if jpeg}

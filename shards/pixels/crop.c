@@ -28,7 +28,7 @@
 #error "needs libjpeg-turbo 2.1 or newer"
 #endif
 
-#define MAX_PIXELS 178956970   /* as shards/image.py */
+#define MAX_PIXELS 178956970   /* as shards/pixels/image.py */
 #define MAX_SEGMENTS 1000
 #define PRECISION 22           /* bits of a coefficient, as Pillow's */
 #define SPLIT 12
@@ -38,7 +38,7 @@
                                   the cache, and reading it again would cost as much as decoding it */
 #define SUPPORT 2.0            /* of the bicubic filter */
 
-/* As shards.image.View: a box of the picture, the size that it is resized to, the window's place in that. */
+/* As shards.pixels.image.View: a box of the picture, the size that it is resized to, the window's place in that. */
 typedef struct {
     int32_t x, y, width, height, to_width, to_height, left, top, mirrored;
 } View;
@@ -359,7 +359,7 @@ static void skip_to(Work *w, JDIMENSION row) {
         if (!jpeg_skip_scanlines(&w->jpeg, row - w->jpeg.output_scanline)) refuse((j_common_ptr)&w->jpeg);
 }
 
-/* Decode the rest of the data, and see that nothing is left over but the end marker (as shards/jpeg.py, _Gauge). */
+/* Decode the rest of the data, and see that nothing is left over but the end marker (as shards/pixels/jpeg.py, _Gauge). */
 static int ends_well(Work *w) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
     const struct jpeg_source_mgr *source = jpeg->src;

@@ -1,8 +1,9 @@
 """Views of plain JPEGs decoded in one go, straight into a batch: the reference's pixels for a third of the cost.
 
 An accelerator that is never needed: `make setup` compiles `crop.c` where there are a C compiler and libjpeg-turbo's
-headers (python -m shards.crop). It answers only for files that the reference decoder (`shards.image`) accepts too, and
-with the same pixels; every other file is refused, all of them without the compiled library, and goes to the reference.
+headers (python -m shards.pixels.crop). It answers only for files that the reference decoder (`shards.pixels.image`)
+accepts too, and with the same pixels; every other file is refused, all of them without the compiled library, and goes
+to the reference.
 
 Decoding at 1/2 or less (DCT scaling) is left out: pixels stay within 50 dB of the reference only where what it leaves
 is still three times too large, so it would serve crops above 1,300 pixels alone (`xtra bench decode`).
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import native
-from shards.image import IMAGE_BUILD, View
+from shards.pixels import native
+from shards.pixels.image import IMAGE_BUILD, View
 
 Body = bytes | memoryview
 

@@ -1,8 +1,8 @@
 """The gray picture of a sound baseline JPEG at an eighth of its size, for half of what decoding it so costs.
 
 An accelerator that is never needed: `make setup` compiles `entropy.c` where there is a C compiler (python -m
-shards.entropy). It answers only for files that the reference decoder accepts too, with the same pixels; for every
-other file, or without the compiled library, the answer is None and the reference decoder is asked.
+shards.pixels.entropy). It answers only for files that the reference decoder accepts too, with the same pixels; for
+every other file, or without the compiled library, the answer is None and the reference decoder is asked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import threading
 from pathlib import Path
 
-from shards import native
+from shards.pixels import native
 
 SOURCE = Path(__file__).with_suffix(".c")
 LARGEST = 8 << 20  # bytes; each thread keeps scratch of the size of its largest body

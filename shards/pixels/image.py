@@ -7,7 +7,7 @@ Policy: JPEG (of an MPO the first picture), PNG, WebP, GIF, BMP, TIFF, told by c
 Pixels are 8-bit RGB, upright by EXIF orientation: gray is repeated, palettes are looked up, CMYK and YCCK are read in
 Adobe's inverted sense, 16-bit samples keep their high byte (32-bit ones are unsupported), alpha is laid over white; ICC
 profiles are not applied (the index says which samples have one). It is strict: a truncated file is refused even if most
-of it could be shown, and so is a JPEG whose data is damaged, as far as `shards.jpeg` can tell.
+of it could be shown, and so is a JPEG whose data is damaged, as far as `shards.pixels.jpeg` can tell.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import PIL
 from PIL import Image, PngImagePlugin
 
-from shards import jpeg
+from shards.pixels import jpeg
 
 MAX_PIXELS = 178_956_970  # Pillow refuses more than this itself; a lower cap can be asked for
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"

@@ -167,7 +167,7 @@ def _spawn(work: str) -> subprocess.Popen[bytes]:
     wanted = ("LANG", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "TMPDIR")  # never credentials
     env = {name: os.environ[name] for name in wanted if name in os.environ}
     env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-m", "shards.isolate", work]
+    command = [sys.executable, "-P", "-m", "shards.pixels.isolate", work]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
 
 

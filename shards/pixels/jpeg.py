@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from PIL import Image, JpegImagePlugin
 
-from shards import entropy
+from shards.pixels import entropy
 
 END = b"\xff\xd9"
 MAX_SEGMENTS = 10_000  # of a file; a photograph has some 20, a profile of 16 MB some 250

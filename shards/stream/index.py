@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from shards import store
-from shards.cache import DiskCache
 from shards.manifest import Manifest
 from shards.selection import selected_index
+from shards.stream.cache import DiskCache
 
 _COLUMNS = ["key", "row", "labels", "offset", "length"]
 

@@ -21,7 +21,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from shards.manifest import Manifest, read_manifest
-from shards.order import I64, Order, Place, Sequence, permutation
+from shards.stream.order import I64, Order, Place, Sequence, permutation
 
 BLOCK = 4096  # global positions in which the quotas are kept exactly
 _MIX = zlib.crc32(b"mix")

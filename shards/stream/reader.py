@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from shards import store
-from shards.cache import DiskCache
-from shards.encoded import Encoded, Sample
-from shards.index import Index, read_index
 from shards.manifest import Manifest
-from shards.order import Place
-from shards.slab import Buffers, Slab
+from shards.stream.cache import DiskCache
+from shards.stream.index import Index, read_index
+from shards.stream.order import Place
+from shards.stream.sample import Encoded, Sample
+from shards.stream.slab import Buffers, Slab
 from shards.tar import BLOCK
 
 NEAR = 16 << 10  # bytes between two samples up to which they are read together: no request is as cheap

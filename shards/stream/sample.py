@@ -8,9 +8,9 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from shards.index import Index
-from shards.order import Place
-from shards.slab import Buffers
+from shards.stream.index import Index
+from shards.stream.order import Place
+from shards.stream.slab import Buffers
 
 
 class Sample(NamedTuple):

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from shards import store
-from shards.encoded import Encoded, Sample
 from shards.manifest import Manifest
-from shards.mixture import MixedSequence, Mixture
-from shards.order import Order, Place, Positions, Sequence, batch, cut
-from shards.reader import ReadConfig, Reader
+from shards.stream.mixture import MixedSequence, Mixture
+from shards.stream.order import Order, Place, Positions, Sequence, batch, cut
+from shards.stream.reader import ReadConfig, Reader
+from shards.stream.sample import Encoded, Sample
 
 _PATIENCE = 2.0  # seconds
 _ONCE_CHUNK = 64  # neighbours that are read together where samples come in row order

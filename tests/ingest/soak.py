@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from jobs.bench.origin import Served, serving, verdict  # noqa: E402
-from shards import check, manifest, store  # noqa: E402
+from shards import check, store  # noqa: E402
+from shards.dataset import committed_units, read_commits, read_table  # noqa: E402
 
 LIMIT = 600 << 20  # bytes of memory that no process may exceed
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -243,14 +244,14 @@ def _wait_for_the_end_of(watch: Watch) -> None:
 
 def prove(out: str, links: int, result: dict[str, Any], rule: Callable[[int], str]) -> dict[str, Any]:
     """Every row has one verdict, the right one; counts balance; tars are sound."""
-    units = manifest.committed_units(out)
+    units = committed_units(out)
     assert units == list(range(result["units"])), "units are missing"
     seen = np.zeros(links, np.int64)
     wrong: list[str] = []
     killers: list[str] = []
-    commits = manifest.read_commits(out, units)
+    commits = read_commits(out, units)
     for commit in commits:
-        table = manifest.read_table(store.join(out, "shards", commit.index), ["row", "reason", "detail"])
+        table = read_table(store.join(out, "shards", commit.index), ["row", "reason", "detail"])
         for row, reason, detail in zip(*(table[name].to_pylist() for name in ("row", "reason", "detail"))):
             seen[row] += 1
             if "kills its decoder" in detail:

@@ -12,8 +12,8 @@ from origin import unpacked
 
 from ingest.filter import FilterConfig, judge
 from ingest.record import Fetched, Link, Reason, Verdict
-from shards.jpeg import END
-from shards.phash import NEAR, distance
+from shards.pixels.jpeg import END
+from shards.pixels.phash import NEAR, distance
 
 REASONS = {
     "too-small": Reason.TOO_SMALL,

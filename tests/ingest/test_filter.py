@@ -15,7 +15,7 @@ from PIL import Image
 
 from ingest.filter import FilterConfig, judge
 from ingest.record import Fetched, Link, Reason, Verdict
-from shards import image
+from shards.pixels import image
 
 
 def fetched(body: bytes | Path | None, reason: Reason | None = None) -> Fetched:

@@ -20,18 +20,31 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from origin import Origin, picture
+from places import ROOT
 
 from ingest import plan
+from ingest.config import Config
 from ingest.events import read_events
-from ingest.fetch import FetchConfig
 from ingest.filter import FilterConfig
+from ingest.http.fetcher import FetchConfig
 from ingest.record import Reason, Verdict
-from ingest.run import Config, IngestResult, Progress, Work, run
+from ingest.run import IngestResult, Progress, Work, run
 from ingest.scratch import Scratch
-from ingest.select import SelectConfig
+from ingest.select.apply import SelectConfig
 from ingest.unit import UnitWriter
 from ingest.wordnet import ClassConfig
 from shards import manifest, store
+from shards.dataset import (
+    PLAN_SCHEMA,
+    Commit,
+    committed_units,
+    planned_units,
+    read_commit,
+    read_commits,
+    read_info,
+    read_table,
+    write_plan,
+)
 from shards.tar import read_tar
 
 FETCH = FetchConfig(allow_private=("127.0.0.1",), backoff=0.01, deadline=5, connections=16, max_bytes=1 << 20)
@@ -76,14 +89,14 @@ def write_list(path: Path, origin: Origin, paths: list[str]) -> str:
 def rows_of(dataset: str) -> list[dict[str, Any]]:
     """All index rows of the committed units."""
     found = []
-    for unit in manifest.committed_units(dataset):
-        index = manifest.read_commit(dataset, unit).index
-        found += manifest.read_table(store.join(dataset, "shards", index)).to_pylist()
+    for unit in committed_units(dataset):
+        index = read_commit(dataset, unit).index
+        found += read_table(store.join(dataset, "shards", index)).to_pylist()
     return found
 
 
 def tars_of(dataset: str) -> list[bytes]:
-    commits = [manifest.read_commit(dataset, unit) for unit in manifest.committed_units(dataset)]
+    commits = [read_commit(dataset, unit) for unit in committed_units(dataset)]
     return [store.read(store.join(dataset, "shards", commit.tar)) for commit in commits]
 
 
@@ -132,7 +145,7 @@ def test_the_same_bytes_give_the_same_tars(origin: Origin, tmp_path: Path) -> No
         fetch = replace(FETCH, connections=connections)
         balance(run(Config(urls, out, unit=16, fetch=fetch)), 40)
     assert tars_of(outs[0]) == tars_of(outs[1]) == tars_of(outs[2])
-    assert manifest.read_commit(outs[0], 0).tar != manifest.read_commit(outs[1], 0).tar
+    assert read_commit(outs[0], 0).tar != read_commit(outs[1], 0).tar
 
 
 def test_a_rerun_asks_for_nothing_and_changes_nothing(origin: Origin, tmp_path: Path) -> None:
@@ -191,8 +204,9 @@ def test_stop_ends_cleanly_and_a_rerun_does_the_rest(origin: Origin, tmp_path: P
 
 KILLED = """
 import sys
-from ingest.fetch import FetchConfig
-from ingest.run import Config, run
+from ingest.http.fetcher import FetchConfig
+from ingest.config import Config
+from ingest.run import run
 
 if __name__ == "__main__":
     urls, out, scratch = sys.argv[1:]
@@ -207,14 +221,14 @@ def test_killed_and_rerun_nothing_is_lost_and_nothing_twice(origin: Origin, tmp_
     out, scratch = str(tmp_path / "out"), tmp_path / "scratch"
     (tmp_path / "killed.py").write_text(KILLED)
     words = [sys.executable, str(tmp_path / "killed.py"), urls, out, str(scratch)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(manifest.committed_units(out)) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len(committed_units(out)) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    committed = manifest.committed_units(out)
+    committed = committed_units(out)
     assert 2 <= len(committed) < 10
     before, tars = Counter(origin.requests), tars_of(out)
 
@@ -307,7 +321,7 @@ def test_only_chosen_classes_are_planned_and_the_rest_is_counted(origin: Origin,
     result = run(config)
     assert (result.links, result.not_chosen, result.units) == (6, 15, 2)
     assert [row["row"] for row in rows_of(config.out)] == [n for n in range(21) if n % 7 in (1, 3)]
-    assert manifest.read_info(config.out).classes == ("n00000001", "n00000003")
+    assert read_info(config.out).classes == ("n00000001", "n00000003")
     assert replace(run(config), seconds=0) == replace(result, seconds=0)
     with pytest.raises(ValueError, match="another config_digest"):
         run(replace(config, classes=ClassConfig(min_count=2)))
@@ -336,7 +350,7 @@ def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, t
     (tmp_path / "killed.py").write_text(KILLED)
     (tmp_path / "sitecustomize.py").write_text(HOLE)
     words = [sys.executable, str(tmp_path / "killed.py"), urls, out, str(scratch)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     first = subprocess.run(words, env=environment, timeout=60, stderr=subprocess.DEVNULL)
     assert first.returncode == -signal.SIGSEGV
     subprocess.run(words, env=environment, timeout=60, check=True)
@@ -443,10 +457,10 @@ def test_a_run_that_another_has_overtaken_ends_with_what_there_is(origin: Origin
     fetch = replace(FETCH, retries=0)
     config = Config(write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), unit=2, fetch=fetch)
 
-    def overtaken(work: Work) -> Iterator[manifest.Commit]:
+    def overtaken(work: Work) -> Iterator[Commit]:
         run(config)
         run(replace(config, retry=True))
-        yield from manifest.read_commits(config.out, work.units)
+        yield from read_commits(config.out, work.units)
 
     result = run(config, crawl=overtaken)
     assert (result.kept, result.reasons, result.samples) == (3, {"http_5xx": 1}, 3)
@@ -458,7 +472,7 @@ def test_the_plan_of_a_driver_that_was_faster_stays(tmp_path: Path, monkeypatch:
     urls, out = tmp_path / "list.txt", str(tmp_path / "out")
     config = Config(str(urls), out, unit=2, fetch=FETCH)
     lines = [f"http://127.0.0.1:9/{n}.jpg\n" for n in range(10)]
-    planned = manifest.planned_units
+    planned = planned_units
 
     def beaten(dataset: str) -> list[int]:
         monkeypatch.setattr(manifest, "planned_units", planned)
@@ -476,15 +490,15 @@ def test_the_plan_of_a_driver_that_was_faster_stays(tmp_path: Path, monkeypatch:
 def test_an_interrupted_plan_is_finished_and_that_of_another_list_refused(origin: Origin, tmp_path: Path) -> None:
     urls = write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg", "/ok/2.jpg"])
     out, other = str(tmp_path / "out"), str(tmp_path / "other")
-    stale = pa.Table.from_pylist([{"key": "x", "url": "http://x/", "labels": [], "row": 0}], manifest.PLAN_SCHEMA)
-    manifest.write_plan(other, 0, stale)
+    stale = pa.Table.from_pylist([{"key": "x", "url": "http://x/", "labels": [], "row": 0}], PLAN_SCHEMA)
+    write_plan(other, 0, stale)
     with pytest.raises(ValueError, match="plans other links than this list gives"):
         run(Config(urls, other, unit=1, fetch=FETCH))
     balance(run(Config(urls, out, unit=1, fetch=FETCH)), 2)
     for lost in ("dataset.json", "links/000001.parquet", "commits/000001.json", "versions/000001.json"):
         store.delete(store.join(out, lost))  # as if it had been killed while planning its second unit
     balance(run(Config(urls, out, unit=1, fetch=FETCH)), 2)
-    assert manifest.planned_units(out) == [0, 1]
+    assert planned_units(out) == [0, 1]
 
 
 def test_large_bodies_pass_through_scratch(origin: Origin, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from ingest.filter import FilterConfig, judge
 from ingest.isolate import WORK, judge_apart
 from ingest.record import Fetched, Link, Reason
-from shards.isolate import Child, ChildBroken
+from shards.pixels.isolate import Child, ChildBroken
 
 # Loaded by the child at its start (Python imports `sitecustomize` by itself): a decoder with holes. What a body's last
 # words ask for really happens, in C, while Pillow is decoding it.
@@ -143,7 +143,7 @@ PARENT = """
 import os, sys
 from ingest.filter import FilterConfig
 from ingest.isolate import WORK, judge_apart
-from shards.isolate import Child
+from shards.pixels.isolate import Child
 from ingest.record import Fetched, Link
 body = open(sys.argv[1], "rb").read()
 child = Child(WORK)

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from origin import picture
 from PIL import Image
 
 from ingest import thumbs, unit
 from ingest.record import BadLine, Fetched, Link, Picture, Reason, Verdict
 from ingest.unit import UnitWriter, _about, _Spool
-from shards import manifest, store
+from shards import store
+from shards.dataset import INDEX_SCHEMA, Commit, read_table
 from shards.tar import read_tar
 
 LINKS = [Link(f"k{row}", f"http://a/{row}", (f"c{row % 3}",), row) for row in range(40)]
@@ -41,7 +41,7 @@ def verdict(link: Link) -> Verdict:
     return Verdict(fetched, Picture(body, "jpg", digest, 64, 48, "RGB", 1, False, "4:2:0", False, 7), None, "")
 
 
-def written(out: Path, seed: int, show: bool = True) -> manifest.Commit:
+def written(out: Path, seed: int, show: bool = True) -> Commit:
     order = list(LINKS)
     random.Random(seed).shuffle(order)
     scratch = out.parent / f"scratch-{out.name}"
@@ -58,8 +58,8 @@ def test_any_order_gives_the_same_tar_and_index(tmp_path: Path) -> None:
     assert one.reasons == {"bad_url": 1, "http_404": 10, "too_small": 10, "undecodable": 10}
     tar = store.read(str(tmp_path / "a" / "shards" / one.tar))
     assert (len(tar), hashlib.sha256(tar).hexdigest()) == (one.tar_bytes, one.tar_sha256)
-    index = manifest.read_table(str(tmp_path / "a" / "shards" / one.index))
-    assert index.schema.equals(manifest.INDEX_SCHEMA)
+    index = read_table(str(tmp_path / "a" / "shards" / one.index))
+    assert index.schema.equals(INDEX_SCHEMA)
     rows = index.to_pylist()
     assert [row["row"] for row in rows] == list(range(41))
     members = {name: (offset, body) for name, offset, body in read_tar(io.BytesIO(tar))}
@@ -88,7 +88,7 @@ def test_thumbnails_are_the_same_few_every_time(tmp_path: Path) -> None:
     tables = []
     for seed, name in enumerate("ab"):
         commit = written(tmp_path / name, seed)
-        tables.append(manifest.read_table(str(tmp_path / name / "thumbs" / commit.index)))
+        tables.append(read_table(str(tmp_path / name / "thumbs" / commit.index)))
     assert tables[0].equals(tables[1])
     rows = tables[0].to_pylist()
     assert [row["reason"] for row in rows] == [r for r in ("kept", "too_small", "undecodable") for _ in range(4)]
@@ -103,7 +103,7 @@ def test_thumbnails_are_the_same_few_every_time(tmp_path: Path) -> None:
 
 def test_what_may_kill_its_decoder_is_not_drawn(tmp_path: Path) -> None:
     commit = written(tmp_path / "a", 0, show=False)
-    rows = manifest.read_table(str(tmp_path / "a" / "thumbs" / commit.index)).to_pylist()
+    rows = read_table(str(tmp_path / "a" / "thumbs" / commit.index)).to_pylist()
     assert {row["jpeg"] for row in rows} == {None}
 
 

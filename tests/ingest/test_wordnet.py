@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from origin import Origin, unpacked
 
-from ingest.fetch import FetchConfig
-from ingest.run import Config, run
+from ingest.config import Config
+from ingest.http.fetcher import FetchConfig
+from ingest.run import run
 from ingest.wordnet import ClassConfig, chosen, read_is_a, read_words, resolve, subtree, takes
 from shards import manifest
 from shards.selection import selected_index

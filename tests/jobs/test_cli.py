@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 import run_folders
-from datasets import make_dataset, rows_of, write_unit
+from made_datasets import make_dataset, rows_of, write_unit
 from origin import Origin, picture
+from places import ROOT
 
 from ingest.record import Reason
-from jobs import cli, ingest_page, verbs
-from jobs.ledger import read_runs
+from jobs import cli, flags, verbs
 from jobs.progress import Progress
+from jobs.report import dataset_page
+from jobs.report.ledger import read_runs
 from shards.manifest import make_version, read_manifest
 from shards.store import StoreError
 from xtra.train import TrainResult
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ["--samples", "192", "--batch", "64", "--checkpoint-every", "64"]
 
 
@@ -106,7 +107,7 @@ def test_the_readme_names_flags_and_reasons_that_there_are(
     there = set(re.findall(r"--[a-z][a-z0-9.-]*", capsys.readouterr().out))
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"--[a-z][a-z0-9.]*(?:-[a-z0-9]+)*", readme)) - there == set()
-    assert all(f"| `{reason}` | {ingest_page.MEANINGS[reason]} |" in readme for reason in Reason)
+    assert all(f"| `{reason}` | {dataset_page.MEANINGS[reason]} |" in readme for reason in Reason)
 
 
 # ---- mistakes ----
@@ -173,13 +174,13 @@ def test_flags_with_underscores_and_equals_are_understood():
         inner: Inner = Inner()
         is_quick: bool = False
 
-    made = cli.parse(Config, ["--url=x=y", "--inner.some_rate", "-0.5", "--is-quick"], "xtra test")
+    made = flags.parse(Config, ["--url=x=y", "--inner.some_rate", "-0.5", "--is-quick"], "xtra test")
     assert made == Config("x=y", Inner(-0.5), True)
-    assert cli.parse(Config, ["--no-is-quick"], "xtra test", default=made).is_quick is False
+    assert flags.parse(Config, ["--no-is-quick"], "xtra test", default=made).is_quick is False
 
 
 def test_anything_else_that_is_raised_is_a_bug_and_not_hidden(monkeypatch: pytest.MonkeyPatch):
-    def broken(call: cli.Call) -> None:
+    def broken(call: flags.Call) -> None:
         raise KeyError("ours")
 
     monkeypatch.setitem(verbs.VERBS, "broken", verbs.Verb("", "", broken))
@@ -312,7 +313,7 @@ def test_a_page_that_cannot_be_written_is_a_remark(
     def full(*words: Any, **more: Any) -> None:
         raise StoreError("s3://b/ingest.html: cannot be written (503)")
 
-    monkeypatch.setattr("jobs.ingest_page.write", full)
+    monkeypatch.setattr("jobs.report.dataset_page.write", full)
     (tmp_path / "set/cat").mkdir(parents=True)
     (tmp_path / "set/cat/1.jpg").write_bytes(picture("1"))
     assert cli.main(["import", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--json"]) == 0
@@ -422,7 +423,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 12
 def test_a_verb_that_cannot_wind_down_ends_at_the_first_signal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def forever(call: cli.Call) -> None:
+    def forever(call: flags.Call) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("went on")
 
@@ -434,7 +435,7 @@ def test_a_verb_that_cannot_wind_down_ends_at_the_first_signal(
 
 
 def test_a_signal_ends_a_probe_between_two_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    from xtra import probe
+    from xtra.probe import probe
 
     def step(config: Any, progress: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -447,7 +448,7 @@ def test_a_signal_ends_a_probe_between_two_steps(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_second_signal_ends_a_verb_that_is_winding_down(monkeypatch: pytest.MonkeyPatch):
-    def slow(call: cli.Call) -> None:
+    def slow(call: flags.Call) -> None:
         stop = call.stoppable()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set()
@@ -459,7 +460,7 @@ def test_the_second_signal_ends_a_verb_that_is_winding_down(monkeypatch: pytest.
 
 
 def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.MonkeyPatch):
-    from jobs import cluster
+    from jobs.cluster import group
 
     def start_ray() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray got the signal"))
@@ -469,8 +470,8 @@ def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.Mo
         assert stop.is_set()
         return [TrainResult("run", 1, 64, 0.5, 1.0, stopped=True)]
 
-    monkeypatch.setattr(cluster, "start_ray", start_ray)
-    monkeypatch.setattr(cluster, "train_all", train_all)
+    monkeypatch.setattr(group, "start_ray", start_ray)
+    monkeypatch.setattr(group, "train_all", train_all)
     assert cli.main(["train", "demo32", "--data", "d", "--out", "o", "--workers", "2"]) == 143
 
 

@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from datasets import jpeg
+from made_datasets import jpeg
 
 from ingest import run as ingest
-from ingest.fetch import FetchConfig
+from ingest.config import Config
 from ingest.filter import FilterConfig
+from ingest.http.fetcher import FetchConfig
 from jobs import demo
 
 
@@ -28,7 +29,7 @@ def local(tmp_path: Path) -> Path:
 def test_every_kind_of_junk_gets_its_verdict_and_the_rest_is_kept(local, tmp_path):
     with demo._origin(local) as port:
         links = demo._write_list(local, port)
-        settings = ingest.Config(
+        settings = Config(
             str(links),
             str(tmp_path / "data"),
             id_column="id",

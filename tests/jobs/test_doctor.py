@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import doctor, simd
+from jobs import doctor, pillow_simd
 from shards import store
 
 
@@ -38,9 +38,9 @@ def test_half_of_the_credentials_is_a_warning(monkeypatch: pytest.MonkeyPatch):
 
 def test_pillow_simd_is_built_optimised_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CFLAGS", raising=False)
-    assert {"-O3", "-mavx2"} <= set(simd.build_environment()["CFLAGS"].split())
+    assert {"-O3", "-mavx2"} <= set(pillow_simd.build_environment()["CFLAGS"].split())
     monkeypatch.setenv("CFLAGS", "-O0 -I/opt/include")
-    assert simd.build_environment()["CFLAGS"].split()[-3:] == ["-O0", "-I/opt/include", "-mavx2"]
+    assert pillow_simd.build_environment()["CFLAGS"].split()[-3:] == ["-O0", "-I/opt/include", "-mavx2"]
 
 
 def test_the_accelerator_of_the_jpeg_check_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path):
@@ -52,12 +52,12 @@ def test_the_accelerator_of_the_jpeg_check_is_named_where_it_is_missing(monkeypa
 
 def test_missing_headers_of_pillow_simd_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None)
-    monkeypatch.setattr(simd, "has_avx2", lambda: True)
-    monkeypatch.setattr(simd, "missing_headers", lambda: ["webp/decode.h", "tiffio.h"])
+    monkeypatch.setattr(pillow_simd, "has_avx2", lambda: True)
+    monkeypatch.setattr(pillow_simd, "missing_headers", lambda: ["webp/decode.h", "tiffio.h"])
     assert doctor.simd() == doctor.Check(
         "warn", "pillow-simd", "not in use: no webp/decode.h, tiffio.h", "install libwebp-dev, libtiff-dev; make setup"
     )
-    assert {"a C compiler", *simd.HEADERS} == set(doctor.PACKAGES), "every header has its package"
+    assert {"a C compiler", *pillow_simd.HEADERS} == set(doctor.PACKAGES), "every header has its package"
 
 
 def test_two_packages_under_one_name_fail(monkeypatch: pytest.MonkeyPatch):

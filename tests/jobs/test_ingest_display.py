@@ -6,17 +6,16 @@ import signal
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import pytest
+from places import ROOT
 from rich.console import Console
 
-from ingest.hosts import HostLoad
+from ingest.http.hosts import HostLoad
 from ingest.run import Progress
-from jobs import live
-from jobs.live import Live, Pace
+from jobs import ingest_display
+from jobs.ingest_display import Live, Pace
 
-ROOT = Path(__file__).resolve().parents[2]
 REASONS = {"http_404": 300, "dns": 40, "timeout": 7, "undecodable": 3}
 
 
@@ -38,7 +37,7 @@ def paced(*points: Progress) -> Pace:
 def screen(p: Progress, pace: Pace | None = None, width: int = 80, height: int = 24, **how) -> list[str]:
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, force_terminal=False, highlight=False)
-    console.print(live.drawn("xtra ingest  a list to a folder", p, pace or paced(p), width, height, **how))
+    console.print(ingest_display.drawn("xtra ingest  a list to a folder", p, pace or paced(p), width, height, **how))
     return out.getvalue().splitlines()
 
 
@@ -65,35 +64,35 @@ def test_a_pause_is_no_work_and_nothing_is_promised_meanwhile():
     outage = [at(10 + second, 100, "no network since 14:02:11") for second in range(1, 301)]
     pace = paced(*points, *outage)
     assert pace.left(outage[-1]) == pytest.approx(8900 / 10, rel=0.2)
-    assert live.remaining(outage[-1], pace) == "paused: 16 min of work left"
+    assert ingest_display.remaining(outage[-1], pace) == "paused: 16 min of work left"
     after = at(311, 110)
     pace.add(after)
     assert pace.rates(after)[0] == pytest.approx(10, rel=0.2)
-    assert live.remaining(after, pace).endswith("left")
-    assert "paused" not in live.remaining(after, pace)
+    assert ingest_display.remaining(after, pace).endswith("left")
+    assert "paused" not in ingest_display.remaining(after, pace)
 
 
 def test_one_worker_without_a_network_is_no_pause_of_the_others():
     points = [at(second, 10 * second, "no network since 14:02:11 (node-3)") for second in range(0, 21)]
     pace = paced(*points)
     assert pace.rates(points[-1])[0] == pytest.approx(10)
-    assert live.remaining(points[-1], pace) == "15 min left"
+    assert ingest_display.remaining(points[-1], pace) == "15 min left"
 
 
 def test_what_is_done_before_and_after_the_links_is_said_and_not_called_a_pause():
     reading = at(10, 0, "reading the list: 3,000,000 lines", before=0)
-    assert live.remaining(reading, paced(reading)) == ""
-    assert live.line(reading, paced(reading)).endswith("reading the list: 3,000,000 lines")
+    assert ingest_display.remaining(reading, paced(reading)) == ""
+    assert ingest_display.line(reading, paced(reading)).endswith("reading the list: 3,000,000 lines")
     selecting = at(10, 9000, "selecting: 3 of 9 shards read")
-    assert live.remaining(selecting, paced(selecting)) == "all links done"
+    assert ingest_display.remaining(selecting, paced(selecting)) == "all links done"
 
 
 def test_too_little_is_no_rate():
     assert paced(at(0, 0)).left(at(0, 0)) is None
-    assert live.remaining(at(0, 0), paced(at(0, 0))) == "time left not known yet"
+    assert ingest_display.remaining(at(0, 0), paced(at(0, 0))) == "time left not known yet"
     stuck = [at(second, 0) for second in range(20)]
     assert paced(*stuck).left(stuck[-1]) is None
-    assert live.remaining(at(1, 9000), paced(at(1, 9000))) == "all links done"
+    assert ingest_display.remaining(at(1, 9000), paced(at(1, 9000))) == "all links done"
 
 
 # ---- the table ----
@@ -148,7 +147,7 @@ def test_strangers_cannot_write_to_the_terminal():
     evil = HostLoad("\x1b]0;owned\x07\x1b[2J[red]evil.example.com", 8, 0, 1, 0, 1, 1.0, 0)
     p = at(10, 100, "\x1b[31mno network", hosts=(evil,))
     text = "\n".join(screen(p))
-    assert "\x1b" not in text + live.line(p, paced(p))
+    assert "\x1b" not in text + ingest_display.line(p, paced(p))
     assert "[red]evil.example.com" in text  # and no markup either
 
 
@@ -175,10 +174,10 @@ def test_anywhere_else_it_is_a_line_now_and_then():
 DRAWS = """
 import sys, time
 sys.path.insert(0, "tests/jobs")
-from test_live import at
+from test_ingest_display import at
 from jobs import cli, verbs
 def run(call):
-    from jobs.live import Live
+    from jobs.ingest_display import Live
     stop = call.stoppable()
     with Live("xtra ingest  here to there") as table:
         call.on_stop = table.stop
@@ -214,7 +213,7 @@ def test_on_a_terminal_it_draws_and_ctrl_c_gives_the_terminal_back():
         os.close(ours)
     assert process.returncode == 130
     assert out == "closing\n", "results go to stdout alone"
-    assert live.STOPPING in drawn
+    assert ingest_display.STOPPING in drawn
     assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l"), "the cursor is shown again"
     assert "\x1b[?1049h" not in drawn, "what was on the terminal before stays there"
     assert before == after
@@ -231,7 +230,7 @@ def read_until(terminal: int, words: str) -> str:
     ("seconds", "said"), [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h"), (2e5, "2.3 d")]
 )
 def test_spans(seconds: float, said: str):
-    assert live.span(seconds) == said
+    assert ingest_display.span(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -247,4 +246,4 @@ def test_spans(seconds: float, said: str):
     ],
 )
 def test_sizes(count: float, said: str):
-    assert live.size(count) == said
+    assert ingest_display.size(count) == said

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import run_folders
-from datasets import make_dataset, rows_of, write_unit
+from made_datasets import make_dataset, rows_of, write_unit
 
 from jobs.status import Config, DatasetStatus, RunStatus, as_dict, read_status, run, text
 from shards import store
-from shards.manifest import DatasetInfo, make_version, write_info
+from shards.dataset import DatasetInfo, write_info
+from shards.manifest import make_version
 
 NOW = datetime(2026, 11, 21, 11, 5, tzinfo=UTC)
 

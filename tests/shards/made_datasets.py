@@ -15,23 +15,21 @@ import pyarrow as pa
 from PIL import Image
 
 from shards import store
-from shards.manifest import (
+from shards.dataset import (
     INDEX_SCHEMA,
     PLAN_SCHEMA,
     Commit,
     DatasetInfo,
     Generation,
-    Manifest,
     commit,
-    make_version,
     read_generations,
     table_bytes,
     unit_name,
     write_generation,
     write_info,
-    write_manifest,
     write_plan,
 )
+from shards.manifest import Manifest, make_version, write_manifest
 from shards.rules import SCHEMA, write_rules
 from shards.tar import Member, write_tar
 

@@ -8,24 +8,24 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
+import made_datasets
 import pyarrow as pa
 import pytest
 from conftest import bucket
 
-from shards import check, manifest, selection, store
-from shards import tar as tar_module
+from shards import check, manifest, selection, store, tar as tar_module
+from shards.dataset import PLAN_SCHEMA, DatasetInfo, read_table, table_bytes, unit_name, write_info, write_plan
 from shards.tar import Member, header
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    datasets.make_dataset(tmp_path / "d", [12, 9], bad=(3, 15), side=16)
+    made_datasets.make_dataset(tmp_path / "d", [12, 9], bad=(3, 15), side=16)
     return tmp_path / "d"
 
 
 def shard_file(dataset: Path, ending: str, unit: int = 0) -> Path:
-    return dataset / "shards" / f"{manifest.unit_name(unit)}-a1.{ending}"
+    return dataset / "shards" / f"{unit_name(unit)}-a1.{ending}"
 
 
 def problems(dataset: Path, decode: bool = False) -> list[str]:
@@ -33,7 +33,7 @@ def problems(dataset: Path, decode: bool = False) -> list[str]:
 
 
 def test_a_sound_dataset_has_no_problems_on_every_store(base: str) -> None:
-    made = datasets.make_dataset(base, [12, 9], bad=(3, 15), side=16)
+    made = made_datasets.make_dataset(base, [12, 9], bad=(3, 15), side=16)
     seen: list[tuple[int, int]] = []
     result = check.run(check.Config(base, decode=True), lambda done, total: seen.append((done, total)))
     assert result.ok, result.problems
@@ -52,7 +52,9 @@ def test_subsets_and_named_versions_are_checked_too(dataset: Path) -> None:
 
 def test_a_version_with_rules_is_checked_against_them(dataset: Path) -> None:
     whole = manifest.read_manifest(str(dataset))
-    ruled = datasets.rule(whole, {0: [(1, "duplicate", None), (2, None, ["x", "y"])], 1: [(12, "placeholder", None)]})
+    ruled = made_datasets.rule(
+        whole, {0: [(1, "duplicate", None), (2, None, ["x", "y"])], 1: [(12, "placeholder", None)]}
+    )
     result = check.run(check.Config(ruled.address))
     assert result.ok, result.problems
     assert (result.kept, result.samples) == (19, 17)
@@ -62,14 +64,16 @@ def test_a_version_with_rules_is_checked_against_them(dataset: Path) -> None:
 
 def test_rules_that_do_not_fit_are_named(dataset: Path) -> None:
     whole = manifest.read_manifest(str(dataset))
-    wrong = datasets.rule(whole, {0: [(3, None, ["of a row that is not kept"]), (4, "both", ["x"]), (5, None, None)]})
+    wrong = made_datasets.rule(
+        whole, {0: [(3, None, ["of a row that is not kept"]), (4, "both", ["x"]), (5, None, None)]}
+    )
     found = [str(problem) for problem in check.run(check.Config(wrong.address)).problems]
     assert found == [
         "000000-a1.tar: a rule is about row 3, which the index does not keep",
         "000000-a1.tar: the rule about row 4 neither takes it out nor joins labels",
         "000000-a1.tar: the rule about row 5 neither takes it out nor joins labels",
     ]
-    right = datasets.rule(whole, {0: [(1, "duplicate", None)]})
+    right = made_datasets.rule(whole, {0: [(1, "duplicate", None)]})
     assert right.rules is not None
     (dataset / "manifests" / right.rules.file).unlink()
     found = [str(problem) for problem in check.run(check.Config(right.address)).problems]
@@ -80,7 +84,7 @@ def test_rules_that_do_not_fit_are_named(dataset: Path) -> None:
 
 def test_a_link_that_was_asked_for_again_counts_once(dataset: Path) -> None:
     first = manifest.read_manifest(str(dataset))
-    again = datasets.retry(datasets.retry(first, [3, 15], bad=(15,)), [15])
+    again = made_datasets.retry(made_datasets.retry(first, [3, 15], bad=(15,)), [15])
     result = check.run(check.Config(str(dataset)))
     assert result.ok, result.problems
     assert (result.links, result.kept, again.reasons) == (21, 21, {})
@@ -88,11 +92,11 @@ def test_a_link_that_was_asked_for_again_counts_once(dataset: Path) -> None:
 
 def test_a_retry_that_replaces_other_verdicts_than_it_says_is_named(dataset: Path) -> None:
     first = manifest.read_manifest(str(dataset))
-    datasets.retry(first, [3])
+    made_datasets.retry(first, [3])
     commit = dataset / "commits" / "000002.json"
     commit.write_text(json.dumps(json.loads(commit.read_text()) | {"supersedes": {"timeout": 1}}))
     assert "000002-a1.tar: replaces {'http_404': 1} of older units, its commit says {'timeout': 1}" in problems(dataset)
-    datasets.retry(manifest.read_manifest(str(dataset)), [4, 99])
+    made_datasets.retry(manifest.read_manifest(str(dataset)), [4, 99])
     found = problems(dataset)
     assert "000003-a1.tar: asks again for 1 links that older units kept" in found
     assert "000003-a1.tar: asks again for 1 links that no older unit has" in found
@@ -148,7 +152,7 @@ def test_damaged_json_files_are_problems_and_not_crashes(dataset: Path) -> None:
 def rewrite_index(dataset: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """Another index under the same name, with a commit that fits it: only its content is wrong."""
     path = shard_file(dataset, "parquet")
-    path.write_bytes(manifest.table_bytes(change(manifest.read_table(str(path)))))
+    path.write_bytes(table_bytes(change(read_table(str(path)))))
     commit = dataset / "commits" / "000000.json"
     value = json.loads(commit.read_text()) | {"index_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     commit.write_text(json.dumps(value))
@@ -223,7 +227,7 @@ def test_all_that_changed_in_a_damaged_tar_is_named_and_nothing_else(dataset: Pa
 def test_remote_tars_are_read_by_ranges(on_moto: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar_module, "RANGE", 1500)
     base = bucket() + "/data"
-    made = datasets.make_dataset(base, [12, 9], side=16)
+    made = made_datasets.make_dataset(base, [12, 9], side=16)
     whole = store.read(store.join(base, "shards", made.shards[1].tar))
     asked: list[int] = []
     read_range = store.read_range
@@ -295,13 +299,13 @@ def test_a_foreign_member(dataset: Path) -> None:
 
 
 def test_decode_finds_pictures_that_hash_right_but_do_not_decode(tmp_path: Path) -> None:
-    rows = datasets.rows_of(0, 4, side=16)
+    rows = made_datasets.rows_of(0, 4, side=16)
     rows[2]["body"] = rows[2]["body"][:-40]
-    plan = [{name: row.get(name) for name in manifest.PLAN_SCHEMA.names} for row in rows]
+    plan = [{name: row.get(name) for name in PLAN_SCHEMA.names} for row in rows]
     dataset = str(tmp_path / "d")
-    manifest.write_plan(dataset, 0, pa.Table.from_pylist(plan, manifest.PLAN_SCHEMA))
-    datasets.write_unit(dataset, 0, rows)
-    manifest.write_info(dataset, manifest.DatasetInfo("t", "0" * 64, 1, 4, "c", "t"))
+    write_plan(dataset, 0, pa.Table.from_pylist(plan, PLAN_SCHEMA))
+    made_datasets.write_unit(dataset, 0, rows)
+    write_info(dataset, DatasetInfo("t", "0" * 64, 1, 4, "c", "t"))
     manifest.make_version(dataset, "test")
     assert problems(tmp_path / "d") == []
     (found,) = problems(tmp_path / "d", decode=True)
@@ -332,7 +336,7 @@ def test_a_damaged_manifest_is_said_in_one_line(dataset: Path, damage: str) -> N
 
 
 def index_rows(dataset: Path) -> list[dict]:
-    return manifest.read_table(str(shard_file(dataset, "parquet"))).to_pylist()
+    return read_table(str(shard_file(dataset, "parquet"))).to_pylist()
 
 
 def flip(path: Path, at: int) -> None:

@@ -4,23 +4,20 @@ import dataclasses
 
 import pyarrow as pa
 import pytest
-from datasets import make_dataset, retry, rows_of, rule, write_unit
+from made_datasets import make_dataset, retry, rows_of, rule, write_unit
 
 from shards import store
-from shards.manifest import (
+from shards.dataset import (
     INDEX_SCHEMA,
     Commit,
     DatasetInfo,
     Generation,
-    add_version,
     commit,
     committed_units,
-    make_version,
     planned_units,
     read_commits,
     read_generations,
     read_info,
-    read_manifest,
     read_plan,
     read_table,
     table_bytes,
@@ -28,6 +25,7 @@ from shards.manifest import (
     write_info,
     write_plan,
 )
+from shards.manifest import add_version, make_version, read_manifest
 from shards.selection import selected_index, subset
 
 

@@ -4,14 +4,13 @@ import hashlib
 
 import pyarrow as pa
 import pytest
-from datasets import make_dataset, rule
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
+from made_datasets import make_dataset, rule
 
 from shards import rules, store
 from shards.manifest import read_manifest
 from shards.selection import selected_index, subset
-from shards.stream import once
+from shards.stream.stream import once
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=3)
 RULE = st.tuples(st.none() | WORDS, st.none() | st.lists(WORDS, max_size=3))

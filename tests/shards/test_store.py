@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from shards import remote, store
+from shards import store, store_remote
 
 
 def test_put_read_list_delete(base):
@@ -89,7 +89,7 @@ def test_no_credentials_and_no_bucket_are_one_line(on_moto, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.setattr(remote, "_filesystems", {})
+    monkeypatch.setattr(store_remote, "_filesystems", {})
     with pytest.raises(store.StoreError, match="no credentials: set AWS_ACCESS_KEY_ID") as caught:
         store.put("s3://bucket/x", b"1")
     assert "\n" not in str(caught.value)

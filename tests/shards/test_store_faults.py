@@ -9,7 +9,7 @@ import pytest
 from conftest import bucket, need_s3
 from fault_proxy import FaultProxy, Rule
 
-from shards import remote, store
+from shards import store, store_remote
 
 BODY = bytes(range(256)) * 1000
 STUMBLES = [
@@ -32,8 +32,8 @@ def proxy(request, monkeypatch):
         need_s3()
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"], seed=1) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setattr(remote, "_filesystems", {})
-        monkeypatch.setattr(remote, "_reached", set())
+        monkeypatch.setattr(store_remote, "_filesystems", {})
+        monkeypatch.setattr(store_remote, "_reached", set())
         proxy.base = bucket() + "/data"
         store.put(store.join(proxy.base, "old"), b"old")
         yield proxy
@@ -41,8 +41,8 @@ def proxy(request, monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(remote, "PATIENCE", 1.0)
-    monkeypatch.setattr(remote, "FIRST_PATIENCE", 1.0)
+    monkeypatch.setattr(store_remote, "PATIENCE", 1.0)
+    monkeypatch.setattr(store_remote, "FIRST_PATIENCE", 1.0)
 
 
 def large(tmp_path, size=40 << 20):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets import make_dataset, rows_of, rule, write_unit
+from made_datasets import make_dataset, rows_of, rule, write_unit
 
 from shards import check, store, sweep
 from shards.manifest import read_manifest

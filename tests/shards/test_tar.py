@@ -6,8 +6,7 @@ import itertools
 import tarfile
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from shards.tar import Member, Source, header, read_tar, walk, write_tar
 

@@ -6,20 +6,20 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from datasets import jpeg, make_dataset, plan_unit, rows_of, write_unit
+from made_datasets import jpeg, make_dataset, plan_unit, rows_of, write_unit
+from places import ROOT
 from torch.utils.data import DataLoader
 
-from shards.manifest import DatasetInfo, make_version, write_info
-from shards.order import Order
+from shards.dataset import DatasetInfo, write_info
+from shards.manifest import make_version
+from shards.stream.order import Order
 from xtra import adapters
 from xtra.adapters import TorchBatches, WdsSamples
 
 ORDER = Order(seed=3, lanes=5, chunk=4, window=3)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

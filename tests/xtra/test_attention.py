@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from jobs import recipes
-from xtra import attention, drop_path, train
+from xtra import attention, drop_path, recipes, train
 from xtra.attention import ARMS, Causal, attend, causal_of, run_ends
 from xtra.blocks import block_causal_mask, target_blocks
 from xtra.loss import next_block_loss
@@ -139,7 +138,7 @@ def test_all_forms_of_a_layer_are_compiled(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, mode: honest(layer, backend=counter))
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         compile_layers(model)
-        model(x, drop_path.scales(config, 0, np.zeros(2, int), np.arange(2)))
+        model(x, drop_path.scales(config.drop_path, config.depth, 0, np.zeros(2, int), np.arange(2)))
         model(x, torch.ones(2, 2, 2))
         model(x)
     assert counter.frame_count >= 4

@@ -8,10 +8,9 @@ import pytest
 import torch
 from timm_files import Queue, timm_file, timm_method
 
-from shards.order import mix64, uniform
+from shards.stream.order import mix64, uniform
 from xtra.augment import PROBE, PROBE_LINEAR_B, Augment, _normal, erase, erased
-from xtra.data import Augment as Same
-from xtra.data import crop_box
+from xtra.data import Augment as Same, crop_box
 
 ALWAYS = Augment(erase=1.0)
 

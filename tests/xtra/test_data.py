@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from datasets import jpeg, make_dataset, rows_of, write_unit
+from made_datasets import jpeg, make_dataset, rows_of, write_unit
 
-from shards import crop, image
 from shards.manifest import make_version
-from shards.order import Order
-from shards.stream import Stream
+from shards.pixels import crop, image
+from shards.stream.order import Order
+from shards.stream.stream import Stream
 from xtra.data import Augment, augmented, crop_box, eval_batches, normalise, train_batches
 
 ORDER = Order(seed=1, lanes=4, chunk=4, window=2)

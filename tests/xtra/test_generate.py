@@ -8,16 +8,17 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from datasets import make_dataset
+from made_datasets import make_dataset
 from PIL import Image
 
 from jobs import cli
 from shards import store
-from xtra import checkpoint, generate
+from xtra import generate
 from xtra.blocks import block_orders, join_blocks, target_blocks
 from xtra.loss import normalise_blocks
 from xtra.model import SIZES, Xtra, build
-from xtra.official import to_official
+from xtra.official.weights import to_official
+from xtra.run import checkpoint
 
 CONFIG = replace(SIZES["tiny32"], predict=2)
 RASTER = torch.arange(16)

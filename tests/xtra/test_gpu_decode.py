@@ -11,17 +11,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from datasets import make_dataset, rows_of, write_unit
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
+from made_datasets import make_dataset, rows_of, write_unit
 from PIL import Image
 from test_train import config
 
-from shards import image, store
-from shards.image import View, centre_view, crop_view
+from shards import store
 from shards.manifest import make_version
-from shards.order import Order
-from shards.stream import Stream
+from shards.pixels import image
+from shards.pixels.image import View, centre_view, crop_view
+from shards.stream.order import Order
+from shards.stream.stream import Stream
 from xtra import gpu_decode, train
 from xtra.data import Augment, train_batches
 from xtra.gpu_decode import MARGIN, SENTINEL, GpuDecoder, Job, NvImageCodec, TorchCodec

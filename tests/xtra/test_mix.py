@@ -4,15 +4,17 @@ import dataclasses
 import json
 
 import pytest
-from datasets import make_dataset, rows_of, write_unit
+from made_datasets import make_dataset, rows_of, write_unit
 from test_train import config, losses
 
-from jobs import cli, ledger
+from jobs import cli
+from jobs.report import ledger
 from shards import store
 from shards.manifest import make_version, read_manifest
-from shards.mixture import Mixture, read_mixture
-from xtra import checkpoint, train
-from xtra.run_folder import terms
+from shards.stream.mixture import Mixture, read_mixture
+from xtra import train
+from xtra.run import checkpoint
+from xtra.run.folder import terms
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def assert_same(a, b, rtol=1e-12):
 def test_dropping_the_last_block_changes_no_gradient(config, permuted):
     model, x = double(config), images(config)
     perm_K = block_orders(config.blocks, seed=5)[2] if permuted else None
-    drop_LSB = drop_path.scales(config, 0, np.zeros(4, int), np.arange(4))
+    drop_LSB = drop_path.scales(config.drop_path, config.depth, 0, np.zeros(4, int), np.arange(4))
     full = loss_and_grads(model, x, drop_LSB=drop_LSB, perm_K=perm_K, last_block=True)
     short = loss_and_grads(model, x, drop_LSB=drop_LSB, perm_K=perm_K)
     assert len(short[1]) == len(list(model.parameters()))
@@ -133,7 +133,7 @@ def test_dropping_the_last_block_changes_no_gradient(config, permuted):
 def test_skipping_dropped_branches_changes_no_gradient(rate):
     config = replace(TINY, drop_path=rate)  # at 0.97 whole branches are dropped for every image
     model, x = double(config), images(config)
-    drop_LSB = drop_path.scales(config, 1, np.zeros(4, int), np.arange(4))
+    drop_LSB = drop_path.scales(config.drop_path, config.depth, 1, np.zeros(4, int), np.arange(4))
     assert bool((drop_LSB == 0).any())
     dense = loss_and_grads(model, x, drop_LSB=drop_LSB)
     model.encoder.skip_dropped = True
@@ -168,7 +168,7 @@ def test_drop_path_of_a_branch_is_the_formula_of_the_official_block():
 def test_drop_path_scales_are_a_pure_function_with_the_right_rates():
     config = replace(SIZES["b16"], drop_path=0.2)
     epoch, sample = np.full(4000, 7), np.arange(4000)
-    scales = drop_path.scales(config, 11, epoch, sample)
+    scales = drop_path.scales(config.drop_path, config.depth, 11, epoch, sample)
     assert scales.shape == (12, 2, 4000)
     assert scales.dtype == torch.float32
     dropped = (scales == 0).double().mean((1, 2))
@@ -179,10 +179,10 @@ def test_drop_path_scales_are_a_pure_function_with_the_right_rates():
         kept = scales[layer][scales[layer] != 0]
         torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - float(expected[layer]))))
     # An image keeps its draws wherever it stands in whatever batch; another epoch, seed or branch draws anew.
-    part = drop_path.scales(config, 11, epoch[100:110], sample[100:110])
+    part = drop_path.scales(config.drop_path, config.depth, 11, epoch[100:110], sample[100:110])
     assert torch.equal(part, scales[:, :, 100:110])
-    assert not torch.equal(drop_path.scales(config, 11, epoch + 1, sample), scales)
-    assert not torch.equal(drop_path.scales(config, 12, epoch, sample), scales)
+    assert not torch.equal(drop_path.scales(config.drop_path, config.depth, 11, epoch + 1, sample), scales)
+    assert not torch.equal(drop_path.scales(config.drop_path, config.depth, 12, epoch, sample), scales)
     assert not torch.equal(scales[:, 0], scales[:, 1])
 
 
@@ -253,12 +253,19 @@ def test_the_loss_normalises_each_block_by_unbiased_variance_and_averages_over_h
 
 def test_subset_scales_keep_a_fixed_number_and_every_image_alike():
     config = replace(SIZES["b16"], drop_path=0.5)
-    one = drop_path.subset_scales(config, 3, np.zeros(32, int), np.arange(32))
+    one = drop_path.subset_scales(config.drop_path, config.depth, 3, np.zeros(32, int), np.arange(32))
     keep = 1 - np.linspace(0, 0.5, 12)
     kept = (one != 0).sum(-1)
     assert kept.tolist() == [[max(1, round(k * 32))] * 2 for k in keep]
     torch.testing.assert_close(one.mean(-1), torch.ones(12, 2))
-    many = torch.stack([drop_path.subset_scales(config, 3, np.full(32, epoch), np.arange(32)) for epoch in range(300)])
+    many = torch.stack(
+        [
+            drop_path.subset_scales(config.drop_path, config.depth, 3, np.full(32, epoch), np.arange(32))
+            for epoch in range(300)
+        ]
+    )
     share = (many[:, -1, 0] != 0).float().mean(0)
     assert bool(((share - 0.5).abs() < 0.15).all())
-    assert torch.equal(one, drop_path.subset_scales(config, 3, np.zeros(32, int), np.arange(32)))
+    assert torch.equal(
+        one, drop_path.subset_scales(config.drop_path, config.depth, 3, np.zeros(32, int), np.arange(32))
+    )

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from test_train import metrics
 
-from ingest import sets
-from jobs import recipes
-from xtra import generate, train
+from ingest.sets import folders
+from xtra import generate, recipes, train
 
 IMAGES, STEPS, BOUND = 64, 70, 0.1  # the loss of an untrained model is 1
 
@@ -24,7 +23,7 @@ def photographs(shared: Path, folder: Path) -> str:
             body = tar.extractfile(member)
             assert body is not None
             (folder / "source" / "any" / Path(member.name).name).write_bytes(body.read())
-    return sets.run(sets.Config(str(folder / "source"), str(folder / "data"))).dataset
+    return folders.run(folders.Config(str(folder / "source"), str(folder / "data"))).dataset
 
 
 def test_64_photographs_are_learnt_by_heart(shared, tmp_path):

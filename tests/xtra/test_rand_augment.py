@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from datasets import jpeg, make_dataset, rows_of, write_unit
+from made_datasets import jpeg, make_dataset, rows_of, write_unit
 from PIL import Image
 from timm_files import Queue, timm_file
 
 from shards.manifest import make_version
-from shards.order import Order
-from shards.stream import Stream
+from shards.stream.order import Order
+from shards.stream.stream import Stream
 from xtra import train
 from xtra.augment import PROBE, Augment
 from xtra.data import RandomCrop, Unguarded, augmented, decode_reference, eval_batches, train_batches

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from datasets import make_dataset, rows_of, write_unit
+from made_datasets import make_dataset, rows_of, write_unit
+from places import FOLDERS
 from safetensors.torch import load_file
 
 from shards import store
 from shards.manifest import make_version
-from shards.order import Order
 from shards.selection import subset
-from xtra import checkpoint, run_folder, train
+from shards.stream.order import Order
+from xtra import train
 from xtra.model import ModelConfig
 from xtra.optim import OptimConfig
+from xtra.run import checkpoint, folder as run_folder
 
 MODEL = ModelConfig(16, 4, 2, 32, 2, 2, bridge=48, dec_width=32, dec_depth=1, dec_heads=2, head=40, drop_path=0.3)
 
@@ -117,8 +119,7 @@ train.run(settings, progress=lambda row: "loss" in row and print(row["samples_se
 
 
 def test_a_killed_run_goes_on_bit_equal(data, tmp_path):
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "shards")]
-    command = [sys.executable, "-c", RUN, str(data), str(tmp_path / "run"), *paths]
+    command = [sys.executable, "-c", RUN, str(data), str(tmp_path / "run"), *FOLDERS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         for line in process.stdout:
             if int(line) >= 110:

@@ -6,15 +6,15 @@ import dataclasses
 
 import pytest
 import torch
-from datasets import make_dataset
+from made_datasets import make_dataset
 from test_train import MODEL, config, metrics
 
 from xtra import train
 from xtra.blocks import block_orders, target_blocks
-from xtra.checkpoint import find, load_model
 from xtra.data import eval_batches, normalise
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import build
+from xtra.run.checkpoint import find, load_model
 from xtra.validation import Validation, validation_loss
 
 

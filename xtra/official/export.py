@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shards import store
-from xtra import checkpoint, official
 from xtra.data import MEAN, STD
 from xtra.model import ModelConfig, Xtra
-from xtra.run_folder import now
+from xtra.official.weights import is_official, read_official, to_official
+from xtra.run import checkpoint, now
 
 # timm's names for encoders, whatever image and patch size they have here, by width and depth
 _TIMM = {
@@ -88,8 +88,8 @@ def run(config: Config) -> ExportResult:
 
 
 def _source(config: Config) -> _Source:
-    if official.is_official(config.checkpoint):
-        found = official.read_official(config.checkpoint, config.size, config.heads, config.dec_heads)
+    if is_official(config.checkpoint):
+        found = read_official(config.checkpoint, config.size, config.heads, config.dec_heads)
         return _Source(
             name=Path(config.checkpoint.rstrip("/")).name,
             model=found.config,
@@ -138,7 +138,7 @@ def _write_run(config: Config, source: _Source) -> list[str]:
 
 
 def _write_official(out: str, source: _Source) -> list[str]:
-    state = {name: w.contiguous() for name, w in official.to_official(source.weights, source.model).items()}
+    state = {name: w.contiguous() for name, w in to_official(source.weights, source.model).items()}
     with tempfile.TemporaryDirectory(prefix="xtra-export-") as scratch:
         path = Path(scratch, "xtra.ckpt")
         torch.save({"state_dict": state}, path)
@@ -161,7 +161,7 @@ def _write_encoder(out: str, source: _Source) -> list[str]:
 def timm_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The encoder under the names of timm's VisionTransformer, which are the official ones; tokens in raster order."""
     ours = {name: w for name, w in weights.items() if name.startswith("encoder.")}
-    theirs = official.to_official(ours, config)
+    theirs = to_official(ours, config)
     return {name.removeprefix("enc."): w.contiguous() for name, w in theirs.items()}
 
 

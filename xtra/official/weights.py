@@ -2,9 +2,9 @@
 
 Its files are pickles of several shapes: Lightning's .ckpt (weights under `state_dict`; B/16), a DeepSpeed folder
 (`…/mp_rank_00_model_states.pt`, under `module`; H/14), the encoder alone (`encoder`), a probe's (`enc.*` beside a
-`classifier`: official_probe.py), or a bare dict. They are opened by `xtra.unpickle`, which runs nothing of them. An
-import is strict: the weights fit a `ModelConfig` tensor by tensor or are refused, and what else the file holds is
-listed, not guessed at.
+`classifier`: official_probe.py), or a bare dict. They are opened by `xtra.official.unpickle`, which runs nothing of
+them. An import is strict: the weights fit a `ModelConfig` tensor by tensor or are refused, and what else the file holds
+is listed, not guessed at.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from shards import store
-from xtra import unpickle
 from xtra.blocks import block_order, raster_order
 from xtra.model import SIZES, Encoder, ModelConfig, Xtra
-from xtra.unpickle import StoredTensor
+from xtra.official import unpickle
+from xtra.official.unpickle import StoredTensor
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 HEAD = "classifier."  # of the names of a probe's head

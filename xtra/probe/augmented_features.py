@@ -1,7 +1,7 @@
 """Training features without a cache: every epoch's images streamed, augmented anew and encoded, in exact batches.
 
-The order is the dataset's own (shards/order.py), and batches of it that hold held-out samples are thinned out and
-regrouped, so that every step trains on `batch` images and none of them is held out.
+The order is the dataset's own (shards/stream/order.py), and batches of it that hold held-out samples are thinned out
+and regrouped, so that every step trains on `batch` images and none of them is held out.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards.order import Order
-from shards.stream import Stream
+from shards.stream import Order, Stream
 from xtra.augment import Augment, erase
 from xtra.data import Batch, train_batches
-from xtra.features import Encode, Features, Labelled, joined
+from xtra.probe.features import Encode, Features, Labelled, joined
 
 
 @dataclass(frozen=True)

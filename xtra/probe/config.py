@@ -1,4 +1,4 @@
-"""What a probe is asked to do (`xtra/probe.py` does it), checked, and in words."""
+"""What a probe is asked to do (`xtra/probe/probe.py` does it), checked, and in words."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xtra import heads
-from xtra.features import Feature, Features, Labelled
-from xtra.heads import Candidates
-from xtra.probe_result import wilson
+from xtra.probe import heads
+from xtra.probe.features import Feature, Features, Labelled
+from xtra.probe.heads import Candidates
+from xtra.probe.result import wilson
 
 
 @dataclass(frozen=True)

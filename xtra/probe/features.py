@@ -1,7 +1,8 @@
 """What probe heads see: labels of a dataset version, and features of its images from a frozen encoder.
 
 Training features come in batches of `Features`, from the cache here, which holds a few deterministic views of every
-image (for CPUs and quick probes), or augmented on the fly (xtra/augmented.py). Evaluation sees every centre crop once.
+image (for CPUs and quick probes), or augmented on the fly (xtra/probe/augmented_features.py). Evaluation sees every
+centre crop once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards import order
 from shards.manifest import Manifest
 from shards.selection import key_hash, selected_index
+from shards.stream import order
 from xtra import data
-from xtra.encoders import FrozenEncoder
+from xtra.probe.encoders import FrozenEncoder
 
 # Not a seed anyone passes to `subset`, whose thresholds on the same hash would otherwise pick out the hold-out.
 HOLDOUT_SEED = 0x686F6C64

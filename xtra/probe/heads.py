@@ -3,7 +3,7 @@
 One forward of the encoder serves all of them. Parameters carry a leading grid dimension G and meet in batched products;
 the batch-norm statistics, which depend on the features alone, are shared. Heads do not see each other: gradients are
 clipped for each head by its own norm and AdamW steps each with its own rate, so head g ends where it would have ended
-alone (tests/xtra/test_heads.py).
+alone (tests/xtra/probe/test_heads.py).
 
 Shape letters: G grid points, B images, N tokens, D channels, C classes, H attention heads of width E = D/H, K = G*H.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xtra.features import Feature, Features
+from xtra.probe.features import Feature, Features
 
 BN_EPS = 1e-6  # official probes; torch's own default is 1e-5
 

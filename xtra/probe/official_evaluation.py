@@ -9,14 +9,15 @@ import torch
 
 from shards import store
 from shards.manifest import Manifest
-from xtra import checkpoint, heads
-from xtra.encoders import of_xtra
-from xtra.evaluate import accuracy, score
-from xtra.features import Encode, Feature, Labelled, Progress, keys_and_labels, numbered
-from xtra.heads import Candidates
-from xtra.official_probe import read_probe
-from xtra.probe_config import Config, published_resize
-from xtra.probe_result import ProbeResult, write
+from xtra.probe import heads
+from xtra.probe.config import Config, published_resize
+from xtra.probe.encoders import of_xtra
+from xtra.probe.evaluate import accuracy, score
+from xtra.probe.features import Encode, Feature, Labelled, Progress, keys_and_labels, numbered
+from xtra.probe.heads import Candidates
+from xtra.probe.official_probe import read_probe
+from xtra.probe.result import ProbeResult, write
+from xtra.run import checkpoint
 
 
 def evaluate_official(config: Config, evaluation: Manifest, since: float, say: Progress) -> ProbeResult:

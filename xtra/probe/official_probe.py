@@ -3,8 +3,9 @@
 They are Lightning files with `enc.*` beside `classifier.*` (src/modules/cls.py). An attentive head has cls_token, k, v,
 linear and bn, and reads the mean of the last layers' tokens; a linear one is a batch norm (0) and a linear layer (1),
 and reads the last layer's mean token. Like all official files they are opened without running anything that is pickled
-in them (xtra/unpickle.py); tensors fit one by one or the file is refused. How many layers and attention heads there are
-no tensor tells: that is read from the file's `hyper_parameters`, or assumed as in the published probes, and reported.
+in them (xtra/official/unpickle.py); tensors fit one by one or the file is refused. How many layers and attention heads
+there are no tensor tells: that is read from the file's `hyper_parameters`, or assumed as in the published probes, and
+reported.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Pictures that a training and an evaluation set share: what a probe has seen with its label is no test.
 
-Two judgements, both from the index alone. Equal sha256: the stored bytes are the same. Perceptual hashes at most `NEAR`
-bits apart: copies that were rescaled, compressed again or recoloured (`shards.phash` says which it finds, and that it
-misses mirrored and cropped ones). Seen on CIFAR-10, 50,000 against 10,000: none equal in bytes, 6 of equal hash, 104 at
-most 4 bits apart, 103 of these with one label. CIFAR-10 against Tiny ImageNet, 3e9 pairs: 5, and those that were looked
-at are the same photographs.
+Two judgements, both from the index alone. Equal sha256: the stored bytes are the same. Perceptual hashes at most
+`phash.NEAR` bits apart: copies that were rescaled, compressed again or recoloured (`shards.pixels.phash` says which it
+finds, and that it misses mirrored and cropped ones). Seen on CIFAR-10, 50,000 against 10,000: none equal in bytes, 6 of
+equal hash, 104 at most 4 bits apart, 103 of these with one label. CIFAR-10 against Tiny ImageNet, 3e9 pairs: 5, and
+those that were looked at are the same photographs.
 
 A hash that does not have half of its bits set is left out: it is of a picture so plain that coefficients tie, and
 unlike pictures have it. No hash (null) is a picture that was not decoded or has one colour.
@@ -21,14 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.manifest import Manifest
-from shards.phash import NEAR
+from shards.pixels import phash
 from shards.selection import selected_index
 
 KEYS = 16  # pairs that are named
 _AT_ONCE = 8  # indexes read at once
 _PAIRS = 1 << 22  # hashes compared in one step
 # Of five bands of bits at least one is equal in hashes that differ in at most four bits (the pigeonhole principle).
-_EDGES = np.linspace(0, 64, NEAR + 2).astype(int)
+_EDGES = np.linspace(0, 64, phash.NEAR + 2).astype(int)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _bands(hash_E: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def _near(
     bands: list[tuple[np.ndarray, np.ndarray]], hash_E: np.ndarray, hash_T: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of evaluation and of training whose hashes are at most NEAR bits apart; a pair may be told several times."""
+    """Rows of evaluation and of training whose hashes are at most `NEAR` bits apart; a pair may come several times."""
     asked = np.flatnonzero(hash_T)
     mine, other = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for number, (value, rows) in enumerate(bands):
@@ -127,7 +127,7 @@ def _near(
             inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
             row = rows[np.repeat(begin[start:stop], count) + inside]
             asker = np.repeat(asked[start:stop], count)
-            near = np.bitwise_count(hash_E[row] ^ hash_T[asker]) <= NEAR
+            near = np.bitwise_count(hash_E[row] ^ hash_T[asker]) <= phash.NEAR
             mine.append(row[near])
             other.append(asker[near])
             start = stop

@@ -1,8 +1,9 @@
 """Probes: how good a frozen encoder's features are for classification, measured on labelled sets.
 
-One pass of the encoder feeds every head of the grid (`xtra/heads.py`): learning rates x weight decays x layer sets. By
-default the grid point is chosen on a tenth of the training set that no head trained on; the published protocol chooses
-it on the evaluation set. The images are shown in a few views that are encoded once, or augmented anew in every epoch.
+One pass of the encoder feeds every head of the grid (`xtra/probe/heads.py`): learning rates x weight decays x layer
+sets. By default the grid point is chosen on a tenth of the training set that no head trained on; the published protocol
+chooses it on the evaluation set. The images are shown in a few views that are encoded once, or augmented anew in every
+epoch.
 
 What is probed: the residual streams after the encoder's last layers, before any final norm, with the block-causal mask
 of pretraining. attentive: their mean over the last layers, every token. linear, knn, logreg: of the last one, averaged
@@ -19,28 +20,20 @@ from dataclasses import dataclass
 
 from shards import store
 from shards.manifest import Manifest, read_manifest
-from xtra import checkpoint, heads
-from xtra.augmented import Augmented
-from xtra.encoders import FrozenEncoder, of_xtra, open_encoder
-from xtra.evaluate import Score, accuracy, choose, score
-from xtra.features import (
-    DTYPES,
-    Cache,
-    Encode,
-    Feature,
-    Features,
-    Labelled,
-    Progress,
-    labelled,
-)
-from xtra.heads import Candidates, Head
-from xtra.leakage import Shared, shared
 from xtra.model import build, model_config
-from xtra.official_evaluation import evaluate_official
-from xtra.probe_config import Config, check_device, in_words
-from xtra.probe_result import ProbeResult, edge, wilson, write
-from xtra.quick import Logistic, Neighbours
-from xtra.unfinished import Unfinished
+from xtra.probe import heads
+from xtra.probe.augmented_features import Augmented
+from xtra.probe.config import Config, check_device, in_words
+from xtra.probe.encoders import FrozenEncoder, of_xtra, open_encoder
+from xtra.probe.evaluate import Score, accuracy, choose, score
+from xtra.probe.features import DTYPES, Cache, Encode, Feature, Features, Labelled, Progress, labelled
+from xtra.probe.heads import Candidates, Head
+from xtra.probe.knn_logreg import Logistic, Neighbours
+from xtra.probe.official_evaluation import evaluate_official
+from xtra.probe.overlap import Shared, shared
+from xtra.probe.result import ProbeResult, edge, wilson, write
+from xtra.probe.resume import Unfinished
+from xtra.run import checkpoint
 
 __all__ = ["Config", "ProbeResult", "new_head", "run", "train", "wilson"]
 _QUICK = ("knn", "logreg")

@@ -19,8 +19,8 @@ from typing import Any
 from safetensors.torch import load, save_file
 
 from shards import store
-from xtra.augmented import Position
-from xtra.heads import Head
+from xtra.probe.augmented_features import Position
+from xtra.probe.heads import Head
 
 FOLDER, STATE = "probes-unfinished", "state.json"
 

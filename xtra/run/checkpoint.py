@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors by parameter name and JSON, committed last. (Official ones: xtra/official.py.)
+"""Checkpoints: safetensors by parameter name and JSON, committed last. (Official ones: xtra/official/weights.py.)
 
     RUN/checkpoints/000000012800/000001/model.safetensors    parameters by name
     RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...; where

@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from shards import store
-from xtra import checkpoint
-from xtra.ranks import world_of
-from xtra.run_folder import Attempt
+from xtra.distributed import world_of
+from xtra.run import checkpoint
+from xtra.run.folder import Attempt
 
 
 class Saver:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shards import crop, store
+from shards import store
 from shards.manifest import Manifest, read_manifest
-from shards.mixture import Mixture, read_mixture
-from xtra import checkpoint
+from shards.pixels import crop
+from shards.stream import Mixture, read_mixture
+from xtra.run import checkpoint
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -1,9 +1,9 @@
 """Samples that kill the process that decodes them: found after two deaths at one place, then replaced like any bad one.
 
 While samples are decoded, their numbers stand in a mapped file in the node's temporary folder, which outlives the
-process (`shards.isolate`). The next attempt's processes publish what dead ones left on their node. What was in flight
-at the deaths of two attempts is suspect. The next time that it comes up it is decoded in a child process, and the
-verdict goes into the run folder, where every later attempt finds it, at any world size:
+process (`shards.pixels.isolate`). The next attempt's processes publish what dead ones left on their node. What was in
+flight at the deaths of two attempts is suspect. The next time that it comes up it is decoded in a child process, and
+the verdict goes into the run folder, where every later attempt finds it, at any world size:
 
 bad       the reference decoder dies of it: replaced
 careful   only a fast decoder does, here or on a device: the reference decoder has it from now on
@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards import image, store
-from shards.isolate import Child, InFlight, Killed, alive, suspects
+from shards import store
+from shards.pixels import Child, InFlight, Killed, alive, image, suspects
 from shards.stream import Sample
 from xtra.data import Augment, RandomCrop, augmented, decode_reference
-from xtra.ranks import sum_numbers
-from xtra.run_folder import Attempt
+from xtra.distributed import sum_numbers
+from xtra.run.folder import Attempt
 
 DEATHS = 2  # attempts that died with a sample in flight before it is suspect
 READERS = 16
@@ -124,7 +124,7 @@ class Guard:
         self._bad, self._careful, self._suspects = dict(known.bad), set(known.careful), set(known.suspects)
         self._cleared = known.cleared
         self._attempt, self._manifest, self._crop, self._tar_url = attempt, manifest[:16], crop, tar_url
-        self._child, self._one_at_a_time = Child("xtra.killers:answer"), threading.Lock()
+        self._child, self._one_at_a_time = Child("xtra.run.poison:answer"), threading.Lock()
         name = f"{_prefix(attempt.run)}{self._manifest}-{attempt.number:06d}-{rank:06d}"
         try:
             self._marks = InFlight(Path(tempfile.gettempdir()) / name, slots)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shards import store
-from xtra.run_folder import Parts
+from xtra.run.folder import Parts
 
 SINKS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # and what each imports
 READERS = 16

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ingest.benchmarks import Benchmark
-from ingest.layouts import arrays, cars, folders, lists, parquet, wilds
-from ingest.layouts.found import Found
+from ingest.sets.benchmarks import Benchmark
+from ingest.sets.layouts import arrays, cars, folders, lists, parquet, wilds
+from ingest.sets.layouts.found import Found
 
 __all__ = ["LAYOUTS", "Found", "Layout", "find"]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, below, library
-from ingest.pictures import Blocks, Row
+from ingest.sets.benchmarks import Benchmark
+from ingest.sets.layouts.found import Found, below, library
+from ingest.sets.pictures import Blocks, Row
 
 BLOCK = 256  # pictures of an HDF5 file in one read
 PCAM = "camelyonpatch_level_2_split_{split}_{what}.h5"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, below, matlab
-from ingest.pictures import File, listed
+from ingest.sets.benchmarks import Benchmark
+from ingest.sets.layouts.found import Found, below, matlab
+from ingest.sets.pictures import File, listed
 
 WHOSE = "Stanford Cars' development kit"
 LABELLED = "cars_test_annos_withlabels.mat"  # published beside the development kit, whose own test has no labels

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ingest.pictures import Picture
+from ingest.sets.pictures import Picture
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, below, in_order, lines
-from ingest.pictures import File, listed
+from ingest.sets.benchmarks import Benchmark
+from ingest.sets.layouts.found import Found, below, in_order, lines
+from ingest.sets.pictures import File, listed
 
 
 def read_food101(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:

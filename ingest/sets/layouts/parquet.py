@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, in_order
-from ingest.pictures import Blocks, Row
+from ingest.sets.benchmarks import Benchmark
+from ingest.sets.layouts.found import Found, in_order
+from ingest.sets.pictures import Blocks, Row
 
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<files>\d{5})(-[0-9a-f]+)?\.parquet")
 _LABELS = ("label", "fine_label", "labels")  # the second is CIFAR-100's

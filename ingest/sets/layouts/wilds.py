@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ingest.benchmarks import Benchmark
-from ingest.layouts.found import Found, below, in_order, table
-from ingest.pictures import File, listed
+from ingest.sets.benchmarks import Benchmark
+from ingest.sets.layouts.found import Found, below, in_order, table
+from ingest.sets.pictures import File, listed
 
 
 def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:

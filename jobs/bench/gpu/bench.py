@@ -7,7 +7,7 @@ first; every row is written to --out as soon as it is there; what does not work 
 table comes last. Without a GPU it runs at a tiny size, which shows only that it works.
 
 Training arms change one thing at a time of the best that is known so far; what is faster and computes the same is kept
-for the arms after it. Beside each measured time stands the floor (jobs/bench/gpu_floor.py) at the speeds that large
+for the arms after it. Beside each measured time stands the floor (jobs/bench/gpu/floor.py) at the speeds that large
 products and copies reach on this very machine.
 """
 
@@ -28,10 +28,11 @@ from typing import Any
 
 import torch
 
-from jobs.bench import gpu_checks, gpu_step, result
-from jobs.bench.gpu_floor import Arm, Ceilings
-from jobs.bench.gpu_step import Timing
-from jobs.bench.gpu_table import check_lines, ratios, row_of, short, tables
+from jobs.bench import result
+from jobs.bench.gpu import checks, step
+from jobs.bench.gpu.floor import Arm, Ceilings
+from jobs.bench.gpu.step import Timing
+from jobs.bench.gpu.table import check_lines, ratios, row_of, short, tables
 from xtra.attention import ARMS
 from xtra.model import SIZES, ModelConfig, Xtra
 
@@ -122,7 +123,7 @@ class Bench:
             return
         print(f"[{time.monotonic() - self.begun:5.0f} s] {name}", flush=True)
         try:
-            with gpu_step.at_most(min(self.left(), max(ARM, self.left() / 3))):
+            with step.at_most(min(self.left(), max(ARM, self.left() / 3))):
                 row = work()
         except Exception as why:  # whatever a kernel, a compiler or a library throws: the other arms are to run
             self.failed(section, named, why)
@@ -176,7 +177,7 @@ def _sections(bench: Bench) -> None:
 
 
 def _machine(bench: Bench) -> dict[str, Any]:
-    bench.machine = gpu_step.ceilings(bench.device)
+    bench.machine = step.ceilings(bench.device)
     return asdict(bench.machine)
 
 
@@ -186,23 +187,23 @@ def _machine(bench: Bench) -> dict[str, Any]:
 def _checks(bench: Bench) -> None:
     device, vectors, steps = bench.device, bench.config.vectors, bench.config.check_steps
     if vectors:
-        _some(bench, "parity vectors", lambda: gpu_checks.official_numbers(vectors, device))
+        _some(bench, "parity vectors", lambda: checks.official_numbers(vectors, device))
     else:
         print("  parity vectors are left out: --vectors DIR names none", flush=True)
     if device.type == "cuda":
-        bench.attempt("checks", "device against CPU", lambda: gpu_checks.same_as_cpu(device))
-    gpu_checks.attention_arms(device, lambda name, work: bench.attempt("checks", name, work))
+        bench.attempt("checks", "device against CPU", lambda: checks.same_as_cpu(device))
+    checks.attention_arms(device, lambda name, work: bench.attempt("checks", name, work))
     steps = steps if device.type == "cuda" else min(steps, 30)
     if steps:
         size, batch = ("small64", 64) if steps >= 100 else ("tiny32", 8)
-        _some(bench, "bf16 against fp32", lambda: gpu_checks.precision_runs(device, steps, batch, size))
+        _some(bench, "bf16 against fp32", lambda: checks.precision_runs(device, steps, batch, size))
     print("\n".join(check_lines(bench.rows)), flush=True)
 
 
 def _some(bench: Bench, name: str, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
     """Checks that come one after the other; one that breaks off is a check that does not hold."""
     try:
-        with gpu_step.at_most(min(90.0, bench.left() / 3)):
+        with step.at_most(min(90.0, bench.left() / 3)):
             for row in rows():
                 bench.add("checks", row)
     except Exception as why:
@@ -284,7 +285,7 @@ def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: 
             bench.add("train", {"size": size, "name": arm.name, "left_out": "no time"})
         return base
     try:
-        model = gpu_step.empty_model(config, bench.device)
+        model = step.empty_model(config, bench.device)
     except Exception as why:
         print(f"  {size}: no model could be made: {type(why).__name__}: {why}", flush=True)
         return base
@@ -306,7 +307,7 @@ def _measured(bench: Bench, size: str, config: ModelConfig, arm: Arm, model: Xtr
     timings: list[Timing] = []
 
     def work() -> dict[str, Any]:
-        timings.append(gpu_step.fitting(arm, model, bench.device, bench.config.arm_seconds, _say))
+        timings.append(step.fitting(arm, model, bench.device, bench.config.arm_seconds, _say))
         return row_of(config, timings[-1], bench.device, bench.machine)
 
     bench.attempt("train", arm.name, work, LONG if arm.compile == "max-autotune" else 10.0, size=size)
@@ -324,7 +325,7 @@ def _say(line: str) -> None:
 
 
 def _data(bench: Bench) -> None:
-    from jobs.bench import gpu_data
+    from jobs.bench.gpu import data
     from jobs.bench.gpu_decode import bodies_of
 
     config, device = bench.config, bench.device
@@ -336,7 +337,7 @@ def _data(bench: Bench) -> None:
     arm = arm if config.compile else replace(arm, compile="none")
     with ExitStack() as stack:
         try:
-            manifest = gpu_data.dataset(stack, config.data, config.pictures)
+            manifest = data.dataset(stack, config.data, config.pictures)
             bodies = bodies_of(manifest.address, 1024)
         except Exception as why:
             bench.failed("data", {"name": "dataset"}, why)
@@ -345,14 +346,14 @@ def _data(bench: Bench) -> None:
         for decoder in ("cpu", "gpu"):
 
             def work(decoder: str = decoder) -> dict[str, Any]:
-                model = gpu_step.empty_model(model_config, device)
-                with gpu_step.as_arm_says(arm, model, device):
-                    found = gpu_data.end_to_end(manifest, model, device, arm.images, 3 * seconds, threads, decoder)
+                model = step.empty_model(model_config, device)
+                with step.as_arm_says(arm, model, device):
+                    found = data.end_to_end(manifest, model, device, arm.images, 3 * seconds, threads, decoder)
                 return {"size": size, "kb": round(sum(map(len, bodies)) / len(bodies) / 1e3, 1)} | found
 
             if decoder == "cpu" or device.type == "cuda":
                 bench.attempt("data", f"end to end, {size}, {decoder} decodes", work, 20)
-        gpu_data.decode_arms(
+        data.decode_arms(
             bodies,
             model_config.image,
             device,
@@ -391,7 +392,3 @@ def main(words: list[str]) -> int:
         return 130
     print(json.dumps({name: found[name] for name in ("subject", "hardware", "commit", "ratios")}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -51,7 +51,7 @@ def same_as_cpu(device: torch.device) -> Row:
     """Loss and gradients of a small model in float64 on the device against those on the CPU."""
     config = replace(SIZES["tiny64"], drop_path=0.5)
     images = torch.randn(4, 3, config.image, config.image, generator=torch.Generator().manual_seed(0)).double()
-    drop_LSB = drop_path.scales(config, 0, np.zeros(4, int), np.arange(4))
+    drop_LSB = drop_path.scales(config.drop_path, config.depth, 0, np.zeros(4, int), np.arange(4))
 
     def found(where: torch.device) -> list[Tensor]:
         model = build(config, 0, where).double()

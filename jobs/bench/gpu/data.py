@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from jobs.bench import gpu_decode as decoding
-from jobs.bench import gpu_step, stream_data
-from shards import crop, image, store
+from jobs.bench import gpu_decode as decoding, stream_data
+from jobs.bench.gpu import step
+from shards import store
 from shards.manifest import Manifest, read_manifest
-from shards.order import Order
-from shards.stream import Stream
+from shards.pixels import crop, image
+from shards.stream import Order, Stream
 from xtra import drop_path, gpu_decode
 from xtra.blocks import target_blocks
 from xtra.data import Augment, DeviceDecoder, decode_batch, normalise, train_batches
@@ -126,14 +126,16 @@ def end_to_end(
         on_gpu = gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads))
     c, size = model.config, model.config.image
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
-    clock, samples, begun = gpu_step.Clock(device), 0, 0.0
+    clock, samples, begun = step.Clock(device), 0, 0.0
     stream = Stream(manifest, Order(), batch, 0, 1 << 40)
     with closing(stream):
         batches = train_batches(stream, size, Augment(), 0, threads, device=on_gpu)
         for number, decoded in enumerate(batches):
             clock.mark()
             images = normalise(decoded.images_B3HW.to(device, non_blocking=True))
-            drop_LSB = drop_path.scales(c, 0, decoded.epoch_B, decoded.sample_B) if c.drop_path else None
+            drop_LSB = None
+            if c.drop_path:
+                drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, decoded.epoch_B, decoded.sample_B)
             with torch.autocast(device.type, torch.bfloat16):
                 predictions = model(images, drop_LSB)
             loss = next_block_loss(predictions, target_blocks(images, c.side))

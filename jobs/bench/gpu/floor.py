@@ -1,6 +1,6 @@
 """The least time that a training step can take on a GPU: its FLOPs and its bytes over what the machine can do.
 
-    python -m jobs.bench.gpu_floor        # the tables of docs/perf.md, for one H100
+    python -m jobs.bench.gpu.floor        # the tables of docs/perf.md, for one H100
 
 The time is a sum over parts, none of which overlaps another: matrix products at the rate of large ones in their
 precision; attention at that rate or at the speed of reading and writing its operands, whichever takes longer; what is

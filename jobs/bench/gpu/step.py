@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jobs.bench.gpu_floor import Arm, Ceilings
+from jobs.bench.gpu.floor import Arm, Ceilings
 from jobs.bench.train import official_shape
 from xtra import drop_path
 from xtra.blocks import target_blocks
@@ -200,7 +200,9 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
         clock, begun = Clock(device), time.perf_counter()
         clock.mark()
         images = normalise(pixels[number % 2].to(device, non_blocking=True))
-        drop_LSB = draw(c, 0, np.full(arm.images, number), np.arange(arm.images)) if c.drop_path else None
+        drop_LSB = None
+        if c.drop_path:
+            drop_LSB = draw(c.drop_path, c.depth, 0, np.full(arm.images, number), np.arange(arm.images))
         clock.mark()
         with torch.autocast(device.type, torch.bfloat16):
             if arm.shape == "official":

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from jobs.bench.gpu_floor import Ceilings, floor, memory
-from jobs.bench.gpu_step import PARTS, Timing
+from jobs.bench.gpu.floor import Ceilings, floor, memory
+from jobs.bench.gpu.step import PARTS, Timing
 from xtra.attention import ARMS
 from xtra.flops import flops_done, flops_per_image
-from xtra.meter import attention_ends, shape_of
 from xtra.model import ModelConfig
+from xtra.run import attention_ends, shape_of
 
 
 def row_of(config: ModelConfig, timing: Timing, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:

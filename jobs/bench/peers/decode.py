@@ -1,6 +1,6 @@
 """webdataset and Pillow over the same tars: one process that makes a pass over them whenever it is told to.
 
-    python decode_peer.py '{"tars": [...], "views": "views.json", "setting": "crop", "size": 224, "batch": 64}'
+    python decode.py '{"tars": [...], "views": "views.json", "setting": "crop", "size": 224, "batch": 64}'
 
 It runs in an environment of its own, so it imports nothing of ours; ours (decode_ours.py) borrows `serve` from it, so
 that both are measured by the same lines. Commands on stdin, one a line; answers on stdout, one JSON a line:

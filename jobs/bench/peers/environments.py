@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2] / ".bench"
+ROOT = Path(__file__).parents[3] / ".bench"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One reader's pass over a made dataset, and the writing of the formats that two of them need.
 
-    python stream_peers.py '{"verb": "read", "who": "webdataset", ...}'      prints one JSON object
+    python stream.py '{"verb": "read", "who": "webdataset", ...}'      prints one JSON object
 
 This file runs as a script in the peers' own environment, so nothing of ours is imported here; our own reader
 (`stream_ours`) takes `drain` from it, so that all are measured alike: user + system time of this process and of the

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pytest
 from origin import Origin
 
-from ingest import dry_run
-from ingest.fetch import FetchConfig
-from ingest.forecast import Estimate, Forecast, Outcome, Pace, Survey, forecast, lines, size, span, wilson
+from ingest.config import Config
+from ingest.dry_run import dry_run
+from ingest.dry_run.forecast import Estimate, Forecast, Outcome, Pace, Survey, forecast, lines, size, span, wilson
+from ingest.http.fetcher import FetchConfig
 from ingest.record import Reason
-from ingest.run import Config, Progress
+from ingest.run import Progress
 from ingest.wordnet import ClassConfig
 
 FETCH = FetchConfig(allow_private=("127.0.0.0/8", "::1"), retries=0)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from origin import Origin, picture
 
-from ingest.address import refusal
-from ingest.fetch import FetchConfig, fetch
+from ingest.http.address import refusal
+from ingest.http.fetcher import FetchConfig, fetch
 from ingest.record import CONTENT, FINAL, RETRYABLE, Fetched, Link, Reason
 
 LOOPBACK: dict[str, Any] = {"allow_private": ("127.0.0.0/8",), "backoff": 0.01}
@@ -276,7 +276,7 @@ def test_a_full_scratch_is_an_error_and_no_verdict(origin: Origin, tmp_path: Pat
 
 
 def test_links_are_taken_only_as_they_are_needed(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.fetch.HOLD", 40)
+    monkeypatch.setattr("ingest.http.fetcher.HOLD", 40)
     taken = 0
 
     def links() -> Iterator[Link]:
@@ -313,6 +313,6 @@ def test_no_sockets_left_is_an_error_and_no_verdict(origin: Origin, monkeypatch:
     def none_left(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("ingest.transfer.socket.socket", none_left)
+    monkeypatch.setattr("ingest.http.transfer.socket.socket", none_left)
     with pytest.raises(ValueError, match=r"Too many open files\): lower --fetch\.connections"):
         get(origin.url("/ok/a.jpg"))

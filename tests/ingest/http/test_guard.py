@@ -21,15 +21,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from origin import Origin, picture
 
-from ingest import resolver
-from ingest.address import refusal
-from ingest.fetch import FetchConfig, Fetcher
+from ingest.http import resolver
+from ingest.http.address import refusal
+from ingest.http.fetcher import FetchConfig, Fetcher
+from ingest.http.transfer import Slot
 from ingest.record import Event, Fetched, Link, Reason
-from ingest.transfer import Slot
 
 
 def run(fetcher: Fetcher, *urls: str) -> list[Fetched]:
@@ -68,7 +67,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in names[name.decode()]]
 
-    monkeypatch.setattr("ingest.resolver.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("ingest.http.resolver.socket.getaddrinfo", getaddrinfo)
     return names
 
 
@@ -112,7 +111,7 @@ def test_a_name_that_is_rebound_between_two_connections(
     names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Allowed when robots.txt and the first picture are asked for, private for the next connection."""
-    monkeypatch.setattr("ingest.hosts.NAME_FOR", 0.2)
+    monkeypatch.setattr("ingest.http.hosts.NAME_FOR", 0.2)
     with Origin() as origin, Origin("127.0.0.9", origin.port) as other:
         fetcher = Fetcher(FetchConfig(allow_private=("127.0.0.1",)))
         names["rebound.test"] = [origin.address]

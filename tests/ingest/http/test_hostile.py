@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from ingest.filter import FilterConfig, judge
 from ingest.isolate import WORK, judge_apart
 from ingest.record import CONTENT, Fetched, Link, Verdict
-from shards.isolate import Child
+from shards.pixels.isolate import Child
 
 CONFIGS = [
     FilterConfig(max_pixels=1_000_000),

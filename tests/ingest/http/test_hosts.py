@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from ingest.hosts import LOST, SLICE, Demand, Grant, Host, Limiter, Manners
+from ingest.http.hosts import LOST, SLICE, Demand, Grant, Host, Limiter, Manners
 from ingest.record import Reason
 
 

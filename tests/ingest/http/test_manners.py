@@ -15,12 +15,11 @@ import pycurl
 import pytest
 from origin import Origin, picture
 
-from ingest import fetch as fetch_module
-from ingest import outage, schedule
-from ingest.fetch import FetchConfig, Fetcher
-from ingest.hosts import Demand, Grant, Limiter
+from ingest.http import fetcher as fetch_module, outage, schedule
+from ingest.http.fetcher import FetchConfig, Fetcher
+from ingest.http.hosts import Demand, Grant, Limiter
+from ingest.http.transfer import Slot
 from ingest.record import Event, Fetched, Link, Reason
-from ingest.transfer import Slot
 
 
 def config(**options: Any) -> FetchConfig:
@@ -373,7 +372,7 @@ def test_refusals_of_single_links_do_not_open_it(origin: Origin) -> None:
 
 
 def test_a_dead_host_is_probed_again_later(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.hosts.CLOSED", 0.1)
+    monkeypatch.setattr("ingest.http.hosts.CLOSED", 0.1)
     with Run(breaker=2, retries=0) as run:
         run.get(*(origin.url(f"/status/500?{n}") for n in range(20)))
         time.sleep(0.2)
@@ -644,7 +643,7 @@ def test_many_names_that_do_not_exist_are_no_outage(cable: Cable, monkeypatch: p
     def nobody(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr("ingest.resolver.socket.getaddrinfo", nobody)
+    monkeypatch.setattr("ingest.http.resolver.socket.getaddrinfo", nobody)
     with Run(retries=0) as run:
         found = run.get(*(f"http://no-such-host-{n}.invalid/a.jpg" for n in range(40)))
     assert {f.reason for f in found} == {Reason.DNS}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from ingest.robots import LIMIT, MAX_RULES, opted_out, parse
+from ingest.http.robots import LIMIT, MAX_RULES, opted_out, parse
 
 
 def allows(text: str, path: str) -> bool:

@@ -7,10 +7,9 @@ import re
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from ingest.keys import Seen, clean, hashed
+from ingest.lists.keys import Seen, clean, hashed
 
 IDS = st.one_of(
     st.sampled_from(["a", "b", "a_r3", "a_r3_1", "000000004", "12345678901", "", " ", "ä", "x" * 200]), st.none()

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import bucket
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from ingest import rows
-from ingest.lists import list_files, list_sha256
+from ingest.lists import rows
+from ingest.lists.files import list_files, list_sha256
+from ingest.lists.source import read_links
 from ingest.record import BadLine, Link
-from ingest.source import read_links
 from shards import store
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from origin import unpacked
 
-from ingest import lists, source
+from ingest.lists import files, source
 from ingest.record import BadLine, Link
 
 
@@ -119,7 +119,7 @@ def test_repeats_are_found_across_batches_in_little_memory(tmp_path: Path, monke
     with path.open("w") as out:
         for at in range(n):
             out.write(f"k{at % 160_000}\thttp://a/{at}.jpg\n")
-    monkeypatch.setattr(lists, "BLOCK", 128 << 10)
+    monkeypatch.setattr(files, "BLOCK", 128 << 10)
     list(source.read_links(str(put(tmp_path / "warm.txt", "a\thttp://a/1.jpg\n"))))
     repeated = arrow = 0
     tracemalloc.start()
@@ -223,7 +223,7 @@ def test_classes_leave_lines_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", [1, 2, 3, 4, 7, 100])
 def test_units_have_their_size_and_lose_nothing(tmp_path: Path, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "BLOCK", 64 << 10)
+    monkeypatch.setattr(files, "BLOCK", 64 << 10)
     lines = [f"n0000000{at % 3}_{at}\thttp://a/{'x' * 3000}{at}.jpg\n" for at in range(100)]
     path = str(put(tmp_path / "list.txt", "".join(lines)))
     whole = [f for planned in source.plan_batches(path, classes={"n00000000"}) for f in source.links_of(planned.links)]
@@ -314,7 +314,7 @@ def test_the_stress_list_is_the_same_packed_and_in_small_pieces(
     path = unpacked(shared, "meta", tmp_path) / "imagenet-urls" / "fall11_stress_DERIVED.txt"
     whole = links(path)
     body = path.read_bytes()
-    monkeypatch.setattr(lists, "BLOCK", lists._PIECE)
+    monkeypatch.setattr(files, "BLOCK", files._PIECE)
     assert links(path) == whole
     assert links(put(tmp_path / "list.gz", gzip.compress(body[:70_000]) + gzip.compress(body[70_000:]))) == whole
     assert links(put(tmp_path / "list.zst", pa.compress(body, "zstd", asbytes=True))) == whole

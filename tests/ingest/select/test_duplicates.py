@@ -6,10 +6,9 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from ingest import duplicates
+from ingest.select import duplicates
 
 HASH = st.integers(1, 2**64 - 1)
 

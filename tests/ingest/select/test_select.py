@@ -7,20 +7,20 @@ import json
 from collections import Counter
 
 import pytest
-from datasets import make_dataset, plan_unit, retry, write_unit
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
+from made_datasets import make_dataset, plan_unit, retry, write_unit
 from origin import unpacked
 
-from ingest import kept, select
 from ingest.filter import FilterConfig, judge
 from ingest.record import Fetched, Link
-from ingest.select import Config, SelectConfig
+from ingest.select import apply, columns as kept
+from ingest.select.apply import Config, SelectConfig
 from ingest.wordnet import ClassConfig
 from shards import check, store
-from shards.manifest import DatasetInfo, Manifest, make_version, read_manifest, write_info
+from shards.dataset import DatasetInfo, write_info
+from shards.manifest import Manifest, make_version, read_manifest
 from shards.selection import selected_index, subset
-from shards.stream import once
+from shards.stream.stream import once
 
 FAR = [0x0123456789ABCDEF, 0x5A5A5A5A0F0F0F0F, 0xFFFF0000FFFF0000, 0x3333CCCC55559999]  # > 20 bits apart
 
@@ -61,7 +61,7 @@ def test_the_lowest_of_equal_rows_stays_with_the_labels_of_all(base):
         [picture(0, "a", ("x",)), picture(1, "b", ("x",)), picture(2, "a", ("y", "x"))],
         [picture(3, "c", ("z",)), picture(4, "a", ("w",)), picture(5, "b", ("x",))],
     )
-    chosen = select.select(manifest, SelectConfig())
+    chosen = apply.select(manifest, SelectConfig())
     assert rows_of(chosen) == {0: ["x", "y", "w"], 1: ["x"], 3: ["z"]}
     assert chosen.deselected == {"duplicate": 3}
     assert chosen.rules is not None
@@ -73,18 +73,18 @@ def test_the_lowest_of_equal_rows_stays_with_the_labels_of_all(base):
 
 def test_without_duplicates_everything_stays(tmp_path):
     rows = [picture(row, "same", phash=7) for row in range(5)]
-    chosen = select.select(dataset_of(tmp_path, rows), SelectConfig(duplicates=False))
+    chosen = apply.select(dataset_of(tmp_path, rows), SelectConfig(duplicates=False))
     assert (chosen.samples, chosen.deselected) == (5, {})
 
 
 def test_the_same_rules_on_the_same_units_are_the_same_version(tmp_path):
     manifest = dataset_of(tmp_path, [picture(0, "a"), picture(1, "a"), picture(2, "b", phash=FAR[0])])
-    once_ = select.select(manifest, SelectConfig())
-    assert select.select(manifest, SelectConfig()).digest == once_.digest
-    assert select.select(once_, SelectConfig()) is once_
-    plain = select.select(once_, SelectConfig(duplicates=False))
+    once_ = apply.select(manifest, SelectConfig())
+    assert apply.select(manifest, SelectConfig()).digest == once_.digest
+    assert apply.select(once_, SelectConfig()) is once_
+    plain = apply.select(once_, SelectConfig(duplicates=False))
     assert (plain.samples, once_.samples) == (3, 2), "rules replace the parent's, they do not add to them"
-    assert select.select(plain, SelectConfig()).digest == once_.digest
+    assert apply.select(plain, SelectConfig()).digest == once_.digest
     assert store.names(f"{tmp_path}/versions") == [f"00000{n}.json" for n in (1, 2, 3, 4)]
 
 
@@ -95,7 +95,7 @@ def test_known_placeholders_go_with_all_their_copies(tmp_path, monkeypatch):
     manifest = dataset_of(
         tmp_path, [picture(0, "gone", ("x",)), picture(1, "b"), picture(2, "gone", ("y",)), reencoded]
     )
-    chosen = select.select(manifest, SelectConfig())
+    chosen = apply.select(manifest, SelectConfig())
     assert (list(rows_of(chosen)), chosen.deselected) == ([1, 4], {"placeholder": 2})
 
 
@@ -105,7 +105,7 @@ def test_one_picture_under_many_urls_is_a_placeholder(tmp_path):
         *(picture(row, "popular") for row in range(5, 9)),
         *(picture(row, "one URL again and again", url="http://example.org/same") for row in range(9, 18)),
     ]
-    chosen = select.select(dataset_of(tmp_path, rows), SelectConfig(placeholder_from=5))
+    chosen = apply.select(dataset_of(tmp_path, rows), SelectConfig(placeholder_from=5))
     assert chosen.deselected == {"duplicate": 11, "placeholder": 5}
     assert list(rows_of(chosen)) == [5, 9]
 
@@ -115,10 +115,10 @@ def test_one_picture_under_many_labels_is_a_placeholder(tmp_path):
         *(picture(row, "gone", (f"class {row}",)) for row in range(4)),
         *(picture(row, "one class", ("x", "y")) for row in range(4, 9)),
     ]
-    chosen = select.select(dataset_of(tmp_path, rows), SelectConfig(placeholder_labels=4))
+    chosen = apply.select(dataset_of(tmp_path, rows), SelectConfig(placeholder_labels=4))
     assert chosen.deselected == {"duplicate": 4, "placeholder": 4}
     never = SelectConfig(placeholder_labels=0, placeholder_from=0)
-    assert select.select(chosen, never).deselected == {"duplicate": 7}
+    assert apply.select(chosen, never).deselected == {"duplicate": 7}
 
 
 def test_pictures_that_look_alike_are_one(tmp_path):
@@ -136,13 +136,13 @@ def test_pictures_that_look_alike_are_one(tmp_path):
         picture(9, labels=("9",), phash=FAR[1]),
     ]
     manifest = dataset_of(tmp_path, rows[:5], rows[5:])
-    chosen = select.select(manifest, SelectConfig())
+    chosen = apply.select(manifest, SelectConfig())
     kept = rows_of(chosen)
     assert list(kept) == [0, 3, 4, 6, 7, 8, 9], "5 bits apart, another shape, or of unknown hash: other pictures"
     assert kept[0] == ["x", "y", "z", "5"]
     assert chosen.deselected == {"near_duplicate": 3}
-    assert select.select(manifest, SelectConfig(near_distance=-1)).samples == 10
-    assert list(rows_of(select.select(manifest, SelectConfig(near_distance=0)))) == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert apply.select(manifest, SelectConfig(near_distance=-1)).samples == 10
+    assert list(rows_of(apply.select(manifest, SelectConfig(near_distance=0)))) == [0, 1, 3, 4, 6, 7, 8, 9]
 
 
 def test_a_duplicate_of_a_near_duplicate_hands_its_labels_all_the_way(tmp_path):
@@ -152,7 +152,7 @@ def test_a_duplicate_of_a_near_duplicate_hands_its_labels_all_the_way(tmp_path):
         picture(2, "b", ("z",), phash=FAR[0] ^ 1),
         picture(3, "c", ("w",), phash=FAR[0] ^ 1),
     ]
-    chosen = select.select(dataset_of(tmp_path, rows), SelectConfig())
+    chosen = apply.select(dataset_of(tmp_path, rows), SelectConfig())
     assert rows_of(chosen) == {0: ["x", "y", "z", "w"]}
     assert chosen.deselected == {"duplicate": 1, "near_duplicate": 2}
 
@@ -164,12 +164,12 @@ def test_a_row_that_a_retry_kept_leads_though_its_shard_comes_later(tmp_path):
     twins[0]["body"] = b"as row 14"
     write_unit(str(tmp_path), 3, [*twins, picture(14, "as row 14")])
     manifest = make_version(str(tmp_path), "more")
-    chosen = select.select(manifest, SelectConfig())
+    chosen = apply.select(manifest, SelectConfig())
     assert (again.kept, manifest.kept, chosen.samples) == (12, 15, 14)
     # A unit planned later may hold a lower row: it is the row that says who stays.
     write_unit(str(tmp_path), 4, [picture(20, "early", ("b",), phash=FAR[0])])
     write_unit(str(tmp_path), 5, [picture(19, "early", ("a",), phash=FAR[0]), picture(18, "e", ("c",), phash=FAR[0])])
-    kept = rows_of(select.select(make_version(str(tmp_path), "retry"), SelectConfig()))
+    kept = rows_of(apply.select(make_version(str(tmp_path), "retry"), SelectConfig()))
     assert kept[18] == ["c", "a", "b"]
     assert not {19, 20} & set(kept)
 
@@ -180,19 +180,19 @@ def test_classes_are_chosen_and_small_ones_left_out(tmp_path):
     rows = [picture(row, labels=some) for row, some in enumerate(labels)]
     rows[7]["body"] = rows[6]["body"] = b"eel and dog"  # row 6 is a dog, too, once labels are joined
     manifest = dataset_of(tmp_path / "d", rows)
-    chosen = select.select(manifest, SelectConfig(classes=ClassConfig(file=str(tmp_path / "classes.txt"))))
+    chosen = apply.select(manifest, SelectConfig(classes=ClassConfig(file=str(tmp_path / "classes.txt"))))
     assert list(rows_of(chosen)) == [0, 1, 2, 5, 6, 8]
     assert chosen.deselected == {"class": 2, "duplicate": 1}
-    large = select.select(manifest, SelectConfig(min_per_class=4))
+    large = apply.select(manifest, SelectConfig(min_per_class=4))
     assert list(rows_of(large)) == [0, 1, 5, 8]
     assert large.deselected == {"duplicate": 1, "small_class": 4}
-    three = select.select(manifest, SelectConfig(min_per_class=3))
+    three = apply.select(manifest, SelectConfig(min_per_class=3))
     assert list(rows_of(three)) == [0, 1, 3, 5, 6, 8], "eel has rows 3, 5 and 6; row 6 counts once"
     assert rows_of(three)[6] == ["eel", "dog"]
-    counted = select.select(manifest, SelectConfig(classes=ClassConfig(min_count=4)))
+    counted = apply.select(manifest, SelectConfig(classes=ClassConfig(min_count=4)))
     assert list(rows_of(counted)) == [0, 1, 5, 8]
     (tmp_path / "classes.txt").write_text("cat\n")
-    fewer = select.select(chosen, SelectConfig(classes=ClassConfig(file=str(tmp_path / "classes.txt"))))
+    fewer = apply.select(chosen, SelectConfig(classes=ClassConfig(file=str(tmp_path / "classes.txt"))))
     assert list(rows_of(fewer)) == [0, 1, 5, 8], "the file is read again"
     assert fewer.digest != chosen.digest
 
@@ -204,24 +204,24 @@ def test_scratch_is_made_cleared_of_the_dead_and_named_where_it_fails(tmp_path, 
     dead.mkdir(parents=True)
     for name in ("lock", "sha"):
         (dead / name).write_bytes(b"")
-    select.select(manifest, SelectConfig(), scratch)
+    apply.select(manifest, SelectConfig(), scratch)
     assert list(scratch.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot hold scratch files"):
-        select.select(manifest, SelectConfig(duplicates=False), tmp_path / "file")
+        apply.select(manifest, SelectConfig(duplicates=False), tmp_path / "file")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(select, "read_kept", full)
+    monkeypatch.setattr(apply, "read_kept", full)
     with pytest.raises(ValueError, match=r"scratch: cannot hold the columns of this dataset \(No space left"):
-        select.select(manifest, SelectConfig(duplicates=False), scratch)
+        apply.select(manifest, SelectConfig(duplicates=False), scratch)
 
 
 def test_rules_that_leave_nothing_are_refused(tmp_path):
     manifest = dataset_of(tmp_path, [picture(0), picture(1)])
     with pytest.raises(ValueError, match="these rules leave none of 2 pictures"):
-        select.select(manifest, SelectConfig(min_per_class=1))
+        apply.select(manifest, SelectConfig(min_per_class=1))
     for setting in ({"near_distance": 7}, {"placeholder_from": 1}, {"placeholder_labels": -1}, {"min_per_class": -1}):
         with pytest.raises(ValueError, match=next(iter(setting))):
             SelectConfig(**setting)
@@ -233,19 +233,19 @@ def test_an_index_that_lost_rows_is_named(tmp_path):
         (tmp_path / "shards" / manifest.shards[1].index).read_bytes()
     )
     with pytest.raises(store.StoreError, match=f"{manifest.shards[0].index}: keeps 1 rows, the manifest says 2"):
-        select.select(manifest, SelectConfig())
+        apply.select(manifest, SelectConfig())
 
 
 def test_rules_and_subsets_go_together_either_way(tmp_path):
     rows = [picture(row, f"picture {row % 70}", (f"c{row % 7}",)) for row in range(100)]
     manifest = dataset_of(tmp_path, rows[:50], rows[50:])
-    ruled = select.select(manifest, SelectConfig())
+    ruled = apply.select(manifest, SelectConfig())
     assert ruled.samples == 70
     part = subset(ruled, 30, seed=3)
     assert set(rows_of(part)) < set(rows_of(ruled))
     assert part.rules == ruled.rules
     other = subset(manifest, 40, seed=3)
-    both = select.select(other, SelectConfig())
+    both = apply.select(other, SelectConfig())
     assert set(rows_of(both)) == set(rows_of(other)) & set(rows_of(ruled))
     assert both.deselected["duplicate"] == 30
     assert read_manifest(str(tmp_path)) == ruled, "a subset is not the newest version"
@@ -257,10 +257,10 @@ def test_rules_and_subsets_go_together_either_way(tmp_path):
 def test_the_verb_makes_a_version_or_a_subset(tmp_path):
     manifest = dataset_of(tmp_path, [picture(row, f"picture {row % 20}") for row in range(30)])
     told = []
-    chosen = select.run(Config(str(tmp_path), scratch=str(tmp_path)), lambda *what: told.append(what))
+    chosen = apply.run(Config(str(tmp_path), scratch=str(tmp_path)), lambda *what: told.append(what))
     assert (chosen.samples, read_manifest(str(tmp_path))) == (20, chosen)
     assert ("shards read", 1, 1) in told
-    part = select.run(Config(manifest.address, subset=10, seed=2))
+    part = apply.run(Config(manifest.address, subset=10, seed=2))
     assert part.digest == subset(manifest, 10, 2).digest
     with pytest.raises(ValueError, match="give one, then the other"):
         Config(str(tmp_path), subset=10, rules=SelectConfig(duplicates=False))
@@ -286,12 +286,12 @@ def test_duplicates_among_real_pictures_go_and_nothing_else(shared, tmp_path):
         if entry["verdict"] != "keep":
             gone.add(entry["file"])
     manifest = dataset_of(tmp_path / "d", rows)
-    chosen = select.select(manifest, SelectConfig())
+    chosen = apply.select(manifest, SelectConfig())
     # Kept there, but seen by eye to be the same clocks in the same photographs.
     alike = {"data100.jpg", "data141.jpg"}
     assert {row["labels"][0] for row in rows} - {rows[row]["labels"][0] for row in rows_of(chosen)} == gone | alike
     assert chosen.deselected == {"duplicate": 4, "near_duplicate": 1 + len(alike)}
-    assert select.select(manifest, SelectConfig(near_distance=-1)).deselected == {"duplicate": 4}
+    assert apply.select(manifest, SelectConfig(near_distance=-1)).deselected == {"duplicate": 4}
 
 
 PICTURE = st.tuples(
@@ -323,9 +323,9 @@ def test_selecting_is_what_the_rules_say(tmp_path_factory, drawn, shuffled):
     expected, reasons = by_hand([p for _, p in pictures], config)
     if not expected:
         with pytest.raises(ValueError, match="leave none"):
-            select.select(manifest, config)
+            apply.select(manifest, config)
         return
-    chosen = select.select(manifest, config)
+    chosen = apply.select(manifest, config)
     assert chosen.deselected == reasons
     assert rows_of(chosen) == expected
 

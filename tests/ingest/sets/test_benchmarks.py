@@ -22,13 +22,14 @@ import pytest
 from benchmark_copies import CLASS_OF, COPIES, EVAL, OTHER, TRAIN, body, food101, parquet, pixels, put
 from PIL import Image
 
-from ingest import benchmarks, import_benchmark, layouts, sets
-from ingest.benchmarks import BENCHMARKS, Benchmark
 from ingest.filter import FilterConfig
-from ingest.pictures import Blocks, Row
+from ingest.sets import benchmarks, folders, import_benchmark, layouts
+from ingest.sets.benchmarks import BENCHMARKS, Benchmark
+from ingest.sets.pictures import Blocks, Row
 from jobs import cli
 from shards import check, manifest
-from shards.stream import once
+from shards.dataset import committed_units
+from shards.stream.stream import once
 
 CASES = [(name, layout) for name, copies in COPIES.items() for layout in copies]
 NUMBER = {pixels(n).tobytes(): n for n in (*TRAIN, *EVAL, *OTHER)}
@@ -67,7 +68,7 @@ def test_the_table_is_the_papers():
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_both_splits_and_their_labels(name: str, layout: str, tmp_path: Path):
     classes = write(name, layout, tmp_path / "source")
-    config = sets.Config(str(tmp_path / "source"), str(tmp_path / "out"), set=name, unit=3)
+    config = folders.Config(str(tmp_path / "source"), str(tmp_path / "out"), set=name, unit=3)
     result = import_benchmark.run(config, small(name))
     assert (result.lost, result.stopped, result.classes, result.differs) == (0, False, 2, ())
     for split, numbers, list_name in (("train", TRAIN, f"{name}-train"), ("eval", EVAL, name)):
@@ -83,7 +84,7 @@ def test_both_splits_and_their_labels(name: str, layout: str, tmp_path: Path):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_other_counts_than_the_papers_are_refused(name: str, tmp_path: Path):
     write(name, next(iter(COPIES[name])), tmp_path / "source")
-    config = sets.Config(str(tmp_path / "source"), str(tmp_path / "out"), set=name)
+    config = folders.Config(str(tmp_path / "source"), str(tmp_path / "out"), set=name)
     with pytest.raises(ValueError) as refused:
         import_benchmark.run(config, BENCHMARKS[name])
     for is_, must in ((len(TRAIN), BENCHMARKS[name].train), (len(EVAL), BENCHMARKS[name].eval)):
@@ -96,7 +97,7 @@ def test_other_counts_than_the_papers_are_refused(name: str, tmp_path: Path):
 
 def test_any_counts_are_taken_on_request_and_told(tmp_path: Path):
     write("eurosat", "folders", tmp_path / "source")
-    config = sets.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="eurosat", counts="any")
+    config = folders.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="eurosat", counts="any")
     result = import_benchmark.run(config, dataclasses.replace(small("eurosat"), train=6, classes=10))
     assert result.differs == (
         "5 pictures in train, not 6",
@@ -157,19 +158,19 @@ def test_tall_and_huge_pictures_are_part_of_a_set(tmp_path: Path):
     Image.new("RGB", (10, 500), (9, 8, 7)).save(out, "PNG")
     food101(tmp_path / "source")
     (tmp_path / "source/food-101/images/apple_pie/1000.jpg").write_bytes(out.getvalue())
-    config = sets.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="food101")
+    config = folders.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="food101")
     assert import_benchmark.run(config, small("food101")).lost == 0
 
 
 def test_a_stop_between_the_splits_is_finished_by_the_next(tmp_path: Path):
     write("cifar100", "pickles", tmp_path / "source")
-    config = sets.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="cifar100", unit=2)
+    config = folders.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="cifar100", unit=2)
     told = []
     first = import_benchmark.run(
         config,
         small("cifar100"),
         told.append,
-        stop=lambda: len(manifest.committed_units(str(tmp_path / "out/train"))) > 1,
+        stop=lambda: len(committed_units(str(tmp_path / "out/train"))) > 1,
     )
     assert first.stopped
     assert len(first.splits) == 1
@@ -192,7 +193,7 @@ def test_the_settings_that_a_set_has_of_its_own():
         ({"counts": "any"}, "only an evaluation set is counted"),
     ):
         with pytest.raises(ValueError, match=message):
-            sets.Config("source", "out", **words)  # type: ignore[arg-type]
+            folders.Config("source", "out", **words)  # type: ignore[arg-type]
 
 
 # --- sources that are not what they should be ----------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_the_settings_that_a_set_has_of_its_own():
 
 def refused(name: str, source: Path | str, tmp_path: Path) -> str:
     with pytest.raises(ValueError) as error:
-        import_benchmark.run(sets.Config(str(source), str(tmp_path / "out"), set=name), small(name))
+        import_benchmark.run(folders.Config(str(source), str(tmp_path / "out"), set=name), small(name))
     assert not (tmp_path / "out").exists()
     return str(error.value)
 
@@ -339,7 +340,7 @@ def test_what_eval_refuses_is_refused_before_train_is_imported(tmp_path: Path):
     source, out = tmp_path / "source", tmp_path / "out"
     write("eurosat", "folders", source)
     odd = Path(os.fsdecode(os.fsencode(source / "test/Forest/") + b"/\xe9.jpg"))
-    config = sets.Config(str(source), str(out), set="eurosat")
+    config = folders.Config(str(source), str(out), set="eurosat")
     odd.write_bytes(body(20))
     with pytest.raises(ValueError, match=r"Forest/\\udce9.jpg': is a name that is not UTF-8"):
         import_benchmark.run(config, dataclasses.replace(small("eurosat"), eval=3))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest import sets
-from ingest.select import SelectConfig, select
+from ingest.select.apply import SelectConfig, select
+from ingest.sets import folders
 from shards import check, manifest, store
-from shards.stream import once
+from shards.dataset import committed_units, planned_units, read_table
+from shards.stream.stream import once
 
 
 def picture(number: int, kind: str = "JPEG", side: int = 24) -> bytes:
@@ -69,7 +70,7 @@ def samples(dataset: str) -> dict[str, tuple[tuple[str, ...], bytes]]:
 def test_a_folder_of_classes(tmp_path: Path) -> None:
     files = folder_set(tmp_path / "pets")
     out = str(tmp_path / "out")
-    result = sets.run(sets.Config(str(tmp_path / "pets"), out, unit=3))
+    result = folders.run(folders.Config(str(tmp_path / "pets"), out, unit=3))
     assert (result.links, result.kept, result.reasons) == (7, 5, {"undecodable": 1, "not_an_image": 1})
     found = samples(out)
     assert {key: labels for key, (labels, _) in found.items()} == {
@@ -86,15 +87,15 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     version = manifest.read_manifest(out)
     assert version.classes == ("cat", "dog")
     assert version.list_name == "pets"
-    assert manifest.planned_units(out) == manifest.committed_units(out) == [0, 1, 2]
+    assert planned_units(out) == committed_units(out) == [0, 1, 2]
     assert check.run(check.Config(out, decode=True)).problems == ()
 
 
 def test_refused_pictures_are_rows_of_the_index(tmp_path: Path) -> None:
     folder_set(tmp_path / "pets")
     out = str(tmp_path / "out")
-    sets.run(sets.Config(str(tmp_path / "pets"), out))
-    rows = manifest.read_table(store.join(out, "shards", manifest.read_manifest(out).shards[0].index)).to_pylist()
+    folders.run(folders.Config(str(tmp_path / "pets"), out))
+    rows = read_table(store.join(out, "shards", manifest.read_manifest(out).shards[0].index)).to_pylist()
     assert [row["row"] for row in rows] == list(range(7))
     refused = {row["url"]: (row["reason"], row["labels"], row["member"]) for row in rows if row["reason"] != "kept"}
     assert refused == {
@@ -107,7 +108,7 @@ def test_refused_pictures_are_rows_of_the_index(tmp_path: Path) -> None:
 def test_tars_by_folder_and_glob(tmp_path: Path, source: str) -> None:
     tar_set(tmp_path / "tars")
     out = str(tmp_path / "out")
-    result = sets.run(sets.Config(str(tmp_path / source), out, unit=5, name="two parts"))
+    result = folders.run(folders.Config(str(tmp_path / source), out, unit=5, name="two parts"))
     assert (result.links, result.kept, result.reasons) == (14, 14, {})
     found = samples(out)
     assert list(found)[:2] == ["im-0-0", "im-0-1"]
@@ -129,7 +130,7 @@ def test_class_names_stand_for_numbers(tmp_path: Path, names: object) -> None:
     tar_set(tmp_path / "tars", tars=1)
     (tmp_path / "names.json").write_text(json.dumps(names))
     out = str(tmp_path / "out")
-    sets.run(sets.Config(str(tmp_path / "tars"), out, classes=str(tmp_path / "names.json")))
+    folders.run(folders.Config(str(tmp_path / "tars"), out, classes=str(tmp_path / "names.json")))
     assert samples(out)["im-0-5"][0] == ("owl",)
     assert manifest.read_manifest(out).classes == ("cat", "dog", "owl", "never seen"), "in the order of the file"
 
@@ -139,7 +140,7 @@ def test_class_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     for label in (10, 9, 2):
         members |= {f"k{label}.jpg": picture(label), f"k{label}.cls": str(label).encode()}
     write_tar(tmp_path / "t.tar", members)
-    sets.run(sets.Config(str(tmp_path / "t.tar"), str(tmp_path / "out")))
+    folders.run(folders.Config(str(tmp_path / "t.tar"), str(tmp_path / "out")))
     assert manifest.read_manifest(str(tmp_path / "out")).classes == ("2", "9", "10")
 
 
@@ -153,47 +154,47 @@ def test_keys_are_unique_and_of_the_allowed_letters(tmp_path: Path) -> None:
             info = tarfile.TarInfo("é" * 100 + ".cls")
             info.size = 1
             tar.addfile(info, io.BytesIO(b"y"))
-    links = sets.links(sets.find(str(tmp_path)))
+    links = folders.links(folders.find(str(tmp_path)))
     assert [link.key for link in links] == ["a_b_c", "_" * 90, "a_b_c_r2", "_" * 87 + "_r3"]
     assert [link.url for link in links][::2] == ["0.tar/a/b c.jpg", "1.tar/a/b c.jpg"]
 
 
 def test_a_second_run_does_nothing_and_a_changed_set_is_refused(tmp_path: Path) -> None:
     tar_set(tmp_path / "tars")
-    config = sets.Config(str(tmp_path / "tars"), str(tmp_path / "out"), unit=5)
-    first = sets.run(config)
+    config = folders.Config(str(tmp_path / "tars"), str(tmp_path / "out"), unit=5)
+    first = folders.run(config)
     before = sorted(path.relative_to(tmp_path) for path in (tmp_path / "out").rglob("*"))
-    again = sets.run(config)
+    again = folders.run(config)
     assert (again.links, again.kept) == (first.links, first.kept)
     assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "out").rglob("*")) == before
     write_tar(tmp_path / "tars" / "part-9.tar", {"new.jpg": picture(1), "new.cls": b"0"})
     with pytest.raises(ValueError, match="was made with another list_sha256"):
-        sets.run(config)
+        folders.run(config)
 
 
 def test_an_import_of_what_was_selected_since_says_what_is_left(tmp_path: Path) -> None:
     folder_set(tmp_path / "set")
     (tmp_path / "set" / "dog" / "twin.jpg").write_bytes(picture(1))
-    config = sets.Config(str(tmp_path / "set"), str(tmp_path / "out"))
-    first = sets.run(config)
+    config = folders.Config(str(tmp_path / "set"), str(tmp_path / "out"))
+    first = folders.run(config)
     assert (first.samples, first.deselected) == (first.kept, {})
     made = select(manifest.read_manifest(config.out), SelectConfig())
-    again = sets.run(config)
+    again = folders.run(config)
     assert (again.version, again.samples, again.deselected) == (made.digest, first.kept - 1, {"duplicate": 1})
 
 
 def test_an_interrupted_import_is_finished_by_the_next(tmp_path: Path) -> None:
     tar_set(tmp_path / "tars")
-    config = sets.Config(str(tmp_path / "tars"), str(tmp_path / "out"), unit=5)
-    whole = sets.Config(str(tmp_path / "tars"), str(tmp_path / "whole"), unit=5)
+    config = folders.Config(str(tmp_path / "tars"), str(tmp_path / "out"), unit=5)
+    whole = folders.Config(str(tmp_path / "tars"), str(tmp_path / "whole"), unit=5)
     done: list[int] = []
-    sets.run(config, stop=lambda: bool(manifest.committed_units(config.out)))
-    done += manifest.committed_units(config.out)
+    folders.run(config, stop=lambda: bool(committed_units(config.out)))
+    done += committed_units(config.out)
     assert done == [0]
-    result = sets.run(config)
-    sets.run(whole)
+    result = folders.run(config)
+    folders.run(whole)
     assert result.links == 14
-    assert manifest.committed_units(config.out) == [0, 1, 2]
+    assert committed_units(config.out) == [0, 1, 2]
     assert samples(config.out) == samples(whole.out)
 
 
@@ -202,14 +203,14 @@ def test_a_flat_picture_of_a_labelled_set_is_kept(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("RGB", (32, 32), (10, 40, 90)).save(out, "JPEG")
     write_tar(tmp_path / "t.tar", {"sea.jpg": out.getvalue(), "sea.cls": b"sea"})
-    result = sets.run(sets.Config(str(tmp_path / "t.tar"), str(tmp_path / "out")))
+    result = folders.run(folders.Config(str(tmp_path / "t.tar"), str(tmp_path / "out")))
     assert (result.links, result.kept) == (1, 1)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
     def said(source: Path | str, message: str, **options: object) -> None:
         with pytest.raises(ValueError, match=message):
-            sets.run(sets.Config(str(source), str(tmp_path / "out"), **options))  # type: ignore[arg-type]
+            folders.run(folders.Config(str(source), str(tmp_path / "out"), **options))  # type: ignore[arg-type]
 
     said(tmp_path / "nothing", "there is no such folder or tar")
     said("s3://bucket/set", "imported from local disks")
@@ -231,5 +232,5 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         (tmp_path / "names.json").write_text(json.dumps(names))
         said(tmp_path / "tars", message, classes=str(tmp_path / "names.json"))
     with pytest.raises(ValueError, match="unit is 0"):
-        sets.Config("a", "b", unit=0)
+        folders.Config("a", "b", unit=0)
     assert not (tmp_path / "out").exists(), "a mistake leaves nothing behind"

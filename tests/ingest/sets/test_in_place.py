@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 from conftest import bucket
-from test_sets import picture, write_tar
+from test_class_folders import picture, write_tar
 
-from ingest import in_place, sets
+from ingest.sets import folders, in_place
 from jobs import cli
 from shards import check, manifest, selection, store, sweep
-from shards.stream import once
+from shards.dataset import read_plan, read_table
+from shards.stream.stream import once
 
 # Writes a set, then tells what it reads of it. A process of its own: webdataset leaves its files open, which is a
 # warning, and warnings are errors here.
@@ -70,14 +71,12 @@ def streamed(dataset: str) -> dict[str, tuple[tuple[str, ...], str]]:
 
 def rows(dataset: str) -> list[dict]:
     version = manifest.read_manifest(dataset)
-    return [
-        row for shard in version.shards for row in manifest.read_table(f"{dataset}/shards/{shard.index}").to_pylist()
-    ]
+    return [row for shard in version.shards for row in read_table(f"{dataset}/shards/{shard.index}").to_pylist()]
 
 
 def test_a_set_by_webdatasets_own_writer_streams_as_webdataset_reads_it(tars: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    result = in_place.run(sets.Config(str(tars), out, in_place=True))
+    result = in_place.run(folders.Config(str(tars), out, in_place=True))
     assert (result.links, result.kept, result.samples, result.units) == (18, 18, 18, 2)
     ours = streamed(out)
     paths = [str(tars / f"train-{t:04d}.tar") for t in range(2)]
@@ -87,7 +86,7 @@ def test_a_set_by_webdatasets_own_writer_streams_as_webdataset_reads_it(tars: Pa
     assert labels[:3] == [("0",), ("n1",), ("class 2",)]
     assert labels[9:12] == [("10",), ("n1",), ("class 2",)]
     assert list(ours)[:3] == ["n01_0-0", "0-1", "a_b_0-2"]
-    assert all(manifest.read_plan(out, unit)["key"].to_pylist() for unit in (0, 1))
+    assert all(read_plan(out, unit)["key"].to_pylist() for unit in (0, 1))
     notes = {row["key"]: row["detail"] for row in rows(out)}
     assert notes["0-1"] == ""
     assert notes["n01_0-0"] == "in the tar its key is 'n01/0-0'"
@@ -100,14 +99,14 @@ def test_a_set_by_webdatasets_own_writer_streams_as_webdataset_reads_it(tars: Pa
 
 def test_a_rerun_does_what_is_left_and_gives_the_same_as_one_run(tars: Path, tmp_path: Path) -> None:
     pattern, asked = str(tars / "train-{0000..0001}.tar"), iter(range(100))
-    config = sets.Config(pattern, str(tmp_path / "out"), threads=1, in_place=True)
+    config = folders.Config(pattern, str(tmp_path / "out"), threads=1, in_place=True)
     stopped = in_place.run(config, stop=lambda: next(asked) > 12)
     assert (stopped.stopped, stopped.units_done) == (True, 1)
     told = []
     whole = in_place.run(config, told.append)
     assert not whole.stopped
     assert [(p.units_done, p.links, p.done) for p in told] == [(2, 18, 18)]
-    in_place.run(sets.Config(str(tars), str(tmp_path / "other"), in_place=True))
+    in_place.run(folders.Config(str(tars), str(tmp_path / "other"), in_place=True))
     assert streamed(config.out) == streamed(str(tmp_path / "other"))
     assert [row["row"] for row in rows(config.out)] == list(range(18))
     assert in_place.run(config).version == whole.version, "nothing left to do"
@@ -135,7 +134,7 @@ def test_what_is_kept_and_what_is_not_with_its_reason(tmp_path: Path) -> None:
     write_tar(tmp_path / "set" / "u.tar", {"one.jpg": picture(10), "empty": b""})
     write_tar(tmp_path / "set" / "v.tar", {})
     out = str(tmp_path / "out")
-    result = in_place.run(sets.Config(str(tmp_path / "set"), out, in_place=True))
+    result = in_place.run(folders.Config(str(tmp_path / "set"), out, in_place=True))
     verdicts = {row["key"]: (row["reason"], row["labels"], row["detail"]) for row in rows(out)}
     assert verdicts == {
         "one": ("kept", [], ""),
@@ -162,7 +161,7 @@ def test_damage_to_a_foreign_tar_is_named_and_sweep_leaves_it(tars: Path, tmp_pa
     for tar in tars.glob("*.tar"):
         (tmp_path / tar.name).write_bytes(tar.read_bytes())
     out = str(tmp_path / "out")
-    in_place.run(sets.Config(str(tmp_path / "*.tar"), out, in_place=True))
+    in_place.run(folders.Config(str(tmp_path / "*.tar"), out, in_place=True))
     (Path(out) / "shards" / "000000-0123456789ab.parquet").write_bytes(b"of an attempt that lost")
     result = sweep.run(sweep.Config(out, older_than="10m"))
     assert result.objects == ("shards/000000-0123456789ab.parquet",)
@@ -188,13 +187,13 @@ def test_tars_in_a_bucket_and_the_dataset_in_another(on_moto: None, tars: Path, 
     theirs, out = bucket() + "/sets", bucket() + "/data"
     for tar in tars.glob("*.tar"):
         store.put_file(f"{theirs}/{tar.name}", tar)
-    in_place.run(sets.Config(f"{theirs}/train-*.tar", out, in_place=True))
+    in_place.run(folders.Config(f"{theirs}/train-*.tar", out, in_place=True))
     assert [shard.tar for shard in manifest.read_manifest(out).shards] == [
         f"{theirs}/train-{t:04d}.tar" for t in range(2)
     ]
     assert check.run(check.Config(out)).ok
     local = str(tmp_path / "local")
-    in_place.run(sets.Config(str(tars), local, in_place=True))
+    in_place.run(folders.Config(str(tars), local, in_place=True))
     assert streamed(out) == streamed(local)
     assert store.names(out + "/shards") == [shard.index for shard in manifest.read_manifest(out).shards]
     assert in_place.find(theirs) == in_place.find(theirs + "/train-{0000,0001}.tar")
@@ -239,8 +238,8 @@ def web(tars: Path) -> Iterator[str]:
 
 def test_tars_on_a_web_server(web: str, tars: Path, tmp_path: Path) -> None:
     out, local = str(tmp_path / "out"), str(tmp_path / "local")
-    in_place.run(sets.Config(web + "/train-{0000..0001}.tar", out, in_place=True))
-    in_place.run(sets.Config(str(tars), local, in_place=True))
+    in_place.run(folders.Config(web + "/train-{0000..0001}.tar", out, in_place=True))
+    in_place.run(folders.Config(str(tars), local, in_place=True))
     assert streamed(out) == streamed(local)
     assert check.run(check.Config(out)).ok
 
@@ -248,7 +247,7 @@ def test_tars_on_a_web_server(web: str, tars: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_indexed_is_said_in_one_line(tmp_path: Path, tars: Path) -> None:
     def said(what: str, source: str | Path, **more: object) -> None:
         with pytest.raises(ValueError, match=what) as error:
-            in_place.run(sets.Config(str(source), str(tmp_path / "out"), in_place=True, **more))  # type: ignore[arg-type]
+            in_place.run(folders.Config(str(source), str(tmp_path / "out"), in_place=True, **more))  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
 
     said("there is no such folder or tar", tmp_path / "nothing-{0..3}.tar")
@@ -286,14 +285,14 @@ def test_a_source_within_the_datasets_own_folders_is_refused(tmp_path: Path) -> 
     (tmp_path / "link").symlink_to(mine / "shards")
     for source in (mine / "shards", theirs, tmp_path / "link"):
         with pytest.raises(ValueError, match="lies in the dataset's own folder: give another --out"):
-            in_place.run(sets.Config(str(source), str(mine), in_place=True))
+            in_place.run(folders.Config(str(source), str(mine), in_place=True))
     assert [path.name for path in mine.iterdir()] == ["shards"], "nothing was written"
 
 
 def test_sweep_leaves_a_tar_of_others_though_it_is_called_and_lies_like_ours(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_tar(tmp_path / "set" / "000000-train.tar", {"a.jpg": picture(1)})
-    in_place.run(sets.Config(str(tmp_path / "set"), str(out), in_place=True))
+    in_place.run(folders.Config(str(tmp_path / "set"), str(out), in_place=True))
     lies = out / "shards" / "000000-train.tar"
     (tmp_path / "set" / "000000-train.tar").rename(lies)
     assert sweep.run(sweep.Config(str(out))).objects == ()
@@ -316,7 +315,7 @@ def test_odd_text_costs_a_label_or_a_row_and_never_the_import(tmp_path: Path) ->
     }
     write_tar(tmp_path / "set" / "t.tar", members)
     out = str(tmp_path / "out")
-    in_place.run(sets.Config(str(tmp_path / "set"), out, in_place=True))
+    in_place.run(folders.Config(str(tmp_path / "set"), out, in_place=True))
     assert [(row["reason"], row["labels"]) for row in rows(out)] == [
         ("unsupported", []),
         ("not_an_image", ["no picture"]),
@@ -338,7 +337,7 @@ def test_a_name_that_stands_twice_in_a_tar_is_two_samples(tmp_path: Path) -> Non
         info.size = len(picture(3))
         out.addfile(info, io.BytesIO(picture(3)))
     dataset = str(tmp_path / "out")
-    in_place.run(sets.Config(str(tmp_path / "set"), dataset, in_place=True))
+    in_place.run(folders.Config(str(tmp_path / "set"), dataset, in_place=True))
     assert len(streamed(dataset)) == 3
     assert check.run(check.Config(dataset)).problems == ()
     last = rows(dataset)[-1]

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 from jobs.bench import bucket
-from shards import remote, store
+from shards import store, store_remote
 
 BODY = bytes(range(256)) * 40
 
@@ -31,7 +31,7 @@ def served(tmp_path_factory):
 def as_s3(served, monkeypatch):
     for name, value in served.variables().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "_filesystems", {})
+    monkeypatch.setattr(store_remote, "_filesystems", {})
 
 
 def get(served, name, wanted=None):

@@ -9,9 +9,9 @@ import pytest
 from jobs import cli
 from jobs.bench import checkpoint
 from shards import store
-from xtra.checkpoint import save
 from xtra.model import SIZES, build
 from xtra.optim import OptimConfig, make_optimizer
+from xtra.run.checkpoint import save
 
 
 def test_bytes_are_those_of_a_checkpoint_and_nothing_is_left(tmp_path, capsys):

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.bench import decode, peers
-from shards import image
+from jobs.bench import decode
+from jobs.bench.peers import environments
+from shards.pixels import image
 
 
 @pytest.fixture
 def here(monkeypatch):
     """No environment is built, and few arms run."""
-    monkeypatch.setattr(peers, "build", lambda _peer: Path(sys.executable))
+    monkeypatch.setattr(environments, "build", lambda _peer: Path(sys.executable))
     monkeypatch.setattr(decode, "_pillow_simd", lambda: "not tried")
     monkeypatch.setattr(decode, "MEAN_BYTES", 9_000)
     arms = [decode.REFERENCE, decode.Arm("ours", "pillow", "crop.c")]
@@ -49,6 +50,6 @@ def test_likeness_is_in_decibels():
 
 
 def test_a_pass_that_dies_names_its_arm(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "build", lambda _peer: Path("/bin/false"))
+    monkeypatch.setattr(environments, "build", lambda _peer: Path("/bin/false"))
     with pytest.raises(ValueError, match="webdataset, pillow, crop: its process ended with status 1"):
         decode.run(decode.Config(count=10, size=32, rounds=1, scratch=str(tmp_path)))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench import fetch, peers
+from jobs.bench import fetch
+from jobs.bench.peers import environments
 
 STANDIN = """#!{python}
 import io, sys, tarfile, urllib.request
@@ -30,7 +31,7 @@ def standin(tmp_path, monkeypatch):
         script.parent.mkdir(exist_ok=True)
         script.write_text(STANDIN.format(python=sys.executable, damage=damage))
         script.chmod(0o755)
-        monkeypatch.setattr(peers, "build", lambda _peer: script.parent / "python")
+        monkeypatch.setattr(environments, "build", lambda _peer: script.parent / "python")
 
     monkeypatch.setattr(fetch, "SIDES", {"keep": "1500", "resize": "1500"})
     return make
@@ -67,26 +68,26 @@ def test_mistakes_are_named():
 
 
 def test_an_environment_is_built_once_and_again_when_half_built(tmp_path):
-    peer = peers.Peer("nothing", (), "json")
-    python = peers.build(peer, tmp_path)
+    peer = environments.Peer("nothing", (), "json")
+    python = environments.build(peer, tmp_path)
     made = python.parent.stat().st_ino
-    assert peers.build(peer, tmp_path) == python
+    assert environments.build(peer, tmp_path) == python
     assert python.parent.stat().st_ino == made
     (tmp_path / "nothing" / "done.json").unlink()
     (tmp_path / "nothing" / "junk").touch()
-    peers.build(peer, tmp_path)
+    environments.build(peer, tmp_path)
     assert not (tmp_path / "nothing" / "junk").exists()
     with pytest.raises(ValueError, match="nosuch: its environment cannot be built"):
-        peers.build(peers.Peer("nosuch", (), "no_such_module"), tmp_path)
+        environments.build(environments.Peer("nosuch", (), "no_such_module"), tmp_path)
 
 
 def test_a_python_that_is_too_new_is_told_what_to_do(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(ValueError, match=r"img2dataset needs Python 3.11 to 3.12 \(it imports imghdr.*this is 3.14"):
-        peers.interpreter(peers.IMG2DATASET)
+        environments.interpreter(environments.IMG2DATASET)
 
 
 def test_a_peer_does_not_see_our_modules(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
-    assert "PYTHONPATH" not in peers.environment()
+    assert "PYTHONPATH" not in environments.environment()

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.bench import gpu, gpu_checks, gpu_floor, gpu_step
-from jobs.bench.gpu_floor import B16, DENSE, H14, REACHED, Arm, floor
-from jobs.bench.gpu_table import check_lines, ratios
+from jobs.bench.gpu import bench as gpu, checks, floor as gpu_floor, step
+from jobs.bench.gpu.floor import B16, DENSE, H14, REACHED, Arm, floor
+from jobs.bench.gpu.table import check_lines, ratios
 from xtra.flops import flops_per_image
-from xtra.meter import shape_of
 from xtra.model import SIZES
+from xtra.run.meter import shape_of
 
 SMALL = gpu.Config(
     sizes=("tiny32",), images=2, arm_seconds=0.01, check_steps=2, pictures=16, device="cpu", compile=False, threads=1
@@ -75,14 +75,14 @@ def test_the_table_has_a_line_for_every_arm(found):
 
 
 def test_an_arm_that_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
-    honest = gpu_step.measure
+    honest = step.measure
 
     def measure(arm, *rest):
         if arm.shape == "official":
             raise RuntimeError("no kernel\nis here")
         return honest(arm, *rest)
 
-    monkeypatch.setattr(gpu_step, "measure", measure)
+    monkeypatch.setattr(step, "measure", measure)
     monkeypatch.setattr(gpu, "groups", lambda *how: [[{"name": "optimiser not fused", "fused": False}]])
     result = gpu.run(replace(SMALL, only=("train",), seconds=60))
     rows = {row["name"]: row for row in result["rows"]}
@@ -98,40 +98,40 @@ def test_what_has_no_time_left_is_named():
 
 
 def test_memory_that_does_not_suffice_halves_the_images(monkeypatch):
-    honest, said = gpu_step.measure, []
+    honest, said = step.measure, []
 
     def measure(arm, *rest):
         if arm.images > 2:
             raise torch.OutOfMemoryError("too much")
         return honest(arm, *rest)
 
-    monkeypatch.setattr(gpu_step, "measure", measure)
+    monkeypatch.setattr(step, "measure", measure)
     cpu = torch.device("cpu")
-    model = gpu_step.empty_model(SIZES["tiny32"], cpu)
-    timing = gpu_step.fitting(Arm("eight", images=8, compile="none"), model, cpu, 0.01, said.append)
+    model = step.empty_model(SIZES["tiny32"], cpu)
+    timing = step.fitting(Arm("eight", images=8, compile="none"), model, cpu, 0.01, said.append)
     assert timing.arm.images == 2
     assert said == [f"  eight: {n} images do not fit in the memory, {n // 2} are tried" for n in (8, 4)]
 
 
 def test_an_arm_that_takes_too_long_is_stopped_even_where_a_library_goes_on(monkeypatch):
-    monkeypatch.setattr(gpu_step, "AGAIN", 0.1)
+    monkeypatch.setattr(step, "AGAIN", 0.1)
 
     def swallows_one() -> None:
         with contextlib.suppress(Exception):
             time.sleep(60)
         time.sleep(60)
 
-    with pytest.raises(TimeoutError, match="more than 0 s"), gpu_step.at_most(0.0):
+    with pytest.raises(TimeoutError, match="more than 0 s"), step.at_most(0.0):
         swallows_one()
 
 
 def test_a_check_that_breaks_off_does_not_hold(monkeypatch):
     def runs(*how):
-        yield gpu_checks.row("bf16", "x", 0.0, 1.0)
+        yield checks.row("bf16", "x", 0.0, 1.0)
         raise TimeoutError("took more than 90 s")
 
-    monkeypatch.setattr(gpu_checks, "precision_runs", runs)
-    monkeypatch.setattr(gpu_checks, "attention_arms", lambda *how: None)
+    monkeypatch.setattr(checks, "precision_runs", runs)
+    monkeypatch.setattr(checks, "attention_arms", lambda *how: None)
     lines = check_lines(gpu.run(replace(SMALL, only=("checks",), seconds=60))["rows"])
     assert lines[0] == "checks: 1 of 2 hold"
     assert lines[-1] == "  bf16 against fp32: TimeoutError: took more than 90 s"
@@ -158,8 +158,8 @@ def test_interrupted_it_shows_and_writes_what_was_measured(monkeypatch, tmp_path
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
 def test_torch_is_set_back_after_an_arm():
-    cpu, model = torch.device("cpu"), gpu_step.empty_model(SIZES["tiny32"], torch.device("cpu"))
-    with gpu_step.as_arm_says(Arm("x", decoder="tf32", attention="quarters"), model, cpu):
+    cpu, model = torch.device("cpu"), step.empty_model(SIZES["tiny32"], torch.device("cpu"))
+    with step.as_arm_says(Arm("x", decoder="tf32", attention="quarters"), model, cpu):
         assert torch.get_float32_matmul_precision() == "high"
         assert model.decoder.attention == "quarters"
         assert model.encoder.blocks[0]._compiled_call_impl is not None
@@ -201,4 +201,4 @@ def test_it_asks_for_no_library_beyond_torch_pillow_numpy_and_pyarrow():
         for name in ("ray", "tyro", "safetensors", "s3fs", "pycurl", "webdataset", "tqdm", "matplotlib", "rich"):
             sys.modules[name] = None  # pyrefly: ignore
         assert importlib.import_module("jobs.bench.gpu") is not gpu
-        importlib.import_module("jobs.bench.gpu_data")
+        importlib.import_module("jobs.bench.gpu.data")

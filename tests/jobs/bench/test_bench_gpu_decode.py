@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import make_dataset
+from made_datasets import make_dataset
 
 from jobs import cli
 from jobs.bench import gpu_decode

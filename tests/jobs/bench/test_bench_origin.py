@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
-from ingest.fetch import FetchConfig
-from ingest.run import Config, run
+from ingest.config import Config
+from ingest.http.fetcher import FetchConfig
+from ingest.run import run
 from jobs.bench import origin
 
 LOOPBACK = ("127.0.0.0/8",)

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from datasets import make_dataset
+from made_datasets import make_dataset
 from test_train import MODEL
 
-from jobs import recipes
 from jobs.bench import precision
-from xtra import train
+from xtra import recipes, train
 
 
 def test_the_precisions_of_one_recipe_are_trained_once_and_compared(tmp_path, monkeypatch):

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from jobs.bench import bucket, peers, stream, stream_data, stream_ours, stream_peers
-from shards import check, remote
+from jobs.bench import bucket, stream, stream_data, stream_ours
+from jobs.bench.peers import environments, stream as stream_peers
+from shards import check, store_remote
 from shards.manifest import read_manifest
 
 STANDIN = """#!{python}
@@ -75,7 +76,7 @@ def test_a_wide_set_is_read_like_a_real_one(tmp_path):
     with bucket.serving(tmp_path) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.variables().items():
             patch.setenv(name, value)
-        patch.setattr(remote, "_filesystems", {})  # this process may know another store by now
+        patch.setattr(store_remote, "_filesystems", {})  # this process may know another store by now
         address = f"s3://bench/wide@{manifest.digest[:16]}"
         asked = {"data": address, "batch": 40, "largest": made.largest, "images": 200}
         assert stream_ours.first(asked)["bytes"] > 40 * 20_000
@@ -89,7 +90,7 @@ def test_a_run_gives_rows_and_ratios(tmp_path, monkeypatch):
     tars = str(tmp_path / "xtra-bench-*" / "bench" / "ours" / "shards" / "*.tar")
     script.write_text(STANDIN.format(python=sys.executable, path=stream_peers.__file__, tars=tars))
     script.chmod(0o755)
-    monkeypatch.setattr(peers, "build", lambda _peer: script)
+    monkeypatch.setattr(environments, "build", lambda _peer: script)
     monkeypatch.setattr(stream_data, "pool", lambda _data: [bytes(5000)])
     done = stream.run(stream.Config(only=("local",), images=40, rounds=1, passes=1, scratch=str(tmp_path)))
     rows = {row["reader"]: row for row in json.loads(json.dumps(done))["rows"]}

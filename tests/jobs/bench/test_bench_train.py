@@ -21,7 +21,7 @@ def test_every_arm_computes_the_same_loss_and_gradients(size):
     config = replace(SIZES[size], depth=3, drop_path=0.5)
     xtra = build(config, 0).double()
     x = torch.randn(4, 3, config.image, config.image).double()
-    drop_LSB = drop_path.scales(config, 0, np.zeros(4, int), np.arange(4)).double()
+    drop_LSB = drop_path.scales(config.drop_path, config.depth, 0, np.zeros(4, int), np.arange(4)).double()
     wanted = next_block_loss(xtra(x, drop_LSB), target_blocks(x, config.side))
     reference = torch.autograd.grad(wanted, list(xtra.parameters()))
     for arm in train.ARMS:

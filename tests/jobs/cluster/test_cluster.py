@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch.multiprocessing as mp
-from datasets import make_dataset
+from made_datasets import make_dataset
 from test_train import config, losses, one_rank, same_weights
 
-from jobs.cluster import train_all
+from jobs.cluster.group import train_all
 from shards import store
 
 

@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 from origin import picture
 
+from ingest.config import Config
 from ingest.events import read_events
-from ingest.fetch import FetchConfig
-from ingest.run import Config, IngestResult, Progress, run
+from ingest.http.fetcher import FetchConfig
+from ingest.run import IngestResult, Progress, run
 from jobs.bench.origin import Served, serving, verdict
-from jobs.cluster import ingest_all
-from jobs.units import crawl_on_actors
-from shards import manifest, store
+from jobs.cluster.group import ingest_all
+from jobs.cluster.ingest import crawl_on_actors
+from shards import store
+from shards.dataset import committed_units, read_commits, read_table
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -48,8 +50,8 @@ def mixed(origin: Served, links: int) -> list[str]:
 
 def rows_of(dataset: str) -> list[dict[str, Any]]:
     rows = []
-    for commit in manifest.read_commits(dataset, manifest.committed_units(dataset)):
-        rows += manifest.read_table(store.join(dataset, "shards", commit.index)).to_pylist()
+    for commit in read_commits(dataset, committed_units(dataset)):
+        rows += read_table(store.join(dataset, "shards", commit.index)).to_pylist()
     return rows
 
 
@@ -72,7 +74,7 @@ def test_two_workers_make_the_dataset_that_one_makes(origin: Served, tmp_path: P
     ]
     for result in results:
         balanced(result, urls)
-    commits = [manifest.read_commits(result.dataset, range(8)) for result in results]
+    commits = [read_commits(result.dataset, range(8)) for result in results]
     assert [commit.tar_sha256 for commit in commits[0]] == [commit.tar_sha256 for commit in commits[1]]
     assert seen[-1].done == seen[-1].done_now == 300
     assert all(p.done == p.kept + sum(p.reasons.values()) <= 300 for p in seen)

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import make_dataset
+from made_datasets import make_dataset
 
-from jobs import cli, follow, probes, recipes
+from jobs import cli
+from jobs.lab import existing, follow
 from shards import store
-from xtra import checkpoint, probe, train
+from xtra import recipes, train
+from xtra.probe import probe
+from xtra.run import checkpoint
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "bridge": 32, "head": 32}
 PROBE = {"epochs": 1, "lrs": (1e-2,), "heads": ("linear",), "views": 1, "batch": 20}
@@ -63,7 +66,7 @@ def following(sets, run: str, **other) -> follow.Config:
 
 
 def probed_at(run: str) -> list[int]:
-    return sorted(result["samples_seen"] for result in probes.results(run))
+    return sorted(result["samples_seen"] for result in existing.results(run))
 
 
 def test_every_due_checkpoint_is_probed_once_and_the_last_as_well(sets, config):

@@ -3,11 +3,13 @@
 import dataclasses
 
 import pytest
-from datasets import make_dataset
+from made_datasets import make_dataset
 
-from jobs import ledger, recipes, scale
+from jobs.lab import scale
+from jobs.report import ledger
 from shards import store
-from xtra import probe
+from xtra import recipes
+from xtra.probe import probe
 
 
 @pytest.fixture(scope="module")

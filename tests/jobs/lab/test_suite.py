@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import run_folders
-from datasets import make_dataset
+from made_datasets import make_dataset
 
-from ingest.benchmarks import BENCHMARKS
-from jobs import cli, probes, suite
+from ingest.sets.benchmarks import BENCHMARKS
+from jobs import cli
+from jobs.lab import existing, suite
 from shards import store
 from shards.manifest import read_manifest
-from xtra import probe
 from xtra.augment import PROBE, PROBE_LINEAR_B
+from xtra.probe import probe
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +190,14 @@ def test_a_result_counts_for_its_own_heads_sets_and_encoder_alone(root, run_fold
     suite.run(config(root, run_folder, heads=("linear",)))
     train, evaluation = str(root / "dtd" / "train"), str(root / "dtd" / "eval")
     settings = probe.Config(run_folder, train, evaluation, run_folder, heads=("linear", "attentive"), epochs=100)
-    assert probes.only_missing(settings, 12800).heads == ("attentive",)
-    assert probes.only_missing(settings, 6400) == settings
-    assert probes.only_missing(dataclasses.replace(settings, encoder="random"), 0).heads == settings.heads
-    assert probes.only_missing(dataclasses.replace(settings, heads=("linear",)), 12800) is None
-    assert probes.label(dataclasses.replace(settings, encoder="timm:vit:/w/b.safetensors")) == "timm:vit:b.safetensors"
-    assert probes.label(dataclasses.replace(settings, encoder="timm:vit_base.mae")) == "timm:vit_base.mae"
+    assert existing.only_missing(settings, 12800).heads == ("attentive",)
+    assert existing.only_missing(settings, 6400) == settings
+    assert existing.only_missing(dataclasses.replace(settings, encoder="random"), 0).heads == settings.heads
+    assert existing.only_missing(dataclasses.replace(settings, heads=("linear",)), 12800) is None
+    assert (
+        existing.label(dataclasses.replace(settings, encoder="timm:vit:/w/b.safetensors")) == "timm:vit:b.safetensors"
+    )
+    assert existing.label(dataclasses.replace(settings, encoder="timm:vit_base.mae")) == "timm:vit_base.mae"
 
 
 def test_another_file_of_the_same_name_is_another_encoder(root, run_folder, tmp_path, monkeypatch):
@@ -205,10 +208,10 @@ def test_another_file_of_the_same_name_is_another_encoder(root, run_folder, tmp_
     digests = {f"manifest_{part}": read_manifest(url).digest for part, url in (("train", train), ("eval", evaluation))}
     result = {"head": "linear", "encoder": "torch:model.pt2", "samples_seen": 0, "fingerprint": "0000000a"}
     store.put_json(store.join(out, "probes", "x.json"), digests | result)
-    assert probes.only_missing(settings, 0, "0000000a") is None
-    assert probes.only_missing(settings, 0, "0000000b") == settings
+    assert existing.only_missing(settings, 0, "0000000a") is None
+    assert existing.only_missing(settings, 0, "0000000b") == settings
     monkeypatch.setattr(probe, "open_probed", lambda config: SimpleNamespace(fingerprint="0000000b"))
-    assert probes.fingerprint(settings) == "0000000b"
+    assert existing.fingerprint(settings) == "0000000b"
     own = probe.Config(run_folder, train, evaluation)
-    assert probes.fingerprint(own) == "", "in a run's folder the samples seen say it"
-    assert probes.fingerprint(dataclasses.replace(own, out=out)) == "0000000b"
+    assert existing.fingerprint(own) == "", "in a run's folder the samples seen say it"
+    assert existing.fingerprint(dataclasses.replace(own, out=out)) == "0000000b"

@@ -7,24 +7,17 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
-from datasets import jpeg, make_dataset, rows_of, rule, write_unit
+from made_datasets import jpeg, make_dataset, rows_of, rule, write_unit
 
 from ingest.record import CONTENT, FINAL, RETRYABLE, Event, Reason
-from ingest.select import Rule
-from jobs import accounting, ingest_page, peek, survey
-from jobs.accounting import Account
-from jobs.survey import HOST, Histogram
+from ingest.select.apply import Rule
+from jobs import link_counts
+from jobs.link_counts import Account
+from jobs.report import dataset_page, peek, survey
+from jobs.report.survey import HOST, Histogram
 from shards import store
-from shards.manifest import (
-    DatasetInfo,
-    Generation,
-    Manifest,
-    make_version,
-    table_bytes,
-    unit_name,
-    write_generation,
-    write_info,
-)
+from shards.dataset import DatasetInfo, Generation, table_bytes, unit_name, write_generation, write_info
+from shards.manifest import Manifest, make_version
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{body}{title}\x1b[2J"
 FULL = Account(
@@ -88,38 +81,38 @@ def read(url: str) -> Reader:
 
 
 def test_every_reason_belongs_to_one_group_and_has_a_meaning():
-    assert set().union(*accounting.GROUPS.values()) == set(Reason)
-    assert sum(map(len, accounting.GROUPS.values())) == len(Reason)
-    assert {*Reason, *Rule, "kept", "subset"} == set(ingest_page.MEANINGS)
-    assert set(accounting.GROUPS.values()) == {RETRYABLE, FINAL, CONTENT}
+    assert set().union(*link_counts.GROUPS.values()) == set(Reason)
+    assert sum(map(len, link_counts.GROUPS.values())) == len(Reason)
+    assert {*Reason, *Rule, "kept", "subset"} == set(dataset_page.MEANINGS)
+    assert set(link_counts.GROUPS.values()) == {RETRYABLE, FINAL, CONTENT}
 
 
 def test_each_stage_is_what_remains_of_the_one_before():
-    lines = [line.split() for line in accounting.text(FULL).splitlines()]
+    lines = [line.split() for line in link_counts.text(FULL).splitlines()]
     count = {" ".join(words[:-3]) if words[-1] == "%" else " ".join(words[:-1]): words for words in lines}
     number = {
         name: int(next(w for w in words if re.fullmatch(r"[\d,]+", w)).replace(",", ""))
         for name, words in count.items()
     }
     assert number["lines in the list"] - number["of no chosen class"] == number["links"] == 1000
-    groups = [number[meaning] for meaning in accounting.GROUPS]
+    groups = [number[meaning] for meaning in link_counts.GROUPS]
     assert groups == [50, 100, 50]
     assert number["links"] - sum(groups) == number["kept"] == 800
     assert number["kept"] - number["duplicate"] - number["placeholder"] == number["samples"] == 700
     assert number["timeout"] + number["dns"] == 50
     assert FULL.retryable == 50
-    assert max(map(len, accounting.text(FULL).splitlines())) <= 80
+    assert max(map(len, link_counts.text(FULL).splitlines())) <= 80
 
 
 def test_an_unfinished_ingest_shows_what_is_left_and_no_samples():
-    text = accounting.text(Account(10, 5, {"dns": 2}, {}, left=3))
+    text = link_counts.text(Account(10, 5, {"dns": 2}, {}, left=3))
     assert re.search(r"not done yet +3 +30\.0 %", text)
     assert "samples" not in text
 
 
 def test_a_share_is_never_rounded_to_nothing():
-    assert accounting.share(1, 14_000_000) == "<0.1 %"
-    assert accounting.share(0, 14_000_000) == accounting.share(0, 0) == "0.0 %"
+    assert link_counts.share(1, 14_000_000) == "<0.1 %"
+    assert link_counts.share(0, 14_000_000) == link_counts.share(0, 0) == "0.0 %"
 
 
 # ---- the page ----
@@ -127,10 +120,10 @@ def test_a_share_is_never_rounded_to_nothing():
 
 def test_the_page_is_one_file_that_fetches_and_runs_nothing(tmp_path: Path):
     crawl(tmp_path)
-    seen = read(ingest_page.write(str(tmp_path)))
+    seen = read(dataset_page.write(str(tmp_path)))
     assert (seen.fetched, seen.handlers) == ([], [])
     assert not {"script", "link", "iframe", "object", "a", "form"} & set(seen.tags)
-    html = (tmp_path / ingest_page.NAME).read_text()
+    html = (tmp_path / dataset_page.NAME).read_text()
     assert not re.search(r"url\(|@import", html)
     assert "default-src 'none'" in html
     for figure in re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL):
@@ -139,12 +132,12 @@ def test_the_page_is_one_file_that_fetches_and_runs_nothing(tmp_path: Path):
 
 def test_the_page_says_how_many_remained_and_why(tmp_path: Path):
     version = crawl(tmp_path)
-    text = read(ingest_page.write(str(tmp_path))).text
+    text = read(dataset_page.write(str(tmp_path))).text
     for words in ("lines in the list", "87", "of no chosen class", "60", "75.0 %", version.address):
         assert words in text
     for reason, n in version.reasons.items():
-        assert f"{reason}{n}{accounting.share(n, 80)}" in re.sub(r"\s*\n\s*", "", text)
-        assert ingest_page.MEANINGS[reason] in text
+        assert f"{reason}{n}{link_counts.share(n, 80)}" in re.sub(r"\s*\n\s*", "", text)
+        assert dataset_page.MEANINGS[reason] in text
     assert "why 4" in text
     assert "http://host1.example.org/4.jpg" in text
     assert f"{version.reasons['timeout']} links may work later" in text
@@ -167,7 +160,7 @@ class Settings:
 def test_strangers_text_stays_text_everywhere(tmp_path: Path):
     version = crawl(tmp_path, evil=EVIL)
     clean = crawl(tmp_path / "clean")
-    events = ingest_page.happened([Event(1.7e9, EVIL, EVIL, EVIL)])
+    events = dataset_page.happened([Event(1.7e9, EVIL, EVIL, EVIL)])
     seen = survey.survey(version)
     seen = replace(
         seen,
@@ -175,10 +168,10 @@ def test_strangers_text_stays_text_everywhere(tmp_path: Path):
         formats={EVIL: 1},
         thumbs={r: tuple(replace(t, key=EVIL, detail=EVIL) for t in some) for r, some in seen.thumbs.items()},
     )
-    account = accounting.of_manifest(version)
+    account = link_counts.of_manifest(version)
     account = replace(account, reasons=account.reasons | {EVIL: 1}, deselected={EVIL: 1})
-    html = ingest_page.page(version, account, seen, events, {EVIL: EVIL, **ingest_page.settings(Settings())})
-    tags = set(Reader(ingest_page.page(clean, account, survey.survey(clean), events, {})).tags)
+    html = dataset_page.page(version, account, seen, events, {EVIL: EVIL, **dataset_page.settings(Settings())})
+    tags = set(Reader(dataset_page.page(clean, account, survey.survey(clean), events, {})).tags)
     reader = Reader(html)
     assert set(reader.tags) <= tags | {"title"}
     assert (reader.fetched, reader.handlers) == ([], [])
@@ -189,7 +182,7 @@ def test_strangers_text_stays_text_everywhere(tmp_path: Path):
 
 
 def test_settings_are_named_as_flags_and_hold_no_secret():
-    told = ingest_page.settings(Settings())
+    told = dataset_page.settings(Settings())
     assert told["is-quick"] == "False"
     assert told["contact"] == "you@example.org"
     assert told["fetch.allow"].startswith("10.0.0.0/8")
@@ -199,7 +192,9 @@ def test_settings_are_named_as_flags_and_hold_no_secret():
 
 
 def test_events_are_counted_and_the_newest_shown():
-    told = ingest_page.happened((Event(float(n), "pause" if n % 2 else "outage", f"h{n}", "") for n in range(1001)), 10)
+    told = dataset_page.happened(
+        (Event(float(n), "pause" if n % 2 else "outage", f"h{n}", "") for n in range(1001)), 10
+    )
     assert told.counts == {"outage": 501, "pause": 500}
     assert [e.about for e in told.newest] == [f"h{n}" for n in range(991, 1001)]
 
@@ -229,7 +224,7 @@ def test_a_large_dataset_is_sampled_and_says_so(tmp_path: Path, monkeypatch: pyt
     seen = survey.survey(version, shards=3)
     assert (seen.shards_read, seen.shards, seen.rows) == (3, 9, 24)
     assert {url.rsplit("/", 1)[1][:6] for url in read if "/shards/" in url} == {"000000", "000003", "000006"}
-    html = ingest_page.page(version, accounting.of_manifest(version), seen, ingest_page.happened(()), {})
+    html = dataset_page.page(version, link_counts.of_manifest(version), seen, dataset_page.happened(()), {})
     assert "3 of 9 shards, evenly spaced (24 links)" in html
     assert "72" in Reader(html).text, "the account is of all links nevertheless"
 
@@ -260,9 +255,9 @@ def test_what_a_version_deselects_is_shown_with_its_reason(tmp_path: Path):
     assert len(seen.thumbs["duplicate"]) == 1, "it is stored, so it can be shown"
     assert sum(h.kept for h in seen.largest) == version.samples == whole.kept - 2
     assert [row.key for row in peek.run(peek.Config(version.address, reason="duplicate")).rows] == ["k000001"]
-    account = accounting.of_manifest(version)
-    text = Reader(ingest_page.page(version, account, seen, ingest_page.happened(()), {})).text
-    assert ingest_page.MEANINGS["duplicate"] in text
+    account = link_counts.of_manifest(version)
+    text = Reader(dataset_page.page(version, account, seen, dataset_page.happened(()), {})).text
+    assert dataset_page.MEANINGS["duplicate"] in text
 
 
 @pytest.mark.parametrize(
@@ -312,13 +307,13 @@ def test_thumbnails_are_of_stored_pictures_and_of_what_the_ingest_left(tmp_path:
     (only,) = seen.thumbs["undecodable"]
     assert (only.jpeg, only.key) == (left, rejected[0]["key"])
     assert not seen.thumbs["http_404"]
-    page = read(ingest_page.write(str(tmp_path)))
+    page = read(dataset_page.write(str(tmp_path)))
     assert len(page.pictures) == survey.THUMBS["kept"] + 1
     assert base64.b64encode(left).decode() in page.pictures[-1]
 
 
 def test_a_thumbnail_is_small_and_what_cannot_be_decoded_has_none():
-    from shards.image import header
+    from shards.pixels.image import header
 
     small = survey.thumbnail(jpeg(1, side=700))
     assert small is not None
@@ -329,7 +324,7 @@ def test_a_thumbnail_is_small_and_what_cannot_be_decoded_has_none():
 
 def test_a_dataset_without_rejects_or_events_has_a_page_too(tmp_path: Path):
     make_dataset(tmp_path, [5])
-    text = read(ingest_page.write(str(tmp_path))).text
+    text = read(dataset_page.write(str(tmp_path))).text
     assert "Every link was kept" in text
     assert "What happened" not in text
     assert "Rejected pictures" not in text
@@ -337,6 +332,6 @@ def test_a_dataset_without_rejects_or_events_has_a_page_too(tmp_path: Path):
 
 def test_the_page_goes_to_a_bucket(base: str):
     make_dataset(base, [5], bad=(1,))
-    url = ingest_page.write(base)
+    url = dataset_page.write(base)
     assert url == f"{base}/ingest.html"
     assert b"http_404" in store.read(url)

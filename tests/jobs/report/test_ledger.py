@@ -12,8 +12,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.ledger import Ledger, read_runs, write_ledger
-from jobs.settings import settings_digest
+from jobs.report.comparable import settings_digest
+from jobs.report.ledger import Ledger, read_runs, write_ledger
 from xtra.flops import Shape, flops_done, flops_per_image, parameters, peak_flops
 from xtra.model import SIZES, ModelConfig, Xtra, build
 from xtra.train import Config

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from datasets import jpeg, make_dataset
-from test_ingest_page import EVIL, Reader, crawl
+from made_datasets import jpeg, make_dataset
+from test_dataset_page import EVIL, Reader, crawl
 
-from jobs import peek
-from jobs.peek import Config
+from jobs.report import peek
+from jobs.report.peek import Config
 from shards import store
-from shards.manifest import table_bytes
+from shards.dataset import table_bytes
 from shards.selection import selected_index, subset
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import run_folders
 from test_report import Reader
 
-from ingest.benchmarks import BENCHMARKS
-from jobs import charts, findings, probe_report
-from jobs.ledger import read_runs, write_ledger
-from jobs.report import Config, page, run
+from ingest.sets.benchmarks import BENCHMARKS
+from jobs.report import charts, findings, probes
+from jobs.report.ledger import read_runs, write_ledger
+from jobs.report.scaling import Config, page, run
 
 XTRA_H = "76.2 80.9 67.0 98.2 90.0 90.8 79.7 93.7 93.1 59.5 93.3 90.0 5.7 98.5 58.6 43.9"
 POINTS = [{"lr": lr, "weight_decay": 0.1, "accuracy": a} for lr, a in ((1e-3, 0.2), (1e-2, 0.4), (1e-1, 0.3))]
@@ -32,24 +32,24 @@ def ours(html: str) -> list[list[str]]:
 
 def test_the_average_is_of_all_fifteen_or_is_not_there(tmp_path: Path):
     probed(tmp_path / "all", list(BENCHMARKS))
-    (line, imagenet) = ours(probe_report.benchmarks(read_runs(str(tmp_path / "all"))))
+    (line, imagenet) = ours(probes.benchmarks(read_runs(str(tmp_path / "all"))))
     assert line[3:19] == ["50.0"] * 16
     assert imagenet[2:6] == ["tin", "", "", "50.0"], "what it was pretrained on is said"
     probed(tmp_path / "most", list(BENCHMARKS)[1:])
-    (line,) = ours(probe_report.benchmarks(read_runs(str(tmp_path / "most"))))
+    (line,) = ours(probes.benchmarks(read_runs(str(tmp_path / "most"))))
     assert line[3:19] == ["", "", *["50.0"] * 14]
 
 
 def test_a_set_of_another_size_is_marked_and_makes_no_average(tmp_path: Path):
     folder = probed(tmp_path, list(BENCHMARKS)[1:])
     run_folders.write_probe(folder, 0.5, "imagenet1k", "attentive", total=1000)
-    (line,) = ours(probe_report.benchmarks(read_runs(str(tmp_path))))
+    (line,) = ours(probes.benchmarks(read_runs(str(tmp_path))))
     assert line[3:6] == ["", "50.0*", "50.0"]
 
 
 def test_the_papers_rows_stand_above_and_unknown_cells_are_empty(tmp_path: Path):
     probed(tmp_path, ["cifar10"])
-    html = probe_report.benchmarks(read_runs(str(tmp_path)))
+    html = probes.benchmarks(read_runs(str(tmp_path)))
     (unknown,) = [row for row in rows(html) if "DFN-2B" in row and "AIM, Table 2" in row]
     assert unknown[3:19] == ["74.5", *[""] * 15]
     (xtra,) = [row for row in rows(html) if row and row[0] == "XTRA" and "IN-21k" in row]
@@ -59,7 +59,7 @@ def test_the_papers_rows_stand_above_and_unknown_cells_are_empty(tmp_path: Path)
 
 def test_without_one_of_their_sets_the_papers_are_not_shown(tmp_path: Path):
     run_folders.write_probe(run_folders.write_run(tmp_path / "a"), 0.2)
-    assert probe_report.benchmarks(read_runs(str(tmp_path))) == ""
+    assert probes.benchmarks(read_runs(str(tmp_path))) == ""
     assert "Beside the papers" not in page(read_runs(str(tmp_path)))
 
 
@@ -95,7 +95,7 @@ def test_other_peoples_encoders_stand_beside_the_papers_and_in_no_curve(tmp_path
     ledger = read_runs(str(tmp_path))
     assert {r.encoder for r in ledger.rows} == {"trained"}
     assert sorted(p["encoder"] for p in ledger.others) == ["timm:mae", "timm:vit_base"]
-    assert {line[0] for line in ours(probe_report.benchmarks(ledger))} == {
+    assert {line[0] for line in ours(probes.benchmarks(ledger))} == {
         "a, 12.8k samples seen",
         "a, 6.4k samples seen",
         "timm:mae",
@@ -118,7 +118,7 @@ def test_a_probe_says_what_it_chose_who_chose_it_and_what_it_knows(tmp_path: Pat
         seconds=61.4,
     )
     ledger = read_runs(str(tmp_path))
-    text = Reader(probe_report.details(ledger)).text
+    text = Reader(probes.details(ledger)).text
     assert "chosen: lr 0.01, weight decay 0.1, layers 6 (of 3 grid points, by a hold-out of the training set)" in text
     assert "3 of the test images are among the training images byte for byte, 1,234 more look alike" in text
     assert "61 s for all heads" in text
@@ -166,9 +166,9 @@ def test_a_sample_of_a_set_wins_nothing_from_the_whole(tmp_path: Path):
     assert toys.startswith("imagenet1k (20 images, toy), attentive probe: the best is 100.0 %")
     assert whole.startswith("imagenet1k (50,000 images, ")
     assert "the best is 50.0 %" in whole
-    line, imagenet = ours(probe_report.benchmarks(ledger))
+    line, imagenet = ours(probes.benchmarks(ledger))
     assert (line[4], imagenet[5]) == ("50.0", "50.0")
-    assert probe_report.details(ledger).count("<details>") == 2
+    assert probes.details(ledger).count("<details>") == 2
 
 
 def test_a_suite_is_told_in_one_line_and_one_point_makes_no_chart(tmp_path: Path):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ingest.benchmarks import BENCHMARKS
-from jobs import paper
+from ingest.sets.benchmarks import BENCHMARKS
+from jobs.report import published
 
 
-@pytest.mark.parametrize("row", paper.ATTENTIVE, ids=lambda row: f"{row.method} {row.arch}")
+@pytest.mark.parametrize("row", published.ATTENTIVE, ids=lambda row: f"{row.method} {row.arch}")
 def test_the_mean_of_a_row_is_its_printed_average(row):
     if row.accuracy:
         assert list(row.accuracy) == list(BENCHMARKS)
@@ -16,7 +16,7 @@ def test_the_mean_of_a_row_is_its_printed_average(row):
 
 
 def test_xtras_own_rows():
-    (huge,) = [row for row in paper.ATTENTIVE if row.method == "XTRA"]
+    (huge,) = [row for row in published.ATTENTIVE if row.method == "XTRA"]
     assert (huge.accuracy["imagenet1k"], huge.accuracy["rxrx1"], huge.average) == (0.809, 0.057, 0.762)
-    base = {row.epochs: (row.linear, row.attentive) for row in paper.IMAGENET if row.method == "XTRA"}
+    base = {row.epochs: (row.linear, row.attentive) for row in published.IMAGENET if row.method == "XTRA"}
     assert base == {300: (0.661, 0.743), 800: (0.702, 0.768)}

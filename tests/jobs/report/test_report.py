@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import run_folders
 
-from jobs import charts, findings
-from jobs.ledger import read_runs
-from jobs.report import Config, page, run, write_report
+from jobs.report import charts, findings
+from jobs.report.ledger import read_runs
+from jobs.report.scaling import Config, page, run, write_report
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from origin import unpacked
 from PIL import Image
 
-from shards import crop, image, native
-from shards.image import View
+from shards.pixels import crop, image, native
+from shards.pixels.image import View
 
 TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6
 UPRIGHT = TURNED.replace(b"\x06", b"\x01")

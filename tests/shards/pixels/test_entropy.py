@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from shards import entropy, image, jpeg
+from shards.pixels import entropy, image, jpeg
 
 
 @pytest.fixture(scope="module")

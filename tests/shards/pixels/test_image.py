@@ -14,7 +14,7 @@ import pytest
 from origin import unpacked
 from PIL import Image
 
-from shards import image
+from shards.pixels import image
 
 
 def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:

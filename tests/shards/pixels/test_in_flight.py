@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.isolate import InFlight, alive, suspects
+from shards.pixels.isolate import InFlight, alive, suspects
 
 DYING = """
 import ctypes, os, signal, sys
 from pathlib import Path
-from shards.isolate import InFlight
+from shards.pixels.isolate import InFlight
 flight = InFlight(Path(sys.argv[1]))
 with flight.decoding(3):
     pass
@@ -55,7 +55,7 @@ def test_nobody_is_suspect_after_a_good_end_or_an_exception(tmp_path: Path) -> N
 WAITING = """
 import sys
 from pathlib import Path
-from shards.isolate import InFlight
+from shards.pixels.isolate import InFlight
 flight = InFlight(Path(sys.argv[1]), slots=300)
 with flight.decoding(*range(300)):
     print("marked", flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import image, jpeg
+from shards.pixels import image, jpeg
 
 
 def photo(width: int = 320, height: int = 240, mode: str = "RGB") -> Image.Image:

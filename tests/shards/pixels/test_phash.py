@@ -13,8 +13,8 @@ import pytest
 from origin import unpacked
 from PIL import Image
 
-from shards import image
-from shards.phash import NEAR, distance, phash
+from shards.pixels import image
+from shards.pixels.phash import NEAR, distance, phash
 
 
 def photo(seed: int, width: int = 400, height: int = 300) -> Image.Image:

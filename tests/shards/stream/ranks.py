@@ -24,11 +24,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from datasets import jpeg, rows_of, write_unit
+from made_datasets import jpeg, rows_of, write_unit
 
 from shards.manifest import Manifest, make_version, read_manifest
-from shards.order import Order, Sequence, batch, cut
-from shards.stream import Cursor, ReadConfig, Stream
+from shards.stream.order import Order, Sequence, batch, cut
+from shards.stream.reader import ReadConfig
+from shards.stream.stream import Cursor, Stream
 from xtra.data import Augment, augmented, train_batches
 
 SIDE, SEED = 16, 5
@@ -197,7 +198,7 @@ def begin(setting: Setting) -> Run:
 
 def small_set(base: str, counts: list[int], broken: tuple[int, ...] = (), side: int = 32) -> Manifest:
     """Tars with so many pictures each; the rows in `broken` do not decode."""
-    from datasets import make_dataset
+    from made_datasets import make_dataset
 
     first = counts[0]
     assert not [row for row in broken if row < first], "the first tar is sound"

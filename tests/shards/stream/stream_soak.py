@@ -1,7 +1,7 @@
 """24 hours in miniature: 200 epochs of a small set, with ranks killed and their number changed on the way.
 
-    python tests/shards/stream_soak.py
-    python tests/shards/stream_soak.py --data s3://bucket/soak --faults --cache
+    python tests/shards/stream/stream_soak.py
+    python tests/shards/stream/stream_soak.py --data s3://bucket/soak --faults --cache
 
 With --faults a proxy before the store that AWS_ENDPOINT_URL names adds latency, answers 503, breaks connections, and is
 gone for some seconds once. Then what the ranks saw must be the order to the last key, no process may have grown in
@@ -25,15 +25,15 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "shards")]
+ROOT = Path(__file__).parents[3]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / folder) for folder in (".", "shards", "shards/stream"))]
 
 from fault_proxy import FaultProxy, Rule  # noqa: E402
 from ranks import Expected, Line, Run, Setting, begin, prove, small_set  # noqa: E402
 
 from shards.manifest import Manifest  # noqa: E402
-from shards.order import Order  # noqa: E402
-from shards.stream import ReadConfig  # noqa: E402
+from shards.stream.order import Order  # noqa: E402
+from shards.stream.reader import ReadConfig  # noqa: E402
 
 WORLDS = (1, 2, 3, 4, 8)
 SIDE = 48  # of the pictures, pixels

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shards.cache import FOLDER, DiskCache
+from shards.stream.cache import FOLDER, DiskCache
 
 
 def held(cache):
@@ -50,7 +50,8 @@ def test_it_stays_within_its_bound_and_evicts_what_no_run_uses(tmp_path):
 
 
 def test_a_killed_writer_leaves_no_entry(tmp_path):
-    script = "import os,sys; sys.path[:0]=[os.getcwd()]; from shards.cache import DiskCache; import shards.cache as c\n"
+    script = "import os,sys; sys.path[:0]=[os.getcwd()]; "
+    script += "from shards.stream.cache import DiskCache; import shards.stream.cache as c\n"
     script += "c.os.replace = lambda *a: os.kill(os.getpid(), 9)\n"
     script += f"DiskCache({str(tmp_path)!r}, 1000).write('ab-0', b'x' * 100)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
@@ -68,7 +69,7 @@ def test_a_disk_that_fails_costs_the_entry_alone(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shards.cache.os.fdatasync", full)
+    monkeypatch.setattr("shards.stream.cache.os.fdatasync", full)
     cache.write("ab-0", b"x" * 100)
     assert cache.failures == 1
     assert read(cache, "ab-0", 100) is None

@@ -4,13 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from datasets import make_dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
+from made_datasets import make_dataset
 
 from shards.manifest import Manifest, Shard
-from shards.mixture import BLOCK, MixedSequence, Mixture, quotas
-from shards.order import Order, Sequence, batch, cut
+from shards.stream.mixture import BLOCK, MixedSequence, Mixture, quotas
+from shards.stream.order import Order, Sequence, batch, cut
 
 orders = st.builds(
     Order,

@@ -4,10 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from shards.order import Order, Sequence, batch, chunks, cut, mix64, permutation, uniform
+from shards.stream.order import Order, Sequence, batch, chunks, cut, mix64, permutation, uniform
 
 GOLDEN_PERMUTATION = [2, 9, 1, 7, 6, 3, 8, 4, 0, 5]
 GOLDEN_UNIFORM = [0.5437230677400043, 0.9321343326718249, 0.19529420309760182]

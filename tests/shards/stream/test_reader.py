@@ -9,13 +9,13 @@ import time
 import numpy as np
 import pytest
 from conftest import bucket
-from datasets import jpeg, make_dataset
+from made_datasets import jpeg, make_dataset
 
-from shards import ranged, store
-from shards.order import Order
-from shards.reader import GAP, ReadConfig, _pieces
-from shards.slab import Slab
-from shards.stream import Stream, once
+from shards import store, store_ranged
+from shards.stream.order import Order
+from shards.stream.reader import GAP, ReadConfig, _pieces
+from shards.stream.slab import Slab
+from shards.stream.stream import Stream, once
 
 ORDER = Order(seed=3, lanes=5, chunk=4, window=3)
 
@@ -195,7 +195,7 @@ def test_a_closed_stream_does_not_wait_for_a_silent_store(on_moto):
     stream = Stream(manifest, ORDER, 10)
     assert len(list(once(manifest, 40))) == 1  # the store has answered: patience is that of an outage now
     where = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
-    ranged._signatures[manifest.tar_url(0)] = (where, time.monotonic())
+    store_ranged._signatures[manifest.tar_url(0)] = (where, time.monotonic())
     threading.Timer(1.0, stream.close).start()
     begun = time.monotonic()
     assert list(stream) == []
@@ -203,14 +203,16 @@ def test_a_closed_stream_does_not_wait_for_a_silent_store(on_moto):
         if thread.name.startswith("read"):
             thread.join(15)
     assert time.monotonic() - begun < 15, "120 s is how long an outage is borne"
-    ranged._signatures.clear()
+    store_ranged._signatures.clear()
     silent.close()
 
 
 def test_closing_from_several_threads_closes_every_file_once(tmp_path, monkeypatch):
     manifest = make_dataset(tmp_path, [5] * 30)
     closed, close = [], os.close
-    monkeypatch.setattr("shards.reader.os.close", lambda file: closed.append(file) or time.sleep(0.001) or close(file))
+    monkeypatch.setattr(
+        "shards.stream.reader.os.close", lambda file: closed.append(file) or time.sleep(0.001) or close(file)
+    )
     stream = Stream(manifest, ORDER, 150, stop_at=150)
     assert len(list(stream)) == 1
     closed.clear()

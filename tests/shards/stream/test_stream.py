@@ -8,12 +8,12 @@ import sys
 
 import pytest
 from conftest import bucket
-from datasets import jpeg, make_dataset
+from made_datasets import jpeg, make_dataset
 
 from shards import store
-from shards.order import Order
 from shards.selection import subset
-from shards.stream import Stream, once
+from shards.stream.order import Order
+from shards.stream.stream import Stream, once
 
 ORDER = Order(seed=3, lanes=5, chunk=4, window=3)
 

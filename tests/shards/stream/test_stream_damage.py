@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from conftest import bucket
-from datasets import jpeg, make_dataset
 from fault_proxy import FaultProxy
+from made_datasets import jpeg, make_dataset
 
-from shards import ranged, remote, store
+from shards import store, store_ranged, store_remote
 from shards.manifest import Manifest, _canonical, _content, read_manifest
-from shards.order import Order, Sequence, batch
-from shards.stream import ReadConfig, Stream
+from shards.stream.order import Order, Sequence, batch
+from shards.stream.reader import ReadConfig
+from shards.stream.stream import Stream
 from xtra.data import Augment, train_batches
 
 ORDER = Order(seed=3, lanes=2, chunk=4, window=2)
@@ -177,12 +178,12 @@ def test_a_store_that_vanishes_for_a_while_changes_nothing(monkeypatch: pytest.M
     alone = streamed(manifest)
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setattr(remote, "_filesystems", {})
-        monkeypatch.setattr(ranged, "_signatures", {})
+        monkeypatch.setattr(store_remote, "_filesystems", {})
+        monkeypatch.setattr(store_ranged, "_signatures", {})
         before = proxy.counts["requests"]
         assert streamed(manifest, lambda: proxy.outage(2)) == alone
         assert proxy.counts["requests"] > before
-        monkeypatch.setattr(remote, "PATIENCE", 1.0)
+        monkeypatch.setattr(store_remote, "PATIENCE", 1.0)
         with pytest.raises(store.StoreError, match=r"/shards/.*tries in .*\(samples \d+ to \d+ of the stream\)"):
             streamed(manifest, lambda: proxy.outage(60))
         for thread in threading.enumerate():  # they give up too; left alone, they had a test's whole patience

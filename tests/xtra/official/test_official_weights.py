@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 import xtra
 from jobs import cli
 from shards import store
-from xtra import checkpoint, export, official, unpickle
 from xtra.model import SIZES, Xtra, build
-from xtra.official import from_official, official_name, to_official
+from xtra.official import export, unpickle, weights as official
+from xtra.official.weights import from_official, official_name, to_official
+from xtra.run import checkpoint
 
 CONFIG = replace(SIZES["tiny32"], predict=2)
 
@@ -243,7 +244,7 @@ def unpicklable() -> types.ModuleType:
 
 
 def test_an_imported_run_is_probed_and_listed_like_one_of_ours(lightning, model, tmp_path):
-    from jobs.ledger import read_runs
+    from jobs.report.ledger import read_runs
 
     out = str(tmp_path / "run")
     result = export.run(export.Config(str(lightning), out, to="run", samples_seen=1000))

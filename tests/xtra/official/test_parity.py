@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import SHARED
 
 from jobs.bench import parity
 
-VECTORS = Path(os.environ.get("XTRA_VECTORS") or Path(__file__).parents[2] / ".." / "shared" / "vectors").resolve()
+VECTORS = Path(os.environ.get("XTRA_VECTORS") or SHARED / "vectors").resolve()
 CASES = ["aim_causal", "xtra_block2", "xtra_block4", "xtra_l1", "xtra_permuted", "xtra_two_ahead"]
 
 needs_vectors = pytest.mark.skipif(

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from xtra.data import MEAN, STD
-from xtra.encoders import of_xtra, open_encoder
 from xtra.model import SIZES, build
+from xtra.probe.encoders import of_xtra, open_encoder
 
 
 def test_our_own_encoder_shows_its_streams():

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import SHARED
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xtra import heads
-from xtra.features import Encode, Feature
+from xtra.probe import heads
+from xtra.probe.features import Encode, Feature
 
-VECTORS = Path(os.environ.get("XTRA_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
+VECTORS = Path(os.environ.get("XTRA_VECTORS") or SHARED / "vectors").resolve()
 CASES = ("xtra_block2", "xtra_block4", "aim_causal", "xtra_permuted")
 OFFICIAL = {
     "query_GD": "cls_token",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xtra import quick
+from xtra.probe import knn_logreg
 
 
 def blobs(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -20,9 +20,9 @@ def blobs(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def test_neighbours_vote_by_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "_AT_ONCE", 7)  # many pieces of the training set
+    monkeypatch.setattr(knn_logreg, "_AT_ONCE", 7)  # many pieces of the training set
     (train, label), (x, _) = blobs(50, 0), blobs(20, 1)
-    votes = quick.Neighbours(train, label, 3, (1, 5, 20, 51))(x)
+    votes = knn_logreg.Neighbours(train, label, 3, (1, 5, 20, 51))(x)
     assert votes.shape == (3, 20, 3), "more neighbours than images is no point of the grid"
     for b in range(20):
         similar = F.cosine_similarity(x[b : b + 1], train)
@@ -30,16 +30,16 @@ def test_neighbours_vote_by_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
         for g, k in enumerate((1, 5, 20)):
             expected = torch.zeros(3, dtype=torch.float64)
             for n in order[:k]:
-                expected[label[n]] += ((similar[n] - similar[order[0]]) / quick.TEMPERATURE).exp()
+                expected[label[n]] += ((similar[n] - similar[order[0]]) / knn_logreg.TEMPERATURE).exp()
             assert torch.allclose(votes[g, b], expected), (b, k)
     with pytest.raises(ValueError, match="knn is 60 70, but only 50 images train"):
-        quick.Neighbours(train, label, 3, (60, 70))
+        knn_logreg.Neighbours(train, label, 3, (60, 70))
 
 
 def test_logistic_regression_is_the_minimum_for_each_strength() -> None:
     train, label = blobs(200, 0)
     strengths = (1.0, 1e-3, 1e-1)  # in any order
-    found = quick.Logistic(train, label, 3, strengths)
+    found = knn_logreg.Logistic(train, label, 3, strengths)
     standard = (train - train.mean(0)) / train.std(0, correction=0)
     for strength, weight, bias in zip(strengths, found.weight_GCD, found.bias_GC):
         weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from xtra import official
 from xtra.model import SIZES, build
-from xtra.official import to_official
-from xtra.official_probe import OfficialProbe, read_probe
+from xtra.official import weights as official
+from xtra.official.weights import to_official
+from xtra.probe.official_probe import OfficialProbe, read_probe
 
 CONFIG = SIZES["tiny32"]
 CLASSES = 7

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from datasets import plan_unit, rows_of, write_unit
+from made_datasets import plan_unit, rows_of, write_unit
 
-from shards.manifest import DatasetInfo, make_version, write_info
-from shards.phash import NEAR
+from shards.dataset import DatasetInfo, write_info
+from shards.manifest import make_version
+from shards.pixels.phash import NEAR
 from shards.selection import subset
-from xtra import leakage
+from xtra.probe import overlap
 
 HALF = 0x00FF_F0F0_CCCC_AAAA  # 32 of 64 bits
 
@@ -49,7 +50,7 @@ def test_equal_bytes_and_alike_pictures_are_counted_once_and_named(tmp_path):
     theirs[12] = ours[19]  # the pictures 119 are the same bytes as well
     train = write(tmp_path / "train", 107, theirs)  # picture 119 is its row 12
     evaluation = write(tmp_path / "eval", 100, ours)
-    found = leakage.shared(train, evaluation)
+    found = overlap.shared(train, evaluation)
     assert found.sha256 == 13, "the pictures 107 to 119"
     assert found.phash == 1, "number 103; 115 looks like 118 too, and is counted by its bytes"
     assert found.total == 14
@@ -63,14 +64,14 @@ def test_equal_bytes_and_alike_pictures_are_counted_once_and_named(tmp_path):
 def test_no_pair_within_reach_is_missed_wherever_its_bits_lie(tmp_path, bits):
     ours = hashes(300, 3)
     theirs = [moved(value, bits, seed) for seed, value in enumerate(ours)]
-    found = leakage.shared(write(tmp_path / "train", 1000, theirs, 64), write(tmp_path / "eval", 0, ours, 100))
+    found = overlap.shared(write(tmp_path / "train", 1000, theirs, 64), write(tmp_path / "eval", 0, ours, 100))
     assert (found.sha256, found.phash) == (0, 300)
 
 
 def test_crowds_are_compared_in_pieces_and_all_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(leakage, "_PAIRS", 7)
+    monkeypatch.setattr(overlap, "_PAIRS", 7)
     ours = [HALF] * 20 + hashes(5, 4)
-    found = leakage.shared(write(tmp_path / "train", 100, [HALF] * 30), write(tmp_path / "eval", 0, ours))
+    found = overlap.shared(write(tmp_path / "train", 100, [HALF] * 30), write(tmp_path / "eval", 0, ours))
     assert found.phash == 20
     assert found.keys[0] == ("train-100", "eval-0"), "the first training picture is the one that is named"
 
@@ -78,13 +79,13 @@ def test_crowds_are_compared_in_pieces_and_all_found(tmp_path, monkeypatch):
 def test_a_hash_that_says_nothing_matches_nothing(tmp_path):
     plain = 0xFF  # of a picture so plain that coefficients tie
     train = write(tmp_path / "train", 100, [plain, None, HALF])
-    found = leakage.shared(train, write(tmp_path / "eval", 0, [plain, None, ~HALF & (1 << 64) - 1]))
+    found = overlap.shared(train, write(tmp_path / "eval", 0, [plain, None, ~HALF & (1 << 64) - 1]))
     assert (found.sha256, found.phash, found.keys) == (0, 0, ())
 
 
 def test_sets_without_hashes_say_that_nobody_knows(tmp_path):
     train = write(tmp_path / "train", 0, [None] * 4)
-    found = leakage.shared(train, write(tmp_path / "eval", 3, hashes(4, 5)))
+    found = overlap.shared(train, write(tmp_path / "eval", 3, hashes(4, 5)))
     assert (found.sha256, found.phash, found.total) == (1, None, 1)
     assert "not known how many look alike" in str(found)
 
@@ -92,10 +93,10 @@ def test_sets_without_hashes_say_that_nobody_knows(tmp_path):
 def test_a_picture_twice_in_evaluation_counts_twice_and_what_is_not_selected_not_at_all(tmp_path):
     evaluation = write(tmp_path / "eval", 0, [None] * 40)
     train = write(tmp_path / "train", 0, [None] * 40)
-    assert leakage.shared(subset(train, 10), evaluation).sha256 == subset(train, 10).samples
+    assert overlap.shared(subset(train, 10), evaluation).sha256 == subset(train, 10).samples
     rows = [{**rows_of(0, 1)[0], "key": key, "row": row} for row, key in enumerate(("one", "two"))]
     twice = str(tmp_path / "twice")
     write_info(twice, DatasetInfo("twice", "0" * 64, 1, 2, "c", "test"))
     plan_unit(twice, 0, rows)
     write_unit(twice, 0, rows)
-    assert leakage.shared(train, make_version(twice, "test")).sha256 == 2
+    assert overlap.shared(train, make_version(twice, "test")).sha256 == 2

@@ -7,23 +7,25 @@ import io
 from pathlib import Path
 from typing import Any
 
-import datasets
+import made_datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
-from shards import manifest, selection, store
-from shards.manifest import DatasetInfo, Manifest, make_version, write_info, write_plan
-from xtra import checkpoint, features, official_evaluation, probe
+from shards import selection, store
+from shards.dataset import PLAN_SCHEMA, DatasetInfo, write_info, write_plan
+from shards.manifest import Manifest, make_version
 from xtra.augment import Augment
-from xtra.augmented import Augmented
-from xtra.encoders import of_xtra
-from xtra.heads import Head, correct
 from xtra.model import ModelConfig, build
-from xtra.official_probe import OfficialProbe
-from xtra.probe_result import edge
+from xtra.probe import features, official_evaluation, probe
+from xtra.probe.augmented_features import Augmented
+from xtra.probe.encoders import of_xtra
+from xtra.probe.heads import Head, correct
+from xtra.probe.official_probe import OfficialProbe
+from xtra.probe.result import edge
+from xtra.run import checkpoint
 
 MODEL = ModelConfig(16, 4, 2, 32, 3, 2, bridge=32, dec_width=32, dec_depth=1, dec_heads=2, head=32)
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
@@ -41,13 +43,13 @@ def labelled_set(
     folder: Path, name: str, labels: list[list[str]], first: int = 0, classes: tuple[str, ...] | None = None
 ) -> Manifest:
     rows = [
-        datasets.rows_of(first + i, 1, side=16)[0]
+        made_datasets.rows_of(first + i, 1, side=16)[0]
         | {"key": f"{name}-{i:04d}", "labels": found, "body": picture((found or ["red"])[0], first + i)}
         for i, found in enumerate(labels)
     ]
-    plan = [{column: row.get(column) for column in manifest.PLAN_SCHEMA.names} for row in rows]
-    write_plan(str(folder), 0, pa.Table.from_pylist(plan, manifest.PLAN_SCHEMA))
-    datasets.write_unit(str(folder), 0, rows)
+    plan = [{column: row.get(column) for column in PLAN_SCHEMA.names} for row in rows]
+    write_plan(str(folder), 0, pa.Table.from_pylist(plan, PLAN_SCHEMA))
+    made_datasets.write_unit(str(folder), 0, rows)
     write_info(str(folder), DatasetInfo(name, "0" * 64, 1, len(rows), "c", "t", classes=classes))
     return make_version(str(folder), "test")
 
@@ -233,7 +235,7 @@ def test_the_hold_out_is_independent_of_subsets(tmp_path: Path) -> None:
 
 def test_labels_are_checked_before_any_work(world: Any, tmp_path: Path) -> None:
     other = labelled_set(tmp_path / "other", "other", [["red"], ["green"], ["blue"]])
-    rows = datasets.rows_of(0, 2, side=16)
+    rows = made_datasets.rows_of(0, 2, side=16)
     bad = [rows[0] | {"key": "x-1", "labels": ["red"]}, rows[1] | {"key": "x-2", "labels": ["purple", "red"]}]
     strange = _one_unit(tmp_path / "strange", bad)
     with pytest.raises(ValueError, match="label 'purple' of x-2 is not among the 3 classes"):
@@ -248,9 +250,9 @@ def test_labels_are_checked_before_any_work(world: Any, tmp_path: Path) -> None:
 
 
 def _one_unit(folder: Path, rows: list[dict[str, Any]]) -> str:
-    plan = [{column: row.get(column) for column in manifest.PLAN_SCHEMA.names} for row in rows]
-    write_plan(str(folder), 0, pa.Table.from_pylist(plan, manifest.PLAN_SCHEMA))
-    datasets.write_unit(str(folder), 0, rows)
+    plan = [{column: row.get(column) for column in PLAN_SCHEMA.names} for row in rows]
+    write_plan(str(folder), 0, pa.Table.from_pylist(plan, PLAN_SCHEMA))
+    made_datasets.write_unit(str(folder), 0, rows)
     write_info(str(folder), DatasetInfo("t", "0" * 64, 1, len(rows), "c", "t"))
     return make_version(str(folder), "test").dataset
 
@@ -556,7 +558,7 @@ def test_classes_are_those_of_the_dataset_where_it_names_them(world: Any) -> Non
 
 
 def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that was trained here, as xtra/official_probe.py gives one that it read from an official file."""
+    """A head that was trained here, as xtra/probe/official_probe.py gives one that it read from an official file."""
     config = dataclasses.replace(world["config"], heads=("linear",), lrs=(1e-2,), out=str(tmp_path))
     (expected,) = probe.run(config)
     train, _, _ = features.labelled(world["train"], world["eval"], 0.1)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from safetensors.torch import load_file
 
 import xtra
 from shards import store
-from xtra import checkpoint
 from xtra.blocks import target_blocks
 from xtra.loss import next_block_loss
 from xtra.model import SIZES, Xtra, build
+from xtra.run import checkpoint
 
 CONFIG = replace(SIZES["tiny32"], predict=2)
 STATE = {"cursor": {"manifest": "abc123", "order": {"seed": 0}, "samples_seen": 128}, "note": "kept"}
@@ -231,7 +232,7 @@ def test_load_says_which_config_is_at_fault(trained):
 
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, xtra; assert callable(xtra.load); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=str(ROOT)).returncode == 0
 
 
 def test_prune_keeps_the_newest_and_sweeps_what_lies_before(trained):

@@ -16,18 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import jpeg, make_dataset, rows_of, write_unit
+from made_datasets import jpeg, make_dataset, rows_of, write_unit
 from PIL import Image, ImageFile
+from places import FOLDERS, ROOT
 from test_train import config, losses, same_weights
 
-from shards import image, store
-from shards.isolate import InFlight, Killed, suspects
+from shards import store
 from shards.manifest import Manifest, make_version
-from shards.stream import Sample
-from xtra import killers, train
+from shards.pixels import image
+from shards.pixels.isolate import InFlight, Killed, suspects
+from shards.stream.stream import Sample
+from xtra import train
 from xtra.data import Augment, RandomCrop, augmented
-from xtra.killers import Guard, Known
-from xtra.run_folder import Attempt
+from xtra.run import poison
+from xtra.run.folder import Attempt
+from xtra.run.poison import Guard, Known
 
 # Loaded by Python itself at the start of a process: a decoder with a hole. It really reads address 0, in C.
 HOLE = """
@@ -63,7 +66,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "node"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(killers.tempfile, "tempdir", None)
+    monkeypatch.setattr(poison.tempfile, "tempdir", None)
     return folder
 
 
@@ -99,9 +102,8 @@ def test_a_run_gets_past_a_sample_that_kills_it_and_later_attempts_know_at_once(
     run, hole = tmp_path / "run", tmp_path / "hole"
     hole.mkdir()
     (hole / "sitecustomize.py").write_text(HOLE)
-    tests = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "shards")]
-    paths = [str(hole), str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-c", RUN, data.dataset, str(run), *tests]
+    paths = [str(hole), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-c", RUN, data.dataset, str(run), *FOLDERS]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     assert [int(code) for code in done.stdout.split()] == [-signal.SIGSEGV, -signal.SIGSEGV, 0]
@@ -129,8 +131,8 @@ def test_a_run_gets_past_a_sample_that_kills_it_and_later_attempts_know_at_once(
 
 def mark(run: str, manifest: str, attempt: int, rank: int, *samples: int) -> None:
     """As a process leaves them that dies in this attempt."""
-    name = f"{killers._prefix(run)}{manifest[:16]}-{attempt:06d}-{rank:06d}"
-    marks = InFlight(Path(killers.tempfile.gettempdir()) / name)
+    name = f"{poison._prefix(run)}{manifest[:16]}-{attempt:06d}-{rank:06d}"
+    marks = InFlight(Path(poison.tempfile.gettempdir()) / name)
     with marks.decoding(*samples):
         shutil.copy(marks._path, f"{marks._path}-copy")
     marks.close()
@@ -143,21 +145,21 @@ def test_who_was_in_flight_at_the_deaths_of_two_attempts_is_suspect(tmp_path: Pa
     mark(run, this, 1, 1, 5, 7)  # of the same attempt: one death
     mark(run, other, 2, 0, 5)  # another dataset's number 5
     mark(run, this, 3, 0)
-    killers.publish(run)
-    assert killers.known(run, this) == Known({}, frozenset(), frozenset(), frozenset())
+    poison.publish(run)
+    assert poison.known(run, this) == Known({}, frozenset(), frozenset(), frozenset())
     mark(run, this, 3, 1, 6, 8)
-    killers.publish(run)
-    killers.publish(run)
-    assert killers.known(run, this).suspects == {6}
+    poison.publish(run)
+    poison.publish(run)
+    assert poison.known(run, this).suspects == {6}
     assert len(store.names(store.join(run, "killers", "deaths"))) == 4
-    assert killers.known(str(tmp_path / "another"), this).suspects == set()
+    assert poison.known(str(tmp_path / "another"), this).suspects == set()
 
 
 def test_who_still_lives_is_let_alone(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    marks = InFlight(Path(killers.tempfile.gettempdir()) / f"{killers._prefix(run)}{'a' * 16}-000001-000000")
+    marks = InFlight(Path(poison.tempfile.gettempdir()) / f"{poison._prefix(run)}{'a' * 16}-000001-000000")
     with marks.decoding(3):
-        killers.publish(run)
+        poison.publish(run)
         assert suspects(marks._path) == {3}
     marks.close()
     assert store.names(store.join(run, "killers", "deaths")) == []
@@ -169,22 +171,22 @@ class Frail:
     def ask(self, words: dict, body: bytes, memory: int) -> tuple[dict, bytes]:
         if body.endswith(b"DEAD") or (body.endswith(b"FAST") and words["fast"]):
             raise Killed("kills its decoder (SIGBUS)")
-        return killers.answer(json.loads(json.dumps(words)), body)
+        return poison.answer(json.loads(json.dumps(words)), body)
 
     def close(self) -> None:
         pass
 
 
 def test_suspects_are_judged_once_and_the_verdict_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(killers, "Child", lambda work: Frail())
+    monkeypatch.setattr(poison, "Child", lambda work: Frail())
     run, digest, crop = str(tmp_path / "run"), "a" * 64, RandomCrop(16, Augment(), 3)
     bodies = [jpeg(0), jpeg(1) + b"FAST", jpeg(2) + b"DEAD", b"no picture", jpeg(4)]
     samples = [Sample(f"k{n}", 0, n, n, n, 7, 0, n, (), body) for n, body in enumerate(bodies)]
     out = np.zeros((3, 16, 16), np.uint8)
 
     def attempt(number: int, die: bool = True) -> Known:
-        killers.publish(run)
-        known = killers.known(run, digest)
+        poison.publish(run)
+        known = poison.known(run, digest)
         with Guard(known, Attempt(run, number), 0, digest, crop, lambda shard: f"tar {shard}", 64) as guard:
             for sample in filter(guard.risky, samples):
                 with contextlib.suppress(image.Undecodable):

@@ -10,12 +10,12 @@ import sys
 import types
 
 import pytest
-from datasets import make_dataset
+from made_datasets import make_dataset
 from test_train import config, metrics
 
 from xtra import train
-from xtra.run_folder import attempts
-from xtra.sinks import flat, open_sinks
+from xtra.run.folder import attempts
+from xtra.run.sinks import flat, open_sinks
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 Selecting writes a new manifest, never a new tar. It looks at every kept row of the parent's units, whatever rules the
 parent itself had, so the same settings on the same units give the same version; a parent that is a subset gives the
 same subset of the result. One pass over the indexes writes the columns that matter to scratch (about 70 bytes a kept
-row); what follows sorts and compares these columns in parts of bounded size (`ingest.duplicates`), so memory grows only
-with what is found. A billion rows are the same steps on 64 parts, 70 GB of scratch, and 70 sorts of the perceptual
-hashes, each of which could run on a machine of its own.
+row); what follows sorts and compares these columns in parts of bounded size (`ingest.select.duplicates`), so memory
+grows only with what is found. A billion rows are the same steps on 64 parts, 70 GB of scratch, and 70 sorts of the
+perceptual hashes, each of which could run on a machine of its own.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ingest import duplicates
-from ingest.kept import Kept, read_kept
 from ingest.scratch import scratch_folder
+from ingest.select import duplicates
+from ingest.select.columns import Kept, read_kept
 from ingest.wordnet import ClassConfig, chosen, takes
-from shards import manifest as versions
-from shards import rules, selection
+from shards import manifest as versions, rules, selection
 from shards.manifest import Manifest
-from shards.phash import NEAR
+from shards.pixels import phash
 
 METHOD = 1  # of the rules below; another number is another version even with the same settings
 MAX_DISTANCE = 6
@@ -55,7 +54,7 @@ class SelectConfig:
     """Which of the kept pictures a version holds."""
 
     duplicates: bool = True  # the same bytes once: the lowest row, with the labels of all; no: near ones stay, too
-    near_distance: int = NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
+    near_distance: int = phash.NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
     placeholder_from: int = 64  # URLs with the same bytes that make these a stand-in for what is gone; 0: never
     placeholder_labels: int = 16  # so do this many copies if they have as many labels; 0: labels say nothing
     classes: ClassConfig = field(default_factory=ClassConfig)

@@ -19,13 +19,14 @@ from typing import Any
 
 from ingest.events import read_events
 from ingest.record import RETRYABLE, Event, Reason
-from jobs import accounting
-from jobs.accounting import Account, share
-from jobs.document import document, safe
-from jobs.live import size
-from jobs.survey import Example, Histogram, Host, Survey, Thumb, survey
+from jobs import link_counts
+from jobs.ingest_display import size
+from jobs.link_counts import Account, share
+from jobs.report.html import document, safe
+from jobs.report.survey import Example, Histogram, Host, Survey, Thumb, survey
 from shards import manifest, store
-from shards.manifest import KEPT, Manifest
+from shards.dataset import KEPT, read_info
+from shards.manifest import Manifest
 
 NAME = "ingest.html"
 EVENTS = 60  # the newest ones are shown; all are counted
@@ -88,7 +89,7 @@ def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
     """The page of the newest version of a dataset, as DATASET/ingest.html; returns its URL. Raises StoreError."""
     version = manifest.read_manifest(dataset)
     url = store.join(dataset, NAME)
-    account = accounting.of_manifest(version, manifest.read_info(dataset).not_chosen)
+    account = link_counts.of_manifest(version, read_info(dataset).not_chosen)
     store.put(url, page(version, account, survey(version), happened(read_events(dataset)), settings or {}).encode())
     return url
 
@@ -157,13 +158,13 @@ def _funnel(a: Account) -> str:
         rows.append(_bar(meaning, total, a, f"fell {kind}"))
         rows += [_bar(reason, n, a, f"why {kind}") for reason, n in reasons.items()]
     rows.append(_bar(KEPT, a.kept, a, "stage kept"))
-    rows += [_bar(reason, n, a, "fell content") for reason, n in accounting.ordered(a.deselected).items()]
+    rows += [_bar(reason, n, a, "fell content") for reason, n in link_counts.ordered(a.deselected).items()]
     rows.append(_bar("samples", a.samples, a, "stage kept"))
     return f'<table class="funnel"><tbody>{"".join(rows)}</tbody></table>'
 
 
 def _kinds(a: Account) -> list[str]:
-    names = dict(zip(accounting.GROUPS, ("retryable", "final", "content")))
+    names = dict(zip(link_counts.GROUPS, ("retryable", "final", "content")))
     return [names[meaning] for meaning, _, _ in a.grouped()]
 
 
@@ -182,7 +183,7 @@ def _retry(a: Account) -> str:
 
 
 def _reasons(a: Account, examples: Mapping[str, Sequence[Example]]) -> str:
-    counts = accounting.ordered(Counter(a.reasons) + Counter(a.deselected))
+    counts = link_counts.ordered(Counter(a.reasons) + Counter(a.deselected))
     rows = []
     for reason, n in counts.items():
         items = "".join(example(e.key, e.url, e.detail, e.status) for e in examples.get(reason, ()))

@@ -1,0 +1,58 @@
+"""What to ingest, and how: the settings of `ingest.run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+from ingest.filter import FilterConfig
+from ingest.http import FetchConfig
+from ingest.lists import list_name
+from ingest.select import SelectConfig
+from ingest.wordnet import ClassConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to ingest, and how."""
+
+    urls: str = ""  # the list: a file, a folder or a pattern such as s3://b/part-*.csv.gz; a retry needs none
+    out: str = ""  # the dataset's folder
+    unit: int = 10_240  # links a tar
+    format: str = "auto"  # of the list: auto (by its name), text, csv, tsv, jsonl, parquet; .gz and .zst are unpacked
+    url_column: str | None = None  # of a table: its name, or number from 0; guessed if None
+    id_column: str | None = None  # whose values become the samples' keys
+    label_column: str | None = None  # whose values become the samples' classes
+    classes: ClassConfig = field(default_factory=ClassConfig)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
+    scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
+    retry: bool = False  # ask again for the links that failed in a way that may pass, as units of their own
+    dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
+
+    def __post_init__(self) -> None:
+        if self.unit < 1:
+            raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
+        if self.scratch_bytes is not None and self.scratch_bytes < 1:
+            raise ValueError(f"scratch_bytes is {self.scratch_bytes}: it must be at least 1 byte")
+        if self.dry_run < 0:
+            raise ValueError(f"dry_run is {self.dry_run}: it must be a number of links, or 0 for a real run")
+
+    @property
+    def digest(self) -> str:
+        """Of the fields that decide what a unit holds; the others may change between reruns. The first half is of those
+        that read the list, which a retry does not need; the second of those that judge."""
+        classes = dataclasses.asdict(self.classes)
+        for name in ("is_a", "words", "file"):  # wherever the file lies today
+            classes[name] = list_name(classes[name] or "")
+        reads = [self.format, self.url_column, self.id_column, self.label_column, classes]
+        judges = {"filter": dataclasses.asdict(self.filter), "max_bytes": self.fetch.max_bytes}
+        return _digest(reads) + _digest(judges)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

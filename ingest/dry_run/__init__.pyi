@@ -1,0 +1,2 @@
+from .dry_run import run as run
+from .forecast import lines as lines

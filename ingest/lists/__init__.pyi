@@ -1,0 +1,12 @@
+from . import keys as keys
+from .files import list_name as list_name, list_sha256 as list_sha256
+from .source import (
+    MAX_URL as MAX_URL,
+    check_url as check_url,
+    label_counts as label_counts,
+    links_of as links_of,
+    plan_batches as plan_batches,
+    plan_units as plan_units,
+    quote as quote,
+)
+from .tables import Columns as Columns

@@ -1,0 +1,1 @@
+from .apply import Config as Config, SelectConfig as SelectConfig, run as run, select as select

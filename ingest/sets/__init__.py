@@ -1,0 +1,5 @@
+"""Labelled folders, archives and tars -> the same format as a crawled list."""
+
+from shards.door import door
+
+__getattr__, __dir__, __all__ = door(__name__, __file__)

@@ -1,0 +1,5 @@
+"""What one GPU makes of this code: `make bench-gpu`, `xtra bench gpu`, `python -m jobs.bench.gpu`."""
+
+from shards.door import door
+
+__getattr__, __dir__, __all__ = door(__name__, __file__)

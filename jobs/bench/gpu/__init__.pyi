@@ -1,0 +1,1 @@
+from .bench import Config as Config, run as run

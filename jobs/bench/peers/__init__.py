@@ -1,0 +1,5 @@
+"""What we measure ourselves against: its environments, and the scripts that run inside them."""
+
+from shards.door import door
+
+__getattr__, __dir__, __all__ = door(__name__, __file__)

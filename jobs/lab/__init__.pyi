@@ -1,0 +1,1 @@
+from . import follow as follow, scale as scale, suite as suite

@@ -1,0 +1,3 @@
+from . import crop as crop, entropy as entropy, image as image, jpeg as jpeg, phash as phash
+from .image import IMAGE_BUILD as IMAGE_BUILD, MAX_PIXELS as MAX_PIXELS, View as View
+from .isolate import Child as Child, InFlight as InFlight, Killed as Killed, alive as alive, suspects as suspects

@@ -1,0 +1,21 @@
+from . import order as order
+from .mixture import Mixture as Mixture, read_mixture as read_mixture, split_part as split_part
+from .order import (
+    U64 as U64,
+    Order as Order,
+    Sequence as Sequence,
+    batch as batch,
+    mix64 as mix64,
+    permutation as permutation,
+    uniform as uniform,
+)
+from .reader import ReadConfig as ReadConfig
+from .sample import Encoded as Encoded, Sample as Sample
+from .stream import (
+    Cursor as Cursor,
+    Once as Once,
+    Stream as Stream,
+    once as once,
+    seen_in as seen_in,
+    state_of as state_of,
+)

@@ -1,0 +1,12 @@
+from . import export as export
+from .weights import (
+    OfficialFile as OfficialFile,
+    config_of as config_of,
+    from_official as from_official,
+    is_official as is_official,
+    load_encoder as load_encoder,
+    make_encoder as make_encoder,
+    open_official as open_official,
+    read_official as read_official,
+    to_official as to_official,
+)
