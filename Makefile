@@ -33,11 +33,12 @@ ingest: setup ## fetch your list: URLS=list.txt OUT=s3://bucket/name (FETCH='--f
 	@test -n "$(URLS)" -a -n "$(OUT)" || { echo "make ingest: URLS or OUT is missing: make ingest URLS=list.txt OUT=s3://bucket/name" >&2; exit 2; }
 	.venv/bin/xtra ingest --urls $(URLS) --out $(OUT) $(FETCH)
 
-check: setup ## format, lint, types, layers
+check: setup ## format, lint, types, layers, doors
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyrefly check
 	.venv/bin/lint-imports
+	.venv/bin/python -m pytest tests/test_house.py
 
 test: setup ## all tests (XTRA_TEST_S3=endpoint runs the store's tests on a real S3 store as well)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup

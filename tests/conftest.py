@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
-from places import FOLDERS, SHARED
-
-sys.path += FOLDERS  # helper modules of tests: origin, made_datasets, ranks, ...
+from buckets import bucket, need_s3
+from places import SHARED
 
 STORES = ["local", "moto", "s3"]
 
@@ -70,15 +63,6 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def bucket() -> str:
-    """A new bucket on the store that the AWS variables name."""
-    from shards import store_remote
-
-    name = f"xtra-test-{uuid.uuid4().hex[:12]}"
-    store_remote.client("s3://x/y")[0].mkdir(name)
-    return f"s3://{name}"
-
-
 @pytest.fixture(params=STORES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty folder on each kind of store; "s3" is the real one and is skipped where none is given."""
@@ -89,9 +73,3 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     else:
         need_s3()
     return bucket() + "/data"
-
-
-def need_s3() -> None:
-    if not os.environ.get("XTRA_TEST_S3"):
-        pytest.skip("XTRA_TEST_S3 does not name the endpoint of a real S3 store")
-    assert os.environ.get("AWS_ENDPOINT_URL") == os.environ["XTRA_TEST_S3"], "the AWS variables name another store"

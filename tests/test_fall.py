@@ -26,7 +26,7 @@ from jobs.lab import scale
 from jobs.report import ledger, scaling
 from shards import check, store
 from shards.dataset import read_table
-from shards.manifest import read_manifest
+from shards.manifest import Manifest, read_manifest
 from shards.stream.stream import once
 from xtra import recipes
 from xtra.probe import probe
@@ -78,6 +78,12 @@ def labelled_folder(root: Path) -> Path:
     return root
 
 
+def reasons_of(manifest: Manifest) -> dict[str, str]:
+    """URL -> the reason of its link."""
+    tables = [read_table(store.join(manifest.dataset, "shards", shard.index)) for shard in manifest.shards]
+    return {url: why for table in tables for url, why in zip(table["url"].to_pylist(), table["reason"].to_pylist())}
+
+
 def test_the_fall(base, tmp_path):
     data, evaluation, study = (store.join(base, name) for name in ("data", "eval", "study"))
 
@@ -95,10 +101,7 @@ def test_the_fall(base, tmp_path):
     # Wall 1: every link has the verdict it deserves, and the manifest selects exactly what was kept.
     manifest = read_manifest(data)
     assert got.kept == manifest.samples == PICTURES
-    reasons = {}
-    for commit_index in {shard.index for shard in manifest.shards}:
-        table = read_table(store.join(data, "shards", commit_index))
-        reasons |= dict(zip(table["url"].to_pylist(), table["reason"].to_pylist()))
+    reasons = reasons_of(manifest)
     for path, reason in JUNK.items():
         assert reasons[origin.url(path)] == reason, path
     assert sum(reason == "bad_url" for reason in reasons.values()) == 2

@@ -1,12 +1,8 @@
-import io
 import json
-import os
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +15,10 @@ from places import ROOT
 
 from ingest.record import Reason
 from jobs import cli, flags, verbs
-from jobs.progress import Progress
 from jobs.report import dataset_page
 from jobs.report.ledger import read_runs
 from shards.manifest import make_version, read_manifest
 from shards.store import StoreError
-from xtra.train import TrainResult
 
 TRAIN = ["--samples", "192", "--batch", "64", "--checkpoint-every", "64"]
 
@@ -381,144 +375,3 @@ def test_train_then_probe_then_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["report", str(tmp_path / "runs"), "--json"]) == 0
     report = last_json(capsys)
     assert (report["runs"], report["rows"], report["problems"]) == (1, 2, [])
-
-
-# ---- stopping ----
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_a_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int):
-    make_dataset(tmp_path / "set", [40])
-    run, data = tmp_path / "run", str(tmp_path / "set")
-    words = ["train", "demo32", "--data", data, "--out", str(run), "--samples", "100000000"]
-    words += ["--batch", "32", "--checkpoint-every", "32"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *words],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # a loaded machine crawls with more threads than cores
-    )
-    try:
-        wait_for(lambda: list(run.glob("checkpoints/*/COMMIT.json")), process)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == code
-    assert err.splitlines()[-1].startswith(f"xtra train: stopped by {number.name}: rerun the same command")
-    assert "Traceback" not in err
-
-
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def test_a_verb_that_cannot_wind_down_ends_at_the_first_signal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def forever(call: flags.Call) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("went on")
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setitem(verbs.VERBS, "forever", verbs.Verb("", "", forever))
-    assert cli.main(["forever"]) == 143
-    assert "stopped by SIGTERM" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_signal_ends_a_probe_between_two_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    from xtra.probe import probe
-
-    def step(config: Any, progress: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        progress("train heads", 32, 64)
-        raise AssertionError("went on")
-
-    monkeypatch.setattr(probe, "run", step)
-    assert cli.main(["probe", "run", "--train", "a", "--eval", "b"]) == 130
-    assert "xtra probe: stopped by SIGINT: rerun the same command" in capsys.readouterr().err
-
-
-def test_the_second_signal_ends_a_verb_that_is_winding_down(monkeypatch: pytest.MonkeyPatch):
-    def slow(call: flags.Call) -> None:
-        stop = call.stoppable()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("went on")
-
-    monkeypatch.setitem(verbs.VERBS, "slow", verbs.Verb("", "", slow))
-    assert cli.main(["slow"]) == 130
-
-
-def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.MonkeyPatch):
-    from jobs.cluster import group
-
-    def start_ray() -> None:
-        signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray got the signal"))
-
-    def train_all(configs: Any, workers: int, stop: Any, progress: Any) -> list[TrainResult]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.is_set()
-        return [TrainResult("run", 1, 64, 0.5, 1.0, stopped=True)]
-
-    monkeypatch.setattr(group, "start_ray", start_ray)
-    monkeypatch.setattr(group, "train_all", train_all)
-    assert cli.main(["train", "demo32", "--data", "d", "--out", "o", "--workers", "2"]) == 143
-
-
-# ---- what is printed ----
-
-
-def test_json_has_no_number_that_json_does_not_have():
-    @dataclass(frozen=True)
-    class Inner:
-        loss: float
-
-    value = {"a": (Inner(float("nan")), Inner(1.5)), "path": Path("x"), 3: None, "ok": True}
-    assert json.loads(json.dumps(cli.plain(value), allow_nan=False)) == {
-        "a": [{"loss": None}, {"loss": 1.5}],
-        "path": "x",
-        "3": None,
-        "ok": True,
-    }
-
-
-def test_progress_is_lines_where_there_is_no_terminal():
-    out = io.StringIO()
-    with Progress("links", out, every=0.0) as progress:
-        progress(10, 40, note="8 kept")
-        progress(40, 40)
-    first, second = out.getvalue().splitlines()
-    assert first.startswith("10 of 40 (25.0 %) links")
-    assert first.endswith("8 kept")
-    assert second.startswith("40 of 40 (100.0 %) links")
-
-
-def test_progress_is_quiet_between_its_lines():
-    out = io.StringIO()
-    with Progress("links", out, every=60.0) as progress:
-        for done in range(100):
-            progress(done, 100)
-    assert out.getvalue() == ""
-
-
-def test_progress_is_a_bar_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    out = Terminal()
-    with Progress("images", out) as progress:
-        progress(0, 4, "encoding")
-        progress(4, 4, "encoding", note="fine")
-    assert "encoding: 100%" in out.getvalue()
-    assert "4/4" in out.getvalue()

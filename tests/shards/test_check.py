@@ -11,7 +11,7 @@ from pathlib import Path
 import made_datasets
 import pyarrow as pa
 import pytest
-from conftest import bucket
+from buckets import bucket
 
 from shards import check, manifest, selection, store, tar as tar_module
 from shards.dataset import PLAN_SCHEMA, DatasetInfo, read_table, table_bytes, unit_name, write_info, write_plan

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from conftest import bucket, need_s3
+from buckets import bucket, need_s3
 from fault_proxy import FaultProxy, Rule
 
 from shards import store, store_remote

@@ -179,6 +179,13 @@ def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
         forget(device, model)
 
 
+def _noise(images: int, side: int, seed: int, pinned: bool) -> Tensor:
+    """uint8 [B, 3, side, side]."""
+    random = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8, generator=random)
+    return pixels.pin_memory() if pinned else pixels
+
+
 def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
     c = model.config
     cuda = device.type == "cuda"
@@ -186,12 +193,7 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
     if not arm.fused:
         for group in optimizer.param_groups:
             group["fused"] = None  # torch's own choice, in several passes over lists of tensors
-    shape = (arm.images, 3, c.image, c.image)
-    pixels = [
-        torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(k)) for k in (0, 1)
-    ]
-    if cuda:
-        pixels = [images.pin_memory() for images in pixels]
+    pixels = [_noise(arm.images, c.image, seed, pinned=cuda) for seed in (0, 1)]
     error = torch.compile(next_block_loss) if arm.compile == "layers+loss" else next_block_loss
     draw = drop_path.subset_scales if arm.dropped == "subset" else drop_path.scales
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import bucket
+from buckets import bucket
 from hypothesis import given, settings, strategies as st
 
 from ingest.lists import rows

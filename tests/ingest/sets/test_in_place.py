@@ -15,7 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import bucket
+from buckets import bucket
 from test_class_folders import picture, write_tar
 
 from ingest.sets import folders, in_place

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import bucket
+from buckets import bucket
 from ranks import Expected, Setting, begin, prove, small_set
 
 from shards.stream.order import Order

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import bucket
+from buckets import bucket
 from made_datasets import jpeg, make_dataset
 
 from shards import store, store_ranged

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import bucket
+from buckets import bucket
 from made_datasets import jpeg, make_dataset
 
 from shards import store

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import bucket
+from buckets import bucket
 from fault_proxy import FaultProxy
 from made_datasets import jpeg, make_dataset
 

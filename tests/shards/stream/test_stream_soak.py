@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import stream_soak
-from conftest import bucket
+from buckets import bucket
 
 
 @pytest.mark.usefixtures("on_moto")

@@ -3,95 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 
 import made_datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from colour_sets import (
+    AUGMENT,
+    COLOURS,
+    MODEL,
+    POOLED,
+    encode_of,
+    labelled_set,
+    labels,
+    one_unit,
+)
 
-from shards import selection, store
-from shards.dataset import PLAN_SCHEMA, DatasetInfo, write_info, write_plan
-from shards.manifest import Manifest, make_version
-from xtra.augment import Augment
-from xtra.model import ModelConfig, build
+from shards import store
+from xtra.model import build
 from xtra.probe import features, official_evaluation, probe
-from xtra.probe.augmented_features import Augmented
-from xtra.probe.encoders import of_xtra
-from xtra.probe.heads import Head, correct
+from xtra.probe.heads import correct
 from xtra.probe.official_probe import OfficialProbe
 from xtra.probe.result import edge
 from xtra.run import checkpoint
-
-MODEL = ModelConfig(16, 4, 2, 32, 3, 2, bridge=32, dec_width=32, dec_depth=1, dec_heads=2, head=32)
-COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
-
-
-def picture(label: str, number: int) -> bytes:
-    """16x16 noise around the colour of its class."""
-    noise = np.random.default_rng(number).normal(0, 60, (16, 16, 3))
-    out = io.BytesIO()
-    Image.fromarray(np.clip(noise + COLOURS[label], 0, 255).astype(np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-def labelled_set(
-    folder: Path, name: str, labels: list[list[str]], first: int = 0, classes: tuple[str, ...] | None = None
-) -> Manifest:
-    rows = [
-        made_datasets.rows_of(first + i, 1, side=16)[0]
-        | {"key": f"{name}-{i:04d}", "labels": found, "body": picture((found or ["red"])[0], first + i)}
-        for i, found in enumerate(labels)
-    ]
-    plan = [{column: row.get(column) for column in PLAN_SCHEMA.names} for row in rows]
-    write_plan(str(folder), 0, pa.Table.from_pylist(plan, PLAN_SCHEMA))
-    made_datasets.write_unit(str(folder), 0, rows)
-    write_info(str(folder), DatasetInfo(name, "0" * 64, 1, len(rows), "c", "t", classes=classes))
-    return make_version(str(folder), "test")
-
-
-def labels(count: int) -> list[list[str]]:
-    return [[list(COLOURS)[i % 3]] for i in range(count)]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run with one checkpoint whose weights are not its initial ones, a training set and an evaluation set."""
-    root = tmp_path_factory.mktemp("probe")
-    run = str(root / "run")
-    store.put_json(store.join(run, "config.json"), {"model": dataclasses.asdict(MODEL), "seed": 3})
-    model = build(MODEL, seed=99)
-    optimizer = torch.optim.AdamW(model.parameters())
-    checkpoint.save(run, 1, 640, model, optimizer, {"cursor": {"manifest": "m" * 64}})
-    checkpoint.save(run, 1, 1280, model, optimizer, {"cursor": {"manifest": "m" * 64}})
-    train = labelled_set(root / "train", "train", labels(240))
-    evaluation = labelled_set(root / "eval", "colours eval", labels(61), first=1000)
-    config = probe.Config(
-        checkpoint=run,
-        train=train.dataset,
-        eval=evaluation.dataset,
-        lrs=(1e-5, 1e-2),
-        layer_sets=(2,),
-        attention_heads=4,
-        batch=32,
-        epochs=4,
-        encode_batch=50,
-    )
-    return {"run": run, "model": model, "train": train, "eval": evaluation, "config": config}
-
-
-@pytest.fixture(scope="module")
-def results(world: dict[str, Any]) -> dict[str, probe.ProbeResult]:
-    said: list[tuple[str, int, int]] = []
-    config = dataclasses.replace(world["config"], pixels=True)
-    found = probe.run(config, lambda what, done, total: said.append((what, done, total)))
-    assert {"train heads", "evaluate"} < {what for what, _, _ in said}
-    assert all(0 < done <= total for _, done, total in said)
-    return {result.head: result for result in found}
 
 
 def test_every_head_is_evaluated_once_on_every_sample(results: dict[str, probe.ProbeResult], world: Any) -> None:
@@ -160,123 +96,20 @@ def test_a_random_encoder_has_the_initial_weights_and_needs_no_checkpoint(world:
     assert not encoder.training
 
 
-TOKENS, POOLED, PIXELS = features.Feature("tokens", 2), features.Feature("pooled", 1), features.Feature("pixels")
-
-
-def encode_of(world: Any, *wanted: features.Feature, encoder: Any = None) -> features.Encode:
-    frozen = of_xtra((encoder or world["model"].encoder).requires_grad_(False), "ours")
-    return dataclasses.replace(probe._encode(world["config"], frozen), wanted=wanted)
-
-
-def test_features_are_the_unnormalised_streams_of_every_layer_set(world: Any) -> None:
-    wanted = (TOKENS, features.Feature("tokens", 3), POOLED, features.Feature("pooled", 2), PIXELS)
-    encode = encode_of(world, *wanted)
-    batch = next(encode.batches(world["train"]))
-    found = encode(batch.images_B3HW, np.arange(50))
-    with torch.no_grad():
-        streams = world["model"].encoder.layers(features.data.normalise(batch.images_B3HW), 3)
-    for feature, expected in (
-        (wanted[0], (streams[1] + streams[2]) / 2),
-        (wanted[1], sum(streams) / 3),
-        (wanted[2], streams[2].mean(1)),
-        (wanted[3], ((streams[1] + streams[2]) / 2).mean(1)),
-    ):
-        assert torch.allclose(found.of(feature), expected, atol=1e-5), feature
-    assert torch.equal(found.of(PIXELS).view(50, 3, 16, 16).to(torch.uint8), batch.images_B3HW)
-    alone = encode_of(world, POOLED)(batch.images_B3HW, np.arange(50))
-    assert torch.equal(alone.of(POOLED), found.of(POOLED))
-
-
-def test_the_cache_shows_each_image_once_an_epoch_and_each_view_in_turn(world: Any) -> None:
-    train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
-    encode = encode_of(world, PIXELS)
-    cache = features.Cache(encode, train, views=2, batch=32, limit_gb=1)
-    cache.fill(lambda *_: None)
-    assert cache.images + len(train.held) == 240
-    assert 5 <= len(train.held) <= 50
-    shown = []
-    for epoch in (0, 1):
-        batches = list(cache.epoch(epoch))
-        sizes = {len(batch) for batch in batches}
-        assert max(sizes) - min(sizes) <= 1, "a short last batch"
-        assert sum(map(len, batches)) == cache.images
-        shown.append(_images(batches))
-    every = {row.numpy().tobytes() for row in cache.features.values[PIXELS]}
-    alike = 2 * cache.images - len(every)  # random crops that happened to be the whole picture
-    assert alike < 0.05 * cache.images, "the second view should crop"
-    assert len(shown[0] & shown[1]) == alike
-    assert shown[0] | shown[1] == every
-    held = _images(encode.evaluation(train, "choose", lambda *_: None, only=train.held))
-    assert len(held) == len(train.held)
-    assert not held & every
-    order = [batch.labels_B.tolist() for batch in cache.epoch(0)]
-    assert (
-        order == [batch.labels_B.tolist() for batch in cache.epoch(0)] != [b.labels_B.tolist() for b in cache.epoch(1)]
-    )
-
-
-def _images(batches: Any) -> set[bytes]:
-    return {row.numpy().tobytes() for batch in batches for row in batch.values[PIXELS]}
-
-
-def test_the_hold_out_is_independent_of_subsets(tmp_path: Path) -> None:
-    """Both are thresholds on a hash of the key; a 10 % subset must not be the hold-out itself."""
-    full = labelled_set(tmp_path / "a", "a", labels(900))
-    part = selection.subset(full, 90)
-    whole, _, _ = features.labelled(full, full, 0.1)
-    few, _, _ = features.labelled(part, part, 0.1)
-    assert whole.held_N.mean() == pytest.approx(0.1, abs=0.05)
-    assert few.held_N.mean() < 0.3
-    keys = [k for n in range(1) for k in selection.selected_index(part, n)["key"].to_pylist()]
-    all_keys = selection.selected_index(full, 0)["key"].to_pylist()
-    held = {k for k, h in zip(all_keys, whole.held_N) if h}
-    assert [k in held for k in keys] == few.held_N.tolist(), "a sample is held out in every subset or in none"
-
-
 def test_labels_are_checked_before_any_work(world: Any, tmp_path: Path) -> None:
     other = labelled_set(tmp_path / "other", "other", [["red"], ["green"], ["blue"]])
     rows = made_datasets.rows_of(0, 2, side=16)
     bad = [rows[0] | {"key": "x-1", "labels": ["red"]}, rows[1] | {"key": "x-2", "labels": ["purple", "red"]}]
-    strange = _one_unit(tmp_path / "strange", bad)
+    strange = one_unit(tmp_path / "strange", bad)
     with pytest.raises(ValueError, match="label 'purple' of x-2 is not among the 3 classes"):
         probe.run(dataclasses.replace(world["config"], eval=strange))
-    bare = _one_unit(
+    bare = one_unit(
         tmp_path / "bare", [rows[0] | {"key": "y-1", "labels": ["red"]}, rows[1] | {"key": "y-2", "labels": []}]
     )
     with pytest.raises(ValueError, match="y-2 has no label"):
         probe.run(dataclasses.replace(world["config"], train=bare))
     with pytest.raises(ValueError, match=r"a hold-out of 0.1 takes \d of 3 samples"):
         probe.run(dataclasses.replace(world["config"], train=other.dataset))
-
-
-def _one_unit(folder: Path, rows: list[dict[str, Any]]) -> str:
-    plan = [{column: row.get(column) for column in PLAN_SCHEMA.names} for row in rows]
-    write_plan(str(folder), 0, pa.Table.from_pylist(plan, PLAN_SCHEMA))
-    made_datasets.write_unit(str(folder), 0, rows)
-    write_info(str(folder), DatasetInfo("t", "0" * 64, 1, len(rows), "c", "t"))
-    return make_version(str(folder), "test").dataset
-
-
-def test_the_first_of_several_labels_counts(tmp_path: Path) -> None:
-    several = labelled_set(tmp_path / "several", "s", [["red", "blue"], ["green", "red"]] * 30)
-    found, _, classes = features.labelled(several, several, 0.2)
-    assert classes == ("green", "red")
-    assert found.class_N.tolist() == [1, 0] * 30
-
-
-def test_a_cache_that_would_not_fit_is_refused_with_its_size(world: Any) -> None:
-    with pytest.raises(ValueError, match="cache_gb is 1e-06: lower views"):
-        probe.run(dataclasses.replace(world["config"], cache_gb=1e-6))
-
-
-def test_features_outside_the_storage_type_are_refused(world: Any) -> None:
-    encoder = build(MODEL, seed=1).encoder
-    with torch.no_grad():
-        encoder.pos_embed.add_(1e5)
-    train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
-    cache = features.Cache(encode_of(world, TOKENS, encoder=encoder), train, views=1, batch=32, limit_gb=1)
-    with pytest.raises(ValueError, match="use cache_dtype bfloat16"):
-        cache.fill(lambda *_: None)
 
 
 def test_mistakes_in_the_config_are_named(world: Any, tmp_path: Path) -> None:
@@ -431,110 +264,6 @@ def test_neighbours_and_logistic_regression_are_probed_with_the_rest(world: Any,
     assert "fewer images train than k 999: left out" in knn.protocol
     assert (logreg.head, [point["c"] for point in logreg.selection]) == ("logreg", [0.1, 10.0])
     assert min(knn.accuracy, logreg.accuracy) > 0.8
-
-
-AUGMENT = Augment(scale=(0.5, 1.0))
-
-
-def test_augmented_batches_are_exact_and_show_what_trains_once_an_epoch(world: Any) -> None:
-    train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
-    whole = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
-    source = Augmented(encode_of(world, PIXELS), train, whole, batch=32, epochs=3, position=None)
-    batches = list(source)
-    assert {len(batch) for batch in batches} == {32}
-    assert sum(map(len, batches)) == source.samples == source.position.trained == 3 * len(train.kept) // 32 * 32
-    held = _images(encode_of(world, PIXELS).evaluation(train, "choose", lambda *_: None, only=train.held))
-    assert not _images(batches) & held
-    rows = [row.numpy().tobytes() for batch in batches for row in batch.values[PIXELS]]
-    assert len(set(rows[: len(train.kept)])) == len(train.kept)
-    assert [b.labels_B.tolist() for b in batches] == [
-        b.labels_B.tolist() for b in Augmented(encode_of(world, PIXELS), train, AUGMENT, 32, 3, None)
-    ], "augmenting changes pixels alone"
-    with pytest.raises(ValueError, match="batch is 9999, but 3 epochs show only"):
-        Augmented(encode_of(world, PIXELS), train, whole, 9999, 3, None)
-
-
-class Interrupted(Exception):
-    pass
-
-
-def test_an_interrupted_probe_goes_on_to_the_same_bits(world: Any, tmp_path: Path) -> None:
-    train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
-    config = dataclasses.replace(world["config"], augment=AUGMENT, save_minutes=0.0, encode_batch=20, epochs=2)
-    encode = dataclasses.replace(encode_of(world, TOKENS, POOLED), batch=20)
-
-    def trained(out: str, stop_at: int = 0) -> list[Head]:
-        stepped = [probe.new_head(config, k, f, encode, 3) for k, f in (("attentive", TOKENS), ("linear", POOLED))]
-
-        def say(what: str, done: int, total: int) -> None:
-            if done == stop_at:
-                raise Interrupted
-
-        probed = dataclasses.replace(probe.open_probed(config), out=out)
-        unfinished = probe._unfinished(config, probed, train.manifest, 0.0)
-        probe._train_augmented(config, unfinished, encode, train, stepped, say)
-        return stepped
-
-    whole = trained(str(tmp_path / "a"))
-    for stop_at in (96, 288):  # within an epoch, and in a later one
-        with pytest.raises(Interrupted):
-            trained(str(tmp_path / "b"), stop_at)
-        (digest,) = store.names(str(tmp_path / "b" / "probes-unfinished"))
-        state = store.read_json(str(tmp_path / "b" / "probes-unfinished" / digest / "state.json"))
-        assert state["position"]["trained"] == stop_at
-    again = trained(str(tmp_path / "b"))
-    for ours, theirs in zip(again, whole):
-        assert ours.optimiser.steps == theirs.optimiser.steps
-        for name, tensor in ours.state().items():
-            assert torch.equal(tensor, theirs.state()[name]), name
-
-
-def test_what_fails_after_training_does_not_cost_it_and_another_encoder_starts_anew(
-    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.put_json(str(tmp_path / "a" / "config.json"), {"model": dataclasses.asdict(MODEL), "seed": 3})
-    store.put_json(str(tmp_path / "b" / "config.json"), {"model": dataclasses.asdict(MODEL), "seed": 4})
-    config = dataclasses.replace(
-        world["config"], augment=AUGMENT, heads=("linear",), epochs=1, encoder="random", out=str(tmp_path / "o")
-    )
-    config = dataclasses.replace(config, checkpoint=str(tmp_path / "a"))
-
-    def full(*_: Any) -> None:
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(probe, "write", full)
-        with pytest.raises(OSError, match="disk full"):
-            probe.run(config)
-    said: list[str] = []
-    (again,) = probe.run(dataclasses.replace(config, knn=(1,)), lambda what, done, total: said.append(what))
-    assert "train heads" not in said, "the training was there already"
-    assert store.names(str(tmp_path / "o")) == ["probes"]
-
-    def stop(what: str, done: int, total: int) -> None:
-        raise Interrupted
-
-    with pytest.raises(Interrupted):
-        probe.run(config, stop)
-    assert "probes-unfinished" in store.names(str(tmp_path / "o")), "saved although save_minutes had not passed"
-    (other,) = probe.run(
-        dataclasses.replace(config, checkpoint=str(tmp_path / "b")),
-        lambda what, done, total: said.append(f"{what} {done}"),
-    )
-    assert "train heads 32" in said, "the state is of another encoder"
-    assert again.fingerprint != other.fingerprint
-
-
-def test_a_probe_with_augmentation_is_a_probe(world: Any, tmp_path: Path) -> None:
-    config = dataclasses.replace(
-        world["config"], augment=AUGMENT, heads=("linear", "knn"), precision="bf16", knn=(5,), out=str(tmp_path)
-    )
-    linear, knn = probe.run(config)
-    assert linear.accuracy > 0.8
-    assert "augmented anew every epoch" in linear.protocol
-    assert "encoder in bf16" in linear.protocol
-    assert knn.accuracy > 0.8
-    assert store.names(str(tmp_path)) == ["probes"]
 
 
 def test_shared_images_are_counted_and_refused_if_strict(world: Any, tmp_path: Path) -> None:

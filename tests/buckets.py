@@ -1,0 +1,23 @@
+"""New buckets on the store that the AWS variables name, and the real store where one is given."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import pytest
+
+
+def bucket() -> str:
+    """A new bucket on the store that the AWS variables name."""
+    from shards import store_remote
+
+    name = f"xtra-test-{uuid.uuid4().hex[:12]}"
+    store_remote.client("s3://x/y")[0].mkdir(name)
+    return f"s3://{name}"
+
+
+def need_s3() -> None:
+    if not os.environ.get("XTRA_TEST_S3"):
+        pytest.skip("XTRA_TEST_S3 does not name the endpoint of a real S3 store")
+    assert os.environ.get("AWS_ENDPOINT_URL") == os.environ["XTRA_TEST_S3"], "the AWS variables name another store"

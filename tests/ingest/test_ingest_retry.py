@@ -1,0 +1,87 @@
+"""A retry asks again for what may have passed, and each link counts once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ingesting import FETCH, MIXED, rows_of, write_list
+from origin import Origin
+
+from ingest.config import Config
+from ingest.filter import FilterConfig
+from ingest.record import Reason
+from ingest.run import Progress, run
+from shards import manifest, store
+
+
+def test_a_retry_asks_for_what_may_have_passed_and_for_nothing_else(base: str, origin: Origin, tmp_path: Path) -> None:
+    paths = [*MIXED, *(f"/flaky/{n}/{m}.jpg" for n in (1, 2, 3) for m in range(3))]
+    fetch = replace(FETCH, retries=0)
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), base, unit=12, fetch=fetch)
+    first = run(config)
+    expected = Counter({**Counter(MIXED.values()), "http_5xx": 1 + 9 + 1})  # /flaky/1/x fails, too, without a retry
+    assert first.reasons == dict(expected - Counter(kept=99))
+    old = dict(zip(paths, rows_of(base)))
+    asked = Counter(origin.requests)
+
+    again = Config(out=base, retry=True, fetch=fetch)
+    second = run(again)
+    failed = {path for path, row in old.items() if row["reason"] != "kept" and Reason(row["reason"]).retryable}
+    assert set(origin.requests - asked) == failed
+    assert second.links == len(paths) == second.kept + sum(second.reasons.values())
+    assert second.kept == first.kept + 4  # /flaky/1/…
+    assert (second.units, second.units_done) == (first.units + 2, first.units + 2)
+    assert second.version != first.version
+    made = manifest.read_manifest(base)
+    assert (made.digest, made.links) == (second.version, len(paths))
+    assert (made.kept, made.reasons) == (second.kept, second.reasons)
+    retried = rows_of(base)[len(paths) :]
+    assert [row["row"] for row in retried] == sorted(old[path]["row"] for path in failed)
+    for row in retried:
+        was = old[paths[row["row"]]]
+        assert all(row[name] == was[name] for name in ("key", "url", "labels", "row"))
+
+    third = run(again)  # the same words once more: what failed again is asked for again
+    assert (third.kept, third.units) == (first.kept + 4 + 3, first.units + 3)
+    assert third.links == third.kept + sum(third.reasons.values())
+    assert run(replace(config, retry=True)).kept == first.kept + 10  # with the list, too
+    assert run(config).kept == first.kept + 10  # and without --retry there is nothing left to do
+
+
+def test_a_retry_that_was_cut_short_anywhere_is_finished(origin: Origin, tmp_path: Path) -> None:
+    paths = [f"/flaky/1/{n}.jpg" for n in range(30)]
+    out, fetch = str(tmp_path / "out"), replace(FETCH, retries=0, breaker=1000)
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), out, unit=10, fetch=fetch)
+    assert run(config).kept == 0
+    retry = Config(out=out, retry=True, fetch=fetch)
+    assert run(retry).kept == 30
+    for lost in ("generations/000001.json", "links/000005.parquet", "commits/000005.json", "commits/000004.json"):
+        store.delete(store.join(out, lost))
+    for version in store.names(store.join(out, "versions")):
+        store.delete(store.join(out, "versions", version))
+    # Killed while it planned: unit 3 was planned and, as if by another driver, done.
+    assert run(retry).kept == 30
+    store.delete(store.join(out, "commits/000005.json"))
+    for version in store.names(store.join(out, "versions")):
+        store.delete(store.join(out, "versions", version))
+    done: list[Progress] = []
+    result = run(retry, done.append)  # killed in its last unit
+    assert (result.kept, result.units, result.note) == (30, 6, "")
+    assert (done[0].done, done[0].units_done, done[-1].done, done[-1].done_now) == (20, 5, 30, 10)
+
+
+def test_a_retry_with_nothing_to_ask_for_says_so(origin: Origin, tmp_path: Path) -> None:
+    config = Config(
+        write_list(tmp_path / "list.txt", origin, ["/ok/1.jpg", "/status/404"]), str(tmp_path / "out"), fetch=FETCH
+    )
+    first = run(config)
+    result = run(replace(config, urls="", retry=True))
+    assert "nothing to retry: no link ended with connect, dns, http_429" in result.note
+    assert replace(result, seconds=0, note="") == replace(first, seconds=0)
+    with pytest.raises(ValueError, match="was made with other filter settings: a retry must use the same"):
+        run(Config(out=config.out, retry=True, fetch=FETCH, filter=FilterConfig(min_side=50)))
+    with pytest.raises(ValueError, match="is not a dataset"):
+        run(Config(out=str(tmp_path / "none"), retry=True))
