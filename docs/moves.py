@@ -167,101 +167,104 @@ def move_files() -> None:
 # ---- step 2 ----
 
 
-def rewrite(path: Path) -> None:
-    """Imports of one file, and the names that they bind."""
-    text = path.read_text()
-    tree = ast.parse(text)
-    here = None if path.parts[0] not in ROOMS else _dotted(str(path)).removesuffix(".__init__")
-    inside = door_of(f"{here}.x") if here else None
-    is_test = path.parts[0] not in ROOMS
-    lines = text.splitlines(keepends=True)
-    renamed: dict[str, str] = {}
-    bare: set[str] = set()  # names of `manifest.NAME` that are now imported as NAME
-    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    taken |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    stored |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    manifest_line = None
-    edits: list[tuple[int, int, list[str]]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [(a.name, a.asname) for a in node.names]
-            if any(name in MODULES or name in _helpers() for name, _ in names):
-                new = [f"import {MODULES.get(n, _helpers().get(n, n))}" + (f" as {a}" if a else "") for n, a in names]
-                renamed |= {n: _helpers()[n] for n, a in names if n in _helpers() and not a}
-                edits.append(
-                    (node.lineno, node.end_lineno or node.lineno, [" " * node.col_offset + line for line in new])
-                )
-            continue
-        if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
-            continue
-        new = []
-        for alias in node.names:
-            source, name, asname = node.module, alias.name, alias.asname
-            full = f"{source}.{name}"
-            if full in MODULES:
-                target = MODULES[full]
-                past = door_of(target)
-                if full in AS_BEFORE and past != inside and not is_test:
-                    source, name = past.rsplit(".", 1)
-                else:
-                    source, name = target.rsplit(".", 1)
-                if asname is None and name != alias.name:
-                    if alias.name in stored or name in taken:
-                        print(f"{path}:{node.lineno}: {alias.name} -> {name} clashes with a variable: kept by `as`")
-                        asname = alias.name
-                    else:
-                        renamed[alias.name] = name
-            elif source == "shards.manifest" and name in DATASET and here != "shards.manifest":
-                source = "shards.dataset"
-            elif source == "xtra.slots" and name in SENT:
-                source = "xtra.device"
-            elif source in MODULES:
-                target = MODULES[source]
-                past = door_of(target)
-                source = past if past and past != inside and not is_test else target
-            elif source in _helpers():
-                source = _helpers()[source]
-            if full == "shards.manifest" and asname is None:
-                manifest_line = node
-            if (source, name, asname) == (node.module, alias.name, alias.asname):
-                new.append(f"from {source} import {name}" + (f" as {asname}" if asname else ""))
+class Source:
+    """One Python file, whose imports and the names that they bind are to be rewritten."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, path.read_text().splitlines(keepends=True)
+        self.tree = ast.parse("".join(self.lines))
+        self.is_test = path.parts[0] not in ROOMS
+        self.module = "" if self.is_test else _dotted(str(path)).removesuffix(".__init__")
+        self.inside = door_of(f"{self.module}.x")
+        names = [node for node in ast.walk(self.tree) if isinstance(node, ast.Name)]
+        arguments = {node.arg for node in ast.walk(self.tree) if isinstance(node, ast.arg)}
+        self.taken = arguments | {node.id for node in names}
+        self.stored = arguments | {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        self.renamed: dict[str, str] = {}  # a module's name in this file -> its new one
+        self.manifest: ast.ImportFrom | None = None  # the line that binds shards.manifest
+        self.edits: dict[int, tuple[int, list[str]]] = {}  # first line -> last line, what takes their place
+
+    def rewrite(self) -> None:
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                new = [self.whole(alias) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                new = [self.part(node, alias) for alias in node.names]
             else:
-                new.append(f"from {source} import {name}" + (f" as {asname}" if asname not in (None, name) else ""))
-        old = [f"from {node.module} import {a.name}" + (f" as {a.asname}" if a.asname else "") for a in node.names]
-        if new != old:
-            edits.append((node.lineno, node.end_lineno or node.lineno, [" " * node.col_offset + line for line in new]))
-    # names
-    spots: list[tuple[int, int, int, str]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in renamed:
-            spots.append((node.lineno, node.col_offset, node.end_col_offset or 0, renamed[node.id]))
-        if (
-            manifest_line is not None
-            and isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "manifest"
-            and node.attr in DATASET
-        ):
-            if node.attr in stored:
-                print(f"{path}:{node.lineno}: manifest.{node.attr} clashes with a variable")
-            bare.add(node.attr)
-            spots.append((node.lineno, node.col_offset, node.end_col_offset or 0, node.attr))
-    for line, start, end, name in sorted(spots, reverse=True):
-        raw = lines[line - 1].encode()
-        lines[line - 1] = (raw[:start] + name.encode() + raw[end:]).decode()
-    if bare and manifest_line is not None:
-        extra = " " * manifest_line.col_offset + f"from shards.dataset import {', '.join(sorted(bare))}"
-        for at, (first, last, new) in enumerate(edits):
-            if first == manifest_line.lineno:
-                edits[at] = (first, last, [*new, extra])
-                break
-        else:
-            first, last = manifest_line.lineno, manifest_line.end_lineno or manifest_line.lineno
-            edits.append((first, last, ["".join(lines[first - 1 : last]).rstrip("\n"), extra]))
-    for first, last, new in sorted(edits, reverse=True):
-        lines[first - 1 : last] = [line + "\n" for line in new]
-    path.write_text("".join(lines))
+                continue
+            if new != [ast.unparse(self.single(node, alias)) for alias in node.names]:
+                self.edits[node.lineno] = (node.end_lineno or node.lineno, self.indented(node, new))
+        self.rename()
+        for first, (last, new) in sorted(self.edits.items(), reverse=True):
+            self.lines[first - 1 : last] = new
+        self.path.write_text("".join(self.lines))
+
+    @staticmethod
+    def single(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt:
+        return ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [alias], 0)
+
+    @staticmethod
+    def indented(node: ast.stmt, lines: list[str]) -> list[str]:
+        return [" " * node.col_offset + line + "\n" for line in lines]
+
+    def whole(self, alias: ast.alias) -> str:
+        """`import NAME`."""
+        if alias.name in _helpers() and not alias.asname:
+            self.renamed[alias.name] = _helpers()[alias.name]
+        name = MODULES.get(alias.name, _helpers().get(alias.name, alias.name))
+        return f"import {name}" + (f" as {alias.asname}" if alias.asname else "")
+
+    def part(self, node: ast.ImportFrom, alias: ast.alias) -> str:
+        """`from SOURCE import NAME`: of a module that moved, or a module itself."""
+        source, name, asname = node.module or "", alias.name, alias.asname
+        full = f"{source}.{name}"
+        if full in MODULES:
+            source, name = self.led_to(full).rsplit(".", 1)
+            if asname is None and name != alias.name:
+                if alias.name in self.stored or name in self.taken:
+                    print(f"{self.path}:{node.lineno}: {name}, once {alias.name}, is a variable here: kept by `as`")
+                    asname = alias.name
+                else:
+                    self.renamed[alias.name] = name
+        elif source == "shards.manifest" and name in DATASET and self.module != "shards.manifest":
+            source = "shards.dataset"
+        elif source == "xtra.slots" and name in SENT:
+            source = "xtra.device"
+        elif source in MODULES:
+            door = door_of(MODULES[source])
+            source = door if door and door != self.inside and not self.is_test else MODULES[source]
+        source = _helpers().get(source, source)
+        if full == "shards.manifest" and asname is None:
+            self.manifest = node
+        return f"from {source} import {name}" + (f" as {asname}" if asname else "")
+
+    def led_to(self, module: str) -> str:
+        """The module where it is now, or its door where that is used as the module was."""
+        door = door_of(MODULES[module])
+        return door if door and module in AS_BEFORE and door != self.inside and not self.is_test else MODULES[module]
+
+    def rename(self) -> None:
+        """The uses of modules with new names, and `manifest.NAME` of what shards.dataset defines."""
+        spots, bare = [], set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Name) and node.id in self.renamed:
+                spots.append((node, self.renamed[node.id]))
+            elif (
+                self.manifest is not None
+                and isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and (node.value.id, node.attr in DATASET) == ("manifest", True)
+            ):
+                spots.append((node, node.attr))
+                bare.add(node.attr)
+        for node, name in sorted(spots, key=lambda spot: (spot[0].lineno, spot[0].col_offset), reverse=True):
+            raw = self.lines[node.lineno - 1].encode()
+            self.lines[node.lineno - 1] = (raw[: node.col_offset] + name.encode() + raw[node.end_col_offset :]).decode()
+        if bare and self.manifest is not None:
+            first, last = self.manifest.lineno, self.manifest.end_lineno or self.manifest.lineno
+            last, new = self.edits.get(first, (last, self.lines[first - 1 : last]))
+            extra = self.indented(self.manifest, [f"from shards.dataset import {', '.join(sorted(bare))}"])
+            self.edits[first] = (last, [*new, *extra])
 
 
 def rename_in_text(path: Path) -> None:
@@ -289,7 +292,7 @@ def main() -> None:
         tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split()
         for path in (Path(name) for name in tracked if name != "docs/moves.py" and Path(name).exists()):
             if path.suffix == ".py":
-                rewrite(path)
+                Source(path).rewrite()
             if path.suffix in (".py", ".c", ".md", ".toml") or path.name in ("Makefile", ".gitignore"):
                 rename_in_text(path)
     else:
