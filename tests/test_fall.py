@@ -28,8 +28,7 @@ from shards import check, store
 from shards.dataset import read_table
 from shards.manifest import Manifest, read_manifest
 from shards.stream.stream import once
-from xtra import recipes
-from xtra.probe import probe
+from xtra import probe, recipes
 from xtra.run import checkpoint
 
 CLASSES, PICTURES = 3, 90

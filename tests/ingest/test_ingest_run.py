@@ -22,7 +22,7 @@ from ingest.record import Reason
 from ingest.run import Progress, run
 from ingest.select.apply import SelectConfig
 from ingest.wordnet import ClassConfig
-from shards import manifest, store
+from shards import store
 from shards.dataset import (
     PLAN_SCHEMA,
     planned_units,
@@ -153,12 +153,12 @@ def test_the_plan_of_a_driver_that_was_faster_stays(tmp_path: Path, monkeypatch:
     planned = planned_units
 
     def beaten(dataset: str) -> list[int]:
-        monkeypatch.setattr(manifest, "planned_units", planned)
+        monkeypatch.setattr(plan, "planned_units", planned)
         urls.write_text("".join(lines))
         plan.make(config)
         return planned(dataset)
 
-    monkeypatch.setattr(manifest, "planned_units", beaten)
+    monkeypatch.setattr(plan, "planned_units", beaten)
     urls.write_text("".join(lines[:4]))
     with pytest.raises(ValueError, match="was made with another list_sha256"):
         plan.make(config)

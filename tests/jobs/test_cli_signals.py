@@ -65,7 +65,7 @@ def test_a_verb_that_cannot_wind_down_ends_at_the_first_signal(
 
 
 def test_a_signal_ends_a_probe_between_two_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    from xtra.probe import probe
+    from xtra import probe
 
     def step(config: Any, progress: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -90,7 +90,7 @@ def test_the_second_signal_ends_a_verb_that_is_winding_down(monkeypatch: pytest.
 
 
 def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.MonkeyPatch):
-    from jobs.cluster import group
+    from jobs import cluster
 
     def start_ray() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray got the signal"))
@@ -100,6 +100,6 @@ def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.Mo
         assert stop.is_set()
         return [TrainResult("run", 1, 64, 0.5, 1.0, stopped=True)]
 
-    monkeypatch.setattr(group, "start_ray", start_ray)
-    monkeypatch.setattr(group, "train_all", train_all)
+    monkeypatch.setattr(cluster, "start_ray", start_ray)
+    monkeypatch.setattr(cluster, "train_all", train_all)
     assert cli.main(["train", "demo32", "--data", "d", "--out", "o", "--workers", "2"]) == 143

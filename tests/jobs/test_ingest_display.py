@@ -173,7 +173,7 @@ def test_anywhere_else_it_is_a_line_now_and_then():
 
 DRAWS = """
 import sys, time
-sys.path.insert(0, "tests/jobs")
+sys.path[:0] = ["tests", "tests/jobs"]
 from test_ingest_display import at
 from jobs import cli, verbs
 def run(call):

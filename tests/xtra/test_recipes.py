@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import cli
-from jobs.cluster import group
+from jobs import cli, cluster
 from xtra import recipes
 from xtra.flops import Shape, parameters
 from xtra.model import ModelConfig
@@ -129,7 +128,7 @@ def test_the_command_says_which_account_of_a_run_it_trains(monkeypatch, capsys):
         progress({"samples_seen": 2048, "samples": 4096})
         return []
 
-    monkeypatch.setattr(group, "train_all", train_all)
+    monkeypatch.setattr(cluster, "train_all", train_all)
     assert cli.main(["train", "b16_in1k", "--data", "d", "--out", "o"]) == 0
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "recipe b16_in1k"

@@ -17,8 +17,7 @@ from made_datasets import make_dataset
 from jobs import cli
 from jobs.lab import existing, follow
 from shards import store
-from xtra import recipes, train
-from xtra.probe import probe
+from xtra import probe, recipes, train
 from xtra.run import checkpoint
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "bridge": 32, "head": 32}

@@ -8,8 +8,7 @@ from made_datasets import make_dataset
 from jobs.lab import scale
 from jobs.report import ledger
 from shards import store
-from xtra import recipes
-from xtra.probe import probe
+from xtra import probe, recipes
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from jobs import cli
 from jobs.lab import existing, suite
 from shards import store
 from shards.manifest import read_manifest
+from xtra import probe
 from xtra.augment import PROBE, PROBE_LINEAR_B
-from xtra.probe import probe
 
 
 @pytest.fixture(scope="module")

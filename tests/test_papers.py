@@ -1,0 +1,77 @@
+"""What the papers name exists: files, make targets, verbs; and the licence goes with the package."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from jobs.verbs import VERBS
+
+PAPERS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("*.cff"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.yml")]
+)
+ENDINGS = r"(?:py|pyi|c|md|svg|png|toml|lock|cff|yml|yaml)"
+MADE = {"ingest.html", "report.html", "peek.html"}  # by commands, in folders of their own
+
+
+def tracked() -> list[str]:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split("\n")
+
+
+def exists(name: str, beside: Path) -> bool:
+    return (ROOT / name).exists() or (beside.parent / name).exists()
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_that_a_paper_names_exists(paper: Path) -> None:
+    text = paper.read_text()
+    named = set(re.findall(rf"(?<![\w/.:<>*-])((?:[\w.-]+/)+[\w.-]*\.{ENDINGS})(?![\w/])", text))
+    named |= set(re.findall(rf"`([\w.-]+\.{ENDINGS})`", text)) - MADE
+    named |= {link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link}
+    by_name = {Path(path).name for path in tracked()}
+    missing = [name for name in sorted(named) if not exists(name, paper) and ("/" in name or name not in by_name)]
+    assert missing == []
+
+
+def test_every_file_of_the_layout_is_there_and_every_room_file_is_in_the_layout() -> None:
+    text = (ROOT / "README.md").read_text()
+    layout = text[text.index("## Layout") :].split("```")[1]
+    named = set(re.findall(r"\b(\w+\.(?:py|c))\b", layout))
+    rooms = {path for path in tracked() if path.split("/")[0] in ("shards", "ingest", "xtra", "jobs")}
+    there = {Path(path).name for path in rooms if path.endswith((".py", ".c"))}
+    assert named - there - {"test_fall.py", "test_house.py", "moves.py"} == set()
+    hidden = {
+        "__init__.py",
+        "__main__.py",
+        "crop.py",
+        "entropy.py",
+        "native.py",
+        "door.py",
+    }  # said with their .c, or small
+    listed = [path for path in rooms if path.endswith(".py") and "/bench/" not in path and "/layouts/" not in path]
+    assert {Path(path).name for path in listed} - named - hidden == set()
+
+
+def test_every_target_and_verb_that_a_paper_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for paper in PAPERS:
+        text = paper.read_text()
+        assert set(re.findall(r"^(?:`|    )?make ([a-z-]+)|`make ([a-z-]+)", text, re.M)) is not None
+        used = {a or b for a, b in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M)}
+        assert used - targets == set(), paper.name
+        verbs = {a or b for a, b in re.findall(r"^xtra ([a-z]+)|`xtra ([a-z]+)", text, re.M)}
+        assert verbs - set(VERBS) == set(), paper.name
+
+
+def test_the_licence_is_the_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text().split("\n")[1]
+    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,104 @@
+"""The package as others install it: a wheel in an environment of its own, far from this checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+LOOK = """
+import io, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+import shards
+from ingest.filter import FilterConfig
+from ingest.isolate import WORK, judge_apart
+from ingest.record import Fetched, Link
+from shards.pixels import Child, crop, entropy, image
+
+assert Path(shards.__file__).is_relative_to(sys.prefix), shards.__file__
+out = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)).save(out, "JPEG")
+body, view = out.getvalue(), image.crop_view((8, 8, 40, 40), 32, False)
+if "compiler" in sys.argv:
+    assert entropy.available()
+    assert crop.build_name().startswith("crop.c")
+ours, reference = np.zeros((1, 3, 32, 32), np.uint8), np.zeros((3, 32, 32), np.uint8)
+refused = crop.decode_batch([body], [view], 32, ours)
+image.show(image.decode(body), view, reference)
+assert refused == ([] if "compiler" in sys.argv else [0])
+assert refused or np.mean((ours[0].astype(float) - reference) ** 2) < 1
+child = Child(WORK)
+link = Link("k", "http://example.org/", (), 0)
+fetched = Fetched(link, body, None, "", 200, "http://example.org/", 1, 0, 0.0)
+assert judge_apart(child, fetched, FilterConfig()).picture is not None
+child.close()
+print("whole")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of what git knows of, as it is in the working tree: building writes beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in names.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
+            (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "tree" / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, folder / "tree"], check=True)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with this wheel alone, which finds the other libraries where this test has them."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", str(python)]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    packages = next((folder / "lib").glob("python*")) / "site-packages"
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def run(*words: object, at: Path) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(word) for word in words], cwd=at, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_has_every_file_that_is_needed_and_the_licence(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    rooms = {
+        str(p.relative_to(ROOT)) for room in ("shards", "ingest", "xtra", "jobs") for p in (ROOT / room).rglob("*")
+    }
+    found = {path.relative_to(ROOT) for room in rooms for path in room.rglob("*")}
+    sources = {str(path) for path in found if path.suffix in (".py", ".pyi", ".c")}
+    assert sources <= set(names)
+    assert {name.split("/")[0] for name in names} == {"shards", "ingest", "xtra", "jobs", names[-1].split("/")[0]}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_an_installed_package_runs_decodes_and_isolates(installed: Path, tmp_path: Path) -> None:
+    assert "usage: xtra VERB" in run(installed.with_name("xtra"), "--help", at=tmp_path)
+    words = []
+    if shutil.which(os.environ.get("CC", "cc")):
+        for library in ("crop", "entropy"):
+            assert f"{library}.c, and Pillow" in run(installed, "-m", f"shards.pixels.{library}", at=tmp_path)
+        words = ["compiler"]
+    assert run(installed, "-c", LOOK, *words, at=tmp_path) == "whole\n"
+    assert "xtra ingest" in run(installed.with_name("xtra"), "ingest", "--help", at=tmp_path)
