@@ -40,8 +40,11 @@ check: setup ## format, lint, types, layers, doors
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest tests/test_house.py
 
-test: setup ## all tests (XTRA_TEST_S3=endpoint runs the store's tests on a real S3 store as well)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup
+test: setup ## the tests to run before you send a change: minutes, nothing that goes by the clock
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+
+test-all: setup ## every test: also soaks, long kills and, with XTRA_TEST_S3=endpoint, a real S3 store
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetch ARGS='--images 10000 --json'
 	.venv/bin/xtra bench $(or $(SUBJECT),fetch) $(ARGS)
@@ -63,5 +66,5 @@ clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo ingest check test bench bench-gpu lock clean
+.PHONY: help setup demo ingest check test test-all bench bench-gpu lock clean
 .DEFAULT_GOAL := help

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from origin import Origin
 from PIL import Image
 
@@ -175,6 +176,7 @@ def test_webdataset_reads_what_ingest_wrote(tmp_path):
     assert len(ours) == PICTURES
 
 
+@pytest.mark.slow
 def test_a_study_over_two_workers_balances(tmp_path, ray_cluster):
     """Samples seen are what the cursor says, on Ray Train workers too; a second study finds nothing left to do."""
     labelled = labelled_folder(tmp_path / "labelled")

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+pytestmark = pytest.mark.slow  # builds and installs the package
+
 LOOK = """
 import io, sys
 from pathlib import Path

@@ -19,6 +19,7 @@ from origin import Origin, picture
 from places import ROOT
 
 from ingest.config import Config
+from ingest.crawl import Assignment, Crawl
 from ingest.events import read_events
 from ingest.record import Verdict
 from ingest.run import IngestResult, Work, run
@@ -35,6 +36,7 @@ KILLED = """
 import sys
 from ingest.http.fetcher import FetchConfig
 from ingest.config import Config
+from ingest.crawl import Assignment, Crawl
 from ingest.run import run
 
 if __name__ == "__main__":
@@ -83,6 +85,7 @@ ImageFile.ImageFile.load = holed
 """
 
 
+@pytest.mark.slow
 def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, tmp_path: Path) -> None:
     origin.files["killer"] = picture("killer", "gif") + b"SEGV"
     paths = [*(f"/ok/{n}.jpg" for n in range(14)), "/file/killer", "/ok/x.gif"]
@@ -102,6 +105,7 @@ def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, t
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_slow_hosts_do_not_hold_up_the_units_after_them(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,35 +124,50 @@ def test_slow_hosts_do_not_hold_up_the_units_after_them(
     assert set(ended[:4]).isdisjoint({0, 1})
 
 
-@pytest.mark.parametrize("limit", [None, 40_000])
-def test_a_full_scratch_makes_links_wait_and_then_says_so(
-    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
-) -> None:
+def test_a_full_scratch_makes_links_wait(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is under way: while there is no room, no unit is begun, and no link of another one is asked for."""
+    monkeypatch.setattr("ingest.crawl.TICK", 0.01)
+    begin, begun, full_since, seen = Crawl._begin, 0, 0.0, []
+
+    def counted(crawl: Crawl, task: Assignment) -> object:
+        nonlocal begun
+        begun += 1
+        return begin(crawl, task)
+
+    def room(scratch: Scratch) -> int:
+        nonlocal full_since
+        if not full_since and origin.requests.total():
+            full_since = time.monotonic()
+        if not full_since or time.monotonic() - full_since > 0.5:
+            return 1 << 30
+        seen.append((begun, origin.requests.total()))
+        return 0
+
+    monkeypatch.setattr(Crawl, "_begin", counted)
+    monkeypatch.setattr(Scratch, "room", room)
+    paths = [f"/slow/0.02/{n}.jpg" for n in range(48)]
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), 8, fetch=FETCH)
+    assert run(config).kept == 48
+    assert {units for units, _ in seen} == {seen[0][0]}
+    assert max(asked for _, asked in seen) <= 8 * seen[0][0] < 48
+
+
+def test_a_scratch_that_is_too_small_says_so(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.scratch.BYTES_A_LINK", 10)
     monkeypatch.setattr("ingest.crawl.BYTES_A_LINK", 1500)
     monkeypatch.setattr("ingest.crawl.TICK", 0.01)
     monkeypatch.setattr("ingest.crawl.PATIENCE", 0.2)
-    most = 0
-    used = Scratch.used
-
-    def measured(scratch: Scratch) -> int:
-        nonlocal most
-        most = max(most, used(scratch))
-        return used(scratch)
-
-    monkeypatch.setattr(Scratch, "used", measured)
     paths = [f"/slow/0.02/{n}.jpg" for n in range(48)]
     config = Config(write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), 8, fetch=FETCH)
-    if limit is not None:  # two units do not fit, one does
-        assert run(replace(config, scratch_bytes=limit)).kept == 48
-        assert 8 * 1000 < most < limit + 10_000
-    else:
-        with pytest.raises(ValueError, match="is full with one unit alone: free space, set --scratch"):
-            run(replace(config, unit=48, fetch=replace(FETCH, connections=2), scratch_bytes=20_000))
+    assert run(replace(config, out=str(tmp_path / "one_by_one"), scratch_bytes=40_000)).kept == 48
+    one_unit = replace(config, unit=48, fetch=replace(FETCH, connections=2), scratch_bytes=20_000)
+    with pytest.raises(ValueError, match="is full with one unit alone: free space, set --scratch"):
+        run(one_unit)
     with pytest.raises(ValueError, match=r"scratch_bytes is 100: a unit of 8 links may need 160: allow more"):
         run(replace(config, out=str(tmp_path / "new"), scratch_bytes=100))
 
 
+@pytest.mark.slow
 def test_units_that_wait_for_slow_hosts_share_what_they_may_hold_in_memory(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import soak
 
 from ingest.events import read_events
+
+pytestmark = pytest.mark.slow  # a soak
 
 
 def test_every_link_once_through_kills_of_workers_and_the_driver(tmp_path, capsys) -> None:

@@ -16,6 +16,7 @@ from jobs import cli, flags, verbs
 from xtra.train import TrainResult
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_a_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int):
     make_dataset(tmp_path / "set", [40])

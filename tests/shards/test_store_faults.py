@@ -11,6 +11,8 @@ from fault_proxy import FaultProxy, Rule
 
 from shards import store, store_remote
 
+pytestmark = pytest.mark.slow  # real outages take seconds
+
 BODY = bytes(range(256)) * 1000
 STUMBLES = [
     Rule("slow_down", times=1),

@@ -112,6 +112,7 @@ def test_a_model_trains_the_same_with_every_arm(arm):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * float(theirs.abs().max()))
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_one_graph_for_all_layers_of_a_width():
     torch._dynamo.reset()
     model, x = build(SMALL, 0), images(SMALL)

@@ -6,10 +6,13 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from test_train import metrics
 
 from ingest.sets import folders
 from xtra import generate, recipes, train
+
+pytestmark = pytest.mark.slow  # 480 steps of training
 
 IMAGES, STEPS, BOUND = 64, 70, 0.1  # the loss of an untrained model is 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import run_ranks
 from made_datasets import make_dataset, rows_of, write_unit
 from places import FOLDERS
 from safetensors.torch import load_file
@@ -117,6 +117,7 @@ train.run(settings, progress=lambda row: "loss" in row and print(row["samples_se
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_equal(data, tmp_path):
     command = [sys.executable, "-c", RUN, str(data), str(tmp_path / "run"), *FOLDERS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
@@ -148,7 +149,7 @@ def one_rank(rank: int, world: int, setup: str, settings: train.Config) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_another_world_size_takes_the_same_step_to_rounding(data, whole, tmp_path, world):
     out = tmp_path / "run"
-    mp.spawn(one_rank, (world, str(tmp_path / "setup"), config(data, out)), nprocs=world)
+    run_ranks(one_rank, world, str(tmp_path / "setup"), config(data, out))
     ours, alone = metrics(out), metrics(whole)
     assert ours[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
     assert ours[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-6)
@@ -172,7 +173,7 @@ def test_ranks_that_share_the_optimiser_out_or_resume_take_the_same_steps_to_the
     shared = dataclasses.replace(plain, out=str(tmp_path / "shared"), shard_optimizer=True)
     again = dataclasses.replace(plain, out=str(tmp_path / "again"))
     runs = [(plain, 0), (shared, 5), (shared, 0), (again, 5), (again, 0)]
-    mp.spawn(several, (2, str(tmp_path / "setup"), runs), nprocs=2)
+    run_ranks(several, 2, str(tmp_path / "setup"), runs)
     for run in ("shared", "again"):
         assert losses(tmp_path / run) == losses(tmp_path / "plain")
         assert same_weights(tmp_path / run, tmp_path / "plain")
@@ -203,7 +204,7 @@ def test_another_world_size_finds_the_same_gradients(data, tmp_path):
     one_step = config(data, tmp_path / "one", samples=10)
     train.run(one_step)
     three = dataclasses.replace(one_step, out=str(tmp_path / "three"))
-    mp.spawn(one_rank, (3, str(tmp_path / "setup"), three), nprocs=3)
+    run_ranks(one_rank, 3, str(tmp_path / "setup"), three)
     alone, ours = first_gradients(tmp_path / "one"), first_gradients(tmp_path / "three")
     assert alone.keys() == ours.keys()
     for name, gradient in alone.items():
@@ -213,7 +214,7 @@ def test_another_world_size_finds_the_same_gradients(data, tmp_path):
 def test_a_run_changes_its_world_size_half_way(data, whole, tmp_path):
     steps = iter(range(99))
     train.run(config(data, tmp_path / "run"), stop=lambda: next(steps) == 5)
-    mp.spawn(one_rank, (2, str(tmp_path / "setup"), config(data, tmp_path / "run")), nprocs=2)
+    run_ranks(one_rank, 2, str(tmp_path / "setup"), config(data, tmp_path / "run"))
     assert losses(tmp_path / "run")[:6] == losses(whole)[:6]
     assert losses(tmp_path / "run")[6] == pytest.approx(losses(whole)[6], rel=1e-6)
 
@@ -363,6 +364,7 @@ def test_branches_that_drop_path_zeroes_can_be_skipped(data, whole, tmp_path):
     assert losses(tmp_path / "subset")[-1] < losses(tmp_path / "subset")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, while it traces
 def test_compiled_layers_take_the_same_steps(data, whole, tmp_path, monkeypatch):
     compiled, honest = [], torch.nn.Module.compile

@@ -17,6 +17,8 @@ from ingest.http.fetcher import FetchConfig
 from ingest.http.hosts import Demand, Grant, Limiter
 from ingest.record import Fetched, Link, Reason
 
+pytestmark = pytest.mark.slow  # paces and pauses are kept in real time
+
 # --- paces and pauses ----------------------------------------------------------------------------------------------
 
 

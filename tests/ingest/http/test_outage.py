@@ -17,6 +17,8 @@ from ingest.http import fetcher as fetch_module, outage
 from ingest.http.transfer import Slot
 from ingest.record import Fetched, Link, Reason
 
+pytestmark = pytest.mark.slow  # outages and deadlines pass in real time
+
 
 class Cable:
     """What is plugged out: every address, or some."""

@@ -22,6 +22,7 @@ def here(monkeypatch):
     monkeypatch.setattr(decode, "ARMS", [*arms, decode.Arm("webdataset", "pillow-simd", "crop")])
 
 
+@pytest.mark.slow
 def test_a_run_shows_the_same_pixels_and_gives_ratios_that_fit(here, tmp_path):
     done = decode.run(decode.Config(count=12, size=32, batch=5, rounds=1, scratch=str(tmp_path)))
     theirs, ours = json.loads(json.dumps(done))["rows"]

@@ -67,6 +67,7 @@ def test_mistakes_are_named():
         fetch.Config(rounds=0)
 
 
+@pytest.mark.slow
 def test_an_environment_is_built_once_and_again_when_half_built(tmp_path):
     peer = environments.Peer("nothing", (), "json")
     python = environments.build(peer, tmp_path)

@@ -45,6 +45,7 @@ def found(tmp_path_factory):
     return gpu.run(config), json.loads((folder / "gpu.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_smallest_form_measures_every_section_and_writes_it(found):
     result, written = found
     assert [row["name"] for row in written["rows"]] == [row["name"] for row in result["rows"]]

@@ -1,5 +1,7 @@
 """The bench of selecting: what it plants is what selecting finds, and its rows say so."""
 
+import pytest
+
 from jobs.bench import select
 
 
@@ -15,6 +17,7 @@ def test_what_is_planted_is_found(tmp_path):
     assert found["others"] == 0
 
 
+@pytest.mark.slow
 def test_a_manifest_of_many_units_opens(tmp_path):
     opened = select.measure_open(str(tmp_path), select.Config(rows=1_000, open_units=3_000))
     assert (opened["units"], opened["samples"]) == (3_000, 27_000_000)

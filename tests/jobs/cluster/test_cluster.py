@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-import torch.multiprocessing as mp
+from forked import run_ranks
 from made_datasets import make_dataset
 from test_train import config, losses, one_rank, same_weights
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 def two_ranks(data, tmp_path_factory):
     """The uninterrupted run on two plain gloo processes, without Ray."""
     base = tmp_path_factory.mktemp("two")
-    mp.spawn(one_rank, (2, str(base / "setup"), config(data, base / "run", samples=600)), nprocs=2)
+    run_ranks(one_rank, 2, str(base / "setup"), config(data, base / "run", samples=600))
     return base / "run"
 
 
@@ -55,6 +55,7 @@ def wait_for(run, samples: int) -> dict:
     raise AssertionError("the run made no checkpoint in five minutes")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_changes(data, two_ranks, tmp_path):
     killed = {}
 
@@ -72,6 +73,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(data, two_ranks, tmp_pa
     assert same_weights(tmp_path / "run", two_ranks)
 
 
+@pytest.mark.slow
 def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_path):
     stop = threading.Event()
     stopper = threading.Thread(target=lambda: (wait_for(tmp_path / "run", 30), stop.set()), daemon=True)
@@ -86,6 +88,7 @@ def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_pat
     assert losses(tmp_path / "run") == losses(two_ranks)
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_workers_begin_ends_without_a_run(data, tmp_path):
     stop = threading.Event()
     stop.set()
@@ -93,6 +96,7 @@ def test_a_stop_before_the_workers_begin_ends_without_a_run(data, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_users_mistakes_come_back_as_one_line(data, tmp_path):
     train_all([config(data, tmp_path / "run", samples=20)], workers=1)
     with pytest.raises(ValueError, match="begun with seed = 0, now 9"):

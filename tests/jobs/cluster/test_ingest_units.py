@@ -99,6 +99,7 @@ def ingesters(scratch: Path) -> dict[int, Path]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced_and_nothing_is_lost_or_twice(origin: Served, tmp_path: Path) -> None:
     urls = slow(origin, 240)
     scratch = tmp_path / "scratch"
@@ -128,6 +129,7 @@ def isolated() -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_where_two_workers_died_links_are_judged_apart(origin: Served, tmp_path: Path) -> None:
     urls = slow(origin, 60)
     scratch = tmp_path / "scratch"
@@ -150,6 +152,7 @@ def test_where_two_workers_died_links_are_judged_apart(origin: Served, tmp_path:
     assert (len(killed), apart) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_in_seconds_and_a_rerun_does_the_rest(origin: Served, tmp_path: Path) -> None:
     urls = slow(origin, 400)
     scratch = tmp_path / "scratch"
@@ -205,6 +208,7 @@ class _Slow(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_workers_share_what_a_host_allows(tmp_path: Path) -> None:
     with _Counting() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -218,6 +222,7 @@ def test_workers_share_what_a_host_allows(tmp_path: Path) -> None:
     assert server.most == 3
 
 
+@pytest.mark.slow
 def test_the_users_mistakes_come_back_as_one_line(origin: Served, tmp_path: Path) -> None:
     config = Config(write_list(tmp_path / "list.txt", mixed(origin, 60)), str(tmp_path / "out"), unit=10, fetch=FETCH)
     with pytest.raises(ValueError, match=r"workers is 99; this cluster has \d+ CPUs"):

@@ -147,6 +147,7 @@ def test_one_command_trains_and_probes(sets, config, capfd):
     assert "4 checkpoints probed, 0 failed" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_both(sets, config):
     command = [sys.executable, "-m", "jobs.cli", *words(config, sets)]
     command[command.index("160")] = "100000"

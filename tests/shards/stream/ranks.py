@@ -24,6 +24,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 from made_datasets import jpeg, rows_of, write_unit
 
 from shards.manifest import Manifest, make_version, read_manifest
@@ -33,8 +34,6 @@ from shards.stream.stream import Cursor, Stream
 from xtra.data import Augment, augmented, train_batches
 
 SIDE, SEED = 16, 5
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pyarrow.dataset", "s3fs", "xtra.data", "ranks"])
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Run:
         ranks = []
         for rank in range(world):
             words = (self.setting, self.cursor, self.attempts, rank, world, pause_at)
-            ranks.append(_context.Process(target=rank_main, args=words, daemon=True))
+            ranks.append(forked.context.Process(target=rank_main, args=words, daemon=True))
             ranks[-1].start()
         while any(process.is_alive() for process in ranks):
             meanwhile()

@@ -172,6 +172,7 @@ def streamed(manifest: Manifest, after_two: Callable[[], None] = lambda: None) -
     return keys
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_moto")
 def test_a_store_that_vanishes_for_a_while_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = make_dataset(bucket() + "/data", [60, 60], side=256)

@@ -6,6 +6,8 @@ import pytest
 import stream_soak
 from buckets import bucket
 
+pytestmark = pytest.mark.slow  # a soak
+
 
 @pytest.mark.usefixtures("on_moto")
 def test_five_epochs_from_a_store_with_faults_through_a_cache_that_is_too_small(

@@ -95,6 +95,7 @@ def events(run: Path) -> list[dict]:
     return [json.loads(line) for part in parts for line in part.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_gets_past_a_sample_that_kills_it_and_later_attempts_know_at_once(
     data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
