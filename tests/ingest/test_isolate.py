@@ -98,6 +98,7 @@ def test_a_process_with_many_open_files_can_have_a_child() -> None:
             assert judge_apart(child, fetched(gif()), FilterConfig()).keep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", [b"HANG", b"SPIN"])
 def test_what_takes_too_long_is_undecodable(holes: None, word: bytes) -> None:
     with Child(WORK, seconds=2) as child:

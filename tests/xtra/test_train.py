@@ -146,7 +146,7 @@ def one_rank(rank: int, world: int, setup: str, settings: train.Config) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_another_world_size_takes_the_same_step_to_rounding(data, whole, tmp_path, world):
     out = tmp_path / "run"
     run_ranks(one_rank, world, str(tmp_path / "setup"), config(data, out))
@@ -199,6 +199,7 @@ def first_gradients(run) -> dict[str, torch.Tensor]:
     return {name: value / 0.1 for name, value in state.items() if name.endswith("/exp_avg")}
 
 
+@pytest.mark.slow
 def test_another_world_size_finds_the_same_gradients(data, tmp_path):
     """Drop path on, one step, fp32: every parameter's gradient, relative to the largest of that parameter."""
     one_step = config(data, tmp_path / "one", samples=10)

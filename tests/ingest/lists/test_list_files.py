@@ -59,6 +59,7 @@ def test_compression_is_told_by_content(pack: Callable[[bytes], bytes], tmp_path
         assert good(put(tmp_path / name, packed)) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [gzip.compress, zst])
 @pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "jsonl"])
 def test_a_damaged_list_names_the_line_that_was_reached(

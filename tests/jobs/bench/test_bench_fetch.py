@@ -37,6 +37,7 @@ def standin(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_a_run_gives_rows_and_ratios_that_fit(standin, tmp_path):
     standin()
     done = fetch.run(fetch.Config(images=50, rounds=1, modes=("keep",), scratch=str(tmp_path)))
@@ -48,6 +49,7 @@ def test_a_run_gives_rows_and_ratios_that_fit(standin, tmp_path):
     assert not list(tmp_path.glob("xtra-bench-*"))
 
 
+@pytest.mark.slow
 def test_a_peer_that_keeps_other_bytes_is_no_peer(standin, tmp_path):
     standin("[:-1]")
     with pytest.raises(ValueError, match="keep: the bodies that the two kept are not the same"):

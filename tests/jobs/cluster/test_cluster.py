@@ -33,6 +33,7 @@ def two_ranks(data, tmp_path_factory):
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+@pytest.mark.slow
 def test_runs_of_one_group_equal_runs_alone(data, two_ranks, tmp_path):
     rows = []
     one = config(data, tmp_path / "one", samples=600)
