@@ -2,7 +2,7 @@
 
 pillow-simd is source only and owns the same `PIL` package, so exactly one of the two is installed. It replaces Pillow
 only if a build made aside, with AVX2, reports every codec that Pillow's own wheels have; otherwise nothing changes and
-`xtra doctor` names what is missing. No feature and no verdict depends on the choice (design section 5).
+`xtra doctor` names what is missing. No feature and no verdict depends on the choice (docs/design.md, section 4).
 """
 
 from __future__ import annotations

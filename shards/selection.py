@@ -1,6 +1,6 @@
 """Which samples of a dataset a manifest selects: reading the selection, and making random subsets that nest.
 
-Selecting makes a new manifest, never a new tar (design section 3).
+Selecting makes a new manifest, never a new tar (docs/design.md, "Manifest").
 """
 
 from __future__ import annotations

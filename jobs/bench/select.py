@@ -33,7 +33,7 @@ from shards.selection import selected_index
 
 PLACEHOLDER, DUPLICATE, NEAR, CROWD = 0.11, 0.13, 0.02, 0.05  # shares of the rows
 CLASSES = 21_841
-LIMITS = {"select_seconds": 600.0, "select_peak_gib": 2.0, "open_seconds": 5.0}  # design section 6, at the defaults
+LIMITS = {"select_seconds": 600.0, "select_peak_gib": 2.0, "open_seconds": 5.0}  # at the defaults
 
 
 @dataclass(frozen=True)

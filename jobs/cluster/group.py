@@ -2,7 +2,7 @@
 
 One worker group serves many runs: starting a group costs some 20 s, so a study's runs are trained one after another by
 the same processes. Ray's checkpoint registry is never a source: our own COMMITs say what a run has, and a group that
-lost a worker starts again from them (design section 3, "Run folder").
+lost a worker starts again from them (docs/design.md, "Run folder").
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sample order: pure functions of (counts, seed, position); no I/O, no state.
 
-Design section 3, "Order". Everything random in the product comes from one generator, splitmix64 (Steele, Lea and
+The contract is in docs/design.md, "Order". Everything random in the product comes from one generator, splitmix64 (Steele, Lea and
 Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), used as a counter-based hash: library
 generators do not promise that their streams stay the same between versions, and a hash needs no state to save.
 

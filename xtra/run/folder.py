@@ -1,4 +1,4 @@
-"""The run folder: what a run is, who is writing it, and what it measured (design section 3, "Run folder").
+"""The run folder: what a run is, who is writing it, and what it measured (docs/design.md, "Run folder").
 
 A bucket cannot append and attempts may overlap, so everything here is put if absent or an immutable part named by its
 attempt; readers take the highest attempt. A writer that sees a higher attempt than its own must stop.

@@ -199,7 +199,18 @@ def test_it_asks_for_no_library_beyond_torch_pillow_numpy_and_pyarrow():
     with mock.patch.dict(sys.modules):
         for name in [name for name in sys.modules if name.split(".")[0] in ("jobs", "xtra", "shards", "ingest")]:
             del sys.modules[name]
-        for name in ("ray", "tyro", "safetensors", "s3fs", "pycurl", "webdataset", "tqdm", "matplotlib", "rich"):
+        for name in (
+            "ray",
+            "tyro",
+            "safetensors",
+            "s3fs",
+            "pycurl",
+            "webdataset",
+            "tqdm",
+            "matplotlib",
+            "rich",
+        ):
             sys.modules[name] = None  # pyrefly: ignore
-        assert importlib.import_module("jobs.bench.gpu") is not gpu
-        importlib.import_module("jobs.bench.gpu.data")
+        for part in ("bench", "checks", "data", "floor", "step", "table"):
+            importlib.import_module(f"jobs.bench.gpu.{part}")
+        assert importlib.import_module("jobs.bench.gpu").run is not gpu.run
