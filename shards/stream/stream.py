@@ -120,7 +120,8 @@ class Stream:
             yield encoded
 
     def substitutes(self, bad: Sample) -> Iterator[Sample]:
-        """Stand-ins for a sample that does not decode: the rest of its lane window, in order (docs/design.md, "Bad samples")."""
+        """What may replace a sample that does not decode: the rest of its lane window, in order (docs/design.md, "Bad
+        samples")."""
         for place in self.sequence.substitutes(bad.epoch, bad.lane, bad.item):
             yield self.reader.read_apart(place)[0]
 
