@@ -1,8 +1,8 @@
 """What ingest and import write into a dataset's folder: dataset.json, the plan, commits and generations.
 
-A dataset is a folder (docs/design.md, "Dataset"): `dataset.json`, the plan `links/`, the tars and indexes in `shards/`, one
-commit a unit in `commits/` (written last, put if absent); `generations/` says which units were planned by a retry. A
-unit without a commit never happened. Versions of a dataset are in `shards.manifest`.
+A dataset is a folder (docs/design.md, "Dataset"): `dataset.json`, the plan `links/`, the tars and indexes in `shards/`,
+one commit a unit in `commits/` (written last, put if absent); `generations/` says which units were planned by a retry.
+A unit without a commit never happened. Versions of a dataset are in `shards.manifest`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The sample order: pure functions of (counts, seed, position); no I/O, no state.
 
-The contract is in docs/design.md, "Order". Everything random in the product comes from one generator, splitmix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), used as a counter-based hash: library
-generators do not promise that their streams stay the same between versions, and a hash needs no state to save.
+The contract is in docs/design.md, "Order". Everything random in the product comes from one generator, splitmix64
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), used as a counter-based hash:
+library generators do not promise that their streams stay the same between versions, and a hash needs no state to save.
 
 Names: N samples of a manifest, numbered 0..N-1 in manifest order (shard, then row); a global position g counts samples
 of the endless stream; g = epoch * N + position; position p is item p // L of lane p % L.
