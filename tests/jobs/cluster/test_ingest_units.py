@@ -170,11 +170,17 @@ def test_a_stop_ends_in_seconds_and_a_rerun_does_the_rest(origin: Served, tmp_pa
 
     result = ingest_all(config, 2, stop, progress)
     assert result.stopped
-    assert time.monotonic() - stopped_at < 15
+    assert time.monotonic() - stopped_at < 30  # LAST_WORDS of workers, and what Ray takes on a busy machine
     assert 2 <= result.units_done < 20
-    assert list(scratch.iterdir()) == []
-    assert len(store.names(str(tmp_path / "out" / "shards"))) == 2 * result.units_done  # nothing half-written
+    # A worker that is too slow to end within its last words is killed. What it had begun is of no committed unit; its
+    # scratch is removed by the next run.
+    commits = read_commits(config.out, committed_units(config.out))
+    named = {name for commit in commits for name in (commit.tar, commit.index)}
+    there = set(store.names(str(tmp_path / "out" / "shards")))
+    assert named <= there
+    assert not {int(name[:6]) for name in there - named} & {commit.unit for commit in commits}
     balanced(ingest_all(config, 1), urls)
+    assert list(scratch.iterdir()) == []
 
 
 class _Counting(ThreadingHTTPServer):
