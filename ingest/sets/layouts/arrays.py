@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
+import math
 import pickle
 import shutil
 import tarfile
@@ -21,6 +21,7 @@ from ingest.sets.pictures import Blocks, Row
 
 BLOCK = 256  # pictures of an HDF5 file in one read
 PCAM = "camelyonpatch_level_2_split_{split}_{what}.h5"
+_FILTERS = set(range(1, 7))  # deflate, shuffle, fletcher32, szip, nbit, scaleoffset (hdf5, src/H5Zpublic.h)
 PCAM_CLASSES = ("normal", "tumor")  # 1: the middle 32 x 32 pixels show tumor tissue (github.com/basveeling/pcam)
 
 
@@ -71,8 +72,8 @@ def _cifar_files(source: Path, folder: str, wanted: list[str]) -> Callable[[str]
 def _batch(get: Callable[[str], bytes], name: str, labels: str, classes: tuple[str, ...]) -> list[Row]:
     """The pictures of one pickle: data is uint8 [N, 3072], a row is 3 planes of 32 x 32."""
     batch = _unpickled(get, name)
-    data, numbers = batch.get("data"), batch.get(labels)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+    data, numbers = _array(batch.get("data")), batch.get(labels)
+    if data is None or data.ndim != 2 or data.shape[1] != 3072:
         raise ValueError(f"{name}: data is not uint8 [pictures, 3072]: get the archive again")
     right = isinstance(numbers, list) and all(isinstance(n, int) and 0 <= n < len(classes) for n in numbers)
     if not right or len(numbers) != len(data):
@@ -96,9 +97,9 @@ def _field(get: Callable[[str], bytes], name: str, field: str, kind: type) -> An
 
 
 def _unpickled(get: Callable[[str], bytes], name: str) -> dict[str, Any]:
-    """Pickles can call anything; CIFAR's hold strings, lists and one array, and no more is let in."""
+    """Pickles can call anything; CIFAR's hold strings, lists, numbers and one array, and nothing else is made."""
     try:
-        value = _Arrays(io.BytesIO(get(name)), encoding="latin1").load()
+        value = _Reader(io.BytesIO(get(name)), encoding="latin1").load()
     except Exception as error:  # what a wrong pickle raises is not in any list
         raise ValueError(f"{name}: is not a batch of CIFAR ({error}): get the archive again") from None
     if not isinstance(value, dict):
@@ -106,22 +107,83 @@ def _unpickled(get: Callable[[str], bytes], name: str) -> dict[str, Any]:
     return {key.decode() if isinstance(key, bytes) else key: each for key, each in value.items()}
 
 
-class _Arrays(pickle.Unpickler):
-    """Only what an array of numbers is made of."""
+class _Reader(pickle.Unpickler):
+    """Names mean what is written here, never a callable of numpy or codecs: numpy's own unpickling is not safe from
+    crafted states (an object array over any bytes is a list of pointers)."""
 
-    _reconstruct = np.empty(0).__reduce__()[0]
-    ALLOWED = {  # noqa: RUF012 (read only)
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): codecs.encode,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+    def find_class(self, module: str, name: str) -> _Named:
+        made = _NAMES.get((module.replace("numpy._core", "numpy.core"), name))
+        if made is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return self.ALLOWED[module, name]
+        return made
+
+
+class _Recorded:
+    """What a pickle made: its state may be set once, by BUILD, and is only kept."""
+
+    __slots__ = ("kind", "state")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        if self.state is not None or not isinstance(state, tuple):
+            raise pickle.UnpicklingError(f"it sets a state of {self.kind} that is none")
+        self.state = state
+
+
+class _Named:
+    """A name that a pickle may call. Has no state that BUILD could set."""
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the state of a name")
+
+
+def _not_called(*args: Any) -> Any:
+    raise pickle.UnpicklingError("it makes an array in another way than numpy.save does")
+
+
+def _dtype(code: Any, *_: Any) -> _Recorded:
+    return _Recorded(f"numpy.dtype({code!r})")
+
+
+def _encoded(text: Any, codec: Any) -> bytes:
+    """How protocol 2 of Python 3 writes bytes."""
+    if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it encodes as {codec!r}"[:100])
+    return text.encode("latin1")
+
+
+_NAMES = {
+    ("numpy.core.multiarray", "_reconstruct"): _Named(lambda *_: _Recorded("numpy.ndarray")),
+    ("numpy", "ndarray"): _Named(_not_called),
+    ("numpy", "dtype"): _Named(_dtype),
+    ("_codecs", "encode"): _Named(_encoded),
+}
+_BYTES = ("numpy.dtype('u1')", "numpy.dtype('|u1')", "numpy.dtype('uint8')")
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """The uint8 array of numpy's state (version, shape, dtype, column-major, bytes); None if it is another or none."""
+    if not isinstance(value, _Recorded) or value.kind != "numpy.ndarray" or len(value.state or ()) != 5:
+        return None
+    _, shape, dtype, fortran, raw = value.state
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # a str of Python 2, read as latin1
+    sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+    if not sizes or fortran or not isinstance(dtype, _Recorded) or dtype.kind not in _BYTES:
+        return None
+    if not isinstance(raw, bytes) or len(raw) != math.prod(shape):
+        return None
+    return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
 # --- PCAM ----------------------------------------------------------------------------------------------------------
@@ -153,11 +215,34 @@ def _patches(split: str, x: Path, y: Path) -> list[Row]:
 
 
 def _hdf5(path: Path, name: str) -> Any:
-    """A data set of a file, which stays open as long as it is in use."""
+    """A data set whose bytes are in this very file, which stays open as long as it is in use. HDF5 can also point to
+    other files, of this machine or of a server, and to libraries that decode them: none of that is followed."""
+    h5py = library("h5py", "PCAM's HDF5")
     try:
-        return library("h5py", "PCAM's HDF5").File(path, "r")[name]
+        file = h5py.File(path, "r")
+        link = file.get(name, getlink=True)
+        if link is None:
+            raise KeyError(f"it has no {name}")
+        found = file[name] if isinstance(link, h5py.HardLink) else None
     except (OSError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
+    wrong = _elsewhere(h5py, found)
+    if wrong:
+        raise ValueError(f"{path}: {name} {wrong}: get the file from its publishers")
+    return found
+
+
+def _elsewhere(h5py: Any, found: Any) -> str:
+    """Why the bytes of a data set are not all in its own file, or nothing. None: a link that leads out of it."""
+    if not isinstance(found, h5py.Dataset):
+        return "leads to another file or is no data set"
+    if found.external is not None:
+        return "keeps its data in other files"
+    if found.is_virtual:
+        return "is a view of other files"
+    settings = found.id.get_create_plist()
+    filters = {settings.get_filter(number)[0] for number in range(settings.get_nfilters())}
+    return f"needs the filters {sorted(filters - _FILTERS)}, no part of HDF5" if filters - _FILTERS else ""
 
 
 def _unpacked(path: Path, scratch: Path) -> Path:
