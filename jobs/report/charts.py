@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from jobs.report.html import escaped
 from jobs.report.ledger import LedgerRow, Run
 
 Axis = Literal["samples_seen", "unique_images", "flops"]
@@ -31,6 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, SOFT, FAINT = "#1f2328", "#59616b", "#8a9099"
 CURVE_POINTS = 240  # a loss curve is averaged in bins down to this many points
 STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # names come from datasets, and may hold any sign
     "svg.fonttype": "none",  # text stays text: it follows the page's font and can be searched
     "font.size": 10.5,
     "text.color": INK,
@@ -310,4 +312,4 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", text))
     text = re.sub(r' id="([\w.-]+)"', lambda m: m.group() if m.group(1) in used else "", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escaped(title)}" ', 1).strip()

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from html import escape
 
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
+
+
+def escaped(text: str) -> str:
+    """Any text as HTML, in an element or a quoted attribute, without control characters."""
+    return escape("".join(c if c.isprintable() else "�" for c in text), quote=True)
+
 
 def safe(text: str, most: int = 500) -> str:
-    """Text of strangers as HTML, in an element or a quoted attribute: escaped, printable, at most that long."""
-    text = "".join(c if c.isprintable() else "�" for c in text)
-    return escape(text if len(text) <= most else text[: most - 1] + "…", quote=True)
+    """Text of strangers as HTML: `escaped`, and at most that long."""
+    return escaped(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def document(title: str, body: str) -> str:
     """`body` is HTML, `title` is text."""
-    top, rest = _PAGE.split("{title}")
+    top, rest = _PAGE.replace("{policy}", POLICY).split("{title}")
     middle, bottom = rest.split("{body}")
     return top + safe(title) + middle + body + bottom
 
@@ -28,7 +37,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+{policy}
 <title>{title}</title>
 <style>
 :root { color-scheme: light dark; --back: #fff; --ink: #1f2328; --soft: #59616b; --line: #e3e6ea; --well: #f3f5f7;

@@ -168,11 +168,24 @@ def write_ledger(root: str, rows: Sequence[LedgerRow]) -> tuple[str, str]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.column_names)
-    writer.writerows([["" if v is None else v for v in row.values()] for row in table.to_pylist()])
+    writer.writerows([[_cell(v) for v in row.values()] for row in table.to_pylist()])
     urls = store.join(root, "ledger.parquet"), store.join(root, "ledger.csv")
     store.put(urls[0], parquet.getvalue().to_pybytes())
     store.put(urls[1], text.getvalue().encode())
     return urls
+
+
+def _cell(value: Any) -> Any:
+    """As a spreadsheet should take it: text that would be a formula there is only text."""
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def _arrow(name: str) -> Any:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from ingest.sets import BENCHMARKS
 from jobs.report import charts, published
+from jobs.report.html import escaped
 from jobs.report.ledger import Ledger, Run, protocol
 from jobs.report.tables import Columns, points, table
 
@@ -185,16 +185,18 @@ def _one(how: str, group: Sequence[Probed]) -> str:
     first = group[0].result
     heads = ", ".join(f"{p.result['head']} {points(p.result['accuracy'])}" for p in group)
     title = (
-        f"<strong>{escape(first['set'])}</strong> {escape(heads)} "
-        f"<span>{first['total']:,} images; {escape(group[0].who)}, {escape(how)}</span>"
+        f"<strong>{escaped(first['set'])}</strong> {escaped(heads)} "
+        f"<span>{first['total']:,} images; {escaped(group[0].who)}, {escaped(how)}</span>"
     )
     charted = charts.selection_chart([p.result for p in group])
     body = [f"<figure>{charted}</figure>"] if charted else []
     for p in group:
         facts = [_chosen(p.result), _shared(p.result), _time(p.result), _classes(p.result)]
-        body.append(f"<h3>{escape(p.result['head'])}</h3><ul>" + "".join(f"<li>{f}</li>" for f in facts if f) + "</ul>")
+        body.append(
+            f"<h3>{escaped(p.result['head'])}</h3><ul>" + "".join(f"<li>{f}</li>" for f in facts if f) + "</ul>"
+        )
     if protocols := list(dict.fromkeys(str(p.result.get("protocol") or "") for p in group)):
-        body.append("".join(f"<p>{escape(words)}</p>" for words in protocols if words))
+        body.append("".join(f"<p>{escaped(words)}</p>" for words in protocols if words))
     return f"<details><summary>{title}</summary>{''.join(body)}</details>"
 
 
@@ -205,7 +207,7 @@ def _chosen(result: Mapping[str, Any]) -> str:
     chose = {"eval": "the test images themselves", "nothing": "nothing: it came trained"}
     by = chose.get(str(result.get("selected_on")), "a hold-out of the training set")
     of = len(result.get("selection") or ())
-    return escape(f"chosen: {words} (of {of} grid points, by {by})") if words and of else ""
+    return escaped(f"chosen: {words} (of {of} grid points, by {by})") if words and of else ""
 
 
 def _shared(result: Mapping[str, Any]) -> str:
@@ -230,6 +232,6 @@ def _classes(result: Mapping[str, Any]) -> str:
     several = min(EXTREMES, len(ranked) // 2)
     ends = {"best": ranked[::-1][:several], "worst": ranked[:several]}
     said = [f"{end} {', '.join(f'{label} {100 * a:.0f}' for a, label in some)}" for end, some in ends.items()]
-    return escape(
+    return escaped(
         f"of {len(ranked)} classes, {'; '.join(said)}; the median class {100 * ranked[len(ranked) // 2][0]:.0f}"
     )

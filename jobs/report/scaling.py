@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from jobs.report import charts, findings, probes
+from jobs.report.html import POLICY, escaped
 from jobs.report.ledger import Ledger, LedgerRow, Run, read_runs, write_ledger
 from jobs.report.tables import Columns, number, points, table
 from shards import store
@@ -68,7 +68,7 @@ def page(ledger: Ledger, note: str | None = None) -> str:
             _words("Files that could not be read", ledger.problems),
         ]
     )
-    return _PAGE.replace("{body}", body)
+    return _PAGE.replace("{policy}", POLICY).replace("{body}", body)
 
 
 def _header(ledger: Ledger, note: str | None) -> str:
@@ -80,18 +80,18 @@ def _header(ledger: Ledger, note: str | None) -> str:
         f"{count} probes" + (f" on {', '.join(sets)}" if sets else ""),
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
-    lead = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<header><h1>Scaling report</h1><p>{escape(' · '.join(f for f in facts if f))}</p>{lead}</header>"
+    lead = f'<p class="note">{escaped(note)}</p>' if note else ""
+    return f"<header><h1>Scaling report</h1><p>{escaped(' · '.join(f for f in facts if f))}</p>{lead}</header>"
 
 
 def _words(title: str, lines: Sequence[str]) -> str:
     if not lines:
         return ""
-    return _section(title, "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
+    return _section(title, "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>")
 
 
 def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
+    return f"<section><h2>{escaped(title)}</h2>{body}</section>" if body else ""
 
 
 # ---- charts ----
@@ -111,7 +111,7 @@ def _accuracy(ledger: Ledger) -> str:
             "reached without pretraining (a band spans the models, an arrow says that the line is below)."
         )
         if any(figures):  # one point makes no curve: the tables have it
-            parts.append((escape(name), f"<p>{text}</p>{_grid(figures)}"))
+            parts.append((escaped(name), f"<p>{text}</p>{_grid(figures)}"))
     shape = "<h3>{}</h3>{}" if len(parts) <= findings.SETS else "<details><summary>{}</summary>{}</details>"
     return _section("Accuracy", "".join(shape.format(*part) for part in parts))
 
@@ -206,6 +206,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+{policy}
 <title>Scaling report</title>
 <style>
 :root { color-scheme: light; --ink: #1f2328; --soft: #59616b; --line: #e3e6ea; }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any, TypeVar
+
+from jobs.report.html import escaped
 
 Row = TypeVar("Row")
 Columns = Mapping[str, Callable[[Row], Any]]
@@ -23,14 +24,14 @@ def table(
         return ""
     values = [[value(row) for value in columns.values()] for row in rows]
     numeric = [all(_is_number(v) for v in column) for column in zip(*values)]
-    top = "".join(f"<th{' class=n' if right else ''}>{escape(name)}</th>" for name, right in zip(columns, numeric))
+    top = "".join(f"<th{' class=n' if right else ''}>{escaped(name)}</th>" for name, right in zip(columns, numeric))
     body = "".join(
         f"<tr{' class=ours' if strong(row) else ''}>{''.join(map(_cell, cells, numeric))}</tr>"
         for row, cells in zip(rows, values)
     )
     opening = f"<table class={kind}>" if kind else "<table>"
     return (
-        f'<p>{escape(caption)}</p><div class="wide">{opening}<thead><tr>{top}</tr></thead>'
+        f'<p>{escaped(caption)}</p><div class="wide">{opening}<thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -41,7 +42,7 @@ def _is_number(value: Any) -> bool:
 
 def _cell(value: Any, right: bool) -> str:
     text = "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-    return f"<td{' class=n' if right else ''}>{escape(text)}</td>"
+    return f"<td{' class=n' if right else ''}>{escaped(text)}</td>"
 
 
 def points(value: float | None) -> str | None:

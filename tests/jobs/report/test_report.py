@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -194,3 +195,38 @@ def test_run_writes_page_and_ledger_and_reports_problems(tmp_path: Path):
     assert result.problems[0] in Reader(html).text
     assert Path(result.ledger).exists()
     assert Path(result.csv).exists()
+
+
+HOSTILE = 'cats"><script>alert(1)</script>$x$ \x1b[31m\x07'
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A study whose evaluation sets and runs have names that try to be more than names."""
+    study = run_folders.write_study(tmp_path / "study")
+    for path in study.glob("*/probes/*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"set": HOSTILE}))
+    for path in study.glob("*/run.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": '=HYPERLINK("http://a/","b")'}))
+    return study
+
+
+def test_names_of_strangers_stay_names(hostile: Path):
+    result = run(Config(str(hostile)))
+    html = Path(result.report).read_text()
+    assert "script" not in Reader(html).tags
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;$x$" in html
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", html)
+    for figure in re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL):
+        ElementTree.fromstring(figure)
+    assert "default-src 'none'" in html
+
+
+def test_no_cell_of_the_csv_is_a_formula(hostile: Path):
+    with Path(run(Config(str(hostile))).csv).open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert any(cell.startswith("'=HYPERLINK") for cell in cells)
+    for cell in cells:
+        if cell[:1] in ("=", "+", "-", "@", "\t", "\r"):
+            float(cell)
