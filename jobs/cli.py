@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
+import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,7 +38,8 @@ def main(words: Sequence[str] | None = None) -> int:
     as_json = "--json" in rest
     call = Call(name, verb.takes, [word for word in rest if word != "--json"], quiet="--parent" in rest)
     try:
-        with _signals(call):
+        _refuse_empty(call.words)
+        with _signals(call), _remarks(name):
             result = verb.run(call)
     except Stopped:
         return _stopped(call)
@@ -48,6 +52,32 @@ def main(words: Sequence[str] | None = None) -> int:
     if as_json:
         print(json.dumps(plain(result)), flush=True)
     return _stopped(call) if call.signal else call.exit_code
+
+
+@contextlib.contextmanager
+def _remarks(verb: str) -> Iterator[None]:
+    """A UserWarning of ours is a line for the user, without the place in the code that gave it."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if category is UserWarning:
+            print(f"xtra {verb}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        else:
+            shown(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """`--out "$OUT"` with OUT not set must not mean the root folder, nor the default."""
+    for before, word in itertools.pairwise(["", *words]):
+        if not word.strip() or re.fullmatch(r"--[^=]+=\s*", word):
+            name = word.partition("=")[0] if "=" in word else before if before.startswith("--") else "a word"
+            raise ValueError(f"{name} is empty: give a value (was a shell variable not set?)")
 
 
 def _help() -> str:

@@ -106,6 +106,7 @@ def read_status(url: str) -> list[Status]:
 
 def run(config: Config) -> list[Status]:
     """Read and print."""
+    store.require(url=config.url)
     statuses = read_status(config.url)
     print("\n\n".join(map(text, statuses)))
     return statuses

@@ -127,6 +127,7 @@ def unit_name(unit: int) -> str:
 
 def read_info(dataset: str) -> DatasetInfo:
     """Raises ValueError when there is no dataset or it is of a newer format."""
+    store.require(dataset=dataset)
     try:
         value = store.read_json(store.join(dataset, "dataset.json"))
     except store.Missing:

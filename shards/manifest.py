@@ -265,6 +265,7 @@ def read_manifest(url: str) -> Manifest:
     Raises ValueError when there is none, naming what there is.
     """
     dataset, version = _split(url)
+    store.require(dataset=dataset)
     if version is None:
         read_info(dataset)
         manifest = _newest(dataset)[1]

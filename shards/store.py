@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +32,15 @@ PARTS = 4
 READ_AHEAD = 8 << 20
 
 
+def require(**places: str) -> None:
+    """Raises ValueError for a place without a name: an unset shell variable must not become the root folder."""
+    for name, url in places.items():
+        if not url.strip():
+            raise ValueError(f"{name} is empty: give a folder or URL (was a shell variable not set?)")
+
+
 def join(base: str, *names: str) -> str:
+    assert base, f"{'/'.join(names)} would be in the root folder: `require` should have refused the empty name"
     return "/".join([base.rstrip("/"), *names]) if base != "/" else "/" + "/".join(names)
 
 
@@ -354,16 +364,43 @@ def check_writable(url: str) -> None:
 
 @contextlib.contextmanager
 def _aside(url: str) -> Iterator[tuple[Path, Path]]:
-    """A temporary name beside the target, gone afterwards whatever happens."""
+    """A temporary name beside the target, gone afterwards, and locked until then: a lock ends with its process."""
     target = local_path(url)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     handle, name = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
-    os.close(handle)
-    os.chmod(name, 0o644)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks: what is left there goes by age alone
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        os.chmod(name, 0o644)
         yield Path(name), target
     finally:
         Path(name).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def remove_left_aside(url: str) -> None:
+    """Remove what writers that were killed left half-written directly under a local folder."""
+    for path in local_path(url).glob(".aside-*"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime > 1:  # a younger one may not be locked yet
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    """With its parents, each of which is synced: a new name that is not may be gone after a power cut."""
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _publish(aside: Path, target: Path, exclusive: bool = False) -> None:
@@ -374,8 +411,4 @@ def _publish(aside: Path, target: Path, exclusive: bool = False) -> None:
         os.link(aside, target)
     else:
         os.replace(aside, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync(target.parent)

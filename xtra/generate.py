@@ -67,6 +67,7 @@ class GenerateResult:
 @torch.no_grad()
 def run(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> GenerateResult:
     """Raises ValueError for a checkpoint or dataset that is not there, or a head or count of blocks that it lacks."""
+    store.require(checkpoint=config.checkpoint, data=config.data, out=config.out)
     model = load_model(config.checkpoint).to(config.device).eval()
     c = model.config
     if config.head >= c.predict:

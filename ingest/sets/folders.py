@@ -91,6 +91,7 @@ def run(
 ) -> IngestResult:
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
     not committed is dropped, a rerun does it. Raises ValueError for a source, a store or a setting that cannot work."""
+    store.require(source=config.source, out=config.out)
     pictures = find(config.source, config.classes)
     return make(plan(config, pictures, _classes(config, pictures)), progress, stop)
 

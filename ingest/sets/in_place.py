@@ -84,6 +84,7 @@ def run(
     does the tars that are left. Raises ValueError naming the tar that cannot be read or indexed."""
     if config.filter.resize is not None:
         raise ValueError(f"filter.resize is {config.filter.resize}: pictures that stay where they lie keep their size")
+    store.require(source=config.source, out=config.out)
     begun = time.monotonic()
     tars = find(config.source)
     names = folders.class_names(config.classes) if config.classes else None

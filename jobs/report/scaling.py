@@ -36,6 +36,7 @@ class ReportResult:
 
 def run(config: Config) -> ReportResult:
     """Writes ledger.parquet and ledger.csv beside the runs, the page, and its first curves as files beside the page."""
+    store.require(runs=config.runs)
     ledger = read_runs(config.runs)
     if not ledger.runs and not ledger.others:
         raise ValueError(f"{config.runs}: no run in it can be read: {ledger.problems[0]}")

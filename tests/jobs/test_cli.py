@@ -157,6 +157,28 @@ def test_a_mistake_is_one_line_that_says_what_to_do_and_exit_2(
     assert not set(err) & set("╭│╰─"), "the parser's box"
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["import", "pictures", "--out", ""], "--out"),
+        (["import", "", "--out", "x"], "a word"),
+        (["check", ""], "a word"),
+        (["ingest", "--urls", "list.txt", "--out="], "--out"),
+        (["train", "demo32", "--data", " ", "--out", "x"], "--data"),
+        (["scale", "--data", "d", "--out", "o", "--recipes", "demo32", "--probe.train", ""], "--probe.train"),
+        (["sweep", ""], "a word"),
+    ],
+)
+def test_an_empty_value_is_refused_and_nothing_is_written(
+    words: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert said == f"xtra {words[0]}: {name} is empty: give a value (was a shell variable not set?)\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_flags_with_underscores_and_equals_are_understood():
     @dataclass(frozen=True)
     class Inner:

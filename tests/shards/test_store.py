@@ -98,3 +98,11 @@ def test_no_credentials_and_no_bucket_are_one_line(on_moto, monkeypatch):
 def test_an_unknown_scheme_is_named():
     with pytest.raises(store.StoreError, match="nosuch://a/b: no storage client for nosuch"):
         store.read("nosuch://a/b")
+
+
+def test_a_place_without_a_name_is_never_the_root_folder():
+    with pytest.raises(ValueError, match="out is empty: give a folder or URL"):
+        store.require(source="a", out=" ")
+    with pytest.raises(AssertionError, match=r"dataset\.json would be in the root folder"):
+        store.join("", "dataset.json")
+    assert store.join("/", "a", "b") == "/a/b"

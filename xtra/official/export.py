@@ -75,6 +75,7 @@ class _Source:
 
 def run(config: Config) -> ExportResult:
     """Raises ValueError for a checkpoint that is none, does not fit, or lacks what the target needs."""
+    store.require(checkpoint=config.checkpoint, out=config.out)
     source = _source(config)
     if source.encoder_only and config.to != "encoder":
         raise ValueError(f"{config.checkpoint}: holds the encoder alone: use --to encoder")

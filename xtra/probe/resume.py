@@ -1,7 +1,10 @@
-"""The state of a probe that was interrupted, from which the same words go on to the same result.
+"""The state of a probe that was interrupted, from which the same command goes on to the same result.
 
-OUT/probes-unfinished/<digest>/000000012800.safetensors     heads, batch-norm statistics and AdamW's moments
-OUT/probes-unfinished/<digest>/state.json                   names that file; the settings, and the place in the data
+OUT/probes-unfinished/<digest>/000000012800-<attempt>.safetensors   heads, batch-norm statistics and AdamW's moments
+OUT/probes-unfinished/<digest>/state.json                           names that file; the settings, and the place in the
+                                                                    data
+
+Two probes of the same settings may run at once: an attempt removes only files of its own and of attempts that ended.
 """
 
 from __future__ import annotations
@@ -9,20 +12,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import secrets
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from shards import store
 from xtra.probe.augmented_features import Position
 from xtra.probe.heads import Head
 
-FOLDER, STATE = "probes-unfinished", "state.json"
+FOLDER, STATE, DAMAGED = "probes-unfinished", "state.json", "state-damaged.json"
 
 
 class Unfinished:
@@ -34,27 +40,51 @@ class Unfinished:
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = store.join(out, FOLDER, digest[:16])
         self.every, self.saved, self.since = every_seconds, time.monotonic(), since
+        self._attempt = secrets.token_hex(4)
+        self._mine = ""  # the tensors of our last state
+        self._found: list[str] = []  # tensors that were there when we began
 
     def due(self) -> bool:
         return time.monotonic() - self.saved >= self.every
 
     def load(self, heads: Sequence[Head]) -> Position | None:
-        """Put the heads where they were; None when nothing was saved."""
+        """Put the heads where they were; None when nothing was saved.
+
+        A state that is damaged, or lacks its tensors, is none: a UserWarning says so, it is kept as
+        state-damaged.json, and the training begins again.
+        """
+        self._found = [name for name in store.names(self.folder) if name.endswith(".safetensors")]
         url = store.join(self.folder, STATE)
         if not store.exists(url):
             return None
-        state = store.read_json(url)
-        tensors = load(store.read(store.join(self.folder, state["tensors"])))
-        for number, head in enumerate(heads):
-            for name, tensor in head.state().items():
-                tensor.copy_(tensors[f"{number}/{name}"])
-            head.optimiser.steps = state["steps"]
-        self.since -= state["seconds"]
-        return Position(**state["position"])
+        try:
+            state = store.read_json(url)
+            position, steps, seconds = Position(**state["position"]), int(state["steps"]), float(state["seconds"])
+            tensors = load(store.read(store.join(self.folder, state["tensors"])))
+            theirs = [(head.state(), number) for number, head in enumerate(heads)]
+            pairs = [(tensor, tensors[f"{n}/{name}"]) for own, n in theirs for name, tensor in own.items()]
+            wrong = [list(saved.shape) for tensor, saved in pairs if saved.shape != tensor.shape]
+            if wrong:
+                raise ValueError(f"a tensor has the shape {wrong[0]}")
+        except (store.StoreError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            store.put(store.join(self.folder, DAMAGED), store.read(url))
+            store.delete(url)
+            why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
+            warnings.warn(
+                f"{url}: is no state to go on from ({why}): the probe begins again; what was there is {DAMAGED}",
+                stacklevel=2,
+            )
+            return None
+        for tensor, saved in pairs:
+            tensor.copy_(saved)
+        for head in heads:
+            head.optimiser.steps = steps
+        self.since -= seconds
+        return position
 
     def save(self, heads: Sequence[Head], position: Position) -> None:
         """The tensors first: a state that is there is whole."""
-        name = f"{position.trained:012d}.safetensors"
+        name = f"{position.trained:012d}-{self._attempt}.safetensors"
         tensors = {f"{n}/{key}": t.contiguous() for n, head in enumerate(heads) for key, t in head.state().items()}
         with tempfile.TemporaryDirectory(prefix="xtra-probe-") as scratch:
             save_file(tensors, Path(scratch, name))
@@ -63,15 +93,26 @@ class Unfinished:
         state = {"tensors": name, "position": asdict(position), "steps": steps, "settings": self.settings}
         state["seconds"] = round(time.monotonic() - self.since, 3)
         store.put_json(store.join(self.folder, STATE), state)
-        for other in store.names(self.folder):
-            if other not in (name, STATE):
-                store.delete(store.join(self.folder, other))
-        self.saved = time.monotonic()
+        if self._mine not in ("", name):
+            store.delete(store.join(self.folder, self._mine))
+        self._mine, self.saved = name, time.monotonic()
 
     def remove(self) -> None:
-        for name in sorted(store.names(self.folder), reverse=True):  # the state before the tensors that it names
+        """The result is written: our state goes, and what ended attempts left. Another one's newer state stays."""
+        there = store.names(self.folder)
+        named = ""
+        if STATE in there:
+            with contextlib.suppress(store.StoreError, KeyError, TypeError):
+                named = store.read_json(store.join(self.folder, STATE))["tensors"]
+        going = {self._mine, DAMAGED, *self._found}
+        if named in going or not named:
+            going |= {STATE}
+        else:
+            going -= {named}
+        for name in sorted(going & set(there), reverse=True):  # the state before the tensors that it names
             store.delete(store.join(self.folder, name))
         if store.is_local(self.folder):
-            with contextlib.suppress(OSError):  # nothing was saved, or another probe's state lies beside it
+            store.remove_left_aside(self.folder)
+            with contextlib.suppress(OSError):  # nothing was saved, or another probe's state is there
                 store.local_path(self.folder).rmdir()
                 store.local_path(self.folder).parent.rmdir()

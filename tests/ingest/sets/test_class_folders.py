@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ingest.select.apply import SelectConfig, select
-from ingest.sets import folders
+from ingest.sets import folders, in_place
 from shards import check, manifest, store
 from shards.dataset import committed_units, planned_units, read_table
 from shards.stream.stream import once
@@ -234,3 +235,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unit is 0"):
         folders.Config("a", "b", unit=0)
     assert not (tmp_path / "out").exists(), "a mistake leaves nothing behind"
+
+
+@pytest.mark.parametrize("run", [folders.run, in_place.run])
+def test_an_import_to_or_from_nowhere_is_refused(run: Callable[..., object]):
+    for source, out, name in (("", "x", "source"), ("x", " ", "out")):
+        with pytest.raises(ValueError, match=f"^{name} is empty: give a folder or URL"):
+            run(folders.Config(source, out))
