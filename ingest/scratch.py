@@ -7,10 +7,13 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from shards.pixels import own_file
 
 PREFIX = "xtra-ingest-"
 JUDGING = "judging"  # files in which the rows being judged are marked (`shards.pixels.isolate`)
@@ -83,7 +86,10 @@ def scratch_folder(base: str | None, dataset: str = "", limit: int | None = None
 def _take_over(root: Path, prefix: str, ours: Path) -> Iterator[Path]:
     """Remove the folders of killed runs; keeps, and yields, what they were judging if they were of our dataset."""
     for lock in root.glob(f"{PREFIX}*/lock"):
-        with contextlib.suppress(OSError), lock.open("rb") as file:
+        with contextlib.suppress(OSError), own_file(lock) as file:
+            about = lock.parent.lstat()
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+                continue  # a link or a folder of somebody else
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if lock.parent.name.startswith(prefix):
                 for marks in lock.parent.glob(f"{JUDGING}*"):

@@ -1,3 +1,11 @@
 from . import crop as crop, entropy as entropy, image as image, jpeg as jpeg, phash as phash
 from .image import IMAGE_BUILD as IMAGE_BUILD, MAX_PIXELS as MAX_PIXELS, View as View
-from .isolate import Child as Child, InFlight as InFlight, Killed as Killed, alive as alive, suspects as suspects
+from .isolate import (
+    Child as Child,
+    InFlight as InFlight,
+    Killed as Killed,
+    alive as alive,
+    own_file as own_file,
+    private_folder as private_folder,
+    suspects as suspects,
+)

@@ -9,6 +9,7 @@ is an answer like any other.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib
 import json
@@ -17,17 +18,47 @@ import os
 import resource
 import select
 import signal
+import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 _NUMBER = struct.Struct("<q")
+
+
+def private_folder() -> Path:
+    """A folder of this user alone in the system's temporary one, where other users know our names beforehand.
+
+    Raises ValueError when somebody else has made it, or opened it to others.
+    """
+    folder = Path(tempfile.gettempdir()) / f"xtra-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(0o700)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise ValueError(f"{folder}: is not a folder of yours alone: remove it, or set TMPDIR to another folder")
+    return folder
+
+
+@contextlib.contextmanager
+def own_file(path: Path) -> Iterator[BinaryIO]:
+    """A regular file of our own, to read: never through a link, never a pipe that does not end, never another user's.
+
+    Raises OSError.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "is not a file of this user", str(path))
+        yield file
 
 
 class InFlight:
@@ -39,7 +70,9 @@ class InFlight:
     def __init__(self, path: Path, slots: int = 64) -> None:
         self._path = path
         aside = path.with_name(path.name + ".new")
-        with aside.open("w+b") as file:
+        aside.unlink(missing_ok=True)  # of a process that died right here
+        handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "w+b") as file:
             file.write(bytes(slots * _NUMBER.size))
             file.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -69,8 +102,9 @@ class InFlight:
 def suspects(path: Path) -> frozenset[int]:
     """The numbers that stood in this file when the process that wrote it died; none if it never lived."""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+        with own_file(path) as file:
+            data = file.read()
+    except OSError:
         return frozenset()
     whole = len(data) // _NUMBER.size * _NUMBER.size
     return frozenset(number - 1 for (number,) in _NUMBER.iter_unpack(data[:whole]) if number > 0)
@@ -79,11 +113,11 @@ def suspects(path: Path) -> frozenset[int]:
 def alive(path: Path) -> bool:
     """Whether the process whose file this is still lives."""
     try:
-        with path.open("rb") as file:
+        with own_file(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except FileNotFoundError:
+    except OSError:
         pass
     return False
 

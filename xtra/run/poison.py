@@ -17,21 +17,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from shards import store
-from shards.pixels import Child, InFlight, Killed, alive, image, suspects
+from shards.pixels import Child, InFlight, Killed, alive, image, private_folder, suspects
 from shards.stream import Sample
 from xtra.data import Augment, RandomCrop, augmented, decode_reference
 from xtra.distributed import sum_numbers
@@ -61,7 +59,7 @@ def find(attempt: Attempt, manifest: str, device: torch.device) -> Known:
 def publish(run: str) -> None:
     """Tell the run what its dead processes on this node were decoding, and remove their marks."""
     prefix = _prefix(run)
-    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    for path in private_folder().glob(f"{prefix}*"):
         if path.suffix or alive(path):
             continue
         manifest, attempt, rank = path.name.removeprefix(prefix).split("-")
@@ -126,10 +124,11 @@ class Guard:
         self._attempt, self._manifest, self._crop, self._tar_url = attempt, manifest[:16], crop, tar_url
         self._child, self._one_at_a_time = Child("xtra.run.poison:answer"), threading.Lock()
         name = f"{_prefix(attempt.run)}{self._manifest}-{attempt.number:06d}-{rank:06d}"
+        folder = private_folder()
         try:
-            self._marks = InFlight(Path(tempfile.gettempdir()) / name, slots)
+            self._marks = InFlight(folder / name, slots)
         except OSError as error:
-            raise ValueError(f"{tempfile.gettempdir()}: {error.strerror}: set TMPDIR to a folder with room") from None
+            raise ValueError(f"{folder}: {error.strerror}: set TMPDIR to a folder with room") from None
 
     def __enter__(self) -> Guard:
         return self

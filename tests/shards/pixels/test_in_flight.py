@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from shards.pixels import isolate
 from shards.pixels.isolate import InFlight, alive, suspects
 
 DYING = """
@@ -54,6 +56,7 @@ def test_nobody_is_suspect_after_a_good_end_or_an_exception(tmp_path: Path) -> N
 
 WAITING = """
 import sys
+import tempfile
 from pathlib import Path
 from shards.pixels.isolate import InFlight
 flight = InFlight(Path(sys.argv[1]), slots=300)
@@ -74,3 +77,40 @@ def test_marks_belong_to_their_process_for_as_long_as_it_lives(tmp_path: Path) -
         process.kill()
     assert not alive(path)
     assert suspects(path) == set(range(300))
+
+
+def test_files_of_others_links_and_pipes_are_no_marks(tmp_path, monkeypatch):
+    """In a temporary folder that all users of a machine share, names can be foreseen."""
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"keep")
+    for name in ("marks", "marks.new"):
+        (tmp_path / name).symlink_to(precious)
+    assert not isolate.alive(tmp_path / "marks")
+    assert isolate.suspects(tmp_path / "marks") == frozenset()
+    marks = InFlight(tmp_path / "marks")
+    assert precious.read_bytes() == b"keep"
+    assert isolate.alive(tmp_path / "marks")
+    assert (tmp_path / "marks").stat().st_mode & 0o777 == 0o600
+    marks.close()
+    os.mkfifo(tmp_path / "pipe")
+    assert not isolate.alive(tmp_path / "pipe"), "and it did not wait for a writer"
+    assert isolate.suspects(tmp_path / "pipe") == frozenset()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    (tmp_path / "theirs").write_bytes(bytes(8))
+    with pytest.raises(PermissionError), isolate.own_file(tmp_path / "theirs"):
+        pass
+
+
+def test_the_folder_of_marks_is_this_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = isolate.private_folder()
+    assert folder == isolate.private_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    with pytest.raises(ValueError, match="is not a folder of yours alone: remove it, or set TMPDIR"):
+        isolate.private_folder()
+    folder.rmdir()
+    (tmp_path / "other").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match="is not a folder of yours alone"):
+        isolate.private_folder()

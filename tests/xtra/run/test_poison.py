@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "node"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(poison.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     return folder
 
 
@@ -133,7 +134,7 @@ def test_a_run_gets_past_a_sample_that_kills_it_and_later_attempts_know_at_once(
 def mark(run: str, manifest: str, attempt: int, rank: int, *samples: int) -> None:
     """As a process leaves them that dies in this attempt."""
     name = f"{poison._prefix(run)}{manifest[:16]}-{attempt:06d}-{rank:06d}"
-    marks = InFlight(Path(poison.tempfile.gettempdir()) / name)
+    marks = InFlight(poison.private_folder() / name)
     with marks.decoding(*samples):
         shutil.copy(marks._path, f"{marks._path}-copy")
     marks.close()
@@ -158,7 +159,7 @@ def test_who_was_in_flight_at_the_deaths_of_two_attempts_is_suspect(tmp_path: Pa
 
 def test_who_still_lives_is_let_alone(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    marks = InFlight(Path(poison.tempfile.gettempdir()) / f"{poison._prefix(run)}{'a' * 16}-000001-000000")
+    marks = InFlight(poison.private_folder() / f"{poison._prefix(run)}{'a' * 16}-000001-000000")
     with marks.decoding(3):
         poison.publish(run)
         assert suspects(marks._path) == {3}
