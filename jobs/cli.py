@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import sys
 import warnings
@@ -39,6 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
     call = Call(name, verb.takes, [word for word in rest if word != "--json"], quiet="--parent" in rest)
     try:
         _refuse_empty(call.words)
+        # No memory image of a process that decodes strangers' pictures and has a store's keys in its environment.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         with _signals(call), _remarks(name):
             result = verb.run(call)
     except Stopped:

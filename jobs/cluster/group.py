@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ingest import run as ingest
 from ingest.config import Config as IngestConfig
 from shards import store
+from shards.pixels import leave_no_core
 
 if TYPE_CHECKING:  # torch comes with these, and an ingest has no use for it
     from xtra import probe
@@ -192,6 +193,7 @@ def _probe(config: probe.Config, say: Callable[[str, int, int], None] | None = N
     """One probe; why it cannot be done comes back as text, so that Ray does not try it again."""
     from xtra import probe
 
+    leave_no_core()
     try:
         probe.run(config, say)
     except (ValueError, RuntimeError) as error:  # RuntimeError: out of memory, and the next one may fit
@@ -348,6 +350,7 @@ def _worker(job: dict[str, Any]) -> None:
 
     from xtra import train
 
+    leave_no_core()
     desk, stopping = job["desk"], threading.Event()
     rank = ray.train.get_context().get_world_rank()
     rows: list[dict[str, Any]] = []

@@ -26,6 +26,7 @@ from ingest.record import Event
 from ingest.run import Work
 from ingest.scratch import scratch_folder
 from shards.dataset import Commit
+from shards.pixels import leave_no_core
 
 POLL = 0.25  # seconds that a turn of talk lasts when nothing happens
 CAREFUL_FROM = 2  # deaths at a unit
@@ -54,6 +55,7 @@ class Ingester:
     """The actor. The class has this name because processes of actors are listed by it."""
 
     def __init__(self, config: Config, largest: int, name: str, book: Any) -> None:
+        leave_no_core()
         self._todo: deque[Assignment] = deque()
         self._commits: list[Commit] = []
         self._events: list[Event] = []

@@ -5,6 +5,7 @@ from .isolate import (
     InFlight as InFlight,
     Killed as Killed,
     alive as alive,
+    leave_no_core as leave_no_core,
     own_file as own_file,
     private_folder as private_folder,
     suspects as suspects,

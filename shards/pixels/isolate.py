@@ -259,6 +259,7 @@ Work = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
 
 def main(name: str) -> None:
     """Do the work named "module:function" on what comes over standard input until that ends."""
+    leave_no_core()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -278,6 +279,12 @@ def main(name: str) -> None:
             _send(answers, {"starved": True}, b"")
         else:
             _send(answers, {"words": words}, made)
+
+
+def leave_no_core() -> None:
+    """From here on this process leaves no memory image when it dies: pictures of strangers kill decoders, and keys of
+    stores are in our memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _limit(memory: int, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -114,3 +115,16 @@ def test_the_folder_of_marks_is_this_users_alone(tmp_path, monkeypatch):
     folder.symlink_to(tmp_path / "other")
     with pytest.raises(ValueError, match="is not a folder of yours alone"):
         isolate.private_folder()
+
+
+def test_a_child_that_decodes_leaves_no_core(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    child = isolate.Child("test_in_flight:core_limit")
+    with contextlib.closing(child):
+        words, _ = child.ask({}, b"", 1 << 30)
+    assert words["soft"] == 0
+
+
+def core_limit(words, body):
+    """The child's work."""
+    return {"soft": resource.getrlimit(resource.RLIMIT_CORE)[0]}, b""
