@@ -67,6 +67,7 @@ def make(config: Config) -> Plan:
         raise ValueError("--urls is missing: xtra ingest --urls LIST --out FOLDER")
     if not config.out:
         raise ValueError("--out is missing: xtra ingest --urls LIST --out FOLDER")
+    store.require(out=config.out, **({} if config.retry and not config.urls else {"urls": config.urls}))
     store.check_writable(config.out)
     info = _the_list(config)
     links = (info.units - 1) * info.unit + len(read_plan(config.out, info.units - 1))

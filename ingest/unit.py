@@ -21,6 +21,7 @@ from shards import store
 from shards.dataset import INDEX_SCHEMA, KEPT, Commit, commit, table_bytes, unit_name
 from shards.pixels import MAX_PIXELS
 from shards.tar import BLOCK, END, segment
+from shards.url_secrets import masked, without_secrets
 
 PIECE = 4 << 20  # bytes of the spool read at once
 HELD = 48 << 20  # bytes of a unit in memory, at most, that wait for their turn; less of one of several
@@ -320,11 +321,11 @@ def judged_row(verdict: Verdict) -> tuple[Any, ...]:
     row = (
         link.key,
         link.url,
-        fetched.final_url,
+        without_secrets(fetched.final_url),
         link.labels,
         link.row,
         KEPT if picture is not None else verdict.reason,
-        verdict.detail,
+        masked(verdict.detail),
         fetched.status or None,
         fetched.attempts,
         round(1000 * fetched.at),

@@ -40,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     call = Call(name, verb.takes, [word for word in rest if word != "--json"], quiet="--parent" in rest)
     try:
         _refuse_empty(call.words)
+        _refuse_secrets(call.words)
         # No memory image of a process that decodes strangers' pictures and has a store's keys in its environment.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         with _signals(call), _remarks(name):
@@ -73,6 +74,16 @@ def _remarks(verb: str) -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = shown
+
+
+def _refuse_secrets(words: Sequence[str]) -> None:
+    """Before anything is opened: what is given would be stored in configs, pages and metadata."""
+    from shards.url_secrets import refuse_secrets
+
+    for before, word in itertools.pairwise(["", *words]):
+        flag, equals, value = word.partition("=")
+        name = flag if equals and flag.startswith("--") else before if before.startswith("--") else "a word"
+        refuse_secrets(**{name: value if equals and flag.startswith("--") else word})
 
 
 def _refuse_empty(words: Sequence[str]) -> None:

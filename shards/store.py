@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 from shards import store_remote
 from shards.store_remote import Missing, StoreError
+from shards.url_secrets import refuse_secrets
 
 PART = 16 << 20  # bytes of a file's part; PARTS of them are in memory at once
 PARTS = 4
@@ -33,7 +34,9 @@ READ_AHEAD = 8 << 20
 
 
 def require(**places: str) -> None:
-    """Raises ValueError for a place without a name: an unset shell variable must not become the root folder."""
+    """Raises ValueError for a place without a name (an unset shell variable must not become the root folder), and for
+    a URL that carries a secret."""
+    refuse_secrets(**places)
     for name, url in places.items():
         if not url.strip():
             raise ValueError(f"{name} is empty: give a folder or URL (was a shell variable not set?)")

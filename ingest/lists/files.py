@@ -34,7 +34,7 @@ def list_files(urls: str) -> list[str]:
     Names that begin with . or _ are none (what Spark and editors leave). Raises ValueError when there are none.
     """
     folder, _, last = urls.rstrip("/").rpartition("/")
-    if any(mark in last for mark in "*?[") and not (store.is_local(urls) and store.local_path(urls).exists()):
+    if any(mark in last for mark in _marks(urls)) and not (store.is_local(urls) and store.local_path(urls).exists()):
         assert "/" in urls or not folder
         names = [name for name in store.names(folder or ".") if fnmatch.fnmatchcase(name, last)]
     elif urls.endswith("/") or (store.is_local(urls) and store.local_path(urls).is_dir()):
@@ -48,7 +48,14 @@ def list_files(urls: str) -> list[str]:
     return files
 
 
+def _marks(urls: str) -> str:
+    """The signs of a pattern; in a web address `?` begins the query."""
+    return "*[" if urls.startswith(("http://", "https://")) else "*?["
+
+
 def list_name(urls: str) -> str:
+    if urls.startswith(("http://", "https://")):
+        urls = urls.partition("?")[0]
     return urls.rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -25,6 +25,7 @@ from ingest.lists.rows import batches, lists_of, text_rows
 from ingest.lists.tables import Columns, json_rows, parquet_rows, table_rows
 from ingest.record import BadLine, Link, from_plan
 from shards.dataset import PLAN_SCHEMA
+from shards.url_secrets import masked
 
 MAX_URL = 4096  # bytes after quoting
 MAX_LABEL = 200  # characters
@@ -204,7 +205,7 @@ def _judge_one(name: bytes | None, url: bytes, why: str | None) -> tuple[str, st
     why = why or ("NUL byte" if "\0" in quoted else check_url(quoted))
     if why is None:
         return quoted, None
-    return _printable(said or (name or b"").decode("utf-8", "surrogateescape"), 200), why
+    return _printable(masked(said or (name or b"").decode("utf-8", "surrogateescape")), 200), why
 
 
 def _text_lists(labels: pa.ListArray) -> pa.ListArray:

@@ -179,6 +179,31 @@ def test_an_empty_value_is_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["import", "https://TOKEN9@host/a.tar", "--out", "x", "--in-place"],
+        ["import", "https://host/a.tar?sig=TOKEN9", "--out", "x", "--in-place"],
+        ["import", "https://host/a.tar?token=TOKEN9", "--out", "x"],
+        ["train", "demo32", "--data", "https://me:TOKEN9@host/ds@1", "--out", "x"],
+        ["train", "demo32", "--data", "d", "--mix", "https://me:TOKEN9@host/ds=0.3", "--out", "x"],
+        ["probe", "run", "--train=https://TOKEN9@host/t", "--eval", "e"],
+        ["ingest", "--urls", "https://host/list.txt?signature=TOKEN9", "--out", "x"],
+        ["scale", "--data", "d", "--out", "s3://TOKEN9@b/o", "--recipes", "demo32"],
+    ],
+)
+def test_a_url_with_a_secret_is_refused_and_not_repeated(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    out, said = capsys.readouterr()
+    assert "is a URL with a user name, signature or key, which would be stored" in said
+    assert said.count("\n") == 1
+    assert "TOKEN9" not in out + said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_flags_with_underscores_and_equals_are_understood():
     @dataclass(frozen=True)
     class Inner:

@@ -92,6 +92,8 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
     for name, what in (("data", "the dataset to read"), ("out", "the run folder")):
         if not config[name]:
             raise ValueError(f"--{name} is missing: give {what}")
+    mixed = {f"mix {number}": part for number, part in enumerate(config.get("mix", ()), 1)}
+    store.require(data=config["data"], out=config["out"], **mixed)
     remarks = []
     before = _read_if_there(store.join(run, "config.json"))
     recorded = _read_if_there(store.join(run, "run.json"))

@@ -14,7 +14,7 @@ import pytest
 from buckets import bucket
 from hypothesis import given, settings, strategies as st
 
-from ingest.lists import rows
+from ingest.lists import files, rows
 from ingest.lists.files import list_files, list_sha256
 from ingest.lists.source import read_links
 from ingest.record import BadLine, Link
@@ -291,3 +291,16 @@ def test_lists_on_a_store(kind: str, tmp_path: Path) -> None:
     url = f"{bucket()}/list.{kind}"
     store.put(url, body)
     assert [link for _, link, _ in good(url)] == urls
+
+
+def test_a_web_address_of_a_list_may_have_a_query():
+    url = "https://host/lists/part.csv.gz?download=1&name=a"
+    assert files.list_files(url) == [url]
+    assert files.list_name(url) == "part.csv.gz"
+    assert files.kind_of(url) == "csv"
+
+
+def test_what_a_bad_line_says_of_user_and_password_is_masked(tmp_path: Path):
+    path = put(tmp_path / "list.txt", b"http://me:TOKEN9@host/a.jpg\nftp://h/b.jpg?token=TOKEN9\n")
+    bad = [link for link in links(path) if isinstance(link, BadLine)]
+    assert [link.url for link in bad] == ["http://…@host/a.jpg", "ftp://h/b.jpg?token=…"]
