@@ -168,6 +168,9 @@ class UnitWriter:
         samples = self._choice.samples()
         if samples:
             store.put(thumbs_url, thumbs.table(samples, self._body, self._judging, self._max_pixels))
+        for url, size_put in ((tar_url, size), (index_url, len(index))):
+            if store.size(url) != size_put:
+                raise store.StoreError(f"{url}: is gone or another before its commit: see what removes objects there")
         winner = commit(
             self.dataset,
             Commit(

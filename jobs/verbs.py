@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from ingest.sets import folders
     from jobs.flags import Call
     from jobs.progress import Progress
+    from shards.manifest import Manifest
     from xtra.probe import ProbeResult
 
 C = TypeVar("C")
+LOST = 4  # objects named in a line
 PARITY = 1e-9  # largest relative error against the official float64 numbers
 
 
@@ -136,12 +138,29 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     if result.version is None:
         print(f"\n{result.dataset}: not finished")
         return told
-    told["address"] = manifest.read_manifest(f"{result.dataset}@{result.version}").address
+    version = manifest.read_manifest(f"{result.dataset}@{result.version}")
+    told |= {"address": version.address, "lost": _lost(call, version)}
     told["page"] = _page(call, config, result)
     if account.retryable:
         print(f"\n{account.retryable:,} links may work later: xtra {call.verb} --retry takes these again")
     print(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
     return told
+
+
+def _lost(call: Call, version: Manifest) -> list[str]:
+    """What commits name and the store no longer has; a rerun does not notice, as the commits are there."""
+    from shards import check
+
+    lost = check.absent(version)
+    if lost:
+        call.exit_code = 1
+        more = f" and {len(lost) - LOST:,} more" if len(lost) > LOST else ""
+        print(
+            f"xtra {call.verb}: {version.dataset}/shards: committed, and gone or of another size: "
+            f"{', '.join(lost[:LOST])}{more}: xtra check {version.dataset} says what that costs",
+            file=sys.stderr,
+        )
+    return lost
 
 
 def _page(call: Call, config: Any, result: IngestResult) -> str | None:
@@ -180,7 +199,7 @@ def _select(call: Call) -> Any:
         chosen = select.run(config, lambda what, done, total: progress(done, total, what))
     print(link_counts.selection(link_counts.of_manifest(chosen)))
     print(f"\ndataset  {chosen.address}")
-    told = {"address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
+    told = {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
 
 

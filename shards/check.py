@@ -60,6 +60,13 @@ class CheckResult:
         return not self.problems
 
 
+def absent(version: manifest.Manifest) -> list[str]:
+    """Tars and indexes of a version that are not there with their sizes: one listing, no object is read."""
+    there = {entry.name: entry.bytes for entry in store.entries(store.join(version.dataset, "shards"))}
+    lost = [s.tar for s in version.shards if not s.foreign and there.get(s.tar) != s.tar_bytes]
+    return sorted([*lost, *(s.index for s in version.shards if s.index not in there)])
+
+
 def run(config: Config, progress: Callable[[int, int], None] | None = None) -> CheckResult:
     """Check every shard of the version; `progress(shards done, shards)`. Damage is a problem in the result.
 

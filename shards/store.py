@@ -324,6 +324,30 @@ def _modified(info: dict[str, Any]) -> float:
     return value.timestamp() if isinstance(value, datetime) else float("inf") if value is None else float(value)
 
 
+def size(url: str) -> int | None:
+    """Bytes of one object; None if it is not there."""
+    if is_local(url):
+        try:
+            return local_path(url).stat().st_size
+        except OSError:
+            return None
+    fs, path = store_remote.client(url)
+    with contextlib.suppress(Missing):
+        fs.invalidate_cache()
+        return store_remote.call("look up", url, lambda: fs.info(path))["size"]
+    return None
+
+
+def clock(url: str) -> float:
+    """What time it is by the store's clock, seconds since 1970: the age of a new object in the folder is none."""
+    name = f".probe-{os.getpid()}-{time.time_ns():x}"
+    put(join(url, name), b"")
+    try:
+        return next(entry.modified for entry in entries(url) if entry.name == name)
+    finally:
+        delete(join(url, name))
+
+
 def delete(url: str) -> None:
     """Remove one object; no error if it is not there."""
     if is_local(url):

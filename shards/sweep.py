@@ -9,7 +9,6 @@ version or a subset names is never removed, nor anything whose name we did not g
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class SweepResult:
 def run(config: Config) -> SweepResult:
     """Raises ValueError when there is no dataset, and StoreError when a manifest cannot be read: then nothing goes."""
     read_info(config.dataset)
-    before = time.time() - config.seconds
+    before = store.clock(config.dataset) - config.seconds  # this machine's clock may be days off
     beaten, undecided = _attempts(config.dataset)
     undecided += _leftovers(config.dataset)
     stale = [(name, entry) for name, entry in undecided if entry.modified < before]

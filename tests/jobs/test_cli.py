@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import run_folders
-from made_datasets import make_dataset, rows_of, write_unit
+from made_datasets import jpeg, make_dataset, rows_of, write_unit
 from origin import Origin, picture
 from places import ROOT
 
@@ -422,3 +422,19 @@ def test_train_then_probe_then_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["report", str(tmp_path / "runs"), "--json"]) == 0
     report = last_json(capsys)
     assert (report["runs"], report["rows"], report["problems"]) == (1, 2, [])
+
+
+def test_an_import_that_finds_all_committed_sees_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pictures, out = tmp_path / "pictures" / "cat", tmp_path / "out"
+    pictures.mkdir(parents=True)
+    for number in range(3):
+        (pictures / f"{number}.jpg").write_bytes(jpeg(number))
+    words = ["import", str(tmp_path / "pictures"), "--out", str(out), "--filter.min-side", "8"]
+    assert cli.main(words) == 0
+    assert cli.main(words) == 0
+    (tar,) = (out / "shards").glob("*.tar")
+    tar.unlink()
+    capsys.readouterr()
+    assert cli.main(words) == 1
+    assert f"committed, and gone or of another size: {tar.name}: xtra check" in capsys.readouterr().err
+    assert cli.main(["select", f"{out}@1", "--subset", "2"]) == 1

@@ -353,3 +353,13 @@ def test_objects_are_read_through_the_store(dataset: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(store, "open_read", fail)
     assert [p.split(": ")[1] for p in problems(dataset)] == ["the tar cannot be read"] * 2
+
+
+def test_objects_that_a_version_names_and_the_store_lacks_are_listed(base):
+    manifest = made_datasets.make_dataset(base, [6, 6, 6])
+    assert check.absent(manifest) == []
+    one, two, three = manifest.shards
+    store.delete(store.join(base, "shards", one.tar))
+    store.delete(store.join(base, "shards", two.index))
+    store.put(store.join(base, "shards", three.tar), b"short")
+    assert check.absent(manifest) == sorted([one.tar, two.index, three.tar])

@@ -107,3 +107,15 @@ def test_a_damaged_manifest_stops_the_sweep(tmp_path):
     assert "shards/000000-b2.tar" in everything(str(tmp_path))
     with pytest.raises(ValueError, match="is not a dataset"):
         sweep.run(sweep.Config(str(tmp_path / "nothing")))
+
+
+def test_age_is_by_the_stores_clock_and_not_by_this_machines(base, monkeypatch):
+    """A machine that is 8 days ahead must not take a living writer's objects for a dead one's."""
+    make_dataset(base, [6])
+    put(base, "shards/000007-b2.tar", "shards/000007-b2.parquet")
+    before = everything(base)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 8 * 86_400)
+    result = sweep.run(sweep.Config(base))
+    assert (result.objects, result.young) == ((), 2)
+    assert everything(base) == before
