@@ -122,7 +122,7 @@ class Watch:
         self._thread.start()
 
     def living(self, kind: str) -> list[int]:
-        return [pid for (pid, born), life in self.lives.items() if life.kind == kind and _born(pid) == born]
+        return [pid for (pid, born), life in list(self.lives.items()) if life.kind == kind and _born(pid) == born]
 
     def close(self) -> None:
         self._ended.set()
