@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jobs.flags import SIGNALS, Call, Stopped, nearest
+from jobs.terminal import say
 from jobs.verbs import VERBS
 
 
@@ -29,12 +30,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
+        say(_help())
         return 0
     name, rest = words[0], words[1:]
     verb = VERBS.get(name)
     if verb is None:
-        print(f"xtra: {name!r} is not a verb{nearest(name, list(VERBS))}: xtra --help lists them", file=sys.stderr)
+        say(f"xtra: {name!r} is not a verb{nearest(name, list(VERBS))}: xtra --help lists them", file=sys.stderr)
         return 2
     as_json = "--json" in rest
     call = Call(name, verb.takes, [word for word in rest if word != "--json"], quiet="--parent" in rest)
@@ -48,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Stopped:
         return _stopped(call)
     except ValueError as error:
-        print(f"xtra {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"xtra {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,7 +66,7 @@ def _remarks(verb: str) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if category is UserWarning:
-            print(f"xtra {verb}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+            say(f"xtra {verb}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
         else:
             shown(message, category, *where, **more)
 
@@ -122,7 +123,7 @@ def _signals(call: Call) -> Iterator[None]:
 def _stopped(call: Call) -> int:
     name = signal.Signals(call.signal).name
     if not call.quiet:
-        print(f"xtra {call.verb}: stopped by {name}: rerun the same command to go on", file=sys.stderr)
+        say(f"xtra {call.verb}: stopped by {name}: rerun the same command to go on", file=sys.stderr)
     return 128 + call.signal
 
 

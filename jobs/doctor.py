@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import pillow_simd as build
+from jobs.terminal import say
 from shards import store
 from shards.pixels import crop, entropy
 
@@ -53,7 +54,7 @@ def run(config: Config) -> list[Check]:
     """All checks, each printed when it is done."""
     found: list[Check] = []
     for check in _checks(config):
-        print(check, flush=True)
+        say(check, flush=True)
         found.append(check)
     return found
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from jobs import terminal
 from jobs.link_counts import ordered, share
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def span(seconds: float) -> str:
 
 def clean(text: str, width: int, tail: bool = False) -> str:
     """Printable and at most `width` wide: hosts and details come from strangers, who also know terminal codes."""
-    text = "".join(c if c.isprintable() else "�" for c in text)
+    text = terminal.clean(text).replace("\n", "�")
     if len(text) <= width:
         return text
     return "…" + text[len(text) - width + 1 :] if tail else text[: width - 1] + "…"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.flags import Call
 from jobs.lab import follow as following, suite as suites
 from jobs.progress import Progress
+from jobs.terminal import say
 from shards.manifest import read_manifest
 from xtra import probe
 from xtra.augment import PROBE, PROBE_LINEAR_B
@@ -50,7 +51,7 @@ def suite(call: Call, name: str) -> Any:
     stop = call.stoppable()
     with Progress("") as bar:
         result = suites.run(wanted, lambda row: bar(row["probe"], row["probes"], "probes", row.get("note", "")), stop)
-    print("\n".join(suites.text(result, wanted.probe.heads)))
+    say("\n".join(suites.text(result, wanted.probe.heads)))
     call.exit_code = 1 if result.failed else 0
     return result
 
@@ -64,12 +65,12 @@ def follow(call: Call) -> Any:
     stop = call.stoppable()
 
     def tell(line: str) -> None:
-        print(f"xtra probe: {line}", file=sys.stderr, flush=True)
+        say(f"xtra probe: {line}", file=sys.stderr, flush=True)
 
     with Progress("images") as bar:
         result = following.run(wanted, tell, None if parent else lambda what, n, of: bar(n, of, what), stop)
     ending = "it has ended" if result.finished else "it has not ended"
-    print(f"{result.run}: {len(result.probed)} checkpoints probed, {len(result.failed)} failed; {ending}")
+    say(f"{result.run}: {len(result.probed)} checkpoints probed, {len(result.failed)} failed; {ending}")
     call.exit_code = 1 if result.failed else 0
     return result
 
@@ -92,6 +93,6 @@ def beside(call: Call, training: train.Config, words: list[str]) -> tuple[train.
         )
 
     def tell(line: str) -> None:
-        print(f"xtra train: {line}", file=sys.stderr, flush=True)
+        say(f"xtra train: {line}", file=sys.stderr, flush=True)
 
     return training, following.beside(training.out, words, call.stop, tell)

@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Any, TextIO
 
+from jobs.terminal import clean, say
+
 EVERY_SECONDS = 5.0
 
 
@@ -26,11 +28,11 @@ class Progress:
             if what != self._what:
                 self._begin(done, total, what)
             if self._bar is not None:
-                self._bar.set_postfix_str(note, refresh=False)
+                self._bar.set_postfix_str(clean(note), refresh=False)
                 self._bar.update(done - self._bar.n)
             elif time.monotonic() - self._said >= self.every:
                 self._said = time.monotonic()
-                print(self._line(done, total, note), file=self.out, flush=True)
+                say(self._line(done, total, note), file=self.out, flush=True)
 
     def _begin(self, done: int, total: int | None, what: str) -> None:
         """The rate counts from here, so that work found done at a resume does not make it look fast."""
@@ -40,7 +42,7 @@ class Progress:
         if self.out.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=what or None, unit=f" {self.unit}", file=self.out)
+            self._bar = tqdm(total=total, initial=done, desc=clean(what) or None, unit=f" {self.unit}", file=self.out)
 
     def _line(self, done: int, total: int | None, note: str) -> str:
         rate = (done - self._first) / max(1e-9, time.monotonic() - self._since)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ingest.record import RETRYABLE, Event
 from jobs.ingest_display import clean
 from jobs.report import read_run
+from jobs.terminal import say
 from shards import manifest, store
 from shards.dataset import (
     committed_units,
@@ -108,7 +109,7 @@ def run(config: Config) -> list[Status]:
     """Read and print."""
     store.require(url=config.url)
     statuses = read_status(config.url)
-    print("\n\n".join(map(text, statuses)))
+    say("\n\n".join(map(text, statuses)))
     return statuses
 
 

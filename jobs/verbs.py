@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.flags import nearest
+from jobs.terminal import say
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -75,7 +76,7 @@ def _dry_run(call: Call, config: IngestConfig) -> Any:
         call.on_stop = live.stop
         forecast = dry_run.run(config, config.dry_run, live, stop.is_set)
         call.on_stop = None
-    print("\n".join(dry_run.lines(forecast)))
+    say("\n".join(dry_run.lines(forecast)))
     return forecast
 
 
@@ -100,9 +101,9 @@ def _import_benchmark(call: Call, config: folders.Config) -> Any:
         call.on_stop = None
     told = {}
     for split, part in zip(("train", "eval"), result.splits):
-        print(f"\n{split}")
+        say(f"\n{split}")
         told[split] = _told(call, config, part)
-    print("\n" + "\n".join(import_benchmark.lines(result)))
+    say("\n" + "\n".join(import_benchmark.lines(result)))
     call.exit_code = 1 if result.counted and result.lost else 0
     return {**vars(result), "lost": result.lost, "stopped": result.stopped, "splits": told}
 
@@ -131,19 +132,19 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
         left=result.links - result.kept - sum(result.reasons.values()),
         not_chosen=result.not_chosen,
     )
-    print(link_counts.text(account))
+    say(link_counts.text(account))
     if result.note:
-        print(f"\n{result.note}")
+        say(f"\n{result.note}")
     told = {**vars(result), "stopped": result.stopped, "retryable": account.retryable, "address": None, "page": None}
     if result.version is None:
-        print(f"\n{result.dataset}: not finished")
+        say(f"\n{result.dataset}: not finished")
         return told
     version = manifest.read_manifest(f"{result.dataset}@{result.version}")
     told |= {"address": version.address, "lost": _lost(call, version)}
     told["page"] = _page(call, config, result)
     if account.retryable:
-        print(f"\n{account.retryable:,} links may work later: xtra {call.verb} --retry takes these again")
-    print(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
+        say(f"\n{account.retryable:,} links may work later: xtra {call.verb} --retry takes these again")
+    say(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
     return told
 
 
@@ -155,7 +156,7 @@ def _lost(call: Call, version: Manifest) -> list[str]:
     if lost:
         call.exit_code = 1
         more = f" and {len(lost) - LOST:,} more" if len(lost) > LOST else ""
-        print(
+        say(
             f"xtra {call.verb}: {version.dataset}/shards: committed, and gone or of another size: "
             f"{', '.join(lost[:LOST])}{more}: xtra check {version.dataset} says what that costs",
             file=sys.stderr,
@@ -171,7 +172,7 @@ def _page(call: Call, config: Any, result: IngestResult) -> str | None:
     try:
         return dataset_page.write(result.dataset, settings=dataset_page.settings(config))
     except StoreError as error:
-        print(f"xtra {call.verb}: the page was not written: {error}", file=sys.stderr)
+        say(f"xtra {call.verb}: the page was not written: {error}", file=sys.stderr)
         return None
 
 
@@ -182,9 +183,9 @@ def _check(call: Call) -> Any:
     config = call.config(check.Config, "dataset")
     with Progress("shards") as progress:
         result = check.run(config, progress)
-    print("\n".join(map(str, result.problems)))
+    say("\n".join(map(str, result.problems)))
     verdict = "sound" if result.ok else f"{len(result.problems)} problems"
-    print(f"{result.shards:,} shards, {result.samples:,} samples, {result.links:,} links: {verdict}")
+    say(f"{result.shards:,} shards, {result.samples:,} samples, {result.links:,} links: {verdict}")
     call.exit_code = 0 if result.ok else 1
     return result
 
@@ -197,8 +198,8 @@ def _select(call: Call) -> Any:
     config = call.config(select.Config, "dataset")
     with Progress("") as progress:
         chosen = select.run(config, lambda what, done, total: progress(done, total, what))
-    print(link_counts.selection(link_counts.of_manifest(chosen)))
-    print(f"\ndataset  {chosen.address}")
+    say(link_counts.selection(link_counts.of_manifest(chosen)))
+    say(f"\ndataset  {chosen.address}")
     told = {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
 
@@ -210,9 +211,9 @@ def _sweep(call: Call) -> Any:
     result = sweep.run(call.config(sweep.Config, "dataset"))
     done = "would remove" if result.dry_run else "removed"
     why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by writers that died"
-    print(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
+    say(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
     if result.young:
-        print(f"{result.young:,} more may be of a writer that lives: they go when they are older")
+        say(f"{result.young:,} more may be of a writer that lives: they go when they are older")
     return result
 
 
@@ -222,7 +223,7 @@ def _peek(call: Call) -> Any:
     from jobs.report import peek
 
     result = peek.run(call.config(peek.Config, "dataset"))
-    print(peek.text(result.rows, shutil.get_terminal_size().columns) if result.page is None else result.page)
+    say(peek.text(result.rows, shutil.get_terminal_size().columns) if result.page is None else result.page)
     return result
 
 
@@ -234,9 +235,9 @@ def _train(call: Call) -> Any:
     name = call.first()
     if name is None:
         if "--help" in call.words or "-h" in call.words:
-            print("usage: xtra train RECIPE --data DATASET --out RUN [--workers N] [--flags]\n\nrecipes:")
-            print("\n".join(_entry(name, getattr(recipes, name).__doc__ or "") for name in recipes.names()))
-            print("\nxtra train RECIPE --help describes the flags, with that recipe's values.")
+            say("usage: xtra train RECIPE --data DATASET --out RUN [--workers N] [--flags]\n\nrecipes:")
+            say("\n".join(_entry(name, getattr(recipes, name).__doc__ or "") for name in recipes.names()))
+            say("\nxtra train RECIPE --help describes the flags, with that recipe's values.")
             raise SystemExit(0)
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
     if name not in recipes.names():
@@ -256,20 +257,20 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
 
     def show(row: dict[str, Any]) -> None:
         for line in which:  # once the run has begun: a refused one is one line
-            print(line, file=sys.stderr, flush=True)
+            say(line, file=sys.stderr, flush=True)
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
     _start_group(call, workers)
     with followed, Progress("samples") as progress:
         results = cluster.train_all([config], workers, call.stoppable(), show)
     if not results:
-        print("stopped before the workers began")
+        say("stopped before the workers began")
         return {}
     (result,) = results
     last = "there was nothing left to do" if result.loss is None else f"loss {result.loss:.4f}"
-    print(f"{result.samples_seen:,} samples seen, {last}: {result.run}")
+    say(f"{result.samples_seen:,} samples seen, {last}: {result.run}")
     if result.superseded:
-        print(f"xtra train: a later attempt has taken {result.run} over: xtra status shows it", file=sys.stderr)
+        say(f"xtra train: a later attempt has taken {result.run} over: xtra status shows it", file=sys.stderr)
         call.exit_code = 1
     return result
 
@@ -277,7 +278,7 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
 def _show(bar: Progress, row: dict[str, Any], what: str, note: str) -> None:
     """One row of a run's progress: a remark as a line of its own, numbers on the bar."""
     if "remark" in row:
-        print(row["remark"], file=sys.stderr, flush=True)
+        say(row["remark"], file=sys.stderr, flush=True)
     else:
         bar(row["samples_seen"], row["samples"], what, note)
 
@@ -310,7 +311,7 @@ def _probe(call: Call) -> Any:
             call.heed()  # a probe with augmentation saves its state then
 
         results = probe.run(config, show)
-    print("\n".join(_probe_lines(results)))
+    say("\n".join(_probe_lines(results)))
     return {"probes": results}
 
 
@@ -346,8 +347,8 @@ def _generate(call: Call) -> Any:
     config = call.config(generate.Config, "checkpoint")
     with Progress("images") as progress:
         result = generate.run(config, progress)
-    print("\n".join(f"{result.out.rstrip('/')}/{name}" for name in result.files))
-    print(f"{len(result.keys)} images, loss {result.loss:.4f}: truth, predicted from the truth, free run")
+    say("\n".join(f"{result.out.rstrip('/')}/{name}" for name in result.files))
+    say(f"{len(result.keys)} images, loss {result.loss:.4f}: truth, predicted from the truth, free run")
     return result
 
 
@@ -355,7 +356,7 @@ def _export(call: Call) -> Any:
     from xtra.official import export
 
     result = export.run(call.config(export.Config, "checkpoint"))
-    print(export.describe(result))
+    say(export.describe(result))
     return result
 
 
@@ -376,7 +377,7 @@ def _scale(call: Call) -> Any:
                 _show(bar, row, f"{name}, samples", "")
 
         result = scale.run(config, progress, stop)
-    print(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
+    say(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
     return result
 
 
@@ -385,8 +386,8 @@ def _report(call: Call) -> Any:
 
     result = scaling.run(call.config(scaling.Config, "runs"))
     for problem in result.problems:
-        print(f"xtra report: {problem}", file=sys.stderr)
-    print(f"{result.runs} runs, {result.rows} rows: {result.report}")
+        say(f"xtra report: {problem}", file=sys.stderr)
+    say(f"{result.runs} runs, {result.rows} rows: {result.report}")
     return result
 
 
@@ -409,7 +410,7 @@ def _bench(call: Call) -> Any:
     call.verb = f"bench {subject}"
     module = importlib.import_module(f"jobs.bench.{subject.replace('-', '_')}")
     result = module.run(call.config(module.Config))
-    print("\n".join(f"{name} {value:.4g}" for name, value in result["ratios"].items()))
+    say("\n".join(f"{name} {value:.4g}" for name, value in result["ratios"].items()))
     if subject == "parity" and not result["ratios"]["max_relative_error"] <= PARITY:
         call.exit_code = 1
     return result

@@ -2,8 +2,12 @@
 
 import io
 import json
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+from made_datasets import jpeg
 
 from jobs import cli
 from jobs.progress import Progress
@@ -53,3 +57,33 @@ def test_progress_is_a_bar_on_a_terminal():
         progress(4, 4, "encoding", note="fine")
     assert "encoding: 100%" in out.getvalue()
     assert "4/4" in out.getvalue()
+
+
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"
+
+
+def test_nothing_from_outside_moves_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Names of members, folders, lists and sets, in results, problems, errors and progress."""
+    tars, out = tmp_path / "tars", str(tmp_path / "out")
+    tars.mkdir()
+    with tarfile.open(tars / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for number in range(3):
+            body, member = jpeg(number), tarfile.TarInfo(f"k{number}{ESCAPE}.jpg")
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    codes = [cli.main(["import", str(tars), "--in-place", "--out", out, "--filter.min-side", "8"])]
+    (tmp_path / "folder" / f"cat{ESCAPE}").mkdir(parents=True)
+    (tmp_path / "folder" / f"cat{ESCAPE}" / "0.jpg").write_bytes(jpeg(0))
+    codes.append(cli.main(["import", str(tmp_path / "folder"), "--out", f"{out}2", "--filter.min-side", "8"]))
+    with (tars / "a.tar").open("r+b") as file:
+        file.seek(600)
+        file.write(b"x" * 200)
+    codes += [cli.main([verb, out]) for verb in ("peek", "check", "status")]
+    codes += [cli.main(["check", f"{tmp_path}/{ESCAPE}"]), cli.main([f"verb{ESCAPE}"])]
+    assert codes[0] == codes[1] == 0
+    assert codes[-2:] == [2, 2]
+    with Progress("things" + ESCAPE, every=0) as progress:
+        progress(1, 2, f"what{ESCAPE}", f"note{ESCAPE}")
+    said = "".join(capsys.readouterr())
+    assert "owned" in said
+    assert not {c for c in said if not c.isprintable()} - {"\n"}
