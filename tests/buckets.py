@@ -21,3 +21,9 @@ def need_s3() -> None:
     if not os.environ.get("XTRA_TEST_S3"):
         pytest.skip("XTRA_TEST_S3 does not name the endpoint of a real S3 store")
     assert os.environ.get("AWS_ENDPOINT_URL") == os.environ["XTRA_TEST_S3"], "the AWS variables name another store"
+
+
+# For tests of many seconds: in a folder always, on the other stores in `make test-all`.
+buckets_are_slow = pytest.mark.parametrize(
+    "base", ["local", *(pytest.param(store, marks=pytest.mark.slow) for store in ("moto", "s3"))], indirect=True
+)

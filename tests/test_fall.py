@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from buckets import buckets_are_slow
 from origin import Origin
 from PIL import Image
 
@@ -84,6 +85,7 @@ def reasons_of(manifest: Manifest) -> dict[str, str]:
     return {url: why for table in tables for url, why in zip(table["url"].to_pylist(), table["reason"].to_pylist())}
 
 
+@buckets_are_slow
 def test_the_fall(base, tmp_path):
     data, evaluation, study = (store.join(base, name) for name in ("data", "eval", "study"))
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from buckets import buckets_are_slow
 from ingesting import FETCH, MIXED, rows_of, write_list
 from origin import Origin
 
@@ -17,6 +18,7 @@ from ingest.run import Progress, run
 from shards import manifest, store
 
 
+@buckets_are_slow
 def test_a_retry_asks_for_what_may_have_passed_and_for_nothing_else(base: str, origin: Origin, tmp_path: Path) -> None:
     paths = [*MIXED, *(f"/flaky/{n}/{m}.jpg" for n in (1, 2, 3) for m in range(3))]
     fetch = replace(FETCH, retries=0)

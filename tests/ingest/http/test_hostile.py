@@ -184,6 +184,7 @@ EXPENSIVE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", EXPENSIVE, ids=range(len(EXPENSIVE)))
 def test_what_is_made_to_be_expensive_is_not(body: bytes) -> None:
     """In a child, whose memory and time are bounded and whose death would show in the detail."""

@@ -69,6 +69,7 @@ def test_the_smallest_form_measures_every_section_and_writes_it(found):
     assert 0 <= whole["wait_share"] <= 1
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_every_arm(found):
     lines = gpu.tables(found[0]["rows"], {"tiny32_vs_official_fp32": 2.5})
     for name in ("best known", "official shape, TF32 decoder", "optimiser not fused", "decode on the CPU, crops"):

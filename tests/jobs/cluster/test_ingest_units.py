@@ -64,6 +64,7 @@ def balanced(result: IngestResult, urls: list[str]) -> None:
     assert result.links == len(urls) == result.kept + sum(result.reasons.values())
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_dataset_that_one_makes(origin: Served, tmp_path: Path) -> None:
     urls = mixed(origin, 300)
     config = Config(write_list(tmp_path / "list.txt", urls), str(tmp_path / "one"), unit=40, fetch=FETCH)

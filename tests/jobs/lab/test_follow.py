@@ -139,6 +139,7 @@ def words(config: train.Config, sets, **other) -> list[str]:
     return ["train", "demo32", "--device", "cpu", *model, *(str(word) for pair in flags.items() for word in pair)]
 
 
+@pytest.mark.slow
 def test_one_command_trains_and_probes(sets, config, capfd):
     assert cli.main(words(config, sets)) == 0
     err = capfd.readouterr().err

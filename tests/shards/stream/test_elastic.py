@@ -22,7 +22,9 @@ def keys_of_the_store() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
-@pytest.mark.parametrize(("place", "seed", "attempts"), [("local", 0, 11), ("moto", 1, 5)])
+@pytest.mark.parametrize(
+    ("place", "seed", "attempts"), [("local", 0, 11), pytest.param("moto", 1, 5, marks=pytest.mark.slow)]
+)
 def test_stops_and_other_world_sizes_change_nothing(
     place: str, seed: int, attempts: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

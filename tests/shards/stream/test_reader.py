@@ -35,6 +35,7 @@ def remote(tmp_path, on_moto):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
