@@ -343,7 +343,10 @@ def clock(url: str) -> float:
     name = f".probe-{os.getpid()}-{time.time_ns():x}"
     put(join(url, name), b"")
     try:
-        return next(entry.modified for entry in entries(url) if entry.name == name)
+        for entry in entries(url):
+            if entry.name == name:
+                return entry.modified
+        raise StoreError(f"{url}: does not list an object that was just put there: its clock cannot be read")
     finally:
         delete(join(url, name))
 

@@ -4,7 +4,8 @@ OUT/probes-unfinished/<digest>/000000012800-<attempt>.safetensors   heads, batch
 OUT/probes-unfinished/<digest>/state.json                           names that file; the settings, and the place in the
                                                                     data
 
-Two probes of the same settings may run at once: an attempt removes only files of its own and of attempts that ended.
+Two probes of the same settings may run at once: no two share a name. A probe that is done removes its own files and the
+state that it began from, even if the attempt which saved that still runs: its result is there then.
 """
 
 from __future__ import annotations
