@@ -15,14 +15,18 @@ cleared   neither does. An attempt that was killed from outside leaves marks as 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import re
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +41,7 @@ from xtra.run.folder import Attempt
 
 DEATHS = 2  # attempts that died with a sample in flight before it is suspect
 READERS = 16
+_MARKS = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)")  # manifest, attempt, rank
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,17 @@ def find(attempt: Attempt, manifest: str, device: torch.device) -> Known:
 def publish(run: str) -> None:
     """Tell the run what its dead processes on this node were decoding, and remove their marks."""
     prefix = _prefix(run)
-    for path in private_folder().glob(f"{prefix}*"):
-        if path.suffix or alive(path):
+    shared = Path(tempfile.gettempdir())  # where older builds put them, among the files of other users
+    for path in (*private_folder().glob(f"{prefix}*"), *shared.glob(f"{prefix}*")):
+        name = _MARKS.fullmatch(path.name.removeprefix(prefix))
+        if name is None or alive(path):
             continue
-        manifest, attempt, rank = path.name.removeprefix(prefix).split("-")
+        manifest, attempt, rank = name.groups()
         death = {"manifest": manifest, "attempt": int(attempt), "samples": sorted(suspects(path))}
         if death["samples"]:  # another process of this node may be saying the same
             store.put_json_if_absent(store.join(run, "killers", "deaths", f"{attempt}-{rank}.json"), death)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone by now, or not ours
+            path.unlink()
 
 
 def known(run: str, manifest: str) -> Known:

@@ -157,6 +157,23 @@ def test_who_was_in_flight_at_the_deaths_of_two_attempts_is_suspect(tmp_path: Pa
     assert poison.known(str(tmp_path / "another"), this).suspects == set()
 
 
+def test_marks_that_an_older_build_left_count_and_what_others_put_there_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were in the temporary folder itself, where anybody may put a name that looks like one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    run, this = str(tmp_path / "run"), "a" * 64
+    for attempt in (1, 2):
+        mark(run, this, attempt, 0, 5)
+    for path in poison.private_folder().iterdir():
+        path.rename(tmp_path / "shared" / path.name)
+    (tmp_path / "shared" / f"{poison._prefix(run)}not-a-mark-of-ours").write_bytes(b"x")
+    os.mkfifo(tmp_path / "shared" / f"{poison._prefix(run)}{'a' * 16}-000003-000000")
+    poison.publish(run)
+    assert poison.known(run, this).suspects == {5}
+
+
 def test_who_still_lives_is_let_alone(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     marks = InFlight(poison.private_folder() / f"{poison._prefix(run)}{'a' * 16}-000001-000000")
