@@ -12,6 +12,7 @@ for the first N requests of all such paths),
 /busy/SECONDS/NAME (429 with Retry-After once, then a picture), /drip (a byte every 0.2 s), /silent (accepts, never
 answers), /endless, /truncated, /reset, /html, /empty, /gzip and /bomb (a Content-Encoding nobody asked for),
 /declared/N (a Content-Length of N), /cut/NAME.jpg (a complete reply with half a picture), /slow/SECONDS/NAME.jpg,
+/halves/SECONDS/NAME.jpg (the second half so much later),
 /redirect/N (N hops to a picture), /loop, /goto?URL (302 to any URL), /file/NAME (from `files`), /later/SECONDS (429
 always, with that Retry-After), /tag/NAME?VALUE|VALUE (X-Robots-Tag headers), /tagged_endless (opted out, and endless).
 Lies about connections: /excess (more body than declared), /unasked (a second reply nobody asked for), /leaves (a whole
@@ -196,6 +197,12 @@ class _Handler(BaseHTTPRequestHandler):
     def serve_slow(self, path: str, seconds: str, *_: str) -> None:
         self.wait(float(seconds))
         self.serve_ok(path)
+
+    def serve_halves(self, path: str, seconds: str, *_: str) -> None:
+        body = picture(path)
+        self.raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100])
+        self.wait(float(seconds))
+        self.raw(body[100:])
 
     def serve_endless(self, path: str, *_: str) -> None:
         self.send_response(200)

@@ -337,9 +337,10 @@ class Fetcher:
             self._schedule.add(task, now, front=True)
 
     def _excused(self, task: Task, reason: Reason | None, status: int) -> bool:
-        """Nobody answered because the network, or this process, was away."""
-        away = max(self._network.over_at, self._away_at)
-        return task.began < away and not status and reason in _SILENT and task.excused < EXCUSES
+        """Nobody answered because the network was away, or nobody read the answer because this process was."""
+        unanswered = task.began < self._network.over_at and not status and reason in _SILENT
+        unread = task.began < self._away_at and reason in _SILENT and status != 408
+        return (unanswered or unread) and task.excused < EXCUSES
 
     # --- results ---
 

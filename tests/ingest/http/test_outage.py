@@ -156,3 +156,16 @@ def test_a_consumer_that_was_away_costs_no_link_its_attempt(origin: Origin, monk
                 time.sleep(6)
             found.append(fetched)
     assert {f.reason for f in found} == {None}
+
+
+def test_nor_does_it_cost_one_whose_reply_had_begun(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "AWAY", 0.5)
+    urls = [origin.url(f"/halves/0.6/{n}.jpg") for n in range(4)] + [origin.url("/slow/0.2/a.jpg")]
+    with Run(deadline=4, retries=0) as run:
+        found = []
+        for fetched in run.as_they_come(*urls):
+            if not found:
+                time.sleep(6)
+            found.append(fetched)
+    assert found[0].link.url.endswith("/slow/0.2/a.jpg")
+    assert {f.reason for f in found} == {None}
