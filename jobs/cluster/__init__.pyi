@@ -5,3 +5,4 @@ from .group import (
     start_ray as start_ray,
     train_all as train_all,
 )
+from .side_by_side import side_by_side as side_by_side
