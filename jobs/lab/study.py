@@ -36,7 +36,9 @@ class Config:
     out: str  # the runs
     samples: tuple[int, ...] = recipes.STUDY_SAMPLES
     seeds: tuple[int, ...] = (0, 1, 2)  # more may be added later
-    sweep_samples: int = 8_000
+    # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
+    stages: tuple[int, ...] = (16_000, 64_000)
+    sweep_samples: int = 4_000
     lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)  # of the sweep, which goes on beyond an end that is best
     few_images: int = 6_250  # of the arm that separates unique images from samples seen
     head_images: int = 10_000  # that train probe heads
@@ -45,7 +47,7 @@ class Config:
     at_once: int = 2  # runs side by side, a process each
 
     def __post_init__(self) -> None:
-        for name in ("samples", "seeds", "lrs"):
+        for name in ("samples", "seeds", "stages", "lrs"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; a study needs at least one")
         if SWEEP_SEED in self.seeds:
@@ -102,8 +104,10 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         sweep = list(_sweep(config, sets))
         done += cluster.side_by_side(chain.work, [Chain((trial,)) for trial in sweep], config.at_once, stop, progress)
         rates = _chosen(config, sweep)
-    if not stop.is_set():
-        chains = _grid(config, sets, rates)
+    for last in sorted({*config.stages}):
+        if stop.is_set():
+            break
+        chains = _grid(config, sets, rates, last)
         for trial in (trial for one in chains for trial in one.trials):
             terms(trial.run.out, trial.run)
         done += cluster.side_by_side(chain.work, chains, config.at_once, stop, progress)
@@ -132,7 +136,7 @@ def _sets(config: Config) -> _Sets:
 def _pin(config: Config, sets: _Sets) -> None:
     """Write down what the study is, or compare with what it was begun as."""
     settings = dataclasses.asdict(config)
-    for free in ("data", "out", "seeds", "at_once"):
+    for free in ("data", "out", "seeds", "stages", "at_once"):
         del settings[free]
     used = {arm.recipe: dataclasses.asdict(recipes.get(arm.recipe)) for arm in ARMS}
     for recipe in used.values():
@@ -173,7 +177,7 @@ def _sweep(config: Config, sets: _Sets) -> Iterator[Trial]:
                 optim=dataclasses.replace(base.optim, lr=lr),
                 val=dataclasses.replace(base.val, data=sets.held_out.address, every=config.sweep_samples),
             )
-            yield Trial(_seeded(run, SWEEP_SEED), (_linear(config, sets, run.out, SWEEP_SEED),))
+            yield Trial(_seeded(run, SWEEP_SEED))
 
 
 def _sweep_run(config: Config, block: int, lr: float) -> str:
@@ -218,14 +222,18 @@ def _chosen(config: Config, sweep: list[Trial]) -> dict[str, float]:
 # ---- the grid ----
 
 
-def _grid(config: Config, sets: _Sets, rates: dict[str, float]) -> list[Chain]:
-    """By seed, so that every finished seed is a whole answer."""
-    return [_chain(config, sets, rates, arm, seed) for seed in config.seeds for arm in ARMS]
+def _grid(config: Config, sets: _Sets, rates: dict[str, float], last: int) -> list[Chain]:
+    """The counts up to `last`; by seed, so that every finished seed is a whole answer."""
+    chains = []
+    for seed in config.seeds:
+        for arm in ARMS:
+            counts = [n for n in sorted(config.samples)[:: -arm.every][::-1] if n <= last]
+            chains += [_chain(config, sets, rates, arm, seed, counts)] if counts else []
+    return chains
 
 
-def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed: int) -> Chain:
+def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed: int, counts: list[int]) -> Chain:
     base = recipes.get(arm.recipe)
-    counts = sorted(config.samples)[:: -arm.every][::-1]
     folder = store.join(store.absolute(config.out), "grid")
     optim = dataclasses.replace(base.optim, lr=rates[f"block{base.model.block}"], schedule=arm.schedule)
     runs = [
