@@ -32,8 +32,21 @@ from xtra.distributed import GradientSum, Owners, sum_numbers, world_of
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import ModelConfig, Xtra, build, compile_layers, float32_products
 from xtra.optim import OptimConfig, decay_start, learning_rate, make_optimizer
-from xtra.run import Opened, Parts, Recorder, Saver, checkpoint, cost, gaps, memory_bytes, open_run, poison, require
-from xtra.run import require_trunk, terms
+from xtra.run import (
+    Opened,
+    Parts,
+    Recorder,
+    Saver,
+    checkpoint,
+    cost,
+    gaps,
+    memory_bytes,
+    open_run,
+    poison,
+    require,
+    require_trunk,
+    terms,
+)
 from xtra.validation import Validation, validation_loss
 
 FLUSH_SECONDS = 30.0
