@@ -32,7 +32,7 @@ from xtra.distributed import GradientSum, Owners, sum_numbers, world_of
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import ModelConfig, Xtra, build, compile_layers, float32_products
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
-from xtra.run import Opened, Parts, Recorder, Saver, checkpoint, cost, gaps, memory_bytes, open_run, poison, require
+from xtra.run import Opened, Parts, Recorder, Saver, cost, gaps, load_newest, memory_bytes, open_run, poison, require
 from xtra.validation import Validation, validation_loss
 
 FLUSH_SECONDS = 30.0
@@ -137,9 +137,9 @@ def run(
     model.encoder.attention = model.decoder.attention = config.attention
     owners = Owners(list(model.parameters()), config.shard_optimizer)
     optimizer = make_optimizer(model, config.optim, owners.own)
-    seen = 0
-    if opened.checkpoint is not None:
-        seen = int(checkpoint.load(opened.checkpoint, model, optimizer)["cursor"]["samples_seen"])
+    seen, remarks = load_newest(attempt, opened.checkpoints, model, optimizer)
+    for remark in remarks:
+        progress({"remark": remark})
     if config.compile:
         compile_layers(model)
     gradients = GradientSum(list(model.parameters()))

@@ -2,6 +2,6 @@ from .group import (
     Progress as Progress,
     ingest_all as ingest_all,
     probe_all as probe_all,
-    start_ray as start_ray,
     train_all as train_all,
 )
+from .start import start_ray as start_ray
