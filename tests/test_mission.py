@@ -1,4 +1,4 @@
-"""From links to a report as a user goes: commands, a bucket, two Ray workers, the GPU decoder's path, a kill in between."""
+"""From links to a report as a user goes: commands, a bucket, two Ray workers, the path of the GPU decoder, a kill."""
 
 from __future__ import annotations
 
