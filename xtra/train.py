@@ -32,7 +32,20 @@ from xtra.distributed import GradientSum, Owners, sum_numbers, world_of
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import ModelConfig, Xtra, build, compile_layers, float32_products
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
-from xtra.run import Opened, Parts, Recorder, Saver, cost, gaps, load_newest, memory_bytes, open_run, poison, require
+from xtra.run import (
+    Opened,
+    Parts,
+    Recorder,
+    Saver,
+    cost,
+    gaps,
+    load_newest,
+    memory_bytes,
+    open_run,
+    poison,
+    remove_leftovers,
+    require,
+)
 from xtra.validation import Validation, validation_loss
 
 FLUSH_SECONDS = 30.0
@@ -219,6 +232,8 @@ def run(
         stopped = seen < config.samples or superseded
         if rank == 0:
             events.tell({"event": "stop" if stopped else "done", "samples_seen": seen})
+    if rank == 0:
+        remove_leftovers(attempt, config.keep, config.keep_every)
     return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped, superseded)
 
 

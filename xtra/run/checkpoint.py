@@ -13,6 +13,7 @@ pickled.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -159,11 +160,13 @@ def _scratch(url: str) -> Generator[Path]:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".aside-", dir=folder)  # such a name is in no listing of the store
-        os.close(handle)
         try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)  # it is written: `store.remove_left_aside` leaves it alone
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
+            os.close(handle)
     except OSError as error:
         raise store.StoreError(
             f"{url}: cannot be written ({error.strerror or error}): rerun when that is mended"
