@@ -34,7 +34,7 @@ from shards.dataset import (
 )
 from shards.rules import Rules
 
-_SHARD_SCHEMA = pa.schema(
+SHARD_SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
         ("tar", pa.string()),
@@ -171,12 +171,13 @@ def make_version(dataset: str, why: str) -> Manifest:
             raise ValueError(
                 f"{dataset}: no unit is committed yet, so there is no version to make: finish the ingest first"
             )
-        manifest = _with_commits(dataset, info, parent, fresh)
+        manifest = with_commits(dataset, info, parent, fresh)
         if _publish(manifest, number + 1, parent, why):
             return manifest  # else another driver was faster: build on its version
 
 
-def _with_commits(dataset: str, info: DatasetInfo, parent: Manifest | None, fresh: list[Commit]) -> Manifest:
+def with_commits(dataset: str, info: DatasetInfo, parent: Manifest | None, fresh: list[Commit]) -> Manifest:
+    """The manifest of the parent's units and these; it keeps every kept row, and is not written."""
     reasons = Counter(parent.reasons if parent else {})
     links = parent.links if parent else 0
     for done in fresh:
@@ -255,13 +256,20 @@ def _shard(done: Commit) -> Shard:
 
 def write_manifest(manifest: Manifest) -> None:
     """Write `manifests/<digest>.parquet`, then `.json`: pure functions of the digest, so races are harmless."""
-    base = store.join(manifest.dataset, "manifests", manifest.digest)
+    for ending, body in objects(manifest).items():
+        store.put(store.join(manifest.dataset, "manifests", manifest.digest + ending), body)
+
+
+def objects(manifest: Manifest) -> dict[str, bytes]:
+    """The two objects of a manifest by their ending, in the order in which they are written."""
     columns = {name: [getattr(shard, name) for shard in manifest.shards] for name in _FIELDS}
-    store.put(base + ".parquet", table_bytes(pa.Table.from_pydict(columns, _SHARD_SCHEMA)))
     head = _content(manifest)
     if manifest.rules:  # where they lie is no part of what they say
         head["rules"] |= {"file": manifest.rules.file, "bytes": manifest.rules.bytes}
-    store.put_json(base + ".json", head)
+    return {
+        ".parquet": table_bytes(pa.Table.from_pydict(columns, SHARD_SCHEMA)),
+        ".json": store.json_bytes(head),
+    }
 
 
 def _newest(dataset: str) -> tuple[int, Manifest | None]:
@@ -277,7 +285,7 @@ def read_manifest(url: str) -> Manifest:
 
     Raises ValueError when there is none, naming what there is.
     """
-    dataset, version = _split(url)
+    dataset, version = split(url)
     store.require(dataset=dataset)
     if version is None:
         read_info(dataset)
@@ -299,7 +307,8 @@ def read_manifest(url: str) -> Manifest:
     return _load(dataset, found[0])
 
 
-def _split(url: str) -> tuple[str, str | None]:
+def split(url: str) -> tuple[str, str | None]:
+    """The dataset's folder, and the version or digest after it."""
     match = re.fullmatch(r"(.+)@([0-9]{1,6}|[0-9a-f]{8,64})", url)
     dataset, version = (match[1], match[2]) if match else (url, None)
     return dataset.rstrip("/") or "/", version
@@ -321,7 +330,7 @@ def _load(dataset: str, digest: str) -> Manifest:
             f"{base}.json: is of format {head['format']}, this build reads {FORMAT}: upgrade, or use another version"
         )
     try:
-        manifest = _parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))
+        manifest = parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))
     except (AssertionError, KeyError, TypeError) as error:
         raise ValueError(f"{base}: is damaged ({error!r}): restore it or use another version") from None
     if manifest.digest != digest:
@@ -329,7 +338,8 @@ def _load(dataset: str, digest: str) -> Manifest:
     return manifest
 
 
-def _parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
+def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
+    """What the two objects of a manifest say. Raises AssertionError, KeyError or TypeError where they are damaged."""
     return Manifest(
         dataset=dataset,
         list_name=head["list_name"],
