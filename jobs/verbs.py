@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs import upkeep_verbs
 from jobs.flags import nearest
 from jobs.terminal import say
 
@@ -176,20 +177,6 @@ def _page(call: Call, config: Any, result: IngestResult) -> str | None:
         return None
 
 
-def _check(call: Call) -> Any:
-    from jobs.progress import Progress
-    from shards import check
-
-    config = call.config(check.Config, "dataset")
-    with Progress("shards") as progress:
-        result = check.run(config, progress)
-    say("\n".join(map(str, result.problems)))
-    verdict = "sound" if result.ok else f"{len(result.problems)} problems"
-    say(f"{result.shards:,} shards, {result.samples:,} samples, {result.links:,} links: {verdict}")
-    call.exit_code = 0 if result.ok else 1
-    return result
-
-
 def _select(call: Call) -> Any:
     from ingest import select
     from jobs import link_counts
@@ -202,19 +189,6 @@ def _select(call: Call) -> Any:
     say(f"\ndataset  {chosen.address}")
     told = {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
-
-
-def _sweep(call: Call) -> Any:
-    from jobs.ingest_display import size
-    from shards import sweep
-
-    result = sweep.run(call.config(sweep.Config, "dataset"))
-    done = "would remove" if result.dry_run else "removed"
-    why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by writers that died"
-    say(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
-    if result.young:
-        say(f"{result.young:,} more may be of a writer that lives: they go when they are older")
-    return result
 
 
 def _peek(call: Call) -> Any:
@@ -456,8 +430,8 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
-    "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", _sweep),
-    "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
+    "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", upkeep_verbs.sweep),
+    "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
     "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),

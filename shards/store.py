@@ -240,11 +240,11 @@ def put_if_absent(url: str, body: bytes) -> bool:
 
 
 def put_json(url: str, value: Any) -> None:
-    put(url, _json(value))
+    put(url, json_bytes(value))
 
 
 def put_json_if_absent(url: str, value: Any) -> bool:
-    return put_if_absent(url, _json(value))
+    return put_if_absent(url, json_bytes(value))
 
 
 def read_json(url: str) -> Any:
@@ -255,7 +255,7 @@ def read_json(url: str) -> Any:
         raise StoreError(f"{url}: is not JSON ({error}): it was not written by this program or is damaged") from None
 
 
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 

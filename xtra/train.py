@@ -40,9 +40,11 @@ from xtra.run import (
     checkpoint,
     cost,
     gaps,
+    load_newest,
     memory_bytes,
     open_run,
     poison,
+    remove_leftovers,
     require,
     require_trunk,
     terms,
@@ -158,9 +160,9 @@ def run(
     model.encoder.attention = model.decoder.attention = config.attention
     owners = Owners(list(model.parameters()), config.shard_optimizer)
     optimizer = make_optimizer(model, config.optim, owners.own)
-    seen = 0
-    if opened.checkpoint is not None:
-        seen = int(checkpoint.load(opened.checkpoint, model, optimizer)["cursor"]["samples_seen"])
+    seen, remarks = load_newest(attempt, opened.checkpoints, model, optimizer)
+    for remark in remarks:
+        progress({"remark": remark})
     if config.compile:
         compile_layers(model)
     gradients = GradientSum(list(model.parameters()))
@@ -240,6 +242,8 @@ def run(
         stopped = seen < config.samples or superseded
         if rank == 0:
             events.tell({"event": "stop" if stopped else "done", "samples_seen": seen})
+    if rank == 0:
+        remove_leftovers(attempt, config.keep, config.keep_every, config.keep_at)
     return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped, superseded)
 
 
@@ -278,8 +282,8 @@ def _join_run(config: Config, rank: int, world: int) -> Opened:
             require(config.sinks, config.out)  # before the attempt is announced, which ends one that is at work
             begin = _trunk(config)  # before anything is written
             opened = open_run(config.out, config, world)
-            if opened.checkpoint is None and begin:
-                opened = dataclasses.replace(opened, checkpoint=begin)
+            if begin and not opened.checkpoints:
+                opened = dataclasses.replace(opened, checkpoints=(begin,))
             remarks = (*opened.remarks, *gaps(config.out, config.sinks))
             told = [dataclasses.replace(opened, val=val, remarks=remarks)]
         except ValueError as error:

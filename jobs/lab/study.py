@@ -135,10 +135,9 @@ def _sets(config: Config) -> _Sets:
 
 def _pin(config: Config, sets: _Sets) -> None:
     """Write down what the study is, or compare with what it was begun as."""
-    settings = dataclasses.asdict(config)
-    for free in ("data", "out", "seeds", "stages", "at_once"):
-        del settings[free]
-    used = {arm.recipe: dataclasses.asdict(recipes.get(arm.recipe)) for arm in ARMS}
+    free = ("data", "out", "seeds", "stages", "at_once")
+    settings = {name: value for name, value in vars(config).items() if name not in free}
+    used: dict[str, dict[str, Any]] = {arm.recipe: dataclasses.asdict(recipes.get(arm.recipe)) for arm in ARMS}
     for recipe in used.values():
         del recipe["optim"]["lr"]  # the sweep's
     digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
@@ -251,7 +250,7 @@ def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed:
         )
         for samples in counts
     ]
-    probes = [(_linear(config, sets, run.out, seed),) for run in runs]
+    probes: list[tuple[probe.Config, ...]] = [(_linear(config, sets, run.out, seed),) for run in runs]
     probes[-1] += _secondary(config, sets, runs[-1].out, seed)
     if seed == min(config.seeds) and arm.schedule == "constant" and not arm.few:
         first = arm is ARMS[0]  # pixels are nobody's

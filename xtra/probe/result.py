@@ -63,8 +63,10 @@ class ProbeResult:
 
 
 def write(folder: str, result: ProbeResult, own: bool = False) -> None:
-    """`own`: the folder is that of the run whose encoder it is."""
+    """`own`: the folder is that of the run whose encoder it is. What a killed probe left half-written there goes."""
     store.put_json(store.join(folder, "probes", result.name(own)), dataclasses.asdict(result))
+    if store.is_local(folder):
+        store.remove_left_aside(store.join(folder, "probes"))
 
 
 def pack(right_N: np.ndarray) -> str:

@@ -13,6 +13,7 @@ pickled.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -159,11 +160,13 @@ def _scratch(url: str) -> Generator[Path]:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".aside-", dir=folder)  # such a name is in no listing of the store
-        os.close(handle)
         try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)  # it is written: `store.remove_left_aside` leaves it alone
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
+            os.close(handle)
     except OSError as error:
         raise store.StoreError(
             f"{url}: cannot be written ({error.strerror or error}): rerun when that is mended"
@@ -237,6 +240,26 @@ def committed(run: str) -> list[int]:
     return [int(name) for name in folders if store.exists(store.join(run, "checkpoints", name, COMMIT))]
 
 
+class Damaged(ValueError):
+    """A committed checkpoint is not what its COMMIT says, or has none that can be read."""
+
+
+def read_commit(checkpoint: str) -> dict[str, Any]:
+    """Raises Missing, and Damaged when it is not what `write` puts there."""
+    url = store.join(checkpoint, COMMIT)
+    try:
+        commit = json.loads(store.read(url))
+        if all(isinstance(commit[name], kind) for name, kind in _COMMIT_TYPES.items()):
+            return commit
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, store.StoreError):
+            raise
+    raise Damaged(f"{url}: is not what a checkpoint ends with: use another checkpoint")
+
+
+_COMMIT_TYPES = {"attempt": int, "samples_seen": int, "files": dict}
+
+
 def latest(run: str) -> str | None:
     """The folder of a run's newest committed checkpoint."""
     for name in reversed(store.names(store.join(run, "checkpoints"))):
@@ -248,10 +271,10 @@ def latest(run: str) -> str | None:
 def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Fill the model and the optimiser from a committed checkpoint and return its state. Any world size may.
 
-    Raises Missing without a COMMIT; ValueError naming the file whose size or sha256 differs, or the first tensor that
-    does not fit and both shapes. Nothing is changed then.
+    Raises Missing without a COMMIT or a file that it names; Damaged naming the file whose size or sha256 differs;
+    ValueError naming the first tensor that does not fit and both shapes. Nothing is changed then.
     """
-    commit = store.read_json(store.join(checkpoint, COMMIT))
+    commit = read_commit(checkpoint)
     weights = _tensors(checkpoint, commit, MODEL)
     own = parameters(model)
     _require_same_names(f"{checkpoint}: the model", {n: list(p.shape) for n, p in own.items()}, weights)
@@ -289,7 +312,7 @@ def find(path: str) -> Saved:
     config = store.read_json(store.join(run, "config.json"))
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"{store.join(run, 'config.json')}: has no model: is {run} a run folder?")
-    commit = store.read_json(store.join(checkpoint, COMMIT))
+    commit = read_commit(checkpoint)
     return Saved(checkpoint, run, model_config(config["model"]), commit)
 
 
@@ -326,6 +349,8 @@ def _tensors(checkpoint: str, commit: Mapping[str, Any], name: str) -> dict[str,
 def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Generator[Path]:
     """A local copy of one file of a checkpoint, its size and sha256 checked against the COMMIT."""
     file = f"{commit['attempt']:06d}/{name}"
+    if file not in commit["files"]:
+        raise Damaged(f"{store.join(checkpoint, COMMIT)}: names no {name}: use another checkpoint")
     url, promised = store.join(checkpoint, file), commit["files"][file]
     with tempfile.TemporaryDirectory(prefix="xtra-checkpoint-") as scratch:
         path = store.local_path(url) if store.is_local(url) else Path(scratch, name)
@@ -337,7 +362,7 @@ def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Generato
             raise store.Missing(f"{url}: is named by {COMMIT} but missing: use another checkpoint")
         for what, found in (("bytes", path.stat().st_size), ("sha256", _sha256(path))):
             if found != promised[what]:
-                raise ValueError(f"{url}: {what} is {found}, {COMMIT} says {promised[what]}: use another checkpoint")
+                raise Damaged(f"{url}: {what} is {found}, {COMMIT} says {promised[what]}: use another checkpoint")
         yield path
 
 
@@ -401,6 +426,8 @@ def prune(run: str, keep: int, keep_every: int = 0, keep_at: Collection[int] = (
         folder = store.join(run, "checkpoints", name)
         store.delete(store.join(folder, COMMIT))
         for attempt in store.names(folder):
+            if attempt.startswith("COMMIT-damaged-"):
+                store.delete(store.join(folder, attempt))
             if re.fullmatch(r"\d{6}", attempt):
                 for file in store.entries(store.join(folder, attempt)):  # half-written ones, too
                     store.delete(store.join(folder, attempt, file.name))

@@ -6,6 +6,7 @@ attempt; readers take the highest attempt. A writer that sees a higher attempt t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -78,7 +79,7 @@ class Opened:
 
     attempt: Attempt
     manifest: Manifest | Mixture
-    checkpoint: str | None  # the newest committed one, to resume from
+    checkpoints: tuple[str, ...]  # the committed ones, newest first, to resume from
     remarks: tuple[str, ...]  # for the user
     val: Manifest | None = None  # the held-out dataset, where there is one
 
@@ -113,7 +114,9 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
         manifest = read_mixture(*named)
     newest = checkpoint.latest(run)
     others = {recorded["manifest"]} if recorded else set()
-    others |= {store.read_json(store.join(newest, checkpoint.COMMIT))["manifest"]} if newest else set()
+    if newest:
+        with contextlib.suppress(checkpoint.Damaged):  # then an older one is gone on from
+            others |= {checkpoint.read_commit(newest)["manifest"]}
     for other in sorted(others - {manifest.digest}):
         if not config["other_manifest"]:
             raise ValueError(
@@ -148,7 +151,8 @@ def open_run(run: str, settings: DataclassInstance, world: int) -> Opened:
     ):
         number += 1
     # Looked up after the attempt is announced: from here on an earlier attempt commits nothing more.
-    return Opened(Attempt(run, number), manifest, checkpoint.latest(run), remarks)
+    found = tuple(checkpoint.checkpoint_folder(run, samples) for samples in reversed(checkpoint.committed(run)))
+    return Opened(Attempt(run, number), manifest, found, remarks)
 
 
 def _read_if_there(url: str) -> dict[str, Any] | None:
