@@ -289,7 +289,7 @@ def _tiny_imagenet(block: int, lr: float, **model: Any) -> Config:
         optim=optim,
         precision="bf16",
         threads=1,
-        checkpoint_every=4_000,
+        checkpoint_every=1_000,
     )
 
 

@@ -17,7 +17,7 @@ from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
 from jobs.lab.rows import write_rows
-from jobs.report import read_metrics
+from jobs.report import NOT_SETTINGS, read_metrics
 from shards import store
 from shards.manifest import Manifest, read_manifest
 from shards.selection import subset
@@ -158,9 +158,7 @@ def _pin(config: Config, sets: _Sets) -> None:
     """Write down what the study is, or compare with what it was begun as."""
     free = ("data", "out", "rows", "seeds", "stages", "at_once")
     settings = {name: value for name, value in vars(config).items() if name not in free}
-    used: dict[str, dict[str, Any]] = {arm.recipe: dataclasses.asdict(recipes.get(arm.recipe)) for arm in ARMS}
-    for recipe in used.values():
-        del recipe["optim"]["lr"]  # the sweep's
+    used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in ARMS}
     digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
     arms = {arm.name: dataclasses.asdict(arm) for arm in ARMS}
     now = json.loads(json.dumps({"settings": settings, "arms": arms, "recipes": used, "manifests": digests}))
@@ -170,6 +168,12 @@ def _pin(config: Config, sets: _Sets) -> None:
             raise ValueError(
                 f"{where}: the study was begun with {name} = {old!r}, now {new!r}: use the old value or another --out"
             )
+
+
+def _shaping(recipe: train.Config) -> dict[str, Any]:
+    """What of a recipe shapes its runs; its rate is the sweep's."""
+    kept = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in NOT_SETTINGS}
+    return kept | {"optim": {name: value for name, value in kept["optim"].items() if name != "lr"}}
 
 
 def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
