@@ -21,7 +21,7 @@ import re
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -404,10 +404,11 @@ def _load_optimizer(
     optimizer.load_state_dict({"state": by_position, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def prune(run: str, keep: int, keep_every: int = 0) -> list[int]:
+def prune(run: str, keep: int, keep_every: int = 0, keep_at: Collection[int] = ()) -> list[int]:
     """Delete all but the newest `keep` committed checkpoints and what dead attempts left before them.
 
-    With `keep_every`, the first checkpoint at or after each multiple of so many samples stays as well. COMMIT goes
+    With `keep_every`, the first checkpoint at or after each multiple of so many samples stays as well; so do those
+    after exactly `keep_at` samples. COMMIT goes
     first, so that a half-deleted checkpoint is no checkpoint. Returns the samples seen of those deleted.
     """
     if keep < 1:
@@ -415,10 +416,10 @@ def prune(run: str, keep: int, keep_every: int = 0) -> list[int]:
     commits = committed(run)
     if not commits:
         return []
-    oldest_kept, stay = commits[-keep:][0], set()
+    oldest_kept, stay = commits[-keep:][0], {*keep_at}
     if keep_every:
         firsts = {samples // keep_every: samples for samples in reversed(commits)}
-        stay = {samples for multiple, samples in firsts.items() if multiple}
+        stay |= {samples for multiple, samples in firsts.items() if multiple}
     for name in store.names(store.join(run, "checkpoints")):
         if not re.fullmatch(r"\d{12}", name) or int(name) >= oldest_kept or int(name) in stay:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Collection
 
 from shards import store
 from xtra.run import checkpoint
@@ -12,7 +13,7 @@ from xtra.run.folder import Attempt
 FOLDERS = ("", "attempts", "metrics", "events", "probes")
 
 
-def remove_leftovers(attempt: Attempt, keep: int, keep_every: int) -> None:
+def remove_leftovers(attempt: Attempt, keep: int, keep_every: int, keep_at: Collection[int] = ()) -> None:
     """Prune, then remove the files of attempts whose checkpoints another one's COMMIT beat or that were passed by, and
     half-written files. Does nothing once a later attempt has taken over. Raises StoreError.
 
@@ -20,7 +21,7 @@ def remove_leftovers(attempt: Attempt, keep: int, keep_every: int) -> None:
     """
     if not attempt.is_newest():
         return
-    checkpoint.prune(attempt.run, keep, keep_every)
+    checkpoint.prune(attempt.run, keep, keep_every, keep_at)
     base = store.join(attempt.run, "checkpoints")
     newest = max(checkpoint.committed(attempt.run), default=0)
     folders = [store.join(base, name) for name in store.names(base) if re.fullmatch(r"\d{12}", name)]
