@@ -69,7 +69,7 @@ def learning_rate(config: OptimConfig, samples_seen: int, total_samples: int, ba
 
 
 def decay_start(config: OptimConfig, total_samples: int, batch: int) -> int:
-    """The samples seen at which a constant rate begins to decay, at the start of a step: a branch leaves its trunk there.
+    """The samples seen at which a constant rate begins to decay: the start of a step, where a branch leaves its trunk.
 
     The decay is 1 - sqrt(progress), which Hägele et al. 2024 (arXiv 2405.18392, section 3) found better than a linear
     one at every length, and a fifth of the run is enough for it to meet a tuned cosine.

@@ -1,9 +1,9 @@
 """A study: the same data, several recipes, sample counts and seeds -> the runs and probes that are missing.
 
-A recipe with a constant rate is trained once a seed, as a trunk, and every sample count is a branch of it that decays the
-rate to 0 (xtra/optim.py). One with a cosine is trained once for every count, each with its own schedule: a long run cut
-early is not a short run. What exists under `out` already is left as it is, so an interrupted study goes on where it was,
-and a wider grid adds to a narrower one.
+A recipe with a constant rate is trained once a seed, as a trunk, and every sample count is a branch of it that decays
+the rate to 0 (xtra/optim.py). One with a cosine is trained once for every count, each with its own schedule: a long run
+cut early is not a short run. What exists under `out` already is left as it is, so an interrupted study goes on where it
+was, and a wider grid adds to a narrower one.
 """
 
 from __future__ import annotations

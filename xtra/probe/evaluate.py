@@ -18,7 +18,7 @@ from xtra.probe.result import pack, wilson
 
 @dataclass(frozen=True)
 class Score:
-    """One kind's chosen point: which images of the evaluation set it got right, and how every point did in selection."""
+    """One kind's chosen point: which images of the evaluation set it got right; how every point did in selection."""
 
     kind: str
     feature: Feature

@@ -1,7 +1,7 @@
 """Branches: runs that go on from a checkpoint of a trunk, a run at a constant rate, and decay theirs to 0.
 
-One trunk serves every sample count (xtra/optim.py, `decay_start`). A branch sees the samples that the trunk sees, in the
-same order, since both are pure functions of the same config; so a branch is what a whole run of its length would be.
+One trunk serves every sample count (xtra/optim.py, `decay_start`). A branch sees the samples that the trunk would see,
+in the same order, since both are pure functions of the same config: it ends where a whole run of its length would end.
 """
 
 from __future__ import annotations
