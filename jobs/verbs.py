@@ -431,7 +431,7 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
-    "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", upkeep_verbs.sweep),
+    "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
