@@ -125,7 +125,7 @@ def killed(work: Work, stop: Stop) -> Round:
     faults: list[str] = []
     if first.status not in (0, -signal.SIGKILL):
         faults.append(f"first run: exit {first.status}: {first.last}")
-    _a_second_later(work)
+    _days_later(work)
     if first.status != 0:
         _again(work, faults)
     return work.compare(faults, int(first.status == -signal.SIGKILL))
@@ -138,9 +138,9 @@ def _again(work: Work, faults: list[str]) -> Outcome:
     return outcome
 
 
-def _a_second_later(work: Work) -> None:
-    """A rerun by hand comes seconds after a death; what is younger is taken for a living writer's."""
-    put_back(work.ground.place.disk, 5)
+def _days_later(work: Work) -> None:
+    """What is young may be of a writer that lives, and no rerun takes it for a dead one's."""
+    put_back(work.ground.place.disk)
 
 
 def at_random(work: Work, seed: Stop) -> Round:
@@ -152,7 +152,7 @@ def at_random(work: Work, seed: Stop) -> Round:
         running = killer.start(work.words, work.ground.place)
         ended = running.wait(chance.uniform(0.02, 1.0) * work.seconds)
         outcome = ended or running.end()
-        _a_second_later(work)
+        _days_later(work)
         if outcome.status == 0:
             break
         kills += outcome.status == -signal.SIGKILL
@@ -194,7 +194,7 @@ def full_disk(work: Work, share: Stop) -> Round:
     if "Traceback" in first.text:
         faults.append("a traceback")
     _size(disk, 1 << 20)
-    _a_second_later(work)
+    _days_later(work)
     _again(work, faults)
     return work.compare(faults, int(first.status == 2))
 
