@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs import upkeep_verbs
 from jobs.flags import nearest
+from jobs.law_verbs import fit_verb, plan_verb
 from jobs.terminal import say
 
 if TYPE_CHECKING:
@@ -355,6 +356,26 @@ def _scale(call: Call) -> Any:
     return result
 
 
+def _study(call: Call) -> Any:
+    from jobs.lab import study
+    from jobs.progress import Progress
+
+    config = call.config(study.Config)
+    stop = call.stoppable()
+    with Progress("") as bar:
+
+        def progress(row: dict[str, Any]) -> None:
+            name = row["run"].rstrip("/").rsplit("/", 1)[-1]
+            if "probe" in row:
+                bar(row["probe"], row["probes"], "probes", note=name)
+            else:
+                _show(bar, row, f"{name}, samples", "")
+
+        result = study.run(config, progress, stop)
+    say(f"{result.trained} runs trained and {result.probed} probed now; rates {result.rates}: {result.out}")
+    return result
+
+
 def _report(call: Call) -> Any:
     from jobs.report import scaling
 
@@ -417,7 +438,10 @@ VERBS = {
     "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),
     "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
+    "study": Verb("", "run what is missing of the block-size study of docs/study", _study),
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
+    "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
+    "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
     "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),

@@ -6,6 +6,7 @@ manifests named by their own digest in `manifests/`, and `versions/`, whose newe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -164,6 +165,7 @@ def make_version(dataset: str, why: str) -> Manifest:
         known = {shard.unit for shard in parent.shards} if parent else set()
         fresh = read_commits(dataset, [unit for unit in committed_units(dataset) if unit not in known])
         if parent is not None and not fresh:
+            _renew_hint(dataset, number)
             return parent
         if not fresh:
             raise ValueError(
@@ -204,6 +206,7 @@ def add_version(manifest: Manifest, why: str) -> bool:
     while True:
         number, newest = _newest(manifest.dataset)
         if newest is not None and newest.digest == manifest.digest:
+            _renew_hint(manifest.dataset, number)
             return True
         if newest is not None and not units.issuperset(shard.unit for shard in newest.shards):
             write_manifest(manifest)
@@ -226,6 +229,16 @@ def _publish(manifest: Manifest, number: int, parent: Manifest | None, why: str)
         return False
     store.put_json(store.join(manifest.dataset, "latest.json"), version)
     return True
+
+
+def _renew_hint(dataset: str, number: int) -> None:
+    """A writer that died between a version and its hint left an older hint, or none."""
+    version = store.read(store.join(dataset, "versions", f"{number:06d}.json"))
+    hint = store.join(dataset, "latest.json")
+    with contextlib.suppress(store.Missing):
+        if store.read(hint) == version:
+            return
+    store.put(hint, version)
 
 
 def _shard(done: Commit) -> Shard:

@@ -47,6 +47,20 @@ def test_the_index_of_a_shard_gives_its_selected_rows_in_order(tmp_path):
     assert selected_index(manifest, 1).schema.equals(INDEX_SCHEMA)
 
 
+@pytest.mark.parametrize("left", [b"an older one", None])
+def test_a_rerun_writes_the_hint_that_a_killed_writer_did_not(tmp_path, left):
+    base = str(tmp_path)
+    made, hint = make_dataset(base, [10]), tmp_path / "latest.json"
+    for again in (lambda: make_version(base, "nothing new"), lambda: add_version(made, "select")):
+        hint.write_bytes(left) if left else hint.unlink()
+        again()
+        assert hint.read_bytes() == (tmp_path / "versions" / "000001.json").read_bytes()
+    before = hint.stat().st_mtime_ns
+    make_version(base, "nothing new")
+    assert hint.stat().st_mtime_ns == before
+    assert len(store.names(f"{base}/versions")) == 1
+
+
 def test_new_commits_make_a_new_version_and_the_old_one_stays(tmp_path):
     base = str(tmp_path)
     first = make_dataset(base, [10])
