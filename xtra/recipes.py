@@ -280,7 +280,7 @@ def _tiny_imagenet(block: int) -> Config:
     """64 px photographs in patches of 8, encoder S (12 layers of 384), in bf16 with compiled layers, on one GPU."""
     size = replace(SIZES["s16"], image=64, patch=8, block=block, dec_depth=4, drop_path=0.1)
     base = _cpu(f"tiny_imagenet_block{block}", size, 2_000_000, 512)
-    base = replace(base, precision="bf16", tf32=True, compile=True, threads=8, checkpoint_every=500_000)
+    base = replace(base, precision="bf16", tf32=True, threads=8, checkpoint_every=500_000)
     return replace(base, optim=replace(base.optim, weight_decay=0.05))
 
 
