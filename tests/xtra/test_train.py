@@ -363,15 +363,3 @@ def test_branches_that_drop_path_zeroes_can_be_skipped(data, whole, tmp_path):
     train.run(config(data, tmp_path / "subset", dropped="subset"))
     assert losses(tmp_path / "subset")[0] != losses(whole)[0]
     assert losses(tmp_path / "subset")[-1] < losses(tmp_path / "subset")[0]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, while it traces
-def test_compiled_layers_take_the_same_steps(data, whole, tmp_path, monkeypatch):
-    compiled, honest = [], torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, mode: (compiled.append(self), honest(self, backend="aot_eager"))
-    )
-    train.run(config(data, tmp_path / "run", compile=True, samples=30))
-    assert len(compiled) == MODEL.depth + MODEL.dec_depth
-    assert losses(tmp_path / "run")[0] == pytest.approx(losses(whole)[0], rel=1e-6)
