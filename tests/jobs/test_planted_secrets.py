@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords are planted wherever a user may have some, the whole path is run, and everything is searched.
+"""Keys, tokens and passwords are planted wherever a user may have some, the whole path is run, everything is searched.
 
 Searched are all objects in the bucket, run folders on disk, what commands print, the command lines of all processes
 while they run, the temporary folder with Ray's sessions in it, and what Ray's control service holds of the cluster.
