@@ -211,7 +211,7 @@ def _train(call: Call) -> Any:
     if name is None:
         if "--help" in call.words or "-h" in call.words:
             say("usage: xtra train RECIPE --data DATASET --out RUN [--workers N] [--flags]\n\nrecipes:")
-            say("\n".join(_entry(name, getattr(recipes, name).__doc__ or "") for name in recipes.names()))
+            say("\n".join(_entry(name, recipes.describe(name)) for name in recipes.names()))
             say("\nxtra train RECIPE --help describes the flags, with that recipe's values.")
             raise SystemExit(0)
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")

@@ -104,8 +104,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     rates: dict[str, float] = {}
     while not stop.is_set() and len(rates) < len(SWEPT):
         sweep = list(_sweep(config, sets))
-        jobs = [_Job(Chain((trial,)), config.out, config.rows) for trial in sweep]
-        done += cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
+        done += _side_by_side(config, [Chain((trial,)) for trial in sweep], stop, progress)
         rates = _chosen(config, sweep)
     for last in sorted({*config.stages}):
         if stop.is_set():
@@ -113,10 +112,15 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         chains = _grid(config, sets, rates, last)
         for trial in (trial for one in chains for trial in one.trials):
             terms(trial.run.out, trial.run)
-        jobs = [_Job(one, config.out, config.rows) for one in chains]
-        done += cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
+        done += _side_by_side(config, chains, stop, progress)
     trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
     return StudyResult(config.out, rates, trained, probed, stop.is_set())
+
+
+def _side_by_side(config: Config, chains: list[Chain], stop: threading.Event, progress: Progress) -> list[chain.Done]:
+    """What is missing of these chains."""
+    jobs = [_Job(one, config.out, config.rows) for one in chains if not chain.is_done(one)]
+    return cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
 
 
 @dataclass(frozen=True)
