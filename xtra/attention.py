@@ -107,7 +107,7 @@ def kernels(device: torch.device, cudnn: bool, masked: bool, keys: int) -> list[
     return [SDPBackend.CUDNN_ATTENTION, *rest] if cudnn and not (masked and keys % 128 == 64) else rest
 
 
-def _only(wanted: list[SDPBackend]) -> contextlib.AbstractContextManager[None]:
+def _only(wanted: list[SDPBackend]) -> contextlib.AbstractContextManager[object]:
     return sdpa_kernel(wanted, set_priority=True) if wanted else contextlib.nullcontext()
 
 
@@ -150,8 +150,11 @@ def _tiles_of_64() -> None:
     from torch._inductor.virtualized import V
 
     class Choices(InductorChoices):
-        def get_flex_attention_bwd_configs(self, *which: Any) -> Any:
-            return [*super().get_flex_attention_bwd_configs(*which), FlexBwDConfig(64, 64, 64, 64, 2, 4)]
+        def get_flex_attention_bwd_configs(
+            self, head_dim: int, dtype: torch.dtype, device_type: str | None = "cuda"
+        ) -> list[Any]:
+            known = super().get_flex_attention_bwd_configs(head_dim, dtype, device_type)
+            return [*known, FlexBwDConfig(64, 64, 64, 64, 2, 4)]
 
     V.set_choices_handler(Choices())
 
