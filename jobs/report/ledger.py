@@ -35,6 +35,9 @@ class Metric:
     samples_per_s: float  # since the attempt's start
     val_loss: float | None
     attempt: int
+    lr: float | None = None
+    grad_norm: float | None = None
+    data_wait: float | None = None  # seconds that the step waited for its batch
 
     @property
     def began_at(self) -> int:
@@ -109,6 +112,8 @@ class LedgerRow:
     probe_seconds: float | None = None  # of the whole probe, which its heads share
     probe_train: str = ""  # digest of the set that trained the head
     probe_eval: str = ""
+    remark: str = ""  # what a reader of the accuracy should know, such as a best rate at the edge of its grid
+    file: str = ""  # of the probe, in the run's folder
 
 
 @dataclass(frozen=True)
@@ -165,14 +170,20 @@ def write_ledger(root: str, rows: Sequence[LedgerRow]) -> tuple[str, str]:
     )
     parquet = pa.BufferOutputStream()
     pq.write_table(table, parquet)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.column_names)
-    writer.writerows([[_cell(v) for v in row.values()] for row in table.to_pylist()])
     urls = store.join(root, "ledger.parquet"), store.join(root, "ledger.csv")
     store.put(urls[0], parquet.getvalue().to_pybytes())
-    store.put(urls[1], text.getvalue().encode())
+    store.put(urls[1], csv_text(rows).encode())
     return urls
+
+
+def csv_text(rows: Sequence[LedgerRow]) -> str:
+    """The ledger as CSV, with a line of column names."""
+    names = [f.name for f in fields(LedgerRow)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([[_cell(getattr(row, name)) for name in names] for row in rows])
+    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
@@ -277,6 +288,9 @@ def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
                     samples_per_s=_get(row, "samples_per_s", float, where),
                     val_loss=_maybe(row, "val_loss", where),
                     attempt=attempt,
+                    lr=_maybe(row, "lr", where),
+                    grad_norm=_maybe(row, "grad_norm", where),
+                    data_wait=_maybe(row, "data_wait", where),
                 )
             )
         except ValueError as error:
@@ -326,6 +340,8 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
         probe_seconds=_maybe(probe, "seconds", where),
         probe_train=_get(probe, "manifest_train", str, where),
         probe_eval=_get(probe, "manifest_eval", str, where),
+        remark=str(probe.get("remark") or ""),
+        file=f"probes/{where.rpartition('/')[2]}",
     )
 
 

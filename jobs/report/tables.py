@@ -31,9 +31,16 @@ def table(
     )
     opening = f"<table class={kind}>" if kind else "<table>"
     return (
-        f'<p>{escaped(caption)}</p><div class="wide">{opening}<thead><tr>{top}</tr></thead>'
+        f'<p>{escaped(caption)}</p><div class="wide" tabindex="0" role="region" aria-label="{escaped(_brief(caption))}">'
+        f"{opening}<thead><tr>{top}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _brief(caption: str) -> str:
+    """For who moves from table to table without reading on."""
+    first = caption.partition(". ")[0]
+    return f"table: {first[:90]}"
 
 
 def _is_number(value: Any) -> bool:

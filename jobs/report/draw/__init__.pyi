@@ -1,0 +1,26 @@
+from .charts import (
+    LABELS as LABELS,
+    Along as Along,
+    accuracy_axis as accuracy_axis,
+    accuracy_chart as accuracy_chart,
+    baselines as baselines,
+    front as front,
+    front_chart as front_chart,
+    lines_chart as lines_chart,
+    said as said,
+    selection_chart as selection_chart,
+)
+from .curves import RUNS as RUNS, training_charts as training_charts, held_out_charts as held_out_charts
+from .plot import (
+    STYLE as STYLE,
+    Axis as Axis,
+    Chart as Chart,
+    Mark as Mark,
+    Series as Series,
+    alone as alone,
+    axis as axis,
+    human as human,
+    log_axis as log_axis,
+    percent as percent,
+    power as power,
+)
