@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs import upkeep_verbs
 from jobs.flags import nearest
+from jobs.law_verbs import fit_verb, plan_verb
 from jobs.terminal import say
 
 if TYPE_CHECKING:
@@ -439,6 +440,8 @@ VERBS = {
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
     "study": Verb("", "run what is missing of the block-size study of docs/study", _study),
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
+    "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
+    "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
     "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),

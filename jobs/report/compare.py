@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.laws import statistics, student
+from jobs.laws import p_value, statistics, t_quantile
 from jobs.report.arms import Difference, Line, differences
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points
 from shards import store
@@ -159,8 +159,8 @@ def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> 
     elif len(common) > 1:
         values = np.array([[sides[0][s].accuracy - sides[1][s].accuracy] for s in common])
         mean, variance, freedom = statistics.mean_of(values)
-        half = student.t_quantile(LEVEL, freedom) * math.sqrt(variance)
-        p = student.p_value(mean / math.sqrt(variance), min(freedom, 1e9)) if variance > 0 else float(mean == 0)
+        half = t_quantile(LEVEL, freedom) * math.sqrt(variance)
+        p = p_value(mean / math.sqrt(variance), min(freedom, 1e9)) if variance > 0 else float(mean == 0)
         low, high, paired = mean - half, mean + half, "seeds"
     else:
         low, high = difference_interval(accuracies[0], one.row.total or 1, accuracies[1], other.row.total or 1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.laws import statistics, student
+from jobs.laws import p_value, statistics, t_quantile
 from jobs.report.arms import Line, Study
 from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run
 
@@ -110,7 +110,7 @@ def bar(group: Sequence[Measured], level: float = LEVEL) -> Bar:
         row = group[0].row
         low, high = (row.low, row.high) if row.low is not None and row.high is not None else (values[0], values[0])
         return Bar(values[0], low, high, 1, "the images of one seed")
-    half = student.t_quantile(level, freedom) * math.sqrt(variance)
+    half = t_quantile(level, freedom) * math.sqrt(variance)
     return Bar(mean, max(0.0, mean - half), min(1.0, mean + half), len(group), over)
 
 

@@ -148,66 +148,65 @@ def _ours(p: Point | None, a: published.Ablation) -> str | None:
 def figure_1(ledger: Ledger) -> str:
     """Both panels from published rows, the left one also over samples seen, ours added where there are any."""
     ours = _our_averages(ledger)
-    images = published.AIM_IMAGES / published.H14_IMAGES
-    seen = published.AIM_IMAGES / published.H14_SAMPLES
+    xtra, aim = published.FIGURE_1[:2]
+    times = published.efficiency(xtra, aim)
     text = (
-        f"XTRA's Figure 1, from published rows. Left: AIM-0.6B was trained on {images:.0f} times the unique images of "
-        f"XTRA-H/14 (2 billion, and 13.15 million). Middle: it saw only {seen:.1f} times its samples, because XTRA-H/14 "
-        "saw every image 100 times and AIM about once. The first ratio is about how many images must be collected, the "
-        "second about how long the training takes; AIM's count is what its checkpoint's name says. Right: XTRA-B/16 on "
-        "ImageNet-1k; the accuracies of the larger models that the paper compares it with could not be read, and are "
-        "not drawn."
+        f"XTRA's Figure 1, from published rows. Left: {_name(aim)} was trained on {times.unique_images:.0f} times the "
+        f"unique images of {_name(xtra)}. Middle: it saw only {times.samples_seen:.1f} times its samples, because "
+        f"{_name(xtra)} saw every image about {xtra.epochs:.0f} times and {_name(aim)} about once. The first ratio is "
+        "about how many images must be collected, the second about how long the training takes. Single points: the "
+        "accuracies are not equal, and no interval can be given. Right: XTRA-B/16 on ImageNet-1k; the accuracies of the "
+        "larger models that the paper compares it with could not be read, and are not drawn."
     )
     if not ours:
         text += " No encoder here was probed on all 15 sets, so none of ours is on the left."
     every = [*published.FIGURE_1, *ours]
     y = axis("average of 15 sets, %", [e.average for e in every], percent)
-    left = _efficiency("unique images", "unique_images", every, y)
-    middle = _efficiency("samples seen", "samples_seen", every, y)
-    columns: Columns[published.Efficiency] = {
-        "model": lambda e: e.method,
-        "unique images": lambda e: human(e.unique_images),
-        "samples seen": lambda e: None if e.samples_seen is None else human(e.samples_seen),
+    columns: Columns[published.Pretraining] = {
+        "model": _name,
+        "data": lambda e: e.data,
+        "unique images": lambda e: e.unique_images,
+        "samples seen": lambda e: e.samples_seen,
+        "epochs": lambda e: f"{e.epochs:.1f}",
         "average, %": lambda e: points(e.average),
         "source": lambda e: e.source,
     }
+    left, middle = (_efficiency(along, every, y) for along in ("unique_images", "samples_seen"))
     figures = "".join(f"<figure>{svg}</figure>" for svg in (left, middle, _parameters(ledger)))
     return f'<p>{text}</p><div class="grid">{figures}</div>' + table(
-        columns, every, "The points of it.", lambda e: e in ours
+        columns, every, "The points of Figure 1, left.", lambda e: e in ours
     )
 
 
-def _our_averages(ledger: Ledger) -> list[published.Efficiency]:
+def _name(e: published.Pretraining) -> str:
+    return f"{e.method} {e.arch}".strip()
+
+
+def _our_averages(ledger: Ledger) -> list[published.Pretraining]:
     """Encoders here that were probed on all of the 15 sets, whole, with an attentive head."""
     groups: dict[tuple[str, int], dict[str, LedgerRow]] = {}
     for r in ledger.rows:
         known = BENCHMARKS.get(r.set)
         if known and r.total == known.eval and (r.encoder, r.head) == ("trained", "attentive"):
             groups.setdefault((r.name, r.samples_seen), {})[r.set] = r
-    return [
-        published.Efficiency(
-            name,
-            next(iter(rows.values())).unique_images,
-            seen,
-            sum(r.accuracy or 0.0 for r in rows.values()) / len(rows),
-            "this page",
-        )
-        for (name, seen), rows in sorted(groups.items())
-        if len(rows) == len(BENCHMARKS)
-    ]
+    found = []
+    for (name, seen), rows in sorted(groups.items()):
+        if len(rows) == len(BENCHMARKS):
+            first = next(iter(rows.values()))
+            mean = sum(r.accuracy or 0.0 for r in rows.values()) / len(rows)
+            data = first.dataset.rstrip("/").rpartition("/")[2]
+            found.append(published.Pretraining(name, "", data, first.unique_images, seen, mean, "this page"))
+    return found
 
 
-def _efficiency(title: str, along: str, every: Sequence[published.Efficiency], y: Axis) -> str:
-    values = [getattr(e, along) for e in every]
-    x = log_axis(title, [v for v in values if v], human)
+def _efficiency(along: str, every: Sequence[published.Pretraining], y: Axis) -> str:
+    title = along.replace("_", " ")
+    values = [float(getattr(e, along)) for e in every]
     series = [
-        Series(
-            e.method, style, [Mark(value, e.average, f"{e.method}: {points(e.average)} % of {human(value)} {title}")]
-        )
+        Series(_name(e), style, [Mark(value, e.average, f"{_name(e)}: {points(e.average)} % of {human(value)} {title}")])
         for style, (e, value) in enumerate(zip(every, values))
-        if value
     ]
-    return Chart(f"average accuracy, {title}", x, y, series).svg()
+    return Chart(f"average of 15 sets, {title}", log_axis(title, values, human), y, series).svg()
 
 
 def _parameters(ledger: Ledger) -> str:
