@@ -216,7 +216,7 @@ def _hero(ledger: Ledger, found: Sequence[Measured], said: answer.Answer) -> str
     rules = baselines(_cell_rows(ledger, said.cell), said.cell[2])
     title = f"{said.cell[0]}, {said.cell[2]} probe: accuracy in %"
     for along in AXES:
-        if svg := accuracy_chart(at, rules, along, title, size=(440, 250)):
+        if svg := accuracy_chart(at, rules, along, title, size=(400, 230)):
             return f"<figure>{svg}</figure>"
     return ""
 
