@@ -280,7 +280,7 @@ STUDY_SAMPLES = (2_000, 4_000, 8_000, 16_000, 32_000, 64_000)  # a trunk with br
 
 def _tiny_imagenet(block: int, lr: float, **model: Any) -> Config:
     """64 px photographs in 16 x 16 patches of 4 px, as many as the paper has: so blocks of 1, 2 and 4 patches a side
-    cover the same shares of an image. Encoder 4 layers of 96, decoder one of 64, for one CPU core; batches are small, as
+    cover the same shares of an image. Encoder 4 layers of 96, decoder one of 64, for one CPU core; small batches, as
     samples are few. The rate is constant after the warm-up; its value is that of the sweep in docs/study."""
     size = replace(SIZES["tiny32"], image=64, patch=4, block=block, width=96, depth=4, heads=3, **model)
     optim = OptimConfig(lr=lr, warmup_lr=0.0, warmup=800, schedule="constant")

@@ -177,6 +177,7 @@ def run(
     crop = RandomCrop(config.model.image, config.augment, config.seed)
     slots = config.batch + 16 * config.threads  # of a batch that a device decodes, and of the threads' samples
     begun = since = time.perf_counter()
+    began_cpu = time.process_time()
 
     def lost(event: dict[str, Any]) -> None:
         events.tell(event)
@@ -219,6 +220,7 @@ def run(
             rate = (seen - resumed_at) / (since - begun)
             row = {"samples_seen": seen, "lr": lr, "seconds": since - begun, "samples_per_s": rate, "data_wait": waited}
             row |= machine.utilisation(rate) | {"memory_bytes": memory_bytes(device)}
+            row["cpu_seconds"] = time.process_time() - began_cpu
             if opened.val is not None and _crossed(config.val.every, seen, total, config.samples):
                 row["val_loss"] = _validate(model, opened.val, config, device, orders_KK)
             pending.append(Step(row, told, grad_norm, batch.keys))

@@ -31,8 +31,8 @@ def side_by_side(
     """The results of `work`, in the order in which they come, `at_once` pieces at a time (one: in this process).
 
     With RAY_ADDRESS they are tasks of one core each on that cluster. Else the cores of this machine are shared out
-    among processes. `stop` reaches every piece, and no further one begins. When one fails the others are stopped. Raises
-    ValueError for what `work` raises it for, and for a process that died.
+    among processes. `stop` reaches every piece, and no further one begins. When one fails the others are stopped.
+    Raises ValueError for what `work` raises it for, and for a process that died.
     """
     stop = stop or threading.Event()
     if at_once < 1:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
+from jobs.lab.rows import write_rows
 from jobs.report import read_metrics
 from shards import store
 from shards.manifest import Manifest, read_manifest
@@ -34,6 +35,7 @@ class Config:
     # grocery-test.
     data: str
     out: str  # the runs
+    rows: str = ""  # folder that gets the rows of what is done, whenever a piece is: docs/study
     samples: tuple[int, ...] = recipes.STUDY_SAMPLES
     seeds: tuple[int, ...] = (0, 1, 2)  # more may be added later
     # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
@@ -102,7 +104,8 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     rates: dict[str, float] = {}
     while not stop.is_set() and len(rates) < len(SWEPT):
         sweep = list(_sweep(config, sets))
-        done += cluster.side_by_side(chain.work, [Chain((trial,)) for trial in sweep], config.at_once, stop, progress)
+        jobs = [_Job(Chain((trial,)), config.out, config.rows) for trial in sweep]
+        done += cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
         rates = _chosen(config, sweep)
     for last in sorted({*config.stages}):
         if stop.is_set():
@@ -110,9 +113,27 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         chains = _grid(config, sets, rates, last)
         for trial in (trial for one in chains for trial in one.trials):
             terms(trial.run.out, trial.run)
-        done += cluster.side_by_side(chain.work, chains, config.at_once, stop, progress)
+        jobs = [_Job(one, config.out, config.rows) for one in chains]
+        done += cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
     trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
     return StudyResult(config.out, rates, trained, probed, stop.is_set())
+
+
+@dataclass(frozen=True)
+class _Job:
+    chain: Chain
+    out: str
+    rows: str
+
+
+def _work(job: _Job, stop: threading.Event, progress: Progress) -> chain.Done:
+    """A chain; then the rows of all that is there."""
+    done = chain.work(job.chain, stop, progress)
+    if job.rows:
+        for part in ("sweep", "grid"):
+            if store.names(store.join(job.out, part)):
+                write_rows(store.join(job.out, part), job.rows, part)
+    return done
 
 
 # ---- what the study is ----
@@ -135,7 +156,7 @@ def _sets(config: Config) -> _Sets:
 
 def _pin(config: Config, sets: _Sets) -> None:
     """Write down what the study is, or compare with what it was begun as."""
-    free = ("data", "out", "seeds", "stages", "at_once")
+    free = ("data", "out", "rows", "seeds", "stages", "at_once")
     settings = {name: value for name, value in vars(config).items() if name not in free}
     used: dict[str, dict[str, Any]] = {arm.recipe: dataclasses.asdict(recipes.get(arm.recipe)) for arm in ARMS}
     for recipe in used.values():

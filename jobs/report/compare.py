@@ -94,6 +94,13 @@ def _primary(where: str, declared: Any) -> Primary:
     return Primary(**{name: declared[name] for name in wanted})
 
 
+def primary_of(words: Sequence[str]) -> Primary:
+    """ARM AGAINST SET HEAD SAMPLES. Raises ValueError for another number of words, or no number of samples."""
+    if len(words) != 5 or not words[4].isdigit():
+        raise ValueError(f"--primary is {' '.join(words)}; it must be ARM AGAINST SET HEAD SAMPLES")
+    return Primary(*words[:4], int(words[4]))
+
+
 def comparisons(found: Sequence[Measured], primary: Primary | None = None) -> list[Comparison]:
     """Each two lines that differ in arm or in data, at the largest count that both have, of every set, head and way of
     choosing; the primary comparison first."""

@@ -39,10 +39,11 @@ class Measured:
     def seed(self) -> str:
         """What sets a repetition apart: the seeds of weights, data order and probe, as one number where they agree."""
         order = self.run.config.get("order") or {}
-        parts = {"weights": self.row.seed, "order": order.get("seed", 0), "probe": self.result.get("seed")}
+        weights = self.run.config["seed"]
+        parts = {"weights": weights, "order": order.get("seed", 0), "probe": self.result.get("seed")}
         known = {name: seed for name, seed in parts.items() if seed is not None}
         if len({*known.values()}) == 1:
-            return str(self.row.seed)
+            return str(weights)
         return " ".join(f"{name} {seed}" for name, seed in known.items())
 
     @cached_property
@@ -154,7 +155,7 @@ def by_cell(found: Iterable[Measured]) -> dict[tuple[str, str, str, str], list[M
 def seeds_vary(found: Sequence[Measured]) -> str:
     """What the seeds of a study change, in words; "" where there is one seed only."""
     varied = {
-        "initial weights and crops": {m.row.seed for m in found},
+        "initial weights and crops": {m.run.config["seed"] for m in found},
         "data order": {(m.run.config.get("order") or {}).get("seed", 0) for m in found},
         "the probe's heads and views": {m.result.get("seed") for m in found},
     }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from jobs import link_counts
 from jobs.report import answer, dataset_page, findings, glossary, multipliers, papers, pictures, probes, run_list
 from jobs.report.arms import Study, study
-from jobs.report.compare import Comparison, Primary, comparisons, read_primary
+from jobs.report.compare import Comparison, Primary, comparisons, primary_of, read_primary
 from jobs.report.draw import (
     RUNS,
     STYLE,
@@ -32,7 +32,8 @@ from jobs.report.draw import (
     training_charts,
 )
 from jobs.report.html import document, escaped
-from jobs.report.ledger import Ledger, LedgerRow, csv_text, read_runs, write_ledger
+from jobs.report.ledger import Ledger, LedgerRow, read_runs
+from jobs.report.ledger_file import ledger_csv, write_ledger
 from jobs.report.measured import Measured, Point, by_cell, measured, points
 from jobs.report.style import REPORT
 from jobs.report.tables import Columns, number, points as in_points, table
@@ -50,6 +51,7 @@ class Config:
     runs: str  # folder of run folders, or one run
     out: str | None = None  # the page; RUNS/report.html if not given
     note: str | None = None  # a paragraph to put on top
+    primary: tuple[str, ...] = ()  # declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given
     pictures: bool = True  # predictions, and test images got wrong, where checkpoints and datasets can be opened
 
 
@@ -84,7 +86,8 @@ def run(config: Config) -> ReportResult:
         raise ValueError(f"{config.runs}: no run in it can be read: {ledger.problems[0]}")
     problems: list[str] = []
     events = {r.url: run_list.events_of(r, problems) for r in ledger.runs}
-    extras = Extras(read_primary(config.runs), events, tuple(_datasets(ledger)), config.pictures)
+    primary = primary_of(config.primary) if config.primary else read_primary(config.runs)
+    extras = Extras(primary, events, tuple(_datasets(ledger)), config.pictures)
     ledger = replace(ledger, problems=(*ledger.problems, *problems))
     parquet, csv = write_ledger(config.runs, ledger.rows)
     url = config.out or store.join(config.runs, "report.html")
@@ -375,7 +378,7 @@ def _ledger_table(rows: Sequence[LedgerRow], known: Study) -> str:
 
 def _download(rows: Sequence[LedgerRow]) -> str:
     """The ledger inside the page, as a link that saves it."""
-    text = csv_text(rows).encode()
+    text = ledger_csv(rows).encode()
     name, kind, data = "ledger.csv", "text/csv", text
     if len(text) > LARGE_CSV:
         name, kind, data = "ledger.csv.gz", "application/gzip", gzip.compress(text, mtime=0)

@@ -111,7 +111,7 @@ def test_table_6_differs_from_its_baseline_in_one_thing_each():
 
 
 def test_every_recipe_carries_its_name_and_a_description():
-    assert len(recipes.names()) == 37
+    assert len(recipes.names()) == 38
     for name in recipes.names():
         assert recipes.get(name).recipe == name
         assert getattr(recipes, name).__doc__
@@ -157,3 +157,18 @@ def test_a_bad_setting_is_one_line_with_field_value_and_what_is_allowed(flags, s
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert said in err
+
+
+def test_the_study_has_the_papers_shares_of_an_image_a_block():
+    arms = {block: recipes.get(f"tiny_imagenet_block{block}") for block in (1, 2, 4)}
+    for block, name in ((1, "ablation_block16"), (2, "ablation_block32"), (4, "ablation_base")):
+        ours, papers = arms[block].model, recipes.get(name).model
+        assert (ours.grid, ours.blocks) == (papers.grid, papers.blocks) == (16, 256 // block**2)
+    for arm in arms.values():
+        assert (arm.model.width, arm.model.depth, arm.model.dec_width, arm.model.dec_depth) == (96, 4, 64, 1)
+        assert (arm.optim.schedule, arm.batch, arm.device) == ("constant", 16, "auto")
+        forks = [samples * 4 // 5 for samples in recipes.STUDY_SAMPLES]
+        assert [fork % arm.batch for fork in forks] == [0] * 6, "branches leave their trunk at the end of a step"
+    raster, shuffled = (recipes._flat(recipes.dataclasses.asdict(arms[4])), recipes.get("tiny_imagenet_block4_random"))
+    other = recipes._flat(recipes.dataclasses.asdict(shuffled))
+    assert {name for name in other if other[name] != raster[name]} == {"model.order"}

@@ -209,7 +209,12 @@ def _facts(manifest: Manifest | Mixture, config: Mapping[str, Any], world: int) 
     packages = ("torch", "numpy", "pyarrow", "safetensors", "fsspec")
     mixed = manifest if isinstance(manifest, Mixture) else Mixture((manifest,), (1.0,))
     parts = [
-        {"dataset": store.absolute(part.dataset), "manifest": part.digest, "of_4096": quota}
+        {
+            "dataset": store.absolute(part.dataset),
+            "manifest": part.digest,
+            "of_4096": quota,
+            "samples": part.samples,
+        }
         for part, quota in zip(mixed.manifests, mixed.quotas)
     ]
     return {

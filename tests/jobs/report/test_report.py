@@ -283,6 +283,6 @@ def test_no_cell_of_the_csv_is_a_formula(hostile: Path):
 
 
 def test_the_csv_inside_the_page_reads_back(study: Path):
-    rows = list(csv.DictReader(io.StringIO(scaling.csv_text(read_runs(str(study)).rows))))
+    rows = list(csv.DictReader(io.StringIO(scaling.ledger_csv(read_runs(str(study)).rows))))
     assert len(rows) == len(read_runs(str(study)).rows)
     assert {"accuracy", "remark", "file"} <= rows[0].keys()
