@@ -131,7 +131,8 @@ Key = tuple[str, str]
 def _labels(
     order: Sequence[Key], arms: Mapping[Key, Arm], images: Mapping[Key, int], weights: Mapping[Key, int]
 ) -> dict[Key, str]:
-    """The base name, then what sets an arm apart from the commonest of that name, and its data where they differ."""
+    """The base name, then what sets an arm apart from the one of that name that has most in common with all, and its data
+    where they differ."""
     sizes = {(a.settings.get("model.width"), a.settings.get("model.depth")) for a in arms.values()}
     usual = Counter({manifest: sum(w for k, w in weights.items() if k[1] == manifest) for _, manifest in order})
     most = max(usual, key=lambda manifest: (usual[manifest], manifest), default="")
@@ -139,7 +140,7 @@ def _labels(
     for key in order:
         arm = arms[key]
         alike = [k for k in order if arms[k].base == arm.base]
-        reference = arms[max(alike, key=lambda k: (weights[k], -order.index(k)))]
+        reference = arms[min(alike, key=lambda k: (_apart(arms[k], arms, alike), -weights[k], order.index(k)))]
         words = [arm.base]
         if len(sizes) > 1:
             words.append(f"{arm.settings.get('model.width')}x{arm.settings.get('model.depth')}")
@@ -152,6 +153,10 @@ def _labels(
             words.append(f"{human(images[key])} images")
         labels[key] = ", ".join(words)
     return _unique(labels)
+
+
+def _apart(arm: Arm, arms: Mapping[Key, Arm], keys: Sequence[Key]) -> int:
+    return sum(len(differences(arm, arms[key])) for key in keys)
 
 
 def _unique(labels: Mapping[Key, str]) -> dict[Key, str]:

@@ -42,7 +42,7 @@ def arm(
         model = before["model"] | (config or {}).get("model", {})
         run_folders.write_json(folder / "config.json", before | changes | {"model": model, "arm": name})
         difficulty = np.random.default_rng(0).uniform(size=IMAGES)
-        noise = np.random.default_rng([seed, len(name)]).normal(0, 0.05, IMAGES)
+        noise = np.random.default_rng([seed, *name.encode()]).normal(0, 0.05, IMAGES)
         right = difficulty + noise < accuracy + 0.002 * (seed - 1)
         more = {"right": pack(right)} if bits else {}
         run_folders.write_probe(folder, float(right.mean()), total=IMAGES, seed=seed, **more, **other)
@@ -232,8 +232,8 @@ def test_the_answer_never_depends_on_how_it_came_out(tmp_path: Path):
         found = measured(ledger, study(ledger.runs))
         answers.append(answer.answer(ledger, found, comparisons(found)))
     assert answers[0].question == answers[1].question
-    assert answers[0].sentence.startswith("No: XTRA 4x4 is lower by 6")
-    assert answers[1].sentence.startswith("Yes: XTRA 4x4 is higher by 6")
+    assert answers[0].sentence.startswith("No: XTRA 4x4 is lower by ")
+    assert answers[1].sentence.startswith("Yes: XTRA 4x4 is higher by ")
     assert any("would be found with 80 % probability" in line for line in answers[0].footing)
 
 

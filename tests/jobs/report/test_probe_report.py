@@ -86,7 +86,7 @@ def test_published_probes_and_hold_out_probes_are_not_mixed(tmp_path: Path):
     assert "overestimates accuracy" in " ".join(limits)
     html = page(ledger)
     accuracy = html[html.index('id="accuracy"') : html.index('id="training"')]
-    assert len(re.findall("<h3>tin-val", accuracy)) == 2 * 2, "curves, and reasons why there is no law, of their own"
+    assert len(re.findall("<h3>tin-val", accuracy)) == 2, "curves of their own"
 
 
 def test_other_peoples_encoders_stand_beside_the_papers_and_in_no_curve(tmp_path: Path):
