@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from jobs.laws import statistics
 from jobs.report.compare import BUT_CODE, EQUAL, Comparison
-from jobs.report.draw import human
 from jobs.report.ledger import Ledger
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points, seeds_vary
+from jobs.report.tables import human
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _equality(c: Comparison) -> str:
 def _decidable(c: Comparison) -> list[str]:
     """What the number of seeds could have shown."""
     if c.seeds < 2:
-        return ["One seed has both sides, and the interval is over test images alone: another seed moves both sides as well."]
+        return ["One seed has both sides, and the interval is over test images alone: another seed moves both."]
     pairs = _paired(c)
     mean = math.fsum(pairs) / len(pairs)
     spread = math.sqrt(math.fsum((d - mean) ** 2 for d in pairs) / (len(pairs) - 1) / 2)

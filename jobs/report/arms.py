@@ -16,12 +16,12 @@ from functools import cached_property
 from typing import Any
 
 from jobs.report.comparable import training_settings
-from jobs.report.draw import human
 from jobs.report.ledger import Run
+from jobs.report.tables import human
 
 SEEDS = ("order.seed",)  # differ between repetitions; `seed` itself is no setting
+TRUNK = "constant"  # without a decay
 SAID = 3  # differing fields that fit into a name
-NAMED_AT = {"model.block", "model.image"}  # what every name says already
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def arm_of(run: Run, decays: Mapping[str, float] | None = None) -> Arm:
     if settings["optim.schedule"] == "cosine":
         settings["optim.schedule"] = f"cosine to {floor:g}"
     else:
-        settings["optim.schedule"] = f"constant, the last {decay:g} decays" if decay else "constant"
+        settings["optim.schedule"] = f"constant, decay over the last {decay:g}" if decay else TRUNK
     return Arm(settings, (str(run.config.get("arm") or run.info.get("recipe") or run.config.get("recipe") or ""),))
 
 
@@ -103,7 +103,7 @@ def study(runs: Sequence[Run]) -> Study:
     """Every run's line, with names that tell the lines apart."""
     branches = {str(run.config.get("branch") or "").rstrip("/").rpartition("/")[2]: run for run in runs}
     decays = {trunk: run.config["optim"].get("decay", 0.0) for trunk, run in branches.items() if trunk}
-    arms = {run.url: arm_of(run, decays) for run in runs}
+    arms = _with_trunks({run.url: arm_of(run, decays) for run in runs})
     found: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         found.setdefault((arms[run.url].key, str(run.info["manifest"])), []).append(run)
@@ -114,6 +114,18 @@ def study(runs: Sequence[Run]) -> Study:
     labels = _labels(order, merged, images, weights)
     lines = {key: Line(merged[key], key[1], images[key], labels[key], at) for at, key in enumerate(order)}
     return Study({run.url: lines[key] for key, group in found.items() for run in group}, tuple(lines.values()))
+
+
+def _with_trunks(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """Trunks that have no branch yet count as the arm that decays, if there is one such arm alone."""
+    found = dict(arms)
+    for url, arm in arms.items():
+        if arm.settings["optim.schedule"] == TRUNK:
+            others = {a.key: a for a in arms.values() if [d.name for d in differences(a, arm)] == ["optim.schedule"]}
+            decaying = [a for a in others.values() if str(a.settings["optim.schedule"]).startswith(TRUNK)]
+            if len(decaying) == 1:
+                found[url] = Arm(decaying[0].settings, arm.names)
+    return found
 
 
 def _random(arm: Arm) -> bool:
@@ -131,8 +143,8 @@ Key = tuple[str, str]
 def _labels(
     order: Sequence[Key], arms: Mapping[Key, Arm], images: Mapping[Key, int], weights: Mapping[Key, int]
 ) -> dict[Key, str]:
-    """The base name, then what sets an arm apart from the one of that name that has most in common with all, and its data
-    where they differ."""
+    """The base name, then what sets an arm apart from the one of that name that has most in common with all, and its
+    data where they differ."""
     sizes = {(a.settings.get("model.width"), a.settings.get("model.depth")) for a in arms.values()}
     usual = Counter({manifest: sum(w for k, w in weights.items() if k[1] == manifest) for _, manifest in order})
     most = max(usual, key=lambda manifest: (usual[manifest], manifest), default="")

@@ -98,7 +98,8 @@ def primary_of(words: Sequence[str]) -> Primary:
     """ARM AGAINST SET HEAD SAMPLES. Raises ValueError for another number of words, or no number of samples."""
     if len(words) != 5 or not words[4].isdigit():
         raise ValueError(f"--primary is {' '.join(words)}; it must be ARM AGAINST SET HEAD SAMPLES")
-    return Primary(*words[:4], int(words[4]))
+    arm, against, name, head, samples = words
+    return Primary(arm, against, name, head, int(samples))
 
 
 def comparisons(found: Sequence[Measured], primary: Primary | None = None) -> list[Comparison]:

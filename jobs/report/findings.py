@@ -13,9 +13,9 @@ import numpy as np
 
 from jobs.laws import statistics
 from jobs.report.compare import Comparison, difference_interval
-from jobs.report.draw import human
 from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow
 from jobs.report.measured import Measured, Point, by_cell, points
+from jobs.report.tables import human
 
 PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
 SETS = 4  # as many are reported one by one
@@ -57,8 +57,8 @@ def shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison])
         counts = Counter(c.verdict.partition(":")[0] for c in made)
         decided = counts["higher"] + counts["lower"]
         lines.append(
-            f"{_count(len(made), 'comparison')}: {decided} decided, {counts['undecided']} undecided; all but a declared "
-            "one are Holm-adjusted together. The table below has them all, with what the two sides differ in."
+            f"{_count(len(made), 'comparison')}: {decided} decided, {counts['undecided']} undecided; all but a "
+            "declared one are Holm-adjusted together. The table below has them all, with what the two sides differ in."
         )
     return lines or ["No probe is in this folder yet, so nothing is shown about accuracy: run xtra probe."]
 
@@ -162,8 +162,8 @@ def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparis
         )
     if any(c.p is None for c in made):
         lines.append(
-            "Some probes do not say which images they got right: their comparisons treat both sides as independent, and "
-            "with one seed decide nothing."
+            "Some probes do not say which images they got right: their comparisons treat both sides as independent, "
+            "and with one seed decide nothing."
         )
     if unequal := sum(not c.equal for c in made):
         lines.append(f"{unequal} of {len(made)} comparisons change more than one thing: no cause can be named there.")

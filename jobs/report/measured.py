@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.laws import p_value, statistics, t_quantile
+from jobs.laws import statistics, t_quantile
 from jobs.report.arms import Line, Study
 from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run
 

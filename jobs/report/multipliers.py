@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from jobs.laws import fit, fit_text, table
-from jobs.report.draw import LABELS, Along, Chart, Mark, Series, axis, lines_chart, log_axis, percent
+from jobs.report.draw import LABELS, Along, Chart, Mark, Series, axis, lines_chart, log_axis
 from jobs.report.html import escaped
 from jobs.report.measured import Measured, by_cell
-from jobs.report.tables import Columns, table as html_table
+from jobs.report.tables import Columns, percent, table as html_table
 
 LEVEL = 0.9
 LEAST = 3  # counts of a law with a floor
@@ -165,7 +165,7 @@ def _law_table(known: Laws) -> str:
         times = 100 if name == "E" else 1
         if v.low is None or v.high is None:
             return f"{times * v.value:.3g}"
-        limited = 1e-11 < v.low and v.high < 1e11 if name == "A" else True
+        limited = v.low > 1e-11 and v.high < 1e11 if name == "A" else True
         bounds = f" ({times * v.low:.3g} to {times * v.high:.3g})" if limited else " (no limit)"
         return f"{times * v.value:.3g}{bounds}"
 
@@ -197,7 +197,9 @@ def _held_out(known: Laws) -> str:
         "no gain off by": lambda h: off(h.constant, h.accuracy),
         "log-linear off by": lambda h: off(h.log_linear, h.accuracy),
     }
-    text = "The largest counts left out of the fit and predicted by it, beside no further gain and a straight line in log n."
+    text = (
+        "The largest counts, left out of the fit and predicted by it; also by no further gain, and by a line in log n."
+    )
     return html_table(columns, known.fit.held_out, text)
 
 
@@ -214,9 +216,9 @@ def _multiplier_table(known: Laws) -> str:
         "interval": lambda r: None if r[1].low is None else f"{r[1].low:.2f} to {r[1].high:.2f}",
     }
     text = (
-        f"Sample-efficiency multiplier against {known.reference}: above 1 the line needs fewer. Only accuracies that both "
-        f"lines reach within their measured counts; {100 * LEVEL:g} % intervals. A multiplier whose interval holds 1 "
-        "decides nothing."
+        f"Sample-efficiency multiplier against {known.reference}: above 1 the line needs fewer. Only accuracies that "
+        f"both lines reach within their measured counts; {100 * LEVEL:g} % intervals. A multiplier whose interval "
+        "holds 1 decides nothing."
     )
     if not rows:
         return ""

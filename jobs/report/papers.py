@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from ingest.sets import BENCHMARKS
 from jobs.report import published
-from jobs.report.draw import Axis, Chart, Mark, Series, axis, human, log_axis, percent
+from jobs.report.draw import Axis, Chart, Mark, Series, axis, log_axis
 from jobs.report.ledger import Ledger, LedgerRow
 from jobs.report.measured import Point
 from jobs.report.probes import Probed, probed
-from jobs.report.tables import Columns, points, table
+from jobs.report.tables import Columns, human, percent, points, table
 
 OURS = 12  # rows of ours beside the papers'
 
@@ -121,14 +121,14 @@ def ablations(ours: Sequence[Point]) -> str:
     if shares:
         columns = {**columns, "ours, %": lambda a: _ours(shares.get(a.share), a)}
     text = (
-        "XTRA's Table 6: B/16, 100 epochs of ImageNet-1k, decoder 8 x 384, attentive probe on ImageNet-1k; the baseline "
-        f"is {points(published.BASELINE)}."
+        "XTRA's Table 6: B/16, 100 epochs of ImageNet-1k, decoder 8 x 384, attentive probe on ImageNet-1k; the "
+        f"baseline is {points(published.BASELINE)}."
     )
     if ours:
         row = ours[0].row
         text += (
-            f" Ours: {row.head} probe on {row.set} after {human(row.samples_seen)} samples, with 95 % intervals, in the "
-            "rows of the same share of an image. Another set and another scale: only the order of the three compares."
+            f" Ours: {row.head} probe on {row.set} after {human(row.samples_seen)} samples, with 95 % intervals, in "
+            "the rows of the same share of an image. Another set and scale: only the order of the three compares."
         )
     return table(columns, published.ABLATIONS, text)
 
@@ -155,8 +155,8 @@ def figure_1(ledger: Ledger) -> str:
         f"unique images of {_name(xtra)}. Middle: it saw only {times.samples_seen:.1f} times its samples, because "
         f"{_name(xtra)} saw every image about {xtra.epochs:.0f} times and {_name(aim)} about once. The first ratio is "
         "about how many images must be collected, the second about how long the training takes. Single points: the "
-        "accuracies are not equal, and no interval can be given. Right: XTRA-B/16 on ImageNet-1k; the accuracies of the "
-        "larger models that the paper compares it with could not be read, and are not drawn."
+        "accuracies are not equal, and no interval can be given. Right: XTRA-B/16 on ImageNet-1k; the accuracies of "
+        "the larger models that the paper compares it with could not be read, and are not drawn."
     )
     if not ours:
         text += " No encoder here was probed on all 15 sets, so none of ours is on the left."
@@ -203,7 +203,9 @@ def _efficiency(along: str, every: Sequence[published.Pretraining], y: Axis) -> 
     title = along.replace("_", " ")
     values = [float(getattr(e, along)) for e in every]
     series = [
-        Series(_name(e), style, [Mark(value, e.average, f"{_name(e)}: {points(e.average)} % of {human(value)} {title}")])
+        Series(
+            _name(e), style, [Mark(value, e.average, f"{_name(e)}: {points(e.average)} % of {human(value)} {title}")]
+        )
         for style, (e, value) in enumerate(zip(every, values))
     ]
     return Chart(f"average of 15 sets, {title}", log_axis(title, values, human), y, series).svg()

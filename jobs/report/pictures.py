@@ -1,4 +1,4 @@
-"""Pictures for the report: what a line's models predict as they see more samples, and test images that a probe got wrong.
+"""Pictures for the report: what models predict as they see more samples, and test images that a probe got wrong.
 
 Both need more than run folders: checkpoints, and datasets that can still be opened. Where those are gone, the page says
 so and is whole without them.
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.report.draw import human
 from jobs.report.html import escaped, safe
 from jobs.report.ledger import Run
 from jobs.report.measured import Measured
+from jobs.report.tables import human
 from shards import manifest, store
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ def predictions(found: Sequence[Measured], runs: Sequence[Run]) -> str:
         for number, row in enumerate(rows, 1)
     )
     text = (
-        "Every block is predicted from the true blocks before it, and shown with the true block's mean and contrast; the "
-        "first block, which nothing predicts, is its mean colour. In the free run, by the last checkpoint, only the first "
-        "quarter is true and every other block is predicted from predictions. Held-out images."
+        "Every block is predicted from the true blocks before it, and shown with the true block's mean and contrast; "
+        "the first block, which nothing predicts, is its mean colour. In the free run, by the last checkpoint, only "
+        "the first quarter is true and every other block is predicted from predictions. Held-out images."
     )
     return (
         f'<p>{escaped(chosen[-1][0].name)}. {text}</p><div class="wide" tabindex="0" role="region" '
-        f'aria-label="predictions"><table class="pictures"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'aria-label="predictions"><table class="pictures"><thead><tr>{top}</tr></thead><tbody>{body}</tbody>'
+        "</table></div>"
     )
 
 

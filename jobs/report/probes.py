@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.sets import BENCHMARKS
-from jobs.report.draw import human, selection_chart
+from jobs.report.draw import selection_chart
 from jobs.report.html import escaped
 from jobs.report.ledger import Ledger, Run, protocol
 from jobs.report.pictures import mistakes
-from jobs.report.tables import points
+from jobs.report.tables import human, points
 
 EXTREMES = 5  # best and worst classes
 PAIRS = 8  # most confused classes
@@ -97,7 +97,7 @@ def _one(how: str, group: Sequence[Probed], images: bool) -> str:
         f"<span>{first['total']:,} images; {escaped(group[0].who)}, {escaped(how)}</span>"
     )
     charted = selection_chart([p.result for p in group])
-    body = [f"<figure>{charted}</figure>"] if charted else []
+    body = [f'<div class="grid"><figure>{charted}</figure></div>'] if charted else []
     for p in group:
         facts = [_chosen(p.result), _warning(p.result), _shared(p.result), _time(p.result), _classes(p.result)]
         facts += [_confused(p.result)]

@@ -70,7 +70,7 @@ class OnImageNet:
 IMAGENET = (
     OnImageNet("XTRA", "ViT-B/16", 85.8e6, 300, "XTRA, Tables 4 and 5", 0.661, 0.743),
     OnImageNet("XTRA", "ViT-B/16", 85.8e6, 800, "XTRA, Tables 4 and 5", 0.702, 0.768),
-    # The abstract gives the sizes of the autoregressive models that these outperform; their accuracies could not be read.
+    # The abstract gives the sizes of the autoregressive models that these outperform; accuracies could not be read.
     OnImageNet("autoregressive, earlier", "1.36B", 1.36e9, None, "XTRA, abstract", None, None),
     OnImageNet("autoregressive, earlier", "0.63B", 0.63e9, None, "XTRA, abstract", None, None),
 )

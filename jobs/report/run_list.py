@@ -134,14 +134,16 @@ def commands(study: Study, runs: Sequence[Run], found: Sequence[Measured]) -> st
     for run in sorted(runs, key=lambda r: (r.samples_seen, r.name)):
         longest[study.line(run.url).style] = run
     parts = [
-        "<p>One command for each line, of its longest run. DATA is a dataset with the manifest that the table names; the "
-        "same manifest, config and seed give the same run. Other seeds and counts: <code>--seed</code>, "
+        "<p>One command for each line, of its longest run. DATA is a dataset with the manifest that the table names; "
+        "the same manifest, config and seed give the same run. Other seeds and counts: <code>--seed</code>, "
         "<code>--order.seed</code> and <code>--samples</code>.</p>"
     ]
     for line in study.lines:
         run = longest[line.style]
-        words = f"xtra train {shlex.join(command_words(run))}"
-        parts.append(f"<h3>{escaped(line.label)}</h3><pre><code>{escaped(words)}</code></pre>")
+        trunk = str(run.config.get("branch") or "").rstrip("/").rpartition("/")[2]
+        both = [r for r in runs if r.name == trunk and trunk] + [run]
+        words = "\n".join(f"xtra train {shlex.join(command_words(r))}" for r in both)
+        parts.append(f"<h3>{escaped(line.label)}</h3><pre><code>{_lines(words)}</code></pre>")
     protocols = sorted({(m.row.set, m.row.head, m.row.how) for m in found})
     if protocols:
         parts.append("<h3>Probes</h3><ul>")
@@ -151,12 +153,16 @@ def commands(study: Study, runs: Sequence[Run], found: Sequence[Measured]) -> st
     return "".join(parts)
 
 
+def _lines(text: str) -> str:
+    return "\n".join(map(escaped, text.splitlines()))
+
+
 def command_words(run: Run) -> list[str]:
     """The recipe, and every flag in which the run's config differs from it."""
     from xtra import recipes
 
     name = str(run.config.get("recipe") or "")
-    words = [name or "custom", "--data", "DATA", "--out", "RUN"]
+    words = [name or "custom", "--data", "DATA", "--out", run.name]
     try:
         base = json.loads(json.dumps(dataclasses.asdict(recipes.get(name))))
     except ValueError:  # a recipe of another build
@@ -167,7 +173,11 @@ def command_words(run: Run) -> list[str]:
         if flag.partition(".")[0] not in ("data", "out", "recipe", "sinks")
     ]
     for flag, value in changed[:FIELDS]:
-        words.append(f"--{flag.replace('_', '-')}")
+        head, dot, last = flag.replace("_", "-").rpartition(".")
+        if isinstance(value, bool):
+            words.append(f"--{head}{dot}{'' if value else 'no-'}{last}")
+            continue
+        words.append(f"--{head}{dot}{last}")
         words += [shown_value(v) for v in value] if isinstance(value, list) else [shown_value(value)]
     return words
 

@@ -23,12 +23,11 @@ from jobs.report.draw import (
     Along,
     accuracy_axis,
     accuracy_chart,
-    alone,
     baselines,
     front,
     front_chart,
     held_out_charts,
-    power,
+    stand_alone,
     training_charts,
 )
 from jobs.report.html import document, escaped
@@ -36,7 +35,7 @@ from jobs.report.ledger import Ledger, LedgerRow, read_runs
 from jobs.report.ledger_file import ledger_csv, write_ledger
 from jobs.report.measured import Measured, Point, by_cell, measured, points
 from jobs.report.style import REPORT
-from jobs.report.tables import Columns, number, points as in_points, table
+from jobs.report.tables import Columns, number, points as in_points, power, table
 from shards import manifest, store
 from shards.dataset import read_info
 
@@ -270,7 +269,9 @@ def curves(ledger: Ledger) -> dict[str, str]:
     for cell, group in cells.items():
         rules = baselines(_cell_rows(ledger, cell), cell[2])
         if svg := accuracy_chart(points(group), rules, "samples_seen", titles[cell]):
-            drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", titles[cell].removesuffix(" probe").replace(", ", "-"))] = alone(svg)
+            drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", titles[cell].removesuffix(" probe").replace(", ", "-"))] = (
+                stand_alone(svg)
+            )
     return drawn
 
 
@@ -295,7 +296,10 @@ def _front(ledger: Ledger, found: Sequence[Measured]) -> str:
         "95 % interval": lambda r: f"{in_points(r[1].bar.low)} to {in_points(r[1].bar.high)}",
         "encoder and the rest, parameters": lambda r: r[1].row.params,
     }
-    text = "<p>Step line: what no other point beats at the same cost or less. Points of equal accuracy are not told apart by it: their intervals overlap.</p>"
+    text = (
+        "<p>Step line: what no other point beats at the same cost or less. Where intervals overlap, it may be chance "
+        "which point is on it.</p>"
+    )
     return text + _grid(figures) + _folded("The points of the front", table(columns, rows, "Cheapest first."))
 
 
@@ -306,17 +310,16 @@ def _training(known: Study, ledger: Ledger) -> str:
         return ""
     text = (
         "<p>One path a run; each point is the mean of a bin, the bins being equal on the log axis. Losses of different "
-        "block sizes are means over different targets: they have charts of their own, and must not be compared. At most "
-        f"{RUNS} runs a chart, the longest first.</p>"
+        "block sizes are means over different targets: they have charts of their own, and must not be compared. At "
+        f"most {RUNS} runs a chart, the longest first.</p>"
     )
     missing = "" if held else "<p>No held-out loss was logged: --val.data measures it.</p>"
-    return (
-        text
-        + _grid(rows[0] if rows else [])
-        + _grid(held)
-        + missing
-        + _folded("Learning rate, gradient norm, throughput and waiting for data", "".join(map(_grid, rows[1:])))
-    )
+    losses = [*rows[:1], held]
+    alone = all(len(row) == 1 for row in rows)
+    rest = _grid(row[0] for row in rows[1:]) if alone else "".join(map(_grid, rows[1:]))
+    few = sum(map(len, losses)) <= 3  # in one row of the page
+    drawn = _grid(svg for row in losses for svg in row) if few else "".join(map(_grid, losses))
+    return text + drawn + missing + _folded("Learning rate, gradient norm, throughput and waiting for data", rest)
 
 
 # ---- tables ----
@@ -341,9 +344,9 @@ def _comparison_table(made: Sequence[Comparison]) -> str:
         "they differ in": lambda c: "; ".join(map(str, c.differs)),
     }
     text = (
-        "One less other, in points, at the largest count that both have; paired by image and by seed where that is known. "
-        "Intervals are of each comparison alone; p is adjusted (Holm) over all exploratory ones, and the verdict goes by "
-        "it. “Equal”: one thing alone was changed."
+        "One less other, in points, at the largest count that both have; paired by image and by seed where that is "
+        "known. Intervals are of each comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
+        "verdict goes by it. “Equal”: one thing alone was changed."
     )
     return table(columns, made, text, lambda c: c.primary)
 

@@ -15,7 +15,6 @@ from xtra.probe.features import Feature, Features, Labelled
 from xtra.probe.heads import Candidates
 from xtra.probe.result import pack, wilson
 
-
 CONFUSED, MISTAKES = 20, 24  # that a result keeps
 
 

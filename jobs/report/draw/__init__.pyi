@@ -7,20 +7,16 @@ from .charts import (
     front as front,
     front_chart as front_chart,
     lines_chart as lines_chart,
-    said as said,
     selection_chart as selection_chart,
 )
-from .curves import RUNS as RUNS, training_charts as training_charts, held_out_charts as held_out_charts
+from .curves import RUNS as RUNS, held_out_charts as held_out_charts, training_charts as training_charts
 from .plot import (
     STYLE as STYLE,
     Axis as Axis,
     Chart as Chart,
     Mark as Mark,
     Series as Series,
-    alone as alone,
     axis as axis,
-    human as human,
     log_axis as log_axis,
-    percent as percent,
-    power as power,
+    stand_alone as stand_alone,
 )

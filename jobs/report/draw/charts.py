@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from jobs.report.draw.plot import HEIGHT, WIDTH, Axis, Chart, Form, Mark, Rule, Series, axis, human, log_axis, percent, power
+from jobs.report.draw.plot import (
+    HEIGHT,
+    WIDTH,
+    Axis,
+    Chart,
+    Form,
+    Mark,
+    Rule,
+    Series,
+    axis,
+    log_axis,
+)
 from jobs.report.ledger import LedgerRow
 from jobs.report.measured import Point
+from jobs.report.tables import human, percent, power
 
 Along = Literal["samples_seen", "unique_images", "flops"]
 LABELS: dict[Along, str] = {
@@ -15,7 +27,6 @@ LABELS: dict[Along, str] = {
     "unique_images": "unique images in pretraining",
     "flops": "pretraining FLOPs, the paper's count",
 }
-BRIEF: dict[Along, str] = {"samples_seen": "samples", "unique_images": "unique images", "flops": "FLOPs"}
 
 
 def baselines(rows: Iterable[LedgerRow], head: str) -> list[Rule]:
@@ -55,7 +66,9 @@ def accuracy_chart(
     return _of(shown, rules, along, title, x, y or accuracy_axis(shown, rules), size)
 
 
-def _of(shown: Sequence[Point], rules: Sequence[Rule], along: Along, title: str, x: Axis, y: Axis, size: tuple[int, int]) -> str:
+def _of(
+    shown: Sequence[Point], rules: Sequence[Rule], along: Along, title: str, x: Axis, y: Axis, size: tuple[int, int]
+) -> str:
     series = []
     for group in _lines(shown):
         marks = [Mark(p.x(along), p.bar.mean, said(p), p.bar.low, p.bar.high) for p in group]

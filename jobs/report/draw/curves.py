@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from jobs.report.arms import Line, Study
 from jobs.report.draw.charts import LABELS, lines_chart
-from jobs.report.draw.plot import Form, Mark, Series, axis, human, log_axis
+from jobs.report.draw.plot import Form, Mark, Series, axis, log_axis
 from jobs.report.ledger import Metric, Run
+from jobs.report.tables import human
 
 BINS = 70  # to which a curve is averaged
 RUNS = 12  # in one chart, the longest first
@@ -29,7 +30,7 @@ QUANTITIES = (
     Quantity("learning rate", "rate", lambda m: m.lr),
     Quantity("gradient norm before clipping", "norm", lambda m: m.grad_norm, log=True),
     Quantity("throughput since the start", "samples/s", lambda m: m.samples_per_s),
-    Quantity("waiting for data", "ms a step", lambda m: None if m.data_wait is None else 1000 * m.data_wait),
+    Quantity("waiting for data", "ms a step", lambda m: None if m.data_wait is None else 1000 * m.data_wait, log=True),
 )
 
 
@@ -43,7 +44,7 @@ def losses_by_block(runs: Sequence[Run]) -> dict[int, list[Run]]:
 
 
 def training_charts(study: Study, runs: Sequence[Run]) -> list[list[str]]:
-    """A row for each quantity, a chart for each block; one scale in a row. A quantity that no run logged is left out."""
+    """A row for each quantity, a chart for each block; one scale in a row. What no run logged is left out."""
     chosen = {block: _longest(group) for block, group in losses_by_block(runs).items()}
     rows = []
     for quantity in QUANTITIES:

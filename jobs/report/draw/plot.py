@@ -1,4 +1,4 @@
-"""Lines and points over two axes -> an <svg> element: no script, no fonts, no links; the same input gives the same bytes.
+"""Lines and points over two axes -> an <svg> element: no script, no fonts, no links; the same input, the same bytes.
 
 Colours are CSS variables of the page, so that one chart serves light and dark. A point can be hovered, tapped and
 reached by Tab: what it says appears in a line above the plot, by CSS alone, and is its <title> for screen readers.
@@ -107,23 +107,6 @@ def log_ticks(low: float, high: float) -> list[float]:
         if len(found) >= 3:
             return found[:: math.ceil(len(found) / 7)]
     return found
-
-
-def human(value: float) -> str:
-    """1234567 -> 1.23M; powers of ten beyond 1e13."""
-    for limit, unit, mark in ((1e13, 0, ""), (1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e3, 1e3, "k")):
-        if value >= limit:
-            return f"{value / unit:.3g}{mark}" if unit else f"{value:.2g}".replace("e+", "e")
-    return f"{value:.3g}"
-
-
-def power(value: float) -> str:
-    return f"{value:.2g}".replace("e+", "e")
-
-
-def percent(value: float) -> str:
-    """Without the sign."""
-    return f"{100 * value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -310,7 +293,9 @@ STYLE = """
 .chart .s6 { --c: var(--c6); } .chart .s7 { --c: var(--c7); }
 .chart text { font-size: 12px; fill: var(--soft); text-anchor: start; }
 .chart .t { font-size: 13px; font-weight: 600; fill: var(--ink); }
-.chart .e { text-anchor: end; } .chart .m { text-anchor: middle; } .chart .q { font-size: 11px; }
+.chart .e { text-anchor: end; } .chart .m { text-anchor: middle; }
+.chart .q { font-size: 11px; paint-order: stroke; stroke: var(--bg);
+  stroke-width: 4px; }
 .chart .hint { opacity: .55; font-size: 11px; }
 .chart path { fill: none; stroke: var(--line); }
 .chart .a { stroke: var(--soft); }
@@ -338,7 +323,7 @@ svg { --back: #fff; --ink: #1f2328; --soft: #59616b; --line: #e3e6ea; background
 """
 
 
-def alone(svg: str) -> str:
+def stand_alone(svg: str) -> str:
     """A chart as a file of its own, for slides and READMEs."""
     opening, rest = svg.split(">", 1)
     return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{_ALONE}{STYLE}</style>{rest}'

@@ -18,7 +18,9 @@ PATIENCE = 60.0  # seconds for one answer
 
 def found() -> str | None:
     """The browser of this machine, if it has one."""
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
 
 
 class Tab:

@@ -1,4 +1,4 @@
-"""Arms are never merged, comparisons name every field in which their sides differ, and verdicts go by seeds and images."""
+"""Arms are never merged, comparisons name all that their sides differ in, and verdicts go by seeds and images."""
 
 from __future__ import annotations
 
@@ -253,3 +253,12 @@ def test_a_point_of_several_seeds_is_over_seeds_and_images(tmp_path: Path):
     assert all_of_them.mean == pytest.approx(sum(m.accuracy for m in found) / 3)
     assert one.over == "the images of one seed"
     assert (one.low, one.high) == (found[0].row.low, found[0].row.high), "Wilson's"
+
+
+def test_a_trunk_whose_branches_are_not_there_yet_makes_no_line_of_its_own(tmp_path: Path):
+    for name, decay in (("trunk", 0.0), ("other-seed", 0.2)):
+        folder = run_folders.write_run(tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        optim = config["optim"] | {"schedule": "constant", "warmup": 800, "decay": decay}
+        run_folders.write_json(folder / "config.json", config | {"optim": optim})
+    assert labels(tmp_path) == ["XTRA 4x4"]
