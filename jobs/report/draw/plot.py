@@ -101,12 +101,13 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten, with round numbers between them where there are fewer than three."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for parts in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+    for parts in ((1,), (1, 3), (1, 2, 5)):
         found = [m * 10.0**k for k in decades for m in parts if low <= m * 10.0**k <= high]
         if len(found) >= 3:
             return found[:: math.ceil(len(found) / 7)]
-    return found
+    return ticks(low, high)
 
 
 @dataclass(frozen=True)
