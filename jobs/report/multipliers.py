@@ -200,7 +200,8 @@ def _held_out(known: Laws) -> str:
     text = (
         "The largest counts, left out of the fit and predicted by it; also by no further gain, and by a line in log n."
     )
-    return html_table(columns, known.fit.held_out, text)
+    rows = sorted(known.fit.held_out, key=lambda h: (known.styles.get(h.arm, 0), h.samples_seen))
+    return html_table(columns, rows, text)
 
 
 def _multiplier_table(known: Laws) -> str:

@@ -27,6 +27,7 @@ from jobs.report.draw import (
     front,
     front_chart,
     held_out_charts,
+    loss_charts,
     stand_alone,
     training_charts,
 )
@@ -137,7 +138,7 @@ def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
         ("comparisons", "Comparisons", _comparison_table(made)),
         ("multiplier", "Laws, and how many times fewer", multipliers.section(found, titles)),
         ("front", "What is efficient", _front(ledger, found)),
-        ("training", "How the trainings went", _training(known, ledger)),
+        ("training", "How the trainings went", _training(known, ledger, found, said.cell)),
         (
             "predictions",
             "What the best one predicts",
@@ -303,7 +304,7 @@ def _front(ledger: Ledger, found: Sequence[Measured]) -> str:
     return text + _grid(figures) + _folded("The points of the front", table(columns, rows, "Cheapest first."))
 
 
-def _training(known: Study, ledger: Ledger) -> str:
+def _training(known: Study, ledger: Ledger, found: Sequence[Measured], cell: tuple[str, str, str, str] | None) -> str:
     rows = training_charts(known, ledger.runs)
     held = held_out_charts(known, ledger.runs)
     if not rows and not held:
@@ -319,7 +320,18 @@ def _training(known: Study, ledger: Ledger) -> str:
     rest = _grid(row[0] for row in rows[1:]) if alone else "".join(map(_grid, rows[1:]))
     few = sum(map(len, losses)) <= 3  # in one row of the page
     drawn = _grid(svg for row in losses for svg in row) if few else "".join(map(_grid, losses))
-    return text + drawn + missing + _folded("Learning rate, gradient norm, throughput and waiting for data", rest)
+    against = ""
+    if cell is not None:
+        at = points(by_cell(found)[cell])
+        figures = _grid(loss_charts(at, accuracy_axis(at, ())))
+        against = _folded(f"Held-out loss and accuracy ({cell[0]}, {cell[2]} probe)", figures)
+    return (
+        text
+        + drawn
+        + missing
+        + against
+        + _folded("Learning rate, gradient norm, throughput and waiting for data", rest)
+    )
 
 
 # ---- tables ----

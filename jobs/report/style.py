@@ -24,7 +24,7 @@ section { scroll-margin-top: 12px; }
 .wide:focus-visible, summary:focus-visible, a:focus-visible { outline: 2px solid var(--stage); outline-offset: 2px; }
 .wide table { font-size: 13px; }
 .wide td, .wide th { white-space: nowrap; }
-.wide td:last-child { white-space: normal; min-width: 12em; }
+.wide td:last-child { white-space: normal; min-width: 24em; }
 .wide td.n:last-child, .dense td:last-child { white-space: nowrap; min-width: 0; }
 .dense th, .dense td { font-size: 12px; padding-right: 9px; }
 tr.ours { background: var(--well); }

@@ -7,6 +7,7 @@ from .charts import (
     front as front,
     front_chart as front_chart,
     lines_chart as lines_chart,
+    loss_charts as loss_charts,
     selection_chart as selection_chart,
 )
 from .curves import RUNS as RUNS, held_out_charts as held_out_charts, training_charts as training_charts

@@ -120,6 +120,27 @@ def front_chart(points: Sequence[Point], title: str, y: Axis) -> str | None:
     return Chart(title, x, y, [edge, *series]).svg()
 
 
+def loss_charts(points: Sequence[Point], y: Axis) -> list[str]:
+    """Accuracy over the held-out loss, a chart for each block, since losses compare inside one block size only."""
+    by_block: dict[int, list[Point]] = {}
+    for p in points:
+        if all(m.row.val_loss is not None for m in p.group):
+            by_block.setdefault(p.line.arm.block, []).append(p)
+    drawn = []
+    for block, group in sorted(by_block.items(), reverse=True):
+        series = []
+        for mine in _lines(group):
+            losses = [sum(m.row.val_loss or 0.0 for m in p.group) / len(p.group) for p in mine]
+            marks = [
+                Mark(loss, p.bar.mean, f"{said(p)}, loss {loss:.4f}", p.bar.low, p.bar.high)
+                for loss, p in zip(losses, mine)
+            ]
+            series.append(Series(mine[0].line.label, mine[0].line.style, marks))
+        x = axis("held-out loss", [m.x for s in series for m in s.marks], lambda v: f"{v:.3g}")
+        drawn += [Chart(f"{block}x{block} blocks: accuracy in %", x, y, series).svg()] if len(group) > 2 else []
+    return drawn
+
+
 def lines_chart(
     title: str,
     series: Sequence[Series],

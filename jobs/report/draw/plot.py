@@ -88,7 +88,8 @@ def log_axis(label: str, values: Sequence[float], form: Form, exact: bool = True
 def axis(label: str, values: Sequence[float], form: Form, floor: float | None = None) -> Axis:
     """A linear axis around values, with some air; not below `floor`."""
     low, high = min(values), max(values)
-    air = 0.07 * (high - low) or abs(high) * 0.1 or 1.0
+    apart = high - low > 1e-6 * max(abs(low), abs(high))  # else rounding alone
+    air = 0.07 * (high - low) if apart else abs(high) * 0.1 or 1.0
     return Axis(label, low - air if floor is None else max(floor, low - air), high + air, form)
 
 
@@ -130,8 +131,9 @@ class Chart:
             f'<text class="t" x="2" y="14">{escaped(self.title)}</text>',
             f'<text class="hint" x="{LEFT}" y="34">{hint}</text>' if hint else "",
             self._frame(),
-            "".join(map(self._rule, self._spread(self.rules))),
+            "".join(map(self._rule, self.rules)),
             "".join(self._under(s) for s in self.series),
+            "".join(self._name(rule, y) for rule, y in self._spread(self.rules)),
             "".join(self._points(s) for s in self.series),
             "".join(
                 self._entry(entry, x, TOP + self.height + BOTTOM + 17 * row + 10)
@@ -226,19 +228,20 @@ class Chart:
             below = y
         return placed
 
-    def _rule(self, placed: tuple[Rule, float]) -> str:
-        rule, text_y = placed
-        middle = (rule.low + rule.high) / 2
+    def _rule(self, rule: Rule) -> str:
+        if rule.low + rule.high < 2 * self.y.low:  # drawing it would squeeze the curves
+            return ""
+        y, high, low = (self._y(value) for value in ((rule.low + rule.high) / 2, rule.high, rule.low))
         right = self.width - RIGHT
-        name = f"{rule.label} {self.y.form(middle)}"
-        if middle < self.y.low:  # drawing it would squeeze the curves
-            return f'<text class="e q" x="{right}" y="{text_y:.1f}">{escaped(name)} \u2193</text>'
-        y, high, low = self._y(middle), self._y(rule.high), self._y(rule.low)
         band = f'<path class="u" d="M{LEFT} {high:.1f}H{right}V{low:.1f}H{LEFT}Z"/>' if low - high > 1 else ""
-        return (
-            f'{band}<path class="n" d="M{LEFT} {y:.1f}H{right}"/>'
-            f'<text class="e q" x="{right}" y="{text_y:.1f}">{escaped(name)}</text>'
-        )
+        return f'{band}<path class="n" d="M{LEFT} {y:.1f}H{right}"/>'
+
+    def _name(self, rule: Rule, y: float) -> str:
+        """Of a rule, above what it crosses; with an arrow where the line itself is below the chart."""
+        middle = (rule.low + rule.high) / 2
+        arrow = " \u2193" if middle < self.y.low else ""
+        name = f"{rule.label} {self.y.form(middle)}{arrow}"
+        return f'<text class="e q" x="{self.width - RIGHT}" y="{y:.1f}">{escaped(name)}</text>'
 
     def _legend_rows(self) -> list[list[tuple[Series, float]]]:
         """Entries with their x, as many to a row as fit."""

@@ -12,7 +12,20 @@ import run_folders
 
 from jobs.report import multipliers
 from jobs.report.arms import study
-from jobs.report.draw import Chart, Mark, Series, axis, baselines, front, log_axis, stand_alone, training_charts
+from jobs.report.draw import (
+    Chart,
+    Mark,
+    Series,
+    accuracy_axis,
+    axis,
+    baselines,
+    front,
+    held_out_charts,
+    log_axis,
+    loss_charts,
+    stand_alone,
+    training_charts,
+)
 from jobs.report.draw.plot import RIGHT, WIDTH, log_ticks, ticks
 from jobs.report.ledger import read_runs
 from jobs.report.measured import by_cell, measured, points
@@ -133,3 +146,30 @@ def test_laws_are_those_of_the_fit_and_reasons_stand_in_for_missing_ones(runs: P
     alone = read_runs(str(tmp_path))
     (few,) = by_cell(measured(alone, study(alone.runs))).values()
     assert multipliers.laws(few).why == "No law: a line needs 3 sample counts, and none here has more than 1."
+
+
+def test_accuracy_over_the_held_out_loss_is_inside_one_block_size(tmp_path: Path):
+    for block in (1, 4):
+        for samples in (6400, 12800, 25600):
+            folder = run_folders.write_run(tmp_path / f"{block}-{samples}", samples, block=block)
+            last = run_folders.metric(samples, block, val_loss=1.0 / samples**0.1)
+            run_folders.write_metrics(folder, 1, 2, [last])
+            run_folders.write_probe(folder, samples**0.1 / 10)
+    ledger = read_runs(str(tmp_path))
+    known = study(ledger.runs)
+    (group,) = by_cell(measured(ledger, known)).values()
+    at = points(group)
+    drawn = loss_charts(at, accuracy_axis(at, ()))
+    assert [ElementTree.fromstring(svg).get("aria-label") for svg in drawn] == [
+        "4x4 blocks: accuracy in %",
+        "1x1 blocks: accuracy in %",
+    ]
+    assert all("held-out loss" in svg for svg in drawn)
+    assert len(held_out_charts(known, ledger.runs)) == 2
+
+
+def test_one_value_makes_an_axis_with_air():
+    y = axis("rate", [0.001, 0.001 + 1e-18], human)
+    assert y.low < 0.00095
+    assert y.high > 0.00105
+    assert len({y.form(tick) for tick in y.at()}) == len(y.at())
