@@ -42,15 +42,15 @@ def resample(curve: Curve) -> Resampled:
     trunks = len(curve.seeds)
     generator = np.random.default_rng(zlib.crc32(" ".join(sorted(curve.seeds)).encode()))
     drawn = generator.multinomial(trunks, np.full(trunks, 1 / trunks), RESAMPLES)
-    weights = drawn[:, curve.trunk].astype(float)
-    offset = number_of_parameters(curve) == 4
-    parts = [
-        project(curve.x, curve.error[None], offset, weights=some)
-        for some in np.array_split(weights, 10)  # in pieces, for the memory's sake
-    ]
-    E, A, a, n0 = (np.concatenate(columns) for columns in zip(*parts))
+    # The points of a count have one x, so their weighted mean stands for them: all fits share the rest of the loss.
+    counts, place = np.unique(curve.count, return_inverse=True)
+    members = (place[:, None] == np.arange(len(counts))).astype(float)  # [P, counts]
+    weights = drawn[:, curve.trunk] @ members
+    error = (drawn[:, curve.trunk] * curve.error) @ members / np.maximum(weights, 1)
+    log_x = np.log(curve.x) @ members / members.sum(0)
+    E, A, a, n0 = project(np.exp(log_x), error, number_of_parameters(curve) == 4, weights=weights)
     with np.errstate(divide="ignore"):
-        return Resampled(E, np.log(A) + a * np.log(curve.x).mean(), a, n0)
+        return Resampled(E, np.log(A) + a * log_x.mean(), a, n0)
 
 
 def percentiles(values: Array, level: float, trunks: int) -> tuple[float, float]:

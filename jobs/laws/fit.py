@@ -5,7 +5,7 @@ needs than another, all with intervals over trunks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from jobs.flags import nearest
@@ -50,6 +50,7 @@ class ArmFit:
     """One arm: its law in words of intervals, and what it was fitted to."""
 
     name: str
+    row_name: str  # in the table: a size of an arm that has two is an arm here
     curve: Curve  # as measured; of the largest size where there are several
     fitted: Fitted | None  # None where only the joint law could be fitted
     values: Mapping[str, Interval]  # E, A, a, n0; and B, b of a joint law
@@ -100,7 +101,7 @@ def run(config: Config) -> Fit:
 def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
     """A table's laws and comparisons, of each two arms or with one ("": none is named). Raises what `run` does."""
     arms, remarks = _arms(table, axis, level)
-    found = {axis: _multipliers(arms, against, level)}
+    found = {axis: _multipliers([arm.fitted for arm in arms if arm.fitted], against, level)}
     several = len(arms) > 1
     if several and not any(arm.fitted for arm in arms):
         remarks.append("No multiplier: no size of an arm has three counts of its own.")
@@ -109,9 +110,10 @@ def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
     for other in AXES:
         if several and other != axis and other in table.axes():
             try:
-                found[other] = _multipliers(_arms(table, other, level)[0], against, level)
+                found[other] = _multipliers(_on_another_axis(table, other, arms), against, level)
             except ValueError:  # one value of this axis, such as the same images at every count
                 remarks.append(f"At equal {other}: no law, as this column has too few values in an arm.")
+    remarks += _apart([arm.fitted for arm in arms if arm.fitted]) if found[axis] else []
     predictions = [point for arm in arms if arm.fitted for point in held_out(arm.curve, level)]
     return Fit(axis, tuple(arms), found, tuple(predictions), level, tuple(remarks), table)
 
@@ -129,14 +131,14 @@ def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str
             remarks.append(f"{name}: {len(sizes)} sizes, one law in x and parameters; multipliers at its largest size.")
         elif len(sizes) == 2:
             remarks.append(f"{name}: two sizes, each fitted by itself (a law in parameters needs three).")
-            arms += [_one(f"{name}, {curve.params:.4g} parameters", curve, level) for curve in sizes]
+            arms += [_one(f"{name}, {curve.params:.4g} parameters", name, curve, level) for curve in sizes]
         else:
-            arms.append(_one(name, sizes[0], level))
+            arms.append(_one(name, name, sizes[0], level))
     return arms, remarks
 
 
-def _one(name: str, curve: Curve, level: float) -> ArmFit:
-    curve = Curve(name, curve.x, curve.error, curve.count, curve.trunk, curve.seeds, curve.params)
+def _one(name: str, row_name: str, curve: Curve, level: float) -> ArmFit:
+    curve = replace(curve, name=name)
     fitted = _fitted(curve)
     laws = fitted.resampled
     values = (
@@ -144,7 +146,7 @@ def _one(name: str, curve: Curve, level: float) -> ArmFit:
         if laws
         else intervals(fitted.curve, fitted.law, level)
     )
-    return ArmFit(name, curve, fitted, values, None, (curve,))
+    return ArmFit(name, row_name, curve, fitted, values, None, (curve,))
 
 
 def _fitted(curve: Curve) -> Fitted:
@@ -156,12 +158,22 @@ def _joint(name: str, sizes: Sequence[Curve], level: float) -> ArmFit:
     joint, values = fit_sizes(sizes, level)
     largest = sizes[-1]
     fitted = _fitted(largest) if largest.places >= 3 else None
-    return ArmFit(name, largest, fitted, {**values, "n0": Interval(0.0, 0.0, 0.0)}, joint, tuple(sizes))
+    return ArmFit(name, name, largest, fitted, {**values, "n0": Interval(0.0, 0.0, 0.0)}, joint, tuple(sizes))
 
 
-def _multipliers(arms: Sequence[ArmFit], against: str, level: float) -> tuple[Multiplier, ...]:
+def _on_another_axis(table: Table, axis: str, arms: Sequence[ArmFit]) -> list[Fitted]:
+    """The arms' curves again, at the same sizes. Raises ValueError where an arm has too few values of the axis."""
+    sizes = {(curve.name, curve.params): curve for curve in curves(table, axis)[0]}
+    found = []
+    for arm in arms:
+        if arm.fitted:
+            curve = sizes[arm.row_name, arm.curve.params]
+            found.append(_fitted(replace(curve, name=arm.name)))
+    return found
+
+
+def _multipliers(ready: Sequence[Fitted], against: str, level: float) -> tuple[Multiplier, ...]:
     """Of every pair in both directions, or against one arm; at accuracies that both reach."""
-    ready = [arm.fitted for arm in arms if arm.fitted]
     named = [arm for arm in ready if arm.name == against]
     others = named or (ready if len(ready) <= _ALL_PAIRS else ready[:1])
     return tuple(
@@ -171,6 +183,12 @@ def _multipliers(arms: Sequence[ArmFit], against: str, level: float) -> tuple[Mu
         if arm is not other
         for accuracy in levels([arm, other])
     )
+
+
+def _apart(ready: Sequence[Fitted]) -> list[str]:
+    """Arms that no other arm's accuracy meets."""
+    alone = [one.name for one in ready if not any(levels([one, other]) for other in ready if other is not one)]
+    return [f"No multiplier for {name}: it shares no accuracy with another arm." for name in alone]
 
 
 def _ranges(arms: Sequence[ArmFit]) -> str:

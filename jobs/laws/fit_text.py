@@ -73,13 +73,13 @@ def _number(value: float | None, name: str) -> str:
 
 def _held_out(points: Sequence[HeldOut]) -> list[str]:
     found = ["largest counts, predicted without them; off by, in points:"]
-    found += [f"{'':<{_NAME}}{'samples':>13}{'is':>7}{'predicted':>17}{'law':>6}{'none':>7}{'log':>6}"]
+    found += [f"{'':<17}{'samples':>15}{'is':>6}{'predicted':>17}{'law':>9}{'none':>7}{'log':>7}"]
     for p in points:
         interval = "" if p.low is None or p.high is None else f"({100 * p.low:.1f} to {100 * p.high:.1f})"
         off = [100 * (value - p.accuracy) for value in (p.predicted, p.constant, p.log_linear)]
         found.append(
-            f"{_cut(p.arm):<{_NAME}}{p.samples_seen:>13,}{100 * p.accuracy:>7.1f}"
-            f"{100 * p.predicted:>6.1f} {interval:<13}{off[0]:>+4.1f}{off[1]:>+7.1f}{off[2]:>+6.1f}"
+            f"{_cut(p.arm, 16):<17}{p.samples_seen:>15,}{100 * p.accuracy:>6.1f}"
+            f"{100 * p.predicted:>6.1f} {interval:<15}{off[0]:>+5.1f}{off[1]:>+7.1f}{off[2]:>+7.1f}"
         )
     law, constant, log = (
         math.sqrt(np.mean([(getattr(p, name) - p.accuracy) ** 2 for p in points])) * 100
@@ -120,12 +120,12 @@ def _count(n: float) -> str:
 
 def predicted(fitted: Fitted, n: float, level: float) -> Interval:
     """The accuracy of a law at n; the interval is of the curve, linearised, over trunks."""
-    accuracy = 1 - float(fitted.law.error(n))
+    accuracy = min(max(1 - float(fitted.law.error(n)), 0.0), 1.0)
     left = degrees_of_freedom(fitted.curve)
     if left == 0:
         return Interval(accuracy, None, None)
     half = t_quantile(level, left) * math.sqrt(variance(fitted, fit_weights(fitted, n)))
-    return Interval(accuracy, accuracy - half, accuracy + half)
+    return Interval(accuracy, max(accuracy - half, 0.0), min(accuracy + half, 1.0))
 
 
 def _predictions(fit: Fit, at: Sequence[float]) -> list[str]:
@@ -141,7 +141,7 @@ def _predictions(fit: Fit, at: Sequence[float]) -> list[str]:
             beyond = max(n / float(arm.curve.x.max()), float(arm.curve.x.min()) / n)
             found.append(f"  {_cut(arm.name):<{_NAME}}{_count(n):>14}{100 * value.value:>7.1f} {interval}")
             if beyond > _DECADE:
-                found.append(f"{'':<{_NAME + 2}}{beyond:.0f} times beyond the data, more than a decade: a guess")
+                found.append(f"    {beyond:.3g} times beyond the data, more than a decade: a guess")
     return found
 
 

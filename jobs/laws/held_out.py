@@ -55,7 +55,7 @@ def _predicted(
     n, error = float(np.exp(np.log(there.x).mean())), float(there.error.mean())
     predicted = float(fitted.law.error(n))
     half = _half_width(there, fitted, n, level)
-    low, high = (None, None) if half is None else (1 - predicted - half, 1 - predicted + half)
+    low, high = (None, None) if half is None else (max(1 - predicted - half, 0.0), min(1 - predicted + half, 1.0))
     straight = float(line(math.log(n)))
     return HeldOut(curve.name, count, 1 - error, 1 - predicted, low, high, 1 - top, 1 - straight)
 

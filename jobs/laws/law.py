@@ -10,7 +10,7 @@ Shapes: P points, K trunks, V candidates or resamples, G grid cells.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ STEEPEST, FLATTEST = 4.0, 0.01  # exponents that are tried
 OFFSET_FROM = 7  # counts from which n0 is fitted
 CUT = 5.0  # robust standard deviations at which Huber's loss turns linear: gross errors only, not the tails of noise
 CUT_FROM = 8  # residual degrees of freedom from which outliers can be recognised
-_GRID, _ZOOM = 96, 9
+_GRID, _ZOOM = 96, 9  # first exponents, and those around the best
+_COARSE = 32  # first exponents where n0 has a grid too
 _OFFSETS = np.concatenate([[0.0], np.geomspace(0.03, 30, 13)])  # n0 over the smallest count
 
 
@@ -57,7 +58,8 @@ class Curve:
         present = np.unique(self.trunk[keep])
         seeds = tuple(self.seeds[k] for k in present) if self.seeds else ()
         trunk = np.searchsorted(present, self.trunk[keep])
-        return Curve(self.name, self.x[keep], self.error[keep], self.count[keep], trunk, seeds, self.params)
+        arrays = {name: getattr(self, name)[keep] for name in ("x", "error", "count")}
+        return replace(self, trunk=trunk, seeds=seeds, **arrays)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _drawn_in(curve: Curve, law: Law) -> Curve:
     scale = 1.4826 * np.median(np.abs(residual - own)) * math.sqrt(len(curve.x) / left)
     limit = max(CUT * scale, 1e-12)
     error = law.error(curve.x) + own + np.clip(residual - own, -limit, limit)
-    return Curve(curve.name, curve.x, error, curve.count, curve.trunk, curve.seeds, curve.params)
+    return replace(curve, error=error)
 
 
 def least_squares(x: Array, error: Array, offset: bool) -> Law:
@@ -151,7 +153,8 @@ def project(
     `free_E`) and A above 0. Returns E, A, a, n0, each [V].
     """
     many = max([len(error), *(len(v) for v in (weights, E, A, a, n0) if v is not None)])
-    grid_a = np.geomspace(FLATTEST, STEEPEST, _GRID)[None] if a is None else a[:, None]
+    move_n0 = offset and n0 is None
+    grid_a = np.geomspace(FLATTEST, STEEPEST, _COARSE if move_n0 else _GRID)[None] if a is None else a[:, None]
     grid_n0 = (_OFFSETS * x.min() if offset else np.zeros(1))[None] if n0 is None else n0[:, None]
     cells = np.repeat(grid_a, grid_n0.shape[1], axis=1), np.tile(grid_n0, (1, grid_a.shape[1]))
 
@@ -162,9 +165,9 @@ def project(
         return E_V, A_V, a_V, n0_V
 
     best = best_of(cells)
-    if offset and n0 is None:  # its valley is narrow and aslant
+    if move_n0:  # its valley is narrow and aslant
         for _ in range(rounds + 4):
-            best = best_of(_along_the_valley(x, error, best, a is None, E is None, A is None))
+            best = best_of(_along_the_valley(x, error, weights, best, a is None, E is None))
     elif a is None:
         for round_ in range(rounds - 1):
             best = best_of((_around(best[2], round_), best[3][:, None]))
@@ -183,21 +186,29 @@ def _around(a: Array, round_: int) -> Array:
 
 
 def _along_the_valley(
-    x: Array, error: Array, best: tuple[Array, ...], move_a: bool, move_E: bool, move_A: bool
+    x: Array, error: Array, weights: Array | None, best: tuple[Array, ...], move_a: bool, move_E: bool
 ) -> tuple[Array, Array]:
-    """Cells (a, n0) along the Gauss-Newton step from the best ones, and these themselves."""
+    """Cells (a, n0) along two Gauss-Newton steps from the best ones: of all, and with n0 held, for where it is at its
+    bound. The first cell is the best one itself."""
     E, A, a, n0 = best
     phi = basis(x, a, n0)
     shifted = x + n0[:, None]
-    columns = [-A[:, None] * a[:, None] * phi * x.min() / shifted]
-    centre = np.log(x).mean() if move_A else 0.0  # with A held, a turns the curve about n = 1
-    columns += [-A[:, None] * phi * (np.log(shifted) - centre)] * move_a
-    columns += [np.ones_like(phi)] * move_E + [phi] * move_A
-    residual = error - E[:, None] - A[:, None] * phi
-    step = (np.linalg.pinv(np.stack(columns, 2), rcond=1e-10) @ residual[..., None])[..., 0]
+    columns = [phi] + [np.ones_like(phi)] * move_E
+    columns += [-A[:, None] * phi * (np.log(shifted) - np.log(x).mean())] * move_a
+    columns += [-A[:, None] * a[:, None] * phi * x.min() / shifted]
+    root = 1.0 if weights is None else np.sqrt(weights)[:, :, None]
+    J = np.stack(columns, 2) * root
+    size = np.sqrt((J**2).sum(1, keepdims=True)) + 1e-30
+    J = J / size
+    gram = J.transpose(0, 2, 1) @ J + 1e-11 * np.eye(len(columns))
+    right = J.transpose(0, 2, 1) @ ((error - E[:, None] - A[:, None] * phi)[..., None] * root)
+    full = np.linalg.solve(gram, right)[..., 0] / size[:, 0]
+    held = np.linalg.solve(gram[:, :-1, :-1], right[:, :-1])[..., 0] / size[:, 0, :-1]
     lengths = np.array([0, 1, 0.5, 0.25, 0.1, 0.02, 2])
-    new_a = np.clip(a[:, None] + lengths * (step[:, 1:2] if move_a else 0), FLATTEST, STEEPEST)
-    return new_a, np.clip(n0[:, None] + lengths * step[:, :1] * x.min(), 0, 100 * x.min())
+    steps_a = np.concatenate([lengths * full[:, -2:-1], lengths[1:] * held[:, -1:]], axis=1) if move_a else 0.0
+    steps_n0 = np.concatenate([lengths * full[:, -1:], 0 * lengths[1:] * full[:, -1:]], axis=1)
+    new_n0 = np.clip(n0[:, None] + steps_n0 * x.min(), 0, 100 * x.min())
+    return np.clip(a[:, None] + steps_a + 0 * new_n0, FLATTEST, STEEPEST), new_n0
 
 
 def _linear(

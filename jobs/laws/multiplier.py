@@ -40,6 +40,11 @@ class Fitted:
         low, high = sorted(1 - float(self.law.error(n)) for n in (self.curve.x.min(), self.curve.x.max()))
         return low, high
 
+    def covers(self, accuracy: float) -> bool:
+        """Whether the law reaches an accuracy within the measured range; a flat one does so nowhere in particular."""
+        n = self.law.count_at(1 - accuracy)
+        return 0.999 * self.curve.x.min() <= n <= 1.001 * self.curve.x.max()
+
 
 @dataclass(frozen=True)
 class Multiplier:
@@ -58,7 +63,7 @@ def levels(arms: Sequence[Fitted]) -> list[float]:
         return []
     step = next((s for s in _STEPS if (high - low) / s <= _MOST), _STEPS[-1])
     found = [round(k * step, 4) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return found or [(low + high) / 2]
+    return [level for level in found or [(low + high) / 2] if all(arm.covers(level) for arm in arms)]
 
 
 def multiplier(arm: Fitted, against: Fitted, accuracy: float, level: float) -> Multiplier:

@@ -121,6 +121,16 @@ def test_loss_goes_with_accuracy_inside_a_block_size(tmp_path: Path, capsys: pyt
     assert "Block 4: rank correlation of loss and accuracy -1.00 over 18 points." in capsys.readouterr().out
 
 
+def test_an_arm_that_meets_no_other_is_named(two: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = made_ledgers.rows("one") + made_ledgers.rows("other", A=5.0) + made_ledgers.rows("random", E=0.9, A=0.5)
+    where = made_ledgers.write(tmp_path / "three.csv", rows)
+    found = as_json(capsys, where)
+    assert {m["arm"] for m in found["multipliers"]} == {"one", "other"}
+    assert set(found["arms"]) == {"one", "other", "random"}
+    assert cli.main(["fit", where]) == 0
+    assert "No multiplier for random: it shares no accuracy with another arm." in capsys.readouterr().out
+
+
 def changed(rows: made_ledgers.Rows, **changes: Any) -> made_ledgers.Rows:
     return [{**row, **changes} if number == 4 else row for number, row in enumerate(rows)]
 
