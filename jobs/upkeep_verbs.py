@@ -1,7 +1,8 @@
-"""`xtra check` and `xtra sweep`: a dataset verified and repaired, and what dead writers left removed."""
+"""`xtra check` and `xtra sweep`: datasets verified and repaired, and what dead writers left removed."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from jobs.terminal import say
@@ -49,12 +50,22 @@ def _repair(call: Call, config: Config) -> RepairResult:
 
 def sweep(call: Call) -> Any:
     from jobs.ingest_display import size
-    from shards import sweep
+    from shards import store, sweep
 
-    result = sweep.run(call.config(sweep.Config, "dataset"))
+    config = call.config(sweep.Config, "url")
+    store.require(url=config.url)
+    if store.exists(store.join(config.url, "dataset.json")):
+        result = sweep.run(config)
+    else:
+        from jobs import run_sweep  # it brings torch along
+
+        result = run_sweep.run(config)
     done = "would remove" if result.dry_run else "removed"
     why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by writers that died"
+    why += f"; {len(result.uploads):,} uploads that nobody completed" if result.uploads else ""
     say(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
     if result.young:
         say(f"{result.young:,} more may be of a writer that lives: they go when they are older")
+    if result.remark:
+        say(f"xtra sweep: {result.remark}", file=sys.stderr)
     return result

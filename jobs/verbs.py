@@ -211,7 +211,7 @@ def _train(call: Call) -> Any:
     if name is None:
         if "--help" in call.words or "-h" in call.words:
             say("usage: xtra train RECIPE --data DATASET --out RUN [--workers N] [--flags]\n\nrecipes:")
-            say("\n".join(_entry(name, getattr(recipes, name).__doc__ or "") for name in recipes.names()))
+            say("\n".join(_entry(name, recipes.describe(name)) for name in recipes.names()))
             say("\nxtra train RECIPE --help describes the flags, with that recipe's values.")
             raise SystemExit(0)
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
@@ -431,7 +431,7 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
-    "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", upkeep_verbs.sweep),
+    "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from xtra.attention import Causal, attend, causal_of
 from xtra.blocks import patches, take_blocks
-from xtra.drop_path import Drop, drops_of, residual
+from xtra.drop_path import Branch, Drop, added, branch_of, drops_of
 
 NORM_EPS = 1e-6
 ORDERS = ("raster", "random")
@@ -192,10 +192,25 @@ class Block(nn.Module):
         self.mlp = Mlp(width, round(width * mlp_ratio), width)
 
     def forward(
-        self, x_BND: Tensor, causal: Causal, attn_drop: Drop | None = None, mlp_drop: Drop | None = None
-    ) -> Tensor:
-        x_BND = residual(x_BND, lambda x: self.attn(self.norm1(x), causal), attn_drop)
-        return residual(x_BND, lambda x: self.mlp(self.norm2(x)), mlp_drop)
+        self,
+        x_BND: Tensor,
+        causal: Causal,
+        attn_drop: Drop | None = None,
+        mlp_drop: Drop | None = None,
+        before: Branch | None = None,
+    ) -> tuple[Tensor, Branch]:
+        """The stream, and the MLP's branch of it, which the next layer adds as its `before`: so a sum and the norm that
+        follows are always in one compiled layer. `drop_path.added` makes the whole stream of the two."""
+        x_BND = added(x_BND, before)
+        x_BND = added(x_BND, branch_of(x_BND, lambda x: self.attn(self.norm1(x), causal), attn_drop))
+        return x_BND, branch_of(x_BND, lambda x: self.mlp(self.norm2(x)), mlp_drop)
+
+
+class LastNorm(nn.LayerNorm):
+    """The norm of the whole stream, after the last layer."""
+
+    def forward(self, x_BND: Tensor, before: Branch | None = None) -> Tensor:
+        return super().forward(added(x_BND, before))
 
 
 class PatchEmbed(nn.Module):
@@ -221,7 +236,7 @@ class Encoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         self.patch_embed = PatchEmbed(config.width, config.patch)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = LastNorm(config.width, eps=NORM_EPS)
 
     def forward(
         self,
@@ -236,10 +251,10 @@ class Encoder(nn.Module):
         1/keep (`drop_path.scales`). perm_K: the order of the blocks.
         """
         x = self._embed(images_B3HW, last_block, perm_K)
-        causal = self._causal(x)
+        causal, before = self._causal(x), None
         for block, drops in zip(self.blocks, drops_of(drop_LSB, len(self.blocks), x.device, self.skip_dropped)):
-            x = block(x, causal, *drops)
-        return self.norm(x)
+            x, before = block(x, causal, *drops, before)
+        return self.norm(x, before)
 
     def layers(self, images_B3HW: Tensor, last: int, perm_K: Tensor | None = None) -> list[Tensor]:
         """The un-normalised residual streams [B, N, D] after each of the last `last` layers, tokens in block order.
@@ -252,7 +267,7 @@ class Encoder(nn.Module):
         causal = self._causal(x)
         streams = []
         for block in self.blocks:
-            x = block(x, causal)
+            x = added(*block(x, causal))
             streams.append(x)
         return streams[-last:]
 
@@ -280,15 +295,16 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config.dec_width, config.dec_heads, config.mlp_ratio) for _ in range(config.dec_depth)
         )
-        self.norm = nn.LayerNorm(config.dec_width, eps=NORM_EPS)
+        self.norm = LastNorm(config.dec_width, eps=NORM_EPS)
 
     def forward(self, x_BND: Tensor, perm_K: Tensor | None = None) -> Tensor:
         c = self.config
         x = x_BND + take_blocks(self.pos_embed, x_BND.shape[1] // c.per_block, c.per_block, perm_K)
         causal = causal_of(x.shape[1], c.per_block, c.dec_width // c.dec_heads, x.device, self.attention)
+        before = None
         for block in self.blocks:
-            x = block(x, causal)
-        return self.norm(x)
+            x, before = block(x, causal, before=before)
+        return self.norm(x, before)
 
 
 class Xtra(nn.Module):

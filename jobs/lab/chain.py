@@ -72,6 +72,12 @@ def missing_probes(trial: Trial) -> list[probe.Config]:
     return [settings for settings in wanted if settings is not None]
 
 
+def is_done(chain: Chain) -> bool:
+    """Whether there is nothing to do: known from the folders alone."""
+    runs = all(is_trained(trial.run) or _is_spare(trial, chain) for trial in chain.trials)
+    return runs and not any(missing_probes(trial) for trial in chain.trials)
+
+
 def _is_spare(trial: Trial, chain: Chain) -> bool:
     """Whether it is a trunk whose branches are all there."""
     branches = [other for other in chain.trials if other.run.branch]

@@ -26,11 +26,11 @@ def write_rows(runs: str, out: str, name: str = "ledger") -> None:
         dataclasses.replace(row, run=row.name, dataset=row.dataset.rstrip("/").rsplit("/", 1)[-1])
         for row in sorted(ledger.rows, key=lambda r: (r.arm, r.seed, r.samples_seen, r.set, r.head, r.encoder, r.name))
     ]
-    store.put(store.join(out, f"{name}.csv"), ledger_csv(rows).encode())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(RIGHT)
     writer.writerows(line for run in sorted(ledger.runs, key=lambda r: r.name) for line in _right(run))
+    store.put(store.join(out, f"{name}.csv"), ledger_csv(rows).encode())  # only now: all that is said was read
     store.put(store.join(out, f"{name}-right.csv"), text.getvalue().encode())
 
 

@@ -82,7 +82,8 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
         done = [chain.Done(sum(map(chain.is_trained, missing)), probed)]
     else:
-        done = cluster.side_by_side(chain.work, chains, config.at_once, stop, progress)
+        missing = [one for one in chains if not chain.is_done(one)]
+        done = cluster.side_by_side(chain.work, missing, config.at_once, stop, progress)
     trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
     return StudyResult(config.out, len(trials), trained, probed, stop.is_set())
 

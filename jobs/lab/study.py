@@ -17,7 +17,7 @@ from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
 from jobs.lab.rows import write_rows
-from jobs.report import read_metrics
+from jobs.report import NOT_SETTINGS, read_metrics
 from shards import store
 from shards.manifest import Manifest, read_manifest
 from shards.selection import subset
@@ -104,8 +104,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     rates: dict[str, float] = {}
     while not stop.is_set() and len(rates) < len(SWEPT):
         sweep = list(_sweep(config, sets))
-        jobs = [_Job(Chain((trial,)), config.out, config.rows) for trial in sweep]
-        done += cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
+        done += _side_by_side(config, [Chain((trial,)) for trial in sweep], stop, progress)
         rates = _chosen(config, sweep)
     for last in sorted({*config.stages}):
         if stop.is_set():
@@ -113,10 +112,15 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         chains = _grid(config, sets, rates, last)
         for trial in (trial for one in chains for trial in one.trials):
             terms(trial.run.out, trial.run)
-        jobs = [_Job(one, config.out, config.rows) for one in chains]
-        done += cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
+        done += _side_by_side(config, chains, stop, progress)
     trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
     return StudyResult(config.out, rates, trained, probed, stop.is_set())
+
+
+def _side_by_side(config: Config, chains: list[Chain], stop: threading.Event, progress: Progress) -> list[chain.Done]:
+    """What is missing of these chains."""
+    jobs = [_Job(one, config.out, config.rows) for one in chains if not chain.is_done(one)]
+    return cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
 
 
 @dataclass(frozen=True)
@@ -158,9 +162,7 @@ def _pin(config: Config, sets: _Sets) -> None:
     """Write down what the study is, or compare with what it was begun as."""
     free = ("data", "out", "rows", "seeds", "stages", "at_once")
     settings = {name: value for name, value in vars(config).items() if name not in free}
-    used: dict[str, dict[str, Any]] = {arm.recipe: dataclasses.asdict(recipes.get(arm.recipe)) for arm in ARMS}
-    for recipe in used.values():
-        del recipe["optim"]["lr"]  # the sweep's
+    used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in ARMS}
     digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
     arms = {arm.name: dataclasses.asdict(arm) for arm in ARMS}
     now = json.loads(json.dumps({"settings": settings, "arms": arms, "recipes": used, "manifests": digests}))
@@ -170,6 +172,12 @@ def _pin(config: Config, sets: _Sets) -> None:
             raise ValueError(
                 f"{where}: the study was begun with {name} = {old!r}, now {new!r}: use the old value or another --out"
             )
+
+
+def _shaping(recipe: train.Config) -> dict[str, Any]:
+    """What of a recipe shapes its runs; its rate is the sweep's."""
+    kept = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in NOT_SETTINGS}
+    return kept | {"optim": {name: value for name, value in kept["optim"].items() if name != "lr"}}
 
 
 def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

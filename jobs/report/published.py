@@ -127,7 +127,7 @@ class Pretraining:
 # that run saw is not stated.)
 FIGURE_1 = (
     Pretraining(
-        "XTRA", "ViT-H/14", "IN-21k", 13_151_276, 629_900 * 2_088, 0.762, "XTRA, Table 3; steps: checkpoint's name"
+        "XTRA", "ViT-H/14", "IN-21k", 13_153_500, 629_900 * 2_088, 0.762, "XTRA, Table 3; steps: checkpoint's name"
     ),
     Pretraining(
         "AIM", "0.6B", "DFN-2B", 2_000_000_000, 2_000_000_000, 0.745, "AIM, Table 2; samples: checkpoint's name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -43,7 +44,7 @@ class Server:
         if pid == 0:
             try:
                 os.close(read)
-                os.environ.pop("LD_PRELOAD", None)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 serve(lambda url: os.write(write, url.encode()) and os.close(write))
             finally:
                 os._exit(1)
@@ -72,6 +73,7 @@ def serve_store(say: Callable[[str], None]) -> None:
     """The store's address, and that of the proxy before it."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").disabled = True
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

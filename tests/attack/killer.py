@@ -176,6 +176,7 @@ def _child(words: Sequence[str], place: Place, stop: Stop | None, name: str, cha
     status = 99
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _print_to(place.file(f"{name}.log"))
         os.environ.update(place.env)
         os.environ["TMPDIR"] = str(place.tmp)

@@ -138,7 +138,9 @@ def rule(manifest: Manifest, rules: dict[int, list[tuple[int, str | None, list[s
     return ruled
 
 
-def make_dataset(dataset: str | Path, counts: list[int], bad: tuple[int, ...] = (), side: int = 32) -> Manifest:
+def make_dataset(
+    dataset: str | Path, counts: list[int], bad: tuple[int, ...] = (), side: int = 32, name: str = "test"
+) -> Manifest:
     """A dataset of len(counts) units with counts[i] links each and a first version."""
     dataset = str(dataset)
     first = 0
@@ -150,7 +152,7 @@ def make_dataset(dataset: str | Path, counts: list[int], bad: tuple[int, ...] = 
     write_info(
         dataset,
         DatasetInfo(
-            list_name="test",
+            list_name=name,
             list_sha256="0" * 64,
             units=len(counts),
             unit=max(counts),

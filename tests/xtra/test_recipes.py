@@ -68,7 +68,7 @@ def test_variants_name_every_difference_between_paper_config_and_run():
         "decoder_fp32 True (here False)"
     )
     assert run.startswith("b16_in1k_as_run: model.drop_path 0.1 (here 0.2), samples 1023955200 (here 1024933600)")
-    assert recipes.variants("h14_in21k_as_run")[0].startswith("h14_in21k: samples 1315127600 (here 1315231200)")
+    assert recipes.variants("h14_in21k_as_run")[0].startswith("h14_in21k: samples 1315350000 (here 1315231200)")
     official = [name for name in recipes.names() if name.endswith(("_official_config", "_as_run"))]
     assert [name for name in recipes.names() if recipes.get(name).decoder_fp32] == official
     assert recipes.variants("small64") == []
@@ -98,7 +98,7 @@ def test_table_6_differs_from_its_baseline_in_one_thing_each():
     assert (base.model.dec_width, base.model.dec_depth, base.model.drop_path) == (384, 8, 0.0)
     assert (base.samples, base.optim.warmup) == (100 * recipes.IN1K, 0.1)
     changed = {}
-    for name in (n for n in recipes.names() if n.startswith("ablation_")):
+    for name in (n for n in recipes.names() if n.startswith("ablation_") and not n.endswith("_official_config")):
         ours, theirs = (recipes._flat(recipes.dataclasses.asdict(c)) for c in (recipes.get(name), base))
         changed[name] = {field: ours[field] for field in ours if ours[field] != theirs[field]}
     assert changed["ablation_l1"] == {"loss.l1": True}
@@ -111,10 +111,25 @@ def test_table_6_differs_from_its_baseline_in_one_thing_each():
 
 
 def test_every_recipe_carries_its_name_and_a_description():
-    assert len(recipes.names()) == 38
+    assert len(recipes.names()) == 38 + 18
     for name in recipes.names():
         assert recipes.get(name).recipe == name
-        assert getattr(recipes, name).__doc__
+        assert recipes.describe(name).strip()
+
+
+def test_an_ablation_has_its_official_config_as_a_variant():
+    for name in (n for n in recipes.names() if n.startswith("ablation_") and not n.endswith("_official_config")):
+        (line,) = recipes.variants(name)
+        assert line == (
+            f"{name}_official_config: batch 2052 (here 2048), augment.ratio 0.75 1.5 (here 0.75 1.333), "
+            "decoder_fp32 True (here False)"
+        )
+    assert recipes.get("ablation_224_block56_official_config").model == recipes.get("ablation_224_block56").model
+
+
+def test_imagenet_21k_is_the_release_that_gives_the_h14_runs_steps():
+    on_a_gpu = -(-recipes.IN21K // 72)
+    assert 100 * (on_a_gpu // recipes.OFFICIAL_GPU_BATCH) == 629_900
 
 
 def test_an_unknown_recipe_lists_those_there_are():

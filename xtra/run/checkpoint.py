@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shards import store
+from shards import scratch, store
 from xtra.model import Encoder, ModelConfig, Xtra, model_config
 
 M = TypeVar("M", bound=nn.Module)
@@ -155,10 +155,13 @@ def _wait_for(note: str) -> dict[str, Any]:
 def _scratch(url: str) -> Generator[Path]:
     """A file to fill before it is put, gone afterwards: beside its place on a local disk, where putting it is giving it
     its name. Raises StoreError when it cannot be written."""
-    folder = store.local_path(url).parent if store.is_local(url) else None
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        if not store.is_local(url):
+            with scratch.folder("xtra-checkpoint-") as aside:
+                yield aside / "part"
+            return
+        folder = store.local_path(url).parent
+        folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".aside-", dir=folder)  # such a name is in no listing of the store
         try:
             with contextlib.suppress(OSError):
@@ -352,8 +355,9 @@ def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Generato
     if file not in commit["files"]:
         raise Damaged(f"{store.join(checkpoint, COMMIT)}: names no {name}: use another checkpoint")
     url, promised = store.join(checkpoint, file), commit["files"][file]
-    with tempfile.TemporaryDirectory(prefix="xtra-checkpoint-") as scratch:
-        path = store.local_path(url) if store.is_local(url) else Path(scratch, name)
+    with contextlib.ExitStack() as stack:
+        local = store.is_local(url)
+        path = store.local_path(url) if local else stack.enter_context(scratch.folder("xtra-checkpoint-")) / name
         if not store.is_local(url):
             with store.open_read(url) as source, path.open("wb") as out:
                 while piece := source.read(8 << 20):
