@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.laws import statistics
-from jobs.report.compare import BUT_CODE, EQUAL, Comparison
+from jobs.report.compare import BUT_CODE, EQUAL, Comparison, Primary
 from jobs.report.ledger import Ledger
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points, seeds_vary
 from jobs.report.tables import human
@@ -26,10 +26,13 @@ class Answer:
     cell: tuple[str, str, str, str] | None  # of the chart: set, its digest, head, how the grid point was chosen
 
 
-def answer(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison]) -> Answer:
+def answer(
+    ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison], primary: Primary | None = None
+) -> Answer:
+    """primary: what the study declared, whether or not it has been measured yet."""
     chosen = next((c for c in made if c.primary), None) or max(made, key=_weight, default=None)
     if chosen is not None:
-        return _of_comparison(found, made, chosen)
+        return _of_comparison(found, made, chosen, primary)
     if found:
         return _of_curve(found)
     runs = f"{len(ledger.runs)} runs" if len(ledger.runs) != 1 else "one run"
@@ -48,7 +51,9 @@ def _weight(c: Comparison) -> tuple[int, int, int, int]:
     return (c.one.row.samples_seen, c.one.row.total or 0, blocks[0] != blocks[1], blocks[0] - blocks[1])
 
 
-def _of_comparison(found: Sequence[Measured], made: Sequence[Comparison], c: Comparison) -> Answer:
+def _of_comparison(
+    found: Sequence[Measured], made: Sequence[Comparison], c: Comparison, primary: Primary | None
+) -> Answer:
     row = c.one.row
     one, other = c.one.line.label, c.other.line.label
     question = (
@@ -66,10 +71,16 @@ def _of_comparison(found: Sequence[Measured], made: Sequence[Comparison], c: Com
         f" (95 % interval of the difference {100 * c.low:+.1f} to {100 * c.high:+.1f}): "
         f"{100 * c.accuracies[0]:.1f} % against {100 * c.accuracies[1]:.1f} % for {other}."
     )
+    none = "No comparison was declared before the runs."
+    if primary is not None:
+        none = (
+            f"The declared comparison ({primary.arm} against {primary.against} on {primary.set}, {primary.head} probe, "
+            f"after {primary.samples_seen:,} samples) is not there yet."
+        )
     declared = (
         "This comparison was declared before the runs."
         if c.primary
-        else "No comparison was declared before the runs. This is the one with most samples and test images, whatever "
+        else f"{none} This is the one with most samples and test images, whatever "
         f"came of it; it is exploratory, and its verdict is Holm-adjusted over {sum(not m.primary for m in made)}."
     )
     return Answer(question, _data(found, c), sentence, (declared, _equality(c), *_decidable(c)), _cell(row))

@@ -43,8 +43,6 @@ class Arm:
     @property
     def base(self) -> str:
         """XTRA with its block in tokens, or what the paper calls AIM."""
-        if self.settings.get("model.prefix"):
-            return f"AIM {self.block}x{self.block}"
         return f"XTRA {self.block}x{self.block}" if self.block > 1 else "AIM-like 1x1"
 
 
@@ -100,7 +98,7 @@ class Study:
 
 
 def study(runs: Sequence[Run]) -> Study:
-    """Every run's line, with names that tell the lines apart."""
+    """Every run's line, with a name of its own for each line."""
     branches = {str(run.config.get("branch") or "").rstrip("/").rpartition("/")[2]: run for run in runs}
     decays = {trunk: run.config["optim"].get("decay", 0.0) for trunk, run in branches.items() if trunk}
     arms = _with_trunks({run.url: arm_of(run, decays) for run in runs})

@@ -17,6 +17,7 @@ import numpy as np
 from jobs.laws import p_value, statistics, t_quantile
 from jobs.report.arms import Difference, Line, differences
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points
+from jobs.report.tables import Columns, number, points as in_percent, table
 from shards import store
 
 PINNED = "study.json"  # in a study's folder, or one above
@@ -221,3 +222,30 @@ def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964)
 def _wilson(p: float, n: int, z: float) -> tuple[float, float]:
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+
+def comparison_table(made: Sequence[Comparison]) -> str:
+    """All of them, the declared one first."""
+    columns: Columns[Comparison] = {
+        "": lambda c: "declared" if c.primary else "exploratory",
+        "probe": lambda c: f"{c.one.row.set}, {c.one.row.head}",
+        "samples": lambda c: c.one.row.samples_seen,
+        "one": lambda c: c.one.line.label,
+        "other": lambda c: c.other.line.label,
+        "one, %": lambda c: in_percent(c.accuracies[0]),
+        "other, %": lambda c: in_percent(c.accuracies[1]),
+        "difference": lambda c: f"{100 * c.difference:+.1f}",
+        "95 % interval": lambda c: f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
+        "verdict": lambda c: c.verdict,
+        "p, adjusted": lambda c: number(c.adjusted, ".3f"),
+        "seeds": lambda c: c.seeds,
+        "interval over": lambda c: c.paired,
+        "all else": lambda c: {"": "not equal"}.get(c.equal, c.equal.removeprefix("all else ")),
+        "they differ in": lambda c: "; ".join(map(str, c.differs)),
+    }
+    text = (
+        "One less other, in points, at the largest count that both have; paired by image and by seed where that is "
+        "known. Intervals are of each comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
+        "verdict goes by it. “Equal”: one thing alone was changed."
+    )
+    return table(columns, made, text, lambda c: c.primary)

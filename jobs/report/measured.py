@@ -48,7 +48,7 @@ class Measured:
 
     @cached_property
     def protocol(self) -> dict[str, str]:
-        """All that a probe's accuracy depends on beside its encoder and its test images, by name."""
+        """All that a probe's accuracy depends on, apart from its encoder and its test images, by name."""
         result, selection = self.result, self.result.get("selection") or ()
 
         def grid(name: str) -> str:

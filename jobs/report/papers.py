@@ -1,6 +1,6 @@
-"""The papers' tables and figure with ours beside: XTRA's Tables 3 to 6 and Figure 1, and AIM's Tables 2 and 6.
+"""The papers' tables and figure together with ours: XTRA's Tables 3 to 6 and Figure 1, and AIM's Tables 2 and 6.
 
-Ours appear beside theirs only for the papers' own sets, by name; a set of another size is marked, and an average is
+Ours are compared only on the papers' own sets, by name; a set of another size is marked, and an average is
 given only where all 15 are there. What could not be read in a source is an empty cell.
 """
 
@@ -17,7 +17,7 @@ from jobs.report.measured import Point
 from jobs.report.probes import Probed, probed
 from jobs.report.tables import Columns, human, percent, points, table
 
-OURS = 12  # rows of ours beside the papers'
+OURS = 12  # rows of ours below the papers'
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _on_imagenet(results: Sequence[Probed]) -> str:
 
 
 def ablations(ours: Sequence[Point]) -> str:
-    """Table 6, and beside its block sizes the accuracies of ours with the same share of the image a block."""
+    """Table 6, and with its block sizes the accuracies of ours that have the same share of the image a block."""
     shares = {_share(p): p for p in ours}
     columns: Columns[published.Ablation] = {
         "changed": lambda a: a.changed,

@@ -1,4 +1,4 @@
-"""What the papers print, to be read beside ours: only numbers that were read in a source.
+"""What the papers print, to be compared with ours: only numbers that were read in a source.
 
 AIM: arXiv 2401.08541, Tables 2 and 6. XTRA: arXiv 2411.15648, Tables 3 to 6, its abstract and Figure 1. All accuracies
 are top-1 of probes on a frozen encoder, whose grid point was chosen on the evaluation set. Where no source was at hand,

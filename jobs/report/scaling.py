@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from jobs import link_counts
 from jobs.report import answer, dataset_page, findings, glossary, multipliers, papers, pictures, probes, run_list
 from jobs.report.arms import Study, study
-from jobs.report.compare import Comparison, Primary, comparisons, primary_of, read_primary
+from jobs.report.compare import Primary, comparison_table, comparisons, primary_of, read_primary
 from jobs.report.draw import (
     RUNS,
     STYLE,
@@ -42,7 +42,7 @@ from shards.dataset import read_info
 
 MOST_BYTES = 2_000_000  # of the page
 LARGE_CSV = 300_000  # bytes from which the ledger inside the page is compressed
-ROWS = 400  # of the ledger that are shown
+ROWS, FEW = 400, 50  # of a table that are shown; where the page would be too large
 AXES: tuple[Along, ...] = ("samples_seen", "unique_images", "flops")
 
 
@@ -67,16 +67,17 @@ class ReportResult:
 
 @dataclass(frozen=True)
 class Extras:
-    """What the page shows beside the ledger, read from elsewhere."""
+    """What the page shows in addition to the ledger, read from elsewhere."""
 
     primary: Primary | None = None
     events: Mapping[str, Counter[str]] = field(default_factory=dict)  # by run
     datasets: tuple[manifest.Manifest, ...] = ()  # that were trained on and can be opened
     pictures: bool = False
+    brief: bool = False  # fewer rows and charts, for a study of very many runs or sets
 
 
 def run(config: Config) -> ReportResult:
-    """Writes ledger.parquet and ledger.csv beside the runs, the page, and its first curves as files beside the page.
+    """Writes ledger.parquet and ledger.csv to the folder of runs, the page, and its first curves as files next to it.
 
     Raises ValueError where no run can be read, and for a study.json that declares no proper comparison.
     """
@@ -118,24 +119,27 @@ def _datasets(ledger: Ledger) -> Iterable[manifest.Manifest]:
 
 
 def page(ledger: Ledger, note: str | None = None, extras: Extras | None = None) -> str:
-    """The report as HTML, below MOST_BYTES: where it would be larger, pictures are left out."""
+    """The report as HTML, below MOST_BYTES: where it would be larger, pictures are left out, then rows and charts."""
     extras = extras or Extras()
     whole = _page(ledger, note, extras)
     if len(whole) > MOST_BYTES and extras.pictures:
         whole = _page(ledger, note, replace(extras, pictures=False))
+    if len(whole) > MOST_BYTES:
+        whole = _page(ledger, note, replace(extras, pictures=False, brief=True))
     return whole
 
 
 def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
+    rows = FEW if extras.brief else ROWS
     known = study(ledger.runs)
     found = measured(ledger, known)
     made = comparisons(found, extras.primary)
-    said = answer.answer(ledger, found, made)
+    said = answer.answer(ledger, found, made, extras.primary)
     titles = findings.titles(by_cell(found))
     shown_points = _largest(found, said.cell)
     sections = [
-        ("accuracy", "Accuracy", _accuracy(ledger, found)),
-        ("comparisons", "Comparisons", _comparison_table(made)),
+        ("accuracy", "Accuracy", _accuracy(ledger, found, extras.brief)),
+        ("comparisons", "Comparisons", comparison_table(made)),
         ("multiplier", "Laws, and how many times fewer", multipliers.section(found, titles)),
         ("front", "What is efficient", _front(ledger, found)),
         ("training", "How the trainings went", _training(known, ledger, found, said.cell)),
@@ -149,13 +153,17 @@ def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
         (
             "runs",
             "Runs, and in what they differ",
-            run_list.differences(known) + _folded("All runs", run_list.provenance(ledger.runs, known)),
+            run_list.differences(known) + _folded("All runs", run_list.provenance(ledger.runs[:rows], known)),
         ),
         ("funnel", "Where the images came from", _funnel(extras.datasets)),
         ("failures", "What went wrong", run_list.failures(ledger, extras.events, found)),
         ("limits", "What this does not show", _list(findings.not_shown(ledger, found, made))),
         ("reproduce", "How to reproduce it", run_list.commands(known, ledger.runs, found)),
-        ("ledger", "All numbers", _folded("The ledger", _ledger_table(ledger.rows, known)) + _download(ledger.rows)),
+        (
+            "ledger",
+            "All numbers",
+            _folded("The ledger", _ledger_table(ledger.rows, known, rows)) + _download(ledger.rows),
+        ),
         ("glossary", "Words", glossary.section()),
     ]
     sections = [part for part in sections if part[2]]
@@ -235,7 +243,7 @@ def _largest(found: Sequence[Measured], cell: tuple[str, str, str, str] | None) 
     return list({p.line.arm.block: p for p in reversed(here)}.values())
 
 
-def _accuracy(ledger: Ledger, found: Sequence[Measured]) -> str:
+def _accuracy(ledger: Ledger, found: Sequence[Measured], brief: bool) -> str:
     cells = by_cell(found)
     titles = findings.titles(cells)
     parts = []
@@ -248,7 +256,10 @@ def _accuracy(ledger: Ledger, found: Sequence[Measured]) -> str:
             "unique_images": "against unique images",
             "flops": "against FLOPs",
         }
-        figures = [accuracy_chart(at, rules, along, f"accuracy in % {heads[along]}", y) for along in AXES]
+        figures = [
+            accuracy_chart(at, rules, along, f"accuracy in % {heads[along]}", y)
+            for along in AXES[: 1 if brief else len(AXES)]
+        ]
         if any(figures):  # one point makes no curve: the tables have it
             total = " or ".join(f"{n:,}" for n in sorted({m.row.total for m in group if m.row.total}))
             parts.append((escaped(titles[cell]), f"<p>{total} test images.</p>{_grid(figures)}"))
@@ -337,33 +348,7 @@ def _training(known: Study, ledger: Ledger, found: Sequence[Measured], cell: tup
 # ---- tables ----
 
 
-def _comparison_table(made: Sequence[Comparison]) -> str:
-    columns: Columns[Comparison] = {
-        "": lambda c: "declared" if c.primary else "exploratory",
-        "probe": lambda c: f"{c.one.row.set}, {c.one.row.head}",
-        "samples": lambda c: c.one.row.samples_seen,
-        "one": lambda c: c.one.line.label,
-        "other": lambda c: c.other.line.label,
-        "one, %": lambda c: in_points(c.accuracies[0]),
-        "other, %": lambda c: in_points(c.accuracies[1]),
-        "difference": lambda c: f"{100 * c.difference:+.1f}",
-        "95 % interval": lambda c: f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
-        "verdict": lambda c: c.verdict,
-        "p, adjusted": lambda c: number(c.adjusted, ".3f"),
-        "seeds": lambda c: c.seeds,
-        "interval over": lambda c: c.paired,
-        "all else": lambda c: {"": "not equal"}.get(c.equal, c.equal.removeprefix("all else ")),
-        "they differ in": lambda c: "; ".join(map(str, c.differs)),
-    }
-    text = (
-        "One less other, in points, at the largest count that both have; paired by image and by seed where that is "
-        "known. Intervals are of each comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
-        "verdict goes by it. “Equal”: one thing alone was changed."
-    )
-    return table(columns, made, text, lambda c: c.primary)
-
-
-def _ledger_table(rows: Sequence[LedgerRow], known: Study) -> str:
+def _ledger_table(rows: Sequence[LedgerRow], known: Study, most: int) -> str:
     columns: Columns[LedgerRow] = {
         "run": lambda r: r.name,
         "line": lambda r: "" if r.encoder == "none" else known.line(r.run).label,
@@ -386,9 +371,9 @@ def _ledger_table(rows: Sequence[LedgerRow], known: Study) -> str:
     }
     rows = sorted(rows, key=lambda r: (known.line(r.run).style, r.samples_seen, r.seed, r.set, r.head))
     text = "An empty cell is a number that no file states. Intervals are over the test images of this one probe."
-    if len(rows) > ROWS:
-        text += f" The first {ROWS} of {len(rows):,} rows; the file below has all."
-    return table(columns, rows[:ROWS], text)
+    if len(rows) > most:
+        text += f" The first {most} of {len(rows):,} rows; the file below has all."
+    return table(columns, rows[:most], text)
 
 
 def _download(rows: Sequence[LedgerRow]) -> str:

@@ -1,4 +1,4 @@
-"""What the scaling report's style has beside that of all pages."""
+"""The scaling report's style, in addition to that of all pages."""
 
 REPORT = """
 body { overflow-wrap: break-word; }

@@ -69,11 +69,11 @@ class Tab:
             self._rest += more
         line, self._rest = self._rest.split(b"\0", 1)
         message = json.loads(line)
-        told = message.get("params") or {}
+        event = message.get("params") or {}
         if message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
-            self.console.append(json.dumps(told)[:500])
+            self.console.append(json.dumps(event)[:500])
         if message.get("method") == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests.append(event["request"]["url"])
         return message
 
 

@@ -16,7 +16,7 @@ from jobs.report.arms import study
 from jobs.report.compare import BUT_CODE, EQUAL, Comparison, comparisons, difference_interval, read_primary
 from jobs.report.ledger import read_runs
 from jobs.report.measured import bar, measured, seeds_vary
-from jobs.report.scaling import page, write_report
+from jobs.report.scaling import Config, page, run, write_report
 from xtra.probe.result import pack
 
 IMAGES = 2000
@@ -219,6 +219,29 @@ def test_a_declaration_that_is_none_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"study.json: primary.samples_seen is 'many'; it must be int"):
         write_report(str(tmp_path))
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_declared_comparison_can_be_named_by_the_command(tmp_path: Path):
+    for block in (1, 4):
+        arm(tmp_path, f"block{block}", 0.3, config={"model": {"block": block}})
+    words = ("block4", "block1", "tin-val", "linear", "12800")
+    result = run(Config(str(tmp_path), primary=words))
+    assert "This comparison was declared before the runs." in Path(result.report).read_text()
+    for wrong in (words[:4], (*words[:4], "many")):
+        with pytest.raises(ValueError, match="it must be ARM AGAINST SET HEAD SAMPLES"):
+            run(Config(str(tmp_path), primary=wrong))
+
+
+def test_a_declared_comparison_that_was_not_measured_is_said(tmp_path: Path):
+    for block in (1, 4):
+        arm(tmp_path, f"block{block}", 0.3, config={"model": {"block": block}})
+    declare(tmp_path, samples_seen=99)
+    text = Reader(Path(write_report(str(tmp_path))).read_text()).text
+    assert (
+        "The declared comparison (block1 against block4 on tin-val, linear probe, after 99 samples) is not there"
+        in text
+    )
+    assert "No comparison was declared" not in text
 
 
 def test_the_answer_never_depends_on_how_it_came_out(tmp_path: Path):

@@ -141,6 +141,18 @@ def test_a_page_that_would_be_too_large_does_without_pictures(study: Path, monke
     assert html == page(ledger)
 
 
+def test_a_page_that_would_still_be_too_large_shows_fewer_rows_and_charts(study: Path, monkeypatch: pytest.MonkeyPatch):
+    ledger = read_runs(str(study))
+    whole = page(ledger)
+    monkeypatch.setattr(scaling, "MOST_BYTES", len(whole) - 1)
+    monkeypatch.setattr(scaling, "FEW", 5)
+    brief = page(ledger)
+    assert len(brief) < len(whole)
+    assert "The first 5 of 43 rows; the file below has all." in brief
+    assert len(svgs(brief)) < len(svgs(whole))
+    assert Reader(brief).data == Reader(whole).data, "the ledger inside the page is whole"
+
+
 def test_an_axis_with_one_value_is_not_drawn(tmp_path: Path):
     for samples in (6400, 12800):
         folder = run_folders.write_run(tmp_path / str(samples), samples)
@@ -248,12 +260,12 @@ def hostile(tmp_path: Path) -> Path:
     """A study whose sets, classes, recipes, machines and events have names that try to be more than names."""
     study = run_folders.write_study(tmp_path / "study")
     for path in study.glob("*/probes/*.json"):
-        told = {"set": HOSTILE, "labels": [HOSTILE, "b"], "per_class": [0.1, 0.2], "confused": [[0, 1, 3]]}
-        told |= {"remark": HOSTILE, "protocol": HOSTILE, "eval": HOSTILE, "mistakes": [[0, 0, 1]]}
-        path.write_text(json.dumps(json.loads(path.read_text()) | told))
+        more = {"set": HOSTILE, "labels": [HOSTILE, "b"], "per_class": [0.1, 0.2], "confused": [[0, 1, 3]]}
+        more |= {"remark": HOSTILE, "protocol": HOSTILE, "eval": HOSTILE, "mistakes": [[0, 0, 1]]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
     for path in study.glob("*/run.json"):
-        told = {"recipe": '=HYPERLINK("http://a/","b")', "hardware": HOSTILE, "dataset": HOSTILE, "git": HOSTILE}
-        path.write_text(json.dumps(json.loads(path.read_text()) | told))
+        more = {"recipe": '=HYPERLINK("http://a/","b")', "hardware": HOSTILE, "dataset": HOSTILE, "git": HOSTILE}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
     for path in study.glob("*/config.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": HOSTILE, "arm": HOSTILE}))
     for path in study.glob("*/events/*.jsonl"):

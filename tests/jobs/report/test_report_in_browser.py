@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +110,14 @@ def test_the_ledger_can_be_saved(tab: headless.Tab, page: Path) -> None:
     link = "document.querySelector('a[download]')"
     assert tab.value(f"{link}.download") == "ledger.csv"
     assert tab.value(f"atob({link}.href.split(',')[1]).split('\\n')[0].split(',').includes('accuracy')")
+
+
+def test_the_link_saves_the_ledger_that_is_next_to_the_page(tab: headless.Tab, page: Path, tmp_path: Path) -> None:
+    tab.open(page)
+    tab.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    tab.value("document.querySelector('a[download]').click()")
+    end = time.monotonic() + headless.PATIENCE
+    while not (tmp_path / "ledger.csv").exists():
+        assert time.monotonic() < end, "nothing was saved"
+        time.sleep(0.1)
+    assert (tmp_path / "ledger.csv").read_bytes() == (page.parent / "ledger.csv").read_bytes()
