@@ -15,6 +15,7 @@ from hypothesis import given, strategies as st
 from made_datasets import make_dataset, rows_of, write_unit
 from PIL import Image
 from test_train import config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards import store
 from shards.manifest import make_version
@@ -151,6 +152,27 @@ def test_views_are_resized_as_pillow_does_all_sizes_together():
         ["one pixel"],
         {"gpu": len(VIEWS) - 1, "of one colour": 1},
     )
+
+
+class Products(TorchDispatchMode):
+    """The types of what is multiplied as matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if "mm" in str(op):
+            self.types |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+        return op(*args, **(kwargs or {}))
+
+
+def test_the_trainers_tf32_has_no_part_in_pixels():
+    """torch rounds float32 products to TF32 for a whole process, other threads too: so none of these may be float32."""
+    view = View(3, 4, 30, 20, 16, 16, 0, 0)
+    with Products() as products:
+        gpu_decode.resize(torch.zeros(1, 40, 50, 3, dtype=torch.uint8), [view], [(0, 0, 50, 40)], 16)
+    assert products.types == {torch.float64}
 
 
 def test_nothing_outside_of_the_crop_has_a_part_in_it():

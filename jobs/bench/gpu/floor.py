@@ -44,8 +44,8 @@ class Arm:
     name: str
     shape: Literal["ours", "official"] = "ours"
     images: int = 128
-    attention: str = "dense"  # xtra.attention.ARMS; or "cudnn", "efficient", "flash": dense, by that kernel of torch's
-    compile: Literal["none", "layers", "layers+loss", "max-autotune"] = "layers"
+    attention: str = "dense"  # xtra.attention.ARMS
+    compile: Literal["none", "layers", "max-autotune"] = "layers"  # with head and loss
     decoder: Precision = "bf16"
     drop_last: bool = True
     dropped: Literal["compute", "skip", "subset"] = "compute"
