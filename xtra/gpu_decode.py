@@ -307,7 +307,7 @@ class GpuDecoder:
     def told(self) -> dict[str, Any]:
         """For a run's events: who decoded how many pictures so far, and why the CPU did the others."""
         counts = dict(self.counts)
-        return {"decoder": self.library.name, "gpu": counts.pop("gpu", 0), "cpu": counts}
+        return {"decoder": self.library.name, "device": str(self.device), "gpu": counts.pop("gpu", 0), "cpu": counts}
 
     def _decode(self, jobs: Sequence[Job], size: int) -> tuple[Tensor, list[str | None]]:
         """The views of pictures of like size, uint8 [G, 3, size, size], and what went wrong with each."""

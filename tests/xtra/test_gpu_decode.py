@@ -205,6 +205,7 @@ def test_every_picture_is_checked_and_the_others_are_kept():
     assert decoder.counts == {"gpu": 2, "not decoded": 1, "not written": 2, "of one colour": 1}
     assert decoder.told() == {
         "decoder": "by Pillow",
+        "device": "cpu",
         "gpu": 2,
         "cpu": {"not decoded": 1, "not written": 2, "of one colour": 1},
     }
@@ -250,6 +251,25 @@ def test_a_run_on_the_cpu_decodes_there_unless_the_gpu_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="decoder is gpu, but the device of the run is cpu: use --decoder cpu"):
         train.run(config(data, tmp_path / "run", device="cpu", decoder="gpu"))
     assert not store.names(str(tmp_path / "run"))
+
+
+def test_a_rank_decodes_on_its_own_gpu_with_its_share_of_the_cores(tmp_path, monkeypatch):
+    """Ray Train makes a worker's GPU the current one; so does torchrun's user."""
+    asked = []
+
+    def chosen(*how) -> None:
+        asked.append(how)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(gpu_decode, "chosen", chosen)
+    with pytest.raises(ValueError, match="far enough"):
+        train.run(config(tmp_path, tmp_path / "run", device="cuda", decoder="gpu", threads=0))
+    assert asked == [("gpu", torch.device("cuda", 1), 8)]
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_missing_is_named_with_what_to_install(monkeypatch):

@@ -41,7 +41,7 @@ def stage(number: int, out: Path, *words: str, before: str = "") -> dict:
 
 @pytest.mark.slow
 def test_every_stage_runs_in_a_bare_environment_and_its_tables_are_made(tmp_path):
-    results = [stage(number, tmp_path / f"{number}.json", "--threads", "1") for number in (1, 2, 3)]
+    results = [stage(number, tmp_path / f"{number}.json", "--threads", "1", "--seconds", "250") for number in (1, 2, 3)]
     for number, found in enumerate(results, 1):
         assert {row["section"] for row in found["rows"]} == {"machine", *record.STAGES[number]}
         assert (tmp_path / f"{number}.json").stat().st_size < 1 << 20
@@ -188,3 +188,10 @@ def test_a_file_that_is_no_result_and_a_page_without_marks_are_one_line(tmp_path
     page.write_text("nothing")
     with pytest.raises(ValueError, match="has no lines <!-- measured: begin -->"):
         gpu_table.put([], page)
+
+
+def test_the_page_has_the_predictions_that_the_measured_table_shows():
+    text = (ROOT / "docs/perf.md").read_text()
+    for name, numbers in gpu_table.PREDICTED.items():
+        assert f"| {name} | {' | '.join(map(str, numbers))} |" in text, name
+    assert text.index(gpu_table.BEGIN) < text.index(gpu_table.END)
