@@ -33,8 +33,24 @@ from xtra.device import decoding_threads, mark, sent
 from xtra.distributed import GradientSum, Owners, least, sum_numbers, world_of
 from xtra.loss import LossConfig
 from xtra.model import ModelConfig, Xtra, build, float32_products
-from xtra.optim import OptimConfig, learning_rate, make_optimizer
-from xtra.run import Opened, Parts, Recorder, Saver, cost, gaps, load_newest, memory_bytes, open_run, poison, require
+from xtra.optim import OptimConfig, decay_start, learning_rate, make_optimizer
+from xtra.run import (
+    Opened,
+    Parts,
+    Recorder,
+    Saver,
+    checkpoint,
+    cost,
+    gaps,
+    load_newest,
+    memory_bytes,
+    open_run,
+    poison,
+    remove_leftovers,
+    require,
+    require_trunk,
+    terms,
+)
 from xtra.validation import Validation, validation_loss
 
 FLUSH_SECONDS = 30.0
@@ -51,6 +67,8 @@ class Config:
     mix: tuple[str, ...] = ()  # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
     out: str = ""  # run folder
     recipe: str = "custom"
+    arm: str = ""  # what comparisons call it; the recipe's name if empty
+    branch: str = ""  # a run at a constant rate to begin from, at its checkpoint where this run's decay begins
     seed: int = 0
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -76,6 +94,7 @@ class Config:
     checkpoint_every: int = 1_000_000  # samples
     keep: int = 2  # newest checkpoints that stay
     keep_every: int = 0  # samples; the first checkpoint at or after each multiple stays as well; 0: none
+    keep_at: tuple[int, ...] = ()  # samples after which there is a checkpoint that stays, so that runs may branch there
     val: Validation = field(default_factory=Validation)
     sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # where metrics also go, beside the run folder
     max_bad: float = 0.01  # stop when a larger share of samples had to be replaced
@@ -98,6 +117,10 @@ class Config:
             raise ValueError(f"compile is {self.compile!r}; it must be auto, on or off")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
+        if self.branch and (self.optim.schedule != "constant" or not self.optim.decay):
+            raise ValueError("branch is of runs that decay a constant rate: use --optim.schedule constant, decay 0.2")
+        if off := [at for at in self.keep_at if at < 1 or at % self.batch]:
+            raise ValueError(f"keep_at has {off[0]}; each must be a multiple of the batch, which is {self.batch}")
         if self.decoder == "gpu" and self.augment.randaugment:
             raise ValueError("augment.randaugment works on pixels that the CPU decodes, but decoder is gpu: use cpu")
         if self.augment.erase:
@@ -161,6 +184,7 @@ def run(
     crop = RandomCrop(config.model.image, config.augment, config.seed)
     slots = config.batch + 16 * config.threads  # of a batch that a device decodes, and of the threads' samples
     begun = since = time.perf_counter()
+    began_cpu = time.process_time()
 
     def lost(event: dict[str, Any]) -> None:
         events.tell(event)
@@ -173,7 +197,7 @@ def run(
         poison.Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
         Parts(attempt, "metrics") as metrics,
         Parts(attempt, "events", rank, world) as events,
-        Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.tell) as saver,
+        Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.tell, config.keep_at) as saver,
         Recorder(metrics, config.sinks if rank == 0 else (), dataclasses.asdict(config), lost) as recorder,
     ):
         if rank == 0:
@@ -204,10 +228,11 @@ def run(
             rate = (seen - resumed_at) / (since - begun)
             row = {"samples_seen": seen, "lr": lr, "seconds": since - begun, "samples_per_s": rate, "data_wait": waited}
             row |= machine.utilisation(rate) | {"memory_bytes": memory_bytes(device)}
+            row["cpu_seconds"] = time.process_time() - began_cpu
             if opened.val is not None and _crossed(config.val.every, seen, total, config.samples):
                 row["val_loss"] = _validate(model, opened.val, config, device, orders_KK)
             pending.append(Step(row, told, grad_norm, batch.keys, gap))
-            due = _crossed(config.checkpoint_every, seen, total, config.samples)
+            due = _crossed(config.checkpoint_every, seen, total, config.samples) or seen in config.keep_at
             if due or len(pending) >= sync_every:
                 record = recorder.add if rank == 0 else lambda row: None
                 loss, replaced, halted = _look(config, pending, replaced, seen - resumed_at, record, events.tell)
@@ -228,6 +253,8 @@ def run(
         stopped = seen < config.samples or superseded
         if rank == 0:
             events.tell({"event": "stop" if stopped else "done", "samples_seen": seen})
+    if rank == 0:
+        remove_leftovers(attempt, config.keep, config.keep_every, config.keep_at)
     return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped, superseded)
 
 
@@ -264,7 +291,10 @@ def _join_run(config: Config, rank: int, world: int) -> Opened:
         try:
             val = read_manifest(config.val.data) if config.val.data else None
             require(config.sinks, config.out)  # before the attempt is announced, which ends one that is at work
+            begin = _trunk(config)  # before anything is written
             opened = open_run(config.out, config, world)
+            if begin and not opened.checkpoints:
+                opened = dataclasses.replace(opened, checkpoints=(begin,))
             remarks = (*opened.remarks, *gaps(config.out, config.sinks))
             told = [dataclasses.replace(opened, val=val, remarks=remarks)]
         except ValueError as error:
@@ -274,6 +304,14 @@ def _join_run(config: Config, rank: int, world: int) -> Opened:
     if isinstance(told[0], ValueError):
         raise told[0]
     return told[0]
+
+
+def _trunk(config: Config) -> str:
+    """The trunk's checkpoint that a branch without one of its own begins from; "" for other runs."""
+    if not config.branch or checkpoint.latest(config.out):
+        return ""
+    manifest, _ = terms(config.out, config)
+    return require_trunk(config, manifest.digest, decay_start(config.optim, config.samples, config.batch))
 
 
 def _compile(config: Config, model: Xtra, device: torch.device) -> tuple[str, ...]:

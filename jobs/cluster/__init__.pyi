@@ -4,4 +4,5 @@ from .group import (
     probe_all as probe_all,
     train_all as train_all,
 )
+from .side_by_side import side_by_side as side_by_side
 from .start import start_ray as start_ray

@@ -119,12 +119,13 @@ def accuracy_chart(rows: Sequence[LedgerRow], head: str, axis: Axis, palette: di
     points = [r for r in points if getattr(r, axis) > 0]
     if len(points) < 2 or (axis == "unique_images" and len({r.unique_images for r in points}) < 2):
         return None
-    apart: Axis = "samples_seen" if axis == "unique_images" else "unique_images"
+    several = len({r.selected for r in points}) > 1
+    apart = "samples_seen" if axis == "unique_images" and several else "selected"
     others = sorted({int(getattr(r, apart)) for r in points})
     shapes = {value: MARKERS[i % len(MARKERS)] for i, value in enumerate(others)}
     sizes = {r.size for r in points}  # with one size, lightness is free to say: more data, stronger line
     strength = {v: 0.4 + 0.6 * (i + 1) / len(others) if len(sizes) == 1 else 1.0 for i, v in enumerate(others)}
-    what = "samples seen" if apart == "samples_seen" else "unique images"
+    what = "samples seen" if apart == "samples_seen" else "images"
     entries = [(name, palette[name], "o") for name in palette if any(model_name(r) == name for r in points)]
     entries += [(f"{human(value)} {what}", FAINT, mark) for value, mark in shapes.items()] if len(shapes) > 1 else []
     figure, axes = _figure(entries)
@@ -207,7 +208,7 @@ def _thinned(run: Run) -> tuple[list[float], list[float]]:
     return [m[0] for m in means], [m[1] for m in means]
 
 
-def _grouped(points: Sequence[LedgerRow], apart: Axis) -> dict[tuple[str, int], list[LedgerRow]]:
+def _grouped(points: Sequence[LedgerRow], apart: str) -> dict[tuple[str, int], list[LedgerRow]]:
     groups: dict[tuple[str, int], list[LedgerRow]] = {}
     for row in points:
         groups.setdefault((model_name(row), getattr(row, apart)), []).append(row)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Fields of a run's config that say which data, how long and where, not how.
 NOT_SETTINGS = {"out", "data", "mix", "recipe", "seed", "samples", "micro", "device", "threads", "decoder"}
 NOT_SETTINGS |= {"checkpoint_every", "keep", "keep_every", "max_bad", "other_manifest"}
-NOT_SETTINGS |= {"val", "sinks", "compile", "attention", "shard_optimizer", "read"}
+NOT_SETTINGS |= {"val", "sinks", "compile", "attention", "shard_optimizer", "read", "arm", "branch", "keep_at"}
 
 
 def settings_digest(config: Mapping[str, Any]) -> str:
@@ -25,6 +25,8 @@ def settings_digest(config: Mapping[str, Any]) -> str:
     """
     kept = {k: v for k, v in _filled(config, _defaults()).items() if k not in NOT_SETTINGS}
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "block"}
+    if kept["optim"]["schedule"] == "cosine":  # as before there were others
+        kept["optim"] = {k: v for k, v in kept["optim"].items() if k not in ("schedule", "decay")}
     if kept["precision"] == "fp32":
         del kept["decoder_fp32"]  # a setting of autocast, whose default has changed
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

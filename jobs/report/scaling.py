@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from jobs.report import charts, findings, probes
 from jobs.report.html import POLICY, escaped
-from jobs.report.ledger import Ledger, LedgerRow, Run, read_runs, write_ledger
+from jobs.report.ledger import Ledger, LedgerRow, Run, read_runs
+from jobs.report.ledger_file import write_ledger
 from jobs.report.tables import Columns, number, points, table
 from shards import store
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,3 +238,23 @@ def test_a_run_on_a_cpu_refuses_what_torch_trains_with_on_gpus_only():
         train.run(config)
     with pytest.raises(ValueError, match="attention is 'flash'; it must be auto or one of dense, dense-cudnn, halves"):
         replace(config, attention="flash")
+
+
+def test_bfloat16_trains_on_a_cpu_with_attention_in_float32() -> None:
+    model = build(SIZES["tiny32"], 0)
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    seen: list[torch.dtype] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        out = real(query, *rest, **named)
+        seen.append(out.dtype)
+        return out
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        model(image)
+        trained, seen[:] = set(seen), []
+        with torch.no_grad():
+            model(image)
+    assert (trained, set(seen)) == ({torch.float32}, {torch.bfloat16})

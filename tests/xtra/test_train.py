@@ -345,7 +345,8 @@ def test_missing_flags_are_named(data):
 def test_rows_say_what_the_step_cost(whole):
     for row in metrics(whole):
         assert row.keys() == {
-            "samples_seen", "lr", "seconds", "samples_per_s", "data_wait", "memory_bytes", "loss", "grad_norm"
+            "samples_seen", "lr", "seconds", "cpu_seconds", "samples_per_s", "data_wait", "memory_bytes", "loss",
+            "grad_norm",
         }  # fmt: skip
         assert row["memory_bytes"] > 50e6
 

@@ -1,4 +1,4 @@
-"""Trained classifiers on labelled features: right answers by class, the best point of a grid, accuracies."""
+"""Trained classifiers on labelled features: right answers by image, the best point of a grid, accuracies."""
 
 from __future__ import annotations
 
@@ -13,31 +13,28 @@ from torch import Tensor
 from xtra.probe import heads
 from xtra.probe.features import Feature, Features, Labelled
 from xtra.probe.heads import Candidates
-from xtra.probe.result import wilson
+from xtra.probe.result import pack, wilson
 
 
 @dataclass(frozen=True)
 class Score:
-    """One kind's chosen point: right answers on the evaluation set by class, and how every point did in selection."""
+    """One kind's chosen point: which images of the evaluation set it got right; how every point did in selection."""
 
     kind: str
     feature: Feature
     chosen: dict[str, float]
     selection: tuple[dict[str, float], ...]
-    right_C: list[int]
+    right_N: np.ndarray  # bool, in the order of the set's rows
 
 
 @torch.no_grad()
-def score(found: Sequence[Candidates], evaluation: Iterable[Features], classes: int) -> list[Tensor]:
-    """How many samples of each class every candidate gets right: [G, C] for each."""
-    right = [torch.zeros(len(one.points), classes, dtype=torch.int64) for one in found]
+def score(found: Sequence[Candidates], evaluation: Iterable[Features]) -> list[Tensor]:
+    """Which images every point of every candidate gets right: bool [G, N] for each, in the order of `evaluation`."""
+    right: list[list[Tensor]] = [[] for _ in found]
     for features in evaluation:
-        for one, right_GC in zip(found, right):
-            hits_GB = heads.correct(one.logits(features.of(one.feature)), features.labels_B)
-            points = len(one.points)
-            cell_GB = features.labels_B + classes * torch.arange(points, device=hits_GB.device)[:, None]
-            right_GC += torch.bincount(cell_GB[hits_GB], minlength=points * classes).view(points, classes).cpu()
-    return right
+        for one, hits in zip(found, right):
+            hits.append(heads.correct(one.logits(features.of(one.feature)), features.labels_B).cpu())
+    return [torch.cat(hits, dim=1) for hits in right]
 
 
 def choose(
@@ -50,13 +47,14 @@ def choose(
         tried = [(n, g, int(selected[n][g].sum())) for n in mine for g in range(len(found[n].points))]
         n, g, _ = max(tried, key=lambda one: one[2])
         selection = tuple({**found[n].points[g], "accuracy": right / images} for n, g, right in tried)
-        best.append(Score(kind, found[n].feature, dict(found[n].points[g]), selection, evaluated[n][g].tolist()))
+        best.append(Score(kind, found[n].feature, dict(found[n].points[g]), selection, evaluated[n][g].numpy()))
     return best
 
 
-def accuracy(kind: str, right_C: list[int], eval_set: Labelled, labels: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a ProbeResult that tell how well it did, and on what."""
+def accuracy(kind: str, right_N: np.ndarray, eval_set: Labelled, labels: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a ProbeResult that say how well it did, and on what."""
     total_C = np.bincount(eval_set.class_N, minlength=len(labels)).tolist()
+    right_C = np.bincount(eval_set.class_N[right_N], minlength=len(labels)).tolist()
     low, high = wilson(sum(right_C), sum(total_C))
     return {
         "manifest_eval": eval_set.manifest.digest,
@@ -67,6 +65,7 @@ def accuracy(kind: str, right_C: list[int], eval_set: Labelled, labels: tuple[st
         "high": high,
         "correct": sum(right_C),
         "total": sum(total_C),
+        "right": pack(right_N),
         "classes": len(labels),
         "per_class": tuple(right / total if total else None for right, total in zip(right_C, total_C)),
         "labels": labels,

@@ -8,7 +8,8 @@ from test_report import Reader
 
 from ingest.sets.benchmarks import BENCHMARKS
 from jobs.report import charts, findings, probes
-from jobs.report.ledger import read_runs, write_ledger
+from jobs.report.ledger import read_runs
+from jobs.report.ledger_file import write_ledger
 from jobs.report.scaling import Config, page, run
 
 XTRA_H = "76.2 80.9 67.0 98.2 90.0 90.8 79.7 93.7 93.1 59.5 93.3 90.0 5.7 98.5 58.6 43.9"

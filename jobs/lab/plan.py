@@ -1,0 +1,289 @@
+"""What a run costs before anything is spent: samples, FLOPs, hours, storage, egress, requests, money; and an ingest.
+
+Everything is arithmetic from a recipe and from the prices that are given; nothing is measured here. Hours come from a
+stated utilisation (MFU) of the paper's FLOPs. With a ledger, the fitted law says what the next doubling buys.
+
+    python -m jobs.lab.plan docs/costs.md        # print its blocks again
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.flags import nearest, parse
+from jobs.laws import Doubling, fit, next_doubling
+from shards.stream import Order
+from xtra import recipes
+from xtra.flops import Shape, flops_per_image, parameters, peak_flops
+
+if TYPE_CHECKING:
+    from xtra.train import Config as TrainConfig
+
+GB = 1e9
+STATE = 12  # bytes a parameter in a checkpoint: float32 weights and two moments
+_PUTS = 4  # a unit's plan, tar, index and commit; large tars take more, one a part
+_MONTH = 730  # hours
+
+
+@dataclass(frozen=True)
+class Config:
+    recipe: str  # a training recipe: xtra train --help lists them
+    price: float  # of one GPU for an hour, in the currency of all prices
+    gpus: int = 8
+    gpu: str = "H100"  # its peak is known for the names in xtra/flops.py
+    mfu: float = 0.4  # share of that peak that the paper's FLOPs reach
+    images: int = 0  # of the dataset; 0: the paper's, where the recipe's name says which
+    image_bytes: int = 110_000  # of a stored image, on average
+    months: float = 1.0  # that the dataset is kept, beyond the run itself
+    links: int = 0  # plan the ingest of as many links too
+    kept: float = 0.92  # share of links that become images: 13.1 of 14.2 million in the paper
+    core_images: float = 1000.0  # links that a core fetches and checks in a second of its time: xtra bench fetch
+    core_price: float = 0.05  # of one CPU core for an hour
+    storage_price: float = 0.023  # of a GB for a month
+    egress_price: float = 0.09  # of a GB that leaves the region; reading inside it is free
+    put_price: float = 0.005  # of 1,000 writes
+    get_price: float = 0.0004  # of 1,000 reads
+    ledger: str = ""  # measurements whose laws say what the next doubling buys
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "image_bytes", "core_images"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if (f.name.endswith("price") or f.name in ("months", "images", "links")) and not 0 <= value < math.inf:
+                raise ValueError(f"{f.name} is {value:g}; it must be 0 or more")
+        for name in ("mfu", "kept"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Training:
+    samples: int
+    batch: int
+    steps: int
+    images: int
+    params: int
+    flops_an_image: int
+    flops: float
+    gpu_hours: float
+    hours: float
+    images_a_second: float  # of all GPUs
+    money: float
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket's part: what is kept, read and asked for."""
+
+    dataset_gb: float
+    checkpoints_gb: float
+    months: float
+    storage: float  # money
+    read_gb: float  # by all epochs
+    gets: int
+    requests: float  # money
+    egress: float  # money, if every epoch is read from another region
+    egress_once: float  # the same with a disk cache that holds the dataset
+
+
+@dataclass(frozen=True)
+class Ingest:
+    links: int
+    kept: int
+    fetched_gb: float
+    core_hours: float
+    puts: int
+    core_money: float
+    put_money: float
+    month: float  # of storing what was kept
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: str
+    gpus: int
+    gpu: str
+    mfu: float
+    training: Training
+    store: Store | None  # None where the number of images is not known
+    ingest: Ingest | None
+    doublings: tuple[Doubling, ...]
+
+    @property
+    def total(self) -> float:
+        """GPUs, storage, requests and ingest, in the bucket's region."""
+        store = self.store.storage + self.store.requests if self.store else 0.0
+        ingest = self.ingest.core_money + self.ingest.put_money if self.ingest else 0.0
+        return self.training.money + store + ingest
+
+
+def run(config: Config) -> Plan:
+    """Raises ValueError for an unknown recipe, a GPU whose peak is not known, and what `xtra fit` refuses."""
+    if config.recipe not in recipes.names():
+        near = nearest(config.recipe, recipes.names())
+        raise ValueError(f"recipe {config.recipe!r} is unknown{near}: xtra train --help lists them")
+    peak = peak_flops(config.gpu)
+    if peak is None:
+        raise ValueError(f"--gpu {config.gpu}: its peak is not known: give one of those in xtra/flops.py, such as H100")
+    recipe = recipes.get(config.recipe)
+    training = _training(config, recipe, peak)
+    doublings = next_doubling(fit.run(fit.Config(config.ledger))) if config.ledger else ()
+    return Plan(
+        config.recipe,
+        config.gpus,
+        config.gpu,
+        config.mfu,
+        training,
+        _store(config, recipe, training) if training.images else None,
+        _ingest(config) if config.links else None,
+        doublings,
+    )
+
+
+def _training(config: Config, recipe: TrainConfig, peak: float) -> Training:
+    model = recipe.model
+    shape = Shape(**{f.name: getattr(model, f.name) for f in fields(Shape)})
+    an_image = flops_per_image(shape)
+    flops = float(recipe.samples) * an_image
+    gpu_hours = flops / (peak * config.mfu) / 3600
+    known = {"_in1k": recipes.IN1K, "_in21k": recipes.IN21K}
+    named = next((images for part, images in known.items() if part in config.recipe), 0)
+    return Training(
+        samples=recipe.samples,
+        batch=recipe.batch,
+        steps=-(-recipe.samples // recipe.batch),
+        images=config.images or named,
+        params=parameters(shape),
+        flops_an_image=an_image,
+        flops=flops,
+        gpu_hours=gpu_hours,
+        hours=gpu_hours / config.gpus,
+        images_a_second=config.gpus * peak * config.mfu / an_image,
+        money=gpu_hours * config.price,
+    )
+
+
+def _store(config: Config, recipe: TrainConfig, training: Training) -> Store:
+    dataset = training.images * config.image_bytes / GB
+    checkpoints = recipe.keep * training.params * STATE / GB
+    months = config.months + training.hours / _MONTH
+    read = training.samples * config.image_bytes / GB
+    gets = -(-training.samples // Order.chunk)
+    return Store(
+        dataset_gb=dataset,
+        checkpoints_gb=checkpoints,
+        months=months,
+        storage=(dataset + checkpoints) * months * config.storage_price,
+        read_gb=read,
+        gets=gets,
+        requests=gets / 1000 * config.get_price,
+        egress=read * config.egress_price,
+        egress_once=min(read, dataset) * config.egress_price,
+    )
+
+
+def _ingest(config: Config) -> Ingest:
+    from ingest.config import Config as IngestConfig
+
+    kept = round(config.links * config.kept)
+    units = -(-config.links // IngestConfig.unit)
+    tar = kept / units * config.image_bytes
+    puts = units * (_PUTS - 1 + max(1, math.ceil(tar / (16 << 20))))
+    core_hours = config.links / config.core_images / 3600
+    return Ingest(
+        links=config.links,
+        kept=kept,
+        fetched_gb=kept * config.image_bytes / GB,
+        core_hours=core_hours,
+        puts=puts,
+        core_money=core_hours * config.core_price,
+        put_money=puts / 1000 * config.put_price,
+        month=kept * config.image_bytes / GB * config.storage_price,
+    )
+
+
+# ---- in words ----
+
+
+def lines(plan: Plan) -> list[str]:
+    """A plan in at most 80 columns; money is in the currency of the prices."""
+    t = plan.training
+    found = [
+        f"{plan.recipe} on {plan.gpus} x {plan.gpu} at {100 * plan.mfu:g} % MFU (of the paper's FLOPs)",
+        "",
+        _row("samples", f"{t.samples:,}", f"{t.steps:,} steps of {t.batch:,}"),
+        _row("parameters", f"{t.params:,}", f"{t.flops_an_image / 1e9:,.1f} GFLOP an image, forward and backward"),
+        _row("FLOPs", f"{t.flops / 1e18:,.4g} EFLOP", ""),
+        _row("hours", f"{t.hours:,.3g}", f"{t.gpu_hours:,.4g} GPU-hours, {t.images_a_second:,.0f} images/s"),
+        _row("GPUs", f"{t.money:,.2f}", ""),
+    ]
+    if plan.store is None:
+        found.append("storage and reading: give --images, the number of images of the dataset")
+    else:
+        s = plan.store
+        found += [
+            _row(
+                "storage",
+                f"{s.storage:,.2f}",
+                f"{s.dataset_gb:,.0f} + {s.checkpoints_gb:,.0f} GB, {s.months:.2g} months",
+            ),
+            _row("requests", f"{s.requests:,.2f}", f"{s.gets:,} reads of up to 16 images"),
+            _row("egress", "0.00", f"{s.read_gb:,.0f} GB read, inside the bucket's region"),
+            _row("", f"{s.egress:,.2f}", "from another region, every epoch (not in the sum)"),
+            _row("", f"{s.egress_once:,.2f}", "the same, once, with --read.cache (not in the sum)"),
+        ]
+    if plan.ingest is not None:
+        i = plan.ingest
+        found += [
+            _row("ingest", f"{i.core_money:,.2f}", f"{i.links:,} links in {i.core_hours:,.3g} core-hours"),
+            _row("", "", f"{i.kept:,} kept"),
+            _row("", f"{i.put_money:,.2f}", f"{i.puts:,} writes; {i.fetched_gb:,.0f} GB in, which is free"),
+            _row("", f"{i.month:,.2f}", "each month that it is kept (not in the sum)"),
+        ]
+    found.append(_row("sum", f"{plan.total:,.2f}", ""))
+    return found + _doublings(plan)
+
+
+def _row(name: str, value: str, remark: str) -> str:
+    return f"{name:<11}{value:>18}   {remark}".rstrip()
+
+
+def _doublings(plan: Plan) -> list[str]:
+    if not plan.doublings:
+        return []
+    hour = plan.training.money / plan.training.gpu_hours
+    rate = plan.training.gpu_hours / plan.training.samples  # GPU-hours a sample
+    found = ["", "the next doubling of what was measured, in points of accuracy:"]
+    for d in plan.doublings:
+        interval = "no interval" if d.low is None or d.high is None else f"{100 * d.low:+.2f} to {100 * d.high:+.2f}"
+        cost = d.samples * rate
+        found.append(f"  {d.arm[:20]:<20} {d.samples:>13,} more samples: {100 * d.points:+.2f} ({interval})")
+        found.append(f"  {'':<20} {cost:,.3g} GPU-hours of this recipe, {cost * hour:,.2f}")
+    return found
+
+
+# ---- docs/costs.md ----
+
+
+def rewritten(page: str) -> str:
+    """A page whose blocks that begin with `$ xtra plan` hold what these commands print now."""
+
+    def block(match: re.Match[str]) -> str:
+        words = shlex.split(match[1])
+        config = parse(Config, ["--recipe", *words[3:]], "xtra plan")
+        return "\n".join(["```", match[1], *lines(run(config)), "```"])
+
+    return re.sub(r"```\n(\$ xtra plan [^\n]*)\n.*?```", block, page, flags=re.S)
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(rewritten(page.read_text()))

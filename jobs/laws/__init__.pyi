@@ -1,0 +1,2 @@
+from . import fit as fit, fit_text as fit_text, statistics as statistics, table as table
+from .doubling import Doubling as Doubling, next_doubling as next_doubling

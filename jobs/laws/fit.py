@@ -1,0 +1,196 @@
+"""What a ledger says about scaling: a law for each arm, how well it predicts, and how many times fewer samples an arm
+needs than another, all with intervals over trunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from jobs.flags import nearest
+from jobs.laws.bootstrap import FROM, bootstrap_intervals, resample
+from jobs.laws.held_out import HeldOut, held_out
+from jobs.laws.inversion import Interval, intervals
+from jobs.laws.joint import SIZES, JointLaw, fit_sizes
+from jobs.laws.law import Curve, fit
+from jobs.laws.multiplier import Fitted, Multiplier, levels, multiplier
+from jobs.laws.table import AXES, Table, curves, read
+
+_ALL_PAIRS = 6  # arms up to which each is compared with each; more are compared with the first
+
+
+@dataclass(frozen=True)
+class Config:
+    ledger: str = ""  # Parquet or CSV with columns arm, samples_seen and accuracy (0..1); others are used where present
+    x: Literal["samples_seen", "unique_images", "flops"] = "samples_seen"  # the axis of the law
+    by: str = ""  # the arm that the others are compared with; or a column that names the arms, if not `arm`
+    set: str = ""  # where a ledger has probes of several sets: which
+    head: str = ""  # where a ledger has probes of several heads: which
+    level: float = 0.9  # of the intervals
+    at: tuple[float, ...] = ()  # also predict at these values of x
+    published: bool = False  # instead: the claim of the paper's Figure 1, by unique images and by samples seen
+    power: bool = False  # instead: the difference that a comparison of --seeds seeds with --sd finds
+    seeds: int = 3  # trunks of an arm, for --power
+    sd: float = 0.5  # standard deviation between seeds, in points of accuracy, for --power
+    arms: int = 2  # over which the variance is pooled, for --power
+    comparisons: int = 1  # that are made: all but one are Holm-adjusted, for --power
+
+    def __post_init__(self) -> None:
+        if not self.ledger and not self.power and not self.published:
+            raise ValueError("LEDGER is missing: xtra fit LEDGER; --help describes the flags")
+        if not 0.5 <= self.level < 1:
+            raise ValueError(f"level is {self.level:g}; it must be at least 0.5 and below 1")
+        if any(n <= 0 for n in self.at):
+            raise ValueError(f"at is {min(self.at):g}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class ArmFit:
+    """One arm: its law in words of intervals, and what it was fitted to."""
+
+    name: str
+    row_name: str  # in the table: a size of an arm that has two is an arm here
+    curve: Curve  # as measured; of the largest size where there are several
+    fitted: Fitted | None  # None where only the joint law could be fitted
+    values: Mapping[str, Interval]  # E, A, a, n0; and B, b of a joint law
+    joint: JointLaw | None
+    sizes: tuple[Curve, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    axis: str
+    arms: tuple[ArmFit, ...]
+    multipliers: Mapping[str, tuple[Multiplier, ...]]  # by axis; of the axis of the laws, and the others that there are
+    held_out: tuple[HeldOut, ...]
+    level: float
+    remarks: tuple[str, ...]
+    table: Table
+
+    def as_json(self) -> dict[str, object]:
+        """The documented result: arms, multipliers on the axis of the fit, held-out points, level."""
+        return {
+            "arms": {arm.name: {name: asdict(value) for name, value in arm.values.items()} for arm in self.arms},
+            "multipliers": [asdict(m) for m in self.multipliers.get(self.axis, ())],
+            "held_out": [
+                {name: getattr(h, name) for name in ("arm", "samples_seen", "accuracy", "predicted", "low", "high")}
+                for h in self.held_out
+            ],
+            "level": self.level,
+        }
+
+
+def run(config: Config) -> Fit:
+    """Fit every arm of a ledger and compare them.
+
+    Raises ValueError, in one line, for a ledger that cannot be fitted, for arms that share no range of accuracy and for
+    a name that is no arm's.
+    """
+    only = {name: value for name, value in (("set", config.set), ("head", config.head)) if value}
+    table = read(config.ledger, config.by, only)
+    names = list(dict.fromkeys(row["arm"] for row in table.rows))
+    if config.by and config.by not in (*names, *table.columns):
+        raise ValueError(
+            f"--by {config.by}: no arm of {config.ledger} has this name{nearest(config.by, names)}: "
+            f"its arms are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        )
+    return analyse(table, config.x, config.by if config.by in names else "", config.level)
+
+
+def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
+    """A table's laws and comparisons, of each two arms or with one ("": none is named). Raises what `run` does."""
+    arms, remarks = _arms(table, axis, level)
+    found = {axis: _multipliers([arm.fitted for arm in arms if arm.fitted], against, level)}
+    several = len(arms) > 1
+    if several and not any(arm.fitted for arm in arms):
+        remarks.append("No multiplier: no size of an arm has three counts of its own.")
+    elif several and not found[axis]:
+        raise ValueError(f"{table.where}: arms share no range of accuracy ({_ranges(arms)}): measure more counts")
+    for other in AXES:
+        if several and other != axis and other in table.axes():
+            try:
+                found[other] = _multipliers(_on_another_axis(table, other, arms), against, level)
+            except ValueError:  # one value of this axis, such as the same images at every count
+                remarks.append(f"At equal {other}: no law, as this column has too few values in an arm.")
+    remarks += _apart([arm.fitted for arm in arms if arm.fitted]) if found[axis] else []
+    predictions = [point for arm in arms if arm.fitted for point in held_out(arm.curve, level)]
+    return Fit(axis, tuple(arms), found, tuple(predictions), level, tuple(remarks), table)
+
+
+def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str]]:
+    measured, remarks = curves(table, axis)
+    by_arm: dict[str, list[Curve]] = {}
+    for curve in measured:
+        by_arm.setdefault(curve.name, []).append(curve)
+    arms = []
+    for name, sizes in by_arm.items():
+        sizes = sorted(sizes, key=lambda curve: curve.params or 0)
+        if len(sizes) >= SIZES:
+            arms.append(_joint(name, sizes, level))
+            remarks.append(f"{name}: {len(sizes)} sizes, one law in x and parameters; multipliers at its largest size.")
+        elif len(sizes) == 2:
+            remarks.append(f"{name}: two sizes, each fitted by itself (a law in parameters needs three).")
+            arms += [_one(f"{name}, {curve.params:.4g} parameters", name, curve, level) for curve in sizes]
+        else:
+            arms.append(_one(name, name, sizes[0], level))
+    return arms, remarks
+
+
+def _one(name: str, row_name: str, curve: Curve, level: float) -> ArmFit:
+    curve = replace(curve, name=name)
+    fitted = _fitted(curve)
+    laws = fitted.resampled
+    values = (
+        bootstrap_intervals(fitted.curve, fitted.law, laws, level)
+        if laws
+        else intervals(fitted.curve, fitted.law, level)
+    )
+    return ArmFit(name, row_name, curve, fitted, values, None, (curve,))
+
+
+def _fitted(curve: Curve) -> Fitted:
+    law, cut = fit(curve)
+    return Fitted(cut, law, resample(cut) if len(cut.seeds) >= FROM else None)
+
+
+def _joint(name: str, sizes: Sequence[Curve], level: float) -> ArmFit:
+    joint, values = fit_sizes(sizes, level)
+    largest = sizes[-1]
+    fitted = _fitted(largest) if largest.places >= 3 else None
+    return ArmFit(name, name, largest, fitted, {**values, "n0": Interval(0.0, 0.0, 0.0)}, joint, tuple(sizes))
+
+
+def _on_another_axis(table: Table, axis: str, arms: Sequence[ArmFit]) -> list[Fitted]:
+    """The arms' curves again, at the same sizes. Raises ValueError where an arm has too few values of the axis."""
+    sizes = {(curve.name, curve.params): curve for curve in curves(table, axis)[0]}
+    found = []
+    for arm in arms:
+        if arm.fitted:
+            curve = sizes[arm.row_name, arm.curve.params]
+            found.append(_fitted(replace(curve, name=arm.name)))
+    return found
+
+
+def _multipliers(ready: Sequence[Fitted], against: str, level: float) -> tuple[Multiplier, ...]:
+    """Of every pair in both directions, or against one arm; at accuracies that both reach."""
+    named = [arm for arm in ready if arm.name == against]
+    others = named or (ready if len(ready) <= _ALL_PAIRS else ready[:1])
+    return tuple(
+        multiplier(arm, other, accuracy, level)
+        for other in others
+        for arm in ready
+        if arm is not other
+        for accuracy in levels([arm, other])
+    )
+
+
+def _apart(ready: Sequence[Fitted]) -> list[str]:
+    """Arms that no other arm's accuracy meets."""
+    alone = [one.name for one in ready if not any(levels([one, other]) for other in ready if other is not one)]
+    return [f"No multiplier for {name}: it shares no accuracy with another arm." for name in alone]
+
+
+def _ranges(arms: Sequence[ArmFit]) -> str:
+    shown = [(arm.name, *arm.fitted.reached()) for arm in arms if arm.fitted]
+    return ", ".join(f"{name} {100 * low:.1f} to {100 * high:.1f} %" for name, low, high in shown[:4])
