@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import shutil
@@ -156,7 +157,10 @@ def run(words: Sequence[str], place: Place, stop: Stop | None = None, changes: b
     running = start(words, place, stop, changes=changes)
     outcome = running.wait()
     if outcome is None:
+        os.kill(running.pid, signal.SIGUSR2)
+        time.sleep(1)
         outcome = running.end()
+        print(outcome.text[-6000:], flush=True)
         return Outcome(outcome.status, 0, f"{outcome.text}\nno end within {LIMIT:.0f} s", outcome.seconds)
     return outcome
 
@@ -178,6 +182,7 @@ def _child(words: Sequence[str], place: Place, stop: Stop | None, name: str, cha
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _print_to(place.file(f"{name}.log"))
+        faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)  # where it waits, if it does not end
         os.environ.update(place.env)
         os.environ["TMPDIR"] = str(place.tmp)
         tempfile.tempdir = None
