@@ -342,6 +342,8 @@ def import_what_is_needed(torch_too: bool) -> None:
         for name in HEAVY:
             importlib.import_module(name)
         importlib.import_module("torch").set_num_threads(1)
+    threads = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    assert len(threads) == 1, f"a fork of this process lacks its threads: {threads}"
 
 
 LIGHT = ("pyarrow.dataset", "pyarrow.parquet", "s3fs", "jobs.cli", "jobs.ingest_display", "jobs.report.dataset_page")
