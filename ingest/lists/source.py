@@ -20,9 +20,12 @@ import pyarrow.compute as pc
 
 from ingest import wordnet
 from ingest.lists import files, keys
+from ingest.lists.columns import Columns
 from ingest.lists.files import list_name
+from ingest.lists.json_lists import json_rows
+from ingest.lists.parquet_lists import parquet_rows
 from ingest.lists.rows import batches, lists_of, text_rows
-from ingest.lists.tables import Columns, json_rows, parquet_rows, table_rows
+from ingest.lists.tables import table_rows
 from ingest.record import BadLine, Link, from_plan
 from shards.dataset import PLAN_SCHEMA
 from shards.url_secrets import masked
@@ -176,7 +179,7 @@ def _rows(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]: 
         return parquet_rows(url, columns)
     if kind == "text":
         return text_rows(url)
-    if kind == "jsonl":
+    if kind in ("json", "jsonl"):
         return batches(json_rows(url, columns))
     return batches(table_rows(url, "," if kind == "csv" else "\t", columns))
 
@@ -185,6 +188,8 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
     """The rows with their URLs quoted or found bad; `where` goes before every complaint."""
     url = rows["url"]
     fine = pc.and_(pc.match_substring_regex(url, f"^(?:{_PLAIN_URL})$"), pc.less_equal(pc.binary_length(url), MAX_URL))
+    if b"&amp;" in _bytes_of(url):
+        fine = pc.and_not(fine, pc.match_substring(url, "&amp;"))
     odd = ~pc.and_(fine, rows["why"].is_null()).to_numpy(zero_copy_only=False)
     why = rows["why"]
     if odd.any():
@@ -198,9 +203,17 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=_JUDGED)
 
 
+def _bytes_of(cells: pa.BinaryArray) -> bytes:
+    """All of them together: to look at once for what nearly none has."""
+    if not len(cells):
+        return b""
+    offsets = np.frombuffer(cells.buffers()[1], np.int32)[cells.offset :]
+    return bytes(memoryview(cells.buffers()[2])[offsets[0] : offsets[len(cells)]]) if cells.buffers()[2] else b""
+
+
 def _judge_one(name: bytes | None, url: bytes, why: str | None) -> tuple[str, str | None]:
     """What the plan says for the URL, and why it is bad."""
-    said = url.decode("utf-8", "surrogateescape")
+    said = url.decode("utf-8", "surrogateescape").replace("&amp;", "&")  # as a page's source writes it
     quoted = quote(said)
     why = why or ("NUL byte" if "\0" in quoted else check_url(quoted))
     if why is None:
