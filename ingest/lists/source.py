@@ -9,6 +9,7 @@ one, by the same rules.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -262,14 +263,41 @@ def quote(url: str) -> str:
     if url.isascii() and "#" not in url and " " not in url:
         return url
     scheme, mark, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
+    host = _HOST.match(rest)[0]  # type: ignore[index]
+    path = rest[len(host) :]
     if mark and not host.isascii():
-        try:
-            host = host.encode("idna").decode("ascii")
-        except UnicodeError:
+        host = _ascii_host(host)
+        if not host:
             return url  # check_url says why
-    raw = f"{scheme}{mark}{host}{slash}{path}".encode("utf-8", "surrogateescape").partition(b"#")[0]
+    raw = f"{scheme}{mark}{host}{path}".encode("utf-8", "surrogateescape").partition(b"#")[0]
     return "".join(chr(b) if b < 0x80 and b != 0x20 else f"%{b:02X}" for b in raw)
+
+
+_HOST = re.compile(r"[^/?#]*")
+# Deviations of IDNA 2003 and what is mapped to nothing (Unicode TS 46, table "ignored"), as browsers have it.
+_IGNORED = re.compile("[\u00ad\u034f\u180b-\u180f\u200b\u2060\u2064\ufe00-\ufe0f\ufeff]")
+_DOTS = re.compile("[\u3002\uff0e\uff61]")
+_FORBIDDEN = re.compile(r"[\0-\x20\"#%/:<>?@\[\\\]^`{|}\x7f]")  # in a host (the URL standard, 3.5)
+
+
+def _ascii_host(host: str) -> str:
+    """A host name in ASCII as browsers encode it: UTS 46, non-transitional, so that `faß` keeps its ß. Empty where it
+    is none: a label that is too long, or that would gain a sign that ends a host."""
+    name, colon, port = host.partition(":")
+    if "@" in host or (colon and not port.isdigit()):
+        return ""
+    mapped = unicodedata.normalize("NFKC", _IGNORED.sub("", name).lower())
+    mapped = unicodedata.normalize("NFC", mapped.lower())
+    labels = []
+    for label in _DOTS.sub(".", mapped).split("."):
+        try:
+            text = label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii")
+        except UnicodeError:  # half of a character
+            return ""
+        if _FORBIDDEN.search(label) or len(text) > 63 or (label and unicodedata.category(label[0])[0] == "M"):
+            return ""
+        labels.append(text)
+    return ".".join(labels) + colon + port
 
 
 def _printable(text: str, length: int) -> str:

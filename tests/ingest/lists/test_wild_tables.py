@@ -233,3 +233,34 @@ def test_an_escaped_ampersand_is_one(tmp_path: Path) -> None:
     assert len(found) == 3
     make(Config(path, str(tmp_path / "out")))
     assert read_plan(str(tmp_path / "out"), 0)["url"].to_pylist()[0] == found[0]
+
+
+# Unicode TS 46, non-transitional.
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("fa\u00df.de", "xn--fa-hia.de"),
+        ("FA\u1e9e.de".lower(), "xn--fa-hia.de"),
+        ("\u03b2\u03cc\u03bb\u03bf\u03c2.com", "xn--nxasmm1c.com"),
+        ("B\u00dccher.de", "xn--bcher-kva.de"),
+        ("bu\u0308cher.de", "xn--bcher-kva.de"),
+        ("\u65e5\u672c\u3002jp", "xn--wgv71a.jp"),
+        ("\uff41\uff42.c\u00f6m:80", "ab.xn--cm-fka:80"),
+        ("a\u00adb\u00fc.de", "xn--ab-yka.de"),
+        ("\u2603.net", "xn--n3h.net"),
+        ("a\uff0fb.de", None),
+        ("a\uff1fb.de", None),
+        ("a\uff03b.de", None),
+        ("a\uff20b.de", None),
+        ("a\uff1ab.de", None),
+        ("a\u2100b.de", None),
+        ("u@b\u00fc.de", None),
+        ("\u00fc" * 64 + ".de", None),
+    ],
+)
+def test_international_host_names_as_browsers_ask(tmp_path: Path, host: str, asked: str | None) -> None:
+    (found,) = read_links(put(tmp_path / "a.txt", f"http://{host}?a\u00fc\n"))
+    if asked is None:
+        assert isinstance(found, BadLine)
+    else:
+        assert found.url == f"http://{asked}?a%C3%BC"
