@@ -178,7 +178,7 @@ def _plan_retry(dataset: str, info: DatasetInfo, generations: Sequence[Generatio
     Each retry takes all such links, so those of the newest version are those among the last retry's units. A plan's
     `why` says what a link ended with before.
     """
-    parent = manifest.make_version(dataset, "ingest").digest
+    parent = manifest.make_version(dataset, "retry" if generations else "ingest").digest
     last = generations[-1] if generations else None
     newest = range(last.first_unit, last.first_unit + last.units) if last else range(info.units)
     first = newest.stop

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.pixels import own_file
+from shards.scratch import dead, locked
 
 PREFIX = "xtra-ingest-"
 JUDGING = "judging"  # files in which the rows being judged are marked (`shards.pixels.isolate`)
@@ -69,31 +67,23 @@ def scratch_folder(base: str | None, dataset: str = "", limit: int | None = None
     """
     root = Path(base or tempfile.gettempdir())
     prefix = PREFIX + hashlib.sha256(dataset.encode()).hexdigest()[:8] + "-"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    except OSError as error:
-        raise ValueError(f"{root}: cannot hold scratch files ({error.strerror}): set --scratch to a folder") from None
-    try:
-        with (folder / "lock.new").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            (folder / "lock.new").rename(folder / "lock")  # only now can others see that it is locked
-            yield Scratch(folder, limit, tuple(_take_over(root, prefix, folder)))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(locked(prefix, root))
+        except OSError as error:
+            raise ValueError(
+                f"{root}: cannot hold scratch files ({error.strerror}): set --scratch to a folder"
+            ) from None
+        yield Scratch(folder, limit, tuple(_take_over(root, prefix, folder)))
 
 
 def _take_over(root: Path, prefix: str, ours: Path) -> Iterator[Path]:
     """Remove the folders of killed runs; keeps, and yields, what they were judging if they were of our dataset."""
-    for lock in root.glob(f"{PREFIX}*/lock"):
-        with contextlib.suppress(OSError), own_file(lock) as file:
-            about = lock.parent.lstat()
-            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
-                continue  # a link or a folder of somebody else
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.parent.name.startswith(prefix):
-                for marks in lock.parent.glob(f"{JUDGING}*"):
-                    kept = ours / f"left-{lock.parent.name}-{marks.name}"
+    for left in dead(PREFIX, root):
+        if left.name.startswith(prefix):
+            for marks in left.glob(f"{JUDGING}*"):
+                kept = ours / f"left-{left.name}-{marks.name}"
+                with contextlib.suppress(OSError):
                     marks.rename(kept)
                     yield kept
-            shutil.rmtree(lock.parent, ignore_errors=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs import upkeep_verbs
 from jobs.flags import nearest
 from jobs.law_verbs import fit_verb, plan_verb
 from jobs.terminal import say
@@ -177,20 +178,6 @@ def _page(call: Call, config: Any, result: IngestResult) -> str | None:
         return None
 
 
-def _check(call: Call) -> Any:
-    from jobs.progress import Progress
-    from shards import check
-
-    config = call.config(check.Config, "dataset")
-    with Progress("shards") as progress:
-        result = check.run(config, progress)
-    say("\n".join(map(str, result.problems)))
-    verdict = "sound" if result.ok else f"{len(result.problems)} problems"
-    say(f"{result.shards:,} shards, {result.samples:,} samples, {result.links:,} links: {verdict}")
-    call.exit_code = 0 if result.ok else 1
-    return result
-
-
 def _select(call: Call) -> Any:
     from ingest import select
     from jobs import link_counts
@@ -203,19 +190,6 @@ def _select(call: Call) -> Any:
     say(f"\ndataset  {chosen.address}")
     told = {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
-
-
-def _sweep(call: Call) -> Any:
-    from jobs.ingest_display import size
-    from shards import sweep
-
-    result = sweep.run(call.config(sweep.Config, "dataset"))
-    done = "would remove" if result.dry_run else "removed"
-    why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by writers that died"
-    say(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
-    if result.young:
-        say(f"{result.young:,} more may be of a writer that lives: they go when they are older")
-    return result
 
 
 def _peek(call: Call) -> Any:
@@ -237,7 +211,7 @@ def _train(call: Call) -> Any:
     if name is None:
         if "--help" in call.words or "-h" in call.words:
             say("usage: xtra train RECIPE --data DATASET --out RUN [--workers N] [--flags]\n\nrecipes:")
-            say("\n".join(_entry(name, getattr(recipes, name).__doc__ or "") for name in recipes.names()))
+            say("\n".join(_entry(name, recipes.describe(name)) for name in recipes.names()))
             say("\nxtra train RECIPE --help describes the flags, with that recipe's values.")
             raise SystemExit(0)
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
@@ -382,6 +356,26 @@ def _scale(call: Call) -> Any:
     return result
 
 
+def _study(call: Call) -> Any:
+    from jobs.lab import study
+    from jobs.progress import Progress
+
+    config = call.config(study.Config)
+    stop = call.stoppable()
+    with Progress("") as bar:
+
+        def progress(row: dict[str, Any]) -> None:
+            name = row["run"].rstrip("/").rsplit("/", 1)[-1]
+            if "probe" in row:
+                bar(row["probe"], row["probes"], "probes", note=name)
+            else:
+                _show(bar, row, f"{name}, samples", "")
+
+        result = study.run(config, progress, stop)
+    say(f"{result.trained} runs trained and {result.probed} probed now; rates {result.rates}: {result.out}")
+    return result
+
+
 def _report(call: Call) -> Any:
     from jobs.report import scaling
 
@@ -437,13 +431,14 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
-    "sweep": Verb("DATASET", "remove what lost attempts left; never what a version names", _sweep),
-    "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", _check),
+    "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
+    "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
     "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),
     "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
+    "study": Verb("", "run what is missing of the block-size study of docs/study", _study),
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
     "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),

@@ -32,6 +32,12 @@ class Config:
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # shards checked at once, each at a core's speed
     decode: bool = False  # also decode every image in full
     problems_per_shard: int = 20  # more are counted, not listed
+    repair: bool = False  # write again what other objects of the dataset still say, list what none says; then check
+    dry_run: bool = False  # with --repair: say the same, write nothing
+
+    def __post_init__(self) -> None:
+        if self.dry_run and not self.repair:
+            raise ValueError("--dry-run goes with --repair: without it nothing is written anyway")
 
 
 @dataclass(frozen=True)

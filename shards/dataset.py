@@ -134,7 +134,7 @@ def read_info(dataset: str) -> DatasetInfo:
         raise ValueError(
             f"{dataset}: is not a dataset (no dataset.json): make one with xtra ingest or import"
         ) from None
-    if not isinstance(value, dict) or not value.keys() >= _INFO_FIELDS:
+    if not isinstance(value, dict) or not _INFO_FIELDS <= value.keys() <= _INFO_FIELDS | {"not_chosen"}:
         raise ValueError(f"{dataset}: its dataset.json is not one of ours: give the folder of a dataset")
     if value["format"] != FORMAT:
         raise ValueError(f"{dataset}: is of format {value['format']}, this build reads {FORMAT}: upgrade to read it")

@@ -6,6 +6,7 @@ manifests named by their own digest in `manifests/`, and `versions/`, whose newe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -33,7 +34,7 @@ from shards.dataset import (
 )
 from shards.rules import Rules
 
-_SHARD_SCHEMA = pa.schema(
+SHARD_SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
         ("tar", pa.string()),
@@ -164,17 +165,19 @@ def make_version(dataset: str, why: str) -> Manifest:
         known = {shard.unit for shard in parent.shards} if parent else set()
         fresh = read_commits(dataset, [unit for unit in committed_units(dataset) if unit not in known])
         if parent is not None and not fresh:
+            _renew_hint(dataset, number)
             return parent
         if not fresh:
             raise ValueError(
                 f"{dataset}: no unit is committed yet, so there is no version to make: finish the ingest first"
             )
-        manifest = _with_commits(dataset, info, parent, fresh)
+        manifest = with_commits(dataset, info, parent, fresh)
         if _publish(manifest, number + 1, parent, why):
             return manifest  # else another driver was faster: build on its version
 
 
-def _with_commits(dataset: str, info: DatasetInfo, parent: Manifest | None, fresh: list[Commit]) -> Manifest:
+def with_commits(dataset: str, info: DatasetInfo, parent: Manifest | None, fresh: list[Commit]) -> Manifest:
+    """The manifest of the parent's units and these; it keeps every kept row, and is not written."""
     reasons = Counter(parent.reasons if parent else {})
     links = parent.links if parent else 0
     for done in fresh:
@@ -203,6 +206,7 @@ def add_version(manifest: Manifest, why: str) -> bool:
     while True:
         number, newest = _newest(manifest.dataset)
         if newest is not None and newest.digest == manifest.digest:
+            _renew_hint(manifest.dataset, number)
             return True
         if newest is not None and not units.issuperset(shard.unit for shard in newest.shards):
             write_manifest(manifest)
@@ -227,6 +231,16 @@ def _publish(manifest: Manifest, number: int, parent: Manifest | None, why: str)
     return True
 
 
+def _renew_hint(dataset: str, number: int) -> None:
+    """A writer that died between a version and its hint left an older hint, or none."""
+    version = store.read(store.join(dataset, "versions", f"{number:06d}.json"))
+    hint = store.join(dataset, "latest.json")
+    with contextlib.suppress(store.Missing):
+        if store.read(hint) == version:
+            return
+    store.put(hint, version)
+
+
 def _shard(done: Commit) -> Shard:
     return Shard(
         unit=done.unit,
@@ -242,13 +256,20 @@ def _shard(done: Commit) -> Shard:
 
 def write_manifest(manifest: Manifest) -> None:
     """Write `manifests/<digest>.parquet`, then `.json`: pure functions of the digest, so races are harmless."""
-    base = store.join(manifest.dataset, "manifests", manifest.digest)
+    for ending, body in objects(manifest).items():
+        store.put(store.join(manifest.dataset, "manifests", manifest.digest + ending), body)
+
+
+def objects(manifest: Manifest) -> dict[str, bytes]:
+    """The two objects of a manifest by their ending, in the order in which they are written."""
     columns = {name: [getattr(shard, name) for shard in manifest.shards] for name in _FIELDS}
-    store.put(base + ".parquet", table_bytes(pa.Table.from_pydict(columns, _SHARD_SCHEMA)))
     head = _content(manifest)
     if manifest.rules:  # where they lie is no part of what they say
         head["rules"] |= {"file": manifest.rules.file, "bytes": manifest.rules.bytes}
-    store.put_json(base + ".json", head)
+    return {
+        ".parquet": table_bytes(pa.Table.from_pydict(columns, SHARD_SCHEMA)),
+        ".json": store.json_bytes(head),
+    }
 
 
 def _newest(dataset: str) -> tuple[int, Manifest | None]:
@@ -264,7 +285,7 @@ def read_manifest(url: str) -> Manifest:
 
     Raises ValueError when there is none, naming what there is.
     """
-    dataset, version = _split(url)
+    dataset, version = split(url)
     store.require(dataset=dataset)
     if version is None:
         read_info(dataset)
@@ -286,7 +307,8 @@ def read_manifest(url: str) -> Manifest:
     return _load(dataset, found[0])
 
 
-def _split(url: str) -> tuple[str, str | None]:
+def split(url: str) -> tuple[str, str | None]:
+    """The dataset's folder, and the version or digest after it."""
     match = re.fullmatch(r"(.+)@([0-9]{1,6}|[0-9a-f]{8,64})", url)
     dataset, version = (match[1], match[2]) if match else (url, None)
     return dataset.rstrip("/") or "/", version
@@ -308,7 +330,7 @@ def _load(dataset: str, digest: str) -> Manifest:
             f"{base}.json: is of format {head['format']}, this build reads {FORMAT}: upgrade, or use another version"
         )
     try:
-        manifest = _parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))
+        manifest = parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))
     except (AssertionError, KeyError, TypeError) as error:
         raise ValueError(f"{base}: is damaged ({error!r}): restore it or use another version") from None
     if manifest.digest != digest:
@@ -316,12 +338,13 @@ def _load(dataset: str, digest: str) -> Manifest:
     return manifest
 
 
-def _parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
+def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
+    """What the two objects of a manifest say. Raises AssertionError, KeyError or TypeError where they are damaged."""
     return Manifest(
         dataset=dataset,
         list_name=head["list_name"],
         list_sha256=head["list_sha256"],
-        shards=tuple(map(Shard, *(table[name].to_pylist() for name in _FIELDS))),
+        shards=tuple(map(_checked, map(Shard, *(table[name].to_pylist() for name in _FIELDS)))),
         links=head["links"],
         kept=head["kept"],
         reasons=head["reasons"],
@@ -330,3 +353,14 @@ def _parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
         classes=tuple(head["classes"]) if head["classes"] is not None else None,
         rules=Rules(**head["rules"]) if head.get("rules") else None,
     )
+
+
+def _checked(shard: Shard) -> Shard:
+    """Names in a manifest of others become names of files here: of caches, of what a repair writes."""
+    inside = "/" not in shard.index and (shard.foreign or "/" not in shard.tar)
+    assert inside, f"unit {shard.unit}: its tar or index lies outside of shards/"
+    assert _SHA256.fullmatch(shard.tar_sha256), f"unit {shard.unit}: its tar_sha256 is not one"
+    return shard
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")

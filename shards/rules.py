@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,25 @@ def verify(dataset: str, rules: Rules) -> Iterator[str]:
         return
     if (rows, digest.hexdigest()) != (rules.rows, rules.sha256):
         yield f"the rules {rules.file} are not those that the manifest names"
+
+
+def describe(dataset: str, file: str, how: dict[str, Any]) -> tuple[Rules, Counter[str], Counter[int]]:
+    """A rules file as a manifest would name it, and how many rows it takes out by reason and by unit.
+
+    Raises StoreError naming a damaged file.
+    """
+    url = store.join(dataset, "manifests", file)
+    size = store.size(url)
+    if size is None:
+        raise store.Missing(f"{url}: there is no such object")
+    digest, rows, reasons, units = _Digest(), 0, Counter[str](), Counter[int]()
+    for group in range(len(_units_of_groups(url, size)[0])):
+        table = digest.of(_read_group(url, size, group))
+        rows += len(table)
+        out = table.filter(pc.is_valid(table["reason"]))
+        reasons.update(out["reason"].to_pylist())
+        units.update(out["unit"].to_pylist())
+    return Rules(digest.hexdigest(), rows, how, file, size), reasons, units
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,8 +2,9 @@
 
 Of `shards/` and `thumbs/`, objects of an attempt go when the unit's commit names another attempt, at whatever age, and,
 while the unit has no commit, when they are older than `older_than`: a writer that lives commits within minutes of its
-last object. Rules that no manifest names and objects that were half put when their writer died go by age, too. What a
-version or a subset names is never removed, nor anything whose name we did not give.
+last object. Rules that no manifest names, objects that were half put when their writer died and uploads in parts that
+nobody completed go by age, too. What a version or a subset names is never removed, nor anything whose name we did not
+give. (What runs and probes leave: `jobs.run_sweep`.)
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from shards import store
+from shards import store, store_uploads
 from shards.dataset import READERS, committed_units, read_commits, read_info, read_table
 
 _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(tar|parquet)")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifests", "versions", "events")
+HALF_PUT = (".aside-", ".probe-")  # how names begin of objects whose writer died while it put them
 
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str  # its folder
+    url: str  # the folder of a dataset, of a run, or of probes or several runs
     older_than: str = "7d"  # age of what no commit decides about: a number and m, h, d or w
     dry_run: bool = False  # only say what would go
 
@@ -40,47 +42,82 @@ class Config:
         number, unit = _AGE.fullmatch(self.older_than).groups()  # type: ignore[union-attr]
         return float(number) * _SECONDS[unit]
 
+    def before(self) -> float:
+        """What is older than this may go, by the store's clock: this machine's may be days off."""
+        return store.clock(self.url) - self.seconds
+
 
 @dataclass(frozen=True)
 class SweepResult:
     """What was removed, or would be; `young` objects may go when they are older."""
 
-    dataset: str
-    objects: tuple[str, ...]  # names below the dataset's folder
+    url: str
+    objects: tuple[str, ...]  # names below the folder
+    uploads: tuple[str, ...]  # names of objects whose uploads nobody completed
     bytes: int
     beaten: int  # of the objects, by a commit
     stale: int  # of the objects, by age
-    young: int
+    young: int  # uploads included
     dry_run: bool
+    remark: str = ""  # what could not be looked at
+
+
+Found = list[tuple[str, store.Entry]]  # name below the folder
 
 
 def run(config: Config) -> SweepResult:
     """Raises ValueError when there is no dataset, and StoreError when a manifest cannot be read: then nothing goes."""
-    read_info(config.dataset)
-    before = store.clock(config.dataset) - config.seconds  # this machine's clock may be days off
-    beaten, undecided = _attempts(config.dataset)
-    undecided += _leftovers(config.dataset)
+    read_info(config.url)
+    before = config.before()
+    beaten, undecided = _attempts(config.url)
+    return remove(config, beaten, undecided + _leftovers(config.url), before)
+
+
+def remove(config: Config, beaten: Found, undecided: Found, before: float) -> SweepResult:
+    """Remove what is beaten, and what is undecided or was uploaded in part and is older than `before`."""
     stale = [(name, entry) for name, entry in undecided if entry.modified < before]
     going = beaten + stale
     if not config.dry_run:
         with ThreadPoolExecutor(READERS, thread_name_prefix="sweep") as pool:
-            for _ in pool.map(lambda found: store.delete(store.join(config.dataset, found[0])), going):
+            for _ in pool.map(lambda found: store.delete(store.join(config.url, found[0])), going):
                 pass
+    remark, ended, size, young = "", [], 0, 0
+    try:
+        for upload in store_uploads.unfinished(config.url):
+            bytes_, last = _parts(config.url, upload, before)
+            if last >= before:
+                young += 1
+                continue
+            ended.append(upload.name)
+            size += bytes_
+            if not config.dry_run:
+                store_uploads.abort(config.url, upload)
+    except store.StoreError as error:  # it needs permissions of its own, and some stores do not know it
+        remark = f"incomplete uploads were not removed: {error}"
     return SweepResult(
-        dataset=config.dataset,
+        url=config.url,
         objects=tuple(name for name, _ in going),
-        bytes=sum(entry.bytes for _, entry in going),
+        uploads=tuple(ended),
+        bytes=size + sum(entry.bytes for _, entry in going),
         beaten=len(beaten),
         stale=len(stale),
-        young=len(undecided) - len(stale),
+        young=len(undecided) - len(stale) + young,
         dry_run=config.dry_run,
+        remark=remark,
     )
 
 
-_Found = list[tuple[str, store.Entry]]
+def _parts(url: str, upload: store_uploads.Upload, before: float) -> tuple[int, float]:
+    """Bytes, and when the upload was last written to; parts are only asked for where its beginning is old enough."""
+    if upload.begun >= before:
+        return 0, upload.begun
+    try:
+        return store_uploads.parts(url, upload)
+    except store.Missing:  # it has ended since it was listed
+        return 0, float("inf")
 
 
-def _attempts(dataset: str) -> tuple[_Found, _Found]:
+def _attempts(dataset: str) -> tuple[Found, Found]:
     """Objects of attempts that lost, and of attempts at units that have no commit."""
     # Listed before commits are read: an attempt that appears later is not looked at, one that commits meanwhile wins.
     found = [
@@ -93,8 +130,8 @@ def _attempts(dataset: str) -> tuple[_Found, _Found]:
     found = [(name, entry, match) for name, entry, match in found if match["base"] not in named]
     units = {int(match["unit"]) for _, _, match in found}
     winners = {c.unit: c.attempt for c in read_commits(dataset, sorted(units.intersection(committed_units(dataset))))}
-    beaten: _Found = []
-    undecided: _Found = []
+    beaten: Found = []
+    undecided: Found = []
     for name, entry, match in found:
         winner = winners.get(int(match["unit"]))
         if winner is None:
@@ -116,7 +153,7 @@ def _named_by_manifests(dataset: str) -> set[str]:
     return named
 
 
-def _leftovers(dataset: str) -> _Found:
+def _leftovers(dataset: str) -> Found:
     """Rules that no manifest names, and objects that were half put."""
     manifests = store.join(dataset, "manifests")
     entries = store.entries(manifests)
@@ -129,5 +166,5 @@ def _leftovers(dataset: str) -> _Found:
 def _half_put(dataset: str) -> Iterator[tuple[str, store.Entry]]:
     for folder in _FOLDERS:
         for entry in store.entries(store.join(dataset, folder) if folder else dataset):
-            if entry.name.startswith((".aside-", ".probe-")):
+            if entry.name.startswith(HALF_PUT):
                 yield f"{folder}/{entry.name}" if folder else entry.name, entry

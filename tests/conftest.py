@@ -56,7 +56,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray cluster for the whole session: starting one takes some 10 s."""
     import ray
 
-    from jobs.cluster.group import start_ray
+    from jobs.cluster import start_ray
 
     start_ray()
     yield

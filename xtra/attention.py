@@ -4,8 +4,12 @@ dense     one call under a dense mask. Kernels that skip what is masked take no 
 halves    the queries in 2 runs of whole blocks, each against the keys up to its own end: 3/4 of the pairs
 quarters  the same in 4 runs: 5/8 of the pairs
 blocks    a run for each block, which needs no mask at all: 17/32 of the pairs of 16 blocks, in as many calls
-flex128   torch's FlexAttention, which leaves out tiles of 128 x 128 pairs in which nothing is visible;
-          smaller ones fit no setting of its kernels on an H100
+flex128   torch's FlexAttention, which leaves out tiles of 128 x 128 pairs in which nothing is visible
+flex64    the same in tiles of 64 x 64, with settings of our own for its kernels: torch lists none that fit on an H100
+
+On a GPU the kernel is part of the choice, because torch's own preference differs between versions and cards: the first
+four take the memory-efficient kernel (FlashAttention where there is no mask), and with "-cudnn" cuDNN's, except where
+that is known to be wrong (`kernels`). What a GPU cannot do in one kernel it does in the next of the list.
 
 Blocks of one token are plain causal attention, which kernels know without a mask: there all arms are the same. Which
 arm is the fastest depends on the machine: "auto" takes what was measured (`chosen`).
@@ -15,6 +19,7 @@ Shapes: B images, H heads, N tokens in block order, E width of a head.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,18 +28,32 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xtra.blocks import block_causal_mask
 
-Arm = Literal["auto", "dense", "halves", "quarters", "blocks", "flex128"]
+Arm = Literal[
+    "auto",
+    "dense",
+    "dense-cudnn",
+    "halves",
+    "halves-cudnn",
+    "quarters",
+    "quarters-cudnn",
+    "blocks",
+    "blocks-cudnn",
+    "flex128",
+    "flex64",
+]
 ARMS: tuple[str, ...] = get_args(Arm)[1:]
 
 HALVED: int = 128  # tokens from which on a CPU computes attention in two halves
-# (tokens, width of a head) -> what was fastest in training on a GPU by `make bench-gpu` (docs/perf.md); else: dense.
+# (tokens, width of a head) -> what was fastest in training on a GPU by `make bench-gpu` (docs/perf.md); else: dense,
+# whose kernel is the one without known faults.
 ON_GPU: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 _RUNS = {"halves": 2, "quarters": 4}  # of queries
-_TILES = {"flex128": 128}
+_TILES = {"flex128": 128, "flex64": 64}
 
 
 class Causal(NamedTuple):
@@ -44,31 +63,100 @@ class Causal(NamedTuple):
     ends: tuple[int, ...] = ()  # queries are taken in runs up to these, each against the keys up to the same end
     flex: Any = None  # FlexAttention's BlockMask, where it computes
     masked: bool = True  # False: within a run every query sees every key that it is given
+    cudnn: bool = False  # on a GPU
 
 
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: Causal) -> Tensor:
     """Softmax attention, [B, H, N, E]."""
-    mask_NN = causal.mask_NN
+    if q_BHNE.dtype == torch.bfloat16 and q_BHNE.device.type == "cpu" and q_BHNE.requires_grad:
+        # torch's bfloat16 kernel takes 3.5 times the float32 one's time for the backward pass, casts included
+        with torch.autocast("cpu", enabled=False):
+            return attend(q_BHNE.float(), k_BHNE.float(), v_BHNE.float(), causal).bfloat16()
     if causal.flex is not None:
         return _flex(q_BHNE, k_BHNE, v_BHNE, causal.flex)
-    if not causal.ends:
-        return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_NN, is_causal=mask_NN is None)
-    assert mask_NN is not None
     parts = []
-    for start, end in zip((0, *causal.ends), causal.ends):
-        seen = mask_NN[start:end, :end] if causal.masked else None
-        q, k, v = q_BHNE[:, :, start:end], k_BHNE[:, :, :end], v_BHNE[:, :, :end]
-        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
-    return torch.cat(parts, 2)
+    for start, end, mask in runs(causal, q_BHNE.shape[2]):
+        q, k, v = q_BHNE, k_BHNE, v_BHNE
+        if causal.ends:
+            q, k, v = q[:, :, start:end], k[:, :, :end], v[:, :, :end]
+        with _only(kernels(q.device, causal.cudnn, mask is not None, end)):
+            parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal.mask_NN is None))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def runs(causal: Causal, tokens: int) -> list[tuple[int, int, Tensor | None]]:
+    """The runs of queries: their first and last (not included), and the mask [queries, keys] of each."""
+    mask_NN, ends = causal.mask_NN, causal.ends or (tokens,)
+    pairs = zip((0, *ends), ends)
+    if mask_NN is None or not causal.masked:
+        return [(start, end, None) for start, end in pairs]
+    return [(start, end, mask_NN[start:end, :end] if causal.ends else mask_NN) for start, end in pairs]
+
+
+def kernels(device: torch.device, cudnn: bool, masked: bool, keys: int) -> list[SDPBackend]:
+    """torch's kernels for one call, those first that are to be tried first; none: torch's own choice, as on CPUs.
+
+    cuDNN's backward pass gives NaN for the queries' gradients under a mask where keys % 128 == 64 and logits are very
+    low, on H100 and H200 since torch 2.11 (pytorch/pytorch issue 196678): never there.
+    """
+    if device.type != "cuda":
+        return []
+    rest = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if not masked:
+        rest = [SDPBackend.FLASH_ATTENTION, *rest]
+    return [SDPBackend.CUDNN_ATTENTION, *rest] if cudnn and not (masked and keys % 128 == 64) else rest
+
+
+def _only(wanted: list[SDPBackend]) -> contextlib.AbstractContextManager[object]:
+    return sdpa_kernel(wanted, set_priority=True) if wanted else contextlib.nullcontext()
+
+
+def kernel_names(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: Causal) -> str:
+    """The kernels that `attend` runs for such inputs, as torch names them, "+" between several ones."""
+    if causal.flex is not None:
+        return f"flex{causal.flex.BLOCK_SIZE[0]}"
+    found = []
+    for start, end, mask in runs(causal, q_BHNE.shape[2]):
+        with _only(kernels(q_BHNE.device, causal.cudnn, mask is not None, end)):
+            q, k, v = q_BHNE[:, :, start:end], k_BHNE[:, :, :end], v_BHNE[:, :, :end]
+            number = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal.mask_NN is None)
+        found.append(SDPBackend(number).name.lower().removesuffix("_attention"))
+    return "+".join(dict.fromkeys(found))
 
 
 def _flex(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, mask: Any) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
+    options = FLEX_64 if mask.BLOCK_SIZE[0] == 64 else None
     # Not compiled it computes every pair, in several passes: right, and no faster than the dense arm.
     if torch.compiler.is_compiling() or q_BHNE.device.type == "cpu":
-        return flex_attention(q_BHNE, k_BHNE, v_BHNE, block_mask=mask)  # pyrefly: ignore
-    return _compiled_flex()(q_BHNE, k_BHNE, v_BHNE, block_mask=mask)
+        return flex_attention(q_BHNE, k_BHNE, v_BHNE, block_mask=mask, kernel_options=options)  # pyrefly: ignore
+    return _compiled_flex()(q_BHNE, k_BHNE, v_BHNE, block_mask=mask, kernel_options=options)
+
+
+# Of the forward pass; what the backward pass takes is `_tiles_of_64`'s.
+FLEX_64 = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_stages": 3, "fwd_num_warps": 4}
+
+
+@functools.cache
+def _tiles_of_64() -> None:
+    """Add a setting for tiles of 64 to those that torch's compiler has for FlexAttention's backward pass.
+
+    Kernel options do not help there: torch 2.13 leaves out settings of its own that do not divide the tile before it
+    looks at them (torch/_inductor/kernel/flex/flex_attention.py), and for heads of 64 to 128 on an H100 has no other.
+    """
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.template_heuristics.triton import FlexBwDConfig
+    from torch._inductor.virtualized import V
+
+    class Choices(InductorChoices):
+        def get_flex_attention_bwd_configs(
+            self, head_dim: int, dtype: torch.dtype, device_type: str | None = "cuda"
+        ) -> list[Any]:
+            known = super().get_flex_attention_bwd_configs(head_dim, dtype, device_type)
+            return [*known, FlexBwDConfig(64, 64, 64, 64, 2, 4)]
+
+    V.set_choices_handler(Choices())
 
 
 @functools.cache
@@ -95,14 +183,17 @@ def causal_of(tokens: int, per_block: int, head_width: int, device: torch.device
 
 @functools.lru_cache(maxsize=32)
 def _made(tokens: int, per_block: int, device: torch.device, arm: str) -> Causal:
+    how, _, kernel = arm.partition("-")
     if per_block == 1:
-        return Causal(None)
+        return Causal(None, cudnn=kernel == "cudnn")
     with torch.inference_mode(False):  # what is kept for later steps may have to be kept for a backward pass
         mask = block_causal_mask(tokens, per_block, device)
-        if arm in _TILES:
-            return Causal(mask, flex=_block_mask(tokens, per_block, device, _TILES[arm]))
+        if how in _TILES:
+            if how == "flex64":
+                _tiles_of_64()
+            return Causal(mask, flex=_block_mask(tokens, per_block, device, _TILES[how]))
     ends = run_ends(tokens, per_block, arm)
-    return Causal(mask, ends if len(ends) > 1 else (), masked=arm != "blocks")
+    return Causal(mask, ends if len(ends) > 1 else (), masked=how != "blocks", cudnn=kernel == "cudnn")
 
 
 def _block_mask(tokens: int, per_block: int, device: torch.device, tile: int) -> Any:
@@ -116,10 +207,11 @@ def _block_mask(tokens: int, per_block: int, device: torch.device, tile: int) ->
 
 def run_ends(tokens: int, per_block: int, arm: str) -> tuple[int, ...]:
     """Where the arm's runs of queries end; each meets the keys up to its own end. One run: every pair is computed."""
-    if per_block == 1 or arm == "dense":
+    how = arm.partition("-")[0]
+    if per_block == 1 or how == "dense":
         return (tokens,)
-    if arm in _TILES:
-        size = _TILES[arm]
+    if how in _TILES:
+        size = _TILES[how]
     else:
-        size = -(-tokens // per_block // _RUNS.get(arm, tokens)) * per_block  # whole blocks, rounded up
+        size = -(-tokens // per_block // _RUNS.get(how, tokens)) * per_block  # whole blocks, rounded up
     return (*range(size, tokens, size), tokens)

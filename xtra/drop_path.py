@@ -8,7 +8,7 @@ Shapes: B images, N tokens, D width, L encoder layers, S = 2 residual branches o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,40 +21,107 @@ from xtra.device import sent
 class Drop(NamedTuple):
     """What drop path does to one residual branch."""
 
-    scale: Tensor  # [B], 0 or 1/keep; or, with `kept`, that of the images kept
-    kept: Tensor | None = None  # int64, the images whose branch is computed; None: all are
+    scale_B: Tensor  # 0 or 1/keep
+    kept: Tensor | None = None  # int64, the images whose branch is computed, all that are kept; None: every image
+    place_B: Tensor | None = None  # int64, where in `kept` an image is; any place where its scale is 0
 
 
-def residual(x_BND: Tensor, branch: Callable[[Tensor], Tensor], drop: Drop | None) -> Tensor:
-    """x + scale * branch(x), the branch for the images kept only."""
+class Branch(NamedTuple):
+    """The output of a residual branch that is not yet added to the stream: the next norm's kernel can do that."""
+
+    out_BND: Tensor  # of the kept images only, where drop path says so
+    drop: Drop | None = None
+
+
+def branch_of(x_BND: Tensor, function: Callable[[Tensor], Tensor], drop: Drop | None) -> Branch:
+    """The branch for the images kept only."""
+    return Branch(function(x_BND if drop is None or drop.kept is None else _Taken.apply(x_BND, *drop)), drop)
+
+
+def added(x_BND: Tensor, branch: Branch | None) -> Tensor:
+    """The stream with the branch added: x + scale * branch."""
+    if branch is None:
+        return x_BND
+    out_BND, drop = branch
     if drop is None:
-        return x_BND + branch(x_BND)
-    scale_B11 = drop.scale.to(x_BND)[:, None, None]
-    if drop.kept is None:
-        return x_BND + branch(x_BND) * scale_B11
-    return x_BND.index_add(0, drop.kept, (branch(x_BND.index_select(0, drop.kept)) * scale_B11).to(x_BND.dtype))
+        return x_BND + out_BND
+    if drop.kept is not None:
+        out_BND = _Spread.apply(out_BND, drop.kept, drop.place_B)
+    return x_BND + (out_BND * drop.scale_B.to(x_BND)[:, None, None]).to(x_BND.dtype)
 
 
-def drops_of(drop_LSB: Tensor | None, layers: int, device: torch.device, skip_dropped: bool) -> list[list[Drop | None]]:
+class _Taken(torch.autograd.Function):
+    """Some images. Its gradient is gathered too: torch's own would add into zeros, by atomic operations on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BND: Tensor, scale_B: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:  # pyrefly: ignore
+        ctx.save_for_backward(scale_B, place_B)
+        return x_BND.index_select(0, kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = grads
+        scale_B, place_B = ctx.saved_tensors
+        return torch.where(scale_B[:, None, None] != 0, grad.index_select(0, place_B), 0), None, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """Every image's row of a branch; what it finds for an image that is not kept is multiplied by 0 next."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:  # pyrefly: ignore
+        ctx.save_for_backward(kept)
+        return out.index_select(0, place_B)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return grads[0].index_select(0, kept), None, None
+
+
+def drops_of(
+    drop_LSB: Tensor | None, layers: int, device: torch.device, skip_dropped: bool, step: int = 0
+) -> list[list[Drop | None]]:
     """For every layer, what to do to its two branches.
 
-    `skip_dropped` computes a branch for its images of nonzero scale only: the same numbers for less work, but shapes
-    that change from step to step. The scales should then be on the CPU, to be read without waiting for the device.
+    `skip_dropped` computes a branch for its images of nonzero scale only: the same numbers for less work. So that it
+    meets few shapes, the number of images is rounded up to a multiple of `step`, by images whose output is multiplied
+    by 0; 0 means a sixteenth of the images on a GPU, where a new shape costs more than what it saves, and 1 elsewhere.
+    The scales should then be on the CPU, to be read without waiting for the device.
     """
     if drop_LSB is None:
         return [[None, None]] * layers
     if not skip_dropped:
         return [[Drop(scale_B) for scale_B in drop_SB] for drop_SB in sent(drop_LSB, device)]
-    kept_LSB = drop_LSB != 0
-    counts = kept_LSB.sum(2).flatten().tolist()
-    # One copy of each for all branches: a copy costs the host as much as starting a kernel.
-    scale, image = sent(drop_LSB[kept_LSB], device), sent(kept_LSB.nonzero()[:, 2].contiguous(), device)
     every = drop_LSB.shape[2]
+    step = step or (max(1, every // 16) if device.type == "cuda" else 1)
+    dropped_LSB = drop_LSB == 0
+    counts = (every - dropped_LSB.sum(2)).flatten().tolist()
+    rounded = [min(every, max(1, -(-count // step) * step)) for count in counts]
+    order_LSB = torch.sort(dropped_LSB, dim=2, stable=True).indices  # those kept first
+    places_LSB = order_LSB.argsort(2)
+    places_LSB = places_LSB.where(places_LSB < torch.tensor(rounded).view(layers, 2, 1), 0)
+    chosen = torch.cat([order_B[:count] for order_B, count in zip(order_LSB.flatten(0, 1), rounded)])
+    # Of these every image is kept in every step; of others perhaps in this one, which is to look as the next one does.
+    never_dropped = (drop_LSB == 1).all(2).flatten().tolist()
+    # One copy of each for all branches: a copy costs the host as much as starting a kernel.
+    scales, places = sent(drop_LSB, device).flatten(0, 1), sent(places_LSB, device).flatten(0, 1)
     drops = [
-        Drop(scale_B, None if count == every else kept)
-        for count, scale_B, kept in zip(counts, scale.split(counts), image.split(counts))
+        Drop(scale_B) if never else Drop(scale_B, kept, place_B)
+        for scale_B, kept, place_B, never in zip(scales, sent(chosen, device).split(rounded), places, never_dropped)
     ]
     return [[*drops[i : i + 2]] for i in range(0, len(drops), 2)]
+
+
+def mark_kept(*ones: Drop | Branch | None) -> None:
+    """Say to torch.compile that the numbers of kept images vary, so that it makes one graph for all of them."""
+    import torch._dynamo
+
+    for one in ones:
+        if isinstance(one, Drop) and one.kept is not None:
+            torch._dynamo.maybe_mark_dynamic(one.kept, 0)
+        elif isinstance(one, Branch) and one.drop is not None and one.drop.kept is not None:
+            torch._dynamo.maybe_mark_dynamic(one.out_BND, 0)
 
 
 def scales(rate: float, layers: int, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:

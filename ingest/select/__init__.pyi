@@ -1,1 +1,7 @@
-from .apply import Config as Config, SelectConfig as SelectConfig, run as run, select as select
+from .apply import (
+    Config as Config,
+    SelectConfig as SelectConfig,
+    run as run,
+    select as select,
+    settings as settings,
+)

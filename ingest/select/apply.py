@@ -101,7 +101,7 @@ def select(
     Raises ValueError when the rules leave nothing or scratch cannot be written, and StoreError naming a damaged index.
     """
     tell = progress or (lambda what, done, total: None)
-    how = json.loads(json.dumps({"method": METHOD, **dataclasses.asdict(config)}))
+    how = settings(config)
     if manifest.rules and manifest.rules.how == how and config.classes.all:
         return manifest  # made by these very rules; what class files hold may have changed
     with contextlib.ExitStack() as stack:
@@ -123,6 +123,11 @@ def select(
     else:
         versions.add_version(result, "select")
     return result
+
+
+def settings(config: SelectConfig) -> dict[str, Any]:
+    """What a manifest says of how it was selected, but for what class files hold."""
+    return json.loads(json.dumps({"method": METHOD, **dataclasses.asdict(config)}))
 
 
 @contextlib.contextmanager

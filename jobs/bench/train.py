@@ -85,7 +85,7 @@ def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, decoder_fp
 
     def layers(blocks: nn.ModuleList, x: Tensor, drops: list[list[drop_path.Drop | None]]) -> Tensor:
         for block, drop in zip(blocks, drops):
-            x = block(x, Causal(mask.to(device)), *drop)
+            x = drop_path.added(*block(x, Causal(mask.to(device)), *drop))
         return x
 
     encoder, decoder = xtra.encoder, xtra.decoder

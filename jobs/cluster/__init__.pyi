@@ -2,6 +2,7 @@ from .group import (
     Progress as Progress,
     ingest_all as ingest_all,
     probe_all as probe_all,
-    start_ray as start_ray,
     train_all as train_all,
 )
+from .side_by_side import side_by_side as side_by_side
+from .start import start_ray as start_ray

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import signal
 import threading
 import time
 import uuid
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingest import run as ingest
 from ingest.config import Config as IngestConfig
+from jobs.cluster.start import on_one_machine, start_ray
 from shards import store
 from shards.pixels import leave_no_core
 
@@ -30,16 +29,6 @@ Progress = Callable[[dict[str, Any]], None]
 
 POLL_SECONDS = 0.5
 FAILURES = 8  # worker groups lost before a run is given up
-_RAY_ENV = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line of a worker appears twice
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # notice a dead worker in a quarter of a second
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-    # Stores that are not AWS refuse the newer SDKs' trailing checksums; Ray Train writes a marker with pyarrow.
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-}
 
 
 def train_all(
@@ -201,29 +190,6 @@ def _probe(config: probe.Config, say: Callable[[str, int, int], None] | None = N
     return None
 
 
-def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one in this machine's own processes."""
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
-    taken = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        ray.init(log_to_driver=False, logging_level="error")
-    except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS")
-        raise ValueError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}): start it or unset it"
-        ) from None
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in taken.items():  # Ray takes them for itself, and would die of SIGTERM amid the work
-            signal.signal(number, handler)
-    # Ray tells of workers that died on our standard output, even after a command's last line, and has no public switch
-    # for that; we tell of them ourselves.
-    ray._private.worker._worker_logs_enabled = False
-
-
 class _Desk:
     """Where the driver and the workers leave each other notes: the wish to stop, progress, and how it ended.
 
@@ -265,15 +231,17 @@ def _train_on_ray(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from jobs.cluster.rendezvous import loopback
     from xtra.train import TrainResult
 
     configs, use_gpu = _placed(configs, workers)
+    backend = "nccl" if use_gpu else "gloo"
     desk = ray.remote(num_cpus=0)(_Desk).remote()
     attempt = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"configs": list(configs), "desk": desk},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=loopback(backend) if on_one_machine() else TorchConfig(backend),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         # A name that was never used: with an old one Ray would go on from its own idea of a checkpoint.
         run_config=RunConfig(

@@ -1,1 +1,1 @@
-from . import follow as follow, plan as plan, scale as scale, suite as suite
+from . import follow as follow, plan as plan, scale as scale, study as study, suite as suite

@@ -59,11 +59,18 @@ def is_of(result: Result, mark: str) -> bool:
 
 
 def _as_wanted(result: Result, settings: probe.Config) -> bool:
-    """Whether a result was made under this protocol and for as many epochs: a short trial is not the real probe."""
+    """Whether a result was made under this protocol, with this seed, the same grid and for as many epochs: a
+    short trial is not the real probe."""
     if result.get("epochs") is not None:
         made = (result["epochs"], result["warmup_defect"])
         if made != (settings.epochs, settings.warmup_defect):
             return False
+        for name, wanted in (("lr", settings.lrs), ("weight_decay", settings.weight_decays)):
+            tried = {point[name] for point in result.get("selection") or () if name in point}
+            if tried and tried != {*wanted}:
+                return False
+    if result.get("seed") is not None and result["seed"] != settings.seed:
+        return False
     return published(result) == (settings.protocol == "published")
 
 

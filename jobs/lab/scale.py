@@ -1,7 +1,9 @@
 """A study: the same data, several recipes, sample counts and seeds -> the runs and probes that are missing.
 
-Each run is trained to its own sample count with its own schedule: a long run cut early is not a short run. What exists
-under `out` already is left as it is, so an interrupted study goes on where it was, and a wider grid adds to a narrower.
+A recipe with a constant rate is trained once a seed, as a trunk, and every sample count is a branch of it that decays
+the rate to 0 (xtra/optim.py). One with a cosine is trained once for every count, each with its own schedule: a long run
+cut early is not a short run. What exists under `out` already is left as it is, so an interrupted study goes on where it
+was, and a wider grid adds to a narrower one.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from jobs import cluster
-from jobs.lab import existing
+from jobs.lab import chain
+from jobs.lab.chain import Chain, Trial
 from shards import store
 from shards.manifest import read_manifest
 from xtra import probe, recipes, train
-from xtra.run import checkpoint, terms
+from xtra.run import terms
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -29,7 +32,13 @@ class Config:
     recipes: tuple[str, ...] = ("demo32", "demo32_aim")
     samples: tuple[int, ...] = (1024, 4096, 16384)  # samples seen by a run, one run each
     seeds: tuple[int, ...] = (0,)
+    # What a seed changes: the initial weights (and the random crops, which are drawn with them), the order of the data,
+    # the initial weights of probe heads (and their views), or all of these.
+    seeds_vary: Literal["all", "weights", "data", "probe"] = "all"
+    lrs: tuple[float, ...] = ()  # peak rates, each an arm of its own: a sweep; empty: the recipe's
+    held_out: str = ""  # dataset on which each run's loss is measured at its end; the probe's eval if empty
     workers: int = 1  # processes that train together
+    at_once: int = 1  # runs of one worker side by side; each has its trunk, branches and probes to itself
     probe: probe.Config = field(default_factory=lambda: probe.Config("", train="", eval=""))
     random: bool = True  # also probe each recipe's encoder at its initial weights
     pixels: bool = True  # also a linear classifier on raw pixels
@@ -40,6 +49,8 @@ class Config:
                 raise ValueError(f"{name} is empty; a study needs at least one")
         if min(self.samples) < 1:
             raise ValueError(f"samples has {min(self.samples)}; every count must be at least 1")
+        if self.workers > 1 and self.at_once > 1:
+            raise ValueError(f"at_once is {self.at_once}: runs go side by side with one worker each; workers is more")
 
 
 @dataclass(frozen=True)
@@ -59,52 +70,77 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
             raise ValueError(f"--{flag} is missing: give the labelled dataset")
         read_manifest(url)
     data = read_manifest(store.absolute(config.data)).address  # one version for the study, whatever is ingested later
-    runs = [
-        _run_config(config, data, recipe, samples, seed)
-        for recipe in config.recipes
-        for seed in config.seeds
-        for samples in config.samples
-    ]
-    for wanted in runs:  # a run that is there must be the one wanted: other data or settings are refused here
-        terms(wanted.out, wanted)
-    missing = [wanted for wanted in runs if not _is_trained(wanted)]
-    if missing:
-        cluster.train_all(missing, config.workers, stop, progress)
-    trained = [wanted for wanted in runs if _is_trained(wanted)]
-    wanted = (
-        existing.only_missing(settings, run_config.samples if settings.encoder == "trained" else 0)
-        for run_config, settings in _probes(config, trained)
-    )
-    missing_probes = [settings for settings in wanted if settings is not None]
-    probed = cluster.probe_all(missing_probes, config.workers, stop, progress) if not stop.is_set() else 0
-    return StudyResult(config.out, len(runs), sum(map(_is_trained, missing)), probed, stop.is_set())
+    chains = _chains(config, data)
+    trials = [trial for one in chains for trial in one.trials]
+    for trial in trials:  # a run that is there must be the one wanted: other data or settings are refused here
+        terms(trial.run.out, trial.run)
+    if config.workers > 1:
+        missing = [trial.run for trial in trials if not chain.is_trained(trial.run)]
+        if missing:
+            cluster.train_all(missing, config.workers, stop, progress)
+        probes = [p for trial in trials if chain.is_trained(trial.run) for p in chain.missing_probes(trial)]
+        probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
+        done = [chain.Done(sum(map(chain.is_trained, missing)), probed)]
+    else:
+        missing = [one for one in chains if not chain.is_done(one)]
+        done = cluster.side_by_side(chain.work, missing, config.at_once, stop, progress)
+    trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
+    return StudyResult(config.out, len(trials), trained, probed, stop.is_set())
 
 
-def _run_config(config: Config, data: str, recipe: str, samples: int, seed: int) -> train.Config:
+def _chains(config: Config, data: str) -> list[Chain]:
+    """One for every recipe, rate and seed at a constant rate; else one for every run."""
+    chains: list[Chain] = []
+    for recipe in config.recipes:
+        for lr in config.lrs or (None,):
+            for seed in config.seeds:
+                trials = _trials(config, data, recipe, lr, seed, pixels=config.pixels and not chains)
+                together = trials[0].run.optim.schedule == "constant"
+                chains += [Chain(tuple(trials))] if together else [Chain((trial,)) for trial in trials]
+    return chains
+
+
+def _trials(config: Config, data: str, recipe: str, lr: float | None, seed: int, pixels: bool) -> list[Trial]:
+    """The runs of all sample counts, with their probes: every trained encoder, beside the first also the untrained."""
+    runs = [_run_config(config, data, recipe, lr, samples, seed) for samples in config.samples]
+    draw = seed if config.seeds_vary in ("all", "probe") else config.probe.seed
+    training, evaluation = store.absolute(config.probe.train), store.absolute(config.probe.eval)
+    base = dataclasses.replace(config.probe, train=training, eval=evaluation, pixels=False, seed=draw)
+    trials = [Trial(run, (dataclasses.replace(base, checkpoint=run.out, out=run.out),)) for run in runs]
+    if config.random:
+        first = dataclasses.replace(trials[0].probes[0], encoder="random", pixels=pixels)
+        trials[0] = dataclasses.replace(trials[0], probes=(*trials[0].probes, first))
+    if runs[0].optim.schedule == "constant":
+        out = store.join(store.absolute(config.out), _name(config, recipe, lr, seed, "trunk"))
+        trunk, *branches = chain.with_trunk(runs, out)
+        trials = [Trial(trunk), *(dataclasses.replace(t, run=branch) for t, branch in zip(trials, branches))]
+    return trials
+
+
+def _name(config: Config, recipe: str, lr: float | None, seed: int, what: str) -> str:
+    number = seed if config.seeds_vary != "probe" else 0  # probes of different seeds share their runs
+    return f"{recipe}{'' if lr is None else f'-lr{lr:g}'}-{what}-s{number}"
+
+
+def _run_config(config: Config, data: str, recipe: str, lr: float | None, samples: int, seed: int) -> train.Config:
     base = recipes.get(recipe)
-    out = store.join(store.absolute(config.out), f"{recipe}-{samples:09d}-s{seed}")
+    vary = config.seeds_vary
     batch = min(base.batch, samples)
     every = min(base.checkpoint_every, max(samples // 2, batch))
+    changes: dict[str, Any] = {}
+    if lr is not None:
+        changes = {"optim": dataclasses.replace(base.optim, lr=lr), "arm": f"{recipe} lr {lr:g}"}
+    if vary in ("all", "data"):
+        changes["order"] = dataclasses.replace(base.order, seed=seed)
+    held_out = read_manifest(store.absolute(config.held_out or config.probe.eval)).address
     return dataclasses.replace(
-        base, data=data, out=out, samples=samples, seed=seed, batch=batch, checkpoint_every=every
+        base,
+        data=data,
+        out=store.join(store.absolute(config.out), _name(config, recipe, lr, seed, f"{samples:09d}")),
+        samples=samples,
+        seed=seed if vary in ("all", "weights") else 0,
+        batch=batch,
+        checkpoint_every=every,
+        val=dataclasses.replace(base.val, data=held_out, every=samples),
+        **changes,
     )
-
-
-def _is_trained(wanted: train.Config) -> bool:
-    done = checkpoint.committed(wanted.out)
-    return bool(done) and done[-1] >= wanted.samples
-
-
-def _probes(config: Config, runs: list[train.Config]) -> list[tuple[train.Config, probe.Config]]:
-    """Every trained encoder; beside the first run of a recipe and seed, its encoder untrained; pixels once a study."""
-    wanted, seen = [], set()
-    training, evaluation = store.absolute(config.probe.train), store.absolute(config.probe.eval)
-    base = dataclasses.replace(config.probe, train=training, eval=evaluation, pixels=False)
-    for trained in runs:
-        settings = dataclasses.replace(base, checkpoint=trained.out, out=trained.out)
-        wanted.append((trained, settings))
-        if config.random and (trained.recipe, trained.seed) not in seen:
-            pixels = config.pixels and not seen
-            wanted.append((trained, dataclasses.replace(settings, encoder="random", pixels=pixels)))
-            seen.add((trained.recipe, trained.seed))
-    return wanted

@@ -43,6 +43,7 @@ _LRS = (1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3)  # ImageNet-1k's
 _MORE = (*_LRS, 8e-3, 1e-2)
 _MOST = (*_MORE, 1e-1)
 EPOCHS = 100
+H14_IMAGE = 224  # pixels: of the official H/14; B/16 has 256
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
@@ -180,10 +181,14 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
         "warmup_defect": base.protocol == "published" and not setting.warmup_epochs,
         "precision": "bf16" if base.device.startswith("cuda") else "fp32",
     }
-    # The official linear probe is of B/16 alone: no RandAugment, no erasing, no weight decay.
+    # The official linear probe of B/16 has no RandAugment, no erasing and no weight decay; that of H/14 has all three,
+    # as its attentive one (config/eval/xtra_h/in1k_linear).
+    alike = image == H14_IMAGE
     made = []
     for attentive, augment, decay in ((True, PROBE, 0.1), (False, PROBE_LINEAR_B, 0.0)):
-        heads = tuple(head for head in base.heads if (head == "attentive") == attentive)
+        heads = tuple(head for head in base.heads if alike or (head == "attentive") == attentive)
+        if alike and not attentive:
+            continue
         fields = wanted | {"augment": augment, "weight_decays": (decay,)}
         fields = {field: value for field, value in fields.items() if field not in kept}
         if heads:

@@ -8,8 +8,6 @@ names is refused, because every later number would be about the wrong data.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +17,8 @@ from typing import Any, NoReturn
 
 from jobs.report.comparable import settings_digest
 from shards import store
+from shards.manifest import read_manifest
+from shards.stream import shown_of_each
 from xtra.flops import Shape, flops_per_image, parameters
 
 HOLD_OUT = "hold-out"
@@ -35,6 +35,10 @@ class Metric:
     samples_per_s: float  # since the attempt's start
     val_loss: float | None
     attempt: int
+    cpu_seconds: float | None = None  # of rank 0 since the attempt's start
+    lr: float | None = None
+    grad_norm: float | None = None
+    data_wait: float | None = None  # seconds that the step waited for its batch
 
     @property
     def began_at(self) -> int:
@@ -80,16 +84,16 @@ class LedgerRow:
     block: int
     dataset: str
     manifest: str  # digest; equal in run.json and in the checkpoint
-    unique_images: int
+    unique_images: int  # that were seen by then, exactly: the order shows none twice before it has shown all
     samples_seen: int  # of the probed checkpoint; 0 for baselines, which saw nothing
     epochs: float
     flops: int
     seconds: float | None
     samples_per_s: float | None
-    loss: float | None
+    loss: float | None  # mean over the last tenth of the samples
     val_loss: float | None
     world: int
-    seed: int
+    seed: int  # of weights, order or probe, whichever is not 0; where several are, of the first of these
     git: str
     settings: str  # digest of all that shapes the training but variant, seed, samples and data: equal is comparable
     set: str = ""  # "" in all fields below: a run without probes
@@ -109,6 +113,16 @@ class LedgerRow:
     probe_seconds: float | None = None  # of the whole probe, which its heads share
     probe_train: str = ""  # digest of the set that trained the head
     probe_eval: str = ""
+    arm: str = ""  # what comparisons call it
+    order: str = "raster"  # of the blocks
+    selected: int = 0  # images of the manifest
+    trunk: str = ""  # name of the run that this one branches from
+    trained: int = 0  # samples that this run itself trained; its trunk trained those before
+    cpu_seconds: float | None = None
+    order_seed: int = 0  # of the data
+    probe_seed: int | None = None
+    remark: str = ""  # what a reader of the accuracy should know, such as a best rate at the edge of its grid
+    file: str = ""  # of the probe, in the run's folder
 
 
 @dataclass(frozen=True)
@@ -153,47 +167,6 @@ def _read_or_note(url: str, problems: list[str]) -> Run | None:
     except ValueError as error:
         problems.append(str(error))
         return None
-
-
-def write_ledger(root: str, rows: Sequence[LedgerRow]) -> tuple[str, str]:
-    """Writes root/ledger.parquet and root/ledger.csv; returns their URLs."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table(
-        {f.name: pa.array([getattr(r, f.name) for r in rows], type=_arrow(f.name)) for f in fields(LedgerRow)}
-    )
-    parquet = pa.BufferOutputStream()
-    pq.write_table(table, parquet)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.column_names)
-    writer.writerows([[_cell(v) for v in row.values()] for row in table.to_pylist()])
-    urls = store.join(root, "ledger.parquet"), store.join(root, "ledger.csv")
-    store.put(urls[0], parquet.getvalue().to_pybytes())
-    store.put(urls[1], text.getvalue().encode())
-    return urls
-
-
-def _cell(value: Any) -> Any:
-    """As a spreadsheet should take it: text that would be a formula there is only text."""
-    if value is None:
-        return ""
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
-    return value
-
-
-def _arrow(name: str) -> Any:
-    import pyarrow as pa
-
-    kind = typing.get_type_hints(LedgerRow)[name]
-    kinds = [k for k in typing.get_args(kind) or (kind,) if k is not type(None)]
-    return {str: pa.string(), int: pa.int64(), float: pa.float64()}[kinds[0]]
 
 
 # ---- one run folder ----
@@ -277,6 +250,10 @@ def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
                     samples_per_s=_get(row, "samples_per_s", float, where),
                     val_loss=_maybe(row, "val_loss", where),
                     attempt=attempt,
+                    cpu_seconds=_maybe(row, "cpu_seconds", where),
+                    lr=_maybe(row, "lr", where),
+                    grad_norm=_maybe(row, "grad_norm", where),
+                    data_wait=_maybe(row, "data_wait", where),
                 )
             )
         except ValueError as error:
@@ -326,6 +303,9 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
         probe_seconds=_maybe(probe, "seconds", where),
         probe_train=_get(probe, "manifest_train", str, where),
         probe_eval=_get(probe, "manifest_eval", str, where),
+        probe_seed=_count(probe, "seed", where),
+        remark=str(probe.get("remark") or ""),
+        file=f"probes/{where.rpartition('/')[2]}",
     )
 
 
@@ -339,41 +319,75 @@ def protocol(probe: Mapping[str, Any]) -> str:
 def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
     info, config, where = run.info, run.config, store.join(run.url, "run.json")
     log = [m for m in run.metrics if m.samples_seen <= samples_seen]
-    unique = _get(info, "manifest_samples", int, where)
-    seconds, rate = _speed(log)
+    selected = _get(info, "manifest_samples", int, where)
+    seconds, rate, cpu = _cost(log)
+    last = [m.loss for m in log if m.samples_seen > 0.9 * samples_seen]
+    fork = _fork(config) if config.get("branch") else 0
+    recipe = str(info.get("recipe", config.get("recipe", "")))
+    seed, order = _get(config, "seed", int, store.join(run.url, "config.json")), config.get("order") or {}
     return LedgerRow(
         run=run.url,
         name=run.name,
-        recipe=str(info.get("recipe", config.get("recipe", ""))),
+        recipe=recipe,
+        arm=str(config.get("arm") or recipe),
         variant=run.shape.variant,
         size=run.shape.size,
         params=parameters(run.shape),
         image=run.shape.image,
         patch=run.shape.patch,
         block=run.shape.block,
+        order=str(config["model"].get("order", "raster")),
         dataset=str(info.get("dataset", config.get("data", ""))),
         manifest=info["manifest"],
-        unique_images=unique,
+        selected=selected,
+        unique_images=_unique(info, samples_seen, int(order.get("seed", 0)), where),
         samples_seen=samples_seen,
-        epochs=samples_seen / unique if unique else 0.0,
+        epochs=samples_seen / selected if selected else 0.0,
         flops=samples_seen * flops_per_image(run.shape),
+        trunk=str(config.get("branch") or "").rstrip("/").rsplit("/", 1)[-1],
+        trained=max(0, samples_seen - fork),
         seconds=seconds,
         samples_per_s=rate,
-        loss=log[-1].loss if log else None,
+        cpu_seconds=cpu,
+        loss=sum(last) / len(last) if last else None,
         val_loss=next((m.val_loss for m in reversed(log) if m.val_loss is not None), None),
         world=_get(info, "world", int, where),
-        seed=_get(config, "seed", int, store.join(run.url, "config.json")),
+        seed=seed or int(order.get("seed", 0)) or int(probe.get("probe_seed") or 0),
+        order_seed=int(order.get("seed", 0)),
         git=str(info.get("git") or ""),
         settings=settings_digest(config),
         **probe,
     )
 
 
-def _speed(log: Sequence[Metric]) -> tuple[float | None, float | None]:
-    """Seconds that training took to get here, and samples a second; work that a later attempt redid is not counted."""
+def _fork(config: Mapping[str, Any]) -> int:
+    """The samples after which a branch left its trunk."""
+    from xtra.optim import OptimConfig, decay_start  # torch comes with it
+
+    return decay_start(OptimConfig(**config["optim"]), config["samples"], config["batch"])
+
+
+def _unique(info: Mapping[str, Any], samples_seen: int, seed: int, where: str) -> int:
+    """Different images among the first samples. Images that were shown instead of bad ones are not counted apart."""
+    if "mixture" not in info:
+        return min(samples_seen, info["manifest_samples"])
+    parts = info["mixture"]
+    if any("samples" not in part for part in parts):  # of an older build
+        parts = [p | {"samples": read_manifest(f"{p['dataset']}@{p['manifest']}").samples} for p in parts]
+    shown = shown_of_each(tuple(_get(part, "of_4096", int, where) for part in parts), seed, samples_seen)
+    return sum(min(n, part["samples"]) for n, part in zip(shown, parts))
+
+
+def _cost(log: Sequence[Metric]) -> tuple[float | None, float | None, float | None]:
+    """Seconds that training took to get here, samples a second, CPU seconds; work that a later attempt redid is not
+    counted."""
     lasts = {m.attempt: m for m in log}.values()
     seconds = sum(m.seconds for m in lasts)
-    return (seconds, sum(m.seconds * m.samples_per_s for m in lasts) / seconds) if seconds else (None, None)
+    if not seconds:
+        return None, None, None
+    cpu = [m.cpu_seconds for m in lasts if m.cpu_seconds is not None]
+    rate = sum(m.seconds * m.samples_per_s for m in lasts) / seconds
+    return seconds, rate, sum(cpu) if len(cpu) == len(lasts) else None
 
 
 def _shape(config: Mapping[str, Any], where: str) -> Shape:

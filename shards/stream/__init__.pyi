@@ -1,5 +1,10 @@
 from . import order as order
-from .mixture import Mixture as Mixture, read_mixture as read_mixture, split_part as split_part
+from .mixture import (
+    Mixture as Mixture,
+    read_mixture as read_mixture,
+    shown_of_each as shown_of_each,
+    split_part as split_part,
+)
 from .order import (
     U64 as U64,
     Order as Order,

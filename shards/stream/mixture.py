@@ -111,6 +111,13 @@ def split_part(part: str) -> tuple[str, float]:
     return url, share
 
 
+def shown_of_each(quotas: tuple[int, ...], seed: int, samples_seen: int) -> list[int]:
+    """How many of the first samples of a mixture each dataset has, for an order with this seed."""
+    block, rest = divmod(samples_seen, BLOCK)
+    owner = np.repeat(np.arange(len(quotas)), quotas)[permutation(BLOCK, seed, _MIX, block)][:rest]
+    return (block * np.asarray(quotas) + np.bincount(owner, minlength=len(quotas))).tolist()
+
+
 class MixedSequence:
     """The order over a mixture, with the face of `order.Sequence`. Holds only caches of pure values."""
 

@@ -60,9 +60,16 @@ def test_a_retry_that_was_cut_short_anywhere_is_finished(origin: Origin, tmp_pat
     assert run(config).kept == 0
     retry = Config(out=out, retry=True, fetch=fetch)
     assert run(retry).kept == 30
+    versions = store.names(store.join(out, "versions"))
+    whys = [store.read_json(store.join(out, "versions", name))["why"] for name in versions]
+    assert whys == ["ingest", "retry", "select"], "the first has no picture that a rule could choose"
+    for version in versions[1:]:
+        store.delete(store.join(out, "versions", version))
+    assert run(retry).kept == 30  # killed between the last commit of the retry and its version
+    assert [store.read_json(store.join(out, "versions", name))["why"] for name in versions] == whys
     for lost in ("generations/000001.json", "links/000005.parquet", "commits/000005.json", "commits/000004.json"):
         store.delete(store.join(out, lost))
-    for version in store.names(store.join(out, "versions")):
+    for version in versions:
         store.delete(store.join(out, "versions", version))
     # Killed while it planned: unit 3 was planned and, as if by another driver, done.
     assert run(retry).kept == 30

@@ -96,9 +96,9 @@ def rows_of(first: int, count: int, classes: int = 5, bad: tuple[int, ...] = (),
             "labels": [f"c{row % classes}"],
             "row": row,
             "reason": "http_404" if row in bad else "kept",
-            "width": side,
-            "height": side,
-            "source_format": "jpeg",
+            "width": None if row in bad else side,
+            "height": None if row in bad else side,
+            "source_format": None if row in bad else "jpeg",
             "body": b"" if row in bad else jpeg(row, side),
         }
         for row in range(first, first + count)
@@ -114,7 +114,7 @@ def retry(manifest: Manifest, again: list[int], bad: tuple[int, ...] = ()) -> Ma
     """A new generation of one unit that asks for these http_404 rows again, and the version with it."""
     dataset, unit = manifest.dataset, max(shard.unit for shard in manifest.shards) + 1
     rows = [row for number in again for row in rows_of(number, 1, bad=bad)]
-    plan_unit(dataset, unit, rows)
+    plan_unit(dataset, unit, [row | {"why": "http_404"} for row in rows])
     write_generation(dataset, Generation(len(read_generations(dataset)) + 1, manifest.digest, unit, 1))
     write_unit(dataset, unit, rows, supersedes={"http_404": len(rows)})
     return make_version(dataset, "retry")
@@ -138,7 +138,9 @@ def rule(manifest: Manifest, rules: dict[int, list[tuple[int, str | None, list[s
     return ruled
 
 
-def make_dataset(dataset: str | Path, counts: list[int], bad: tuple[int, ...] = (), side: int = 32) -> Manifest:
+def make_dataset(
+    dataset: str | Path, counts: list[int], bad: tuple[int, ...] = (), side: int = 32, name: str = "test"
+) -> Manifest:
     """A dataset of len(counts) units with counts[i] links each and a first version."""
     dataset = str(dataset)
     first = 0
@@ -150,7 +152,7 @@ def make_dataset(dataset: str | Path, counts: list[int], bad: tuple[int, ...] = 
     write_info(
         dataset,
         DatasetInfo(
-            list_name="test",
+            list_name=name,
             list_sha256="0" * 64,
             units=len(counts),
             unit=max(counts),

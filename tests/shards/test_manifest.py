@@ -25,7 +25,7 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
-from shards.manifest import add_version, make_version, read_manifest
+from shards.manifest import add_version, make_version, read_manifest, write_manifest
 from shards.selection import selected_index, subset
 
 
@@ -45,6 +45,20 @@ def test_the_index_of_a_shard_gives_its_selected_rows_in_order(tmp_path):
     assert selected_index(manifest, 0)["row"].to_pylist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
     assert selected_index(manifest, 1, ["offset"]).column_names == ["offset", "key", "row", "reason"]
     assert selected_index(manifest, 1).schema.equals(INDEX_SCHEMA)
+
+
+@pytest.mark.parametrize("left", [b"an older one", None])
+def test_a_rerun_writes_the_hint_that_a_killed_writer_did_not(tmp_path, left):
+    base = str(tmp_path)
+    made, hint = make_dataset(base, [10]), tmp_path / "latest.json"
+    for again in (lambda: make_version(base, "nothing new"), lambda: add_version(made, "select")):
+        hint.write_bytes(left) if left else hint.unlink()
+        again()
+        assert hint.read_bytes() == (tmp_path / "versions" / "000001.json").read_bytes()
+    before = hint.stat().st_mtime_ns
+    make_version(base, "nothing new")
+    assert hint.stat().st_mtime_ns == before
+    assert len(store.names(f"{base}/versions")) == 1
 
 
 def test_new_commits_make_a_new_version_and_the_old_one_stays(tmp_path):
@@ -234,3 +248,13 @@ def test_a_damaged_index_is_named(tmp_path):
     store.put(f"{tmp_path}/shards/{manifest.shards[0].index}", b"not parquet at all")
     with pytest.raises(ValueError, match=manifest.shards[0].index):
         selected_index(manifest, 0)
+
+
+@pytest.mark.parametrize("field", ["tar", "index", "tar_sha256"])
+def test_a_manifest_of_others_names_no_file_outside_of_its_dataset(tmp_path, field):
+    """A cache names its files by a tar's sha256, and a repair writes indexes: neither may be led elsewhere."""
+    made = make_dataset(tmp_path / "d", [5])
+    wrong = dataclasses.replace(made, shards=(dataclasses.replace(made.shards[0], **{field: "../../etc/x"}),))
+    write_manifest(wrong)
+    with pytest.raises(ValueError, match=r"is damaged .*unit 0: its"):
+        read_manifest(f"{tmp_path / 'd'}@{wrong.digest}")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import AotEagerAndRecordGraphs, CompileCounterWithBackend
+from torch.nn.attention import SDPBackend
 
 from xtra import attention, drop_path, recipes, train
 from xtra.attention import ARMS, Causal, attend, causal_of, run_ends
 from xtra.blocks import block_causal_mask, target_blocks
+from xtra.compiled import compile_model, uncompile
 from xtra.loss import next_block_loss
-from xtra.model import SIZES, build, compile_layers
+from xtra.model import SIZES, build
 
 CPU = torch.device("cpu")
 pytestmark = [  # both are torch's remarks on what torch does
@@ -57,7 +60,9 @@ def test_runs_of_queries_are_whole_blocks_and_cover_every_pair_that_is_visible()
     assert run_ends(240, 16, "halves") == (128, 240)
     assert run_ends(240, 16, "quarters") == (64, 128, 192, 240)
     assert run_ends(240, 16, "blocks") == tuple(range(16, 241, 16))
+    assert run_ends(240, 16, "quarters-cudnn") == (64, 128, 192, 240)
     assert run_ends(240, 16, "flex128") == (128, 240)
+    assert run_ends(240, 16, "flex64") == (64, 128, 192, 240)
     assert run_ends(240, 1, "quarters") == (240,)
     assert run_ends(16, 16, "halves") == (16,)
 
@@ -74,6 +79,69 @@ def test_auto_takes_halves_on_a_cpu_where_they_pay_and_what_was_measured_on_a_gp
     assert attention.chosen(torch.device("cuda"), 240, 64) == "flex128"
     assert attention.chosen(torch.device("cuda"), 240, 80) == "dense"
     assert causal_of(240, 16, 8, CPU) is causal_of(240, 16, 64, CPU)  # made once
+
+
+GPU = torch.device("cuda")
+EFFICIENT, CUDNN, FLASH, MATH = (
+    getattr(SDPBackend, name) for name in ("EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "FLASH_ATTENTION", "MATH")
+)
+
+
+@pytest.mark.parametrize("keys", range(16, 1025, 16))
+def test_cudnn_never_has_a_mask_where_its_gradients_are_not_finite(keys):
+    assert (attention.kernels(GPU, True, True, keys)[0] is CUDNN) == (keys % 128 != 64)
+    assert attention.kernels(GPU, True, False, keys)[0] is CUDNN  # no mask, no fault
+
+
+def test_the_kernel_on_a_gpu_is_what_the_arm_says_and_on_a_cpu_torchs_own():
+    assert attention.kernels(GPU, False, True, 240) == [EFFICIENT, MATH]
+    assert attention.kernels(GPU, False, False, 16) == [FLASH, EFFICIENT, MATH]
+    assert attention.kernels(CPU, True, True, 240) == []
+    assert causal_of(240, 16, 64, CPU, "quarters-cudnn").cudnn
+    assert not causal_of(240, 16, 64, CPU, "quarters").cudnn
+
+
+@pytest.mark.parametrize("arm", ["dense", "quarters", "blocks", "flex128"])
+def test_the_kernels_that_run_have_names(arm, monkeypatch):
+    inputs = [t.float() for t in qkv(240)]
+    causal = causal_of(240, 16, 8, CPU, arm)
+    assert attention.kernel_names(*inputs, causal) == (arm if arm == "flex128" else "flash")
+    monkeypatch.setattr(attention, "kernels", lambda device, cudnn, masked, keys: [MATH] if keys == 64 else [])
+    mixed = {"dense": "flash", "quarters": "math+flash", "blocks": "flash+math", "flex128": "flex128"}
+    assert attention.kernel_names(*inputs, causal) == mixed[arm]
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
+def test_the_kernel_is_part_of_a_compiled_graph(monkeypatch):
+    """Traced with torch's own choice on a CPU, the graph has one fused call; told to take the plain one, none."""
+
+    def calls() -> set[str]:
+        torch._dynamo.reset()
+        record = AotEagerAndRecordGraphs()
+        torch.compile(attend, fullgraph=True, backend=record)(*(t.float() for t in qkv()), causal)
+        return {
+            str(node.target).split(".")[1] for node in record.fw_graphs[0].graph.nodes if "aten" in str(node.target)
+        }
+
+    causal = causal_of(48, 16, 8, CPU, "dense")
+    fused = "_scaled_dot_product_flash_attention_for_cpu"
+    assert fused in calls()
+    monkeypatch.setattr(attention, "kernels", lambda *which: [MATH])
+    assert fused not in calls()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tiles_of_64_have_a_setting_for_the_backward_pass_on_an_h100(monkeypatch):
+    from torch._inductor.virtualized import V
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
+    attention._tiles_of_64()
+    for head_width in (64, 80, 128):
+        settings = V.choices.get_flex_attention_bwd_configs(head_width, torch.bfloat16, "cuda")
+        fitting = [s for s in settings if not any(64 % n for n in (s.block_m1, s.block_n1, s.block_m2, s.block_n2))]
+        assert len(fitting) == 1
+    assert set(attention.FLEX_64) == {"fwd_BLOCK_M", "fwd_BLOCK_N", "fwd_num_stages", "fwd_num_warps"}
 
 
 def test_what_is_made_under_inference_mode_serves_training_later():
@@ -113,7 +181,7 @@ def test_a_model_trains_the_same_with_every_arm(arm):
 
 
 @pytest.mark.slow
-def test_compiled_layers_are_one_graph_for_all_layers_of_a_width():
+def test_compiled_layers_are_two_graphs_for_all_layers_of_a_width():
     torch._dynamo.reset()
     model, x = build(SMALL, 0), images(SMALL)
     use(model, "quarters")
@@ -123,9 +191,10 @@ def test_compiled_layers_are_one_graph_for_all_layers_of_a_width():
         block.compile(backend=counter, fullgraph=True)
     for ours, theirs in zip(loss_and_grads(model, x), wanted):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
-    assert counter.frame_count == 2
+    assert counter.frame_count == 4  # the first layer has no branch before it to add
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_all_forms_of_a_layer_are_compiled(monkeypatch):
     """torch stops at 8, and goes on without compiling."""
     import torch._dynamo
@@ -135,14 +204,17 @@ def test_all_forms_of_a_layer_are_compiled(monkeypatch):
     model, x = build(config, 0), images(config)
     model.encoder.skip_dropped = True
     counter = CompileCounterWithBackend("eager")
-    honest = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, mode: honest(layer, backend=counter))
+    honest = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda what, *, mode=None, **how: honest(what, backend=counter, **how))
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        compile_layers(model)
+        compile_model(model)
         model(x, drop_path.scales(config.drop_path, config.depth, 0, np.zeros(2, int), np.arange(2)))
         model(x, torch.ones(2, 2, 2))
         model(x)
     assert counter.frame_count >= 4
+    uncompile(model)
+    assert not model.compiled
+    assert model.encoder.blocks[0]._compiled_call_impl is None
 
 
 def test_flex_attention_is_traced_into_compiled_layers():
@@ -157,12 +229,32 @@ def test_flex_attention_is_traced_into_compiled_layers():
         for block in (*model.encoder.blocks, *model.decoder.blocks):
             block.compile(backend=counter, fullgraph=True)
         torch.testing.assert_close(model(x)[0], wanted, rtol=1e-4, atol=1e-4)
-    assert counter.frame_count == 2
+    assert counter.frame_count == 4  # the first layer has no branch before it to add
 
 
 def test_a_run_on_a_cpu_refuses_what_torch_trains_with_on_gpus_only():
     config = replace(recipes.get("demo32"), data="x", out="y", device="cpu", attention="flex128")
     with pytest.raises(ValueError, match="attention is flex128, which torch trains with on GPUs only: use auto"):
         train.run(config)
-    with pytest.raises(ValueError, match="attention is 'flash'; it must be auto or one of dense, halves"):
+    with pytest.raises(ValueError, match="attention is 'flash'; it must be auto or one of dense, dense-cudnn, halves"):
         replace(config, attention="flash")
+
+
+def test_bfloat16_trains_on_a_cpu_with_attention_in_float32() -> None:
+    model = build(SIZES["tiny32"], 0)
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    seen: list[torch.dtype] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        out = real(query, *rest, **named)
+        seen.append(out.dtype)
+        return out
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        model(image)
+        trained, seen[:] = set(seen), []
+        with torch.no_grad():
+            model(image)
+    assert (trained, set(seen)) == ({torch.float32}, {torch.bfloat16})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xtra.model import SIZES, Xtra, build
-from xtra.optim import OptimConfig, decays, learning_rate, make_optimizer
+from xtra.optim import OptimConfig, decay_start, decays, learning_rate, make_optimizer
 
 CONFIG = OptimConfig(warmup=0.1)
 BATCH, STEPS = 64, 1000  # 100 steps of warm-up
@@ -127,3 +127,43 @@ def test_frozen_parameters_are_left_out():
 def test_a_bad_value_is_named(change, words):
     with pytest.raises(ValueError, match=words):
         replace(CONFIG, **change)
+
+
+# ---- a constant rate with a decay ----
+
+CONSTANT = OptimConfig(lr=2e-3, warmup_lr=0.0, warmup=100 * BATCH, schedule="constant", decay=0.2)
+
+
+def test_a_constant_rate_decays_to_nothing_over_its_last_fifth():
+    assert at_step(0, CONSTANT) == 0.0
+    assert {at_step(t, CONSTANT) for t in range(99, 801)} == {2e-3}
+    for t in (801, 850, 900, 999):
+        assert at_step(t, CONSTANT) == pytest.approx(2e-3 * (1 - math.sqrt((t - 800) / 200)), rel=1e-12)
+    assert at_step(STEPS, CONSTANT) == 0.0
+    assert decay_start(CONSTANT, STEPS * BATCH, BATCH) == 800 * BATCH
+
+
+def test_until_it_decays_the_rate_is_that_of_a_trunk_whatever_the_length():
+    trunk = replace(CONSTANT, decay=0.0)
+    for steps in (200, 333, 5000):
+        begin = decay_start(CONSTANT, steps * BATCH, BATCH) // BATCH
+        assert steps * 0.8 - 1 < begin <= steps * 0.8
+        rates = [at_step(t, CONSTANT, steps) for t in range(begin)]
+        assert rates == [at_step(t, trunk, 50) for t in range(begin)]
+
+
+def test_a_decay_that_is_no_multiple_of_the_batch_begins_with_a_step():
+    assert decay_start(replace(CONSTANT, decay=0.3), 100, 16) == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "linear"}, "optim.schedule is 'linear'; it must be cosine or constant"),
+        ({"decay": 1.0}, "optim.decay is 1.0; it must be a share"),
+        ({"warmup": 0.1}, "optim.warmup is 0.1, a share; with a constant schedule give a number of samples"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONSTANT, **changes)

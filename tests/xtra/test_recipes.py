@@ -68,7 +68,7 @@ def test_variants_name_every_difference_between_paper_config_and_run():
         "decoder_fp32 True (here False)"
     )
     assert run.startswith("b16_in1k_as_run: model.drop_path 0.1 (here 0.2), samples 1023955200 (here 1024933600)")
-    assert recipes.variants("h14_in21k_as_run")[0].startswith("h14_in21k: samples 1315127600 (here 1315231200)")
+    assert recipes.variants("h14_in21k_as_run")[0].startswith("h14_in21k: samples 1315350000 (here 1315231200)")
     official = [name for name in recipes.names() if name.endswith(("_official_config", "_as_run"))]
     assert [name for name in recipes.names() if recipes.get(name).decoder_fp32] == official
     assert recipes.variants("small64") == []
@@ -98,7 +98,7 @@ def test_table_6_differs_from_its_baseline_in_one_thing_each():
     assert (base.model.dec_width, base.model.dec_depth, base.model.drop_path) == (384, 8, 0.0)
     assert (base.samples, base.optim.warmup) == (100 * recipes.IN1K, 0.1)
     changed = {}
-    for name in (n for n in recipes.names() if n.startswith("ablation_")):
+    for name in (n for n in recipes.names() if n.startswith("ablation_") and not n.endswith("_official_config")):
         ours, theirs = (recipes._flat(recipes.dataclasses.asdict(c)) for c in (recipes.get(name), base))
         changed[name] = {field: ours[field] for field in ours if ours[field] != theirs[field]}
     assert changed["ablation_l1"] == {"loss.l1": True}
@@ -111,10 +111,25 @@ def test_table_6_differs_from_its_baseline_in_one_thing_each():
 
 
 def test_every_recipe_carries_its_name_and_a_description():
-    assert len(recipes.names()) == 37
+    assert len(recipes.names()) == 38 + 18
     for name in recipes.names():
         assert recipes.get(name).recipe == name
-        assert getattr(recipes, name).__doc__
+        assert recipes.describe(name).strip()
+
+
+def test_an_ablation_has_its_official_config_as_a_variant():
+    for name in (n for n in recipes.names() if n.startswith("ablation_") and not n.endswith("_official_config")):
+        (line,) = recipes.variants(name)
+        assert line == (
+            f"{name}_official_config: batch 2052 (here 2048), augment.ratio 0.75 1.5 (here 0.75 1.333), "
+            "decoder_fp32 True (here False)"
+        )
+    assert recipes.get("ablation_224_block56_official_config").model == recipes.get("ablation_224_block56").model
+
+
+def test_imagenet_21k_is_the_release_that_gives_the_h14_runs_steps():
+    on_a_gpu = -(-recipes.IN21K // 72)
+    assert 100 * (on_a_gpu // recipes.OFFICIAL_GPU_BATCH) == 629_900
 
 
 def test_an_unknown_recipe_lists_those_there_are():
@@ -157,3 +172,18 @@ def test_a_bad_setting_is_one_line_with_field_value_and_what_is_allowed(flags, s
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert said in err
+
+
+def test_the_study_has_the_papers_shares_of_an_image_a_block():
+    arms = {block: recipes.get(f"tiny_imagenet_block{block}") for block in (1, 2, 4)}
+    for block, name in ((1, "ablation_block16"), (2, "ablation_block32"), (4, "ablation_base")):
+        ours, papers = arms[block].model, recipes.get(name).model
+        assert (ours.grid, ours.blocks) == (papers.grid, papers.blocks) == (16, 256 // block**2)
+    for arm in arms.values():
+        assert (arm.model.width, arm.model.depth, arm.model.dec_width, arm.model.dec_depth) == (96, 4, 64, 1)
+        assert (arm.optim.schedule, arm.batch, arm.device) == ("constant", 16, "auto")
+        forks = [samples * 4 // 5 for samples in recipes.STUDY_SAMPLES]
+        assert [fork % arm.batch for fork in forks] == [0] * 6, "branches leave their trunk at the end of a step"
+    raster, shuffled = (recipes._flat(recipes.dataclasses.asdict(arms[4])), recipes.get("tiny_imagenet_block4_random"))
+    other = recipes._flat(recipes.dataclasses.asdict(shuffled))
+    assert {name for name in other if other[name] != raster[name]} == {"model.order"}

@@ -79,10 +79,10 @@ def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
     unfinished = _unfinished(config, probed, train_set.manifest, since)
 
     found = _fit(config, unfinished, encode, train_set, len(labels), say)
-    evaluated = score(found, encode.evaluation(eval_set, "evaluate", say), len(labels))
+    evaluated = score(found, encode.evaluation(eval_set, "evaluate", say))
     selected = evaluated
     if not published:
-        selected = score(found, encode.evaluation(train_set, "choose", say, only=train_set.held), len(labels))
+        selected = score(found, encode.evaluation(train_set, "choose", say, only=train_set.held))
     count = len(eval_set.class_N) if published else len(train_set.held)
     best = choose(found, selected, evaluated, count)
     seconds = round(time.monotonic() - unfinished.since, 3)
@@ -318,8 +318,9 @@ def _result(
         fingerprint="" if pixels else probed.fingerprint,
         image=probed.encoder.image,
         remark="" if quick else edge(best.selection),
+        seed=config.seed,
         shared_sha256=both.sha256,
         shared_phash=both.phash,
-        **accuracy(best.kind, best.right_C, eval_set, labels),
+        **accuracy(best.kind, best.said_N, eval_set, labels),
         seconds=seconds,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from shards import store
 
@@ -45,6 +48,12 @@ class ProbeResult:
     fingerprint: str = ""  # of the encoder (FrozenEncoder.fingerprint); "" for pixels, and in older results
     image: int = 0  # side in pixels; 0: not recorded
     remark: str = ""  # what a reader of the numbers should know
+    # Which of the `total` images of manifest_eval it got right, in the order of its rows (`unpack`); "": not recorded.
+    right: str = ""
+    seed: int | None = None  # of heads and views; None: not recorded
+    eval: str = ""  # the dataset of manifest_eval, as it was named; "": not recorded
+    confused: tuple[tuple[int, int, int], ...] = ()  # commonest mistakes: (label, label that it was taken for, times)
+    mistakes: tuple[tuple[int, int, int], ...] = ()  # some images got wrong: (row of the set, label, taken for)
 
     def name(self, own: bool) -> str:
         """Of the file. In a run's `own` folder the samples seen tell its encoders apart, elsewhere the fingerprint
@@ -52,12 +61,31 @@ class ProbeResult:
         of = self.fingerprint or (f"{self.image}px" if self.head == "pixels" else "")
         words = [self.set, self.head, self.encoder, *([of] if of and not own else []), str(self.samples_seen)]
         words += ["published"] * (self.selected_on == "eval") + ["warmup-defect"] * self.warmup_defect
+        words += [f"seed{self.seed}"] * bool(self.seed)
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words)) + ".json"
 
 
 def write(folder: str, result: ProbeResult, own: bool = False) -> None:
-    """`own`: the folder is that of the run whose encoder it is."""
+    """`own`: the folder is that of the run whose encoder it is. What a killed probe left half-written there goes."""
     store.put_json(store.join(folder, "probes", result.name(own)), dataclasses.asdict(result))
+    if store.is_local(folder):
+        store.remove_left_aside(store.join(folder, "probes"))
+
+
+def pack(right_N: np.ndarray) -> str:
+    """bool [N] -> base64 of one bit an image, the first in the highest bit of the first byte."""
+    return base64.b64encode(np.packbits(right_N).tobytes()).decode()
+
+
+def unpack(right: str, total: int) -> np.ndarray:
+    """What `pack` was given: bool [total]. Raises ValueError where that is not of so many images."""
+    try:
+        bits = np.frombuffer(base64.b64decode(right, validate=True), np.uint8)
+    except ValueError:
+        bits = np.empty(0, np.uint8)
+    if len(bits) != math.ceil(total / 8):
+        raise ValueError(f"right has {len(bits)} bytes, but {total} images have {math.ceil(total / 8)}: it is damaged")
+    return np.unpackbits(bits, count=total).astype(bool)
 
 
 def edge(selection: Sequence[Mapping[str, float]]) -> str:

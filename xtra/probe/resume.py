@@ -14,18 +14,16 @@ import contextlib
 import hashlib
 import json
 import secrets
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from shards import store
+from shards import scratch, store
 from xtra.probe.augmented_features import Position
 from xtra.probe.heads import Head
 
@@ -87,9 +85,9 @@ class Unfinished:
         """The tensors first: a state that is there is whole."""
         name = f"{position.trained:012d}-{self._attempt}.safetensors"
         tensors = {f"{n}/{key}": t.contiguous() for n, head in enumerate(heads) for key, t in head.state().items()}
-        with tempfile.TemporaryDirectory(prefix="xtra-probe-") as scratch:
-            save_file(tensors, Path(scratch, name))
-            store.put_file(store.join(self.folder, name), Path(scratch, name))
+        with scratch.folder("xtra-probe-") as aside:
+            save_file(tensors, aside / name)
+            store.put_file(store.join(self.folder, name), aside / name, move=True)
         steps = heads[0].optimiser.steps if heads else 0
         state = {"tensors": name, "position": asdict(position), "steps": steps, "settings": self.settings}
         state["seconds"] = round(time.monotonic() - self.since, 3)

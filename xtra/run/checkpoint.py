@@ -13,6 +13,7 @@ pickled.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import re
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shards import store
+from shards import scratch, store
 from xtra.model import Encoder, ModelConfig, Xtra, model_config
 
 M = TypeVar("M", bound=nn.Module)
@@ -154,16 +155,21 @@ def _wait_for(note: str) -> dict[str, Any]:
 def _scratch(url: str) -> Generator[Path]:
     """A file to fill before it is put, gone afterwards: beside its place on a local disk, where putting it is giving it
     its name. Raises StoreError when it cannot be written."""
-    folder = store.local_path(url).parent if store.is_local(url) else None
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        if not store.is_local(url):
+            with scratch.folder("xtra-checkpoint-") as aside:
+                yield aside / "part"
+            return
+        folder = store.local_path(url).parent
+        folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".aside-", dir=folder)  # such a name is in no listing of the store
-        os.close(handle)
         try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)  # it is written: `store.remove_left_aside` leaves it alone
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
+            os.close(handle)
     except OSError as error:
         raise store.StoreError(
             f"{url}: cannot be written ({error.strerror or error}): rerun when that is mended"
@@ -237,6 +243,26 @@ def committed(run: str) -> list[int]:
     return [int(name) for name in folders if store.exists(store.join(run, "checkpoints", name, COMMIT))]
 
 
+class Damaged(ValueError):
+    """A committed checkpoint is not what its COMMIT says, or has none that can be read."""
+
+
+def read_commit(checkpoint: str) -> dict[str, Any]:
+    """Raises Missing, and Damaged when it is not what `write` puts there."""
+    url = store.join(checkpoint, COMMIT)
+    try:
+        commit = json.loads(store.read(url))
+        if all(isinstance(commit[name], kind) for name, kind in _COMMIT_TYPES.items()):
+            return commit
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, store.StoreError):
+            raise
+    raise Damaged(f"{url}: is not what a checkpoint ends with: use another checkpoint")
+
+
+_COMMIT_TYPES = {"attempt": int, "samples_seen": int, "files": dict}
+
+
 def latest(run: str) -> str | None:
     """The folder of a run's newest committed checkpoint."""
     for name in reversed(store.names(store.join(run, "checkpoints"))):
@@ -248,10 +274,10 @@ def latest(run: str) -> str | None:
 def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Fill the model and the optimiser from a committed checkpoint and return its state. Any world size may.
 
-    Raises Missing without a COMMIT; ValueError naming the file whose size or sha256 differs, or the first tensor that
-    does not fit and both shapes. Nothing is changed then.
+    Raises Missing without a COMMIT or a file that it names; Damaged naming the file whose size or sha256 differs;
+    ValueError naming the first tensor that does not fit and both shapes. Nothing is changed then.
     """
-    commit = store.read_json(store.join(checkpoint, COMMIT))
+    commit = read_commit(checkpoint)
     weights = _tensors(checkpoint, commit, MODEL)
     own = parameters(model)
     _require_same_names(f"{checkpoint}: the model", {n: list(p.shape) for n, p in own.items()}, weights)
@@ -289,7 +315,7 @@ def find(path: str) -> Saved:
     config = store.read_json(store.join(run, "config.json"))
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"{store.join(run, 'config.json')}: has no model: is {run} a run folder?")
-    commit = store.read_json(store.join(checkpoint, COMMIT))
+    commit = read_commit(checkpoint)
     return Saved(checkpoint, run, model_config(config["model"]), commit)
 
 
@@ -326,9 +352,12 @@ def _tensors(checkpoint: str, commit: Mapping[str, Any], name: str) -> dict[str,
 def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Generator[Path]:
     """A local copy of one file of a checkpoint, its size and sha256 checked against the COMMIT."""
     file = f"{commit['attempt']:06d}/{name}"
+    if file not in commit["files"]:
+        raise Damaged(f"{store.join(checkpoint, COMMIT)}: names no {name}: use another checkpoint")
     url, promised = store.join(checkpoint, file), commit["files"][file]
-    with tempfile.TemporaryDirectory(prefix="xtra-checkpoint-") as scratch:
-        path = store.local_path(url) if store.is_local(url) else Path(scratch, name)
+    with contextlib.ExitStack() as stack:
+        local = store.is_local(url)
+        path = store.local_path(url) if local else stack.enter_context(scratch.folder("xtra-checkpoint-")) / name
         if not store.is_local(url):
             with store.open_read(url) as source, path.open("wb") as out:
                 while piece := source.read(8 << 20):
@@ -337,7 +366,7 @@ def _verified(checkpoint: str, commit: Mapping[str, Any], name: str) -> Generato
             raise store.Missing(f"{url}: is named by {COMMIT} but missing: use another checkpoint")
         for what, found in (("bytes", path.stat().st_size), ("sha256", _sha256(path))):
             if found != promised[what]:
-                raise ValueError(f"{url}: {what} is {found}, {COMMIT} says {promised[what]}: use another checkpoint")
+                raise Damaged(f"{url}: {what} is {found}, {COMMIT} says {promised[what]}: use another checkpoint")
         yield path
 
 
@@ -379,10 +408,11 @@ def _load_optimizer(
     optimizer.load_state_dict({"state": by_position, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def prune(run: str, keep: int, keep_every: int = 0) -> list[int]:
+def prune(run: str, keep: int, keep_every: int = 0, keep_at: Collection[int] = ()) -> list[int]:
     """Delete all but the newest `keep` committed checkpoints and what dead attempts left before them.
 
-    With `keep_every`, the first checkpoint at or after each multiple of so many samples stays as well. COMMIT goes
+    With `keep_every`, the first checkpoint at or after each multiple of so many samples stays as well; so do those
+    after exactly `keep_at` samples. COMMIT goes
     first, so that a half-deleted checkpoint is no checkpoint. Returns the samples seen of those deleted.
     """
     if keep < 1:
@@ -390,16 +420,18 @@ def prune(run: str, keep: int, keep_every: int = 0) -> list[int]:
     commits = committed(run)
     if not commits:
         return []
-    oldest_kept, stay = commits[-keep:][0], set()
+    oldest_kept, stay = commits[-keep:][0], {*keep_at}
     if keep_every:
         firsts = {samples // keep_every: samples for samples in reversed(commits)}
-        stay = {samples for multiple, samples in firsts.items() if multiple}
+        stay |= {samples for multiple, samples in firsts.items() if multiple}
     for name in store.names(store.join(run, "checkpoints")):
         if not re.fullmatch(r"\d{12}", name) or int(name) >= oldest_kept or int(name) in stay:
             continue
         folder = store.join(run, "checkpoints", name)
         store.delete(store.join(folder, COMMIT))
         for attempt in store.names(folder):
+            if attempt.startswith("COMMIT-damaged-"):
+                store.delete(store.join(folder, attempt))
             if re.fullmatch(r"\d{6}", attempt):
                 for file in store.entries(store.join(folder, attempt)):  # half-written ones, too
                     store.delete(store.join(folder, attempt, file.name))

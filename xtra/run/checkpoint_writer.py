@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch.distributed as dist
@@ -23,8 +23,16 @@ class Saver:
     Of several ranks, the first writes; where they share the optimiser's state out (`parts` > 1), each writes its part.
     """
 
-    def __init__(self, attempt: Attempt, keep: int, keep_every: int, parts: int, say: Callable[[dict], None]) -> None:
-        self.attempt, self.keep, self.keep_every, self.say = attempt, keep, keep_every, say
+    def __init__(
+        self,
+        attempt: Attempt,
+        keep: int,
+        keep_every: int,
+        parts: int,
+        say: Callable[[dict], None],
+        keep_at: Collection[int] = (),
+    ) -> None:
+        self.attempt, self.keep, self.keep_every, self.keep_at, self.say = attempt, keep, keep_every, keep_at, say
         self.rank = world_of()[0]
         self.part, self.parts = (self.rank, parts) if parts > 1 else (0, 1)
         self.thread: threading.Thread | None = None
@@ -54,7 +62,7 @@ class Saver:
             checkpoint.write(run, number, self.saving, taken, self.attempt.is_newest)
             self.committed = self.attempt.is_newest()
             if self.part == 0 and self.committed:
-                checkpoint.prune(run, self.keep, self.keep_every)
+                checkpoint.prune(run, self.keep, self.keep_every, self.keep_at)
         except BaseException as error:  # for the thread that trains
             self.failed = error
             # A later attempt clears away what earlier ones were writing.

@@ -6,13 +6,14 @@ attempt; readers take the highest attempt. A writer that sees a higher attempt t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -50,6 +51,9 @@ MAY_DIFFER = (
     "shard_optimizer",
     "max_bad",
     "other_manifest",
+    "keep_at",
+    "branch",
+    "arm",
 )
 
 
@@ -75,7 +79,7 @@ class Opened:
 
     attempt: Attempt
     manifest: Manifest | Mixture
-    checkpoint: str | None  # the newest committed one, to resume from
+    checkpoints: tuple[str, ...]  # the committed ones, newest first, to resume from
     remarks: tuple[str, ...]  # for the user
     val: Manifest | None = None  # the held-out dataset, where there is one
 
@@ -98,7 +102,8 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
     before = _read_if_there(store.join(run, "config.json"))
     recorded = _read_if_there(store.join(run, "run.json"))
     if before is not None:
-        _require_same(run, "", _plain(_defaults(settings)), before, _plain(config))
+        for name, old, new in differences(settings, before, config):
+            raise ValueError(f"{run}: was begun with {name} = {old!r}, now {new!r}: use the old value or another --out")
         if before["batch"] != config["batch"]:
             remarks.append(f"{run}: the batch is now {config['batch']}, it was {before['batch']} when the run began")
     named = (config["data"], list(config.get("mix", ())))
@@ -109,7 +114,9 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
         manifest = read_mixture(*named)
     newest = checkpoint.latest(run)
     others = {recorded["manifest"]} if recorded else set()
-    others |= {store.read_json(store.join(newest, checkpoint.COMMIT))["manifest"]} if newest else set()
+    if newest:
+        with contextlib.suppress(checkpoint.Damaged):  # then an older one is gone on from
+            others |= {checkpoint.read_commit(newest)["manifest"]}
     for other in sorted(others - {manifest.digest}):
         if not config["other_manifest"]:
             raise ValueError(
@@ -144,7 +151,8 @@ def open_run(run: str, settings: DataclassInstance, world: int) -> Opened:
     ):
         number += 1
     # Looked up after the attempt is announced: from here on an earlier attempt commits nothing more.
-    return Opened(Attempt(run, number), manifest, checkpoint.latest(run), remarks)
+    found = tuple(checkpoint.checkpoint_folder(run, samples) for samples in reversed(checkpoint.committed(run)))
+    return Opened(Attempt(run, number), manifest, found, remarks)
 
 
 def _read_if_there(url: str) -> dict[str, Any] | None:
@@ -171,27 +179,42 @@ def _plain(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
-def _require_same(run: str, path: str, defaults: Any, before: Any, now: Any) -> None:
+def differences(
+    settings: DataclassInstance, before: Mapping[str, Any], now: Mapping[str, Any], also: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """The fields in which two configs of a run differ and may not: (name, before, now). `also` names some of those
+    that an attempt may change, and this one may not."""
+    may = {*MAY_DIFFER} - {*also}
+    if now.get("precision") == "fp32":
+        may.add("decoder_fp32")  # everything is; the default was True once
+    optim = now.get("optim", {})
+    if optim.get("schedule") == "constant" and not optim["decay"]:
+        may.add("samples")  # a trunk may grow: nothing in it depends on its end
+    kept = {name: value for name, value in before.items() if name not in may}
+    wanted = {name: value for name, value in _plain(now).items() if name not in may}
+    yield from _differences("", _plain(_defaults(settings)), kept, wanted)
+
+
+def _differences(path: str, defaults: Any, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted({*before, *now}):
-        if not path and name in MAY_DIFFER:
-            continue
-        if not path and name == "decoder_fp32" and now.get("precision") == "fp32":
-            continue  # everything is; the default was True once
         new, default = now.get(name), defaults.get(name)
         old = before.get(name, default)
         if isinstance(old, dict) and isinstance(new, dict):
-            _require_same(run, f"{path}{name}.", default or {}, old, new)
+            yield from _differences(f"{path}{name}.", default or {}, old, new)
         elif old != new:
-            raise ValueError(
-                f"{run}: was begun with {path}{name} = {old!r}, now {new!r}: use the old value or another --out"
-            )
+            yield f"{path}{name}", old, new
 
 
 def _facts(manifest: Manifest | Mixture, config: Mapping[str, Any], world: int) -> dict[str, Any]:
     packages = ("torch", "numpy", "pyarrow", "safetensors", "fsspec")
     mixed = manifest if isinstance(manifest, Mixture) else Mixture((manifest,), (1.0,))
     parts = [
-        {"dataset": store.absolute(part.dataset), "manifest": part.digest, "of_4096": quota}
+        {
+            "dataset": store.absolute(part.dataset),
+            "manifest": part.digest,
+            "of_4096": quota,
+            "samples": part.samples,
+        }
         for part, quota in zip(mixed.manifests, mixed.quotas)
     ]
     return {

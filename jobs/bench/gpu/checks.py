@@ -88,6 +88,21 @@ def attention_arm(arm: str, head_width: int, dtype: torch.dtype, device: torch.d
     return row("attention", f"{arm}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}", worst, bar)
 
 
+def finite_gradients(arm: str, head_width: int, device: torch.device, tokens: int) -> Row:
+    """Numbers that are not finite in the output and gradients of an arm in bfloat16 where every logit is about -120: a
+    logarithm of the sum below that of float32's largest number is what cuDNN's backward pass stumbled over."""
+    generator = torch.Generator().manual_seed(head_width)
+    x = 0.1 * torch.randn(2, tokens, 3, 4, head_width, generator=generator)
+    x[:, :, 0, :, 0], x[:, :, 1, :, 0] = 1.0, -120 * head_width**0.5
+    q, k, v = inputs = [
+        t.detach().requires_grad_() for t in x.to(device, torch.bfloat16).permute(2, 0, 3, 1, 4).unbind()
+    ]
+    out = attend(q, k, v, causal_of(tokens, 16, head_width, device, arm))
+    found = [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+    wrong = sum(int((~t.isfinite()).sum()) for t in found)
+    return row("attention", f"{arm}, {tokens} x {head_width}, bfloat16, low logits", float(wrong), 0.0)
+
+
 def attention_arms(device: torch.device, run: Callable[[str, Callable[[], Row]], None]) -> None:
     """Every arm at the head widths of B/16 and H/14; `run` is given a name and what computes a row."""
     cuda = device.type == "cuda"
@@ -103,6 +118,11 @@ def attention_arms(device: torch.device, run: Callable[[str, Callable[[], Row]],
                 tokens = 240 if cuda else 48
                 name = f"attention {arm}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}"
                 run(name, lambda a=arm, w=head_width, d=dtype, n=tokens: attention_arm(a, w, d, device, n))
+            if arm.startswith("flex"):
+                continue  # no kernel of cuDNN's; a compilation for every shape
+            for tokens in (64, 192, 240) if cuda else (48, 64):
+                name = f"attention {arm}, {tokens} x {head_width}, low logits"
+                run(name, lambda a=arm, w=head_width, n=tokens: finite_gradients(a, w, device, n))
 
 
 def made_pictures(count: int, size: int) -> Tensor:

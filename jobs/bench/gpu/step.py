@@ -24,10 +24,11 @@ from jobs.bench.gpu.floor import Arm, Ceilings
 from jobs.bench.train import official_shape
 from xtra import drop_path
 from xtra.blocks import target_blocks
+from xtra.compiled import compile_model, uncompile
 from xtra.data import normalise
 from xtra.flops import peak_flops
 from xtra.loss import next_block_loss
-from xtra.model import ModelConfig, Xtra, compile_layers, float32_products
+from xtra.model import ModelConfig, Xtra, float32_products
 from xtra.optim import OptimConfig, make_optimizer
 
 PARTS = ("data", "forward", "backward", "clip", "optimiser")
@@ -162,20 +163,18 @@ def forget(device: torch.device, model: Xtra) -> None:
 @contextlib.contextmanager
 def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
     """The model, and torch, set as the arm says; undone after it."""
-    layers = [*model.encoder.blocks, *model.decoder.blocks]
     model.decoder_fp32 = arm.decoder != "bf16"
     model.encoder.skip_dropped = arm.dropped != "compute"
     model.encoder.attention = model.decoder.attention = "dense" if arm.attention in KERNELS else arm.attention
     if arm.compile != "none":
-        torch._dynamo.reset()  # other shapes and flags: what was compiled for other arms is not to be looked through
-        compile_layers(model, "max-autotune-no-cudagraphs" if arm.compile == "max-autotune" else None)
+        compile_model(model, "max-autotune-no-cudagraphs" if arm.compile == "max-autotune" else None)
     try:
         kernel = sdpa_kernel(KERNELS[arm.attention]) if arm.attention in KERNELS else contextlib.nullcontext()
         with kernel, float32_products("high" if arm.decoder == "tf32" else "highest"):
             yield
     finally:
-        for layer in layers:
-            layer._compiled_call_impl = None
+        if model.compiled:
+            uncompile(model)  # other shapes and flags: the next arm is not to look through what was compiled for this
         forget(device, model)
 
 

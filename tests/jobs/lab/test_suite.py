@@ -46,6 +46,8 @@ def probed(root, monkeypatch):
             result = {"set": sets[config.eval], "head": head, "encoder": config.encoder, "accuracy": 0.5, "total": 20}
             result |= {"low": 0.3, "high": 0.7, "samples_seen": 12800}
             result |= {"epochs": config.epochs, "warmup_defect": config.warmup_defect}
+            points = [{"lr": lr, "weight_decay": decay} for decay in config.weight_decays for lr in config.lrs]
+            result |= {"selection": points}
             result |= {"selected_on": "eval" if config.protocol == "published" else "holdout"}
             result |= {"manifest_train": read_manifest(config.train).digest}
             result |= {"manifest_eval": read_manifest(config.eval).digest}
@@ -97,9 +99,16 @@ def test_a_short_trial_is_not_the_real_probe(root, run_folder, probed):
     assert suite.run(config(root, run_folder)).probed == 4
 
 
+def test_a_result_of_another_grid_is_not_taken_for_this_one(root, run_folder, probed):
+    assert suite.run(config(root, run_folder)).probed == 4
+    other = dataclasses.replace(config(root, run_folder, lrs=(1e-4, 7e-1)), kept=frozenset({"lrs"}))
+    assert suite.run(other).probed == 4
+    assert suite.run(other).probed == 0
+
+
 def test_each_set_has_the_settings_of_its_official_configs():
     base = probe.Config("run", heads=("attentive", "linear", "knn"))
-    made = {name: suite.configs(name, base, 224) for name in BENCHMARKS}
+    made = {name: suite.configs(name, base, 256) for name in BENCHMARKS}
     assert suite.SETTINGS.keys() == BENCHMARKS.keys()
     attentive, linear = made["imagenet1k"]
     assert (attentive.heads, linear.heads) == (("attentive",), ("linear", "knn"))
@@ -107,6 +116,8 @@ def test_each_set_has_the_settings_of_its_official_configs():
     assert (attentive.epochs, attentive.clip, attentive.min_lr, attentive.warmup_start) == (100, 3.0, 1e-5, 0.1)
     assert (attentive.augment, attentive.weight_decays) == (PROBE, (0.1,))
     assert (linear.augment, linear.weight_decays) == (PROBE_LINEAR_B, (0.0,))
+    (both,) = suite.configs("imagenet1k", base, 224)  # H/14: seven configs each, alike but for the head
+    assert (both.heads, both.augment, both.weight_decays) == (("attentive", "linear", "knn"), PROBE, (0.1,))
     assert {name: c[0].batch for name, c in made.items() if c[0].batch != 512} == {
         "imagenet1k": 4096, "inat18": 4096, "pcam": 4096, "dtd": 128, "pets": 128, "cars": 128, "infograph": 256,
     }  # fmt: skip
@@ -189,7 +200,10 @@ def test_mistakes_are_one_line(run_folder, words, said, capsys):
 def test_a_result_counts_for_its_own_heads_sets_and_encoder_alone(root, run_folder, probed):
     suite.run(config(root, run_folder, heads=("linear",)))
     train, evaluation = str(root / "dtd" / "train"), str(root / "dtd" / "eval")
-    settings = probe.Config(run_folder, train, evaluation, run_folder, heads=("linear", "attentive"), epochs=100)
+    (done,) = (settings for settings in probed if settings.eval == evaluation)
+    both = dataclasses.replace(done, heads=("linear", "attentive"))
+    settings = dataclasses.replace(both, train=train)
+    assert existing.only_missing(dataclasses.replace(settings, lrs=(*done.lrs, 0.3)), 12800).heads == both.heads
     assert existing.only_missing(settings, 12800).heads == ("attentive",)
     assert existing.only_missing(settings, 6400) == settings
     assert existing.only_missing(dataclasses.replace(settings, encoder="random"), 0).heads == settings.heads

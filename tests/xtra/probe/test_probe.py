@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from colour_sets import (
 from shards import store
 from xtra.model import build
 from xtra.probe import features, official_evaluation, probe
-from xtra.probe.heads import correct
+from xtra.probe.heads import answers
 from xtra.probe.official_probe import OfficialProbe
-from xtra.probe.result import edge
+from xtra.probe.result import edge, pack, unpack
 from xtra.run import checkpoint
 
 
@@ -161,7 +162,7 @@ def test_a_batch_of_one_is_refused_before_anything_is_encoded(world: Any) -> Non
 
 def test_a_head_that_diverged_is_right_about_nothing() -> None:
     logits_GBC = torch.tensor([[[float("nan")] * 2, [1.0, 0.0]]])
-    assert correct(logits_GBC, torch.tensor([0, 0])).tolist() == [[False, True]]
+    assert answers(logits_GBC).tolist() == [[-1, 0]]
 
 
 def test_features_that_are_not_finite_are_refused(world: Any) -> None:
@@ -325,3 +326,26 @@ def test_wilson_is_the_published_interval() -> None:
     assert probe.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
     assert probe.wilson(0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
     assert probe.wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_a_result_says_which_images_were_right(results: dict[str, probe.ProbeResult], world: Any) -> None:
+    _, evaluation, names = features.labelled(world["train"], world["eval"], 0.1)
+    for result in results.values():
+        right = unpack(result.right, result.total)
+        assert (right.dtype, int(right.sum())) == (bool, result.correct)
+        for number, share in enumerate(result.per_class):
+            assert right[evaluation.class_N == number].mean() == pytest.approx(share), names[number]
+    linear, pixels = (unpack(results[head].right, 61) for head in ("linear", "pixels"))
+    assert np.array_equal(linear, unpack(pack(linear), 61))
+    stored = store.read_json(store.join(world["run"], "probes", "colours_eval-linear-trained-1280.json"))
+    assert (stored["right"], stored["seed"]) == (results["linear"].right, 0)
+    with pytest.raises(ValueError, match="right has 8 bytes, but 80 images have 10"):
+        unpack(pack(pixels), 80)
+    with pytest.raises(ValueError, match="right has 0 bytes"):
+        unpack("?", 8)
+
+
+def test_the_bits_are_in_the_order_of_the_rows(world: Any) -> None:
+    right = np.zeros(61, bool)
+    right[[0, 9, 60]] = True
+    assert pack(right) == base64.b64encode(bytes([0b10000000, 0b01000000, 0, 0, 0, 0, 0, 0b00001000])).decode()

@@ -1,0 +1,125 @@
+"""Join a Ray cluster, or start one of this machine's own that nobody else can reach."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_RAY_ENV = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line of a worker appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # notice a dead worker in a quarter of a second
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Stores that are not AWS refuse the newer SDKs' trailing checksums; Ray Train writes a marker with pyarrow.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+_LOOPBACK_ENV = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "no other machines": it listens on loopback alone
+    "GLOO_SOCKET_IFNAME": "lo",  # torch's own connections between ranks
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+
+
+def start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS, or start one in this machine's own processes.
+
+    Its own cluster listens on loopback alone, asks for a token that only its processes know, has no dashboard, and ends
+    with this process however that ends. Raises ValueError when no cluster answers at RAY_ADDRESS, or when token
+    authentication is switched off for a cluster of its own.
+    """
+    os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
+    address = os.environ.get("RAY_ADDRESS", "")
+    own = address in ("", "local")
+    if own:
+        _require_token()
+    import ray
+
+    if ray.is_initialized():
+        return
+    taken = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if own:
+        _start_own()
+    else:
+        _join(address)
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in taken.items():  # Ray takes them for itself, and would die of SIGTERM amid the work
+            signal.signal(number, handler)
+    # Ray tells of workers that died on our standard output, even after a command's last line, and has no public switch
+    # for that; we tell of them ourselves.
+    ray._private.worker._worker_logs_enabled = False
+
+
+def on_one_machine() -> bool:
+    """Whether the cluster that this process is in can have no other machine: its address is a loopback one."""
+    import ray
+
+    host = ray.get_runtime_context().gcs_address.rpartition(":")[0].strip("[]")
+    return ipaddress.ip_address(host).is_loopback
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level="error")
+    except ConnectionError as error:
+        raise ValueError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}): start it or unset it"
+        ) from None
+
+
+def _require_token() -> None:
+    """A token of this process and its children alone; one that the user has set stays."""
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode.lower() != "token":
+        raise ValueError(
+            f"RAY_AUTH_MODE is {mode!r}: with it every user of this machine could run code as you through Ray: "
+            "unset it, or set RAY_ADDRESS to a cluster that you have started"
+        )
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        # Ray would write one into a file that other users of this machine can read.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start_own() -> None:
+    import ray
+    from ray._private import ray_constants
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")  # what an earlier `import ray` read of the environment
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    mark = f"XTRA_CLUSTER={secrets.token_hex(8)}"
+    with _environment(**_LOOPBACK_ENV, **dict([mark.split("=")])):
+        _start_reaper(mark)
+        ray.init("local", log_to_driver=False, logging_level="error", include_dashboard=False)
+    assert is_token_auth_enabled(), "Ray started without its token"
+
+
+def _start_reaper(mark: str) -> None:
+    """A process that outlives this one; in a session of its own, where Ctrl-C does not reach it."""
+    program = [sys.executable, "-I", str(Path(__file__).with_name("reaper.py")), str(os.getpid()), mark]
+    silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    os.posix_spawn(sys.executable, program, os.environ, file_actions=silent, setsid=True)
+
+
+@contextmanager
+def _environment(**names: str) -> Iterator[None]:
+    """Set them for the children that are started meanwhile; what the user has set stays."""
+    own = {name: value for name, value in names.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]

@@ -1,0 +1,322 @@
+"""The block-size study (docs/study): a sweep of the learning rate for each block size, then the grid with its controls.
+
+One command runs what is missing and goes on after any stop. What the study is, is written into OUT/study.json when it
+begins; a later call that means another one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jobs import cluster
+from jobs.lab import chain
+from jobs.lab.chain import Chain, Progress, Trial
+from jobs.lab.rows import write_rows
+from jobs.report import NOT_SETTINGS, read_metrics
+from shards import store
+from shards.manifest import Manifest, read_manifest
+from shards.selection import subset
+from xtra import probe, recipes, train
+from xtra.run import terms
+
+SWEEP_SEED = 1000  # not one of the grid's
+LEAST_RATE, LARGEST_RATE = 1.25e-4, 3.2e-2  # a sweep that ends at one of these ends there
+PINNED = "study.json"
+
+
+@dataclass(frozen=True)
+class Config:
+    # A folder of imported sets: tin-train, tin-val (Tiny ImageNet), cifar10-train, cifar10-test, grocery-train,
+    # grocery-test.
+    data: str
+    out: str  # the runs
+    rows: str = ""  # folder that gets the rows of what is done, whenever a piece is: docs/study
+    samples: tuple[int, ...] = recipes.STUDY_SAMPLES
+    seeds: tuple[int, ...] = (0, 1, 2)  # more may be added later
+    # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
+    stages: tuple[int, ...] = (16_000, 64_000)
+    sweep_samples: int = 4_000
+    lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)  # of the sweep, which goes on beyond an end that is best
+    few_images: int = 6_250  # of the arm that separates unique images from samples seen
+    head_images: int = 10_000  # that train probe heads
+    held_out_images: int = 1_000  # for the pretraining loss
+    probe_epochs: int = 20
+    at_once: int = 2  # runs side by side, a process each
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "seeds", "stages", "lrs"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; a study needs at least one")
+        if SWEEP_SEED in self.seeds:
+            raise ValueError(f"seeds has {SWEEP_SEED}, which is that of the sweep: use others")
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    recipe: str
+    every: int = 1  # 2: every second count, from the largest down
+    few: bool = False  # trained on `few_images`
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+ARMS = (  # the order in which they are trained within a seed
+    Arm("block4", "tiny_imagenet_block4"),
+    Arm("block1", "tiny_imagenet_block1"),
+    Arm("block4-random-order", "tiny_imagenet_block4_random", every=2),
+    Arm("block2", "tiny_imagenet_block2"),
+    Arm("block4-few-images", "tiny_imagenet_block4", every=2, few=True),
+    Arm("block4-cosine", "tiny_imagenet_block4", every=3, schedule="cosine"),
+)
+SWEPT = {4: "tiny_imagenet_block4", 1: "tiny_imagenet_block1", 2: "tiny_imagenet_block2"}  # by block
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    out: str
+    rates: dict[str, float]  # by block
+    trained: int  # just now
+    probed: int  # just now
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class _Sets:
+    train: Manifest
+    few: Manifest
+    held_out: Manifest
+    tin: tuple[Manifest, Manifest]  # trains heads, evaluates them
+    cifar: tuple[Manifest, Manifest]
+    grocery: tuple[Manifest, Manifest]
+
+
+def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
+    """Raises ValueError for a set that is missing, and for a study that was begun with other settings or recipes."""
+    stop = stop or threading.Event()
+    sets = _sets(config)
+    _pin(config, sets)
+    done: list[chain.Done] = []
+    rates: dict[str, float] = {}
+    while not stop.is_set() and len(rates) < len(SWEPT):
+        sweep = list(_sweep(config, sets))
+        done += _side_by_side(config, [Chain((trial,)) for trial in sweep], stop, progress)
+        rates = _chosen(config, sweep)
+    for last in sorted({*config.stages}):
+        if stop.is_set():
+            break
+        chains = _grid(config, sets, rates, last)
+        for trial in (trial for one in chains for trial in one.trials):
+            terms(trial.run.out, trial.run)
+        done += _side_by_side(config, chains, stop, progress)
+    trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
+    return StudyResult(config.out, rates, trained, probed, stop.is_set())
+
+
+def _side_by_side(config: Config, chains: list[Chain], stop: threading.Event, progress: Progress) -> list[chain.Done]:
+    """What is missing of these chains."""
+    jobs = [_Job(one, config.out, config.rows) for one in chains if not chain.is_done(one)]
+    return cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
+
+
+@dataclass(frozen=True)
+class _Job:
+    chain: Chain
+    out: str
+    rows: str
+
+
+def _work(job: _Job, stop: threading.Event, progress: Progress) -> chain.Done:
+    """A chain; then the rows of all that is there."""
+    done = chain.work(job.chain, stop, progress)
+    if job.rows:
+        for part in ("sweep", "grid"):
+            if store.names(store.join(job.out, part)):
+                write_rows(store.join(job.out, part), job.rows, part)
+    return done
+
+
+# ---- what the study is ----
+
+
+def _sets(config: Config) -> _Sets:
+    def of(name: str, images: int = 0) -> Manifest:
+        found = read_manifest(store.absolute(store.join(config.data, name)))
+        return subset(found, images) if 0 < images < found.samples else found
+
+    return _Sets(
+        of("tin-train"),
+        of("tin-train", config.few_images),
+        of("tin-val", config.held_out_images),
+        (of("tin-train", config.head_images), of("tin-val")),
+        (of("cifar10-train", config.head_images), of("cifar10-test")),
+        (of("grocery-train"), of("grocery-test")),
+    )
+
+
+def _pin(config: Config, sets: _Sets) -> None:
+    """Write down what the study is, or compare with what it was begun as."""
+    free = ("data", "out", "rows", "seeds", "stages", "at_once")
+    settings = {name: value for name, value in vars(config).items() if name not in free}
+    used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in ARMS}
+    digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
+    arms = {arm.name: dataclasses.asdict(arm) for arm in ARMS}
+    now = json.loads(json.dumps({"settings": settings, "arms": arms, "recipes": used, "manifests": digests}))
+    where = store.join(config.out, PINNED)
+    if not store.put_json_if_absent(where, now):
+        for name, old, new in _differences("", store.read_json(where), now):
+            raise ValueError(
+                f"{where}: the study was begun with {name} = {old!r}, now {new!r}: use the old value or another --out"
+            )
+
+
+def _shaping(recipe: train.Config) -> dict[str, Any]:
+    """What of a recipe shapes its runs; its rate is the sweep's."""
+    kept = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in NOT_SETTINGS}
+    return kept | {"optim": {name: value for name, value in kept["optim"].items() if name != "lr"}}
+
+
+def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before):  # what is not there was no setting then, and is taken at its default
+            yield from _differences(f"{path}.{name}".lstrip("."), before[name], now.get(name))
+    elif before != now:
+        yield path, before, now
+
+
+# ---- the sweep ----
+
+
+def _sweep(config: Config, sets: _Sets) -> Iterator[Trial]:
+    """A run for each block size and rate that is in the sweep by now."""
+    for block, recipe in SWEPT.items():
+        for lr in _rates(config, block):
+            base = recipes.get(recipe)
+            run = dataclasses.replace(
+                base,
+                data=sets.train.address,
+                out=_sweep_run(config, block, lr),
+                arm=f"block{block} lr {lr:g}",
+                samples=config.sweep_samples,
+                optim=dataclasses.replace(base.optim, lr=lr),
+                val=dataclasses.replace(base.val, data=sets.held_out.address, every=config.sweep_samples),
+            )
+            yield Trial(_seeded(run, SWEEP_SEED))
+
+
+def _sweep_run(config: Config, block: int, lr: float) -> str:
+    return store.join(store.absolute(config.out), "sweep", f"block{block}-lr{lr:g}")
+
+
+def _rates(config: Config, block: int) -> list[float]:
+    """Those that were asked for, and one more beyond each end that has turned out to be the best so far."""
+    rates = sorted(config.lrs)
+    while len(losses := _losses(config, block, rates)) == len(rates):
+        best = min(losses, key=losses.__getitem__)
+        if best == rates[0] and best / 2 >= LEAST_RATE:
+            rates = [best / 2, *rates]
+        elif best == rates[-1] and best * 2 <= LARGEST_RATE:
+            rates = [*rates, best * 2]
+        else:
+            break
+    return rates
+
+
+def _losses(config: Config, block: int, rates: list[float]) -> dict[float, float]:
+    """The held-out loss after each rate's run, of those that are done."""
+    found = {}
+    for lr in rates:
+        rows = read_metrics(_sweep_run(config, block, lr), [])
+        if rows and rows[-1].samples_seen >= config.sweep_samples and rows[-1].val_loss is not None:
+            found[lr] = rows[-1].val_loss
+    return found
+
+
+def _chosen(config: Config, sweep: list[Trial]) -> dict[str, float]:
+    """The rate of the smallest held-out loss for each block size whose sweep is complete."""
+    chosen = {}
+    for block in SWEPT:
+        rates = _rates(config, block)
+        losses = _losses(config, block, rates)
+        if len(losses) == len(rates):
+            chosen[f"block{block}"] = min(losses, key=losses.__getitem__)
+    return chosen
+
+
+# ---- the grid ----
+
+
+def _grid(config: Config, sets: _Sets, rates: dict[str, float], last: int) -> list[Chain]:
+    """The counts up to `last`; by seed, so that every finished seed is a whole answer."""
+    chains = []
+    for seed in config.seeds:
+        for arm in ARMS:
+            counts = [n for n in sorted(config.samples)[:: -arm.every][::-1] if n <= last]
+            chains += [_chain(config, sets, rates, arm, seed, counts)] if counts else []
+    return chains
+
+
+def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed: int, counts: list[int]) -> Chain:
+    base = recipes.get(arm.recipe)
+    folder = store.join(store.absolute(config.out), "grid")
+    optim = dataclasses.replace(base.optim, lr=rates[f"block{base.model.block}"], schedule=arm.schedule)
+    runs = [
+        _seeded(
+            dataclasses.replace(
+                base,
+                data=(sets.few if arm.few else sets.train).address,
+                out=store.join(folder, f"{arm.name}-{samples:09d}-s{seed}"),
+                arm=arm.name,
+                samples=samples,
+                optim=optim,
+                val=dataclasses.replace(base.val, data=sets.held_out.address, every=samples),
+            ),
+            seed,
+        )
+        for samples in counts
+    ]
+    probes: list[tuple[probe.Config, ...]] = [(_linear(config, sets, run.out, seed),) for run in runs]
+    probes[-1] += _secondary(config, sets, runs[-1].out, seed)
+    if seed == min(config.seeds) and arm.schedule == "constant" and not arm.few:
+        first = arm is ARMS[0]  # pixels are nobody's
+        untrained = dataclasses.replace(probes[0][0], encoder="random", pixels=first)
+        probes[0] += (untrained,)
+    if arm.schedule == "constant":
+        runs = chain.with_trunk(runs, store.join(folder, f"{arm.name}-trunk-s{seed}"))
+        probes = [(), *probes]
+    return Chain(tuple(Trial(run, of) for run, of in zip(runs, probes, strict=True)))
+
+
+def _seeded(run: train.Config, seed: int) -> train.Config:
+    """Weights, crops, and the order of the data."""
+    return dataclasses.replace(run, seed=seed, order=dataclasses.replace(run.order, seed=seed))
+
+
+def _linear(config: Config, sets: _Sets, out: str, seed: int) -> probe.Config:
+    """The primary measure: CIFAR-10, linear, on all of its test images."""
+    return probe.Config(
+        checkpoint=out,
+        out=out,
+        train=sets.cifar[0].address,
+        eval=sets.cifar[1].address,
+        heads=("linear",),
+        lrs=(1e-3, 4e-3, 1.6e-2, 6.4e-2),
+        epochs=config.probe_epochs,
+        views=1,
+        seed=seed,
+        precision="bf16",
+        encode_batch=32,
+        threads=1,
+    )
+
+
+def _secondary(config: Config, sets: _Sets, out: str, seed: int) -> tuple[probe.Config, ...]:
+    base = dataclasses.replace(_linear(config, sets, out, seed), heads=("linear", "attentive"))
+    return tuple(
+        dataclasses.replace(base, train=training.address, eval=evaluation.address)
+        for training, evaluation in (sets.tin, sets.grocery)
+    )

@@ -1,0 +1,63 @@
+"""Ledger rows -> Parquet and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from jobs.report.ledger import LedgerRow
+from shards import store
+
+
+def write_ledger(root: str, rows: Sequence[LedgerRow]) -> tuple[str, str]:
+    """Writes root/ledger.parquet and root/ledger.csv; returns their URLs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parquet = pa.BufferOutputStream()
+    pq.write_table(_table(rows), parquet)
+    urls = store.join(root, "ledger.parquet"), store.join(root, "ledger.csv")
+    store.put(urls[0], parquet.getvalue().to_pybytes())
+    store.put(urls[1], ledger_csv(rows).encode())
+    return urls
+
+
+def ledger_csv(rows: Sequence[LedgerRow]) -> str:
+    table, text = _table(rows), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    writer.writerows([[_cell(v) for v in row.values()] for row in table.to_pylist()])
+    return text.getvalue()
+
+
+def _table(rows: Sequence[LedgerRow]) -> Any:
+    import pyarrow as pa
+
+    return pa.table(
+        {f.name: pa.array([getattr(r, f.name) for r in rows], type=_arrow(f.name)) for f in fields(LedgerRow)}
+    )
+
+
+def _cell(value: Any) -> Any:
+    """As a spreadsheet should take it: text that would be a formula there is only text."""
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def _arrow(name: str) -> Any:
+    import pyarrow as pa
+
+    kind = typing.get_type_hints(LedgerRow)[name]
+    kinds = [k for k in typing.get_args(kind) or (kind,) if k is not type(None)]
+    return {str: pa.string(), int: pa.int64(), float: pa.float64()}[kinds[0]]

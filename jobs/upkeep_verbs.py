@@ -1,0 +1,71 @@
+"""`xtra check` and `xtra sweep`: datasets verified and repaired, and what dead writers left removed."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from jobs.terminal import say
+
+if TYPE_CHECKING:
+    from jobs.flags import Call
+    from shards.check import Config
+    from shards.repair import RepairResult
+
+
+def check(call: Call) -> Any:
+    from jobs.progress import Progress
+    from shards import check
+
+    config = call.config(check.Config, "dataset")
+    repaired = _repair(call, config) if config.repair else None
+    if repaired and repaired.dry_run:
+        return {"repair": repaired}
+    with Progress("shards") as progress:
+        result = check.run(config, progress)
+    say("\n".join(map(str, result.problems)))
+    verdict = "sound" if result.ok else f"{len(result.problems)} problems"
+    say(f"{result.shards:,} shards, {result.samples:,} samples, {result.links:,} links: {verdict}")
+    call.exit_code = 0 if result.ok and not (repaired and repaired.lost) else 1
+    return {**vars(result), "repair": repaired} if repaired else result
+
+
+def _repair(call: Call, config: Config) -> RepairResult:
+    from ingest import select
+    from jobs.progress import Progress
+    from shards import repair
+
+    usual = [select.settings(select.SelectConfig())]
+    with Progress("units") as progress:
+        result = repair.run(config.dataset, config.jobs, config.dry_run, usual, progress)
+    done = "would rebuild" if result.dry_run else "rebuilt"
+    for line in result.rebuilt:
+        say(f"{done} {line}")
+    for line in result.lost:
+        say(f"lost {line}")
+    say(f"{done} {len(result.rebuilt):,} objects, lost {len(result.lost):,}")
+    call.exit_code = 1 if result.lost else 0
+    return result
+
+
+def sweep(call: Call) -> Any:
+    from jobs.ingest_display import size
+    from shards import store, sweep
+
+    config = call.config(sweep.Config, "url")
+    store.require(url=config.url)
+    if store.exists(store.join(config.url, "dataset.json")):
+        result = sweep.run(config)
+    else:
+        from jobs import run_sweep  # it brings torch along
+
+        result = run_sweep.run(config)
+    done = "would remove" if result.dry_run else "removed"
+    why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by writers that died"
+    why += f"; {len(result.uploads):,} uploads that nobody completed" if result.uploads else ""
+    say(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
+    if result.young:
+        say(f"{result.young:,} more may be of a writer that lives: they go when they are older")
+    if result.remark:
+        say(f"xtra sweep: {result.remark}", file=sys.stderr)
+    return result

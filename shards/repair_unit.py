@@ -1,0 +1,377 @@
+"""What can be rebuilt of one unit: its commit, its plan and its index, each from the other two and the tar.
+
+What vouches for what: a manifest, whose name is the digest of its content, for the commit's sizes and digests; the
+commit for the bytes of index and tar; the index for the plan. Nothing is made up. Of a lost index the tar and the plan
+have the links and the pictures; how a link was fetched, and for which reason it was rejected, is nowhere else. So those
+columns are null afterwards, and a unit whose rejected links ended for several reasons is not rebuilt at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards import store, tar
+from shards.dataset import INDEX_SCHEMA, KEPT, PLAN_SCHEMA, Commit, table_bytes, unit_name
+from shards.manifest import Shard
+
+_BAD_LINE = re.compile(r"line (\d+): (.*)", re.DOTALL)  # the detail of a link whose reason is bad_url
+_PLANNED = ["key", "url", "labels", "row"]
+_OF_A_PICTURE = ["sha256", "width", "height", "member", "offset", "length"]
+_REBUILT = [*_PLANNED, "reason", *_OF_A_PICTURE]  # columns that the plan, the tar and the commit have as well
+LOST_COLUMNS = [name for name in INDEX_SCHEMA.names if name not in _REBUILT]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An object that is to be written again."""
+
+    name: str  # below the dataset's folder
+    how: str
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is said of one object: how it was rebuilt, or what of it is lost."""
+
+    name: str  # below the dataset's folder
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}"
+
+
+@dataclass
+class Unit:
+    """What came of one unit; `rebuilt` is in the order in which it is to be written."""
+
+    commit: Commit | None = None
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    lost: list[Line] = field(default_factory=list)
+
+
+class Unusable(ValueError):
+    """An object that is gone or damaged, or from which something cannot be rebuilt: says why."""
+
+
+def read(dataset: str, name: str) -> bytes:
+    """Raises Unusable where there is no such object, and StoreError where the store does not answer."""
+    try:
+        return store.read(store.join(dataset, name))
+    except store.Missing:
+        raise Unusable("is gone") from None
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """Raises Unusable."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Unusable("is not JSON") from None
+    if not isinstance(value, dict):
+        raise Unusable("is not a JSON object")
+    return value
+
+
+def table_of(body: bytes, schema: pa.Schema) -> pa.Table:
+    """Raises Unusable."""
+    try:
+        table = pq.read_table(io.BytesIO(body))
+    except (pa.ArrowException, OSError) as error:
+        raise Unusable(f"is damaged ({' '.join(str(error).split())})") from None
+    if not table.schema.equals(schema):
+        raise Unusable("has other columns")
+    return table
+
+
+Older = Callable[[set[int]], Mapping[int, str]]  # the verdicts of rows before a unit asked for them again
+
+
+def repair(dataset: str, unit: int, named: Shard | None, older: Older | None) -> Unit:
+    """`named` is what a sound manifest says of the unit; `older` is given for the units of a retry.
+
+    Raises StoreError where the store does not answer.
+    """
+    done = Unit()
+    plan_name, commit_name = f"links/{unit_name(unit)}.parquet", f"commits/{unit_name(unit)}.json"
+    plan: pa.Table | None = None
+    plan_problem = ""
+    try:
+        plan = table_of(read(dataset, plan_name), PLAN_SCHEMA)
+    except Unusable as error:
+        plan_problem = str(error)
+    try:
+        done.commit = _read_commit(dataset, commit_name, unit, named)
+    except Unusable as error:
+        _repair_commit(dataset, commit_name, named, plan, str(error), done)
+    if done.commit is None:
+        return done
+    index = _repair_index(dataset, done.commit, plan, done)
+    if index is None:
+        if plan is None:
+            done.lost.append(Line(plan_name, f"{plan_problem}, and so is the index: restore them from a copy"))
+        return done
+    try:
+        if plan is not None and not index.select(_PLANNED).equals(plan.select(_PLANNED)):
+            plan_problem = "has other links"
+        elif plan is not None and older and _asked(plan) != Counter(done.commit.supersedes):
+            plan_problem = _who_miscounts(plan, older, commit_name, done)
+        if plan_problem:
+            body = table_bytes(_plan_from(index, done.commit, older))
+            done.rebuilt.append(Rebuilt(plan_name, f"{plan_problem}: rebuilt from the index", body))
+    except Unusable as error:
+        done.lost.append(Line(plan_name, f"{plan_problem or 'may be wrong'}, and the index {error}"))
+    return done
+
+
+def _asked(plan: pa.Table) -> Counter[str]:
+    """What the links of a retry ended with before; of other units nothing."""
+    whys, lines = plan["why"].to_pylist(), plan["line"].to_pylist()
+    return Counter(why for why, line in zip(whys, lines) if why and line is None)
+
+
+def _who_miscounts(plan: pa.Table, older: Older, commit_name: str, done: Unit) -> str:
+    """A retry's plan and commit disagree on what it asks again: repairs the commit, or returns what is wrong with the
+    plan."""
+    assert done.commit is not None
+    if _asked(plan) != Counter(older(set(plan["row"].to_pylist())).values()):
+        return "asks again for other verdicts"
+    done.commit = dataclasses.replace(done.commit, supersedes=dict(sorted(_asked(plan).items())))
+    value = store.json_bytes(dataclasses.asdict(done.commit))
+    done.rebuilt.append(Rebuilt(commit_name, "miscounts what is asked again: recounted from the older indexes", value))
+    return ""
+
+
+# --- the commit ----------------------------------------------------------------------------------------------------
+
+
+def _read_commit(dataset: str, name: str, unit: int, named: Shard | None) -> Commit:
+    value = parsed(read(dataset, name))
+    try:
+        found = Commit(**value)
+    except (TypeError, AssertionError, AttributeError) as error:
+        raise Unusable(f"is damaged ({error})") from None
+    if found.unit != unit:
+        raise Unusable(f"is of unit {found.unit}")
+    if "/" in str(found.index):  # it is written to: a dataset of others must not say where outside of its folder
+        raise Unusable("names an index outside of shards/")
+    for what in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept") if named else ():
+        if getattr(found, what) != getattr(named, what):
+            raise Unusable(f"has another {what} than the manifest")
+    if named and _attempt(named) not in ("", found.attempt):
+        raise Unusable(f"is of attempt {found.attempt}, its index of {_attempt(named)}")
+    return found
+
+
+def _attempt(named: Shard) -> str:
+    """By the index's name, which every attempt at a unit writes; "" where others have named it."""
+    head, tail = f"{unit_name(named.unit)}-", ".parquet"
+    return named.index[len(head) : -len(tail)] if named.index.startswith(head) and named.index.endswith(tail) else ""
+
+
+def _repair_commit(
+    dataset: str, name: str, named: Shard | None, plan: pa.Table | None, problem: str, done: Unit
+) -> None:
+    if named is None:
+        done.lost.append(
+            Line(name, f"{problem}, and no version names the unit: delete it and rerun what made the dataset")
+        )
+        return
+    try:
+        if plan is None:
+            raise Unusable("its plan is gone or damaged, too")
+        if "/" in named.index:
+            raise Unusable("it lies outside of shards/")
+        body = read(dataset, f"shards/{named.index}")
+        done.commit = _commit_from(named, body, plan)
+    except Unusable as error:
+        done.lost.append(Line(name, f"{problem}, and cannot be rebuilt from {named.index}: {error}"))
+        return
+    how = f"{problem}: rebuilt from the manifest, the index and the plan"
+    done.rebuilt.append(Rebuilt(name, how, store.json_bytes(dataclasses.asdict(done.commit))))
+
+
+def _commit_from(named: Shard, index_body: bytes, plan: pa.Table) -> Commit:
+    index = table_of(index_body, INDEX_SCHEMA)
+    if not index.select(_PLANNED).equals(plan.select(_PLANNED)):
+        raise Unusable("it has other links than the plan")
+    counts = Counter(index["reason"].to_pylist())
+    if (len(index), counts[KEPT]) != (named.links, named.kept):
+        raise Unusable(f"it keeps {counts[KEPT]} of {len(index)} links, the manifest {named.kept} of {named.links}")
+    if not _attempt(named):
+        raise Unusable("its name does not say of which attempt it is")
+    del counts[KEPT]
+    return Commit(
+        unit=named.unit,
+        attempt=_attempt(named),
+        tar=named.tar,
+        tar_bytes=named.tar_bytes,
+        tar_sha256=named.tar_sha256,
+        index=named.index,
+        index_sha256=hashlib.sha256(index_body).hexdigest(),
+        links=named.links,
+        kept=named.kept,
+        reasons=dict(sorted(counts.items())),
+        supersedes=dict(sorted(_asked(plan).items())),
+    )
+
+
+# --- the index -----------------------------------------------------------------------------------------------------
+
+
+def _repair_index(dataset: str, commit: Commit, plan: pa.Table | None, done: Unit) -> pa.Table | None:
+    """The index that the commit names, rebuilt if need be; None where it is lost."""
+    name = f"shards/{commit.index}"
+    body, index, problem = None, None, "does not have the sha256 of its commit"
+    try:
+        body = read(dataset, name)
+        index = table_of(body, INDEX_SCHEMA)
+        if hashlib.sha256(body).hexdigest() == commit.index_sha256:
+            _repair_reasons(index, commit, done)
+            return index
+    except Unusable as error:
+        problem = str(error)
+    try:
+        made = _index_from(dataset, commit, plan)
+    except Unusable as error:
+        done.lost.append(Line(name, f"{problem}, and cannot be rebuilt: {error}"))
+        return None
+    except ValueError as error:  # of the tar
+        if isinstance(error, store.StoreError) and not isinstance(error, store.Missing):
+            raise
+        done.lost.append(Line(name, f"{problem}, and cannot be rebuilt: {error}"))
+        return None
+    if index is not None and not index.equals(made) and index.select(_REBUILT).equals(made.select(_REBUILT)):
+        why = f"{problem}; tar and plan agree with it in all that they hold, so which of the two is wrong is not known"
+        done.lost.append(Line(name, f"{why}: restore one of them from a copy, or delete the index and repair again"))
+        return None
+    made_body = body if body is not None and index is not None and index.equals(made) else table_bytes(made)
+    digest = hashlib.sha256(made_body).hexdigest()
+    how = f"{problem}: rebuilt from the tar and the plan"
+    if body is not None and made_body != body:
+        done.rebuilt.append(Rebuilt(name + ".damaged", "the damaged index, kept", body))
+    if made_body != body:
+        done.rebuilt.append(Rebuilt(name, how, made_body))
+    if digest != commit.index_sha256:  # after the index: a kill between the two finds an index that is the rebuilt one
+        done.lost.append(Line(name, f"rebuilt, but these columns were only there and are null: {_words(LOST_COLUMNS)}"))
+        done.commit = dataclasses.replace(commit, index_sha256=digest)
+        commit_name = f"commits/{unit_name(commit.unit)}.json"
+        done.rebuilt = [made for made in done.rebuilt if made.name != commit_name]
+        value = store.json_bytes(dataclasses.asdict(done.commit))
+        done.rebuilt.append(Rebuilt(commit_name, "names the rebuilt index", value))
+    return made
+
+
+def _repair_reasons(index: pa.Table, commit: Commit, done: Unit) -> None:
+    """The commit's counts by reason, where they are not those of the index that it vouches for."""
+    counts = Counter(index["reason"].to_pylist())
+    kept = counts.pop(KEPT, 0)
+    if counts != Counter(commit.reasons) and (len(index), kept) == (commit.links, commit.kept):
+        done.commit = dataclasses.replace(commit, reasons=dict(sorted(counts.items())))
+        value = store.json_bytes(dataclasses.asdict(done.commit))
+        done.rebuilt.append(
+            Rebuilt(f"commits/{unit_name(commit.unit)}.json", "miscounts the reasons: recounted from the index", value)
+        )
+
+
+def _index_from(dataset: str, commit: Commit, plan: pa.Table | None) -> pa.Table:
+    """The index of a tar of ours. Raises Unusable saying what is nowhere else, and what `tar.walk` raises."""
+    if plan is None:
+        raise Unusable("its plan is gone or damaged, too")
+    if "://" in commit.tar or commit.tar.startswith("/"):
+        raise Unusable(
+            "its tar is another's, and which of its pictures were kept is nowhere else: restore it from a copy"
+        )
+    if len(plan) != commit.links:
+        raise Unusable(f"its plan has {len(plan)} links, its commit {commit.links}")
+    pictures = _pictures(store.join(dataset, "shards", commit.tar), commit)
+    rows = [_row(link, pictures.pop(link["key"], None)) for link in plan.to_pylist()]
+    if pictures:
+        raise Unusable(f"its tar holds {min(pictures)}, which was not planned")
+    open_rows = [row for row in rows if row["reason"] is None]
+    left = Counter(commit.reasons)
+    left.subtract(row["reason"] for row in rows if row["reason"] not in (None, KEPT))
+    left = Counter({reason: n for reason, n in left.items() if n})
+    if sum(row["reason"] == KEPT for row in rows) != commit.kept or sum(left.values()) != len(open_rows):
+        raise Unusable("its tar keeps other links than its commit says")
+    if len(left) > 1:
+        which = _words([f"{reason} ({n:,})" for reason, n in sorted(left.items())])
+        raise Unusable(f"which of its links ended as {which} is nowhere else: restore it from a copy")
+    for row in open_rows:
+        (row["reason"],) = left
+    return pa.Table.from_pylist(rows, INDEX_SCHEMA)
+
+
+def _pictures(url: str, commit: Commit) -> dict[str, dict[str, Any]]:
+    """By key, what a tar of ours says of each picture, once it has proved to be the one that was committed."""
+    found: dict[str, dict[str, Any]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    with closing(tar.pieces(url)) as body:
+        source = tar.Source(body)
+        for member in tar.walk(source):
+            key, _, ending = member.name.rpartition(".")
+            if ending == "json":
+                about[key] = parsed(source.take(member.length))
+            else:
+                found[key] = {"member": member.name, "offset": member.offset, "length": member.length}
+        source.drain()
+    if source.sha256.hexdigest() != commit.tar_sha256:
+        raise Unusable("its tar does not have the sha256 of its commit either")
+    if found.keys() != about.keys():
+        raise Unusable("its tar has not one json member for each picture")
+    return {key: place | about[key] for key, place in found.items()}
+
+
+def _row(link: Mapping[str, Any], picture: Mapping[str, Any] | None) -> dict[str, Any]:
+    row = {name: link[name] for name in _PLANNED} | {"reason": None}
+    if picture is not None:
+        for name in ("url", "labels"):
+            if (picture.get(name) or None) != (link[name] or None):
+                raise Unusable(f"its tar and its plan have another {name} of {link['key']}")
+        return row | {"reason": KEPT} | {name: picture.get(name) for name in _OF_A_PICTURE}
+    if link["line"] is not None:
+        row |= {"reason": "bad_url", "detail": f"line {link['line']}: {link['why'] or ''}"}
+    return row
+
+
+def _words(names: list[str]) -> str:
+    return ", ".join(names)
+
+
+# --- the plan ------------------------------------------------------------------------------------------------------
+
+
+def _plan_from(index: pa.Table, commit: Commit, older: Older | None) -> pa.Table:
+    """The plan of an index that its commit vouches for. Raises Unusable."""
+    rows = index.select([*_PLANNED, "reason", "detail"]).to_pylist()
+    before = older({row["row"] for row in rows}) if older else {}
+    lines: list[int | None] = []
+    whys: list[str | None] = []
+    for row in rows:
+        line, why = None, before.get(row["row"])
+        if row["reason"] == "bad_url":
+            match = _BAD_LINE.fullmatch(row["detail"] or "")
+            if not match:
+                raise Unusable(f"does not say which line {row['key']} was")
+            line, why = int(match[1]), match[2]
+        lines.append(line)
+        whys.append(why)
+    asked = Counter(why for why, line in zip(whys, lines) if why and line is None)
+    if asked != Counter(commit.supersedes):
+        raise Unusable(f"and older ones say {dict(asked)} of what is asked again, the commit {commit.supersedes}")
+    plan = index.select(_PLANNED)
+    for name, values in (("line", lines), ("why", whys)):
+        plan = plan.append_column(name, pa.array(values, PLAN_SCHEMA.field(name).type))
+    return plan.cast(PLAN_SCHEMA)

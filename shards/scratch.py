@@ -1,0 +1,73 @@
+"""Local folders for what is needed only while a process lives: locked meanwhile, gone afterwards, and removed by the
+next process where one was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.pixels import own_file
+
+LOCK = "lock"
+UNLOCKED = 86_400.0  # seconds; a folder without a lock that is older was left by a process that was killed
+
+
+@contextlib.contextmanager
+def folder(prefix: str) -> Iterator[Path]:
+    """A folder of ours alone among the system's temporary files; removes those that killed processes left there under
+    this prefix. Raises OSError."""
+    root = Path(tempfile.gettempdir())
+    for _ in dead(prefix, root):
+        pass
+    with locked(prefix, root) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def locked(prefix: str, root: Path) -> Iterator[Path]:
+    """A new folder below `root`, locked until the block ends (flock ends with the process, whatever ends it) and gone
+    then. Raises OSError."""
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    try:
+        with (made / f"{LOCK}.new").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (made / f"{LOCK}.new").rename(made / LOCK)  # only now can others see that it is locked
+            yield made
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(made)
+
+
+def dead(prefix: str, root: Path) -> Iterator[Path]:
+    """Our folders below `root` whose processes were killed; each is removed when the next one is asked for."""
+    for path in root.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            about = path.lstat()
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+                continue  # a link or a folder of somebody else
+            try:
+                with own_file(path / LOCK) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    yield path
+                    _remove(path)
+            except FileNotFoundError:
+                if time.time() - about.st_mtime > UNLOCKED:
+                    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """The lock last: if we are killed on the way, others still see what this is."""
+    for entry in list(path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != LOCK:
+            entry.unlink(missing_ok=True)
+    (path / LOCK).unlink(missing_ok=True)
+    path.rmdir()

@@ -1,0 +1,50 @@
+"""Branches: runs that go on from a checkpoint of a trunk, a run at a constant rate, and decay theirs to 0.
+
+One trunk serves every sample count (xtra/optim.py, `decay_start`). A branch sees the samples that the trunk would see,
+in the same order, since both are pure functions of the same config: it ends where a whole run of its length would end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from shards import store
+from xtra.run import checkpoint
+from xtra.run.folder import differences
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+BRANCHES_DIFFER = ("samples",)  # from their trunk, beside what any attempt may change
+
+
+def require_trunk(settings: DataclassInstance, manifest: str, start: int) -> str:
+    """The checkpoint of the trunk, after `start` samples, that a branch with these settings begins from.
+
+    Raises ValueError when the trunk has no such checkpoint, or was trained with other settings or on another manifest.
+    """
+    ours = dataclasses.asdict(settings)
+    trunk = str(ours["branch"])
+    config = store.join(trunk, "config.json")
+    if not store.exists(config):
+        raise ValueError(f"{trunk}: is no run (it has no config.json): give the run that this one branches from")
+    theirs = store.read_json(config)
+    same: dict[str, Any] = {name: theirs.get(name) for name in BRANCHES_DIFFER}
+    ours |= same | {"optim": ours["optim"] | {"decay": theirs["optim"].get("decay", 0.0)}}
+    for name, old, new in differences(settings, theirs, ours, ("batch",)):
+        raise ValueError(
+            f"{trunk}: was trained with {name} = {old!r}, its branch has {new!r}: use the old value or another trunk"
+        )
+    url = checkpoint.checkpoint_folder(trunk, start)
+    if start not in checkpoint.committed(trunk):
+        raise ValueError(
+            f"{trunk}: has no checkpoint after {start} samples, where the decay begins: train it to there with "
+            f"--keep-at {start}"
+        )
+    found = store.read_json(store.join(url, checkpoint.COMMIT))["manifest"]
+    if found != manifest:
+        raise ValueError(
+            f"{trunk}: was trained on manifest {found[:16]}, its branch reads {manifest[:16]}: use that version"
+        )
+    return url
