@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli
-from jobs.report.ledger import LedgerRow, write_ledger
+from jobs.report.ledger import LedgerRow
+from jobs.report.ledger_file import write_ledger
 
 
 @pytest.fixture
