@@ -64,7 +64,7 @@ def provenance(runs: Sequence[Run], study: Study) -> str:
         "threads": lambda r: r.info.get("threads"),
         "world": lambda r: r.info.get("world"),
         "recipe": lambda r: r.info.get("recipe"),
-        "dataset": lambda r: r.info.get("dataset"),
+        "dataset": lambda r: str(r.info.get("dataset") or "").rstrip("/").rpartition("/")[2],
         "manifest": lambda r: r.info["manifest"][:16],
     }
     text = "Manifest: the first 16 digits of the digest that names exactly the images that a run was trained on."
