@@ -344,7 +344,7 @@ def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
         dataset=dataset,
         list_name=head["list_name"],
         list_sha256=head["list_sha256"],
-        shards=tuple(map(Shard, *(table[name].to_pylist() for name in _FIELDS))),
+        shards=tuple(map(_checked, map(Shard, *(table[name].to_pylist() for name in _FIELDS)))),
         links=head["links"],
         kept=head["kept"],
         reasons=head["reasons"],
@@ -353,3 +353,14 @@ def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
         classes=tuple(head["classes"]) if head["classes"] is not None else None,
         rules=Rules(**head["rules"]) if head.get("rules") else None,
     )
+
+
+def _checked(shard: Shard) -> Shard:
+    """Names in a manifest of others become names of files here: of caches, of what a repair writes."""
+    inside = "/" not in shard.index and (shard.foreign or "/" not in shard.tar)
+    assert inside, f"unit {shard.unit}: its tar or index lies outside of shards/"
+    assert _SHA256.fullmatch(shard.tar_sha256), f"unit {shard.unit}: its tar_sha256 is not one"
+    return shard
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")

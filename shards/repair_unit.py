@@ -165,6 +165,8 @@ def _read_commit(dataset: str, name: str, unit: int, named: Shard | None) -> Com
         raise Unusable(f"is damaged ({error})") from None
     if found.unit != unit:
         raise Unusable(f"is of unit {found.unit}")
+    if "/" in str(found.index):  # it is written to: a dataset of others must not say where outside of its folder
+        raise Unusable("names an index outside of shards/")
     for what in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept") if named else ():
         if getattr(found, what) != getattr(named, what):
             raise Unusable(f"has another {what} than the manifest")
@@ -190,6 +192,8 @@ def _repair_commit(
     try:
         if plan is None:
             raise Unusable("its plan is gone or damaged, too")
+        if "/" in named.index:
+            raise Unusable("it lies outside of shards/")
         body = read(dataset, f"shards/{named.index}")
         done.commit = _commit_from(named, body, plan)
     except Unusable as error:

@@ -1,8 +1,8 @@
-"""The one door to storage: whole objects, ranges, atomic puts and put-if-absent on anything fsspec opens.
+"""The one door to storage: whole objects, ranges, atomic puts and put-if-absent on disk and S3.
 
-A URL is `s3://bucket/key`, `file:///path`, a plain path, or any scheme fsspec knows. Endpoint, region and keys of S3
-come from the standard AWS variables or the instance's role and are never arguments. Errors are `StoreError`s (a
-`ValueError`) that name the object and the next step.
+A URL is `s3://bucket/key`, `file:///path` or a plain path; `http://` and `https://` are read only. Endpoint, region
+and keys of S3 come from the standard AWS variables or the instance's role and are never arguments. Errors are
+`StoreError`s (a `ValueError`) that name the object and the next step.
 """
 
 from __future__ import annotations
@@ -317,8 +317,8 @@ def entries(url: str) -> list[Entry]:
 
 
 def _modified(info: dict[str, Any]) -> float:
-    """Every fsspec file system has its own name and type for it."""
-    value = next((info[key] for key in ("LastModified", "mtime", "updated", "modified") if info.get(key)), None)
+    """S3 gives a datetime, other clients of fsspec text or nothing."""
+    value = next((info[key] for key in ("LastModified", "mtime") if info.get(key)), None)
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     return value.timestamp() if isinstance(value, datetime) else float("inf") if value is None else float(value)

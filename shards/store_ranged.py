@@ -2,8 +2,8 @@
 
 fsspec's clients build a request in Python, some 300 us each, and hand every body over as a new object whose pages the
 kernel must clear first. Here fsspec only signs an object's URL, once an hour; the bytes come through libcurl, one
-handle and one kept-alive connection a thread, into memory that is used again and again. Stores whose client cannot sign
-(a memory store, gs:// without a service account's key) are read through fsspec.
+handle and one kept-alive connection a thread, into memory that is used again and again. Where the client cannot sign
+(keys that are being renewed, say), objects are read through fsspec.
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ import fsspec
 
 T = TypeVar("T")
 
+# Others that fsspec knows may overwrite where two writers put one name: datasets and runs would lose units there.
+SCHEMES = ("s3", "http", "https")
+SUPPORTED = "give s3://BUCKET/NAME or a folder; http:// and https:// only to read from"
+
 PATIENCE = 120.0  # seconds that a remote call is tried again for, so that a store may go away for a minute
 FIRST_PATIENCE = 10.0  # ... while this process has never reached the store: it may be a slip in its name
 LONGEST_WAIT = 8.0  # seconds between two tries
@@ -37,6 +41,8 @@ _filesystems_lock = threading.Lock()
 def client(url: str) -> tuple[Any, str]:
     """The fsspec file system of a remote URL, made in the process that uses it (clients do not survive a fork)."""
     scheme, path = url.split("://", 1)
+    if scheme not in SCHEMES:
+        raise StoreError(f"{url}: {scheme}:// is not supported: {SUPPORTED}")
     if scheme in ("http", "https"):
         path = url
     with _filesystems_lock:

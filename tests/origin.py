@@ -14,7 +14,8 @@ answers), /endless, /truncated, /reset, /html, /empty, /gzip and /bomb (a Conten
 /declared/N (a Content-Length of N), /cut/NAME.jpg (a complete reply with half a picture), /slow/SECONDS/NAME.jpg,
 /halves/SECONDS/NAME.jpg (the second half so much later),
 /redirect/N (N hops to a picture), /loop, /goto?URL (302 to any URL), /file/NAME (from `files`), /later/SECONDS (429
-always, with that Retry-After), /tag/NAME?VALUE|VALUE (X-Robots-Tag headers), /tagged_endless (opted out, and endless).
+always, with that Retry-After), /signed/NAME (302 to a picture, with `signature` in its URL), /tag/NAME?VALUE|VALUE
+(X-Robots-Tag headers), /tagged_endless (opted out, and endless).
 Lies about connections: /excess (more body than declared), /unasked (a second reply nobody asked for), /leaves (a whole
 reply, then closes without notice), /hangs_up (closes before any reply), /garbage (no HTTP), /broken_chunk,
 /long_status (of 5,000 digits).
@@ -56,12 +57,14 @@ class Origin:
     def __init__(self, address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.robots: Callable[[Any], None] | None = None
         self.files: dict[str, bytes] = {}
+        self.signature = ""
         self.requests: Counter[str] = Counter()  # robots.txt is counted apart
         self.robots_asked = 0
         self.connections = 0
         self.busy = 0
         self.busiest = 0
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []  # of the same requests
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self.address, self.scheme = address, "https" if tls else "http"
@@ -129,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 origin.requests[path] += 1
             origin.headers.append(dict(self.headers))
+            origin.paths.append(path)
             origin.busy += 1
             origin.busiest = max(origin.busiest, origin.busy)
         try:
@@ -244,6 +248,18 @@ class _Handler(BaseHTTPRequestHandler):
     def serve_gzip(self, path: str, *_: str) -> None:
         self.reply(gzip.compress(picture(path), mtime=0), Content_Encoding="gzip")
 
+    def serve_named(self, path: str, encoding: str) -> None:
+        self.reply(picture(path), Content_Encoding=encoding)  # which is not true
+
+    def serve_gate(self, path: str, *_: str) -> None:
+        if "seen=1" in self.headers.get("Cookie", ""):
+            self.serve_ok(path + ".jpg")
+        else:
+            self.reply(b"", 302, Location=path, Set_Cookie="seen=1; Path=/")
+
+    def serve_leave(self, path: str, *_: str) -> None:
+        self.reply(b"", 302, Location=path.split("?", 1)[1], Set_Cookie="seen=1; Path=/")
+
     def serve_bomb(self, path: str, *_: str) -> None:
         self.reply(gzip.compress(bytes(50_000_000), 1, mtime=0), Content_Encoding="gzip")
 
@@ -322,6 +338,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve_loop(self, path: str, *_: str) -> None:
         self.reply(b"", 301, Location="/loop")
+
+    def serve_signed(self, path: str, name: str) -> None:
+        self.reply(b"", 302, Location=f"/ok/{name}?X-Amz-Signature={self.server.origin.signature}")
 
     def serve_goto(self, path: str, *_: str) -> None:
         self.reply(b"", 302, Location=path.split("?", 1)[1])

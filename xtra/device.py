@@ -1,6 +1,8 @@
-"""What goes to the training device."""
+"""The training device: what goes there, its clock, and the host's cores that serve it."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -9,3 +11,21 @@ from torch import Tensor
 def sent(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, begun but not waited for: pinned memory is what the host need not wait for."""
     return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
+
+
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """A point in what a GPU has been given to do, with its time; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def decoding_threads(device: torch.device) -> int:
+    """How many threads of a rank decode by default: on a GPU the rank's share of the cores, 2 to 32; on a CPU, which
+    has training to do, 2."""
+    if device.type != "cuda":
+        return 2
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or torch.cuda.device_count()
+    return min(32, max(2, len(os.sched_getaffinity(0)) // max(1, ranks)))

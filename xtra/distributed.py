@@ -83,6 +83,15 @@ def sum_numbers(numbers: Tensor) -> Tensor:
     return numbers
 
 
+def least(number: int, device: torch.device) -> int:
+    """The smallest of the ranks' numbers."""
+    if world_of()[1] == 1:
+        return number
+    smallest = torch.tensor(number, device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)
+
+
 class Owners:
     """Which rank updates which parameter when the optimiser's state is shared out (ZeRO stage 1).
 

@@ -54,28 +54,29 @@ class _Taken(torch.autograd.Function):
     """Some images. Its gradient is gathered too: torch's own would add into zeros, by atomic operations on a GPU."""
 
     @staticmethod
-    def forward(ctx: Any, x_BND: Tensor, scale_B: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:
+    def forward(ctx: Any, x_BND: Tensor, scale_B: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:  # pyrefly: ignore
         ctx.save_for_backward(scale_B, place_B)
         return x_BND.index_select(0, kept)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = grads
         scale_B, place_B = ctx.saved_tensors
         return torch.where(scale_B[:, None, None] != 0, grad.index_select(0, place_B), 0), None, None, None
 
 
 class _Spread(torch.autograd.Function):
-    """Every image's row of a branch. What is no image's own is multiplied by 0 next, so no gradient comes from there."""
+    """Every image's row of a branch; what it finds for an image that is not kept is multiplied by 0 next."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:
+    def forward(ctx: Any, out: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:  # pyrefly: ignore
         ctx.save_for_backward(kept)
         return out.index_select(0, place_B)
 
     @staticmethod
-    def backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return grad_BND.index_select(0, kept), None, None
+        return grads[0].index_select(0, kept), None, None
 
 
 def drops_of(
@@ -101,13 +102,26 @@ def drops_of(
     places_LSB = order_LSB.argsort(2)
     places_LSB = places_LSB.where(places_LSB < torch.tensor(rounded).view(layers, 2, 1), 0)
     chosen = torch.cat([order_B[:count] for order_B, count in zip(order_LSB.flatten(0, 1), rounded)])
+    # Of these every image is kept in every step; of others perhaps in this one, which is to look as the next one does.
+    never_dropped = (drop_LSB == 1).all(2).flatten().tolist()
     # One copy of each for all branches: a copy costs the host as much as starting a kernel.
     scales, places = sent(drop_LSB, device).flatten(0, 1), sent(places_LSB, device).flatten(0, 1)
     drops = [
-        Drop(scale_B) if len(kept) == every else Drop(scale_B, kept, place_B)
-        for scale_B, kept, place_B in zip(scales, sent(chosen, device).split(rounded), places)
+        Drop(scale_B) if never else Drop(scale_B, kept, place_B)
+        for scale_B, kept, place_B, never in zip(scales, sent(chosen, device).split(rounded), places, never_dropped)
     ]
     return [[*drops[i : i + 2]] for i in range(0, len(drops), 2)]
+
+
+def mark_kept(*ones: Drop | Branch | None) -> None:
+    """Say to torch.compile that the numbers of kept images vary, so that it makes one graph for all of them."""
+    import torch._dynamo
+
+    for one in ones:
+        if isinstance(one, Drop) and one.kept is not None:
+            torch._dynamo.maybe_mark_dynamic(one.kept, 0)
+        elif isinstance(one, Branch) and one.drop is not None and one.drop.kept is not None:
+            torch._dynamo.maybe_mark_dynamic(one.out_BND, 0)
 
 
 def scales(rate: float, layers: int, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:

@@ -27,8 +27,14 @@ def normalise_blocks(blocks_BKP: Tensor) -> Tensor:
     return (x - mean) * (var + EPS).rsqrt()
 
 
-def next_block_loss(predictions: Sequence[Tensor], targets_BKP: Tensor, config: LossConfig | None = None) -> Tensor:
-    """The mean over heads of each head's mean error; a scalar.
+def next_block_loss(
+    predictions: Sequence[Tensor],
+    targets_BKP: Tensor,
+    config: LossConfig | None = None,
+    weight_B: Tensor | None = None,
+) -> Tensor:
+    """The mean over heads of each head's mean error; a scalar. With `weight_B`, the sum over images of an image's mean
+    error times its weight instead.
 
     predictions: head i's [B, >= K-1-i, P]; position k predicts block k+1+i, and positions beyond K-2-i are ignored.
     targets_BKP: raw blocks (`blocks.target_blocks`), in the order that the model saw them.
@@ -38,5 +44,9 @@ def next_block_loss(predictions: Sequence[Tensor], targets_BKP: Tensor, config: 
     heads = []
     for ahead, prediction in enumerate(predictions):
         target = wanted[:, ahead:]
-        heads.append(error(prediction[:, : target.shape[1]].to(target.dtype), target))
+        prediction = prediction[:, : target.shape[1]].to(target.dtype)
+        if weight_B is None:
+            heads.append(error(prediction, target))
+        else:
+            heads.append((error(prediction, target, reduction="none").mean((1, 2)) * weight_B).sum())
     return torch.stack(heads).mean()

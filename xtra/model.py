@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from xtra.attention import Causal, attend, causal_of
 from xtra.blocks import patches, take_blocks
-from xtra.drop_path import Branch, Drop, added, branch_of, drops_of
+from xtra.drop_path import Branch, Drop, added, branch_of, drops_of, mark_kept
 
 NORM_EPS = 1e-6
 ORDERS = ("raster", "random")
@@ -209,8 +209,8 @@ class Block(nn.Module):
 class LastNorm(nn.LayerNorm):
     """The norm of the whole stream, after the last layer."""
 
-    def forward(self, x_BND: Tensor, before: Branch | None = None) -> Tensor:
-        return super().forward(added(x_BND, before))
+    def forward(self, input: Tensor, before: Branch | None = None) -> Tensor:  # noqa: A002  (torch's name)
+        return super().forward(added(input, before))
 
 
 class PatchEmbed(nn.Module):
@@ -233,6 +233,7 @@ class Encoder(nn.Module):
         self.config = config
         self.skip_dropped = False  # see drop_path.drops_of
         self.attention = "auto"  # or one of xtra.attention.ARMS: the same numbers
+        self.compiled = False
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         self.patch_embed = PatchEmbed(config.width, config.patch)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
@@ -250,10 +251,14 @@ class Encoder(nn.Module):
         images_B3HW: floats, ImageNet mean and std taken out. drop_LSB: what each residual branch is multiplied by, 0 or
         1/keep (`drop_path.scales`). perm_K: the order of the blocks.
         """
-        x = self._embed(images_B3HW, last_block, perm_K)
+        x = self.embed(images_B3HW, last_block, perm_K)
         causal, before = self._causal(x), None
         for block, drops in zip(self.blocks, drops_of(drop_LSB, len(self.blocks), x.device, self.skip_dropped)):
+            if self.compiled:
+                mark_kept(*drops, before)
             x, before = block(x, causal, *drops, before)
+        if self.compiled:
+            mark_kept(before)
         return self.norm(x, before)
 
     def layers(self, images_B3HW: Tensor, last: int, perm_K: Tensor | None = None) -> list[Tensor]:
@@ -263,7 +268,7 @@ class Encoder(nn.Module):
         """
         if not 1 <= last <= len(self.blocks):
             raise ValueError(f"layers is {last}; this encoder has 1..{len(self.blocks)}")
-        x = self._embed(images_B3HW, True, perm_K)
+        x = self.embed(images_B3HW, True, perm_K)
         causal = self._causal(x)
         streams = []
         for block in self.blocks:
@@ -275,7 +280,8 @@ class Encoder(nn.Module):
         c = self.config
         return causal_of(x_BND.shape[1], c.per_block, c.width // c.heads, x_BND.device, self.attention)
 
-    def _embed(self, images_B3HW: Tensor, last_block: bool, perm_K: Tensor | None) -> Tensor:
+    def embed(self, images_B3HW: Tensor, last_block: bool, perm_K: Tensor | None) -> Tensor:
+        """Patches and their positions, [B, N, D]."""
         c = self.config
         if images_B3HW.shape[1:] != (3, c.image, c.image):
             raise ValueError(f"images are {list(images_B3HW.shape)}; this model takes [B, 3, {c.image}, {c.image}]")
@@ -315,6 +321,7 @@ class Xtra(nn.Module):
         super().__init__()
         self.config = config
         self.decoder_fp32 = decoder_fp32
+        self.compiled = False  # by xtra/compiled.py
         self.encoder = Encoder(config)
         self.bridge = Mlp(config.width, config.bridge, config.dec_width, last_bias=False)
         self.decoder = Decoder(config)
@@ -353,19 +360,6 @@ def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
     model.to_empty(device=device)
     init_weights(model, seed)
     return model
-
-
-def compile_layers(model: Xtra, mode: str | None = None) -> None:
-    """torch.compile each layer; those of a width share their graphs.
-
-    A layer has more forms than the 8 that torch compiles before it silently compiles no more: with and without drop
-    path, with all images or those kept, with and without gradients, in training and of validation's token count.
-    """
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for layer in (*model.encoder.blocks, *model.decoder.blocks):
-        layer.compile(mode=mode)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Pretraining: one Config, one run(), one loop.
 
 The only clock is samples seen: batches are global, steps are derived, and the whole state of the data is one number.
-All ranks hold the whole model and sum their gradients in a fixed order (xtra/distributed.py), so that a run continued
-from a checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
+All ranks hold the whole model and sum their gradients in a fixed order (xtra/distributed.py), so that on CPUs a run
+continued from a checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
 
 Shapes: B this rank's images, L encoder layers, K blocks.
 """
@@ -17,20 +17,22 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.manifest import Manifest, read_manifest
 from shards.stream import Cursor, Mixture, Order, ReadConfig, Stream
-from xtra import drop_path, gpu_decode
+from xtra import compiled, drop_path, fit, gpu_decode
 from xtra.attention import ARMS, Arm
-from xtra.blocks import block_orders, pick_order, target_blocks
+from xtra.batch_memory import Lease
+from xtra.blocks import block_orders, pick_order
 from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
-from xtra.device import sent
-from xtra.distributed import GradientSum, Owners, sum_numbers, world_of
-from xtra.loss import LossConfig, next_block_loss
-from xtra.model import ModelConfig, Xtra, build, compile_layers, float32_products
+from xtra.device import decoding_threads, mark, sent
+from xtra.distributed import GradientSum, Owners, least, sum_numbers, world_of
+from xtra.loss import LossConfig
+from xtra.model import ModelConfig, Xtra, build, float32_products
 from xtra.optim import OptimConfig, decay_start, learning_rate, make_optimizer
 from xtra.run import (
     Opened,
@@ -75,15 +77,17 @@ class Config:
     precision: str = "fp32"  # or "bf16": autocast
     decoder_fp32: bool = False  # under bf16, keep the decoder in fp32, as the official code does
     tf32: bool = False  # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
-    micro: int = 0  # most images in one forward pass of a rank, gradients added up; 0 means all at once
-    # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, but shapes
-    # that change); or a fixed number of each micro-batch is skipped (as DINOv2).
+    # Most images in one forward pass of a rank, gradients added up; 0: on a CPU all at once, on a GPU what its free
+    # memory holds (xtra/fit.py).
+    micro: int = 0
+    # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, in a few
+    # shapes); or a fixed number of each micro-batch is skipped (as DINOv2).
     dropped: Literal["compute", "skip", "subset"] = "compute"
-    compile: bool = False  # torch.compile each layer
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile layers, head and loss; auto: on a GPU
     attention: Arm = "auto"  # how it is computed (xtra/attention.py): the same numbers, to rounding
     shard_optimizer: bool = False  # each rank keeps its share of the optimiser's state (ZeRO 1)
     device: str = "auto"  # "cpu", "cuda" or "auto"
-    threads: int = 2  # decoding threads a rank
+    threads: int = 0  # decoding threads a rank; 0: on a GPU its share of the cores, on a CPU 2
     read: ReadConfig = field(default_factory=ReadConfig)
     # JPEGs: "gpu" needs the extra `gpu`; "auto" takes it where it can. What a GPU refuses, the CPU decodes.
     decoder: Literal["cpu", "gpu", "auto"] = "cpu"
@@ -97,10 +101,10 @@ class Config:
     other_manifest: bool = False  # go on with a checkpoint of another manifest
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch", "checkpoint_every", "keep", "threads"):
+        for name in ("samples", "batch", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name, nought in (("micro", "all at once"), ("keep_every", "none")):
+        for name, nought in (("micro", "what fits"), ("keep_every", "none"), ("threads", "by the cores")):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({nought}) or more")
         if not 0 <= self.max_bad <= 1:
@@ -109,6 +113,8 @@ class Config:
             raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
         if self.attention not in ("auto", *ARMS):
             raise ValueError(f"attention is {self.attention!r}; it must be auto or one of {', '.join(ARMS)}")
+        if self.compile not in ("auto", "on", "off"):
+            raise ValueError(f"compile is {self.compile!r}; it must be auto, on or off")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
         if self.branch and (self.optim.schedule != "constant" or not self.optim.decay):
@@ -149,22 +155,23 @@ def run(
     """
     rank, world = world_of()
     device = _device(config)
-    on_gpu = gpu_decode.chosen("cpu" if config.augment.randaugment else config.decoder, device, config.threads)
+    threads = config.threads or decoding_threads(device)
+    on_gpu = gpu_decode.chosen("cpu" if config.augment.randaugment else config.decoder, device, threads)
     opened = _join_run(config, rank, world)
     attempt, manifest = opened.attempt, opened.manifest
     known = poison.find(attempt, manifest.digest, device)
-    for remark in (*opened.remarks, _plan(config, manifest, world)):
-        progress({"remark": remark})
     model = build(config.model, config.seed, device, config.decoder_fp32)
     model.encoder.skip_dropped = config.dropped != "compute"
     model.encoder.attention = model.decoder.attention = config.attention
     owners = Owners(list(model.parameters()), config.shard_optimizer)
     optimizer = make_optimizer(model, config.optim, owners.own)
     seen, remarks = load_newest(attempt, opened.checkpoints, model, optimizer)
-    for remark in remarks:
+    remarks = (*opened.remarks, *remarks, *_compile(config, model, device))
+    with fit.in_one_line(config.out, config.micro or 1):
+        micro = _micro(config, model, optimizer, owners.own, device)
+    config = dataclasses.replace(config, micro=micro, threads=threads)
+    for remark in (*remarks, _plan(config, manifest, world)):
         progress({"remark": remark})
-    if config.compile:
-        compile_layers(model)
     gradients = GradientSum(list(model.parameters()))
     stream = Stream(manifest, config.order, config.batch, seen, config.samples, rank, world, config.read)
     if stream.reader.memory:
@@ -173,7 +180,7 @@ def run(
     machine = cost(config.model, device, world, config.dropped != "compute", config.attention)
     sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
     pending: list[Step] = []
-    loss, halted, superseded, replaced, resumed_at = None, False, False, 0, seen
+    loss, halted, superseded, replaced, resumed_at, ended = None, False, False, 0, seen, None
     crop = RandomCrop(config.model.image, config.augment, config.seed)
     slots = config.batch + 16 * config.threads  # of a batch that a device decodes, and of the threads' samples
     begun = since = time.perf_counter()
@@ -184,6 +191,7 @@ def run(
         progress({"remark": f"the run goes on without {event['sink']}, which failed: {event['error']}"})
 
     with (
+        fit.in_one_line(config.out, config.micro),
         float32_products("high" if config.tf32 else "highest"),
         closing(stream),
         poison.Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
@@ -197,7 +205,7 @@ def run(
         for batch in train_batches(
             stream, config.model.image, config.augment, config.seed, config.threads, device=on_gpu, guard=guard
         ):
-            waited = time.perf_counter() - since
+            waited, gap = time.perf_counter() - since, (ended, mark(device))
             total = min(config.batch, config.samples - seen)
             perm_K = pick_order(orders_KK, config.seed, seen) if orders_KK is not None else None
             lr = learning_rate(config.optim, seen, config.samples, config.batch)
@@ -205,7 +213,7 @@ def run(
                 group["lr"] = lr
 
             loss_share = _forward_backward(model, batch, config, total, device, perm_K, gradients)
-            batch.release()
+            batch.release()  # where that was a GPU's, it has been released when its copy was begun
             gradients.finish()
             told = sum_numbers(_told(loss_share, len(batch.events), stop()))
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
@@ -223,7 +231,7 @@ def run(
             row["cpu_seconds"] = time.process_time() - began_cpu
             if opened.val is not None and _crossed(config.val.every, seen, total, config.samples):
                 row["val_loss"] = _validate(model, opened.val, config, device, orders_KK)
-            pending.append(Step(row, told, grad_norm, batch.keys))
+            pending.append(Step(row, told, grad_norm, batch.keys, gap))
             due = _crossed(config.checkpoint_every, seen, total, config.samples) or seen in config.keep_at
             if due or len(pending) >= sync_every:
                 record = recorder.add if rank == 0 else lambda row: None
@@ -240,6 +248,7 @@ def run(
                 superseded = saver.save(model, optimizer, {"cursor": cursor}, seen)
             if halted or superseded:
                 break
+            ended = mark(device)
         superseded = saver.wait() or superseded
         stopped = seen < config.samples or superseded
         if rank == 0:
@@ -305,6 +314,45 @@ def _trunk(config: Config) -> str:
     return require_trunk(config, manifest.digest, decay_start(config.optim, config.samples, config.batch))
 
 
+def _compile(config: Config, model: Xtra, device: torch.device) -> tuple[str, ...]:
+    """Compile the model if the config says so; remarks for the user."""
+    if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
+        return ()
+    why = compiled.unavailable() if config.compile == "auto" else ""
+    if why:
+        return (f"nothing is compiled, which makes training slower: {why}",)
+    compiled.compile_model(model)
+    return ()
+
+
+def _micro(
+    config: Config, model: Xtra, optimizer: torch.optim.Optimizer, own: list[nn.Parameter], device: torch.device
+) -> int:
+    """The images of one pass, the same on all ranks: `config.micro`, or what fits in the memory of the smallest GPU."""
+    world = world_of()[1]
+    share = math.ceil(config.batch / world)
+    free = None if config.micro else fit.free_bytes(device)
+    if free is None:
+        return config.micro or share
+    missing = 0 if optimizer.state else sum(p.numel() for p in own)
+    free -= fit.fixed_bytes(sum(p.numel() for p in model.parameters()), world, missing)
+    fits = fit.images_that_fit(config.model, config.precision == "bf16", config.decoder_fp32, free)
+
+    def once(images: int) -> None:
+        moments = torch.empty(8 * missing, dtype=torch.uint8, device=device)
+        side, nothing = config.model.image, np.zeros(images, np.int64)
+        pixels = torch.zeros(images, 3, side, side, dtype=torch.uint8)
+        batch = Batch(Lease(pixels), ("",) * images, ((),) * images, nothing, nothing)
+        perm_K = torch.arange(config.model.blocks, device=device) if config.model.order == "random" else None
+        try:
+            _forward_backward(model, batch, dataclasses.replace(config, micro=images), images, device, perm_K, None)
+        finally:
+            model.zero_grad(set_to_none=True)
+            del moments
+
+    return least(fit.tried(fit.even_parts(share, fits), once), device)
+
+
 def _forward_backward(
     model: Xtra,
     batch: Batch,
@@ -312,26 +360,33 @@ def _forward_backward(
     total: int,
     device: torch.device,
     perm_K: Tensor | None,
-    gradients: GradientSum,
+    gradients: GradientSum | None,
 ) -> Tensor:
     """Add this rank's share of the global mean loss's gradient; returns that share of the loss (no host sync)."""
     share = torch.zeros((), device=device)
     step = config.micro or max(len(batch), 1)
+    pixels_B3HW = batch.images_B3HW.to(device, non_blocking=True)
+    if device.type == "cuda":
+        batch.release()  # now: what waits for this memory waits for the copy, and not for the whole step
+    loss_of = compiled.compiled_loss() if model.compiled else compiled.loss_of
     for start in range(0, len(batch), step):
         part = slice(start, start + step)
-        images = normalise(batch.images_B3HW[part].to(device, non_blocking=True))
+        images, weight_B = normalise(pixels_B3HW[part]), None
+        count, epoch_B, sample_B = len(images), batch.epoch_B[part], batch.sample_B[part]
+        if model.compiled:
+            weight_B = compiled.weights(count, step, total, device)
+            images = compiled.filled(images, step)
+            epoch_B, sample_B = compiled.filled_numbers(epoch_B, step), compiled.filled_numbers(sample_B, step)
         drop_LSB = None
         if config.model.drop_path:
             draw = drop_path.subset_scales if config.dropped == "subset" else drop_path.scales
-            rate, layers = config.model.drop_path, config.model.depth
-            drop_LSB = draw(rate, layers, config.seed, batch.epoch_B[part], batch.sample_B[part])
-        targets_BKP = target_blocks(images, config.model.side)
-        if perm_K is not None:
-            targets_BKP = targets_BKP[:, perm_K]
+            drop_LSB = draw(config.model.drop_path, config.model.depth, config.seed, epoch_B, sample_B)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predictions = model(images, drop_LSB, perm_K=perm_K)
-        loss = next_block_loss(predictions, targets_BKP, config.loss) * (len(images) / total)
-        if start + step >= len(batch):
+        loss = loss_of(predictions, images, config.model.side, perm_K, weight_B, config.loss)
+        if weight_B is None:
+            loss = loss * (count / total)
+        if gradients is not None and start + step >= len(batch):
             gradients.arm()
         loss.backward()
         share += loss.detach()
@@ -359,6 +414,7 @@ class Step:
     told: Tensor  # loss, replaced samples, wish to stop; over all ranks
     grad_norm: Tensor
     keys: tuple[str, ...]  # this rank's samples
+    gap: tuple[Any, Any]  # events at the end of the step before and where this one had its batch; None on CPUs
 
 
 def _look(
@@ -374,6 +430,8 @@ def _look(
     for step in pending:
         loss, bad, stop = step.told.tolist()
         norm, seen = float(step.grad_norm), step.row["samples_seen"]
+        if None not in step.gap:  # what the device waited: the host may wait for data while it still computes
+            step.row["data_wait"] = step.gap[0].elapsed_time(step.gap[1]) / 1e3
         record(step.row | {"loss": loss, "grad_norm": norm})
         replaced, halt = replaced + int(bad), halt or stop > 0
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shards.manifest import Manifest
 from xtra.blocks import target_blocks
+from xtra.compiled import filled
 from xtra.data import eval_batches, normalise
 from xtra.distributed import sum_numbers, world_of
 from xtra.loss import LossConfig, next_block_loss
@@ -50,13 +51,17 @@ def validation_loss(
     total = torch.zeros(2, dtype=torch.float64, device=device)  # sum of image losses, images
     for batch in eval_batches(manifest, config.batch, size, config.resize or size, threads=threads, part=(rank, world)):
         images = normalise(batch.images_B3HW.to(device, non_blocking=True))
+        count = len(images)
+        if model.compiled:
+            images = filled(images, config.batch)
         targets_BKP = target_blocks(images, model.config.side)
         if perm_K is not None:
             targets_BKP = targets_BKP[:, perm_K]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             predictions = model(images, perm_K=perm_K)
-        total[0] += next_block_loss(predictions, targets_BKP, loss).double() * len(images)
-        total[1] += len(images)
+        wanted = [prediction[:count] for prediction in predictions]
+        total[0] += next_block_loss(wanted, targets_BKP[:count], loss).double() * count
+        total[1] += count
         batch.release()
     images_loss, images_seen = sum_numbers(total).tolist()
     assert images_seen == manifest.samples, "every image once"

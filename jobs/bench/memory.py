@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from jobs.bench import result
 from xtra.attention import causal_of
 from xtra.blocks import target_blocks
+from xtra.fit import kept_bytes
 from xtra.loss import next_block_loss
 from xtra.model import SIZES, ModelConfig, Xtra
 
@@ -61,7 +62,7 @@ def run(config: Config) -> dict[str, Any]:
                     "precision": precision,
                     "decoder_fp32": decoder_fp32,
                     "bytes_an_image": held.image,
-                    "bytes_an_image_by_formula": by_formula(SIZES[size], precision == "bf16", decoder_fp32),
+                    "bytes_an_image_by_formula": kept_bytes(SIZES[size], precision == "bf16", decoder_fp32),
                     "constant_bytes": held.constant,
                     "images_that_fit": fits,
                 }
@@ -126,34 +127,3 @@ def kept_for_backward(forward: Callable[[], Tensor], parameters: Iterable[Tensor
         loss = forward()
     del loss
     return sum(storage.nbytes() for storage in held.values())
-
-
-def by_formula(c: ModelConfig, bf16: bool, decoder_fp32: bool) -> int:
-    """Bytes an image, from the shapes alone, for N tokens (the last block is not computed) and K - 1 predictions.
-
-    A layer of width D keeps of each token: the inputs of both norms and their mean and spread in float32; and in the
-    precision of the products, both norms' outputs (D each), queries, keys and values (3 D), attention's output (D) and
-    the logarithm of its sum for each head (float32), and the hidden values of the MLP before and after GELU. The loss
-    keeps predictions and normalised targets in float32.
-    """
-    half = 2 if bf16 else 4
-    n, k = c.tokens - c.per_block, c.blocks - 1
-
-    def norm(width: int) -> int:
-        return n * (4 * width + 8)
-
-    def layers(width: int, depth: int, heads: int, size: int) -> int:
-        products = (6 + 2 * c.mlp_ratio) * width * size
-        return depth * (2 * norm(width) + round(n * products) + n * heads * 4)
-
-    def mlp(rows: int, width: int, hidden: int, size: int) -> int:
-        return rows * (width + 2 * hidden) * size
-
-    encoder = layers(c.width, c.depth, c.heads, half) + norm(c.width) + n * 3 * c.patch**2 * half
-    decoder = layers(c.dec_width, c.dec_depth, c.dec_heads, 4 if decoder_fp32 else half) + norm(c.dec_width)
-    bridge = mlp(n, c.width, c.bridge, half)
-    heads = sum(
-        mlp(k - ahead, c.per_block * c.dec_width, c.head, half) + (k - ahead) * c.block_pixels * 4
-        for ahead in range(c.predict)
-    )
-    return encoder + bridge + decoder + heads + k * c.block_pixels * 4

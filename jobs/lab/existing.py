@@ -66,7 +66,8 @@ def _as_wanted(result: Result, settings: probe.Config) -> bool:
         if made != (settings.epochs, settings.warmup_defect):
             return False
         for name, wanted in (("lr", settings.lrs), ("weight_decay", settings.weight_decays)):
-            if {point[name] for point in result["selection"]} != {*wanted}:
+            tried = {point[name] for point in result.get("selection") or () if name in point}
+            if tried and tried != {*wanted}:
                 return False
     if result.get("seed") is not None and result["seed"] != settings.seed:
         return False

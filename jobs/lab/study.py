@@ -182,8 +182,8 @@ def _shaping(recipe: train.Config) -> dict[str, Any]:
 
 def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            yield from _differences(f"{path}.{name}".lstrip("."), before.get(name), now.get(name))
+        for name in sorted(before):  # what is not there was no setting then, and is taken at its default
+            yield from _differences(f"{path}.{name}".lstrip("."), before[name], now.get(name))
     elif before != now:
         yield path, before, now
 

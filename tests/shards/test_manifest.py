@@ -25,7 +25,7 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
-from shards.manifest import add_version, make_version, read_manifest
+from shards.manifest import add_version, make_version, read_manifest, write_manifest
 from shards.selection import selected_index, subset
 
 
@@ -248,3 +248,13 @@ def test_a_damaged_index_is_named(tmp_path):
     store.put(f"{tmp_path}/shards/{manifest.shards[0].index}", b"not parquet at all")
     with pytest.raises(ValueError, match=manifest.shards[0].index):
         selected_index(manifest, 0)
+
+
+@pytest.mark.parametrize("field", ["tar", "index", "tar_sha256"])
+def test_a_manifest_of_others_names_no_file_outside_of_its_dataset(tmp_path, field):
+    """A cache names its files by a tar's sha256, and a repair writes indexes: neither may be led elsewhere."""
+    made = make_dataset(tmp_path / "d", [5])
+    wrong = dataclasses.replace(made, shards=(dataclasses.replace(made.shards[0], **{field: "../../etc/x"}),))
+    write_manifest(wrong)
+    with pytest.raises(ValueError, match=r"is damaged .*unit 0: its"):
+        read_manifest(f"{tmp_path / 'd'}@{wrong.digest}")

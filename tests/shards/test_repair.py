@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -338,6 +339,25 @@ def test_rules_that_were_lost_come_back_as_their_line_says(dataset: str) -> None
     (lost,) = {line.what.partition(": xtra select ")[2].split()[0] for line in repair.run(dataset).lost}
     assert select(read_manifest(lost), SelectConfig(duplicates=False)).digest == last.digest
     assert snapshot(dataset) == before
+
+
+def test_a_dataset_of_others_does_not_say_where_to_write(tmp_path: Path) -> None:
+    """Its manifest and commit name an index outside of it, with all that is needed to rebuild that one."""
+    base = str(tmp_path / "d")
+    made = make_dataset(base, [6], side=16)
+    outside = "../../000000-a1.parquet"
+    path = Path(base, "commits/000000.json")
+    path.write_text(path.read_text().replace(made.shards[0].index, outside))
+    shutil.rmtree(Path(base, "versions"))
+    shutil.rmtree(Path(base, "manifests"))
+    assert manifest.make_version(base, "test").shards[0].index == outside
+    left = snapshot(base)
+    for _ in range(2):
+        done = repair.run(base)
+        assert "outside of shards/" in " ".join(lines(done.lost))
+        assert (done.rebuilt, snapshot(base), [each.name for each in tmp_path.iterdir()]) == ((), left, ["d"])
+        path.unlink(missing_ok=True)
+        left.pop("commits/000000.json", None)
 
 
 def test_dataset_json_is_never_made_up(dataset: str) -> None:

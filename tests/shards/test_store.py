@@ -95,9 +95,13 @@ def test_no_credentials_and_no_bucket_are_one_line(on_moto, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_scheme_is_named():
-    with pytest.raises(store.StoreError, match="nosuch://a/b: no storage client for nosuch"):
-        store.read("nosuch://a/b")
+@pytest.mark.parametrize("scheme", ["nosuch", "gs", "gcs", "az", "memory", "ftp"])
+def test_a_scheme_that_no_test_vouches_for_is_refused_in_one_line(scheme):
+    says = f"{scheme}://a/b: {scheme}:// is not supported: give s3://BUCKET/NAME or a folder"
+    for verb in (store.read, store.exists, store.names, lambda url: store.put(url, b"")):
+        with pytest.raises(store.StoreError, match=says) as caught:
+            verb(f"{scheme}://a/b")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_place_without_a_name_is_never_the_root_folder():

@@ -61,7 +61,7 @@ def test_what_is_computed_holds_all_that_is_kept_in_multiples_of_the_step(step):
 
 
 def test_branches_meet_few_shapes_where_they_are_rounded():
-    """B/16 with 256 images and H/14 with 128, a hundred steps of each: 16 is what a GPU rounds to for 256, 8 for 128."""
+    """B/16 with 256 images and H/14 with 128, 20 steps of each: 16 is what a GPU rounds to for 256, 8 for 128."""
     for images, layers, step, exact, few in ((256, 12, 16, 40, 6), (128, 32, 8, 25, 6)):
         shapes: dict[int, set[int]] = {1: set(), step: set()}
         for seed in range(20):

@@ -162,7 +162,7 @@ def test_drop_path_of_a_branch_is_the_formula_of_the_official_block():
     drops = [drop_path.Drop(scale_B) for scale_B in scale]
     torch.testing.assert_close(drop_path.added(*block(stream, causal, *drops)), expected, rtol=1e-13, atol=1e-13)
     nothing = encoder(x, torch.zeros(1, 2, 2))
-    torch.testing.assert_close(nothing, encoder.norm(encoder._embed(x, True, None)))
+    torch.testing.assert_close(nothing, encoder.norm(encoder.embed(x, True, None)))
 
 
 def test_drop_path_scales_are_a_pure_function_with_the_right_rates():

@@ -94,8 +94,10 @@ def finite_gradients(arm: str, head_width: int, device: torch.device, tokens: in
     generator = torch.Generator().manual_seed(head_width)
     x = 0.1 * torch.randn(2, tokens, 3, 4, head_width, generator=generator)
     x[:, :, 0, :, 0], x[:, :, 1, :, 0] = 1.0, -120 * head_width**0.5
-    inputs = [t.detach().requires_grad_() for t in x.to(device, torch.bfloat16).permute(2, 0, 3, 1, 4).unbind(0)]
-    out = attend(*inputs, causal_of(tokens, 16, head_width, device, arm))
+    q, k, v = inputs = [
+        t.detach().requires_grad_() for t in x.to(device, torch.bfloat16).permute(2, 0, 3, 1, 4).unbind()
+    ]
+    out = attend(q, k, v, causal_of(tokens, 16, head_width, device, arm))
     found = [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
     wrong = sum(int((~t.isfinite()).sum()) for t in found)
     return row("attention", f"{arm}, {tokens} x {head_width}, bfloat16, low logits", float(wrong), 0.0)

@@ -22,7 +22,7 @@ TINY = SIZES["tiny32"]
 )
 def test_the_formula_is_what_autograd_keeps(config):
     for bf16, decoder_fp32 in ((False, True), (True, True), (True, False)):
-        assert memory.by_formula(config, bf16, decoder_fp32) == memory.kept(config, bf16, decoder_fp32).image
+        assert memory.kept_bytes(config, bf16, decoder_fp32) == memory.kept(config, bf16, decoder_fp32).image
 
 
 def test_a_trace_without_data_keeps_what_a_real_step_keeps():

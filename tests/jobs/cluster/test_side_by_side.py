@@ -123,3 +123,37 @@ def test_pieces_end_with_the_process_that_began_them(tmp_path: Path) -> None:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+# ---- as tasks of a Ray cluster ----
+
+
+@pytest.fixture
+def joined(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where RAY_ADDRESS names the cluster that is joined already."""
+    monkeypatch.setenv("RAY_ADDRESS", "in-use:6379")
+
+
+def test_on_a_cluster_pieces_are_tasks(tmp_path: Path, joined: None) -> None:
+    rows: list[dict[str, object]] = []
+    done = cluster.side_by_side(meet, [(tmp_path, "a", "b"), (tmp_path, "b", "a")], 2, progress=rows.append)
+    assert sorted((name, threads) for name, _, threads in done) == [("a", 1), ("b", 1)]
+    assert len({pid for _, pid, _ in done} | {os.getpid()}) == 3
+    assert {str(row["run"]) for row in rows} <= {"a", "b"}
+
+
+def test_on_a_cluster_a_stop_reaches_every_task(tmp_path: Path, joined: None) -> None:
+    stop = threading.Event()
+    threading.Thread(target=lambda: (wait_for_file(tmp_path / "b"), stop.set()), daemon=True).start()
+    assert sorted(cluster.side_by_side(until_stopped, [tmp_path / name for name in "abc"], 2, stop)) == ["a", "b"]
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(("how", "message"), [("raise", "^no such thing: use another$"), ("die", "a worker was lost")])
+def test_on_a_cluster_an_error_or_a_death_stops_the_others(
+    tmp_path: Path, joined: None, how: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cluster.side_by_side(fail_or_wait, [(tmp_path, "wait"), (tmp_path, how), (tmp_path, "third")], 2)
+    assert (tmp_path / "was stopped").exists()
+    assert not (tmp_path / "third").exists()

@@ -200,10 +200,10 @@ def test_mistakes_are_one_line(run_folder, words, said, capsys):
 def test_a_result_counts_for_its_own_heads_sets_and_encoder_alone(root, run_folder, probed):
     suite.run(config(root, run_folder, heads=("linear",)))
     train, evaluation = str(root / "dtd" / "train"), str(root / "dtd" / "eval")
-    grid = {"lrs": suite.SETTINGS["dtd"].lrs, "weight_decays": (0.0,)}
-    settings = probe.Config(
-        run_folder, train, evaluation, run_folder, heads=("linear", "attentive"), epochs=100, **grid
-    )
+    (done,) = (settings for settings in probed if settings.eval == evaluation)
+    both = dataclasses.replace(done, heads=("linear", "attentive"))
+    settings = dataclasses.replace(both, train=train)
+    assert existing.only_missing(dataclasses.replace(settings, lrs=(*done.lrs, 0.3)), 12800).heads == both.heads
     assert existing.only_missing(settings, 12800).heads == ("attentive",)
     assert existing.only_missing(settings, 6400) == settings
     assert existing.only_missing(dataclasses.replace(settings, encoder="random"), 0).heads == settings.heads
