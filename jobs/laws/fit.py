@@ -128,7 +128,8 @@ def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str
         sizes = sorted(sizes, key=lambda curve: curve.params or 0)
         if len(sizes) >= SIZES:
             arms.append(_joint(name, sizes, level))
-            remarks.append(f"{name}: {len(sizes)} sizes, one law in x and parameters; multipliers at its largest size.")
+            what = f"{len(sizes)} sizes, one law in x and parameters"
+            remarks.append(f"{name}: {what}; multipliers at its largest, {sizes[-1].params:.4g} parameters.")
         elif len(sizes) == 2:
             remarks.append(f"{name}: two sizes, each fitted by itself (a law in parameters needs three).")
             arms += [_one(f"{name}, {curve.params:.4g} parameters", name, curve, level) for curve in sizes]
