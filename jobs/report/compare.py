@@ -161,7 +161,7 @@ def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> 
     if common:
         mine, theirs = (math.fsum(s[seed].accuracy for seed in common) / len(common) for s in sides)
         accuracies = mine, theirs
-    bits = _bits(here, common) if common else {}
+    bits = _bits([one, other, *here], common) if common else {}  # of several probes of a line, these
     if one.line.label in bits and other.line.label in bits:
         (c,) = statistics.compare(bits, [(one.line.label, other.line.label)])
         low, high, p, paired = c.low, c.high, c.p, "seeds and images" if len(common) > 1 else "images of one seed"

@@ -67,11 +67,22 @@ class Measured:
         }
 
     def bits(self) -> NDArray[np.bool_] | None:
-        """Which test images it got right, [total]; None where the result does not say."""
+        """Which test images it got right, [total]; None where the result does not say, or says something impossible."""
         from xtra.probe import unpack
 
         right = self.result.get("right")
-        return unpack(right, self.row.total) if right and self.row.total else None
+        if not right or not self.row.total:
+            return None
+        try:
+            bits = unpack(str(right), self.row.total)
+        except ValueError:
+            return None
+        return bits if int(bits.sum()) == self.result.get("correct") else None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the result says which images it got right, but not in a way that fits its accuracy."""
+        return bool(self.result.get("right")) and self.bits() is None
 
 
 def measured(ledger: Ledger, study: Study) -> list[Measured]:

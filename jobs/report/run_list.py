@@ -64,7 +64,7 @@ def provenance(runs: Sequence[Run], study: Study) -> str:
         "threads": lambda r: r.info.get("threads"),
         "world": lambda r: r.info.get("world"),
         "recipe": lambda r: r.info.get("recipe"),
-        "dataset": lambda r: r.info.get("dataset"),
+        "dataset": lambda r: str(r.info.get("dataset") or "").rstrip("/").rpartition("/")[2],
         "manifest": lambda r: r.info["manifest"][:16],
     }
     text = "Manifest: the first 16 digits of the digest that names exactly the images that a run was trained on."
@@ -114,6 +114,11 @@ def failures(ledger: Ledger, events: Mapping[str, Counter[str]], found: Sequence
     for counts in events.values():
         total += counts
     lines += [f"{n:,} events “{kind.replace('_', ' ')}”." for kind, n in sorted(total.items())]
+    lines += [
+        f"{m.run.name}, {m.row.file}: which images it got right does not fit its accuracy, and is not used."
+        for m in found
+        if m.damaged
+    ]
     lines += [f"Could not be read: {problem}" for problem in ledger.problems]
     if not lines:
         return "<p>None: every run came to its end in one attempt, every file could be read.</p>"

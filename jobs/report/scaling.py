@@ -33,7 +33,7 @@ from jobs.report.draw import (
 )
 from jobs.report.html import document, escaped
 from jobs.report.ledger import Ledger, LedgerRow, read_runs
-from jobs.report.ledger_file import ledger_csv, write_ledger
+from jobs.report.ledger_file import ledger_csv, without_places, write_ledger
 from jobs.report.measured import Measured, Point, by_cell, measured, points
 from jobs.report.style import REPORT
 from jobs.report.tables import Columns, number, points as in_points, power, table
@@ -378,7 +378,7 @@ def _ledger_table(rows: Sequence[LedgerRow], known: Study, most: int) -> str:
 
 def _download(rows: Sequence[LedgerRow]) -> str:
     """The ledger inside the page, as a link that saves it."""
-    text = ledger_csv(rows).encode()
+    text = ledger_csv(without_places(rows)).encode()
     name, kind, data = "ledger.csv", "text/csv", text
     if len(text) > LARGE_CSV:
         name, kind, data = "ledger.csv.gz", "application/gzip", gzip.compress(text, mtime=0)

