@@ -150,6 +150,7 @@ def test_the_bundle_has_what_must_travel_and_is_used_where_it_is(tmp_path, monke
     native.mkdir()
     (native / "_crop-x.so").write_bytes(b"made")
     monkeypatch.setattr(bundle, "NATIVE", native)
+    monkeypatch.setattr(bundle, "SITE", tmp_path / "site")
     folder = tmp_path / ".gpu"
     files = dict(bundle.make(folder, str(vectors), str(tmp_path / "photos.tar"), str(wheels)))
     assert files.keys() >= {"_crop-x.so", "commit", "vectors/case.json", "photos.tar", "found-1-py3-none-any.whl"}
