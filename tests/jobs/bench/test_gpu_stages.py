@@ -33,7 +33,8 @@ def stage(number: int, out: Path, *words: str, before: str = "") -> dict:
     (site / "sitecustomize.py").write_text(BARE + before)
     path = os.pathsep.join([str(site), str(ROOT)])
     command = [sys.executable, "-m", "jobs.bench.gpu", "--stage", str(number), "--out", str(out), *TINY, *words]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": path}  # and another folder: a bundle of this tree has no part in it
+    done = subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     return json.loads(out.read_text())
