@@ -1,1 +1,2 @@
 from .apply import Config as Config, SelectConfig as SelectConfig, run as run, select as select
+from .exclude import counts as counts
