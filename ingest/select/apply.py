@@ -103,7 +103,9 @@ def run(config: Config, progress: Tell | None = None) -> Manifest:
 def _settings(how: Mapping[str, Any]) -> SelectConfig:
     """The settings that made a version, as far as it says them."""
     names = {each.name for each in dataclasses.fields(SelectConfig)} - {"classes"}
-    classes = {name: tuple(v) if isinstance(v, list) else v for name, v in how.get("classes", {}).items()}
+    classes: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in how.get("classes", {}).items()
+    }
     return SelectConfig(**{name: how[name] for name in names if name in how}, classes=ClassConfig(**classes))
 
 
