@@ -142,9 +142,9 @@ def select(
         how |= _classes(found, config)
         if not (found.fate_N == 0).any():
             raise ValueError(f"{manifest.address}: these rules leave none of {rows.count:,} pictures: loosen them")
-        result = _ruled(manifest, found, how, folder)
-        if given is not None:
+        if given is not None:  # before the version: a rerun that finds that made has nothing more to do
             exclude.remember(manifest.dataset, given)
+        result = _ruled(manifest, found, how, folder)
     if manifest.subset:
         result = selection.below(result, manifest.subset)
         versions.write_manifest(result)
