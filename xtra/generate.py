@@ -75,20 +75,25 @@ def run(config: Config, progress: Callable[[int, int], None] = lambda done, tota
     given = config.given or max(1, c.blocks // 4)
     if not 1 <= given < c.blocks:
         raise ValueError(f"given is {given}; with {c.blocks} blocks it must be 1..{c.blocks - 1}")
-    keys, pixels = _images(config, c.image)
-    order_K = block_orders(c.blocks, 0)[0] if c.order == "random" else torch.arange(c.blocks)
+    keys, pixels = images(config, c.image)
+    order_K = shown_order(c)
     files: list[str] = []
     losses: list[float] = []
     for start in range(0, len(keys), config.rows):
-        images = normalise(pixels[start : start + config.rows].to(config.device))
-        shown = [images, teacher_forced(model, images, order_K, config.head), free_run(model, images, order_K, given)]
-        targets = target_blocks(images, c.side)[:, order_K.to(images.device)]
-        head_loss = next_block_loss([_predict(model, images, order_K)[config.head]], targets[:, config.head :])
-        losses += [float(head_loss)] * len(images)
+        x = normalise(pixels[start : start + config.rows].to(config.device))
+        shown = [x, teacher_forced(model, x, order_K, config.head), free_run(model, x, order_K, given)]
+        targets = target_blocks(x, c.side)[:, order_K.to(x.device)]
+        head_loss = next_block_loss([_predict(model, x, order_K)[config.head]], targets[:, config.head :])
+        losses += [float(head_loss)] * len(x)
         files.append(f"grid-{len(files):03d}.png")
         store.put(store.join(config.out, files[-1]), grid(shown))
-        progress(start + len(images), len(keys))
+        progress(start + len(x), len(keys))
     return GenerateResult(config.out, tuple(files), tuple(keys), sum(losses) / len(losses))
+
+
+def shown_order(config: ModelConfig) -> Tensor:
+    """int64 [K]: the blocks in the order in which predictions are shown; of several orders the first."""
+    return block_orders(config.blocks, 0)[0] if config.order == "random" else torch.arange(config.blocks)
 
 
 def load_model(path: str) -> Xtra:
@@ -104,7 +109,7 @@ def load_model(path: str) -> Xtra:
     return model
 
 
-def _images(config: Config, size: int) -> tuple[list[str], Tensor]:
+def images(config: Config, size: int) -> tuple[list[str], Tensor]:
     """Keys and uint8 [samples, 3, size, size] from all over the set, those that decode."""
     manifest = read_manifest(config.data)
     wanted = min(config.samples, manifest.samples)

@@ -23,13 +23,20 @@ def settings_digest(config: Mapping[str, Any]) -> str:
 
     A field that an older run's config lacks counts as its default.
     """
-    kept = {k: v for k, v in _filled(config, _defaults()).items() if k not in NOT_SETTINGS}
+    kept = training_settings(config)
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "block"}
+    kept["order"] = {k: v for k, v in kept["order"].items() if k != "seed"}
     if kept["optim"]["schedule"] == "cosine":  # as before there were others
         kept["optim"] = {k: v for k, v in kept["optim"].items() if k not in ("schedule", "decay")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a run's config that shapes its training; of its seeds only that of the data order, in order.seed."""
+    kept = {k: v for k, v in _filled(config, _defaults()).items() if k not in NOT_SETTINGS}
     if kept["precision"] == "fp32":
         del kept["decoder_fp32"]  # a setting of autocast, whose default has changed
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return kept
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def page(version: Manifest, account: Account, seen: Survey, events: Happened, se
     sample = "" if seen.whole else read
     parts = [
         _header(version, account),
-        _section("Where the links went", _funnel(account) + _retry(account)),
+        _section("Where the links went", funnel(account) + _retry(account)),
         _section("Reasons, by example", _reasons(account, seen.examples), sample),
         _section("Hosts", _hosts(seen), sample),
         _section("Kept pictures", _shapes(seen) + _thumbs(seen.thumbs.get(KEPT, ()), captions=False), sample),
@@ -148,7 +148,7 @@ def _header(version: Manifest, a: Account) -> str:
     )
 
 
-def _funnel(a: Account) -> str:
+def funnel(a: Account) -> str:
     """Stages and what fell between them, as bars over the lines of the list."""
     rows: list[str] = []
     if a.not_chosen:

@@ -1,171 +1,126 @@
-"""What a ledger shows and does not show, in plain words and with intervals: the text of the report.
+"""What a ledger shows and does not show, in plain words and with intervals.
 
-Every sentence is computed from rows; a comparison that the rows do not allow is not made.
+Every sentence is computed from rows. The best of several says that it was chosen, and how.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jobs.report.charts import human, model_name
+import numpy as np
+
+from jobs.laws import statistics
+from jobs.report.compare import Comparison, difference_interval
 from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow
+from jobs.report.measured import Measured, Point, by_cell, points
+from jobs.report.tables import human
 
 PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
-SETS = 4  # as many are told one by one
+SETS = 4  # as many are reported one by one
 UNTRAINED, PIXELS = "the untrained encoder", "a linear classifier of raw pixels"
 ABOVE, BELOW, EVEN = "above", "below", "not distinguishable from"
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """XTRA minus AIM with the same settings, data, samples seen, set and head; accuracies are means over seeds."""
-
-    size: str
-    unique_images: int
-    samples_seen: int
-    set: str
-    head: str
-    xtra: float
-    aim: float
-    low: float
-    high: float
-    seeds: int  # of the side with fewer
-
-    @property
-    def verdict(self) -> str:
-        return "XTRA higher" if self.low > 0 else "AIM higher" if self.high < 0 else "undecided"
+Cell = tuple[str, str, str, str]
 
 
-def comparisons(rows: Sequence[LedgerRow]) -> list[Comparison]:
-    """All pairs that differ in nothing but the variant, hardest evidence first within a set: most samples last."""
-    cells: dict[tuple[str, str, str, str, str, str, int, int, str], dict[str, list[LedgerRow]]] = {}
-    for r in rows:
-        if r.encoder == "trained" and r.accuracy is not None and r.total:
-            key = (probed_on(r), r.head, r.size, r.settings, r.manifest, r.how, r.unique_images, r.samples_seen)
-            key = (*key, r.probe_eval)
-            cells.setdefault(key, {}).setdefault(r.variant, []).append(r)
-    found = []
-    for (name, head, size, _, _, _, unique, seen, _), sides in sorted(
-        cells.items(), key=lambda c: (c[0][:3], c[0][6:])
-    ):
-        if "xtra" in sides and "aim" in sides:
-            (xtra, n_xtra), (aim, n_aim) = _mean(sides["xtra"]), _mean(sides["aim"])
-            low, high = difference_interval(xtra, n_xtra, aim, n_aim)
-            seeds = min(len({r.seed for r in side}) for side in sides.values())
-            found.append(Comparison(size, unique, seen, name, head, xtra, aim, low, high, seeds))
+def titles(cells: Iterable[Cell]) -> dict[Cell, str]:
+    """A name for each set, head and way of choosing. Two sets of one name stay apart: what a sample of a benchmark says
+    is no match for what all of it says."""
+    cells = list(cells)
+    digests: dict[str, set[str]] = {}
+    for name, digest, _, _ in cells:
+        digests.setdefault(name, set()).add(digest)
+    found = {}
+    for name, digest, head, protocol in cells:
+        words = name + (f" [{digest[:8]}]" if len(digests[name]) > 1 else "")
+        found[name, digest, head, protocol] = f"{words}, {head} probe" + (
+            f" ({protocol})" if protocol not in ("", HOLD_OUT) else ""
+        )
     return found
 
 
-def probed_on(row: LedgerRow) -> str:
-    """The evaluation set, and how the grid point was chosen where it was not on a hold-out: what may be compared."""
-    return row.set if row.protocol in ("", HOLD_OUT) else f"{row.set} ({row.protocol})"
-
-
-def by_set(rows: Iterable[LedgerRow]) -> dict[str, list[LedgerRow]]:
-    """The rows of each evaluation set on which a trained encoder was probed, by a title that is the set's alone.
-
-    Two sets of one name stay apart: what a sample of a benchmark says is no match for what all of it says.
-    """
-    groups: dict[tuple[str, str], list[LedgerRow]] = {}
-    for row in rows:
-        groups.setdefault((probed_on(row), row.probe_eval), []).append(row)
-    groups = {key: group for key, group in groups.items() if any(r.encoder == "trained" for r in group)}
-    names = Counter(name for name, _ in groups)
-    titles = {
-        (name, digest): f"{name} ({group[0].total:,} images, {digest[:8]})" if names[name] > 1 else name
-        for (name, digest), group in groups.items()
-    }
-    return {titles[key]: groups[key] for key in sorted(groups, key=lambda key: titles[key])}
-
-
-def _trained_heads(rows: Iterable[LedgerRow]) -> list[str]:
-    return sorted({r.head for r in rows if r.encoder == "trained"})
-
-
-def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of p - q for two shares of n and m images (Newcombe 1998, method 10: from the Wilson intervals).
-
-    Treats the two test runs as independent; on the same images the true interval is narrower.
-    """
-    (p_low, p_high), (q_low, q_high) = _wilson(p, n, z), _wilson(q, m, z)
-    return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
-
-
-def _wilson(p: float, n: int, z: float) -> tuple[float, float]:
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
-
-
-def _mean(rows: Sequence[LedgerRow]) -> tuple[float, int]:
-    """Mean accuracy over seeds and the number of test images (not seeds x images: the seeds share them)."""
-    return sum(r.accuracy or 0.0 for r in rows) / len(rows), min(r.total or 1 for r in rows)
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def shown(ledger: Ledger) -> list[str]:
-    """What the numbers say: the best probe of each set and head against its baselines, and XTRA against AIM.
+def shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison]) -> list[str]:
+    """The best encoder of each set and head against its baselines, and how the comparisons came out.
 
     Of more than SETS sets, in how many the best is above its baselines.
     """
-    found = [
-        _Best(name, head, max((r for r in rows if (r.encoder, r.head) == ("trained", head)), key=_accuracy), rows)
-        for name, rows in by_set(ledger.rows).items()
-        for head in _trained_heads(rows)
-    ]
-    many = len({best.name for best in found}) > SETS
-    heads = sorted({best.head for best in found})
-    lines = [_summary(h, [b for b in found if b.head == h]) for h in heads] if many else [_told(b) for b in found]
-    pairs = comparisons(ledger.rows)
-    if pairs:
-        counts = {v: sum(p.verdict == v for p in pairs) for v in ("XTRA higher", "AIM higher", "undecided")}
+    cells = by_cell(found)
+    names = titles(cells)
+    best = [_Best(names[cell], cell, points(group), ledger.rows) for cell, group in cells.items()]
+    if len({b.cell[0] for b in best}) > SETS:
+        lines = [_summary(head, [b for b in best if b.cell[2] == head]) for head in sorted({b.cell[2] for b in best})]
+    else:
+        lines = [_reported(b) for b in best]
+    if made:
+        counts = Counter(c.verdict.partition(":")[0] for c in made)
+        decided = counts["higher"] + counts["lower"]
         lines.append(
-            f"XTRA and AIM met {_count(len(pairs), 'time')} at equal settings, data, samples seen, set and head: XTRA "
-            f"was higher beyond the 95 % interval of the difference {_count(counts['XTRA higher'], 'time')}, AIM "
-            f"{_count(counts['AIM higher'], 'time')}, and {counts['undecided']} stayed undecided."
+            f"{_count(len(made), 'comparison')}: {decided} decided, {counts['undecided']} undecided; all but a "
+            "declared one are Holm-adjusted together. The table below has them all, with what the two sides differ in."
         )
     return lines or ["No probe is in this folder yet, so nothing is shown about accuracy: run xtra probe."]
 
 
-def _accuracy(row: LedgerRow) -> float:
-    return row.accuracy or 0.0
-
-
 @dataclass(frozen=True)
 class _Best:
-    """The best trained encoder on one set under one head, among all rows of the set."""
+    """The best encoder of one set and head."""
 
     name: str
-    head: str
-    row: LedgerRow
+    cell: Cell
+    points: Sequence[Point]
     rows: Sequence[LedgerRow]
+
+    @property
+    def point(self) -> Point:
+        return max(self.points, key=lambda p: p.bar.mean)
+
+    def unbiased(self) -> statistics.Best | None:
+        """Chosen on one half of the images, measured on the other; None where the images' results are not known."""
+        bits: dict[str, np.ndarray] = {}
+        for at, p in enumerate(self.points):
+            rows = [m.bits() for m in p.group]
+            if all(row is not None for row in rows):
+                bits[str(at)] = np.stack([row for row in rows if row is not None])
+        sizes = {b.shape[1] for b in bits.values()}
+        if len(bits) < 2 or len(bits) < len(self.points) or len(sizes) != 1:
+            return None
+        return statistics.best_of(bits)
 
     def against(self) -> dict[str, tuple[str, float] | None]:
         """Of each baseline whether the best is above or below it, and its accuracy; None: not measured."""
-        untrained = [r for r in self.rows if r.encoder == "random" and r.head == self.head]
-        same = [r for r in untrained if model_name(r) == model_name(self.row)]
-        bars = {UNTRAINED: same or untrained, PIXELS: [r for r in self.rows if r.encoder == "none"]}
+        name, digest, head, _ = self.cell
+        here = [r for r in self.rows if (r.set, r.probe_eval) == (name, digest) and r.accuracy is not None]
+        untrained = [r for r in here if r.encoder == "random" and r.head == head]
+        same = [r for r in untrained if (r.size, r.block) == (self.point.row.size, self.point.row.block)]
+        bars = {UNTRAINED: same or untrained, PIXELS: [r for r in here if r.encoder == "none"]}
         return {what: self._verdict(rows) if rows else None for what, rows in bars.items()}
 
     def _verdict(self, rows: Sequence[LedgerRow]) -> tuple[str, float]:
-        bar, n = _mean(rows)
-        low, high = difference_interval(*_mean([self.row]), bar, n)
+        bar = sum(r.accuracy or 0.0 for r in rows) / len(rows)
+        total = self.point.row.total or 1
+        low, high = difference_interval(self.point.bar.mean, total, bar, min(r.total or 1 for r in rows))
         return ABOVE if low > 0 else BELOW if high < 0 else EVEN, bar
 
 
-def _told(best: _Best) -> str:
-    accuracy, total = _mean([best.row])
-    low, high = _wilson(accuracy, total, 1.959964)
-    text = (
-        f"{best.name}, {best.head} probe: the best is {percent(accuracy)} ({percent(low)} to {percent(high)}), by "
-        f"{model_name(best.row)} after {human(best.row.samples_seen)} samples of {human(best.row.unique_images)} "
-        f"unique images"
-    )
+def _reported(best: _Best) -> str:
+    p = best.point
+    unbiased = best.unbiased()
+    if unbiased is not None:
+        p = best.points[int(unbiased.arm)]
+        text = (
+            f"{best.name}: the best of {unbiased.of} is {p.line.label} after {human(p.row.samples_seen)} samples, with "
+            f"{_interval(unbiased.accuracy, unbiased.low, unbiased.high)} on the half of the images that had no say in "
+            "choosing it"
+        )
+    else:
+        many = len(best.points)
+        text = (
+            f"{best.name}: {'the best is' if many > 1 else 'there is'} {p.line.label} after "
+            f"{human(p.row.samples_seen)} samples, {_interval(p.bar.mean, p.bar.low, p.bar.high)}"
+        )
+        text += f" (the best of {many} on these very images, so a little too good)" if many > 1 else ""
     bars = best.against()
     said = [f"{bar[0]} {what} ({percent(bar[1])})" for what, bar in bars.items() if bar]
     missing = [what for what, bar in bars.items() if bar is None]
@@ -174,50 +129,52 @@ def _told(best: _Best) -> str:
     return text + (f"; {' and '.join(missing)} {were} not measured" if missing else "") + "."
 
 
+def _interval(mean: float, low: float, high: float) -> str:
+    return f"{percent(mean)} ({percent(low)} to {percent(high)})"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
 def _summary(head: str, found: Sequence[_Best]) -> str:
     """One line for many sets; their accuracies are in the tables."""
     parts = []
     for what in (UNTRAINED, PIXELS):
         bars = [best.against()[what] for best in found]
         counts = Counter(bar[0] for bar in bars if bar)
-        told = [f"{how} it on {counts[how]}" for how in (ABOVE, BELOW, EVEN) if counts[how]]
-        told += [f"{bars.count(None)} without that measurement"] if None in bars else []
-        parts.append(f"against {what}, {', '.join(told)}")
+        said = [f"{how} it on {counts[how]}" for how in (ABOVE, BELOW, EVEN) if counts[how]]
+        said += [f"{bars.count(None)} without that measurement"] if None in bars else []
+        parts.append(f"against {what}, {', '.join(said)}")
     return f"{head} probe, the best encoder on each of {len(found)} sets: {'; '.join(parts)}. The tables have them all."
 
 
-def not_shown(ledger: Ledger) -> list[str]:
+def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison]) -> list[str]:
     """The limits, each only where it applies."""
-    trained = [r for r in ledger.rows if r.encoder == "trained"]
+    trained = [m.row for m in found]
     lines = []
-    if trained:
-        cells: dict[tuple[object, ...], set[int]] = {}
-        for r in trained:
-            key = (r.variant, r.size, r.manifest, r.samples_seen, probed_on(r), r.probe_eval, r.head)
-            cells.setdefault(key, set()).add(r.seed)
-        several = sum(len(seeds) > 1 for seeds in cells.values())
+    if found:
+        at = [p for group in by_cell(found).values() for p in points(group)]
+        several = sum(len(p.group) > 1 for p in at)
         lines.append(
-            f"The intervals cover the choice of test images only. Another training seed moves a point as well, and "
-            f"{several} of {len(cells)} points have more than one seed."
+            f"{several} of {len(at)} points have more than one seed. The interval of a point with one seed covers the "
+            "choice of test images only; another training seed moves the point as well."
         )
+    if any(c.p is None for c in made):
         lines.append(
-            "The interval of a difference treats both probes as independent; on the same test images it is wider "
-            "than it has to be. With many comparisons, one in twenty crosses its interval by chance."
+            "Some probes do not say which images they got right: their comparisons treat both sides as independent, "
+            "and with one seed decide nothing."
         )
-    ways: dict[tuple[str, str], set[str]] = {}
-    for name, rows in by_set(trained).items():
-        for r in rows:
-            ways.setdefault((name, r.head), set()).add(r.how)
-    if mixed := sorted({name for (name, _), how in ways.items() if len(how) > 1}):
-        lines.append(
-            f"Probes of {', '.join(mixed)} were made with different settings, which moves accuracy too: the details of "
-            "the probes say which. XTRA and AIM are only compared at equal ones."
-        )
+    if unequal := sum(not c.equal for c in made):
+        lines.append(f"{unequal} of {len(made)} comparisons change more than one thing: no cause can be named there.")
     if any(r.protocol.startswith("published") for r in trained):
         lines.append(
-            "Probes marked as published chose their grid point on the test images themselves, as the papers did, and "
-            "so flatter. They have curves of their own."
+            "Probes marked as published chose their grid point on the test images themselves, as the papers did, which "
+            "overestimates accuracy. They have curves of their own, and are compared with each other only."
         )
+    if edges := sorted({f"{r.set} ({r.remark})" for r in trained if r.remark}):
+        many = sum(bool(r.remark) for r in trained)
+        lines.append(f"{many} of {len(trained)} probes carry a warning: {'; '.join(edges[:4])}.")
     if shared := sorted({r.set for r in trained if r.shared_sha256 or r.shared_phash}):
         lines.append(
             f"Of {', '.join(shared)} the training set of the heads holds some test images too: the details of the "
@@ -229,15 +186,19 @@ def not_shown(ledger: Ledger) -> list[str]:
             f"{early} of {len(trained)} probes are of checkpoints before the end of their run: with a decaying "
             "learning rate such a checkpoint is worse than a run that was planned to end there."
         )
-    if len({r.shape.variant for r in ledger.runs}) > 1:
+    if any(r.shape.block == 1 for r in ledger.runs):
         lines.append(
-            "Training losses of XTRA and AIM are means over different targets (a block of patches, one patch) and "
-            "must not be compared with each other."
+            "AIM-like is what the paper calls AIM in its ablations: blocks of one token in this same model, without "
+            "the prefix attention of the real AIM."
+        )
+    if len({r.shape.block for r in ledger.runs}) > 1:
+        lines.append(
+            "Losses of different block sizes are means over different targets and must not be compared with each other."
         )
     if seen := max((r.samples_seen for r in ledger.runs), default=0):
         lines.append(
-            f"The longest run here saw {human(seen)} samples; the paper's saw {PAPER}. The lines join measured points: "
-            "nothing is fitted, and nothing here says how they go on."
+            f"The longest run here saw {human(seen)} samples; the paper's saw {PAPER}. Lines join measured points, and "
+            "no law is extended beyond a decade of them."
         )
     lines.append("Samples seen count repeats; unique images do not. Read both axes before comparing with other work.")
     return lines

@@ -1,6 +1,6 @@
-"""The one HTML document that our pages about a dataset are: its style, light and dark, and nothing from elsewhere.
+"""The one HTML document that all our pages are: its style, light and dark, and nothing from elsewhere.
 
-A Content-Security-Policy allows inline styles and pictures that lie in the page itself, and nothing else: no script, no
+A Content-Security-Policy allows inline styles and pictures inside the page itself, and nothing else: no script, no
 request, whatever hostile text should slip through the escaping of those who fill the page.
 """
 
@@ -24,9 +24,9 @@ def safe(text: str, most: int = 500) -> str:
     return escaped(text if len(text) <= most else text[: most - 1] + "…")
 
 
-def document(title: str, body: str) -> str:
-    """`body` is HTML, `title` is text."""
-    top, rest = _PAGE.replace("{policy}", POLICY).split("{title}")
+def document(title: str, body: str, style: str = "") -> str:
+    """`body` is HTML, `title` is text; `style` is CSS that is added to that of all pages."""
+    top, rest = _PAGE.replace("{policy}", POLICY).replace("{style}", style).split("{title}")
     middle, bottom = rest.split("{body}")
     return top + safe(title) + middle + body + bottom
 
@@ -122,7 +122,7 @@ svg text { font-size: 10.5px; fill: var(--soft); text-anchor: middle; }
   .reasons summary span { grid-row: 2; grid-column: 2 / 4; }
   .thumbs { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); } }
 @media print { .wide { overflow: visible; } figure, tr { break-inside: avoid; } }
-</style>
+{style}</style>
 </head>
 <body>
 <main>

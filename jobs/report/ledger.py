@@ -36,6 +36,9 @@ class Metric:
     val_loss: float | None
     attempt: int
     cpu_seconds: float | None = None  # of rank 0 since the attempt's start
+    lr: float | None = None
+    grad_norm: float | None = None
+    data_wait: float | None = None  # seconds that the step waited for its batch
 
     @property
     def began_at(self) -> int:
@@ -118,6 +121,8 @@ class LedgerRow:
     cpu_seconds: float | None = None
     order_seed: int = 0  # of the data
     probe_seed: int | None = None
+    remark: str = ""  # what a reader of the accuracy should know, such as a best rate at the edge of its grid
+    file: str = ""  # of the probe, in the run's folder
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,9 @@ def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
                     val_loss=_maybe(row, "val_loss", where),
                     attempt=attempt,
                     cpu_seconds=_maybe(row, "cpu_seconds", where),
+                    lr=_maybe(row, "lr", where),
+                    grad_norm=_maybe(row, "grad_norm", where),
+                    data_wait=_maybe(row, "data_wait", where),
                 )
             )
         except ValueError as error:
@@ -296,6 +304,8 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
         probe_train=_get(probe, "manifest_train", str, where),
         probe_eval=_get(probe, "manifest_eval", str, where),
         probe_seed=_count(probe, "seed", where),
+        remark=str(probe.get("remark") or ""),
+        file=f"probes/{where.rpartition('/')[2]}",
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import typing
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from jobs.report.ledger import LedgerRow
@@ -32,6 +32,11 @@ def ledger_csv(rows: Sequence[LedgerRow]) -> str:
     writer.writerow(table.column_names)
     writer.writerows([[_cell(v) for v in row.values()] for row in table.to_pylist()])
     return text.getvalue()
+
+
+def without_places(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
+    """The rows without the folders of the machine that they were made on: they mean nothing to others."""
+    return [replace(row, run=row.name, dataset=row.dataset.rstrip("/").rpartition("/")[2]) for row in rows]
 
 
 def _table(rows: Sequence[LedgerRow]) -> Any:

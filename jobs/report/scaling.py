@@ -1,21 +1,49 @@
-"""Run folders -> one report.html: curves as inline SVG, every number in a table, and what it all does not show.
+"""Run folders -> one report.html for a reader who got it by mail: the answer first, then everything that it rests on.
 
-The page needs nothing but itself: no script, no fonts, no links out, so it opens from a bucket, a mail or a stick.
-The same run folders give the same bytes; dates are those of the runs.
+The page needs nothing but itself: no script, no fonts, no links out, so it opens from a bucket, a mail or a stick; the
+ledger is inside it. The same run folders give the same bytes; dates are those of the runs.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from jobs.report import charts, findings, probes
-from jobs.report.html import POLICY, escaped
-from jobs.report.ledger import Ledger, LedgerRow, Run, read_runs
-from jobs.report.ledger_file import write_ledger
-from jobs.report.tables import Columns, number, points, table
-from shards import store
+from jobs import link_counts
+from jobs.report import answer, dataset_page, findings, glossary, multipliers, papers, pictures, probes, run_list
+from jobs.report.arms import Study, study
+from jobs.report.compare import Primary, comparison_table, comparisons, primary_of, read_primary
+from jobs.report.draw import (
+    RUNS,
+    STYLE,
+    Along,
+    accuracy_axis,
+    accuracy_chart,
+    baselines,
+    front,
+    front_chart,
+    held_out_charts,
+    loss_charts,
+    stand_alone,
+    training_charts,
+)
+from jobs.report.html import document, escaped
+from jobs.report.ledger import Ledger, LedgerRow, read_runs
+from jobs.report.ledger_file import ledger_csv, without_places, write_ledger
+from jobs.report.measured import Measured, Point, by_cell, measured, points
+from jobs.report.style import REPORT
+from jobs.report.tables import Columns, number, points as in_points, power, table
+from shards import manifest, store
+from shards.dataset import read_info
+
+MOST_BYTES = 2_000_000  # of the page
+LARGE_CSV = 300_000  # bytes from which the ledger inside the page is compressed
+ROWS, FEW = 400, 50  # of a table that are shown; where the page would be too large
+AXES: tuple[Along, ...] = ("samples_seen", "unique_images", "flops")
 
 
 @dataclass(frozen=True)
@@ -23,6 +51,8 @@ class Config:
     runs: str  # folder of run folders, or one run
     out: str | None = None  # the page; RUNS/report.html if not given
     note: str | None = None  # a paragraph to put on top
+    primary: tuple[str, ...] = ()  # declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given
+    pictures: bool = True  # predictions, and test images got wrong, where checkpoints and datasets can be opened
 
 
 @dataclass(frozen=True)
@@ -35,15 +65,34 @@ class ReportResult:
     problems: tuple[str, ...]  # files that could not be read; they are on the page too
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What the page shows in addition to the ledger, read from elsewhere."""
+
+    primary: Primary | None = None
+    events: Mapping[str, Counter[str]] = field(default_factory=dict)  # by run
+    datasets: tuple[manifest.Manifest, ...] = ()  # that were trained on and can be opened
+    pictures: bool = False
+    brief: bool = False  # fewer rows and charts, for a study of very many runs or sets
+
+
 def run(config: Config) -> ReportResult:
-    """Writes ledger.parquet and ledger.csv beside the runs, the page, and its first curves as files beside the page."""
+    """Writes ledger.parquet and ledger.csv to the folder of runs, the page, and its first curves as files next to it.
+
+    Raises ValueError where no run can be read, and for a study.json that declares no proper comparison.
+    """
     store.require(runs=config.runs)
     ledger = read_runs(config.runs)
     if not ledger.runs and not ledger.others:
         raise ValueError(f"{config.runs}: no run in it can be read: {ledger.problems[0]}")
+    problems: list[str] = []
+    events = {r.url: run_list.events_of(r, problems) for r in ledger.runs}
+    primary = primary_of(config.primary) if config.primary else read_primary(config.runs)
+    extras = Extras(primary, events, tuple(_datasets(ledger)), config.pictures)
+    ledger = replace(ledger, problems=(*ledger.problems, *problems))
     parquet, csv = write_ledger(config.runs, ledger.rows)
     url = config.out or store.join(config.runs, "report.html")
-    store.put(url, page(ledger, config.note).encode())
+    store.put(url, page(ledger, config.note, extras).encode())
     for name, svg in curves(ledger).items():
         store.put(store.join(url.rpartition("/")[0] or ".", f"curve-{name}.svg"), svg.encode())
     return ReportResult(url, parquet, csv, len(ledger.runs), len(ledger.rows), ledger.problems)
@@ -54,196 +103,306 @@ def write_report(root: str, out: str | None = None, note: str | None = None) -> 
     return run(Config(root, out, note)).report
 
 
-def page(ledger: Ledger, note: str | None = None) -> str:
+def _datasets(ledger: Ledger) -> Iterable[manifest.Manifest]:
+    """The versions that runs were trained on, of those that can still be opened, each once."""
+    seen: set[str] = set()
+    for each in ledger.runs:
+        address, digest = str(each.info.get("dataset") or ""), str(each.info["manifest"])
+        if address and digest not in seen:
+            seen.add(digest)
+            try:
+                version = manifest.read_manifest(address)
+            except (ValueError, OSError):
+                continue
+            if version.digest == digest:
+                yield version
+
+
+def page(ledger: Ledger, note: str | None = None, extras: Extras | None = None) -> str:
+    """The report as HTML, below MOST_BYTES: where it would be larger, pictures are left out, then rows and charts."""
+    extras = extras or Extras()
+    whole = _page(ledger, note, extras)
+    if len(whole) > MOST_BYTES and extras.pictures:
+        whole = _page(ledger, note, replace(extras, pictures=False))
+    if len(whole) > MOST_BYTES:
+        whole = _page(ledger, note, replace(extras, pictures=False, brief=True))
+    return whole
+
+
+def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
+    rows = FEW if extras.brief else ROWS
+    known = study(ledger.runs)
+    found = measured(ledger, known)
+    made = comparisons(found, extras.primary)
+    said = answer.answer(ledger, found, made, extras.primary)
+    titles = findings.titles(by_cell(found))
+    shown_points = _largest(found, said.cell)
+    sections = [
+        ("accuracy", "Accuracy", _accuracy(ledger, found, extras.brief)),
+        ("comparisons", "Comparisons", comparison_table(made)),
+        ("multiplier", "Laws, and how many times fewer", multipliers.section(found, titles)),
+        ("front", "What is efficient", _front(ledger, found)),
+        ("training", "How the trainings went", _training(known, ledger, found, said.cell)),
+        (
+            "predictions",
+            "What the best one predicts",
+            pictures.predictions(found, ledger.runs) if extras.pictures else "",
+        ),
+        ("probes", "What a probe says", probes.details(ledger, extras.pictures)),
+        ("papers", "Compared with the papers", _papers(ledger, shown_points)),
+        (
+            "runs",
+            "Runs, and in what they differ",
+            run_list.differences(known) + _folded("All runs", run_list.provenance(ledger.runs[:rows], known)),
+        ),
+        ("funnel", "Where the images came from", _funnel(extras.datasets)),
+        ("failures", "What went wrong", run_list.failures(ledger, extras.events, found)),
+        ("limits", "What this does not show", _list(findings.not_shown(ledger, found, made))),
+        ("reproduce", "How to reproduce it", run_list.commands(known, ledger.runs, found)),
+        (
+            "ledger",
+            "All numbers",
+            _folded("The ledger", _ledger_table(ledger.rows, known, rows)) + _download(ledger.rows),
+        ),
+        ("glossary", "Words", glossary.section()),
+    ]
+    sections = [part for part in sections if part[2]]
     body = "\n".join(
         [
-            _header(ledger, note),
-            _words("What this shows", findings.shown(ledger)),
-            _words("What this does not show", findings.not_shown(ledger)),
-            _accuracy(ledger),
-            _section("Beside the papers", probes.benchmarks(ledger)),
-            _losses(ledger),
-            _section("XTRA against AIM, all else equal", _comparison_table(ledger.rows)),
-            _section("What a probe says", probes.details(ledger)),
-            _section("All runs and probes", _ledger_table(ledger.rows)),
-            _section("Where the numbers come from", _provenance(ledger.runs)),
-            _words("Files that could not be read", ledger.problems),
+            _header(ledger, said, _hero(ledger, found, said), note, findings.shown(ledger, found, made)),
+            _contents(sections),
+            *(f'<section id="{key}"><h2>{escaped(title)}</h2>{text}</section>' for key, title, text in sections),
         ]
     )
-    return _PAGE.replace("{policy}", POLICY).replace("{body}", body)
+    return document("Scaling report", body, STYLE + REPORT)
 
 
-def _header(ledger: Ledger, note: str | None) -> str:
+def _header(ledger: Ledger, said: answer.Answer, hero: str, note: str | None, shown: Sequence[str]) -> str:
     count = sum(bool(r.set) for r in ledger.rows)
-    sets = sorted({r.set for r in ledger.rows if r.set})
     dates = sorted({str(a.get("since", ""))[:10] for r in ledger.runs for a in r.attempts} - {""})
     facts = [
         f"{len(ledger.runs)} runs",
-        f"{count} probes" + (f" on {', '.join(sets)}" if sets else ""),
+        f"{count} probes",
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
     lead = f'<p class="note">{escaped(note)}</p>' if note else ""
-    return f"<header><h1>Scaling report</h1><p>{escaped(' · '.join(f for f in facts if f))}</p>{lead}</header>"
+    return (
+        f'<header class="first"><div><p>Scaling report · {escaped(" · ".join(f for f in facts if f))}</p>{lead}'
+        f"<h1>{escaped(said.question)}</h1><p>{escaped(said.data)}</p>"
+        f'<p class="answer">{escaped(said.sentence)}</p>{_list(said.footing)}</div>{hero}</header>'
+        f'<section id="shown"><h2>What this shows</h2>{_list(shown)}</section>'
+    )
 
 
-def _words(title: str, lines: Sequence[str]) -> str:
-    if not lines:
-        return ""
-    return _section(title, "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>")
+def _contents(sections: Sequence[tuple[str, str, str]]) -> str:
+    links = "".join(f'<a href="#{key}">{escaped(title)}</a>' for key, title, _ in sections)
+    return f'<nav aria-label="contents">{links}</nav>'
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escaped(title)}</h2>{body}</section>" if body else ""
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{escaped(title)}</summary>{body}</details>" if body else ""
+
+
+def _grid(figures: Iterable[str | None]) -> str:
+    shown = "".join(f"<figure>{svg}</figure>" for svg in figures if svg)
+    return f'<div class="grid">{shown}</div>' if shown else ""
 
 
 # ---- charts ----
 
 
-def _accuracy(ledger: Ledger) -> str:
-    palette = charts.colours(ledger.rows)
+def _cell_rows(ledger: Ledger, cell: tuple[str, str, str, str]) -> list[LedgerRow]:
+    """All rows of one evaluation set, baselines too."""
+    return [r for r in ledger.rows if (r.set, r.probe_eval) == cell[:2]]
+
+
+def _hero(ledger: Ledger, found: Sequence[Measured], said: answer.Answer) -> str:
+    if said.cell is None:
+        return ""
+    at = points(by_cell(found)[said.cell])
+    rules = baselines(_cell_rows(ledger, said.cell), said.cell[2])
+    title = f"{said.cell[0]}, {said.cell[2]} probe: accuracy in %"
+    for along in AXES:
+        if svg := accuracy_chart(at, rules, along, title, size=(400, 230)):
+            return f"<figure>{svg}</figure>"
+    return ""
+
+
+def _largest(found: Sequence[Measured], cell: tuple[str, str, str, str] | None) -> list[Point]:
+    """The points of the first chart at its largest count, one of each line on the commonest data."""
+    if cell is None:
+        return []
+    at = points(by_cell(found)[cell])
+    most = max(p.row.samples_seen for p in at)
+    usual = Counter(m.line.manifest for m in found).most_common(1)[0][0]
+    here = [p for p in at if p.row.samples_seen == most and p.line.manifest == usual]
+    return list({p.line.arm.block: p for p in reversed(here)}.values())
+
+
+def _accuracy(ledger: Ledger, found: Sequence[Measured], brief: bool) -> str:
+    cells = by_cell(found)
+    titles = findings.titles(cells)
     parts = []
-    for name, rows in findings.by_set(ledger.rows).items():
-        figures: list[str | None] = []
-        for axis in ("samples_seen", "unique_images", "flops"):  # a row of the page; its columns are the heads
-            for head in sorted({r.head for r in rows if r.encoder == "trained"}):
-                figures.append(charts.accuracy_chart(rows, head, axis, palette))
-        total = " or ".join(f"{n:,}" for n in sorted({r.total for r in rows if r.total}))
-        text = (
-            f"{total} test images. Bars: 95 % Wilson intervals; lines join the mean of the seeds. Grey: what is "
-            "reached without pretraining (a band spans the models, an arrow says that the line is below)."
-        )
+    for cell, group in cells.items():
+        at = points(group)
+        rules = baselines(_cell_rows(ledger, cell), cell[2])
+        y = accuracy_axis(at, rules)
+        heads = {
+            "samples_seen": "against samples seen",
+            "unique_images": "against unique images",
+            "flops": "against FLOPs",
+        }
+        figures = [
+            accuracy_chart(at, rules, along, f"accuracy in % {heads[along]}", y)
+            for along in AXES[: 1 if brief else len(AXES)]
+        ]
         if any(figures):  # one point makes no curve: the tables have it
-            parts.append((escaped(name), f"<p>{text}</p>{_grid(figures)}"))
+            total = " or ".join(f"{n:,}" for n in sorted({m.row.total for m in group if m.row.total}))
+            parts.append((escaped(titles[cell]), f"<p>{total} test images.</p>{_grid(figures)}"))
+    text = (
+        "<p>Marks: means over seeds with 95 % intervals; small dots: single seeds. Dashed: what is reached without "
+        "pretraining (a band spans the models, an arrow says that the line is below). Charts side by side have one "
+        "scale. A chart that is missing would have one value on its axis.</p>"
+    )
     shape = "<h3>{}</h3>{}" if len(parts) <= findings.SETS else "<details><summary>{}</summary>{}</details>"
-    return _section("Accuracy", "".join(shape.format(*part) for part in parts))
+    return text + "".join(shape.format(*part) for part in parts) if parts else ""
 
 
 def curves(ledger: Ledger) -> dict[str, str]:
     """Accuracy against samples seen as stand-alone SVGs, by "SET-HEAD": for slides and READMEs."""
-    palette = charts.colours(ledger.rows)
+    found = measured(ledger, study(ledger.runs))
+    cells = by_cell(found)
+    titles = findings.titles(cells)
     drawn = {}
-    alone = '<svg style="background:#fff;font-family:system-ui,sans-serif" '  # what the page gives otherwise
-    for name, rows in findings.by_set(ledger.rows).items():
-        for head in sorted({r.head for r in rows if r.encoder == "trained"}):
-            if svg := charts.accuracy_chart(rows, head, "samples_seen", palette):
-                drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{name}-{head}")] = svg.replace("<svg ", alone, 1)
+    for cell, group in cells.items():
+        rules = baselines(_cell_rows(ledger, cell), cell[2])
+        if svg := accuracy_chart(points(group), rules, "samples_seen", titles[cell]):
+            drawn[re.sub(r"[^A-Za-z0-9_.-]+", "_", titles[cell].removesuffix(" probe").replace(", ", "-"))] = (
+                stand_alone(svg)
+            )
     return drawn
 
 
-def _losses(ledger: Ledger) -> str:
-    variants = sorted({r.shape.variant for r in ledger.runs}, reverse=True)
-    figures = [charts.loss_chart([r for r in ledger.runs if r.shape.variant == v], v.upper()) for v in variants]
-    text = "<p>One line a run; each point is the mean of a bin, the bins being equal on the log axis.</p>"
-    return _section("Training loss", text + _grid(figures) if any(figures) else "")
+def _front(ledger: Ledger, found: Sequence[Measured]) -> str:
+    cells = by_cell(found)
+    titles = findings.titles(cells)
+    figures: list[str | None] = []
+    rows: list[tuple[str, Point]] = []
+    for cell, group in cells.items():
+        at = points(group)
+        svg = front_chart(at, titles[cell], accuracy_axis(at, ()))
+        figures.append(svg)
+        rows += [(titles[cell], p) for p in front(at)] if svg else []
+    if not rows:
+        return ""
+    columns: Columns[tuple[str, Point]] = {
+        "set and head": lambda r: r[0],
+        "line": lambda r: r[1].line.label,
+        "samples seen": lambda r: r[1].row.samples_seen,
+        "FLOPs": lambda r: power(r[1].x("flops")),
+        "accuracy, %": lambda r: in_points(r[1].bar.mean),
+        "95 % interval": lambda r: f"{in_points(r[1].bar.low)} to {in_points(r[1].bar.high)}",
+        "encoder and the rest, parameters": lambda r: r[1].row.params,
+    }
+    text = (
+        "<p>Step line: what no other point beats at the same cost or less. Where intervals overlap, it may be chance "
+        "which point is on it.</p>"
+    )
+    return text + _grid(figures) + _folded("The points of the front", table(columns, rows, "Cheapest first."))
 
 
-def _grid(figures: Iterable[str | None]) -> str:
-    return f'<div class="grid">{"".join(f"<figure>{svg}</figure>" for svg in figures if svg)}</div>'
+def _training(known: Study, ledger: Ledger, found: Sequence[Measured], cell: tuple[str, str, str, str] | None) -> str:
+    rows = training_charts(known, ledger.runs)
+    held = held_out_charts(known, ledger.runs)
+    if not rows and not held:
+        return ""
+    text = (
+        "<p>One path a run; each point is the mean of a bin, the bins being equal on the log axis. Losses of different "
+        "block sizes are means over different targets: they have charts of their own, and must not be compared. At "
+        f"most {RUNS} runs a chart, the longest first.</p>"
+    )
+    missing = "" if held else "<p>No held-out loss was logged: --val.data measures it.</p>"
+    losses = [*rows[:1], held]
+    alone = all(len(row) == 1 for row in rows)
+    rest = _grid(row[0] for row in rows[1:]) if alone else "".join(map(_grid, rows[1:]))
+    few = sum(map(len, losses)) <= 3  # in one row of the page
+    drawn = _grid(svg for row in losses for svg in row) if few else "".join(map(_grid, losses))
+    against = ""
+    if cell is not None:
+        at = points(by_cell(found)[cell])
+        figures = _grid(loss_charts(at, accuracy_axis(at, ())))
+        against = _folded(f"Held-out loss and accuracy ({cell[0]}, {cell[2]} probe)", figures)
+    return (
+        text
+        + drawn
+        + missing
+        + against
+        + _folded("Learning rate, gradient norm, throughput and waiting for data", rest)
+    )
 
 
 # ---- tables ----
 
 
-def _comparison_table(rows: Sequence[LedgerRow]) -> str:
-    columns: Columns[findings.Comparison] = {
-        "set": lambda p: p.set,
-        "head": lambda p: p.head,
-        "model": lambda p: p.size,
-        "unique images": lambda p: p.unique_images,
-        "samples seen": lambda p: p.samples_seen,
-        "seeds": lambda p: p.seeds,
-        "XTRA": lambda p: points(p.xtra),
-        "AIM": lambda p: points(p.aim),
-        "difference": lambda p: f"{100 * (p.xtra - p.aim):+.1f}",
-        "its 95 % interval": lambda p: f"{100 * p.low:+.1f} to {100 * p.high:+.1f}",
-        "verdict": lambda p: p.verdict,
-    }
-    return table(columns, findings.comparisons(rows), "Accuracy in %, mean of the seeds; differences in points.")
-
-
-def _ledger_table(rows: Sequence[LedgerRow]) -> str:
+def _ledger_table(rows: Sequence[LedgerRow], known: Study, most: int) -> str:
     columns: Columns[LedgerRow] = {
         "run": lambda r: r.name,
+        "line": lambda r: "" if r.encoder == "none" else known.line(r.run).label,
         "set": lambda r: r.set,
         "head": lambda r: r.head,
         "encoder": lambda r: r.encoder,
-        "accuracy, %": lambda r: points(r.accuracy),
-        "95 % interval": lambda r: None if r.low is None else f"{points(r.low)} to {points(r.high)}",
+        "accuracy, %": lambda r: in_points(r.accuracy),
+        "95 % interval": lambda r: None if r.low is None else f"{in_points(r.low)} to {in_points(r.high)}",
         "samples seen": lambda r: r.samples_seen,
         "unique images": lambda r: r.unique_images,
         "epochs": lambda r: f"{r.epochs:.3g}",
-        "FLOPs": lambda r: f"{r.flops:.2e}".replace("e+", "e") if r.flops else "0",
+        "FLOPs": lambda r: power(r.flops) if r.flops else "0",
         "loss": lambda r: number(r.loss, ".4f"),
-        "model": lambda r: "" if r.encoder == "none" else charts.model_name(r),
+        "held-out loss": lambda r: number(r.val_loss, ".4f"),
         "seed": lambda r: r.seed,
         "lr": lambda r: number(r.lr, "g"),
         "grid point by": lambda r: r.protocol,
+        "warning": lambda r: r.remark,
         "images/s": lambda r: number(r.samples_per_s, ".0f"),
     }
-    rows = sorted(rows, key=lambda r: (r.variant != "xtra", r.params, r.unique_images, r.samples_seen, r.seed))
-    return table(columns, rows, "An empty cell is a number that no file states. The same rows are in ledger.csv.")
+    rows = sorted(rows, key=lambda r: (known.line(r.run).style, r.samples_seen, r.seed, r.set, r.head))
+    text = "An empty cell is a number that no file states. Intervals are over the test images of this one probe."
+    if len(rows) > most:
+        text += f" The first {most} of {len(rows):,} rows; the file below has all."
+    return table(columns, rows[:most], text)
 
 
-def _provenance(runs: Sequence[Run]) -> str:
-    columns: Columns[Run] = {
-        "run": lambda r: r.name,
-        "manifest": lambda r: r.info["manifest"][:16],
-        "dataset": lambda r: r.info.get("dataset"),
-        "recipe": lambda r: r.info.get("recipe"),
-        "commit": lambda r: str(r.info.get("git") or "")[:12],
-        "versions": lambda r: ", ".join(f"{k} {v}" for k, v in sorted((r.info.get("versions") or {}).items())),
-        "images": lambda r: r.info.get("image_build"),
-        "hardware": lambda r: r.info.get("hardware"),
-        "threads": lambda r: r.info.get("threads"),
-        "world": lambda r: r.info.get("world"),
-        "since": lambda r: str(r.attempts[0].get("since", ""))[:16].replace("T", " ") if r.attempts else None,
-        "attempts": lambda r: len(r.attempts),
-    }
-    text = "Manifest: the first 16 digits of the digest that names exactly the images a run was trained on."
-    return table(columns, runs, text)
+def _download(rows: Sequence[LedgerRow]) -> str:
+    """The ledger inside the page, as a link that saves it."""
+    text = ledger_csv(without_places(rows)).encode()
+    name, kind, data = "ledger.csv", "text/csv", text
+    if len(text) > LARGE_CSV:
+        name, kind, data = "ledger.csv.gz", "application/gzip", gzip.compress(text, mtime=0)
+    link = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return (
+        f'<p><a download="{name}" href="{link}">Save the ledger ({name}, {len(rows):,} rows, {len(data) / 1000:.0f} kB)'
+        "</a>: all rows and columns; <code>xtra fit</code> reads it.</p>"
+    )
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-{policy}
-<title>Scaling report</title>
-<style>
-:root { color-scheme: light; --ink: #1f2328; --soft: #59616b; --line: #e3e6ea; }
-body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 30px; line-height: 1.2; letter-spacing: -.015em; margin: 0; }
-h2 { font-size: 20px; letter-spacing: -.01em; margin: 48px 0 8px; }
-h2 { padding-top: 14px; border-top: 1px solid var(--line); }
-h3 { font-size: 16px; margin: 24px 0 2px; }
-p { margin: 4px 0; color: var(--soft); max-width: 46em; }
-p.note { color: var(--ink); font-size: 18px; margin-top: 14px; }
-ul { margin: 8px 0; padding-left: 1.1em; max-width: 46em; }
-li { margin: 6px 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 28px 40px; }
-.grid { margin-top: 14px; }
-figure { margin: 0; max-width: 560px; }
-figure svg { width: 100%; height: auto; display: block; font-family: inherit; }
-.wide { overflow-x: auto; margin-top: 10px; }
-table { border-collapse: collapse; font-size: 13px; line-height: 1.35; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 14px 5px 0; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--soft); }
-th.n, td.n { text-align: right; }
-.dense th, .dense td { font-size: 12px; padding-right: 9px; }
-tr.ours { background: #eef4fa; }
-details { border-bottom: 1px solid var(--line); padding: 7px 0; }
-summary { cursor: pointer; }
-summary span { color: var(--soft); }
-@media (max-width: 600px) { main { padding: 24px 16px 56px; } h1 { font-size: 25px; } }
-@media print { .wide { overflow: visible; } figure, tr { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+def _papers(ledger: Ledger, ours: Sequence[Point]) -> str:
+    own = any(p.result["set"] in papers.BENCHMARKS for p in probes.probed(ledger))
+    tables = papers.benchmarks(ledger)
+    return (
+        papers.figure_1(ledger)
+        + (tables if own else _folded("The 15 sets, and ImageNet-1k (Tables 3 to 5)", tables))
+        + _folded("Ablations (Table 6)", papers.ablations(ours))
+    )
+
+
+def _funnel(versions: Sequence[manifest.Manifest]) -> str:
+    parts = []
+    for version in versions:
+        account = link_counts.of_manifest(version, read_info(version.dataset).not_chosen)
+        name = f"{version.list_name}, manifest {version.digest[:12]}"
+        parts.append(f"<h3>{escaped(name)}</h3>{dataset_page.funnel(account)}")
+    return "".join(parts)

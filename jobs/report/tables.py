@@ -1,4 +1,4 @@
-"""HTML tables of a page: columns are functions of a row; numbers stand to the right; what is not known stays empty."""
+"""HTML tables of a page, and numbers as text: columns are functions of a row; what is not known stays empty."""
 
 from __future__ import annotations
 
@@ -31,9 +31,17 @@ def table(
     )
     opening = f"<table class={kind}>" if kind else "<table>"
     return (
-        f'<p>{escaped(caption)}</p><div class="wide">{opening}<thead><tr>{top}</tr></thead>'
+        f"<p>{escaped(caption)}</p>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(_brief(caption))}">'
+        f"{opening}<thead><tr>{top}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _brief(caption: str) -> str:
+    """For who moves from table to table without reading on."""
+    first = caption.partition(". ")[0]
+    return f"table: {first[:90]}"
 
 
 def _is_number(value: Any) -> bool:
@@ -52,3 +60,20 @@ def points(value: float | None) -> str | None:
 
 def number(value: float | None, form: str) -> str | None:
     return None if value is None else format(value, form)
+
+
+def human(value: float) -> str:
+    """1234567 -> 1.23M; powers of ten beyond 1e13."""
+    for limit, unit, mark in ((1e13, 0, ""), (1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e3, 1e3, "k")):
+        if value >= limit:
+            return f"{value / unit:.3g}{mark}" if unit else f"{value:.2g}".replace("e+", "e")
+    return f"{value:.3g}"
+
+
+def power(value: float) -> str:
+    return f"{value:.2g}".replace("e+", "e")
+
+
+def percent(value: float) -> str:
+    """Without the sign."""
+    return f"{100 * value:.3g}"

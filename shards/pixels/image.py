@@ -26,7 +26,7 @@ import numpy as np
 import PIL
 from PIL import Image, PngImagePlugin
 
-from shards.pixels import jpeg
+from shards.pixels import jpeg, png
 
 MAX_PIXELS = 178_956_970  # Pillow refuses more than this itself; a lower cap can be asked for
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"
@@ -162,7 +162,10 @@ def glance(opened: Opened) -> Image.Image:
 
 
 def mended(body: bytes) -> bytes:
-    """The same bytes; or, of a JPEG that provably lacks nothing but its end marker, with it. Raises Undecodable."""
+    """The same bytes; or, of a JPEG that provably lacks nothing but its end marker, with it, and of a PNG without
+    damaged chunks that no picture needs. Raises Undecodable."""
+    if body.startswith(png.START):
+        return png.mended(body)
     if not body.startswith(_MAGIC["jpeg"]):
         return body
     with _refusals():
@@ -259,7 +262,7 @@ def _refusals() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise TooManyPixels(f"more than {MAX_PIXELS} pixels") from None
     except Exception as error:
-        raise Undecodable(" ".join(f"{error or type(error).__name__}".split())[:200]) from None
+        raise Undecodable(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
 def _open(body: bytes, max_pixels: int) -> Image.Image:

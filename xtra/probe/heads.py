@@ -142,10 +142,9 @@ def losses(logits_GBC: Tensor, labels_B: Tensor) -> Tensor:
     )
 
 
-def correct(logits_GBC: Tensor, labels_B: Tensor) -> Tensor:
-    """Whether each head's first choice is right: bool [G, B]. A head that diverged chooses nothing (argmax of NaN is
-    class 0)."""
-    return (logits_GBC.argmax(-1) == labels_B) & logits_GBC.isfinite().all(-1)
+def answers(logits_GBC: Tensor) -> Tensor:
+    """Each head's first choice: class [G, B]. A head that diverged chooses nothing, -1 (argmax of NaN is class 0)."""
+    return torch.where(logits_GBC.isfinite().all(-1), logits_GBC.argmax(-1), -1)
 
 
 # Names in an official probe's classifier (src/modules/cls.py at e711fb5).

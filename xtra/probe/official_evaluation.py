@@ -60,7 +60,7 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
     class_N = numbered(evaluation, keys, found, labels)
     eval_set = Labelled(evaluation, class_N, np.zeros(len(class_N), bool))
     candidates = [Candidates(official.kind, feature, ({},), module)]
-    (right_1N,) = score(candidates, encode.evaluation(eval_set, "evaluate", say))
+    (answers,) = score(candidates, encode.evaluation(eval_set, "evaluate", say))
     told = [line for line in official.report if line.startswith(("assumed", "told"))]
     result = ProbeResult(
         checkpoint=at,
@@ -75,7 +75,7 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
         selected_on="nothing",
         fingerprint=mark,
         image=frozen.image,
-        **accuracy(official.kind, right_1N[0].numpy(), eval_set, labels),
+        **accuracy(official.kind, answers.said_GN[0].numpy(), eval_set, labels),
         seconds=round(time.monotonic() - since, 3),
     )
     if config.out:

@@ -321,6 +321,6 @@ def _result(
         seed=config.seed,
         shared_sha256=both.sha256,
         shared_phash=both.phash,
-        **accuracy(best.kind, best.right_N, eval_set, labels),
+        **accuracy(best.kind, best.said_N, eval_set, labels),
         seconds=seconds,
     )

@@ -51,6 +51,9 @@ class ProbeResult:
     # Which of the `total` images of manifest_eval it got right, in the order of its rows (`unpack`); "": not recorded.
     right: str = ""
     seed: int | None = None  # of heads and views; None: not recorded
+    eval: str = ""  # the dataset of manifest_eval, as it was named; "": not recorded
+    confused: tuple[tuple[int, int, int], ...] = ()  # commonest mistakes: (label, label that it was taken for, times)
+    mistakes: tuple[tuple[int, int, int], ...] = ()  # some images got wrong: (row of the set, label, taken for)
 
     def name(self, own: bool) -> str:
         """Of the file. In a run's `own` folder the samples seen tell its encoders apart, elsewhere the fingerprint

@@ -74,7 +74,7 @@ def on_cpu(bodies: Sequence[bytes], size: int, seconds: float, threads: int) -> 
 
     def work(thread: int) -> int:
         out_B3HW, done = np.empty((8, 3, size, size), np.uint8), 0
-        while time.perf_counter() - begun < seconds:
+        while not done or time.perf_counter() - begun < seconds:
             at = (thread * 8 + done) % max(1, len(bodies) - 8)
             part = slice(at, at + 8)
             for i in decode_batch(bodies[part], views[part], size, out_B3HW):
@@ -133,13 +133,13 @@ def end_to_end(
         for number, decoded in enumerate(batches):
             clock.mark()
             images = normalise(decoded.images_B3HW.to(device, non_blocking=True))
+            decoded.release()
             drop_LSB = None
             if c.drop_path:
                 drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, decoded.epoch_B, decoded.sample_B)
             with torch.autocast(device.type, torch.bfloat16):
                 predictions = model(images, drop_LSB)
             loss = next_block_loss(predictions, target_blocks(images, c.side))
-            decoded.release()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli
+from jobs.report.ledger import LedgerRow
+from jobs.report.ledger_file import write_ledger
 
 
 @pytest.fixture
@@ -115,6 +118,32 @@ def test_our_own_ledger_has_baselines_and_heads(tmp_path: Path, capsys: pytest.C
     assert "has attentive, linear" in refused(capsys, where, "--head", "knn").replace(", ,", ",")
 
 
+def test_a_ledger_as_the_report_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With columns that name arms other than `arm`, both formats, and rows that are no measurement."""
+    kinds = {"str": "", "int": 0, "float": 0.0}
+    empty = {f.name: kinds.get(str(f.type)) for f in dataclasses.fields(LedgerRow)}
+    rows = []
+    for block in (1, 4):
+        for made in made_ledgers.rows("", A=6.0 - block / 4, noise=0.001, draw=block):
+            row = empty | {
+                "block": block,
+                "head": "linear",
+                "set": "cifar10",
+                "encoder": "trained",
+                "params": 10 + block,
+            }
+            row |= {name: made[name] for name in ("seed", "samples_seen", "accuracy")}
+            rows.append(LedgerRow(**row | {"flops": made["samples_seen"] * 10**6, "unique_images": 50_000}))
+    rows.append(LedgerRow(**empty | {"block": 1, "encoder": "none", "accuracy": 0.3}))
+    rows.append(LedgerRow(**empty | {"block": 1}))
+    parquet, text = write_ledger(str(tmp_path), rows)
+    found = as_json(capsys, parquet, "--by", "block")
+    assert set(found["arms"]) == {"block 1", "block 4"}
+    assert as_json(capsys, text, "--by", "block") == found
+    assert cli.main(["fit", parquet, "--by", "block"]) == 0
+    assert "At equal unique_images: no law" in capsys.readouterr().out
+
+
 def test_loss_goes_with_accuracy_inside_a_block_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{**row, "block": 4, "loss": 1.5 - row["accuracy"]} for row in made_ledgers.rows("x", noise=0.002)]
     assert cli.main(["fit", made_ledgers.write(tmp_path / "ledger.csv", rows)]) == 0
@@ -129,6 +158,15 @@ def test_an_arm_that_meets_no_other_is_named(two: str, tmp_path: Path, capsys: p
     assert set(found["arms"]) == {"one", "other", "random"}
     assert cli.main(["fit", where]) == 0
     assert "No multiplier for random: it shares no accuracy with another arm." in capsys.readouterr().out
+
+
+def test_an_arm_that_is_hardly_begun_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = made_ledgers.rows("one") + made_ledgers.rows("begun", counts=[2000, 4000])
+    where = made_ledgers.write(tmp_path / "ledger.csv", rows)
+    assert set(as_json(capsys, where)["arms"]) == {"one"}
+    assert cli.main(["fit", where]) == 0
+    assert "Arm begun has 2 sample counts (2,000, 4,000): a law with a floor needs" in capsys.readouterr().out
+    assert "too few counts for a law" in refused(capsys, where, "--by", "begun")
 
 
 def changed(rows: made_ledgers.Rows, **changes: Any) -> made_ledgers.Rows:

@@ -1,4 +1,7 @@
+import base64
 import csv
+import gzip
+import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -9,8 +12,11 @@ from pathlib import Path
 import pytest
 import run_folders
 
-from jobs.report import charts, findings
+from jobs.report import findings, scaling
+from jobs.report.arms import study as study_of
+from jobs.report.compare import comparisons
 from jobs.report.ledger import read_runs
+from jobs.report.measured import measured
 from jobs.report.scaling import Config, page, run, write_report
 
 
@@ -24,24 +30,39 @@ class Reader(HTMLParser):
 
     def __init__(self, html: str):
         super().__init__()
-        self.text, self.tags, self.fetched = "", [], []
+        self.text, self.tags, self.fetched, self.data = "", [], [], []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.fetched += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not (v or "").startswith("#")]
+        links = [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+        self.data += [link for link in links if link.startswith("data:")]
+        self.fetched += [link for link in links if not link.startswith(("#", "data:"))]
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def said(root: Path) -> tuple[list[str], list[str]]:
+    """What the page's two lists say: shown, and not shown."""
+    ledger = read_runs(str(root))
+    found = measured(ledger, study_of(ledger.runs))
+    made = comparisons(found)
+    return findings.shown(ledger, found, made), findings.not_shown(ledger, found, made)
+
+
+def svgs(html: str) -> list[str]:
+    return re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
 
 
 def test_the_page_is_one_file_that_fetches_nothing(study: Path):
     html = Path(write_report(str(study))).read_text()
     seen = Reader(html)
     assert seen.fetched == []
-    assert "script" not in seen.tags
-    assert "link" not in seen.tags
-    assert not re.search(r"url\((?!#)|@import", html)
+    assert not {"script", "link", "iframe", "object"} & {*seen.tags}
+    assert not re.search(r"url\(|@import|\son[a-z]+=", html)
+    assert "default-src 'none'" in html
+    assert len(html) < scaling.MOST_BYTES
 
 
 def test_the_same_runs_give_the_same_bytes(study: Path):
@@ -51,121 +72,159 @@ def test_the_same_runs_give_the_same_bytes(study: Path):
     assert page(replace(ledger, rows=ledger.rows[:-5])) != first
 
 
-def test_charts_are_well_formed_and_their_references_are_their_own(study: Path):
+def test_the_first_screen_has_the_question_the_data_and_the_answer_with_its_interval(study: Path):
     html = page(read_runs(str(study)))
-    figures = re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
-    # samples, unique images and FLOPs for two heads; losses of two variants
-    assert len(figures) == 3 * 2 + 2
+    top = Reader(html[: html.index('id="shown"')]).text
+    assert "Does XTRA 4x4 reach a higher accuracy than AIM-like 1x1 on tin-val" in top
+    assert "Trained on tin (50,000 images); probed on 5,000 test images of tin-val" in top
+    assert re.search(r"Undecided with one seed: XTRA 4x4 is above by \d\.\d points \(95 % interval", top)
+    assert "No comparison was declared before the runs" in top
+    assert len(svgs(html[: html.index('id="shown"')])) == 1
+
+
+def test_every_section_that_has_something_to_say_is_there(study: Path):
+    html = page(read_runs(str(study)))
+    wanted = {"accuracy", "comparisons", "multiplier", "front", "training", "probes", "papers", "runs", "failures"}
+    assert wanted | {"limits", "reproduce", "ledger", "glossary"} <= set(re.findall(r'<section id="(\w+)"', html))
+    assert set(re.findall(r'<a href="#(\w+)"', html)) <= set(re.findall(r'<section id="(\w+)"', html))
+    glossary = html[html.index('id="glossary"') :]
+    assert {"XTRA", "AIM", "attentive", "96x4/4"} <= set(re.findall(r"<dt>(.*?)</dt>", glossary))
+
+
+def test_charts_are_well_formed_and_have_words(study: Path):
+    figures = svgs(page(read_runs(str(study))))
+    assert len(figures) >= 1 + 3 * 2 + 2
     for figure in figures:
-        ElementTree.fromstring(figure)
-        ids = set(re.findall(r' id="([^"]+)"', figure))
-        assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', figure)) <= ids
-    every = re.findall(r' id="([^"]+)"', html)
-    assert len(every) == len(set(every)), "two charts share an id: one would draw with the other's shapes"
+        root = ElementTree.fromstring(figure)
+        assert root.get("aria-label")
+        assert (root.findtext("desc") or "").strip()
+        for point in root.iter("g"):
+            if point.get("tabindex"):
+                assert point.findtext("title"), "a point that can be reached says what it is"
+    assert sum('tabindex="0"' in figure for figure in figures) > 5
+    assert any("log scale" in figure for figure in figures)
+
+
+def test_charts_side_by_side_have_one_scale(study: Path):
+    html = page(read_runs(str(study)))
+    part = html[html.index('id="accuracy"') : html.index('id="comparisons"')]
+    scales = [re.findall(r'<text class="e" x="40" y="([\d.]+)">([\d.]+)<', figure) for figure in svgs(part)]
+    assert len(scales) == 6
+    assert scales[0] == scales[1] == scales[2] != scales[3] == scales[4] == scales[5]
+
+
+def test_the_whole_ledger_is_inside_the_page(study: Path, monkeypatch: pytest.MonkeyPatch):
+    result = run(Config(str(study)))
+    link = next(link for link in Reader(Path(result.report).read_text()).data if link.startswith("data:text/csv"))
+    wanted = scaling.ledger_csv(scaling.without_places(read_runs(str(study)).rows)).encode()
+    assert base64.b64decode(link.partition(",")[2]) == wanted
+    assert wanted.count(b"\n") == Path(result.csv).read_bytes().count(b"\n")
+    assert str(study) not in Path(result.report).read_text(), "folders of this machine are nobody else's"
+    assert str(study).encode() not in wanted
+    monkeypatch.setattr(scaling, "LARGE_CSV", 10)
+    (link,) = [link for link in Reader(page(read_runs(str(study)))).data if "gzip" in link]
+    assert gzip.decompress(base64.b64decode(link.partition(",")[2])) == wanted
 
 
 def test_every_row_is_in_the_table_and_unknown_numbers_stay_empty(study: Path):
     ledger = read_runs(str(study))
     html = page(ledger)
-    table = html[html.index("All runs and probes") : html.index("Where the numbers come from")]
+    table = html[html.index('id="ledger"') : html.index('id="glossary"')]
     assert table.count("<tr>") == 1 + len(ledger.rows)
     (pixels,) = re.findall(r"<tr>(?:(?!</tr>).)*<td>none</td>.*?</tr>", table)
     assert "<td class=n></td>" in pixels, "the loss of raw pixels"
     assert "nan" not in Reader(html).text.lower().split()
-    assert "None" not in Reader(html).text
+    assert not re.search(r"\bNone\b(?!:)", Reader(html).text)
 
 
-def test_baselines_are_named_with_their_numbers(study: Path):
-    rows = list(read_runs(str(study)).rows)
-    palette = charts.colours(rows)
-    lines = {line.label: line.accuracies for line in charts.baselines(rows, "linear")}
-    assert lines == {"chance": (1 / 200,), "raw pixels": (0.034,), "untrained": (0.062,)}
-    svg = charts.accuracy_chart(rows, "linear", "samples_seen", palette)
-    assert svg is not None
-    for text in ("untrained 6.2", "raw pixels 3.4", "chance 0.5", "XTRA 192x4/8", "AIM 192x4/8"):
-        assert text in svg
+def test_a_page_that_would_be_too_large_does_without_pictures(study: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scaling.pictures, "predictions", lambda found, runs: "x" * scaling.MOST_BYTES)
+    ledger = read_runs(str(study))
+    html = page(ledger, None, scaling.Extras(pictures=True))
+    assert len(html) < scaling.MOST_BYTES
+    assert html == page(ledger)
 
 
-def test_a_baseline_far_below_is_named_without_squeezing_the_curves(tmp_path: Path):
-    for samples, accuracy in ((6400, 0.50), (12800, 0.55)):
-        folder = run_folders.write_run(tmp_path / str(samples), samples=samples)
-        run_folders.write_probe(folder, accuracy, classes=10)
-    rows = read_runs(str(tmp_path)).rows
-    svg = charts.accuracy_chart(rows, "linear", "samples_seen", charts.colours(rows))
-    assert svg is not None
-    assert "chance 10 ↓" in svg
+def test_a_page_that_would_still_be_too_large_shows_fewer_rows_and_charts(study: Path, monkeypatch: pytest.MonkeyPatch):
+    ledger = read_runs(str(study))
+    whole = page(ledger)
+    monkeypatch.setattr(scaling, "MOST_BYTES", len(whole) - 1)
+    monkeypatch.setattr(scaling, "FEW", 5)
+    brief = page(ledger)
+    assert len(brief) < len(whole)
+    assert "The first 5 of 43 rows; the file below has all." in brief
+    assert len(svgs(brief)) < len(svgs(whole))
+    assert Reader(brief).data == Reader(whole).data, "the ledger inside the page is whole"
 
 
-def test_models_have_colours_of_their_own(tmp_path: Path):
-    for block in (4, 1):
-        for width in (96, 192, 384):
-            run_folders.write_run(tmp_path / f"{block}-{width}", block=block, sizes={"width": width})
-    palette = charts.colours(read_runs(str(tmp_path)).rows)
-    assert len(palette) == len(set(palette.values())) == 6
-    assert next(iter(palette)).startswith("XTRA")
-
-
-def test_an_axis_with_one_value_is_not_drawn(study: Path):
-    rows = [r for r in read_runs(str(study)).rows if r.unique_images == 5000]
-    assert charts.accuracy_chart(rows, "linear", "unique_images", charts.colours(rows)) is None
-
-
-def test_newcombes_own_example():
-    # Newcombe (1998), table II, column a: 56/70 against 48/80, method 10
-    assert findings.difference_interval(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-
-
-def test_only_runs_that_differ_in_the_variant_alone_are_compared(tmp_path: Path):
-    for block, unique, samples, accuracy in ((4, 6400, 12800, 0.3), (1, 6400, 12800, 0.2), (1, 6400, 6400, 0.1)):
-        folder = run_folders.write_run(tmp_path / f"{block}-{samples}", samples, unique, block)
-        run_folders.write_probe(folder, accuracy)
-    other = run_folders.write_run(tmp_path / "other-lr", 6400, 6400, 4)
-    config = json.loads((other / "config.json").read_text())
-    run_folders.write_json(other / "config.json", config | {"optim": {"lr": 9.0}})
-    run_folders.write_probe(other, 0.4)
-    (pair,) = findings.comparisons(read_runs(str(tmp_path)).rows)
-    assert (pair.xtra, pair.aim, pair.samples_seen, pair.verdict) == (0.3, 0.2, 12800, "XTRA higher")
-
-
-def test_a_difference_inside_its_interval_is_undecided(tmp_path: Path):
-    for block, accuracy in ((4, 0.201), (1, 0.2)):
-        run_folders.write_probe(run_folders.write_run(tmp_path / str(block), block=block), accuracy)
-    ledger = read_runs(str(tmp_path))
-    assert findings.comparisons(ledger.rows)[0].verdict == "undecided"
-    assert "AIM 0 times, and 1 stayed undecided" in " ".join(findings.shown(ledger))
+def test_an_axis_with_one_value_is_not_drawn(tmp_path: Path):
+    for samples in (6400, 12800):
+        folder = run_folders.write_run(tmp_path / str(samples), samples)
+        run_folders.write_probe(folder, 0.2 + samples / 1e6)
+    html = page(read_runs(str(tmp_path)))
+    titles = [ElementTree.fromstring(svg).get("aria-label") for svg in svgs(html[html.index('id="accuracy"') :])]
+    assert "accuracy in % against samples seen" in titles
+    assert "accuracy in % against FLOPs" in titles
 
 
 def test_the_limits_are_said_where_they_apply(tmp_path: Path):
     folder = run_folders.write_run(tmp_path / "a", samples=12800)
     run_folders.write_probe(folder, 0.2, samples_seen=6400)
-    ledger = read_runs(str(tmp_path))
-    limits = " ".join(findings.not_shown(ledger))
-    assert "1 of 1 probes are of checkpoints before the end" in limits
-    assert "0 of 1 points have more than one seed" in limits
-    assert "must not be compared" not in limits, "there is one variant only"
-    assert "were not measured" in " ".join(findings.shown(ledger)), "no baseline was probed"
+    shown, limits = said(tmp_path)
+    assert "1 of 1 probes are of checkpoints before the end" in " ".join(limits)
+    assert "0 of 1 points have more than one seed" in " ".join(limits)
+    assert "must not be compared" not in " ".join(limits), "there is one block size only"
+    assert "AIM-like" not in " ".join(limits)
+    assert "were not measured" in " ".join(shown), "no baseline was probed"
+
+
+def test_warnings_of_probes_reach_the_page(tmp_path: Path):
+    warning = "lr is the largest of the grid: the best may be above it"
+    run_folders.write_probe(run_folders.write_run(tmp_path / "a"), 0.2, remark=warning)
+    (row,) = read_runs(str(tmp_path)).rows
+    assert row.remark == warning
+    _, limits = said(tmp_path)
+    assert f"1 of 1 probes carry a warning: tin-val ({warning})." in limits
+    assert Reader(page(read_runs(str(tmp_path)))).text.count(warning) == 3, "limits, the probe's details, the ledger"
 
 
 def test_an_accuracy_below_the_untrained_encoder_is_called_so(tmp_path: Path):
     folder = run_folders.write_run(tmp_path / "a")
     run_folders.write_probe(folder, 0.1)
     run_folders.write_probe(folder, 0.2, encoder="random")
-    assert "it is below the untrained encoder (20.0 %)" in " ".join(findings.shown(read_runs(str(tmp_path))))
+    assert "it is below the untrained encoder (20.0 %)" in " ".join(said(tmp_path)[0])
 
 
 def test_runs_without_probes_make_a_page_that_says_so(tmp_path: Path):
     run_folders.write_run(tmp_path / "a")
     text = Reader(page(read_runs(str(tmp_path)))).text
+    assert "Nothing is known about accuracy" in text
     assert "No probe is in this folder yet" in text
     assert "training loss" in text
 
 
+def test_what_went_wrong_is_said(tmp_path: Path):
+    run_folders.write_probe(run_folders.write_run(tmp_path / "runs/whole"), 0.2)
+    assert "None: every run came to its end" in Path(write_report(str(tmp_path / "runs"))).read_text()
+    stopped = run_folders.write_run(tmp_path / "runs/stopped", 12800, commit=False)
+    run_folders.write_commit(stopped, 6400, run_folders.digest("train", 6400))
+    run_folders.write_json(stopped / "attempts/000002.json", run_folders.attempt(2))
+    (stopped / "events/000002-000000.jsonl").write_text('{"event": "replaced", "key": "k"}\nno event\n')
+    text = Reader(Path(write_report(str(tmp_path / "runs"))).read_text()).text
+    assert "stopped is unfinished: 6,400 of 12,800 samples." in text
+    assert "One run was interrupted and went on: stopped (2 attempts)." in text
+    assert "1 events “replaced”." in text
+    assert "a line is no event (line skipped)" in text
+
+
 def test_the_first_curves_are_files_of_their_own_beside_the_page(study: Path):
     write_report(str(study))
-    drawn = sorted(path for path in study.glob("curve-*.svg"))
-    assert drawn
-    for path in drawn:
-        assert ElementTree.fromstring(path.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
+    drawn = sorted(path.name for path in study.glob("curve-*.svg"))
+    assert drawn == ["curve-tin-val-attentive.svg", "curve-tin-val-linear.svg"]
+    for name in drawn:
+        text = (study / name).read_text()
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "prefers-color-scheme: dark" in text
 
 
 def test_text_from_files_is_escaped(tmp_path: Path):
@@ -202,12 +261,19 @@ HOSTILE = 'cats"><script>alert(1)</script>$x$ \x1b[31m\x07'
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A study whose evaluation sets and runs have names that try to be more than names."""
+    """A study whose sets, classes, recipes, machines and events have names that try to be more than names."""
     study = run_folders.write_study(tmp_path / "study")
     for path in study.glob("*/probes/*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"set": HOSTILE}))
+        more = {"set": HOSTILE, "labels": [HOSTILE, "b"], "per_class": [0.1, 0.2], "confused": [[0, 1, 3]]}
+        more |= {"remark": HOSTILE, "protocol": HOSTILE, "eval": HOSTILE, "mistakes": [[0, 0, 1]]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
     for path in study.glob("*/run.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": '=HYPERLINK("http://a/","b")'}))
+        more = {"recipe": '=HYPERLINK("http://a/","b")', "hardware": HOSTILE, "dataset": HOSTILE, "git": HOSTILE}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    for path in study.glob("*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": HOSTILE, "arm": HOSTILE}))
+    for path in study.glob("*/events/*.jsonl"):
+        path.write_text(json.dumps({"event": HOSTILE}) + "\n")
     return study
 
 
@@ -218,7 +284,7 @@ def test_names_of_strangers_stay_names(hostile: Path):
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;$x$" in html
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", html)
-    for figure in re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL):
+    for figure in svgs(html):
         ElementTree.fromstring(figure)
     assert "default-src 'none'" in html
 
@@ -230,3 +296,9 @@ def test_no_cell_of_the_csv_is_a_formula(hostile: Path):
     for cell in cells:
         if cell[:1] in ("=", "+", "-", "@", "\t", "\r"):
             float(cell)
+
+
+def test_the_csv_inside_the_page_reads_back(study: Path):
+    rows = list(csv.DictReader(io.StringIO(scaling.ledger_csv(read_runs(str(study)).rows))))
+    assert len(rows) == len(read_runs(str(study)).rows)
+    assert {"accuracy", "remark", "file"} <= rows[0].keys()

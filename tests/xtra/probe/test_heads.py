@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from places import SHARED
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xtra.probe import heads
+from xtra.probe import evaluate, heads
 from xtra.probe.features import Encode, Feature
 
 VECTORS = Path(os.environ.get("XTRA_VECTORS") or SHARED / "vectors").resolve()
@@ -244,9 +245,9 @@ def test_an_official_classifier_computes_what_its_module_does() -> None:
             assert relative(ours(inputs)[0], module.eval()(inputs)) < 1e-5, kind
 
 
-def test_correct_counts_first_choices() -> None:
+def test_answers_are_first_choices() -> None:
     logits = torch.tensor([[[0.0, 1.0], [2.0, 1.0]], [[3.0, 1.0], [0.0, 1.0]]])
-    assert heads.correct(logits, torch.tensor([1, 0])).tolist() == [[True, True], [False, False]]
+    assert heads.answers(logits).tolist() == [[1, 0], [0, 1]]
 
 
 def test_new_heads_start_equal_and_from_the_seed() -> None:
@@ -261,3 +262,10 @@ def test_new_heads_start_equal_and_from_the_seed() -> None:
 def test_attention_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="attention_heads is 5, which does not divide"):
         heads.AttentiveHeads(1, 32, 7, attention_heads=5)
+
+
+def test_what_is_confused_and_which_images_were_got_wrong() -> None:
+    classes, said = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 0, 1, -1])
+    assert evaluate.confused(said, classes) == ((0, 1, 2), (1, 0, 1))
+    assert evaluate.mistakes(said, classes) == ((1, 0, 1), (2, 0, 1), (3, 1, 0)), "no answer is no class"
+    assert evaluate.mistakes(classes, classes) == evaluate.confused(classes, classes) == ()

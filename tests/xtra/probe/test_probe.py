@@ -25,7 +25,7 @@ from colour_sets import (
 from shards import store
 from xtra.model import build
 from xtra.probe import features, official_evaluation, probe
-from xtra.probe.heads import correct
+from xtra.probe.heads import answers
 from xtra.probe.official_probe import OfficialProbe
 from xtra.probe.result import edge, pack, unpack
 from xtra.run import checkpoint
@@ -162,7 +162,7 @@ def test_a_batch_of_one_is_refused_before_anything_is_encoded(world: Any) -> Non
 
 def test_a_head_that_diverged_is_right_about_nothing() -> None:
     logits_GBC = torch.tensor([[[float("nan")] * 2, [1.0, 0.0]]])
-    assert correct(logits_GBC, torch.tensor([0, 0])).tolist() == [[False, True]]
+    assert answers(logits_GBC).tolist() == [[-1, 0]]
 
 
 def test_features_that_are_not_finite_are_refused(world: Any) -> None:

@@ -1,0 +1,251 @@
+"""Comparisons of lines: paired by image and by seed, every field in which the two sides differ named.
+
+One is primary if the study declared it before it ran (`primary` in study.json); all others are exploratory and
+Holm-adjusted together. Nothing is called "all else equal" that is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from jobs.laws import p_value, statistics, t_quantile
+from jobs.report.arms import Difference, Line, differences
+from jobs.report.measured import LEVEL, Measured, Point, by_cell, points
+from jobs.report.tables import Columns, number, points as in_percent, table
+from shards import store
+
+PINNED = "study.json"  # in a study's folder, or one above
+MOST = 7  # lines up to which each is compared with each; of more, each with the first
+EQUAL, BUT_CODE = "all else equal", "all else equal but the commit"
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The one comparison that a study declared before it ran; arms by the names in its configs."""
+
+    arm: str
+    against: str
+    set: str
+    head: str
+    samples_seen: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One point of a curve less another's; accuracies are means over the seeds that both have."""
+
+    one: Point
+    other: Point
+    accuracies: tuple[float, float]
+    low: float
+    high: float
+    p: float | None  # None: from one seed without the images' results, no test is made
+    adjusted: float | None
+    primary: bool
+    seeds: int
+    paired: str  # what the interval is over
+    differs: tuple[Difference, ...]  # arm, data and probe; the commit is apart
+    commits: tuple[str, str]
+
+    @property
+    def difference(self) -> float:
+        return self.accuracies[0] - self.accuracies[1]
+
+    @property
+    def equal(self) -> str:
+        """Whether one thing alone was changed: EQUAL, BUT_CODE or ""."""
+        if len(self.differs) != 1:
+            return ""
+        return EQUAL if self.commits[0] == self.commits[1] else BUT_CODE
+
+    @property
+    def verdict(self) -> str:
+        """higher, lower or undecided, of the first side; of one seed nothing is decided."""
+        if self.adjusted is None or self.seeds < 2:
+            return "undecided: one seed"
+        if self.adjusted > 1 - LEVEL:
+            return "undecided"
+        return "higher" if self.difference > 0 else "lower"
+
+
+def read_primary(root: str) -> Primary | None:
+    """What study.json in the folder, or in the one above, declares. Raises ValueError where that is unreadable."""
+    root = root.rstrip("/")
+    for folder in (root, root.rpartition("/")[0] or "."):
+        where = store.join(folder, PINNED)
+        if store.exists(where):
+            declared = store.read_json(where).get("primary")
+            return _primary(where, declared) if declared else None
+    return None
+
+
+def _primary(where: str, declared: Any) -> Primary:
+    wanted = {"arm": str, "against": str, "set": str, "head": str, "samples_seen": int}
+    if not isinstance(declared, Mapping):
+        raise ValueError(f"{where}: primary is {declared!r}; it must be an object with {', '.join(wanted)}")
+    for name, kind in wanted.items():
+        if not isinstance(declared.get(name), kind):
+            raise ValueError(f"{where}: primary.{name} is {declared.get(name)!r}; it must be {kind.__name__}")
+    return Primary(**{name: declared[name] for name in wanted})
+
+
+def primary_of(words: Sequence[str]) -> Primary:
+    """ARM AGAINST SET HEAD SAMPLES. Raises ValueError for another number of words, or no number of samples."""
+    if len(words) != 5 or not words[4].isdigit():
+        raise ValueError(f"--primary is {' '.join(words)}; it must be ARM AGAINST SET HEAD SAMPLES")
+    arm, against, name, head, samples = words
+    return Primary(arm, against, name, head, int(samples))
+
+
+def comparisons(found: Sequence[Measured], primary: Primary | None = None) -> list[Comparison]:
+    """Each two lines that differ in arm or in data, at the largest count that both have, of every set, head and way of
+    choosing; the primary comparison first."""
+    made: list[Comparison] = []
+    for group in by_cell(found).values():
+        at = points(group)
+        counts: dict[int, list[Point]] = {}
+        for point in at:
+            counts.setdefault(point.row.samples_seen, []).append(point)
+        done: set[tuple[int, int]] = set()
+        for samples, here in sorted(counts.items(), reverse=True):
+            for one, other in _pairs(here):
+                is_primary = primary is not None and _is(primary, one, other, samples)
+                if primary is not None and not is_primary and _is(primary, other, one, samples):
+                    one, other, is_primary = other, one, True
+                key = (one.line.style, other.line.style)
+                if is_primary or key not in done:
+                    done.add(key)
+                    made.append(_compare(one, other, here, is_primary))
+    rest = [c for c in made if c.p is not None and not c.primary]
+    adjusted = dict(zip(map(id, rest), statistics.holm([c.p for c in rest if c.p is not None])))
+    made = [replace(c, adjusted=adjusted.get(id(c), c.p)) for c in made]
+    return sorted(made, key=lambda c: (not c.primary, c.one.row.set, c.one.row.head, -c.one.row.samples_seen))
+
+
+def _is(primary: Primary, one: Point, other: Point, samples: int) -> bool:
+    wanted = (primary.set, primary.head, primary.samples_seen)
+    names = [one.line.arm.names, other.line.arm.names]
+    return (
+        (one.row.set, one.row.head, samples) == wanted
+        and one.line.manifest == other.line.manifest
+        and primary.arm in names[0]
+        and primary.against in names[1]
+    )
+
+
+def _pairs(here: Sequence[Point]) -> list[tuple[Point, Point]]:
+    """Points to compare at one count: of other arms on the same data, or of one arm on other data; those whose probes
+    were made alike first."""
+    several = len({p.line.style for p in here}) > MOST
+    pairs = [(here[0], p) for p in here[1:]] if several else list(combinations(here, 2))
+    kept = [
+        (one, other)
+        for one, other in pairs
+        if one.line is not other.line and (one.line.arm == other.line.arm) != (one.line.manifest == other.line.manifest)
+    ]
+    return sorted(kept, key=lambda pair: pair[0].group[0].protocol != pair[1].group[0].protocol)
+
+
+def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> Comparison:
+    sides = [_by_seed(one), _by_seed(other)]
+    common = sorted(sides[0].keys() & sides[1].keys())
+    accuracies = one.bar.mean, other.bar.mean
+    commits = tuple(" ".join(sorted({m.row.git[:10] for m in p.group})) for p in (one, other))
+    differs = _differs(one, other)
+    if common:
+        mine, theirs = (math.fsum(s[seed].accuracy for seed in common) / len(common) for s in sides)
+        accuracies = mine, theirs
+    bits = _bits([one, other, *here], common) if common else {}  # of several probes of a line, these
+    if one.line.label in bits and other.line.label in bits:
+        (c,) = statistics.compare(bits, [(one.line.label, other.line.label)])
+        low, high, p, paired = c.low, c.high, c.p, "seeds and images" if len(common) > 1 else "images of one seed"
+    elif len(common) > 1:
+        values = np.array([[sides[0][s].accuracy - sides[1][s].accuracy] for s in common])
+        mean, variance, freedom = statistics.mean_of(values)
+        half = t_quantile(LEVEL, freedom) * math.sqrt(variance)
+        p = p_value(mean / math.sqrt(variance), min(freedom, 1e9)) if variance > 0 else float(mean == 0)
+        low, high, paired = mean - half, mean + half, "seeds"
+    else:
+        low, high = difference_interval(accuracies[0], one.row.total or 1, accuracies[1], other.row.total or 1)
+        p, paired = None, "images, unpaired"
+    seeds = len(common) or 1
+    return Comparison(
+        one, other, accuracies, low, high, p, p, primary, seeds, paired, tuple(differs), (commits[0], commits[1])
+    )
+
+
+def _by_seed(point: Point) -> dict[str, Measured]:
+    return {m.seed: m for m in point.group}
+
+
+def _bits(here: Sequence[Point], seeds: Sequence[str]) -> dict[str, np.ndarray]:
+    """[seeds, images] of every line that has all these seeds: the others lend their variance."""
+    found: dict[str, np.ndarray] = {}
+    for point in here:
+        sides = _by_seed(point)
+        rows = [sides[seed].bits() for seed in seeds if seed in sides]
+        if len(rows) == len(seeds) and all(row is not None for row in rows):
+            found.setdefault(point.line.label, np.stack([row for row in rows if row is not None]))
+    return found
+
+
+def _differs(one: Point, other: Point) -> list[Difference]:
+    found = differences(one.line.arm, other.line.arm)
+    if one.line.manifest != other.line.manifest:
+        found.append(Difference("data", _data(one.line), _data(other.line)))
+    ours, theirs = one.group[0].protocol, other.group[0].protocol
+    changed = [name for name in ours if ours[name] != theirs[name]]
+    if len(changed) > 1 and "probe settings" in changed:  # its words repeat what the other fields say
+        changed.remove("probe settings")
+    return found + [Difference(name, ours[name] or "-", theirs[name] or "-") for name in changed]
+
+
+def _data(line: Line) -> str:
+    return f"{line.images:,} images ({line.manifest[:8]})"
+
+
+def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% interval of p - q for two shares of n and m images (Newcombe 1998, method 10: from the Wilson intervals).
+
+    Treats the two test runs as independent; on the same images the true interval is narrower.
+    """
+    (p_low, p_high), (q_low, q_high) = _wilson(p, n, z), _wilson(q, m, z)
+    return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
+
+
+def _wilson(p: float, n: int, z: float) -> tuple[float, float]:
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+
+def comparison_table(made: Sequence[Comparison]) -> str:
+    """All of them, the declared one first."""
+    columns: Columns[Comparison] = {
+        "": lambda c: "declared" if c.primary else "exploratory",
+        "probe": lambda c: f"{c.one.row.set}, {c.one.row.head}",
+        "samples": lambda c: c.one.row.samples_seen,
+        "one": lambda c: c.one.line.label,
+        "other": lambda c: c.other.line.label,
+        "one, %": lambda c: in_percent(c.accuracies[0]),
+        "other, %": lambda c: in_percent(c.accuracies[1]),
+        "difference": lambda c: f"{100 * c.difference:+.1f}",
+        "95 % interval": lambda c: f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
+        "verdict": lambda c: c.verdict,
+        "p, adjusted": lambda c: number(c.adjusted, ".3f"),
+        "seeds": lambda c: c.seeds,
+        "interval over": lambda c: c.paired,
+        "all else": lambda c: {"": "not equal"}.get(c.equal, c.equal.removeprefix("all else ")),
+        "they differ in": lambda c: "; ".join(map(str, c.differs)),
+    }
+    text = (
+        "One less other, in points, at the largest count that both have; paired by image and by seed where that is "
+        "known. Intervals are of each comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
+        "verdict goes by it. “Equal”: one thing alone was changed."
+    )
+    return table(columns, made, text, lambda c: c.primary)

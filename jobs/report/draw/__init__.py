@@ -1,0 +1,5 @@
+"""Charts as inline SVG: one engine (plot.py) and what is drawn with it."""
+
+from shards.door import door
+
+__getattr__, __dir__, __all__ = door(__name__, __file__)

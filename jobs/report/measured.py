@@ -1,0 +1,174 @@
+"""Probe results of one ledger, joined with the arm that each is about, and their means over seeds with intervals.
+
+The unit is the seed: a training with its probe. Where results say which images they got right, images are a sample too
+(jobs.laws.statistics).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.laws import statistics, t_quantile
+from jobs.report.arms import Line, Study
+from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One probe of a trained encoder of a run here."""
+
+    row: LedgerRow
+    run: Run
+    result: Mapping[str, Any]
+    line: Line
+
+    @property
+    def accuracy(self) -> float:
+        return self.row.accuracy or 0.0
+
+    @cached_property
+    def seed(self) -> str:
+        """What sets a repetition apart: the seeds of weights, data order and probe, as one number where they agree."""
+        order = self.run.config.get("order") or {}
+        weights = self.run.config["seed"]
+        parts = {"weights": weights, "order": order.get("seed", 0), "probe": self.result.get("seed")}
+        known = {name: seed for name, seed in parts.items() if seed is not None}
+        if len({*known.values()}) == 1:
+            return str(weights)
+        return " ".join(f"{name} {seed}" for name, seed in known.items())
+
+    @cached_property
+    def protocol(self) -> dict[str, str]:
+        """All that a probe's accuracy depends on, apart from its encoder and its test images, by name."""
+        result, selection = self.result, self.result.get("selection") or ()
+
+        def grid(name: str) -> str:
+            return " ".join(f"{v:g}" for v in sorted({p[name] for p in selection if p.get(name) is not None}))
+
+        words = [w for w in self.row.how.split(", ") if not w.startswith("seed ")]
+        chosen = "a hold-out" if self.row.protocol == HOLD_OUT else f"the test images ({self.row.protocol})"
+        return {
+            "images that train the head": self.row.probe_train[:12],
+            "rates tried": grid("lr"),
+            "decays tried": grid("weight_decay"),
+            "layers tried": grid("layers") or str(result.get("layers") or ""),
+            "grid point chosen on": chosen,
+            "probe epochs": str(result.get("epochs") if result.get("epochs") is not None else ""),
+            "probe settings": ", ".join(words),
+        }
+
+    def bits(self) -> NDArray[np.bool_] | None:
+        """Which test images it got right, [total]; None where the result does not say, or says something impossible."""
+        from xtra.probe import unpack
+
+        right = self.result.get("right")
+        if not right or not self.row.total:
+            return None
+        try:
+            bits = unpack(str(right), self.row.total)
+        except ValueError:
+            return None
+        return bits if int(bits.sum()) == self.result.get("correct") else None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the result says which images it got right, but not in a way that fits its accuracy."""
+        return bool(self.result.get("right")) and self.bits() is None
+
+
+def measured(ledger: Ledger, study: Study) -> list[Measured]:
+    """Every readable result of a trained encoder."""
+    runs = {run.url: run for run in ledger.runs}
+    files = {run.url: {p["_file"].rpartition("/")[2]: p for p in run.probes} for run in ledger.runs}
+    found = []
+    for row in ledger.rows:
+        if row.encoder == "trained" and row.accuracy is not None and row.total:
+            result = files[row.run][row.file.rpartition("/")[2]]
+            found.append(Measured(row, runs[row.run], result, study.line(row.run)))
+    return found
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An accuracy over seeds with its interval, and what the interval is over."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    over: str
+
+
+def bar(group: Sequence[Measured], level: float = LEVEL) -> Bar:
+    """The mean of repetitions: over seeds and images, seeds, or the images of one seed, as far as is known."""
+    values = [m.accuracy for m in group]
+    bits = [m.bits() for m in group]
+    if all(b is not None and len(b) == len(bits[0] if bits[0] is not None else ()) for b in bits) and len(group) > 1:
+        mean, variance, freedom = statistics.mean_of(np.stack([b for b in bits if b is not None]).astype(np.float32))
+        over = "seeds and images"
+    elif len(group) > 1:
+        mean, variance, freedom = statistics.mean_of(np.array(values, np.float64)[:, None])
+        over = "seeds"
+    else:
+        row = group[0].row
+        low, high = (row.low, row.high) if row.low is not None and row.high is not None else (values[0], values[0])
+        return Bar(values[0], low, high, 1, "the images of one seed")
+    half = t_quantile(level, freedom) * math.sqrt(variance)
+    return Bar(mean, max(0.0, mean - half), min(1.0, mean + half), len(group), over)
+
+
+@dataclass(frozen=True)
+class Point:
+    """All repetitions of one line at one count, on one set under one head and protocol."""
+
+    line: Line
+    group: tuple[Measured, ...]
+    bar: Bar
+
+    @property
+    def row(self) -> LedgerRow:
+        return self.group[0].row
+
+    def x(self, axis: str) -> float:
+        """On an axis of the ledger; the mean where repetitions differ a little, as unique images do."""
+        return math.fsum(getattr(m.row, axis) for m in self.group) / len(self.group)
+
+
+def points(found: Iterable[Measured]) -> list[Point]:
+    """Of one set and head: in the order of the lines, then by samples seen. Other protocols are points of their own."""
+    groups: dict[tuple[int, int, str], list[Measured]] = {}
+    for m in found:
+        groups.setdefault((m.line.style, m.row.samples_seen, str(sorted(m.protocol.items()))), []).append(m)
+    return [
+        Point(group[0].line, tuple(sorted(group, key=lambda m: m.seed)), bar(group))
+        for _, group in sorted(groups.items(), key=lambda g: g[0])
+    ]
+
+
+def by_cell(found: Iterable[Measured]) -> dict[tuple[str, str, str, str], list[Measured]]:
+    """Grouped by (set, digest of its images, head, how the grid point was chosen): what may share a chart."""
+    groups: dict[tuple[str, str, str, str], list[Measured]] = {}
+    for m in found:
+        key = (m.row.set, m.row.probe_eval, m.row.head, m.row.protocol)
+        groups.setdefault(key, []).append(m)
+    return dict(sorted(groups.items()))
+
+
+def seeds_vary(found: Sequence[Measured]) -> str:
+    """What the seeds of a study change, in words; "" where there is one seed only."""
+    varied = {
+        "initial weights and crops": {m.run.config["seed"] for m in found},
+        "data order": {(m.run.config.get("order") or {}).get("seed", 0) for m in found},
+        "the probe's heads and views": {m.result.get("seed") for m in found},
+    }
+    changed = [what for what, seeds in varied.items() if len(seeds) > 1]
+    return ", ".join(changed)

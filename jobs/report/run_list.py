@@ -1,0 +1,201 @@
+"""The report's part on the runs themselves: in what their configs differ, who made them, what went wrong, how to make
+them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.report.arms import Line, Study, shown_value
+from jobs.report.html import escaped, safe
+from jobs.report.ledger import Ledger, Run
+from jobs.report.measured import Measured
+from jobs.report.tables import Columns, number, table
+from shards import store
+
+ROUTINE = {"start", "resume", "stop", "done", "decoded", "checkpoint", "end"}  # events that every run has
+FIELDS = 24  # flags of a command that are shown
+
+
+# ---- configs ----
+
+
+def differences(study: Study) -> str:
+    """Every setting that the lines do not share: a row for each, a column for each line."""
+    names = sorted({name for line in study.lines for name in line.arm.settings})
+    varied = [n for n in names if len({json.dumps(line.arm.settings.get(n)) for line in study.lines}) > 1]
+    columns: Columns[str] = {"setting": lambda name: name}
+    for line in study.lines:
+        columns = {**columns, line.label: lambda name, line=line: _value(line, name)}
+    rows = ["called in the configs", "images", "manifest", *varied]
+    text = (
+        f"The {len(study.lines)} lines of the charts; all of their other "
+        f"{len(names) - len(varied)} settings are the same. Seeds, lengths and machines are no settings."
+        if len(study.lines) > 1
+        else "There is one line: all runs here were trained alike."
+    )
+    return table(columns, rows, text)
+
+
+def _value(line: Line, name: str) -> str:
+    special = {"called in the configs": line.name, "images": f"{line.images:,}", "manifest": line.manifest[:12]}
+    return special.get(name) or shown_value(line.arm.settings.get(name))
+
+
+def provenance(runs: Sequence[Run], study: Study) -> str:
+    columns: Columns[Run] = {
+        "run": lambda r: r.name,
+        "line": lambda r: study.line(r.url).label,
+        "seed": lambda r: r.config.get("seed"),
+        "samples": lambda r: r.samples_seen,
+        "planned": lambda r: int(r.config.get("samples") or 0),
+        "branch of": lambda r: str(r.config.get("branch") or "").rstrip("/").rpartition("/")[2] or None,
+        "minutes": lambda r: number(_minutes(r), ".1f"),
+        "since": lambda r: str(r.attempts[0].get("since", ""))[:16].replace("T", " ") if r.attempts else None,
+        "attempts": lambda r: len(r.attempts),
+        "commit": lambda r: str(r.info.get("git") or "")[:12],
+        "versions": lambda r: ", ".join(f"{k} {v}" for k, v in sorted((r.info.get("versions") or {}).items())),
+        "images by": lambda r: r.info.get("image_build"),
+        "hardware": lambda r: r.info.get("hardware"),
+        "threads": lambda r: r.info.get("threads"),
+        "world": lambda r: r.info.get("world"),
+        "recipe": lambda r: r.info.get("recipe"),
+        "dataset": lambda r: str(r.info.get("dataset") or "").rstrip("/").rpartition("/")[2],
+        "manifest": lambda r: r.info["manifest"][:16],
+    }
+    text = "Manifest: the first 16 digits of the digest that names exactly the images that a run was trained on."
+    return table(columns, runs, text)
+
+
+def _minutes(run: Run) -> float | None:
+    lasts = {m.attempt: m for m in run.metrics}
+    return sum(m.seconds for m in lasts.values()) / 60 if lasts else None
+
+
+# ---- what went wrong ----
+
+
+def events_of(run: Run, problems: list[str]) -> Counter[str]:
+    """How often each kind of event happened in a run, without those that every run has."""
+    found: Counter[str] = Counter()
+    folder = store.join(run.url, "events")
+    for name in store.names(folder):
+        for line in store.read(store.join(folder, name)).decode(errors="replace").splitlines():
+            try:
+                kind = str(json.loads(line)["event"])
+            except (ValueError, KeyError, TypeError):
+                problems.append(f"{store.join(folder, name)}: a line is no event (line skipped)")
+                continue
+            if kind not in ROUTINE:
+                found[kind] += 1
+    return found
+
+
+def failures(ledger: Ledger, events: Mapping[str, Counter[str]], found: Sequence[Measured]) -> str:
+    """What is unfinished, was interrupted, was replaced or could not be read; a page without failures says so."""
+    lines = []
+    unfinished = [r for r in ledger.runs if r.samples_seen < int(r.config.get("samples") or 0)]
+    for run in unfinished:
+        lines.append(f"{run.name} is unfinished: {run.samples_seen:,} of {int(run.config['samples']):,} samples.")
+    probed = {m.run.url for m in found}
+    trunks = {str(r.config.get("branch") or "").rstrip("/").rpartition("/")[2] for r in ledger.runs}
+    silent = [r.name for r in ledger.runs if r.url not in probed and r not in unfinished and r.name not in trunks]
+    if silent:
+        lines.append(f"No probe of a trained encoder: {_some(silent)}.")
+    if again := [r for r in ledger.runs if len(r.attempts) > 1]:
+        several = f"{len(again)} runs were" if len(again) > 1 else "One run was"
+        names = _some([f"{r.name} ({len(r.attempts)} attempts)" for r in again])
+        lines.append(f"{several} interrupted and went on: {names}.")
+    total: Counter[str] = Counter()
+    for counts in events.values():
+        total += counts
+    lines += [f"{n:,} events “{kind.replace('_', ' ')}”." for kind, n in sorted(total.items())]
+    lines += [
+        f"{m.run.name}, {m.row.file}: which images it got right does not fit its accuracy, and is not used."
+        for m in found
+        if m.damaged
+    ]
+    lines += [f"Could not be read: {problem}" for problem in ledger.problems]
+    if not lines:
+        return "<p>None: every run came to its end in one attempt, every file could be read.</p>"
+    return "<ul>" + "".join(f"<li>{safe(line, 600)}</li>" for line in lines) + "</ul>"
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# ---- how to reproduce ----
+
+
+def commands(study: Study, runs: Sequence[Run], found: Sequence[Measured]) -> str:
+    """For each line the command of its longest run, and the words of the probes' protocols."""
+    longest: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda r: (r.samples_seen, r.name)):
+        longest[study.line(run.url).style] = run
+    parts = [
+        "<p>One command for each line, of its longest run. DATA is a dataset with the manifest that the table names; "
+        "the same manifest, config and seed give the same run. Other seeds and counts: <code>--seed</code>, "
+        "<code>--order.seed</code> and <code>--samples</code>.</p>"
+    ]
+    for line in study.lines:
+        run = longest[line.style]
+        trunk = str(run.config.get("branch") or "").rstrip("/").rpartition("/")[2]
+        both = [r for r in runs if r.name == trunk and trunk] + [run]
+        words = "\n".join(f"xtra train {shlex.join(command_words(r))}" for r in both)
+        parts.append(f"<h3>{escaped(line.label)}</h3><pre><code>{_lines(words)}</code></pre>")
+    protocols = sorted({(m.row.set, m.row.head, m.row.how) for m in found})
+    if protocols:
+        parts.append("<h3>Probes</h3><ul>")
+        parts += [f"<li>{escaped(f'{name}, {head}: {how}')}</li>" for name, head, how in protocols[:12]]
+        parts.append("</ul>")
+    parts.append("<p>This page: <code>xtra report RUNS</code>; the same run folders give the same bytes.</p>")
+    return "".join(parts)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(escaped, text.splitlines()))
+
+
+def command_words(run: Run) -> list[str]:
+    """The recipe, and every flag in which the run's config differs from it."""
+    from xtra import recipes
+
+    name = str(run.config.get("recipe") or "")
+    words = [name or "custom", "--data", "DATA", "--out", run.name]
+    try:
+        base = json.loads(json.dumps(dataclasses.asdict(recipes.get(name))))
+    except ValueError:  # a recipe of another build
+        base = {}
+    changed = [
+        (flag, value)
+        for flag, value in _flags("", run.config, base)
+        if flag.partition(".")[0] not in ("data", "out", "recipe", "sinks")
+    ]
+    for flag, value in changed[:FIELDS]:
+        head, dot, last = flag.replace("_", "-").rpartition(".")
+        if flag == "compile" and isinstance(value, bool):  # of an older build
+            value = "on" if value else "off"
+        if isinstance(value, bool):
+            words.append(f"--{head}{dot}{'' if value else 'no-'}{last}")
+            continue
+        words.append(f"--{head}{dot}{last}")
+        words += [shown_value(v) for v in value] if isinstance(value, list) else [shown_value(value)]
+    return words
+
+
+def _flags(path: str, config: Mapping[str, Any], base: Any) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        before = base.get(name) if isinstance(base, Mapping) else None
+        if isinstance(value, Mapping):
+            found += _flags(f"{path}{name}.", value, before)
+        elif value != before and value not in (None, "", []):
+            short = value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value  # no machine's folders
+            found.append((f"{path}{name}", short))
+    return found
