@@ -21,7 +21,7 @@ TINY = ["--device", "cpu", "--images", "2", "--arm-seconds", "0.01", "--check-st
 BARE = """
 import sys
 for name in ("ray", "tyro", "safetensors", "s3fs", "pycurl", "webdataset", "tqdm", "matplotlib", "rich", "torchvision",
-             "boto3", "aiohttp", "pandas", "scipy", "timm", "nvidia"):
+             "boto3", "aiohttp", "timm", "nvidia"):
     sys.modules[name] = None
 """
 
