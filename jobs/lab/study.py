@@ -73,6 +73,7 @@ ARMS = (  # the order in which they are trained within a seed
     Arm("block4-few-images", "tiny_imagenet_block4", every=2, few=True),
     Arm("block4-cosine", "tiny_imagenet_block4", every=3, schedule="cosine"),
 )
+PRIMARY = {"arm": "block4", "against": "block1"}  # declared before the study ran; xtra report reads it
 SWEPT = {4: "tiny_imagenet_block4", 1: "tiny_imagenet_block1", 2: "tiny_imagenet_block2"}  # by block
 
 
@@ -165,7 +166,9 @@ def _pin(config: Config, sets: _Sets) -> None:
     used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in ARMS}
     digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
     arms = {arm.name: dataclasses.asdict(arm) for arm in ARMS}
-    now = json.loads(json.dumps({"settings": settings, "arms": arms, "recipes": used, "manifests": digests}))
+    primary = {**PRIMARY, "set": sets.cifar[1].list_name, "head": "linear", "samples_seen": max(config.samples)}
+    whole = {"primary": primary, "settings": settings, "arms": arms, "recipes": used, "manifests": digests}
+    now = json.loads(json.dumps(whole))
     where = store.join(config.out, PINNED)
     if not store.put_json_if_absent(where, now):
         for name, old, new in _differences("", store.read_json(where), now):
