@@ -49,8 +49,12 @@ test-all: setup ## every test: also soaks, long kills and, with XTRA_TEST_S3=end
 bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetch ARGS='--images 10000 --json'
 	.venv/bin/xtra bench $(or $(SUBJECT),fetch) $(ARGS)
 
-bench-gpu: ## measure on this machine's GPU, with any python that has torch, Pillow, numpy, pyarrow: ARGS='--out gpu.json'
-	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m jobs.bench.gpu $(ARGS)
+bench-gpu: ## measure this machine's GPU, with any python that has torch, Pillow, numpy, pyarrow: STAGE=1|2|3 OUT=1.json
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m jobs.bench.gpu $(if $(STAGE),--stage $(STAGE)) \
+		--out $(or $(OUT),gpu$(STAGE).json) $(ARGS)
+
+gpu-bundle: ## fill .gpu/ with what a machine with a GPU needs besides this tree: ARGS='--vectors DIR --tar SMALL.tar'
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m jobs.bench.gpu.bundle $(ARGS)
 
 lock: setup ## write requirements.lock anew from pyproject.toml
 	$(PIP) install -q uv
@@ -68,5 +72,5 @@ clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo ingest check test test-all bench bench-gpu lock clean
+.PHONY: help setup demo ingest check test test-all bench bench-gpu gpu-bundle lock clean
 .DEFAULT_GOAL := help

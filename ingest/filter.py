@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -26,7 +28,16 @@ _SUFFIX = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 PLACEHOLDERS = {
     # 11 % of the URLs of a fall11 subset, byte for byte the same (github.com/dusty-nv/jetson-inference, issue 124).
     "6f38049c08670c05cf14fc02d1fbcc84d80fc91f8178c86c7cecb588cc1b6f88": "flickr: this photo is no longer available",
+    # 503 bytes, 161x81: what i.imgur.com sends for what is removed (named by this hash in many downloaders).
+    "9b5936f4006146e4e1e9025b474c02863c0b5614132ad40db4b925a10e8bfbb9": "imgur: this image is removed",
 }
+# Where servers redirect who asks for a picture that is gone: i.imgur.com/removed.png, Flickr's
+# s.yimg.com/pw/images/en-us/photo_unavailable.png, Photobucket's bwe.png, and pages of errors as pictures.
+_GONE = re.compile(
+    r"/(?:removed|(?:photo|image)[_-]?(?:unavailable|not[_-]?available|not[_-]?found|removed)(?:_[a-z])?|bwe|404|not[_-]?found)"
+    r"\.(?:png|gif|jpe?g|webp)$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
     picture = reason = None
     detail = ""
     try:
+        _check_redirect(fetched)
         picture = _picture(case, config)
     except _Rejected as rejected:
         reason, detail = rejected.reason, rejected.detail
@@ -98,7 +110,7 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
 class _Case:
     """What is known of a body so far; a verdict tells it even where the body is refused."""
 
-    body: bytes  # as fetched, but a JPEG that lacks nothing but its end marker gets one
+    body: bytes  # as fetched, but for what `image.mended` mends
     digest: str
     format: str | None
     decoded: bool = False
@@ -110,19 +122,36 @@ def _picture(case: _Case, config: FilterConfig) -> Picture:
         raise _Rejected(Reason.PLACEHOLDER, PLACEHOLDERS[case.digest])
     if case.format is None:
         raise _Rejected(Reason.NOT_AN_IMAGE, _looks_like(case.body))
+    if config.decode_check and case.format == "png":  # its header may be read only then
+        _mend(case)
     opened = image.read(case.body, config.max_pixels)
     head = opened.header
     case.format = head.format
     _check_sides(head, config)
-    if config.decode_check:
-        whole = image.mended(case.body)
-        if whole is not case.body:
-            case.body, case.digest = whole, hashlib.sha256(whole).hexdigest()
-            opened = image.read(whole, config.max_pixels)
+    if config.decode_check and case.format != "png" and _mend(case):
+        opened = image.read(case.body, config.max_pixels)
     shrink = config.resize is not None and min(head.width, head.height) > config.resize
     if head.format in _SUFFIX and not shrink:
         return _kept(case, opened, config)
     return _reencoded(case, opened, config.resize if shrink else None, config)
+
+
+def _mend(case: _Case) -> bool:
+    """Give the body what `image.mended` gives it; whether that is another one."""
+    whole = image.mended(case.body)
+    if whole is case.body:
+        return False
+    case.body, case.digest = whole, hashlib.sha256(whole).hexdigest()
+    return True
+
+
+def _check_redirect(fetched: Fetched) -> None:
+    """Refuse what came from a place where servers send those who ask for a picture that is gone."""
+    if fetched.final_url in ("", fetched.link.url):
+        return
+    path = urlsplit(fetched.final_url).path
+    if _GONE.search(path) and not _GONE.search(urlsplit(fetched.link.url).path):
+        raise _Rejected(Reason.PLACEHOLDER, f"redirected to {path[-100:]}")
 
 
 def _check_sides(head: image.Header, config: FilterConfig) -> None:

@@ -7,17 +7,17 @@ are put if absent, and what makes them count (dataset.json, a generation) is wri
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import wordnet
 from ingest.config import Config
-from ingest.lists import Columns, label_counts, list_name, list_sha256, plan_units
+from ingest.lists import ACCEPTED, Columns, label_counts, list_name, list_sha256, plan_units, skipped
 from ingest.record import RETRYABLE
 from shards import manifest, store
 from shards.dataset import (
@@ -42,6 +42,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
+HELD = 64  # units in memory
+NAMED = 8  # files in a line
 AHEAD = 8  # plans being written, or indexes being read, at once
 _RETRYABLE = pa.array(sorted(map(str, RETRYABLE)))
 _RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
@@ -74,7 +76,7 @@ def make(config: Config) -> Plan:
     need_contact(config, links)
     generations = read_generations(config.out)
     units = info.units + sum(generation.units for generation in generations)
-    note = ""
+    note = left_out(config.urls) if config.urls else ""
     if config.retry:
         if not set(committed_units(config.out)).issuperset(range(units)):
             note = f"{config.out}: what is not done yet comes first; --retry once more to ask again for what fails"
@@ -128,28 +130,37 @@ def _the_list(config: Config) -> DatasetInfo:
 def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
     columns = Columns(config.url_column, config.id_column, config.label_column)
     classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns))
-    units = links = not_chosen = 0
+    units = links = good = not_chosen = 0
+    first_bad: dict[str, Any] = {}
 
     def plans() -> Iterator[tuple[int, pa.Table]]:
-        nonlocal units, links, not_chosen
+        nonlocal units, links, good, not_chosen, first_bad
         held: list[tuple[int, pa.Table]] = []  # until it is known that nothing is refused for want of a contact
         for part in plan_units(config.urls, config.unit, config.format, columns, classes):
             not_chosen += part.not_chosen
             if len(part.links):
                 links += len(part.links)
-                need_contact(config, links)
+                good += part.links["why"].null_count
+                if not good and not first_bad:
+                    first_bad = part.links.slice(0, 1).to_pylist()[0]
+                need_contact(config, good)
                 held.append((units, part.links))
                 units += 1
-            if links > CONTACT_FROM:
+            if good > CONTACT_FROM or len(held) > HELD:
                 yield from held
                 held.clear()
-        yield from held
+        if good:
+            yield from held
 
     for _ in _side_by_side(lambda unit: write_plan(config.out, *unit), plans()):
         pass
     if not links:
         left = f": none of its {not_chosen:,} lines is of a class that was asked for" if not_chosen else ""
         raise ValueError(f"{config.urls}: holds no links{left}: check --urls{' and --classes' if left else ''}")
+    if not good:
+        for unit in set(planned_units(config.out)) & set(range(units)):
+            store.delete(store.join(config.out, "links", unit_name(unit) + ".parquet"))
+        raise ValueError(nothing_usable(config.urls, links, first_bad))
     stale = [unit for unit in planned_units(config.out) if unit >= units]
     if stale and not store.exists(store.join(config.out, "dataset.json")):  # else they are another driver's, and count
         for unit in stale:  # of a longer list, whose planning was cut short
@@ -158,6 +169,19 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
     info = replace(info, units=units, classes=chosen, not_chosen=not_chosen)
     write_info(config.out, info)
     return info
+
+
+def nothing_usable(urls: str, links: int, first_bad: Mapping[str, Any]) -> str:
+    """What to say of a list that has lines, none of which can be used; `first_bad` is a row of the plan."""
+    line = f"line {first_bad['line']}, {first_bad['url']!r}: {first_bad['why']}"
+    return f"{urls}: none of its {links:,} lines can be used; the first, {line}: give {ACCEPTED}"
+
+
+def left_out(urls: str) -> str:
+    """What to say of files beside a list's own."""
+    names = skipped(urls)
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{urls}: no lists, and not read: {', '.join(names[:NAMED])}{more}" if names else ""
 
 
 def need_contact(config: Config, links: int) -> None:

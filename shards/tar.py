@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 from shards import store
 
@@ -41,6 +41,7 @@ class Placed(NamedTuple):
     name: str
     offset: int
     length: int
+    link: str | None = None  # what it is a link to; then it has no data
 
 
 def header(name: str, length: int) -> bytes:
@@ -170,8 +171,39 @@ class Source:
         return len(self._piece) > 0
 
 
-def walk(source: Source) -> Iterator[Placed]:
-    """Each regular file in turn, whatever tar wrote it: long names of GNU's and of POSIX.1-2001's (pax) are read.
+class Walkable(Protocol):
+    """What a tar is walked on: a Source, or Headers where only some members' bytes are wanted."""
+
+    @property
+    def at(self) -> int: ...
+
+    def take(self, length: int) -> bytes: ...
+
+    def pass_to(self, place: int) -> int: ...
+
+
+class Headers:
+    """A local tar of which only headers, and what else is taken, are read."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._size = file, file.seek(0, os.SEEK_END)
+        self.at = file.seek(0)
+
+    def take(self, length: int) -> bytes:
+        """The next `length` bytes, fewer at the end."""
+        body = self._file.read(length)
+        self.at += len(body)
+        return body
+
+    def pass_to(self, place: int) -> int:
+        """Go to this place in the tar, or to its end; returns where it is then."""
+        self.at = self._file.seek(min(place, self._size))
+        return self.at
+
+
+def walk(source: Walkable, links: bool = False) -> Iterator[Placed]:
+    """Each regular file in turn, whatever tar wrote it: long names of GNU's and of POSIX.1-2001's (pax) are read. With
+    `links` hard and symbolic links are given too.
 
     Until the next is asked for, its body is the caller's to take from the source; what is left of it is passed over.
     Raises ValueError naming the offset where the tar is torn or damaged.
@@ -193,6 +225,8 @@ def walk(source: Source) -> Iterator[Placed]:
             long_name = source.take(length).partition(b"\0")[0].decode("utf-8", "surrogateescape")
         elif kind == tarfile.XHDTYPE:
             records = _pax(source.take(length), at)
+            if any(name.startswith("GNU.sparse.") for name in records):
+                raise ValueError(f"the tar holds a sparse file at byte {at}: pack it again without --sparse")
             long_name, long_size = records.get("path", long_name), _pax_size(records, at)
         elif kind in _META:
             pass
@@ -203,6 +237,9 @@ def walk(source: Source) -> Iterator[Placed]:
                 yield Placed(name, at + BLOCK, length)
             elif kind in _BODILESS:
                 length = 0
+                if links and kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+                    target = head[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+                    yield Placed(name, at + BLOCK, 0, target)
         end = at + BLOCK + length
         at = source.pass_to(end + -length % BLOCK)
         if at < end:

@@ -64,6 +64,7 @@ class Origin:
         self.busy = 0
         self.busiest = 0
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []  # of the same requests
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self.address, self.scheme = address, "https" if tls else "http"
@@ -131,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 origin.requests[path] += 1
             origin.headers.append(dict(self.headers))
+            origin.paths.append(path)
             origin.busy += 1
             origin.busiest = max(origin.busiest, origin.busy)
         try:
@@ -245,6 +247,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve_gzip(self, path: str, *_: str) -> None:
         self.reply(gzip.compress(picture(path), mtime=0), Content_Encoding="gzip")
+
+    def serve_named(self, path: str, encoding: str) -> None:
+        self.reply(picture(path), Content_Encoding=encoding)  # which is not true
+
+    def serve_gate(self, path: str, *_: str) -> None:
+        if "seen=1" in self.headers.get("Cookie", ""):
+            self.serve_ok(path + ".jpg")
+        else:
+            self.reply(b"", 302, Location=path, Set_Cookie="seen=1; Path=/")
+
+    def serve_leave(self, path: str, *_: str) -> None:
+        self.reply(b"", 302, Location=path.split("?", 1)[1], Set_Cookie="seen=1; Path=/")
 
     def serve_bomb(self, path: str, *_: str) -> None:
         self.reply(gzip.compress(bytes(50_000_000), 1, mtime=0), Content_Encoding="gzip")

@@ -150,7 +150,7 @@ def test_the_fall(base, tmp_path):
         for head in ("attentive", "linear")
         for encoder in ("trained", "random")
     }
-    assert all(row.unique_images == PICTURES for row in rows)
+    assert all(row.unique_images == min(row.samples_seen, PICTURES) for row in rows)
     trained = [row for row in rows if row.encoder == "trained"]
     assert max(row.accuracy for row in trained) > 1 / CLASSES
     page = store.read(scaling.write_report(study)).decode()

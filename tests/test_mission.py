@@ -90,6 +90,7 @@ def decoded_by_rank(run: str) -> list[int]:
         for line in store.read(store.join(run, "events", name)).splitlines():
             event = json.loads(line)
             if event["event"] == "decoded":
+                assert event["device"] == "cpu"  # the rank's own: a GPU's would have its number
                 found[int(name[7:13]) % 2] = event["gpu"]
     return found
 

@@ -64,12 +64,12 @@ class Causal(NamedTuple):
     flex: Any = None  # FlexAttention's BlockMask, where it computes
     masked: bool = True  # False: within a run every query sees every key that it is given
     cudnn: bool = False  # on a GPU
+    wide: bool = False  # train in float32 even where the model is in bfloat16
 
 
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: Causal) -> Tensor:
     """Softmax attention, [B, H, N, E]."""
-    if q_BHNE.dtype == torch.bfloat16 and q_BHNE.device.type == "cpu" and q_BHNE.requires_grad:
-        # torch's bfloat16 kernel takes 3.5 times the float32 one's time for the backward pass, casts included
+    if causal.wide and q_BHNE.dtype == torch.bfloat16 and q_BHNE.requires_grad:
         with torch.autocast("cpu", enabled=False):
             return attend(q_BHNE.float(), k_BHNE.float(), v_BHNE.float(), causal).bfloat16()
     if causal.flex is not None:
@@ -177,15 +177,21 @@ def chosen(device: torch.device, tokens: int, head_width: int) -> str:
 
 
 def causal_of(tokens: int, per_block: int, head_width: int, device: torch.device, arm: str = "auto") -> Causal:
-    """What `attend` needs for so many tokens in block order; made once for each set of arguments."""
-    return _made(tokens, per_block, device, chosen(device, tokens, head_width) if arm == "auto" else arm)
+    """What `attend` needs for so many tokens in block order; made once for each set of arguments.
+
+    "auto" on a CPU is also wide: torch's bfloat16 kernel takes 3.5 times the float32 one's time for the backward pass,
+    casts included.
+    """
+    if arm != "auto":
+        return _made(tokens, per_block, device, arm)
+    return _made(tokens, per_block, device, chosen(device, tokens, head_width), device.type == "cpu")
 
 
 @functools.lru_cache(maxsize=32)
-def _made(tokens: int, per_block: int, device: torch.device, arm: str) -> Causal:
+def _made(tokens: int, per_block: int, device: torch.device, arm: str, wide: bool = False) -> Causal:
     how, _, kernel = arm.partition("-")
     if per_block == 1:
-        return Causal(None, cudnn=kernel == "cudnn")
+        return Causal(None, cudnn=kernel == "cudnn", wide=wide)
     with torch.inference_mode(False):  # what is kept for later steps may have to be kept for a backward pass
         mask = block_causal_mask(tokens, per_block, device)
         if how in _TILES:
@@ -193,7 +199,7 @@ def _made(tokens: int, per_block: int, device: torch.device, arm: str) -> Causal
                 _tiles_of_64()
             return Causal(mask, flex=_block_mask(tokens, per_block, device, _TILES[how]))
     ends = run_ends(tokens, per_block, arm)
-    return Causal(mask, ends if len(ends) > 1 else (), masked=how != "blocks", cudnn=kernel == "cudnn")
+    return Causal(mask, ends if len(ends) > 1 else (), None, how != "blocks", kernel == "cudnn", wide)
 
 
 def _block_mask(tokens: int, per_block: int, device: torch.device, tile: int) -> Any:

@@ -40,7 +40,7 @@ Region = tuple[int, int, int, int]  # x, y, width, height; whole pixels of the s
 SAMPLINGS = (None, "4:4:4", "4:2:2", "4:2:0")  # of the chroma; None is gray. The hardware refuses 4:1:1 and odder ones
 MAX_SIDE = 16_384  # pixels, of the whole picture
 MAX_PIXELS = 1 << 25  # of a region: a larger one would take the memory of a whole batch
-GROUP_PIXELS = 1 << 24  # of a group's slots, padding included: about 500 MB of intermediates
+GROUP_PIXELS = 1 << 23  # of a group's slots, padding included: about 500 MB of intermediates
 # nvJPEG before 13.2 interpolates chroma wrongly in the outermost pixels of a region (nvImageCodec's hw_decoder.cpp):
 # what is decoded is this much larger than the crop on every side, which is cut out of it while resizing.
 MARGIN = 2
@@ -121,6 +121,9 @@ def resize(slots_GHW3: Tensor, views: Sequence[View], regions: Sequence[Region],
 
     Pillow's crop().resize(BICUBIC): rows first, rounded to whole numbers, then columns. (Pillow 13 takes the columns
     of a picture that shrinks more in height first; of these the rounding differs: 55 dB instead of 80 or more.)
+
+    The products are in float64, which a training process's --tf32 does not touch: it holds for all threads' float32
+    products, so pixels would depend on it. GPUs for training have about as much of float64 as of float32.
     """
     group, high, wide, _ = slots_GHW3.shape
     edges = [
@@ -130,9 +133,9 @@ def resize(slots_GHW3: Tensor, views: Sequence[View], regions: Sequence[Region],
     edges_9G = torch.tensor(edges, dtype=torch.float32).T.to(slots_GHW3.device)
     across_GWS = weights(edges_9G[:4], wide, size, edges_9G[8] > 0)
     down_GHS = weights(edges_9G[4:8], high, size)
-    rows_GRW = slots_GHW3.permute(0, 3, 1, 2).reshape(group, 3 * high, wide).float()
-    rows_G3HS = torch.bmm(rows_GRW, across_GWS).round_().clamp_(0, 255).view(group, 3, high, size)
-    return torch.matmul(down_GHS.mT[:, None], rows_G3HS).round_().clamp_(0, 255).to(torch.uint8)
+    rows_GRW = slots_GHW3.permute(0, 3, 1, 2).reshape(group, 3 * high, wide).double()
+    rows_G3HS = torch.bmm(rows_GRW, across_GWS.double()).round_().clamp_(0, 255).view(group, 3, high, size)
+    return torch.matmul(down_GHS.double().mT[:, None], rows_G3HS).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def weights(edges_4G: Tensor, span: int, size: int, mirror_G: Tensor | None = None) -> Tensor:
@@ -304,7 +307,7 @@ class GpuDecoder:
     def told(self) -> dict[str, Any]:
         """For a run's events: who decoded how many pictures so far, and why the CPU did the others."""
         counts = dict(self.counts)
-        return {"decoder": self.library.name, "gpu": counts.pop("gpu", 0), "cpu": counts}
+        return {"decoder": self.library.name, "device": str(self.device), "gpu": counts.pop("gpu", 0), "cpu": counts}
 
     def _decode(self, jobs: Sequence[Job], size: int) -> tuple[Tensor, list[str | None]]:
         """The views of pictures of like size, uint8 [G, 3, size, size], and what went wrong with each."""

@@ -1,8 +1,8 @@
 """Pretraining: one Config, one run(), one loop.
 
 The only clock is samples seen: batches are global, steps are derived, and the whole state of the data is one number.
-All ranks hold the whole model and sum their gradients in a fixed order (xtra/distributed.py), so that a run continued
-from a checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
+All ranks hold the whole model and sum their gradients in a fixed order (xtra/distributed.py), so that on CPUs a run
+continued from a checkpoint repeats the uninterrupted one to the bit at the same world size, and to rounding at another.
 
 Shapes: B this rank's images, L encoder layers, K blocks.
 """

@@ -22,7 +22,7 @@ from ingest.config import Config
 from ingest.dry_run.forecast import Forecast, Outcome, Pace, Survey, forecast, lines
 from ingest.filter import judge
 from ingest.http import Fetcher
-from ingest.lists import Columns, label_counts, links_of, plan_batches
+from ingest.lists import ACCEPTED, Columns, label_counts, links_of, plan_batches
 from ingest.plan import need_contact
 from ingest.record import Link, Verdict
 from ingest.run import TICK, Progress
@@ -58,6 +58,8 @@ def run(
     survey, sample = _survey(config, links, seed, told, stop)
     if not survey.lines - survey.not_chosen and not stop():
         raise ValueError(f"{config.urls}: holds no links{' of the classes asked for' if survey.not_chosen else ''}")
+    if survey.bad and not survey.good and not stop():
+        raise ValueError(f"{config.urls}: none of its {survey.bad:,} lines can be used: give {ACCEPTED}")
     cpu = time.process_time()
     outcomes = list(_try(config, sample, told, stop))
     pace = Pace(

@@ -324,6 +324,7 @@ class Fetcher:
     def _again(self, task: Task, now: float, wait: float) -> None:
         """Ask from the beginning, after so many seconds."""
         task.hops = 0
+        task.cookies.clear()
         if task.robots_of is not None:
             _aim(task, f"{task.robots_of.text}/robots.txt", task.robots_of)
         else:

@@ -73,6 +73,7 @@ class Task:
     hops: int = 0
     excused: int = 0  # attempts not counted, because the network or this process was away
     silent_at: float = 0.0  # when it last failed without an answer
+    cookies: dict[str, dict[str, str]] = field(default_factory=dict)  # by host name, of the redirects of this link
 
 
 @dataclass(eq=False, slots=True)

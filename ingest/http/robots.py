@@ -16,6 +16,8 @@ VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-pr
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})|[\x80-\xff]|[\x00-\x20]")
+# Before a colon: the name of a robot, not the hour of a date such as `25 jun 2010 15` or `2010-06-25t15`.
+_SCOPE = re.compile(r"(?![0-9t-]+$)[a-z0-9_.*/-]+")
 _PRODUCT_TOKEN = re.compile(r"[A-Za-z_-]+|\*")
 
 
@@ -144,7 +146,7 @@ def opted_out(tag: str, directives: Collection[str], product: str = PRODUCT) -> 
     ours = True
     for part in tag.split(","):
         name, colon, directive = part.strip().lower().partition(":")
-        if colon and name.strip() not in VALUED:
+        if colon and name.strip() not in VALUED and _SCOPE.fullmatch(name.strip()):
             ours = name.strip() == product or name.strip() in EVERYBODY
             name = directive
         if ours and name.strip() in directives:

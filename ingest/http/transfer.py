@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import pycurl
 
 from ingest.http.address import refusal
+from ingest.http.headers import TooLarge, cookies, decoded, remember_cookie
 from ingest.http.robots import LIMIT, opted_out
 from ingest.lists import quote
 from ingest.record import Link, Reason
@@ -48,7 +49,9 @@ class Slot:
         self.failure: str | None = None  # of this machine, no verdict; an exception cannot cross libcurl
         self._file: BinaryIO | None = None
         self._opened: list[socket.socket] = []  # libcurl works on duplicates of these
+        self.encoding = ""  # what its Content-Encoding says
         self._timeout = 0
+        self._cookies = False
         self._pinned = False
         for option, value in (
             (pycurl.USERAGENT, config.user_agent),
@@ -58,8 +61,8 @@ class Slot:
             (pycurl.PROXY, config.proxy),  # an environment's proxy would hide the address that is asked
             (pycurl.NOPROXY, "" if config.proxy else "*"),
             (_SUPPRESS_CONNECT_HEADERS, 1),  # a proxy's answer is not the origin's
-            (pycurl.ACCEPT_ENCODING, "identity"),  # and undo what a server encodes nevertheless
-            (pycurl.HTTPHEADER, ["Accept: image/*, */*;q=0.5"]),
+            # What a server encodes nevertheless is undone here: libcurl fails where the header is not true.
+            (pycurl.HTTPHEADER, ["Accept: image/*, */*;q=0.5", "Accept-Encoding: identity"]),
             (pycurl.CONNECTTIMEOUT_MS, int(config.connect_timeout * 1000)),
             (pycurl.LOW_SPEED_LIMIT, config.low_speed),
             (pycurl.LOW_SPEED_TIME, config.low_speed_seconds),
@@ -86,8 +89,15 @@ class Slot:
         self.ended: tuple[Reason, str] | None = None  # why this end broke off the transfer
         self.refused = ""
         self.connected = False
+        self.encoding = ""
         curl = self.curl
         curl.setopt(pycurl.URL, task.url)
+        if jar := task.cookies.get(task.origin.host.name):
+            curl.setopt(pycurl.COOKIE, cookies(jar).encode("latin-1"))
+            self._cookies = True
+        elif self._cookies:
+            curl.unsetopt(pycurl.COOKIE)
+            self._cookies = False
         timeout = max(1, int(1000 * seconds))
         if timeout != self._timeout:
             curl.setopt(pycurl.TIMEOUT_MS, timeout)
@@ -110,6 +120,28 @@ class Slot:
         self._file.close()
         self._file = None
         return path
+
+    def decode(self) -> tuple[Reason | None, str]:
+        """Undo the encoding of a body that came whole; why it cannot be, or (None, "")."""
+        task = self.task
+        assert task is not None
+        if not self.encoding or self.encoding.lower() == "identity":
+            return None, ""
+        most = self.config.max_bytes if task.link is not None else LIMIT
+        path = Path(self._file.name) if self._file is not None else None
+        if self._file is not None:
+            self._file.flush()
+        try:
+            body = decoded(path.read_bytes() if path is not None else b"".join(self.chunks), self.encoding, most)
+        except TooLarge as error:
+            return Reason.TOO_LARGE, str(error)
+        except ValueError as error:
+            return Reason.TRUNCATED_BODY, " ".join(str(error).split())[:200]
+        self.discard()
+        self.chunks = [body]
+        if len(body) > self.config.in_memory and self.scratch is not None and task.link is not None:
+            self._spool(task.link)
+        return None, ""
 
     def discard(self) -> None:
         self.chunks = []
@@ -153,6 +185,15 @@ class Slot:
                 self.ended = Reason.CONNECT, "an answer without a status"
                 return 0
             self.status = int(words[1])
+            self.encoding = ""
+        elif line[:17].lower() == b"content-encoding:":
+            said = line[17:].decode("latin-1").strip()
+            self.encoding = f"{self.encoding}, {said}" if self.encoding else said
+        elif line[:11].lower() == b"set-cookie:" and 300 <= self.status < 400:
+            task = self.task
+            assert task is not None
+            if task.link is not None:
+                remember_cookie(task.cookies.setdefault(task.origin.host.name, {}), line[11:].decode("latin-1").strip())
         elif line[:13].lower() == b"x-robots-tag:" and 200 <= self.status < 300 and self.config.opt_out:
             assert self.task is not None
             found = opted_out(line[13:].decode("latin-1"), self.config.opt_out)
@@ -369,7 +410,7 @@ def outcome(slot: Slot, error: int, message: str) -> tuple[Reason | None, str]:
     if slot.status >= 300:
         return reason_of_status(slot.status), f"status {slot.status}"
     if error == 0:
-        return None, ""
+        return slot.decode()
     if slot.refused and not slot.connected:
         return Reason.BLOCKED_ADDRESS, slot.refused
     broken = Reason.TRUNCATED_BODY if slot.size else Reason.CONNECT

@@ -1,5 +1,11 @@
 from . import keys as keys
-from .files import list_name as list_name, list_sha256 as list_sha256
+from .columns import Columns as Columns
+from .files import (
+    ACCEPTED as ACCEPTED,
+    list_name as list_name,
+    list_sha256 as list_sha256,
+    skipped as skipped,
+)
 from .source import (
     MAX_URL as MAX_URL,
     check_url as check_url,
@@ -9,4 +15,3 @@ from .source import (
     plan_units as plan_units,
     quote as quote,
 )
-from .tables import Columns as Columns

@@ -6,6 +6,7 @@ Text is a URL a line, or `id<TAB>url` as the headerless fall11 list of ImageNet,
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import NamedTuple
@@ -60,6 +61,13 @@ def lists_of(counts: np.ndarray, flat: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), flat)
 
 
+def row_of(number: int, name: bytes, url: bytes, labels: tuple[bytes, ...], named: bool) -> Row:
+    """A row of a table; `named` says whether it has a column of ids."""
+    if named and not name.strip():
+        return Row(number, None, url, labels, "empty id")
+    return Row(number, name if named else None, url, labels, None if url.strip() else "no url")
+
+
 def is_url(text: bytes) -> bool:
     return text.lstrip()[:8].lower().startswith((b"http://", b"https://"))
 
@@ -76,7 +84,9 @@ def text_rows(url: str) -> Iterator[pa.RecordBatch]:
     """The lines of a text list. Raises ValueError when it is missing or damaged."""
     style = None
     for line, block in blocks(url):
-        style = style or _style(block)
+        if style is None:
+            style = _style(block)
+            _check_one_url(url, block)
         yield _text_batch(line, block, style)
 
 
@@ -93,6 +103,18 @@ def _style(block: bytes) -> str:
         return "ids"
     labelled = sum(_CONFIDENCES.fullmatch(line[line.index(b"\t") :]) is not None for line in after)
     return "labelled" if 2 * labelled > len(after) else "urls"
+
+
+def _check_one_url(url: str, block: bytes) -> None:
+    """Raises ValueError for lines of several URLs each, of which only one is the picture's."""
+    lines = [line for line in block.split(b"\n", 1000)[:1000] if line.strip()]
+    columns = Counter(at for line in lines for at, field in enumerate(line.split(b"\t")) if is_url(field))
+    both = [str(at) for at, count in sorted(columns.items()) if 2 * count > len(lines)]
+    if len(both) > 1:
+        raise ValueError(
+            f"{url}: which column holds the pictures' URLs? URLs are in {', '.join(both)}: "
+            "set --format tsv and --url-column"
+        )
 
 
 def _text_batch(first: int, block: bytes, style: str) -> pa.RecordBatch:

@@ -9,6 +9,7 @@ one, by the same rules.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ import pyarrow.compute as pc
 
 from ingest import wordnet
 from ingest.lists import files, keys
+from ingest.lists.columns import Columns
 from ingest.lists.files import list_name
+from ingest.lists.json_lists import json_rows
+from ingest.lists.parquet_lists import parquet_rows
 from ingest.lists.rows import batches, lists_of, text_rows
-from ingest.lists.tables import Columns, json_rows, parquet_rows, table_rows
+from ingest.lists.tables import table_rows
 from ingest.record import BadLine, Link, from_plan
 from shards.dataset import PLAN_SCHEMA
 from shards.url_secrets import masked
@@ -176,7 +180,7 @@ def _rows(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]: 
         return parquet_rows(url, columns)
     if kind == "text":
         return text_rows(url)
-    if kind == "jsonl":
+    if kind in ("json", "jsonl"):
         return batches(json_rows(url, columns))
     return batches(table_rows(url, "," if kind == "csv" else "\t", columns))
 
@@ -185,6 +189,8 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
     """The rows with their URLs quoted or found bad; `where` goes before every complaint."""
     url = rows["url"]
     fine = pc.and_(pc.match_substring_regex(url, f"^(?:{_PLAIN_URL})$"), pc.less_equal(pc.binary_length(url), MAX_URL))
+    if b"&amp;" in _bytes_of(url):
+        fine = pc.and_not(fine, pc.match_substring(url, "&amp;"))
     odd = ~pc.and_(fine, rows["why"].is_null()).to_numpy(zero_copy_only=False)
     why = rows["why"]
     if odd.any():
@@ -198,9 +204,17 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=_JUDGED)
 
 
+def _bytes_of(cells: pa.BinaryArray) -> bytes:
+    """All of them together: to look at once for what nearly none has."""
+    if not len(cells):
+        return b""
+    offsets = np.frombuffer(cells.buffers()[1], np.int32)[cells.offset :]
+    return bytes(memoryview(cells.buffers()[2])[offsets[0] : offsets[len(cells)]]) if cells.buffers()[2] else b""
+
+
 def _judge_one(name: bytes | None, url: bytes, why: str | None) -> tuple[str, str | None]:
     """What the plan says for the URL, and why it is bad."""
-    said = url.decode("utf-8", "surrogateescape")
+    said = url.decode("utf-8", "surrogateescape").replace("&amp;", "&")  # as a page's source writes it
     quoted = quote(said)
     why = why or ("NUL byte" if "\0" in quoted else check_url(quoted))
     if why is None:
@@ -249,14 +263,41 @@ def quote(url: str) -> str:
     if url.isascii() and "#" not in url and " " not in url:
         return url
     scheme, mark, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
+    host = _HOST.match(rest)[0]  # type: ignore[index]
+    path = rest[len(host) :]
     if mark and not host.isascii():
-        try:
-            host = host.encode("idna").decode("ascii")
-        except UnicodeError:
+        host = _ascii_host(host)
+        if not host:
             return url  # check_url says why
-    raw = f"{scheme}{mark}{host}{slash}{path}".encode("utf-8", "surrogateescape").partition(b"#")[0]
+    raw = f"{scheme}{mark}{host}{path}".encode("utf-8", "surrogateescape").partition(b"#")[0]
     return "".join(chr(b) if b < 0x80 and b != 0x20 else f"%{b:02X}" for b in raw)
+
+
+_HOST = re.compile(r"[^/?#]*")
+# Deviations of IDNA 2003 and what is mapped to nothing (Unicode TS 46, table "ignored"), as browsers have it.
+_IGNORED = re.compile("[\u00ad\u034f\u180b-\u180f\u200b\u2060\u2064\ufe00-\ufe0f\ufeff]")
+_DOTS = re.compile("[\u3002\uff0e\uff61]")
+_FORBIDDEN = re.compile(r"[\0-\x20\"#%/:<>?@\[\\\]^`{|}\x7f]")  # in a host (the URL standard, 3.5)
+
+
+def _ascii_host(host: str) -> str:
+    """A host name in ASCII as browsers encode it: UTS 46, non-transitional, so that `faß` keeps its ß. Empty where it
+    is none: a label that is too long, or that would gain a sign that ends a host."""
+    name, colon, port = host.partition(":")
+    if "@" in host or (colon and not port.isdigit()):
+        return ""
+    mapped = unicodedata.normalize("NFKC", _IGNORED.sub("", name).lower())
+    mapped = unicodedata.normalize("NFC", mapped.lower())
+    labels = []
+    for label in _DOTS.sub(".", mapped).split("."):
+        try:
+            text = label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii")
+        except UnicodeError:  # half of a character
+            return ""
+        if _FORBIDDEN.search(label) or len(text) > 63 or (label and unicodedata.category(label[0])[0] == "M"):
+            return ""
+        labels.append(text)
+    return ".".join(labels) + colon + port
 
 
 def _printable(text: str, length: int) -> str:

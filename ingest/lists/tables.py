@@ -1,215 +1,190 @@
-"""URL lists as tables -> rows: CSV and TSV with or without a header, JSON lines, Parquet."""
+"""URL lists as CSV and TSV, with or without a header -> rows.
+
+A quote belongs to a table's syntax only if it opens and closes a field. One that opens and does not close is text, and
+never takes the rows after it: a field may go on over lines only while none of them is a row by itself.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from ingest.lists.columns import NOWHERE, SAMPLE, Columns, places
+from ingest.lists.files import MAX_LINE, blocks
+from ingest.lists.rows import Row, is_url, row_of
 
-from ingest.lists.files import MAX_LINE, blocks, open_list
-from ingest.lists.rows import BATCH, ROWS, Row, is_url, lists_of
+CHUNK = 512  # lines that are tried together
+MAX_LINES = 1000  # of one field
+SIGNATURES = ("TsvHttpData-1.0",)  # first lines that are neither a header nor a row (Google Storage Transfer's lists)
+_OTHERS = ";\t|"  # delimiters that a CSV may have in truth
 
-_URL_NAMES = ("url", "urls", "image_url", "image", "link")
-_ID_NAMES = ("id", "key")
-_LABEL_NAMES = ("label", "labels", "class")
+csv.field_size_limit(min(sys.maxsize, 4 * MAX_LINE))
 
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns a table's URL, id and labels are in: names, or numbers from 0 where it has none. None: guess."""
-
-    url: str | None = None
-    id: str | None = None
-    label: str | None = None
-
-
-# --- tables --------------------------------------------------------------------------------------------------------
-
-
-NOWHERE = sys.maxsize  # the place of a column that a table does not have
-
-
-class _Places(NamedTuple):
-    url: int
-    id: int
-    label: int
-
-
-def _places(urls: str, header: list[str] | None, first: list[str], columns: Columns) -> _Places:
-    """Where the URL, id and label are: by name with a header, by number without one."""
-    names = [cell.strip() for cell in header] if header is not None else [str(at) for at in range(len(first))]
-
-    def find(wanted: str | None, usual: tuple[str, ...]) -> int:
-        if wanted is not None:
-            if wanted not in names:
-                raise ValueError(f"{urls}: has no column {wanted!r}: it has {', '.join(names)[:300]}")
-            return names.index(wanted)
-        return next((at for at, name in enumerate(names) if name.lower() in usual), NOWHERE)
-
-    url = find(columns.url, _URL_NAMES)
-    if url == NOWHERE and header is None:
-        url = next(at for at, cell in enumerate(first) if is_url(cell.encode("latin-1")))
-    if url == NOWHERE:
-        raise ValueError(f"{urls}: which column holds the URLs? It has {', '.join(names)[:300]}: set --url-column")
-    return _Places(url, find(columns.id, _ID_NAMES), find(columns.label, _LABEL_NAMES))
+Record = tuple[int, list[str] | str]  # its first line, and its cells or why they cannot be read
 
 
 def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[Row]:
-    long = False
-
-    def lines() -> Iterator[str]:
-        nonlocal long
-        for _, block in blocks(url):
-            for line in io.StringIO(block.decode("latin-1"), newline="\n"):  # byte for byte: cells are encoded back
-                if len(line) > MAX_LINE + 1:
-                    long = True
-                    line = "\n"
-                yield line
-
-    csv.field_size_limit(min(sys.maxsize, 2 * MAX_LINE))
-    reader = csv.reader(lines(), delimiter=delimiter)
-    places: _Places | None = None
-    while True:
-        before = reader.line_num
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Row(before + 1, None, b"", (), f"lines {before + 1} to {reader.line_num} cannot be read: {error}")
-            continue
-        if long:
-            long = False
-            yield Row(reader.line_num, None, b"", (), f"line longer than {MAX_LINE} bytes")
-            continue
-        if not any(cell and not cell.isspace() for cell in cells):
-            continue
-        if places is None:
-            header = not any(is_url(cell.encode("latin-1")) for cell in cells)
-            names = [cell.encode("latin-1").decode("utf-8", "replace") for cell in cells] if header else None
-            places = _places(url, names, cells, columns)
-            if header:
-                continue
-        link, name, label = [cells[at].encode("latin-1") if at < len(cells) else b"" for at in places]
-        yield _row(reader.line_num, name, link, (label,) if label else (), places.id != NOWHERE)
-
-
-def _row(number: int, name: bytes, url: bytes, labels: tuple[bytes, ...], named: bool) -> Row:
-    """A row of a table; `named` says whether it has a column of ids."""
-    if named and not name.strip():
-        return Row(number, None, url, labels, "empty id")
-    return Row(number, name if named else None, url, labels, None if url.strip() else "no url")
-
-
-_from_json = json.JSONDecoder().decode
-
-
-def json_rows(url: str, columns: Columns) -> Iterator[Row]:
-    keys: list[str | None] = []
-    for first, block in blocks(url):
-        for number, line in enumerate(block.split(b"\n")[:-1], first):
-            if not line.strip():
-                continue
-            entry = _json_object(line)
-            if isinstance(entry, str):
-                yield Row(number, None, b"", (), entry)
-                continue
-            if not keys:
-                names = list(entry)
-                keys = [names[at] if at != NOWHERE else None for at in _places(url, names, names, columns)]
-            link, name, labels = map(entry.get, keys)
-            labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
-            yield _row(number, _cell(name), _cell(link), tuple(filter(None, map(_cell, labels))), keys[1] is not None)
-
-
-def _json_object(line: bytes) -> dict[Any, Any] | str:
-    """The object of a line, or why there is none."""
-    if len(line) > MAX_LINE:
-        return f"line longer than {MAX_LINE} bytes"
-    try:
-        entry = _from_json(line.decode("utf-8", "surrogateescape"))
-    except RecursionError:
-        return "not JSON: nested too deep"
-    except ValueError as error:
-        return f"not JSON: {error}"
-    return entry if isinstance(entry, dict) else "not a JSON object"
-
-
-def _cell(value: object) -> bytes:
-    """A value of JSON as the bytes that a list in text would have."""
-    if value is None:
-        return b""
-    text = value if isinstance(value, str) else json.dumps(value)
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # "\ud800": half of a character, which no bytes can say
-        return text.encode("utf-8", "replace")
-
-
-def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
-    with closing(open_list(url)) as raw:
-        number = 0
-        try:
-            # Row groups may be gigabytes: their columns are read a buffer at a time.
-            file = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
-            names = file.schema_arrow.names
-            places = [names[at] if at != NOWHERE else None for at in _places(url, names, names, columns)]
-            wanted = [name for name in places if name is not None]
-            for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
-                yield _parquet_batch(url, batch, number + 1, places)
-                number += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            why = " ".join(str(error).split())[:100]
-            where = f"damaged Parquet after row {number}" if number else "is not a Parquet file"
-            raise ValueError(f"{url}: {where} ({why}): check --urls") from None
-
-
-def _parquet_batch(url: str, batch: pa.RecordBatch, first: int, names: list[str | None]) -> pa.RecordBatch:
-    link, name, labels = (None if column is None else batch.column(column) for column in names)
-    n = len(batch)
-    line = pa.array(np.arange(first, first + n))
-    text = pc.fill_null(_binary(url, link), b"")
-    why = pc.if_else(_blank(text), "no url", pa.scalar(None, pa.string()))
-    key = pa.nulls(n, pa.binary())
-    if name is not None:
-        key = _binary(url, name)
-        nameless = _blank(pc.fill_null(key, b""))
-        key = pc.if_else(nameless, pa.scalar(None, pa.binary()), key)
-        why = pc.if_else(nameless, "empty id", why)
-    return pa.record_batch([line, key, text, _label_lists(url, labels, n), why], schema=ROWS)
-
-
-def _blank(cells: pa.BinaryArray) -> pa.BooleanArray:
-    return pc.match_substring_regex(cells, r"^\s*$")
-
-
-def _binary(url: str, column: pa.Array) -> pa.BinaryArray:
-    """Text or numbers as the bytes that are written."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    try:
-        plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-        return (column if plain else column.cast(pa.string())).cast(pa.binary())
-    except pa.ArrowNotImplementedError:
-        raise ValueError(f"{url}: a column is {column.type}: name one of text, with --url-column and such") from None
-
-
-def _label_lists(url: str, column: pa.Array | None, n: int) -> pa.ListArray:
-    if column is None:
-        return lists_of(np.zeros(n, np.int32), pa.array([], pa.binary()))
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        flat, rows = _binary(url, pc.list_flatten(column)), pc.list_parent_indices(column)
+    """The rows of a table. Raises ValueError for a column that is missing or may be one of several."""
+    found = _records(url, delimiter, columns)
+    first = list(islice(found, SAMPLE))
+    readable = [cells for _, cells in first if not isinstance(cells, str) and _says(cells)]
+    if not readable:
+        for number, cells in chain(first, found):
+            if isinstance(cells, str):
+                yield Row(number, None, b"", (), cells)
+        return
+    header = readable[0] if not any(is_url(cell.encode("latin-1")) for cell in readable[0]) else None
+    if header is not None and len(header) == 1 and header[0].strip() in SIGNATURES:
+        readable, header = readable[1:], None
+        skipped: list[str] | None = first[0][1]  # type: ignore[assignment]
     else:
-        flat, rows = _binary(url, column), pa.array(np.arange(n))
-    said = pc.greater(pc.fill_null(pc.binary_length(flat), 0), 0)
-    return lists_of(np.bincount(rows.filter(said).to_numpy(), minlength=n), flat.filter(said))
+        skipped = header
+    names = [cell.encode("latin-1").decode("utf-8", "replace") for cell in header] if header is not None else None
+    sample = [[cell.encode("latin-1") for cell in cells] for cells in readable[header is not None :]]
+    url_at, id_at, label_at = places(url, names, sample, columns)
+    for number, cells in chain(first, found):
+        if isinstance(cells, str):
+            yield Row(number, None, b"", (), cells)
+            continue
+        if cells is skipped or not _says(cells):
+            continue
+        width = len(cells)
+        link = cells[url_at].encode("latin-1") if url_at < width else b""
+        name = cells[id_at].encode("latin-1") if id_at < width else b""
+        label = cells[label_at].encode("latin-1") if label_at < width else b""
+        yield row_of(number, name, link, (label,) if label else (), id_at != NOWHERE)
+
+
+def _says(cells: list[str]) -> bool:
+    return any(cell and not cell.isspace() for cell in cells)
+
+
+def _records(url: str, delimiter: str, columns: Columns) -> Iterator[Record]:
+    """The records in order, in latin-1: byte for byte, cells are encoded back."""
+    held: list[str] = []  # the lines of a record that the last block cut
+    width, number = 0, 1
+    for first, block in blocks(url):
+        text = block.decode("latin-1")
+        lines = text.split("\n")[:-1]
+        if not width:
+            head = next(filter(str.strip, lines), "")
+            delimiter = _delimiter(head, delimiter, columns)
+            width = len(next(csv.reader([head], delimiter=delimiter), [])) if '"' in head else head.count(delimiter) + 1
+            width = 0 if head.strip() in SIGNATURES else width
+        plain = '"' not in text and text.count("\r") == text.count("\r\n")
+        if plain and not held and max(map(len, lines)) <= MAX_LINE:
+            yield from enumerate(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), first)
+            continue
+        number, lines, at = first - len(held), held + lines, 0
+        while at < len(lines):
+            if (many := _one_line_each(lines[at : at + CHUNK], delimiter)) is not None:
+                yield from enumerate(many, number + at)
+                at += len(many)
+                continue
+            for _ in range(CHUNK):
+                if at == len(lines):
+                    break
+                cells, after = _record(lines, at, delimiter, width, whole=False)
+                if cells is None:
+                    break
+                yield number + at, cells
+                at = after
+            else:
+                continue
+            break
+        held, number = lines[at:], number + at
+    at = 0
+    while at < len(held):
+        cells, after = _record(held, at, delimiter, width, whole=True)
+        assert cells is not None
+        yield number + at, cells
+        at = after
+
+
+def _delimiter(head: str, delimiter: str, columns: Columns) -> str:
+    """What parts the header: another sign only where a column that the user names is then there."""
+    if delimiter == "," and "," not in head and columns.url is not None:
+        for other in filter(head.__contains__, _OTHERS):
+            if columns.url in [cell.strip().strip('"') for cell in head.split(other)]:
+                return other
+    return delimiter
+
+
+def _one_line_each(lines: Sequence[str], delimiter: str) -> list[list[str]] | None:
+    """The cells of all lines where the quotes of each are right and none goes on to the next; else None."""
+    if max(map(len, lines)) > MAX_LINE:
+        return None
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        found = list(reader)
+    except csv.Error:
+        return None
+    return found if len(found) == len(lines) else None
+
+
+def _record(
+    lines: Sequence[str], at: int, delimiter: str, width: int, whole: bool
+) -> tuple[list[str] | str | None, int]:
+    """The record that begins at a line, and the line after it; None where that may be on lines to come."""
+    line = lines[at]
+    if len(line) > MAX_LINE:
+        return f"line longer than {MAX_LINE} bytes", at + 1
+    if '"' not in line:
+        try:
+            return next(csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_NONE), []), at + 1
+        except csv.Error as error:
+            return f"cannot be read: {error}", at + 1
+    text, end = line, at
+    while True:
+        cells = _strict(text, delimiter) if '"' in lines[end] else True
+        if isinstance(cells, list):
+            return cells, end + 1
+        end += 1
+        if cells is False or end - at > MAX_LINES:  # what follows a closing quote, which no further line mends
+            break
+        if end == len(lines):
+            if not whole:
+                return None, at
+            break
+        if len(text) + len(lines[end]) > MAX_LINE or _is_row(lines[end], line, delimiter, width):
+            break
+        text += "\n" + lines[end]
+    return _lenient(line, delimiter, width), at + 1
+
+
+def _strict(text: str, delimiter: str) -> list[str] | bool:
+    """The cells; True where a field is still open, False where the quotes are wrong."""
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return "unexpected end" in str(error)
+
+
+def _is_row(line: str, before: str, delimiter: str, width: int) -> bool:
+    """Whether a line is a row by itself: one URL where the row before has its first, or a URL and the right width."""
+    places, first = _url_cells(line, delimiter), _url_cells(before, delimiter)[:1]
+    return bool(places) and (places[:1] == first or not width or line.count(delimiter) + 1 == width)
+
+
+def _url_cells(line: str, delimiter: str) -> list[int]:
+    return [at for at, cell in enumerate(line.split(delimiter)) if is_url(cell.encode("latin-1"))]
+
+
+def _lenient(line: str, delimiter: str, width: int) -> list[str] | str:
+    """The cells of one line whose quotes are wrong: those that do not close are text."""
+    line = line.rstrip("\r")
+    plain = [_unquoted(cell) for cell in line.split(delimiter)]
+    if delimiter == "\t" or len(plain) == width:
+        return plain
+    try:
+        return next(csv.reader([line], delimiter=delimiter))
+    except csv.Error as error:
+        return f"cannot be read: {error}"
+
+
+def _unquoted(cell: str) -> str:
+    inner = cell[1:-1]
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if whole else cell

@@ -32,7 +32,7 @@ from shards import manifest as versions, rules, selection
 from shards.manifest import Manifest
 from shards.pixels import phash
 
-METHOD = 1  # of the rules below; another number is another version even with the same settings
+METHOD = 2  # of the rules below; another number is another version even with the same settings
 MAX_DISTANCE = 6
 ASPECT = 0.05  # of a difference in the logarithm of width over height, beyond which no two pictures are the same
 
@@ -56,7 +56,7 @@ class SelectConfig:
     duplicates: bool = True  # the same bytes once: the lowest row, with the labels of all; no: near ones stay, too
     near_distance: int = phash.NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
     placeholder_from: int = 64  # URLs with the same bytes that make these a stand-in for what is gone; 0: never
-    placeholder_labels: int = 16  # so do this many copies if they have as many labels; 0: labels say nothing
+    placeholder_labels: int = 16  # so do this many URLs if they have as many labels; 0: labels say nothing
     classes: ClassConfig = field(default_factory=ClassConfig)
     min_per_class: int = 0  # pictures that a class must have left; classes with fewer are left out
 
@@ -218,9 +218,11 @@ def _identical(found: _Found, config: SelectConfig) -> None:
     if config.placeholder_from:
         placeholder |= _distinct(group_M, rows.url_N, at_M, size >= config.placeholder_from) >= config.placeholder_from
     if config.placeholder_labels:
-        crowd = (size >= config.placeholder_labels)[group_M]
+        # One URL under many labels is a picture that shows many things, or has many captions.
+        most = config.placeholder_labels
+        crowd = (_distinct(group_M, rows.url_N, at_M, size >= most) >= most)[group_M]
         labels = rows.distinct_labels(at_M[crowd], group_M[crowd], len(size))
-        placeholder |= labels >= config.placeholder_labels
+        placeholder |= labels >= most
     found.drop(at_M[placeholder[group_M]], Rule.PLACEHOLDER)
     if config.duplicates:
         first = bounds[:-1][group_M]

@@ -1,28 +1,24 @@
 """Labelled sets on disk -> the same dataset format as an ingest: plan, tars, indexes, commits, a version.
 
-Two kinds of source. A folder of classes: `ROOT/CLASS/…/NAME.jpg`, the first folder is the label. WebDataset-style tars:
-members `KEY.jpg` and `KEY.cls`, the latter a label or the number of one. Links are the pictures in sorted order; the
-url of a link is its path relative to the source (`shard.tar/KEY.jpg` inside tars). Files that are neither are no links.
+Which pictures a source holds is said in `ingest.sets.sources`. Links are the pictures in sorted order; the url of a
+link is its path relative to the source (`shard.tar/KEY.jpg` inside tars).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import json
-import os
 import re
-import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -31,7 +27,9 @@ from ingest.record import Fetched, Link, Reason, Verdict
 from ingest.run import IngestResult, Progress
 from ingest.scratch import scratch_folder
 from ingest.sets.benchmarks import BENCHMARKS
-from ingest.sets.pictures import ENDINGS, File, Picture, Stretch, file_key, is_picture, links
+from ingest.sets.pictures import Missing, Picture, links
+from ingest.sets.sources import How, class_names, find
+from ingest.sets.tars import LabelFrom
 from ingest.unit import UnitWriter
 from shards import manifest, store
 from shards.dataset import (
@@ -46,6 +44,7 @@ from shards.dataset import (
 )
 from shards.pixels import IMAGE_BUILD
 
+SHOWN = 6  # classes in a line
 SLICE = 256  # pictures between two looks at `stop` and two reports
 
 
@@ -62,6 +61,9 @@ class Config:
     in_place: bool = False  # index WebDataset tars where they lie (also s3://, https://), copy nothing
     set: str = ""  # SOURCE is this evaluation set (cifar10, …) as its publishers pack it: makes OUT/train and OUT/eval
     counts: Literal["table", "any"] = "table"  # of --set: what the paper counts, or whatever SOURCE holds
+    label_from: LabelFrom = "auto"  # auto, or the first folder, the last one (parent), or the tar that a picture is in
+    labels: bool = True  # --no-labels: pictures need none, and get none
+    split: str | None = None  # the folder or Parquet files of one split, such as train
 
     def __post_init__(self) -> None:
         if self.unit < 1:
@@ -92,8 +94,22 @@ def run(
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
     not committed is dropped, a rerun does it. Raises ValueError for a source, a store or a setting that cannot work."""
     store.require(source=config.source, out=config.out)
-    pictures = find(config.source, config.classes)
-    return make(plan(config, pictures, _classes(config, pictures)), progress, stop)
+    found = find(config.source, config.classes, how(config))
+    classes = _classes(config, found.pictures)
+    result = make(plan(config, found.pictures, classes), progress, stop)
+    return dataclasses.replace(result, note="; ".join([classes_note(classes), *found.remarks]))
+
+
+def how(config: Config) -> How:
+    return How(config.label_from, config.labels, config.split)
+
+
+def classes_note(classes: Sequence[str]) -> str:
+    """How many classes were found, and some."""
+    if not classes:
+        return "no classes: pictures without labels"
+    more = ", …" if len(classes) > SHOWN else ""
+    return f"{len(classes):,} class{'es' if len(classes) > 1 else ''}: {', '.join(classes[:SHOWN])}{more}"
 
 
 @dataclass(frozen=True)
@@ -248,7 +264,16 @@ def _unit(
 
 
 def _judge(picture: Picture, link: Link, rules: FilterConfig) -> Verdict:
+    if isinstance(picture, Missing):
+        return unread(link, picture.why)
     return judged(link, picture.read(), rules)
+
+
+def unread(link: Link, why: str) -> Verdict:
+    """The verdict on a sample of a tar that has no picture to judge."""
+    reason = Reason.NOT_AN_IMAGE if why.startswith("no picture") else Reason.UNSUPPORTED
+    missing = Fetched(link, None, reason, why, status=0, final_url="", attempts=0, ms=0, at=time.time())
+    return Verdict(missing, None, reason, why)
 
 
 def judged(link: Link, body: bytes, rules: FilterConfig) -> Verdict:
@@ -271,119 +296,14 @@ def set_name(source: str) -> str:
 def _classes(config: Config, pictures: Sequence[Picture]) -> tuple[str, ...]:
     if config.classes:
         return tuple(class_names(config.classes).values())
-    labels = {picture.label for picture in pictures}
+    labels = {label for picture in pictures for label in picture.labels}
     return tuple(sorted(labels, key=int if all(label.isdecimal() for label in labels) else None))
-
-
-# --- reading sources -----------------------------------------------------------------------------------------------
-
-
-def find(source: str, classes: str | None = None) -> Sequence[Picture]:
-    """The pictures of a source, sorted by name. Raises ValueError naming what has no label or cannot be read."""
-    if "://" in source and not source.startswith("file://"):
-        raise ValueError(f"{source}: sets are imported from local disks: copy it there, or index tars with --in-place")
-    path = store.local_path(source)
-    tars = sorted(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path)))]
-    if not tars and not path.is_dir():
-        raise ValueError(f"{source}: there is no such folder or tar: check --source")
-    names = class_names(classes) if classes else None
-    pictures: Sequence[Picture]
-    pictures = [p for tar in tars for p in _in_tar(tar, names)] if tars else list(in_folder(path, names))
-    if not pictures:
-        endings = ", ".join(sorted(ENDINGS))
-        raise ValueError(f"{source}: holds no pictures ({endings}): check --source")
-    return pictures
-
-
-def in_folder(root: Path, names: dict[str, str] | None = None) -> Iterator[File]:
-    """The pictures below a folder of class folders. Raises ValueError for one that lies outside a class folder."""
-    for relative, size in walk(root):
-        label, slash, _ = relative.partition("/")
-        if not slash:
-            raise ValueError(f"{root / relative}: lies outside a class folder: put it into {root}/CLASS/")
-        key = file_key(relative, label)
-        yield File(root, relative, key, named(label, names, root / relative), size)
-
-
-def walk(root: Path) -> Iterator[tuple[str, int]]:
-    """(path relative to root, bytes) of every picture file, folder by folder, in sorted order. Raises ValueError for
-    one that cannot be read."""
-    walked: set[str] = set()  # folders may be links; a circle of them must end
-    for folder, below, files in os.walk(root, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        real = os.path.realpath(folder)
-        if real in walked:
-            below[:] = []
-            continue
-        walked.add(real)
-        place = Path(folder).relative_to(root).as_posix() + "/"
-        for name in sorted(filter(is_picture, files)):
-            try:
-                size = os.stat(os.path.join(folder, name)).st_size
-            except OSError as error:  # such as a link to nothing
-                raise ValueError(f"{folder}/{name}: cannot be read ({error.strerror}): remove or mend it") from None
-            yield place.removeprefix("./") + name, size
-
-
-def _in_tar(tar: Path, names: dict[str, str] | None) -> Iterator[Stretch]:
-    pictures: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, str] = {}
-    try:
-        with tarfile.open(tar, "r:") as members:
-            for member in members:
-                key, _, ending = member.name.rpartition(".")
-                if not member.isreg():
-                    continue
-                if ending.lower() in ENDINGS:
-                    if key in pictures:
-                        raise ValueError(f"{tar}: {key} has two pictures, {pictures[key].name} and {member.name}")
-                    pictures[key] = member
-                elif ending == "cls":
-                    body = members.extractfile(member)
-                    assert body is not None
-                    labels[key] = body.read().decode("utf-8", "replace").strip()
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar}: cannot be read ({error}): it must be an uncompressed, whole tar") from None
-    for key in sorted(pictures):
-        member = pictures[key]
-        if not labels.get(key):
-            raise ValueError(f"{tar}: {member.name} has no label: add a member {key}.cls")
-        label = named(labels[key], names, tar)
-        yield Stretch(tar, f"{tar.name}/{member.name}", key, label, member.offset_data, member.size)
-
-
-def named(label: str, names: dict[str, str] | None, where: Path | str) -> str:
-    if names is None:
-        return label
-    if label not in names:
-        raise ValueError(f"{where}: label {label!r} is not among the {len(names)} class names: check --classes")
-    return names[label]
-
-
-def class_names(url: str) -> dict[str, str]:
-    """Label as written -> name. A "wnid" is preferred to a "name", which is not always unique."""
-    value = store.read_json(url)
-    entries: list[tuple[Any, Any]]
-    if isinstance(value, dict):
-        entries = list(value.items())
-    elif isinstance(value, list) and all(isinstance(entry, dict) and "label" in entry for entry in value):
-        entries = [(entry["label"], entry.get("wnid") or entry.get("name")) for entry in value]
-    elif isinstance(value, list):
-        entries = list(enumerate(value))
-    else:
-        entries = []
-    if not entries or not all(isinstance(name, str) and name for _, name in entries):
-        raise ValueError(f'{url}: must be a list of names, {{"number": "name"}} or [{{"label": 0, "name": "…"}}]')
-    names = {str(label): name for label, name in entries}
-    twice = [name for name, times in Counter(names.values()).items() if times > 1]
-    if twice or len(names) < len(entries):
-        raise ValueError(f"{url}: names {twice[0] if twice else 'a label'!r} twice: class names must differ")
-    return names
 
 
 def _listing_sha256(pictures: Sequence[Picture]) -> str:
     """What a rerun must agree on: names, labels and sizes in order."""
     digest = hashlib.sha256()
     for picture in pictures:
-        digest.update(json.dumps([picture.name, picture.label, picture.size]).encode() + b"\n")
+        label = picture.label if len(picture.labels) < 2 else list(picture.labels)
+        digest.update(json.dumps([picture.name, label, picture.size]).encode() + b"\n")
     return digest.hexdigest()

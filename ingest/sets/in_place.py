@@ -1,12 +1,9 @@
 """WebDataset tars of others -> our dataset format around them: indexed once, where they lie, and never copied.
 
-Each tar is one unit, read once from front to end. The webdataset library says what belongs to one sample (members with
-one name up to its first dot, side by side) and what its fields are called; we say where the picture lies. Commits name
-the tar by its absolute path or URL; plan, index, commits and versions are as everywhere, so everything else (stream,
-subset, mixture, check) works on it. A tar that changes afterwards is found by its header at the next read, or by check.
-
-Of a sample, the picture is the field jpg, jpeg, png or webp, else the only field that ends so; its labels are the field
-cls, else "labels" or "label" in json, else a single line of at most 100 characters in txt, else none.
+Each tar is one unit, read once from front to end; `ingest.sets.tars` says what its samples are, we say where the
+picture is. Commits name the tar by its absolute path or URL; plan, index, commits and versions are as everywhere, so
+everything else (stream, subset, mixture, check) works on it. A tar that changes afterwards is found by its header at
+the next read, or by check.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import re
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -29,12 +26,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingest.filter import FilterConfig
 from ingest.lists import keys
-from ingest.record import Fetched, Link, Reason, Verdict
+from ingest.record import Link, Reason
 from ingest.run import IngestResult, Progress
-from ingest.sets import folders
+from ingest.sets import folders, sources, tars
 from ingest.unit import judged_row
 from shards import manifest, store
 from shards.dataset import (
@@ -53,14 +51,10 @@ from shards.dataset import (
     write_plan,
 )
 from shards.pixels import IMAGE_BUILD
-from shards.tar import Placed, Source, pieces, walk
+from shards.tar import Placed, Source, pieces
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-LABELS = ("cls", "json", "txt")
-LONGEST_LABEL = 100  # characters of a txt that is taken for a label; a longer one is a caption
-_META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library passes over
 _STATS = 16  # sizes asked for at once
-_KEY, _DETAIL, _ROW = (INDEX_SCHEMA.names.index(name) for name in ("key", "detail", "row"))
+_KEY, _DETAIL, _ROW, _LABELS = (INDEX_SCHEMA.names.index(name) for name in ("key", "detail", "row", "labels"))
 
 
 @dataclass
@@ -72,6 +66,7 @@ class Indexed:
     sha256: str
     names: list[str] = field(default_factory=list)  # what the tar calls its samples
     rows: list[list[Any]] = field(default_factory=list)  # in the order of manifest.INDEX_SCHEMA
+    unused: tars.Unused = field(default_factory=tars.Unused)
 
 
 def run(
@@ -85,35 +80,39 @@ def run(
         raise ValueError(f"filter.resize is {config.filter.resize}: pictures that stay where they lie keep their size")
     store.require(source=config.source, out=config.out)
     begun = time.monotonic()
-    tars = find(config.source)
-    names = folders.class_names(config.classes) if config.classes else None
-    _check_apart(tars, config.out)
+    found = find(config.source)
+    names = sources.class_names(config.classes) if config.classes else None
+    _check_apart(found, config.out)
     store.check_writable(config.out)
-    write_info(config.out, _info(config, tars, names))
+    write_info(config.out, _info(config, found, names))
     done = {unit: read_commit(config.out, unit) for unit in committed_units(config.out)}
-    seen, row = keys.Seen(), 0
+    seen, row, unused, classes = keys.Seen(), 0, tars.Unused(), set[str]()
     for unit in sorted(done):
         known = read_plan(config.out, unit)["key"]
         seen.unique(known.combine_chunks(), np.arange(row, row + len(known)), np.ones(len(known), bool))
         row += len(known)
-    left = [(unit, url) for unit, (url, _) in enumerate(tars) if unit not in done]
+        classes.update(pc.unique(pc.list_flatten(read_plan(config.out, unit)["labels"])).to_pylist())
+    left = [(unit, url) for unit, (url, _) in enumerate(found) if unit not in done]
     for unit, indexed in _indexed(config, left, names, stop):
         done[unit] = _commit(config.out, unit, indexed, row, seen)
         row += len(indexed.rows)
+        unused.kinds.update(indexed.unused.kinds)
+        classes.update(label for each in indexed.rows for label in each[_LABELS])
         if progress:
-            progress(_progress(tars, done))
-    made = manifest.make_version(config.out, "import in place") if len(done) == len(tars) else None
+            progress(_progress(found, done))
+    made = manifest.make_version(config.out, "import in place") if len(done) == len(found) else None
     return IngestResult(
         dataset=config.out,
         links=row,
         kept=sum(commit.kept for commit in done.values()),
         reasons=dict(sorted(_reasons(done).items())),
-        units=len(tars),
+        units=len(found),
         units_done=len(done),
         version=made.digest if made else None,
         seconds=time.monotonic() - begun,
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},
+        note="; ".join([folders.classes_note(sorted(classes)), *sources.remarks(unused)]),
     )
 
 
@@ -151,18 +150,24 @@ def find(source: str) -> list[tuple[str, int]]:
     lists ({0000..0099}) stand for. Raises ValueError where there is none, or one cannot be read by ranges."""
     from braceexpand import braceexpand  # as the webdataset library takes lists
 
-    urls = list(dict.fromkeys(url for pattern in braceexpand(source) for url in _expand(pattern)))
+    if store.is_local(source):
+        urls = _local(source)
+    else:
+        urls = list(dict.fromkeys(url for pattern in braceexpand(source) for url in _expand(pattern)))
     if not urls:
         raise ValueError(f"{source}: there is no such folder or tar: check the source")
     with ThreadPoolExecutor(_STATS, thread_name_prefix="size") as pool:
         return list(zip(urls, pool.map(_size, urls)))
 
 
+def _local(source: str) -> list[str]:
+    path = store.local_path(source)
+    names = [str(tar) for tar in sources.tars_of(path)] if path.is_dir() else sources.local_tars(source)
+    sources.refuse_packed(source, [name.rpartition("/")[2] for name in names])
+    return [store.absolute(name) for name in names]
+
+
 def _expand(pattern: str) -> list[str]:
-    if store.is_local(pattern):
-        path = store.local_path(pattern)
-        found = path.glob("*.tar") if path.is_dir() else glob.glob(str(path))
-        return sorted(store.absolute(str(each)) for each in found)
     if pattern.startswith(("http://", "https://")):
         return [pattern]  # a web server lists nothing
     if not pattern.endswith(".tar"):
@@ -207,7 +212,7 @@ def _indexed(
             while True:
                 while len(waiting) <= config.threads and (following := next(coming, None)):
                     unit, url = following
-                    waiting.append((unit, pool.submit(_index, url, config.filter, names, stop)))
+                    waiting.append((unit, pool.submit(_index, config, url, names, stop)))
                 if not waiting:
                     return
                 unit, future = waiting.popleft()
@@ -219,56 +224,55 @@ def _indexed(
             pool.shutdown(cancel_futures=True)
 
 
-def _index(url: str, rules: FilterConfig, names: dict[str, str] | None, stop: Callable[[], bool]) -> Indexed | None:
+def _index(config: folders.Config, url: str, names: dict[str, str] | None, stop: Callable[[], bool]) -> Indexed | None:
     """One tar, read once; None when stopped on the way."""
+    indexed = Indexed(url, 0, "")
+    found: list[str | None] = []  # the pictures' names in the tar, and
+    own: list[list[str]] = []  # the labels that samples have themselves
     with closing(pieces(url)) as body:
-        source, indexed = Source(body), Indexed(url, 0, "")
-        for sample in samples(source, url):
+        source = Source(body)
+
+        def bodies(member: Placed) -> bytes:
+            return source.take(member.length) if tars.is_wanted(member.name) else b""
+
+        for sample in tars.samples(source, url, indexed.unused, bodies, adjacent=True):
             if stop():
                 return None
-            indexed.names.append(sample["__key__"])
-            indexed.rows.append(_row(sample, url, rules, names))
+            labels = tars.labels_of(sample) if config.labels and config.label_from == "auto" else []
+            picture = tars.picture_of(sample, indexed.unused, bool(labels))
+            indexed.names.append(sample.key)
+            found.append(picture[0].name if isinstance(picture, tuple) else None)
+            own.append([sources.named(label, names, url) for label in labels])
+            indexed.rows.append(_row(sample, picture, own[-1], url, config.filter))
         source.drain()
+    if config.labels and not any(own):
+        _label_by_place(config, indexed, found, names)
     indexed.bytes, indexed.sha256 = source.size, source.sha256.hexdigest()
     return indexed
 
 
-Field = tuple[Placed, bytes]
+def _label_by_place(
+    config: folders.Config, indexed: Indexed, found: list[str | None], names: dict[str, str] | None
+) -> None:
+    """Give the rows the labels of their folders, or of the tar, where these are classes."""
+    members = [name for name in found if name is not None]
+    labels = iter(tars.labels_by_place(indexed.url, members, config.label_from) or ())
+    for row, name in zip(indexed.rows, found):
+        label = next(labels, None) if name is not None else None
+        if label is not None:
+            row[_LABELS] = (sources.named(tars.utf8(label), names, indexed.url),)
 
 
-def samples(source: Source, url: str) -> Iterator[dict[str, Any]]:
-    """The tar's samples as the webdataset library groups members; each field is its place and, where it may be wanted,
-    its bytes. Raises ValueError naming the tar where it is damaged or no WebDataset."""
-    from webdataset.tariterators import group_by_keys  # brings torch along: only when it is needed
-
-    def files() -> Iterator[dict[str, Any]]:
-        for member in walk(source):
-            if not _META.match(member.name):
-                ending = member.name.rpartition(".")[2].lower()
-                body = source.take(member.length) if ending in PICTURES or ending in LABELS else b""
-                yield {"fname": member.name, "data": (member, body), "__url__": url}
-
-    try:
-        yield from group_by_keys(files())
-    except store.StoreError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{url}: {error.args[0]}: it must be an uncompressed, whole WebDataset tar") from None
-
-
-def _row(sample: dict[str, Any], url: str, rules: FilterConfig, names: dict[str, str] | None) -> list[Any]:
+def _row(
+    sample: tars.Sample, found: tars.Field | str, labels: Sequence[str], url: str, rules: FilterConfig
+) -> list[Any]:
     """A row of the index but for its key and number."""
-    fields: dict[str, Field] = {name: value for name, value in sample.items() if not name.startswith("__")}
-    labels = tuple(label if names is None else folders.named(label, names, url) for label in _labels(fields))
-    found = _picture(fields)
-    name = found[0].name if isinstance(found, tuple) else sample["__key__"]
-    link = Link("", f"{url.rpartition('/')[2]}/{_utf8(name)}", labels, 0)
-    if isinstance(found, tuple) and name != _utf8(name):
+    name = found[0].name if isinstance(found, tuple) else sample.key
+    link = Link("", f"{url.rpartition('/')[2]}/{tars.utf8(name)}", tuple(labels), 0)
+    if isinstance(found, tuple) and name != tars.utf8(name):
         found = f"its name in the tar is not UTF-8: {name!r}"
     if isinstance(found, str):
-        reason = Reason.NOT_AN_IMAGE if found.startswith("no picture") else Reason.UNSUPPORTED
-        missing = Fetched(link, None, reason, found, status=0, final_url="", attempts=0, ms=0, at=time.time())
-        return [*judged_row(Verdict(missing, None, reason, found)), None, None, None]
+        return [*judged_row(folders.unread(link, found)), None, None, None]
     place, body = found
     verdict = folders.judged(link, body, rules)
     if verdict.picture is not None and verdict.picture.body is not body and verdict.picture.body != body:
@@ -277,43 +281,6 @@ def _row(sample: dict[str, Any], url: str, rules: FilterConfig, names: dict[str,
     if verdict.picture is None:
         return [*judged_row(verdict), None, None, None]
     return [*judged_row(verdict), place.name, place.offset, place.length]
-
-
-def _picture(fields: dict[str, Field]) -> Field | str:
-    """The sample's picture, or why there is not one."""
-    for name in PICTURES:
-        if name in fields:
-            return fields[name]
-    others = [name for name in fields if name.rpartition(".")[2] in PICTURES]
-    if len(others) == 1:
-        return fields[others[0]]
-    held = _utf8(", ".join(sorted(fields)))
-    return f"has {len(others)} pictures and none of them is the sample: {held}" if others else f"no picture: {held}"
-
-
-def _labels(fields: dict[str, Field]) -> list[str]:
-    if "cls" in fields:
-        return list(filter(None, [_text(fields["cls"])]))
-    if "json" in fields:
-        try:
-            value = json.loads(fields["json"][1])
-            value = value if isinstance(value, dict) else {}
-            found = value.get("labels", value.get("label"))
-            if found is not None:
-                return [_utf8(str(label)) for label in (found if isinstance(found, list) else [found])]
-        except (ValueError, RecursionError):  # too deep for the parser, or for str
-            pass
-    text = _text(fields["txt"]) if "txt" in fields else ""
-    return [text] if text and len(text) <= LONGEST_LABEL and "\n" not in text else []
-
-
-def _text(value: Field) -> str:
-    return value[1].decode("utf-8", "replace").strip()
-
-
-def _utf8(text: str) -> str:
-    """The text, with ? for lone surrogates: names in tars and strings in json may hold some, an index cannot."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _commit(dataset: str, unit: int, indexed: Indexed, first_row: int, seen: keys.Seen) -> Commit:

@@ -39,7 +39,12 @@ class Picture(Protocol):
         ...
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """The first one; empty where there is none."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
 
     @property
     def size(self) -> int:
@@ -61,6 +66,10 @@ class File:
     label: str
     size: int
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label,) if self.label else ()
+
     def read(self) -> bytes:
         return _read(self.root / self.name, 0, self.size)
 
@@ -75,9 +84,33 @@ class Stretch:
     label: str
     offset: int
     size: int
+    more: tuple[str, ...] = ()  # labels
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label, *self.more) if self.label else ()
 
     def read(self) -> bytes:
         return _read(self.path, self.offset, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A sample of a tar that has no picture; it is a link all the same, so that it is counted."""
+
+    name: str
+    key: str
+    label: str
+    more: tuple[str, ...]
+    why: str
+    size: int = 0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label, *self.more) if self.label else ()
+
+    def read(self) -> bytes:
+        raise ValueError(f"{self.name}: {self.why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +124,10 @@ class Row:
     key: str
     label: str
     size: int
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label,) if self.label else ()
 
     def read(self) -> bytes:
         value = self.blocks[self.block][self.at]
@@ -165,7 +202,7 @@ def links(pictures: Sequence[Picture]) -> list[Link]:
     found = []
     for row, picture in enumerate(pictures):
         try:
-            f"{picture.name}{picture.label}".encode()
+            f"{picture.name}{''.join(picture.labels)}".encode()
         except UnicodeEncodeError:
             raise ValueError(f"{picture.name!r}: is a name that is not UTF-8: rename it") from None
         key = re.sub(r"[^A-Za-z0-9_-]", "_", picture.key)[:KEY_LENGTH] or f"{row:09d}"
@@ -174,5 +211,5 @@ def links(pictures: Sequence[Picture]) -> list[Link]:
             suffix = f"_r{row}" + (f"_{tries}" if tries else "")
             key, tries = key[: KEY_LENGTH - len(suffix)] + suffix, tries + 1
         seen.add(key)
-        found.append(Link(key, picture.name, (picture.label,), row))
+        found.append(Link(key, picture.name, picture.labels, row))
     return found

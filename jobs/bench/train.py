@@ -75,7 +75,8 @@ ARMS = (
 def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, decoder_fp32: bool = True) -> Tensor:
     """The loss as the official code computes it, with our weights (src/modules/xtra.py `_step` at e711fb5).
 
-    Tokens are in raster order; the mask is dense and copied to the device for every layer; the head runs on a copy of
+    On a GPU cuDNN computes attention where it can, as torch would choose there by itself. Tokens are in raster order;
+    the mask is dense and copied to the device for every layer; the head runs on a copy of
     all K blocks, of which the last is thrown away; targets are made of all blocks.
     """
     c = xtra.config
@@ -85,7 +86,7 @@ def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, decoder_fp
 
     def layers(blocks: nn.ModuleList, x: Tensor, drops: list[list[drop_path.Drop | None]]) -> Tensor:
         for block, drop in zip(blocks, drops):
-            x = drop_path.added(*block(x, Causal(mask.to(device)), *drop))
+            x = drop_path.added(*block(x, Causal(mask.to(device), cudnn=True), *drop))
         return x
 
     encoder, decoder = xtra.encoder, xtra.decoder

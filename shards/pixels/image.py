@@ -26,7 +26,7 @@ import numpy as np
 import PIL
 from PIL import Image, PngImagePlugin
 
-from shards.pixels import jpeg
+from shards.pixels import jpeg, png
 
 MAX_PIXELS = 178_956_970  # Pillow refuses more than this itself; a lower cap can be asked for
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"
@@ -162,7 +162,10 @@ def glance(opened: Opened) -> Image.Image:
 
 
 def mended(body: bytes) -> bytes:
-    """The same bytes; or, of a JPEG that provably lacks nothing but its end marker, with it. Raises Undecodable."""
+    """The same bytes; or, of a JPEG that provably lacks nothing but its end marker, with it, and of a PNG without
+    damaged chunks that no picture needs. Raises Undecodable."""
+    if body.startswith(png.START):
+        return png.mended(body)
     if not body.startswith(_MAGIC["jpeg"]):
         return body
     with _refusals():

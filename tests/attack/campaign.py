@@ -49,7 +49,6 @@ HOWS = ("points", "random", "twice", "full-disk")
 COUNTS = ("rounds", "missed", "kills", "differences", "half_files", "for_sweep", "in_tmp", "seconds")
 KEPT_FAILURES = 8
 EVERY = 10  # rounds between writings of the results
-SWEPT = ("dataset",)  # kinds that `xtra sweep` knows
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Work:
         ground.begin(verb)
         outcome = killer.run(words, ground.place, changes=True)
         assert outcome.status == 0, f"undisturbed: {' '.join(words)}: exit {outcome.status}: {outcome.text}"
-        want = ground.settle(verb, verb.kind in SWEPT)
+        want = ground.settle(verb)
         return cls(verb, ground, words, want, killer.read_changes(ground.place), outcome.seconds)
 
     def points(self) -> list[Stop]:
@@ -91,7 +90,7 @@ class Work:
     def compare(self, faults: list[str], kills: int) -> Round:
         """After the last run."""
         try:
-            got = self.ground.settle(self.verb, self.verb.kind in SWEPT)
+            got = self.ground.settle(self.verb)
         except RuntimeError as error:
             return Round(kills, (*faults, f"differs: {' '.join(str(error).split())[:300]}"))
         want = self.want
@@ -343,10 +342,18 @@ def import_what_is_needed(torch_too: bool) -> None:
         for name in HEAVY:
             importlib.import_module(name)
         importlib.import_module("torch").set_num_threads(1)
+    threads = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    assert len(threads) == 1, f"a fork of this process lacks its threads: {threads}"
 
 
 LIGHT = ("pyarrow.dataset", "pyarrow.parquet", "s3fs", "jobs.cli", "jobs.ingest_display", "jobs.report.dataset_page")
 HEAVY = ("jobs.cluster.group", "jobs.lab.scale", "jobs.probe_verb", "jobs.report.ledger", "xtra.train", "xtra.recipes")
+
+
+def _end(*_: Any) -> None:
+    """Once: what is being cleared away then must not be cut short."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -358,7 +365,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--how", choices=HOWS, default="points")
     parser.add_argument("--store", choices=("disk", "s3"), default="disk")
     args = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
     results = Results(args.out)
     todo = [name for name in dict.fromkeys(args.verbs) if not results.finished(name, args)]
     import_what_is_needed(any(VERBS[name].torch for name in todo) or any(VERBS[n].before == "run" for n in todo))

@@ -141,8 +141,8 @@ class Ground:
         elif verb.before:
             shutil.copytree(self.inputs / verb.before, self.place.out)  # with its times
 
-    def settle(self, verb: Verb, sweeps: bool) -> dict[str, Any]:
-        return self.apart(kill_state.settle, verb.kind, self.out, str(self.place.tmp), sweeps)
+    def settle(self, verb: Verb) -> dict[str, Any]:
+        return self.apart(kill_state.settle, verb.kind, self.out, str(self.place.tmp))
 
     def apart(self, job: Callable[..., Any], *args: Any) -> Any:
         return killer.apart(job, *args, env=self.direct)

@@ -202,7 +202,7 @@ def _below(folder: str, depth: int) -> list[str]:
 # --- after a rerun ---
 
 
-def settle(kind: str, url: str, tmp: str, sweeps: bool) -> dict[str, Any]:
+def settle(kind: str, url: str, tmp: str) -> dict[str, Any]:
     """What is there after the last run of the command: its state, the files that are there, those that `xtra sweep`
     leaves, and what stays in the temporary folder."""
     state: Callable[[str], dict[str, Any]]
@@ -212,8 +212,7 @@ def settle(kind: str, url: str, tmp: str, sweeps: bool) -> dict[str, Any]:
         "study": (study_state, study_files),
     }[kind]
     found: dict[str, Any] = {"state": state(url), "files": files(url)}
-    if sweeps:
-        found["sweep"] = sweep(url)
+    found["sweep"] = sweep(url)
     found["kept"] = files(url)
     found["tmp"] = sorted(_left_in(Path(tmp)))
     return found

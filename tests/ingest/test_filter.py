@@ -159,3 +159,34 @@ def test_fine_texture_is_not_one_flat_colour() -> None:
     stripes[:, ::2] = 255
     assert verdict(encode(Image.fromarray(stripes), "jpeg", quality=95, subsampling=0)).keep
     assert verdict(encode(Image.new("RGB", (64, 64), "gray"), "jpeg")).reason is Reason.PLACEHOLDER
+
+
+@pytest.mark.parametrize(
+    ("asked", "came_from", "placeholder"),
+    [
+        ("http://i.imgur.com/x1.jpg", "http://i.imgur.com/removed.png", True),
+        ("http://f/1.jpg", "https://s.yimg.com/pw/images/en-us/photo_unavailable.png", True),
+        ("http://f/1.jpg", "https://s.yimg.com/pw/images/en-us/photo_unavailable_l.png?x=1", True),
+        ("http://p/1.jpg", "http://p/img/bwe.png", True),
+        ("http://p/1.jpg", "http://p/404.gif", True),
+        ("http://p/1.jpg", "http://p/Image-Not-Found.JPG", True),
+        ("http://p/1.jpg", "http://p/albums/removed-stones.png", False),
+        ("http://p/1.jpg", "http://p/1404.png", False),
+        ("http://p/removed.png", "http://q/removed.png", False),
+        ("http://p/removed.png", "http://p/removed.png", False),
+        ("http://p/1.jpg", "http://p/removed.png/2.jpg", False),
+    ],
+)
+def test_where_servers_send_who_asks_for_what_is_gone(asked: str, came_from: str, placeholder: bool) -> None:
+    link = Link("k", asked, (), 0)
+    found = judge(Fetched(link, picture("a", "png"), None, "", 200, came_from, 1, 5, time.time()), FilterConfig())
+    assert found.reason is (Reason.PLACEHOLDER if placeholder else None)
+
+
+def test_a_damaged_remark_in_a_png_does_not_cost_it_and_is_not_kept() -> None:
+    body = picture("a", "png")
+    damaged = body[:33] + b"\0\0\0\4tEXta\0bc1234" + body[33:]
+    found = verdict(damaged)
+    assert found.picture is not None
+    assert found.picture.body == body
+    assert found.picture.sha256 == hashlib.sha256(body).hexdigest() != found.fetched_sha256

@@ -15,6 +15,7 @@ from hypothesis import given, strategies as st
 from made_datasets import make_dataset, rows_of, write_unit
 from PIL import Image
 from test_train import config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards import store
 from shards.manifest import make_version
@@ -153,6 +154,27 @@ def test_views_are_resized_as_pillow_does_all_sizes_together():
     )
 
 
+class Products(TorchDispatchMode):
+    """The types of what is multiplied as matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if "mm" in str(op):
+            self.types |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+        return op(*args, **(kwargs or {}))
+
+
+def test_the_trainers_tf32_has_no_part_in_pixels():
+    """torch rounds float32 products to TF32 for a whole process, other threads too: so none of these may be float32."""
+    view = View(3, 4, 30, 20, 16, 16, 0, 0)
+    with Products() as products:
+        gpu_decode.resize(torch.zeros(1, 40, 50, 3, dtype=torch.uint8), [view], [(0, 0, 50, 40)], 16)
+    assert products.types == {torch.float64}
+
+
 def test_nothing_outside_of_the_crop_has_a_part_in_it():
     picture = np.zeros((1, 60, 60, 3), np.uint8)
     picture[0, 10:30, 10:40] = 77
@@ -183,6 +205,7 @@ def test_every_picture_is_checked_and_the_others_are_kept():
     assert decoder.counts == {"gpu": 2, "not decoded": 1, "not written": 2, "of one colour": 1}
     assert decoder.told() == {
         "decoder": "by Pillow",
+        "device": "cpu",
         "gpu": 2,
         "cpu": {"not decoded": 1, "not written": 2, "of one colour": 1},
     }
@@ -228,6 +251,25 @@ def test_a_run_on_the_cpu_decodes_there_unless_the_gpu_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="decoder is gpu, but the device of the run is cpu: use --decoder cpu"):
         train.run(config(data, tmp_path / "run", device="cpu", decoder="gpu"))
     assert not store.names(str(tmp_path / "run"))
+
+
+def test_a_rank_decodes_on_its_own_gpu_with_its_share_of_the_cores(tmp_path, monkeypatch):
+    """Ray Train makes a worker's GPU the current one; so does torchrun's user."""
+    asked = []
+
+    def chosen(*how) -> None:
+        asked.append(how)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(gpu_decode, "chosen", chosen)
+    with pytest.raises(ValueError, match="far enough"):
+        train.run(config(tmp_path, tmp_path / "run", device="cuda", decoder="gpu", threads=0))
+    assert asked == [("gpu", torch.device("cuda", 1), 8)]
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_missing_is_named_with_what_to_install(monkeypatch):

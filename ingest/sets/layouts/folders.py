@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ingest.sets import folders
+from ingest.sets import sources
 from ingest.sets.benchmarks import Benchmark
 from ingest.sets.layouts.found import Found, below, in_order, lines, matlab, table
 from ingest.sets.pictures import File, file_key, listed
@@ -24,7 +24,7 @@ def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     splits = _splits(source, benchmark)
     if splits is None or _flat(splits[1][0]):
         return None
-    train, evaluation = ([file for folder in split for file in folders.in_folder(folder)] for split in splits)
+    train, evaluation = ([file for folder in split for file in sources.in_folder(folder)] for split in splits)
     return Found(train, evaluation, in_order(file.label for file in train))
 
 
@@ -40,7 +40,7 @@ def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
 
 
 def _by_last_folder(root: Path) -> Iterator[File]:
-    for name, size in folders.walk(root):
+    for name, size in sources.walk(root):
         folder, slash, _ = name.rpartition("/")
         if not slash:
             raise ValueError(f"{root / name}: lies outside a class folder: put it into {root}/CLASS/")
@@ -56,10 +56,10 @@ def read_flat_val(source: Path, benchmark: Benchmark, scratch: Path) -> Found | 
     if splits is None or not _flat(splits[1][0]):
         return None
     val = splits[1][0]
-    names = [name for name, _ in folders.walk(val)]
+    names = [name for name, _ in sources.walk(val)]
     if not names:
         return None
-    train = [file for folder in splits[0] for file in folders.in_folder(folder)]
+    train = [file for folder in splits[0] for file in sources.in_folder(folder)]
     wnids, where = _wnids_of_val(source, names)
     evaluation = [listed(val, name, wnid, where) for name, wnid in zip(names, wnids)]
     return Found(train, evaluation, in_order(file.label for file in train))

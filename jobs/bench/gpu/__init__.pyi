@@ -1,1 +1,2 @@
-from .bench import Config as Config, run as run
+from .bench import run as run
+from .record import Config as Config

@@ -133,13 +133,13 @@ def end_to_end(
         for number, decoded in enumerate(batches):
             clock.mark()
             images = normalise(decoded.images_B3HW.to(device, non_blocking=True))
+            decoded.release()
             drop_LSB = None
             if c.drop_path:
                 drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, decoded.epoch_B, decoded.sample_B)
             with torch.autocast(device.type, torch.bfloat16):
                 predictions = model(images, drop_LSB)
             loss = next_block_loss(predictions, target_blocks(images, c.side))
-            decoded.release()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -18,25 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.bench.gpu.floor import Arm, Ceilings
 from jobs.bench.train import official_shape
 from xtra import drop_path
-from xtra.blocks import target_blocks
-from xtra.compiled import compile_model, uncompile
+from xtra.attention import causal_of, kernel_names
+from xtra.compiled import compile_model, compiled_loss, loss_of, uncompile
 from xtra.data import normalise
 from xtra.flops import peak_flops
-from xtra.loss import next_block_loss
+from xtra.loss import LossConfig
 from xtra.model import ModelConfig, Xtra, float32_products
 from xtra.optim import OptimConfig, make_optimizer
 
 PARTS = ("data", "forward", "backward", "clip", "optimiser")
-KERNELS = {
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-}
+ALONE = 4  # steps timed one by one, each given to an idle device
 AGAIN = 5.0  # seconds after which `at_most` raises once more, where the block still runs
 WARM = 3  # steps before those that are timed; more where shapes change from step to step, and each may be compiled
 
@@ -48,7 +43,8 @@ class Timing:
     arm: Arm  # as it ran: with fewer images, perhaps
     step: float
     parts: dict[str, float]
-    host: float  # until the host has given the device a step's work: close to `step` means that the device waits
+    host: float  # until the host has given an idle device one step's work: above `step`, the device waits for it
+    kernels: dict[str, str]  # of attention, as torch names them: encoder, decoder
     memory: int  # most bytes in use at once; 0 on a CPU
     warm: float  # before the first timed step, compiling included
     steps: int
@@ -165,17 +161,30 @@ def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
     """The model, and torch, set as the arm says; undone after it."""
     model.decoder_fp32 = arm.decoder != "bf16"
     model.encoder.skip_dropped = arm.dropped != "compute"
-    model.encoder.attention = model.decoder.attention = "dense" if arm.attention in KERNELS else arm.attention
+    model.encoder.attention = model.decoder.attention = arm.attention
     if arm.compile != "none":
         compile_model(model, "max-autotune-no-cudagraphs" if arm.compile == "max-autotune" else None)
     try:
-        kernel = sdpa_kernel(KERNELS[arm.attention]) if arm.attention in KERNELS else contextlib.nullcontext()
-        with kernel, float32_products("high" if arm.decoder == "tf32" else "highest"):
+        with float32_products("high" if arm.decoder == "tf32" else "highest"):
             yield
     finally:
         if model.compiled:
             uncompile(model)  # other shapes and flags: the next arm is not to look through what was compiled for this
         forget(device, model)
+
+
+def kernels_of(model: Xtra, device: torch.device, official: bool, last_block: bool) -> dict[str, str]:
+    """Which kernels compute attention in training under autocast, of encoder and decoder."""
+    c, found = model.config, {}
+    tokens = c.tokens - (0 if last_block else c.per_block)
+    sides = (("encoder", model.encoder, c.width, c.heads), ("decoder", model.decoder, c.dec_width, c.dec_heads))
+    for name, part, width, heads in sides:
+        how = "dense-cudnn" if official else part.attention
+        kind = torch.float32 if name == "decoder" and model.decoder_fp32 else torch.bfloat16
+        x = torch.zeros(2, tokens, 3, heads, width // heads, device=device, dtype=kind, requires_grad=True)
+        q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)
+        found[name] = kernel_names(q, k, v, causal_of(tokens, c.per_block, width // heads, device, how))
+    return found
 
 
 def _noise(images: int, side: int, seed: int, pinned: bool) -> Tensor:
@@ -185,7 +194,11 @@ def _noise(images: int, side: int, seed: int, pinned: bool) -> Tensor:
     return pixels.pin_memory() if pinned else pixels
 
 
-def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
+Step = tuple[Clock, float, Tensor]  # marks, the host's seconds, the loss
+
+
+def stepper(arm: Arm, model: Xtra, device: torch.device) -> Callable[[int], Step]:
+    """A function that takes the step of a number, without waiting for the device."""
     c = model.config
     cuda = device.type == "cuda"
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
@@ -193,10 +206,10 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
         for group in optimizer.param_groups:
             group["fused"] = None  # torch's own choice, in several passes over lists of tensors
     pixels = [_noise(arm.images, c.image, seed, pinned=cuda) for seed in (0, 1)]
-    error = torch.compile(next_block_loss) if arm.compile == "layers+loss" else next_block_loss
+    error = compiled_loss() if model.compiled else loss_of
     draw = drop_path.subset_scales if arm.dropped == "subset" else drop_path.scales
 
-    def step(number: int) -> tuple[Clock, float, Tensor]:
+    def step(number: int) -> Step:
         """The clock, the host's seconds, the loss."""
         clock, begun = Clock(device), time.perf_counter()
         clock.mark()
@@ -212,7 +225,7 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
             else:
                 predictions = model(images, drop_LSB, last_block=not arm.drop_last)
                 with torch.autocast(device.type, enabled=False):
-                    loss = error(predictions, target_blocks(images, c.side))
+                    loss = error(predictions, images, c.side, None, None, LossConfig())
         clock.mark()
         loss.backward()
         clock.mark()
@@ -223,6 +236,12 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
         clock.mark()
         return clock, time.perf_counter() - begun, loss.detach()
 
+    return step
+
+
+def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
+    cuda = device.type == "cuda"
+    step = stepper(arm, model, device)
     begun = time.perf_counter()
     warm = WARM + (5 if arm.dropped == "skip" and arm.compile != "none" else 0)
     one = 0.0  # seconds of the last step
@@ -235,6 +254,13 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     steps = int(min(max(seconds / one, 3), 200))
+    hosts = []
+    for number in range(ALONE):
+        if cuda:
+            torch.cuda.synchronize(device)
+        hosts.append(step(number)[1])
+    if cuda:
+        torch.cuda.synchronize(device)
     taken = [step(warm + number) for number in range(steps)]
     loss = float(taken[-1][2])  # waits for all
     if cuda:
@@ -247,7 +273,8 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
         arm=arm,
         step=ends.seconds()[0] / steps,
         parts=dict(zip(PARTS, by_part)),
-        host=statistics.median(host for _, host, _ in taken),
+        host=statistics.median(hosts),
+        kernels=kernels_of(model, device, arm.shape == "official", not arm.drop_last or arm.shape == "official"),
         memory=torch.cuda.max_memory_allocated(device) if cuda else 0,
         warm=warmed,
         steps=steps,

@@ -40,6 +40,8 @@ def row_of(config: ModelConfig, timing: Timing, device: torch.device, machine: C
         "floor_gb": memory(shape, arm) / 1e9,
         "parts_ms": {name: 1e3 * seconds for name, seconds in timing.parts.items()},
         "host_ms": 1e3 * timing.host,
+        "kernels": timing.kernels,
+        "cudnn": torch.backends.cudnn.version(),
         "warm_s": timing.warm,
         "steps": timing.steps,
         "loss": timing.loss,

@@ -192,12 +192,12 @@ def test_broken_json_lines_are_counted(tmp_path: Path) -> None:
     lines += ['{"url": null}', '{"url": 7}', '{"url": ["http://a/4.jpg"]}', "9" * 5000, '{"url": "http://a/5.jpg"}']
     path = put(tmp_path / "list.jsonl", "\n".join(lines))
     bad = complaints(path)
-    assert sorted(bad) == list(range(2, 12))
+    assert sorted(bad) == [2, 3, 4, 6, 7, 8, 9, 10, 11]
     assert "not JSON" in bad[2]
-    assert bad[3] == bad[4] == bad[5] == "not a JSON object"
+    assert bad[3] == bad[4] == "not a JSON object"
     assert bad[6].startswith("not JSON")
     assert bad[7] == bad[8] == "no url"
-    assert [f.url for f in links(path) if isinstance(f, Link)] == ["http://a/1.jpg", "http://a/5.jpg"]
+    assert [f.url for f in links(path) if isinstance(f, Link)] == [f"http://a/{n}.jpg" for n in (1, 3, 5)]
     with pytest.raises(ValueError, match=r"which column holds the URLs\? It has link2, x: set --url-column"):
         links(put(tmp_path / "list.jsonl", 'broken\n{"link2": 1, "x": 2}'))
 

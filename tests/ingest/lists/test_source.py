@@ -181,15 +181,12 @@ def test_tables_without_names_find_the_url(tmp_path: Path) -> None:
         links(put(tmp_path / "list.csv", "a,b\n1,2\n"))
 
 
-def test_a_quote_that_never_closes_costs_a_bounded_piece(tmp_path: Path) -> None:
+def test_a_quote_that_never_closes_costs_its_own_line(tmp_path: Path) -> None:
     row = "http://a/{}.jpg,x\n"
     text = "url,name\n" + row.format(0) + '"http://a/' + "".join(row.format(at) for at in range(20_000))
     found = links(put(tmp_path / "list.csv", text))
-    assert isinstance(found[0], Link)
-    bad = found[1]
-    assert isinstance(bad, BadLine)
-    assert "lines 3 to" in bad.why
-    assert sum(isinstance(f, Link) for f in found) > 10_000
+    assert [(f.line, f.why) for f in found if isinstance(f, BadLine)] == [(3, "url without scheme")]
+    assert sum(isinstance(f, Link) for f in found) == 20_000
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.parquet"])
@@ -342,5 +339,5 @@ def test_real_lists_lose_nothing(shared: Path, tmp_path: Path, name: str, count:
             assert unquote_to_bytes(got.url) == unquote_to_bytes(fields[1])
         else:
             assert got.key == f"{got.row:09d}"
-            assert unquote_to_bytes(got.url) == unquote_to_bytes(fields[0].strip())
+            assert unquote_to_bytes(got.url) == unquote_to_bytes(fields[0].strip().replace(b"&amp;", b"&"))
             assert got.labels == tuple(field.decode().split(":")[0] for field in fields[1:])

@@ -121,6 +121,16 @@ def test_one_picture_under_many_labels_is_a_placeholder(tmp_path):
     assert apply.select(chosen, never).deselected == {"duplicate": 7}
 
 
+@pytest.mark.parametrize("captions", [1, 20])
+def test_one_url_under_many_labels_is_one_sample_with_all_of_them(tmp_path, captions):
+    labels = [f"/m/{row}" for row in range(20)]
+    rows = [picture(row, "many", (label,), url="http://example.org/same") for row, label in enumerate(labels)]
+    rows += [picture(20 + row, "other", ("x",), url=f"http://example.org/{row % 2}") for row in range(captions)]
+    chosen = apply.select(dataset_of(tmp_path, rows), SelectConfig())
+    assert chosen.deselected == {"duplicate": 19 + captions - 1}
+    assert rows_of(chosen) == {0: labels, 20: ["x"]}
+
+
 def test_pictures_that_look_alike_are_one(tmp_path):
     near, further = FAR[0] ^ 0b1111, FAR[0] ^ 0b11111
     rows = [
@@ -338,7 +348,7 @@ def by_hand(pictures: list[dict], config: SelectConfig) -> tuple[dict[int, list[
     for picture_ in pictures:
         copies = [p for p in pictures if p["body"] == picture_["body"]]
         urls, labels = {p["url"] for p in copies}, {label for p in copies for label in p["labels"]}
-        if len(urls) >= config.placeholder_from or min(len(copies), len(labels)) >= config.placeholder_labels:
+        if len(urls) >= config.placeholder_from or min(len(urls), len(labels)) >= config.placeholder_labels:
             reasons["placeholder"] += 1
             continue
         first = next((p for p in stays if p["body"] == picture_["body"]), None)

@@ -155,7 +155,7 @@ def test_keys_are_unique_and_of_the_allowed_letters(tmp_path: Path) -> None:
             info = tarfile.TarInfo("é" * 100 + ".cls")
             info.size = 1
             tar.addfile(info, io.BytesIO(b"y"))
-    links = folders.links(folders.find(str(tmp_path)))
+    links = folders.links(folders.find(str(tmp_path)).pictures)
     assert [link.key for link in links] == ["a_b_c", "_" * 90, "a_b_c_r2", "_" * 87 + "_r3"]
     assert [link.url for link in links][::2] == ["0.tar/a/b c.jpg", "1.tar/a/b c.jpg"]
 

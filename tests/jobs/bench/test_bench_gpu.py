@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.bench.gpu import bench as gpu, checks, floor as gpu_floor, step
+from jobs.bench.gpu import arms, bench as gpu, checks, floor as gpu_floor, step
 from jobs.bench.gpu.floor import B16, DENSE, H14, REACHED, Arm, floor
 from jobs.bench.gpu.table import check_lines, ratios
 from xtra.flops import flops_per_image
@@ -51,6 +51,7 @@ def test_the_smallest_form_measures_every_section_and_writes_it(found):
     assert [row["name"] for row in written["rows"]] == [row["name"] for row in result["rows"]]
     rows = {section: [r for r in result["rows"] if r["section"] == section] for section in ("checks", "train", "data")}
     assert all(row["ok"] for row in rows["checks"] if row["check"] == "attention")
+    assert [row for row in rows["checks"] if "low logits" in row["name"]]
     assert {row["check"] for row in rows["checks"]} == {"attention", "fp32, another seed", "bf16, decoder fp32", "bf16"}
     train = {row["name"]: row for row in rows["train"]}
     assert not [row for row in rows["train"] if "failed" in row or "left_out" in row]
@@ -60,6 +61,8 @@ def test_the_smallest_form_measures_every_section_and_writes_it(found):
     best = train["best known"]
     assert best["step_ms"] >= 0.5 * sum(best["parts_ms"].values())
     assert best["floor_ms"] > 0
+    assert best["kernels"] == {"encoder": "flash", "decoder": "flash"}
+    assert "cudnn" in best
     assert best["mfu_paper"] is None  # nobody states a CPU's peak
     assert train["4 images"]["images"] == 4
     assert ratios(result["rows"])["tiny32_vs_official_fp32"] > 0
@@ -85,7 +88,7 @@ def test_an_arm_that_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
         return honest(arm, *rest)
 
     monkeypatch.setattr(step, "measure", measure)
-    monkeypatch.setattr(gpu, "groups", lambda *how: [[{"name": "optimiser not fused", "fused": False}]])
+    monkeypatch.setattr(arms, "groups", lambda *how: [[{"name": "optimiser not fused", "fused": False}]])
     result = gpu.run(replace(SMALL, only=("train",), seconds=60))
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["official shape, fp32 decoder"]["failed"] == "RuntimeError: no kernel is here"
@@ -139,10 +142,11 @@ def test_a_check_that_breaks_off_does_not_hold(monkeypatch):
     assert lines[-1] == "  bf16 against fp32: TimeoutError: took more than 90 s"
 
 
-def test_what_the_goals_are_told_by_comes_before_the_arms_that_compile_for_long():
-    names = [change["name"] for group in gpu.groups(64, torch.device("cuda"), compiled=True) for change in group]
-    first = min(n for n, name in enumerate(names) if name.startswith("attention"))
-    assert {"TF32 decoder", "fp32 decoder", "128 images", "32 images", "not compiled"} == set(names[:first])
+def test_arms_come_in_the_order_of_what_decides():
+    names = [change["name"] for group in arms.groups(64, torch.device("cuda"), compiled=True) for change in group]
+    order = ["attention dense-cudnn", "attention flex64", "dropped branches skipped", "128 images", "fp32 decoder"]
+    assert sorted(order, key=names.index) == order
+    assert names[-1] == order[-1]
 
 
 def test_interrupted_it_shows_and_writes_what_was_measured(monkeypatch, tmp_path, capsys):
@@ -151,7 +155,7 @@ def test_interrupted_it_shows_and_writes_what_was_measured(monkeypatch, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "_sections", sections)
-    assert gpu.main(["--out", str(tmp_path / "gpu.json"), "--commit", "abc"]) == 130
+    assert gpu.main(["--out", str(tmp_path / "gpu.json"), "--commit", "abc", "--no-watched"]) == 130
     assert "as it may" in capsys.readouterr().out
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["commit"] == "abc"
@@ -190,6 +194,8 @@ def test_bad_settings_are_one_line(capsys, tmp_path):
     assert capsys.readouterr().err.endswith("gpu.json', which cannot be written: No such file or directory\n")
     assert gpu.main(["--sizes", "b15"]) == 2
     assert "sizes has 'b15'; it must be of tiny32" in capsys.readouterr().err
+    assert gpu.main(["--stage", "4"]) == 2
+    assert "stage is 4; it must be 1, 2 or 3" in capsys.readouterr().err
     assert gpu.parse(["--only", "train", "--no-compile", "--seconds", "9"]) == gpu.Config(
         only=("train",), compile=False, seconds=9.0
     )
@@ -212,6 +218,21 @@ def test_it_asks_for_no_library_beyond_torch_pillow_numpy_and_pyarrow():
             "rich",
         ):
             sys.modules[name] = None  # pyrefly: ignore
-        for part in ("bench", "checks", "data", "floor", "step", "table"):
+        parts = (
+            "arms",
+            "record",
+            "bench",
+            "bundle",
+            "checks",
+            "data",
+            "floor",
+            "kernels",
+            "loop",
+            "profiled",
+            "step",
+            "table",
+        )
+        for part in (*parts, "watch"):
             importlib.import_module(f"jobs.bench.gpu.{part}")
+        importlib.import_module("jobs.bench.gpu_table")
         assert importlib.import_module("jobs.bench.gpu").run is not gpu.run

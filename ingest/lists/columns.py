@@ -1,0 +1,87 @@
+"""Which columns of a table hold the URL, the id and the labels: as asked for, by name, or by what they hold.
+
+A column called `url` wins. Without one it is the column that holds http(s) URLs; where several do, one called
+`image_url` is meant, and otherwise the user is asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ingest.lists.rows import is_url
+
+SAMPLE = 100  # rows that are looked at
+NOWHERE = sys.maxsize  # the place of a column that a table does not have
+
+URL_NAMES = ("url", "urls", "image_url", "image", "link")
+ID_NAMES = ("id", "key")
+LABEL_NAMES = ("label", "labels", "class")
+_OF_PICTURES = ("image_url", "image_urls", "imageurl", "img_url", "imgurl")  # beside the URL of a page, say
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns a table's URL, id and labels are in: names, or numbers from 0. None: by name, or what they hold."""
+
+    url: str | None = None
+    id: str | None = None
+    label: str | None = None
+
+
+class Places(NamedTuple):
+    url: int
+    id: int
+    label: int
+
+
+def places(urls: str, header: Sequence[str] | None, sample: Sequence[Sequence[bytes]], columns: Columns) -> Places:
+    """Where the URL, id and label are. `sample` holds cells of some rows; those of a row may be fewer than others'.
+
+    Raises ValueError for a column that is not there, and where none or several may be meant by the URL's.
+    """
+    width = len(header) if header is not None else max(map(len, sample), default=0)
+    names = [cell.strip() for cell in header] if header is not None else [str(at) for at in range(width)]
+    url = find(urls, names, columns.url, ())
+    if url == NOWHERE:
+        url = _url_place(urls, names, sample)
+    return Places(url, find(urls, names, columns.id, ID_NAMES), find(urls, names, columns.label, LABEL_NAMES))
+
+
+def find(urls: str, names: Sequence[str], wanted: str | None, usual: tuple[str, ...]) -> int:
+    """The place of the column that is wanted, by its name or its number; else of the first with a usual name."""
+    if wanted is None:
+        return next((at for at, name in enumerate(names) if name.lower() in usual), NOWHERE)
+    if names.count(wanted) > 1:
+        same = ", ".join(str(at) for at, name in enumerate(names) if name == wanted)
+        raise ValueError(f"{urls}: has several columns {wanted!r}: give the number of one ({same})")
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(names):
+        return int(wanted)
+    raise ValueError(f"{urls}: has no column {wanted!r}: it has {', '.join(names)[:300]}")
+
+
+def _url_place(urls: str, names: Sequence[str], sample: Sequence[Sequence[bytes]]) -> int:
+    named = [at for at, name in enumerate(names) if name.lower() == "url"]
+    if len(named) == 1:
+        return named[0]
+    holding = named or [at for at in range(len(names)) if _holds_urls([row[at] for row in sample if at < len(row)])]
+    if len(holding) > 1:
+        holding = [at for at in holding if names[at].lower() in _OF_PICTURES] or holding
+    if not holding:
+        holding = [at for at, name in enumerate(names) if name.lower() in URL_NAMES]
+        if len(holding) != 1:
+            raise ValueError(f"{urls}: which column holds the URLs? It has {', '.join(names)[:300]}: set --url-column")
+    if len(holding) > 1:
+        which = ", ".join(names[at] if names.count(names[at]) == 1 else str(at) for at in holding)[:300]
+        raise ValueError(f"{urls}: which column holds the pictures' URLs? URLs are in {which}: set --url-column")
+    return holding[0]
+
+
+def _holds_urls(cells: list[bytes]) -> bool:
+    """Whether most of the cells that are not empty are URLs."""
+    said = [cell for cell in cells if cell.strip()]
+    return 2 * sum(map(is_url, said)) > len(said)

@@ -1,0 +1,145 @@
+"""URL lists as JSON -> rows: an entry a line, or one array of entries; an entry is an object or the URL itself.
+
+Columns are looked for in every entry: what the first does not have, a later one may.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+from ingest.lists.columns import ID_NAMES, LABEL_NAMES, SAMPLE, URL_NAMES, Columns, places
+from ingest.lists.files import MAX_LINE, blocks, pieces
+from ingest.lists.rows import Row, row_of
+
+LARGEST = 1 << 20  # characters of one entry of an array
+SHAPES = 1000  # sets of names in hand
+_BETWEEN = re.compile(r"[\s,]*")
+_raw = json.JSONDecoder().raw_decode
+_from_json = json.JSONDecoder().decode
+
+Entry = tuple[int, Any, str | None]  # its first line, the value, and why there is none
+
+
+def json_rows(url: str, columns: Columns) -> Iterator[Row]:
+    """The rows of a list in JSON. Raises ValueError for a column that no entry has, and for a damaged array."""
+    entries = _array(url) if _is_array(url) else _lines(url)
+    first = list(islice(entries, SAMPLE))
+    objects = [value for _, value, _ in first if isinstance(value, dict)]
+    names = list(dict.fromkeys(name for value in objects for name in value))
+    url_name = _url_name(url, names, objects, columns)
+    shapes: dict[tuple[str, ...], tuple[str | None, str | None, str | None]] = {}
+    seen: dict[str, None] = {}
+    for number, value, why in chain(first, entries):
+        if isinstance(value, str):
+            yield row_of(number, b"", _cell(value), (), False)
+            continue
+        if why is not None or not isinstance(value, dict):
+            yield Row(number, None, b"", (), why or "not a JSON object")
+            continue
+        shape = tuple(value)
+        keys = shapes.get(shape)
+        if keys is None:
+            keys = (
+                url_name or _name(shape, None, URL_NAMES),
+                _name(shape, columns.id, ID_NAMES),
+                _name(shape, columns.label, LABEL_NAMES),
+            )
+            seen.update(dict.fromkeys(shape))
+            if len(shapes) >= SHAPES:
+                shapes.clear()
+            shapes[shape] = keys
+        link, name, labels = map(value.get, keys)
+        labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
+        label_cells = tuple(filter(None, map(_cell, labels)))
+        if isinstance(link, list | dict):
+            kind = "a list" if isinstance(link, list) else "an object"
+            yield Row(number, _cell(name) or None, _cell(link), label_cells, f"the url is {kind}: give one URL a row")
+            continue
+        yield row_of(number, _cell(name), _cell(link), label_cells, keys[1] is not None)
+    for wanted in (columns.id, columns.label):
+        if seen and wanted is not None and wanted not in seen:
+            raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")
+
+
+def _url_name(url: str, names: list[str], objects: list[dict[str, Any]], columns: Columns) -> str | None:
+    """The name of the URL in objects; None where the first entries are none."""
+    if not objects:
+        return columns.url
+    sample = [[_cell(value.get(name)) for name in names] for value in objects]
+    return names[places(url, names, sample, Columns(columns.url)).url]
+
+
+def _name(names: tuple[str, ...], wanted: str | None, usual: tuple[str, ...]) -> str | None:
+    if wanted is not None:
+        return wanted if wanted in names else None
+    return next((name for name in names if name.strip().lower() in usual), None)
+
+
+# --- entries -------------------------------------------------------------------------------------------------------
+
+
+def _lines(url: str) -> Iterator[Entry]:
+    """An entry a line; empty lines are none."""
+    for first, block in blocks(url):
+        for number, line in enumerate(block.split(b"\n")[:-1], first):
+            if not line.strip():
+                continue
+            if len(line) > MAX_LINE:
+                yield number, None, f"line longer than {MAX_LINE} bytes"
+                continue
+            try:
+                yield number, _from_json(line.decode("utf-8", "surrogateescape")), None
+            except RecursionError:
+                yield number, None, "not JSON: nested too deep"
+            except ValueError as error:
+                yield number, None, f"not JSON: {error}"
+
+
+def _is_array(url: str) -> bool:
+    return next((piece for piece in map(bytes.lstrip, pieces(url, lambda: 0)) if piece), b"").startswith(b"[")
+
+
+def _array(url: str) -> Iterator[Entry]:
+    """The entries of an array (or of several, one after the other), in constant memory."""
+    text, at, line, depth = "", 0, 1, 0
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    for piece in chain(pieces(url, lambda: line - 1), [b""]):  # noqa: B023 it is asked while the loop is here
+        text, at = text[at:] + decode(piece, not piece), 0
+        while True:
+            between = _BETWEEN.match(text, at)
+            assert between is not None
+            line, at = line + text.count("\n", at, between.end()), between.end()
+            if at == len(text):
+                break
+            if (text[at] == "[" and depth == 0) or (text[at] == "]" and depth == 1):
+                depth, at = 1 - depth, at + 1
+                continue
+            try:
+                value, end = _raw(text, at)
+            except (ValueError, RecursionError) as error:
+                if piece and len(text) - at < LARGEST and not isinstance(error, RecursionError):
+                    break  # the rest of it is to come
+                why = " ".join(str(error).split())[:100]
+                raise ValueError(f"{url}: damaged JSON at line {line} ({why}): mend it, or give JSON lines") from None
+            if end == len(text) and piece and text[at] not in '{["':
+                break  # a number may go on
+            yield line, value, None if isinstance(value, dict | str) else "not a JSON object"
+            line, at = line + text.count("\n", at, end), end
+    if depth:
+        raise ValueError(f"{url}: damaged JSON: its array does not end: fetch it again")
+
+
+def _cell(value: object) -> bytes:
+    """A value of JSON as the bytes that a list in text would have."""
+    if value is None:
+        return b""
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # "\ud800": half of a character, which no bytes can say
+        return text.encode("utf-8", "replace")

@@ -1,0 +1,95 @@
+"""URL lists as Parquet -> rows, by the column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ingest.lists.columns import NOWHERE, SAMPLE, Columns, places
+from ingest.lists.files import open_list
+from ingest.lists.rows import BATCH, ROWS, lists_of
+
+
+def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
+    with closing(open_list(url)) as raw:
+        number = 0
+        try:
+            # Row groups may be gigabytes: their columns are read a buffer at a time.
+            file = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
+            names = file.schema_arrow.names
+            found = places(url, names, _sample(file), columns)
+            chosen = [names[at] if at != NOWHERE else None for at in found]
+            wanted = [name for name in chosen if name is not None]
+            for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
+                yield _parquet_batch(url, batch, number + 1, chosen)
+                number += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            why = " ".join(str(error).split())[:100]
+            where = f"damaged Parquet after row {number}" if number else "is not a Parquet file"
+            raise ValueError(f"{url}: {where} ({why}): check --urls") from None
+
+
+def _sample(file: pq.ParquetFile) -> list[list[bytes]]:
+    """Cells of the first rows, empty where a column is no text; none where a name says which is the URL's."""
+    schema = file.schema_arrow
+    if [name.strip().lower() for name in schema.names].count("url") == 1:
+        return []
+    texts = [kind.name for kind in schema if _is_text(kind.type)]
+    batch = next(file.iter_batches(batch_size=SAMPLE, columns=texts), None)
+    if batch is None:
+        return []
+    empty = [b""] * len(batch)
+    cells = {name: pc.fill_null(_binary("", batch.column(name)), b"").to_pylist() for name in texts}
+    return [list(row) for row in zip(*(cells.get(name, empty) for name in schema.names))]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _parquet_batch(url: str, batch: pa.RecordBatch, first: int, names: list[str | None]) -> pa.RecordBatch:
+    link, name, labels = (None if column is None else batch.column(column) for column in names)
+    n = len(batch)
+    line = pa.array(np.arange(first, first + n))
+    text = pc.fill_null(_binary(url, link), b"")
+    why = pc.if_else(_blank(text), "no url", pa.scalar(None, pa.string()))
+    key = pa.nulls(n, pa.binary())
+    if name is not None:
+        key = _binary(url, name)
+        nameless = _blank(pc.fill_null(key, b""))
+        key = pc.if_else(nameless, pa.scalar(None, pa.binary()), key)
+        why = pc.if_else(nameless, "empty id", why)
+    return pa.record_batch([line, key, text, _label_lists(url, labels, n), why], schema=ROWS)
+
+
+def _blank(cells: pa.BinaryArray) -> pa.BooleanArray:
+    return pc.match_substring_regex(cells, r"^\s*$")
+
+
+def _binary(url: str, column: pa.Array) -> pa.BinaryArray:
+    """Text or numbers as the bytes that are written."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        return (column if plain else column.cast(pa.string())).cast(pa.binary())
+    except pa.ArrowNotImplementedError:
+        raise ValueError(f"{url}: a column is {column.type}: name one of text, with --url-column and such") from None
+
+
+def _label_lists(url: str, column: pa.Array | None, n: int) -> pa.ListArray:
+    if column is None:
+        return lists_of(np.zeros(n, np.int32), pa.array([], pa.binary()))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        flat, rows = _binary(url, pc.list_flatten(column)), pc.list_parent_indices(column)
+    else:
+        flat, rows = _binary(url, column), pa.array(np.arange(n))
+    said = pc.greater(pc.fill_null(pc.binary_length(flat), 0), 0)
+    return lists_of(np.bincount(rows.filter(said).to_numpy(), minlength=n), flat.filter(said))

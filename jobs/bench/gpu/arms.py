@@ -1,0 +1,142 @@
+"""The training arms of `make bench-gpu`: one change at a time, in the order of what decides.
+
+For each size the best that is known and the official shape come first; then the ways of attention, pruning, the number
+of images, and the decoder's precision last. What is faster and computes the same is kept for the arms after it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from jobs.bench.gpu import step
+from jobs.bench.gpu.floor import Arm
+from jobs.bench.gpu.record import Bench
+from jobs.bench.gpu.table import row_of, short
+from xtra.attention import ARMS
+from xtra.model import SIZES, ModelConfig, Xtra
+
+IMAGES = {"b16": 256, "h14": 96}  # a step, to begin with; other sizes: 8
+LONG = 90.0  # seconds that must be left for max-autotune
+BETTER = 0.99  # of the best time: what is at most this is kept
+
+
+@dataclass(frozen=True)
+class Best:
+    """The fastest of our arms that compute the same, by seconds an image."""
+
+    arm: Arm
+    image: float
+
+
+def best_of(rows: list[dict[str, Any]], size: str) -> Best | None:
+    """Of the rows so far, also those of an earlier process."""
+    best = None
+    for row in rows:
+        if row["section"] != "train" or row.get("size") != size or "step_ms" not in row:
+            continue
+        arm, image = Arm(**row["arm"]), row["step_ms"] / row["images"]
+        same = arm.shape == "ours" and arm.dropped != "subset" and arm.drop_last and arm.decoder == "bf16"
+        if same and (best is None or image < BETTER * best.image):
+            best = Best(arm, image)
+    return best
+
+
+def run(bench: Bench) -> None:
+    """For each size the best known arm and the official shape first; then, size by size, one change after the other."""
+    plans = [_plan(bench, name) for name in bench.config.sizes]
+    for plan in plans:
+        next(plan)
+    while plans:
+        for plan in list(plans):
+            if next(plan, "done") == "done":
+                plans.remove(plan)
+
+
+def _plan(bench: Bench, size: str) -> Iterator[str]:
+    """The arms of one size, a group at a time; the model is made anew for each, as two sizes need not fit at once."""
+    config = replace(SIZES[size], drop_path=bench.config.drop_path, predict=1)
+    base = Arm("best known", images=bench.config.images or IMAGES.get(size, 8))
+    if not bench.config.compile:
+        base = replace(base, compile="none")
+    images = base.images
+    official = replace(base, shape="official", compile="none", fused=False, drop_last=False)
+    first = [
+        base,
+        replace(official, name="official shape, fp32 decoder", decoder="fp32"),
+        replace(official, name="official shape, TF32 decoder", decoder="tf32"),
+        replace(official, name="official shape, bf16 decoder"),
+    ]
+    base = _group(bench, size, config, first, base)
+    yield "first"
+    if best_of(bench.rows, size) is None and base.compile != "none":  # perhaps nothing compiles here
+        base = _group(bench, size, config, [replace(base, name="not compiled", compile="none")], base)
+        yield "not compiled"
+    for group in groups(images, bench.device, bench.config.compile):
+        base = _group(bench, size, config, [replace(base, **change) for change in group], base)
+        yield "group"
+
+
+def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[str, Any]]]:
+    """Changes to try, one group after the other, each against what is best by then."""
+    cuda = device.type == "cuda"
+    arms = [arm for arm in ARMS if arm != "dense" and (cuda or not arm.startswith("flex"))]
+    found: list[list[dict[str, Any]]] = [
+        [{"name": f"attention {arm}", "attention": arm} for arm in arms],
+        [
+            {"name": "dropped branches skipped", "dropped": "skip"},
+            {"name": "a fixed number of branches skipped", "dropped": "subset"},
+        ],
+        [{"name": f"{n} images", "images": n} for n in (images * 2, images // 2) if n],
+    ]
+    if compiled:
+        found.append([{"name": "max-autotune", "compile": "max-autotune"}])
+        found.append([{"name": "not compiled", "compile": "none"}])
+    found += [
+        [{"name": "all blocks computed", "drop_last": False}],
+        [{"name": "optimiser not fused", "fused": False}],
+    ]
+    if compiled:
+        found.append([{"name": "official shape, bf16 decoder, compiled", "shape": "official", "dropped": "compute"}])
+    found.append([{"name": "TF32 decoder", "decoder": "tf32"}, {"name": "fp32 decoder", "decoder": "fp32"}])
+    return found
+
+
+def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: Arm) -> Arm:
+    """Measure some arms; the best of ours so far, those that compute the same, is returned to go on with."""
+    if bench.left() < 10:
+        for arm in arms:
+            bench.add("train", {"size": size, "name": arm.name, "left_out": "no time"})
+        return base
+    try:
+        model = step.empty_model(config, bench.device)
+    except Exception as why:
+        print(f"  {size}: no model could be made: {type(why).__name__}: {why}", flush=True)
+        return base
+    for arm in arms:
+        _measured(bench, size, config, arm, model)
+    del model
+    if bench.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    best = best_of(bench.rows, size)
+    return base if best is None else replace(best.arm, name="best known")
+
+
+def _measured(bench: Bench, size: str, config: ModelConfig, arm: Arm, model: Xtra) -> None:
+    def work() -> dict[str, Any]:
+        timing = step.fitting(arm, model, bench.device, bench.config.arm_seconds, _say)
+        row = row_of(config, timing, bench.device, bench.machine)
+        print(f"  {short(row)}", flush=True)
+        return row
+
+    autotuned = arm.compile == "max-autotune"
+    bench.attempt("train", arm.name, work, LONG if autotuned else 10.0, alone=autotuned, size=size)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

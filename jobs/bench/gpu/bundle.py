@@ -1,0 +1,119 @@
+"""What a machine with a GPU, on which nothing can be installed, needs besides this source tree: `make gpu-bundle`.
+
+    python -m jobs.bench.gpu.bundle [--vectors DIR] [--tar SMALL.tar] [--wheels FOLDER]
+
+It fills .gpu/, which git ignores, with at most 60 MiB: the compiled croppers with the libjpeg that they are linked to,
+wheels (nvImageCodec and torchcodec, which decode; safetensors, which checkpoints need), the official numbers, a small
+tar of photographs, and this tree's commit. `make bench-gpu` uses what is in .gpu/ (`environment`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from jobs.bench import commit
+
+FOLDER = ".gpu"
+LIMIT = 60 << 20  # bytes
+WHEELS = ("nvidia-nvimgcodec-cu13", "torchcodec", "safetensors")
+NATIVE = Path("shards/pixels")
+
+
+def make(folder: Path, vectors: str = "", tar: str = "", wheels: str = "") -> list[tuple[str, int]]:
+    """Fill the folder: every file and its bytes. Raises ValueError where something is missing or it gets too large."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    built = sorted(NATIVE.glob("_*.so"))
+    if not built:
+        raise ValueError(f"{NATIVE} has no compiled croppers: run make setup first")
+    for library in built:
+        shutil.copy2(library, folder)
+        for needed in _linked(library):
+            if "jpeg" in needed.name:
+                shutil.copy2(needed.resolve(), folder / needed.name)
+    (folder / "commit").write_text(commit())
+    if vectors:
+        _require(vectors)
+        shutil.copytree(vectors, folder / "vectors")
+    if tar:
+        _require(tar)
+        shutil.copy2(tar, folder / "photos.tar")
+    if wheels:
+        _require(wheels)
+        for wheel in sorted(Path(wheels).glob("*.whl")):
+            shutil.copy2(wheel, folder)
+    else:
+        command = ["-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder), *WHEELS]
+        if subprocess.run([sys.executable, *command], check=False).returncode:
+            raise ValueError(f"pip did not get {', '.join(WHEELS)}: give a folder that has them, --wheels FOLDER")
+    files = [(str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file()]
+    total = sum(size for _, size in files)
+    if total > LIMIT:
+        largest = sorted(files, key=lambda one: -one[1])[:3]
+        said = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in largest)
+        raise ValueError(f"{folder} has {total / 2**20:.0f} MiB, above {LIMIT >> 20} MiB; the largest: {said}")
+    return sorted(files)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What to add to the environment of a process that is to use the bundle: nothing where there is none.
+
+    The croppers are put in their place in this source tree, and wheels are unpacked beside them in the bundle.
+    """
+    if not folder.is_dir():
+        return {}
+    for library in folder.glob("_*.so"):
+        if not (NATIVE / library.name).exists():
+            shutil.copy2(library, NATIVE)
+    site = folder / "site"
+    for wheel in sorted(folder.glob("*.whl")):
+        if not (site / f".{wheel.stem}").exists():
+            with zipfile.ZipFile(wheel) as packed:
+                packed.extractall(site)
+            (site / f".{wheel.stem}").touch()
+    found = {"LD_LIBRARY_PATH": _joined(str(folder.resolve()), os.environ.get("LD_LIBRARY_PATH", ""))}
+    if site.is_dir():
+        found["PYTHONPATH"] = _joined(os.getcwd(), os.environ.get("PYTHONPATH", ""), str(site.resolve()))
+    return found
+
+
+def _joined(*paths: str) -> str:
+    return os.pathsep.join(path for path in paths if path)
+
+
+def _linked(library: Path) -> list[Path]:
+    done = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=False)
+    return [Path(path) for path in re.findall(r"=> (/\S+)", done.stdout)]
+
+
+def _require(path: str) -> None:
+    if not Path(path).exists():
+        raise ValueError(f"{path} is not there")
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.bench.gpu.bundle", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--vectors", default="", help="folder of the official numbers")
+    parser.add_argument("--tar", default="", help="a small tar of photographs")
+    parser.add_argument("--wheels", default="", help="folder that has the wheels; default: pip downloads them")
+    values = parser.parse_args(words)
+    try:
+        files = make(Path(FOLDER), values.vectors, values.tar, values.wheels)
+    except ValueError as error:
+        print(f"gpu-bundle: {error}", file=sys.stderr)
+        return 2
+    for name, size in files:
+        print(f"{size:>12,} {FOLDER}/{name}")
+    print(f"{sum(size for _, size in files) / 2**20:>12.1f} MiB, of at most {LIMIT >> 20}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

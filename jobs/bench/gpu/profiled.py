@@ -1,0 +1,94 @@
+"""One training step under torch's profiler: ms by kernel, launches and elementwise time, beside the floor's parts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from jobs.bench.gpu import step
+from jobs.bench.gpu.floor import Arm, Ceilings, floor
+from xtra.model import SIZES
+from xtra.run import attention_ends, shape_of
+
+STEPS = 3  # profiled
+KERNELS = 40  # shown, those that take longest
+# Kinds of kernels by a part of their name, the first that fits; what fits none is elementwise.
+KINDS = (
+    ("attention", ("flash", "fmha", "sdpa", "attention", "flex")),
+    ("products", ("gemm", "cutlass", "cublas", "nvjet", "addmm", "mm_", "::mm", "bmm", "s16816", "wgmma")),
+    ("copies", ("memcpy", "memset", "copy_")),
+    ("optimiser", ("adam", "multi_tensor", "foreach")),
+)
+
+
+def arms(base: Arm) -> list[Arm]:
+    """Those worth looking into: the base with each of attention's kernels, and pruned."""
+    found = [replace(base, name="dense"), replace(base, name="dense-cudnn", attention="dense-cudnn")]
+    if base.compile != "none":
+        found.append(replace(base, name="flex64", attention="flex64"))
+    return [*found, replace(base, name="pruned", dropped="skip")]
+
+
+def kind(kernel: str) -> str:
+    name = kernel.lower()
+    return next((kind for kind, parts in KINDS if any(part in name for part in parts)), "elementwise")
+
+
+def measure(size: str, arm: Arm, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:
+    """The step of `make bench-gpu`'s training arms. Raises what torch raises where it cannot be computed."""
+    config = replace(SIZES[size], drop_path=0.2, predict=1)
+    model = step.empty_model(config, device)
+    cuda = device.type == "cuda"
+    with step.as_arm_says(arm, model, device):
+        take = step.stepper(arm, model, device)
+        for number in range(4):
+            take(number)
+        if cuda:
+            torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        for number in range(4, 12):
+            take(number)
+        if cuda:
+            torch.cuda.synchronize(device)
+        seconds = (time.perf_counter() - begun) / 8
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+        with profile(activities=activities) as profiled:
+            for number in range(12, 12 + STEPS):
+                take(number)
+            if cuda:
+                torch.cuda.synchronize(device)
+        kernels = step.kernels_of(model, device, False, False)
+    ms, calls = _by_name(profiled, cuda)
+    kinds: Counter[str] = Counter()
+    for name, spent in ms.items():
+        kinds[kind(name)] += spent
+    shape = shape_of(config)
+    parts = floor(shape, arm, machine, attention_ends(config, device, arm.attention), 0.2) if machine else {}
+    return {
+        "arm": asdict(arm),
+        "kernels": kernels,
+        "cudnn": torch.backends.cudnn.version(),
+        "step_ms": 1e3 * seconds,
+        "device_ms": sum(ms.values()),
+        "launches": sum(calls.values()) / STEPS,
+        "kinds_ms": dict(kinds),
+        "floor_parts_ms": {name: 1e3 * spent for name, spent in parts.items()},
+        "by_kernel": [[name, round(spent, 4), calls[name] / STEPS] for name, spent in ms.most_common(KERNELS)],
+    }
+
+
+def _by_name(profiled: Any, cuda: bool) -> tuple[Counter[str], Counter[str]]:
+    """Milliseconds a step, and calls of all steps, by kernel; without a GPU by torch's own operations."""
+    ms: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiled.events():
+        if not cuda or event.device_type == torch.autograd.DeviceType.CUDA:
+            spent = event.time_range.elapsed_us() if cuda else event.self_cpu_time_total
+            ms[event.name[:110]] += spent / 1e3 / STEPS
+            calls[event.name[:110]] += 1
+    return ms, calls

@@ -1,0 +1,101 @@
+"""Time limits from outside: the bench in a process of its own, ended when a row takes too long, and started again.
+
+A compiler inside `.backward()` runs in a thread of C++ that no signal of Python's reaches. So the bench says in a file
+what it is doing and how long that may take. Where it takes longer, this process ends that one, adds a row that says so,
+and starts another, which goes on with what has no row yet. It does the same for a process that dies, and for what asks
+for a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.gpu import bundle
+from jobs.bench.gpu.record import AGAIN, Config, settled, written
+
+GRACE = 15.0  # seconds above a row's limit, in which it should have ended by itself
+START = 90.0  # seconds until a process must say what it is doing
+LOOK = 0.5  # seconds
+
+
+def run(config: Config, words: list[str]) -> dict[str, Any]:
+    """The result in --out, of as many processes as it took. Raises ValueError for a bad setting."""
+    config = settled(config)
+    begun = time.monotonic()
+    out, doing = Path(config.out), Path(f"{config.out}.doing")
+    try:
+        written(config.out, json.dumps({"rows": []}))
+    except OSError as why:
+        raise ValueError(f"out is {config.out!r}, which cannot be written: {why.strerror or why}") from None
+    environment = os.environ | bundle.environment(Path(bundle.FOLDER))
+    rest = [*words, "--no-watched"]
+    silent = 0  # processes that ended before they did anything
+    while (left := config.seconds - (time.monotonic() - begun)) > 1:
+        doing.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "jobs.bench.gpu", *rest, "--seconds", f"{left:.1f}"]
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            why = _watched(process, doing, config.seconds - (time.monotonic() - begun))
+        finally:
+            _end(process)
+        if process.returncode == 2:
+            raise ValueError("the bench did not begin (see above)")
+        if not why and process.returncode in (0, 130):
+            break
+        silent = 0 if doing.exists() else silent + 1
+        if silent > 1:
+            raise ValueError("the bench's process ends before it does anything (see above)")
+        if why or process.returncode != AGAIN:
+            _add(config, doing, why or f"its process ended with {process.returncode}")
+    doing.unlink(missing_ok=True)
+    found = json.loads(out.read_text())
+    found["seconds"] = round(time.monotonic() - begun, 1)
+    written(config.out, json.dumps(found, indent=1))
+    return found
+
+
+def _watched(process: subprocess.Popen[bytes], doing: Path, left: float) -> str:
+    """Wait for the process; why it must be ended, or nothing where it ended by itself."""
+    begun = time.monotonic()
+    while process.poll() is None:
+        time.sleep(LOOK)
+        now = _read(doing)
+        since = time.time() - doing.stat().st_mtime if now else time.monotonic() - begun
+        limit = now.get("seconds", START) + GRACE
+        if since > limit:
+            return f"ended from outside after {since:.0f} s"
+        if time.monotonic() - begun > left + GRACE:
+            return "ended from outside: no time is left"
+    return ""
+
+
+def _read(doing: Path) -> dict[str, Any]:
+    try:
+        return json.loads(doing.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The process and those of its own, such as a compiler's."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _add(config: Config, doing: Path, why: str) -> None:
+    """A row for what the process did when it ended, so that the next one leaves it out."""
+    row = {"section": "machine", "name": "the bench's process", **_read(doing), "failed": why}
+    row.pop("seconds", None)
+    print(f"  {row['name']}: {why}", flush=True)
+    found = json.loads(Path(config.out).read_text())
+    found["rows"].append(row)
+    written(config.out, json.dumps(found, indent=1))
