@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ingest.record import CONTENT, FINAL, RETRYABLE, Reason
 from shards.manifest import Manifest
 
+SHOWN = 20  # lines of what was excluded
 GROUPS: dict[str, frozenset[Reason]] = {
     "failed, may work later": RETRYABLE,
     "gone, or not ours to take": FINAL,
@@ -44,6 +45,13 @@ class Account:
         for meaning, members in GROUPS.items():
             if found := ordered({reason: n for reason, n in self.reasons.items() if reason in members}):
                 yield meaning, sum(found.values()), found
+
+
+def excluded(counts: list[tuple[str, int]], name: str) -> str:
+    """How many pictures the first lines of a list took out, and how many lines none."""
+    shown = "\n".join(f"{count:>12,}  {line[:66]}" for line, count in counts[:SHOWN])
+    nothing = sum(1 for _, count in counts if not count)
+    return f"{shown}\n{len(counts):,} lines of {name}; {nothing:,} name no picture here"
 
 
 def of_manifest(manifest: Manifest, not_chosen: int = 0) -> Account:

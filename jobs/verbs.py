@@ -187,8 +187,12 @@ def _select(call: Call) -> Any:
     with Progress("") as progress:
         chosen = select.run(config, lambda what, done, total: progress(done, total, what))
     say(link_counts.selection(link_counts.of_manifest(chosen)))
+    told: dict[str, Any] = {}
+    if config.exclude is not None:
+        told["excluded"] = select.counts(chosen, config.exclude)
+        say("\n" + link_counts.excluded(told["excluded"], config.exclude))
     say(f"\ndataset  {chosen.address}")
-    told = {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
+    told |= {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
 
 

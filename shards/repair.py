@@ -184,7 +184,8 @@ class _Repair:
                 self._damaged[digest] = None, f"is damaged ({error!r})"
             else:
                 self.manifests[digest] = found
-        for found in self.manifests.values():
+        age = {value["digest"]: number for number, value in sorted(self.history.versions.items())}
+        for found in sorted(self.manifests.values(), key=lambda found: age.get(found.digest, 0)):  # the newest has it
             self.named |= {shard.unit: shard for shard in found.shards}
 
     def repair_manifests(self, info: DatasetInfo) -> None:

@@ -144,19 +144,18 @@ def _tiles_of_64() -> None:
 
     Kernel options do not help there: torch 2.13 leaves out settings of its own that do not divide the tile before it
     looks at them (torch/_inductor/kernel/flex/flex_attention.py), and for heads of 64 to 128 on an H100 has no other.
+    The class itself is changed, as a handler of one's own (V.set_choices_handler) is of one thread, and a backward pass
+    is compiled in autograd's.
     """
     from torch._inductor.choices import InductorChoices
     from torch._inductor.template_heuristics.triton import FlexBwDConfig
-    from torch._inductor.virtualized import V
 
-    class Choices(InductorChoices):
-        def get_flex_attention_bwd_configs(
-            self, head_dim: int, dtype: torch.dtype, device_type: str | None = "cuda"
-        ) -> list[Any]:
-            known = super().get_flex_attention_bwd_configs(head_dim, dtype, device_type)
-            return [*known, FlexBwDConfig(64, 64, 64, 64, 2, 4)]
+    known = InductorChoices.get_flex_attention_bwd_configs
 
-    V.set_choices_handler(Choices())
+    def with_64(self: InductorChoices, *which: Any) -> list[Any]:
+        return [*known(self, *which), FlexBwDConfig(64, 64, 64, 64, 2, 4)]
+
+    InductorChoices.get_flex_attention_bwd_configs = with_64  # pyrefly: ignore
 
 
 @functools.cache

@@ -5,3 +5,4 @@ from .apply import (
     select as select,
     settings as settings,
 )
+from .exclude import counts as counts

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from ingest.scratch import scratch_folder
-from ingest.select import duplicates
+from ingest.select import duplicates, exclude
 from ingest.select.columns import Kept, read_kept
 from ingest.wordnet import ClassConfig, chosen, takes
 from shards import manifest as versions, rules, selection
@@ -47,6 +47,7 @@ class Rule(StrEnum):
     PLACEHOLDER = "placeholder"  # stands for pictures that are gone
     CLASS = "class"  # none of its labels was chosen
     SMALL_CLASS = "small_class"  # all of its labels have too few pictures
+    EXCLUDED = "excluded"  # a list names it that was given to take out what it names
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,14 @@ class Config:
     subset: int | None = None  # about this many random samples; smaller subsets of one seed lie in larger ones
     seed: int = 0  # of the subset
     rules: SelectConfig = field(default_factory=SelectConfig)
+    exclude: str | None = None  # a file of URLs, keys, hosts, sha256 or phash:HEX/BITS to take out, now and for good
     scratch: str | None = None  # a local folder for about 70 bytes a picture; the system's own if None
 
     def __post_init__(self) -> None:
         if self.subset is not None and self.rules != SelectConfig():
             raise ValueError("subset and rules: give one, then the other to the version that comes of it")
+        if self.subset is not None and self.exclude is not None:
+            raise ValueError("subset and exclude: give one, then the other to the version that comes of it")
 
 
 def run(config: Config, progress: Tell | None = None) -> Manifest:
@@ -90,18 +94,37 @@ def run(config: Config, progress: Tell | None = None) -> Manifest:
     manifest = versions.read_manifest(config.dataset)
     if config.subset is not None:
         return selection.subset(manifest, config.subset, config.seed)
-    return select(manifest, config.rules, Path(config.scratch) if config.scratch else None, progress)
+    given, rules = exclude.read(config.exclude) if config.exclude is not None else None, config.rules
+    if given is not None and rules == SelectConfig() and manifest.rules is not None:
+        rules = _settings(manifest.rules.how)
+    return select(manifest, rules, Path(config.scratch) if config.scratch else None, progress, given)
+
+
+def _settings(how: Mapping[str, Any]) -> SelectConfig:
+    """The settings that made a version, as far as it says them."""
+    names = {each.name for each in dataclasses.fields(SelectConfig)} - {"classes"}
+    classes: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in how.get("classes", {}).items()
+    }
+    return SelectConfig(**{name: how[name] for name in names if name in how}, classes=ClassConfig(**classes))
 
 
 def select(
-    manifest: Manifest, config: SelectConfig, scratch: Path | None = None, progress: Tell | None = None
+    manifest: Manifest,
+    config: SelectConfig,
+    scratch: Path | None = None,
+    progress: Tell | None = None,
+    given: exclude.Given | None = None,
 ) -> Manifest:
-    """Apply the rules to every kept row of the manifest's units, and make the result the newest version.
+    """Apply the rules to every kept row of the manifest's units, and make the result the newest version. What lists of
+    the dataset name is taken out first, and so is what `given` names, which the dataset then remembers.
 
     Raises ValueError when the rules leave nothing or scratch cannot be written, and StoreError naming a damaged index.
     """
     tell = progress or (lambda what, done, total: None)
     how = settings(config)
+    names, what = exclude.all_of(manifest.dataset, given)
+    how |= {"excluded": names} if names else {}
     if manifest.rules and manifest.rules.how == how and config.classes.all:
         return manifest  # made by these very rules; what class files hold may have changed
     with contextlib.ExitStack() as stack:
@@ -109,6 +132,9 @@ def select(
         stack.enter_context(_full_disk_named(folder))
         rows = read_kept(manifest, folder, lambda done, total: tell("shards read", done, total))
         found = _Found(rows)
+        if what.lines:
+            out = [np.flatnonzero(named) for named, _ in exclude.matches(manifest, what)]
+            found.drop(np.concatenate([at + start for at, start in zip(out, rows.start)]), Rule.EXCLUDED)
         _identical(found, config)
         if config.duplicates and config.near_distance >= 0:
             _alike(found, config.near_distance, lambda done, total: tell("comparisons", done, total))
@@ -116,6 +142,8 @@ def select(
         how |= _classes(found, config)
         if not (found.fate_N == 0).any():
             raise ValueError(f"{manifest.address}: these rules leave none of {rows.count:,} pictures: loosen them")
+        if given is not None:  # before the version: a rerun that finds that made has nothing more to do
+            exclude.remember(manifest.dataset, given)
         result = _ruled(manifest, found, how, folder)
     if manifest.subset:
         result = selection.below(result, manifest.subset)
@@ -210,7 +238,8 @@ def _unions(
 def _identical(found: _Found, config: SelectConfig) -> None:
     """Placeholders, known and found, go with all their copies; of other equal bytes the lowest row stays."""
     rows = found.rows
-    found.drop(rows.known_placeholders, Rule.PLACEHOLDER)
+    known = rows.known_placeholders
+    found.drop(known[found.fate_N[known] == 0], Rule.PLACEHOLDER)
     at_M, bounds = duplicates.equal_groups(rows.sha_N, rows.sha2_N, rows.row_N)
     size = np.diff(bounds)
     group_M = np.repeat(np.arange(len(size)), size)
@@ -223,10 +252,12 @@ def _identical(found: _Found, config: SelectConfig) -> None:
         crowd = (_distinct(group_M, rows.url_N, at_M, size >= most) >= most)[group_M]
         labels = rows.distinct_labels(at_M[crowd], group_M[crowd], len(size))
         placeholder |= labels >= most
-    found.drop(at_M[placeholder[group_M]], Rule.PLACEHOLDER)
-    if config.duplicates:
-        first = bounds[:-1][group_M]
-        copy = ~placeholder[group_M] & (np.arange(len(at_M)) > first) & (found.fate_N[at_M] == 0)
+    stays = found.fate_N[at_M] == 0
+    found.drop(at_M[placeholder[group_M] & stays], Rule.PLACEHOLDER)
+    if config.duplicates and len(at_M):
+        place = np.arange(len(at_M))
+        first = np.minimum.reduceat(np.where(stays, place, len(at_M)), bounds[:-1])[group_M]
+        copy = ~placeholder[group_M] & (place > first) & stays
         found.replace(at_M[copy], at_M[first[copy]], Rule.DUPLICATE)
 
 

@@ -4,14 +4,20 @@ Each ledger has two arms of a known law with E, a and the multiplier drawn at ra
 that a trunk's counts share, noise of each point, both, or a drift along the trunk. It goes through all of `xtra fit`.
 Each experiment has equal arms whose images, seeds and arm-by-image effects are drawn; whatever is not "undecided" is a
 false claim. With --out, blocks that are done are kept, and the same command goes on where it was stopped.
+
+    python -m jobs.bench.coverage docs/study/coverage.json docs/laws.md        # write the tables of the page again
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +121,7 @@ def _kept(config: Config) -> dict[str, dict[str, float]]:
 def _keep(config: Config, tallies: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> None:
     if config.out:
         about = {key: found[key] for key in ("hardware", "commit", "rows")} if found else {}
+        about |= {"date": datetime.date.today().isoformat()} if found else {}
         text = json.dumps({"settings": _settings(config), **about, "tallies": tallies}, indent=1)
         store.put(config.out, text.encode() + b"\n")
 
@@ -143,7 +150,8 @@ def _ledger(design: Laws, rng: np.random.Generator) -> dict[str, float]:
     deviation = rng.uniform(0.002, 0.006)
     first, span = (2000, 32) if rng.random() < 0.5 else (10_000, 1000)
     n = np.round(np.geomspace(first, first * span, design.counts))
-    E, top = (rng.uniform(0, 0.5), rng.uniform(0.04, 0.15)) if design.shallow else (rng.uniform(0.1, 0.5), rng.uniform(0.15, 0.4))  # fmt: skip  # noqa: E501
+    floors, falls = ((0, 0.5), (0.04, 0.15)) if design.shallow else ((0.1, 0.5), (0.15, 0.4))
+    E, top = rng.uniform(*floors), rng.uniform(*falls)
     truth = Truth(E, rng.uniform(0.2, 0.6), top, first, first * rng.uniform(0.3, 3) if design.offset else 0.0)
     factor = rng.uniform(0.7, 2.0)  # the other arm needs as many times fewer samples
     rows = []
@@ -207,3 +215,41 @@ def _experiment(design: Equal, rng: np.random.Generator, images: int) -> dict[st
     best = statistics.best_of(bits)
     truth = 0.5  # logits are symmetric about 0
     return seen | {"best of many: held": _holds(best.low, truth, best.high)}
+
+
+# ---- docs/laws.md ----
+
+
+def rewritten(page: str, kept: Mapping[str, Any]) -> str:
+    """A page whose tables between `<!-- coverage -->` marks are those of the kept results."""
+    rows = {row["design"]: row for row in kept["rows"]}
+    blocks = [
+        _table(["design", "ledgers", *_LAWS], [rows[n] for n, d in DESIGNS.items() if isinstance(d, Laws)], _LAWS),
+        _table(
+            ["design", "experiments", *_EQUAL], [rows[n] for n, d in DESIGNS.items() if isinstance(d, Equal)], _EQUAL
+        ),
+    ]
+    made = f"(`xtra bench coverage`, {kept['date']}, commit {kept['commit']}, {kept['hardware']})"
+    parts = re.split(r"(<!-- coverage -->\n)", page)
+    assert len(parts) == 9, "two tables, each between two marks"
+    parts[2], parts[6] = (f"{block}\n\n{made}\n" for block in blocks)
+    return "".join(parts)
+
+
+_LAWS = ("E", "a", "A", "multiplier", "held out")
+_EQUAL = ("primary differs", "any exploratory differs", "best of many: held")
+
+
+def _table(header: list[str], rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
+    cells = [[row["design"], f"{row['done']:,}", *(_percent(row.get(c)) for c in columns)] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in [header, *cells]]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(header) - 1), *lines[1:]])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+if __name__ == "__main__":
+    results, page = map(Path, sys.argv[1:])
+    page.write_text(rewritten(page.read_text(), json.loads(results.read_text())))

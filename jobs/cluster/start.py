@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.pixels import private_folder
+
 _RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line of a worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # notice a dead worker in a quarter of a second
@@ -27,6 +29,7 @@ _LOOPBACK_ENV = {
     "GLOO_SOCKET_IFNAME": "lo",  # torch's own connections between ranks
     "NCCL_SOCKET_IFNAME": "lo",
 }
+_LONGEST = 40  # bytes of a path below which Ray puts its sockets, whose paths may have 107
 
 
 def start_ray() -> None:
@@ -102,8 +105,23 @@ def _start_own() -> None:
     mark = f"XTRA_CLUSTER={secrets.token_hex(8)}"
     with _environment(**_LOOPBACK_ENV, **dict([mark.split("=")])):
         _start_reaper(mark)
-        ray.init("local", log_to_driver=False, logging_level="error", include_dashboard=False)
+        ray.init(
+            "local", log_to_driver=False, logging_level="error", include_dashboard=False, _temp_dir=_session_root()
+        )
     assert is_token_auth_enabled(), "Ray started without its token"
+
+
+def _session_root() -> str | None:
+    """Where Ray keeps its logs and sockets: in a folder of this user alone, or where RAY_TMPDIR says.
+
+    Ray opens its own folder to every user, who could then put a socket in the place of one of Ray's.
+    """
+    if os.environ.get("RAY_TMPDIR"):
+        return None
+    folder = private_folder() / "ray"
+    if len(os.fsencode(folder)) > _LONGEST:
+        folder = private_folder("/tmp") / "ray"
+    return str(folder)
 
 
 def _start_reaper(mark: str) -> None:

@@ -13,7 +13,7 @@ from jobs.laws.bootstrap import FROM, bootstrap_intervals, resample
 from jobs.laws.held_out import HeldOut, held_out
 from jobs.laws.inversion import Interval, intervals
 from jobs.laws.joint import SIZES, JointLaw, fit_sizes
-from jobs.laws.law import Curve, fit
+from jobs.laws.law import Curve, fit, too_few
 from jobs.laws.multiplier import Fitted, Multiplier, levels, multiplier
 from jobs.laws.table import AXES, Table, curves, read
 
@@ -95,7 +95,12 @@ def run(config: Config) -> Fit:
             f"--by {config.by}: no arm of {config.ledger} has this name{nearest(config.by, names)}: "
             f"its arms are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         )
-    return analyse(table, config.x, config.by if config.by in names else "", config.level)
+    found = analyse(table, config.x, config.by if config.by in names else "", config.level)
+    if config.by in names and config.by not in [arm.row_name for arm in found.arms]:
+        raise ValueError(
+            f"--by {config.by}: this arm has too few counts for a law: compare with another, or add counts"
+        )
+    return found
 
 
 def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
@@ -119,13 +124,17 @@ def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
 
 
 def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str]]:
+    """Every arm that has counts enough, and remarks: on those that have not, unless that is all of them."""
     measured, remarks = curves(table, axis)
     by_arm: dict[str, list[Curve]] = {}
     for curve in measured:
         by_arm.setdefault(curve.name, []).append(curve)
-    arms = []
+    arms, left_out = [], []
     for name, sizes in by_arm.items():
         sizes = sorted(sizes, key=lambda curve: curve.params or 0)
+        if len(sizes) < SIZES and (why := [too_few(curve) for curve in sizes if too_few(curve)]):
+            left_out += [f"{line[0].upper()}{line[1:]}." for line in why]
+            sizes = [curve for curve in sizes if not too_few(curve)]
         if len(sizes) >= SIZES:
             arms.append(_joint(name, sizes, level))
             what = f"{len(sizes)} sizes, one law in x and parameters"
@@ -133,9 +142,11 @@ def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str
         elif len(sizes) == 2:
             remarks.append(f"{name}: two sizes, each fitted by itself (a law in parameters needs three).")
             arms += [_one(f"{name}, {curve.params:.4g} parameters", name, curve, level) for curve in sizes]
-        else:
+        elif sizes:
             arms.append(_one(name, name, sizes[0], level))
-    return arms, remarks
+    if not arms:
+        raise ValueError(f"{table.where}: {left_out[0][0].lower()}{left_out[0][1:-1]}")
+    return arms, remarks + left_out
 
 
 def _one(name: str, row_name: str, curve: Curve, level: float) -> ArmFit:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+LEAST = 3  # counts of a law
 STEEPEST, FLATTEST = 4.0, 0.01  # exponents that are tried
 OFFSET_FROM = 7  # counts from which n0 is fitted
 CUT = 5.0  # robust standard deviations at which Huber's loss turns linear: gross errors only, not the tails of noise
@@ -88,22 +89,26 @@ def number_of_parameters(curve: Curve) -> int:
     return 4 if curve.places >= OFFSET_FROM else 3
 
 
+def too_few(curve: Curve) -> str:
+    """Why a curve has no law; empty if it has one."""
+    if len(curve.counts) < LEAST:
+        only = ", ".join(f"{n:,}" for n in curve.counts)
+        what = f"{len(curve.counts)} sample count{'s' * (len(curve.counts) > 1)} ({only})"
+        return f"arm {curve.name} has {what}: a law with a floor needs at least {LEAST} counts, better 6"
+    if curve.places < LEAST:
+        span = f"{curve.x.min():,.0f} to {curve.x.max():,.0f}"
+        what = f"{curve.places} value{'s' * (curve.places > 1)} of this axis ({span})"
+        return f"arm {curve.name} has {what}: a law needs at least {LEAST}: choose another --x"
+    return ""
+
+
 def fit(curve: Curve) -> tuple[Law, Curve]:
     """The law, and the curve with outliers drawn in to Huber's threshold, from which intervals are computed.
 
     Raises ValueError for fewer than three counts, or values of x.
     """
-    if len(curve.counts) < 3:
-        only = ", ".join(f"{n:,}" for n in curve.counts)
-        raise ValueError(
-            f"arm {curve.name} has {len(curve.counts)} sample count{'s' * (len(curve.counts) > 1)} ({only}): "
-            "a law with a floor needs at least 3 counts, better 6"
-        )
-    if curve.places < 3:
-        raise ValueError(
-            f"arm {curve.name} has {curve.places} value{'s' * (curve.places > 1)} of this axis "
-            f"({curve.x.min():,.0f} to {curve.x.max():,.0f}): a law needs at least 3: choose another --x"
-        )
+    if why := too_few(curve):
+        raise ValueError(why)
     offset = number_of_parameters(curve) == 4
     cut = curve
     for _ in range(4):

@@ -180,6 +180,8 @@ def command_words(run: Run) -> list[str]:
     ]
     for flag, value in changed[:FIELDS]:
         head, dot, last = flag.replace("_", "-").rpartition(".")
+        if flag == "compile" and isinstance(value, bool):  # of an older build
+            value = "on" if value else "off"
         if isinstance(value, bool):
             words.append(f"--{head}{dot}{'' if value else 'no-'}{last}")
             continue

@@ -262,7 +262,7 @@ def _refusals() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise TooManyPixels(f"more than {MAX_PIXELS} pixels") from None
     except Exception as error:
-        raise Undecodable(" ".join(f"{error or type(error).__name__}".split())[:200]) from None
+        raise Undecodable(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
 def _open(body: bytes, max_pixels: int) -> Image.Image:

@@ -33,12 +33,12 @@ from typing import IO, Any, BinaryIO
 _NUMBER = struct.Struct("<q")
 
 
-def private_folder() -> Path:
-    """A folder of this user alone in the system's temporary one, where other users know our names beforehand.
+def private_folder(root: str = "") -> Path:
+    """A folder of this user alone in the system's temporary one, or in `root`, where others know our names beforehand.
 
     Raises ValueError when somebody else has made it, or opened it to others.
     """
-    folder = Path(tempfile.gettempdir()) / f"xtra-{os.geteuid()}"
+    folder = Path(root or tempfile.gettempdir()) / f"xtra-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(0o700)
     about = folder.lstat()

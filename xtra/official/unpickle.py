@@ -103,12 +103,30 @@ class Unpickled:
     foreign: list[str] = field(default_factory=list)  # the names that stand-ins replace
 
 
+def _what_else(path: Path) -> str:
+    """What a file is that is no whole zip, and what to do."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    start = head.lstrip().lower()
+    if head.startswith(b"PK\x03\x04"):
+        return "it begins as one and its end is missing: it was cut short, download it again"
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page, such as a server's error or a page to log in: download the file itself"
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "it is a pointer of Git LFS, not the file: fetch that with git lfs pull"
+    if not head:
+        return "it is empty: download it again"
+    if head.startswith(b"\x1f\x8b"):
+        return "it is compressed with gzip: unpack it with gunzip"
+    if head[:1] == b"\x80" or head.startswith(b"}q"):
+        return "it is a bare pickle of an older torch: load it with the torch that wrote it and save it again"
+    return "it is no checkpoint that can be recognised: download it again"
+
+
 def read(path: Path) -> Unpickled:
     """Raises ValueError when the file is not one of torch.save's zips."""
     if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path}: is no zip, as torch.save writes since 1.6: load it with the torch that wrote it and save it again"
-        )
+        raise ValueError(f"{path}: is no zip, as torch.save writes since 1.6: {_what_else(path)}")
     with zipfile.ZipFile(path) as archive:
         pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
         if len(pickles) != 1:

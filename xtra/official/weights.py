@@ -27,8 +27,9 @@ from xtra.official.unpickle import StoredTensor
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 HEAD = "classifier."  # of the names of a probe's head
-_HOLDERS = ("state_dict", "module", "encoder")  # where a file's weights are
-_PREFIXES = re.compile(r"^(?:(?:module|_forward_module|_orig_mod)\.)+")  # added by DDP, DeepSpeed, compile
+_HOLDERS = ("state_dict", "module", "encoder", "model")  # where a file's weights are
+# Added by DDP, DeepSpeed and compile, to the whole model or to parts of it, and so anywhere in a name.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_forward_module|_orig_mod)\.")
 _ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # src/modules/vit.py, by width
 _DECODER_HEADS = {640: 8}  # config/pretrain of H/14; all others have 6
 
@@ -57,13 +58,13 @@ def official_name(name: str) -> str:
 def from_official(state: Mapping[str, Tensor], config: ModelConfig, encoder_only: bool = False) -> dict[str, Tensor]:
     """Official weights (a flat name -> tensor dict) as ours, for `Xtra(config).load_state_dict`.
 
-    Wrapper prefixes are stripped. Strict: a ValueError counts what is missing, unexpected and of another shape, and
+    Names of wrappers are left out. Strict: a ValueError counts what is missing, unexpected and of another shape, and
     names the first of each. Two layouts differ, by exact permutations: position tables are in raster order there and
     in block order here, and heads read a block feature-major there (index d * t + p) and token-major here (p * D + d).
     `encoder_only` gives and wants the encoder alone, under the names that it has in the whole model.
     """
     ours = {name: (official_name(name), shape) for name, shape in _shapes(config, encoder_only).items()}
-    found = {_PREFIXES.sub("", name): w for name, w in state.items()}
+    found = {_WRAPPERS.sub("", name): w for name, w in state.items()}
     wanted = dict(ours.values())
     report = {
         "missing": [name for name in wanted if name not in found],
@@ -111,7 +112,7 @@ class OfficialFile:
 
     path: str
     layout: str  # how it is stored, in words
-    tensors: Mapping[str, StoredTensor]  # the pretraining model's, official names without wrapper prefixes
+    tensors: Mapping[str, StoredTensor]  # the pretraining model's, official names without those of wrappers
     classifier: Mapping[str, StoredTensor]  # a probe's head, under its names in that module; see official_probe.py
     settings: Mapping[str, Any]  # `hyper_parameters`, where they are a plain dict
     not_taken: tuple[str, ...]  # everything else in it, a line each
@@ -199,7 +200,12 @@ def _weights(root: Any, path: str) -> tuple[str, dict[str, StoredTensor]]:
             break
     else:
         holder, state = "", root
-    weights = {_PREFIXES.sub("", n): t for n, t in state.items() if isinstance(n, str) and isinstance(t, StoredTensor)}
+    named = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, StoredTensor)}
+    weights = {_WRAPPERS.sub("", n): t for n, t in named.items()}
+    if len(weights) < len(named):
+        plain = [_WRAPPERS.sub("", n) for n in named]
+        twice = next(n for n, name in zip(named, plain) if n != name and plain.count(name) > 1)
+        raise ValueError(f"{path}: holds {twice} with and without its wrapper's name: take one of them out")
     if holder == "encoder":  # StoP's files hold the encoder without its prefix
         weights = {n if n.startswith("enc.") else f"enc.{n}": t for n, t in weights.items()}
     if not weights:

@@ -3,8 +3,8 @@
     python -m jobs.bench.gpu.bundle [--vectors DIR] [--tar SMALL.tar] [--wheels FOLDER]
 
 It fills .gpu/, which git ignores, with at most 60 MiB: the compiled croppers with the libjpeg that they are linked to,
-wheels (nvImageCodec and torchcodec, which decode; safetensors, which checkpoints need), the official numbers, a small
-tar of photographs, and this tree's commit. `make bench-gpu` uses what is in .gpu/ (`environment`).
+wheels (nvImageCodec with nvJPEG, and torchcodec, which decode; safetensors, which checkpoints need), the official
+numbers, a small tar of photographs, and this tree's commit. `make bench-gpu` uses what is in .gpu/ (`environment`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from jobs.bench import commit
 
 FOLDER = ".gpu"
 LIMIT = 60 << 20  # bytes
-WHEELS = ("nvidia-nvimgcodec-cu13", "torchcodec", "safetensors")
+WHEELS = ("nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "torchcodec", "safetensors")
+SITE = Path(".bench/gpu-site")  # where wheels are unpacked: what travels stays small
 NATIVE = Path("shards/pixels")
 
 
@@ -65,22 +66,21 @@ def make(folder: Path, vectors: str = "", tar: str = "", wheels: str = "") -> li
 def environment(folder: Path) -> dict[str, str]:
     """What to add to the environment of a process that is to use the bundle: nothing where there is none.
 
-    The croppers are put in their place in this source tree, and wheels are unpacked beside them in the bundle.
+    The croppers are put in their place in this source tree, and wheels are unpacked into another folder of it.
     """
     if not folder.is_dir():
         return {}
     for library in folder.glob("_*.so"):
         if not (NATIVE / library.name).exists():
             shutil.copy2(library, NATIVE)
-    site = folder / "site"
     for wheel in sorted(folder.glob("*.whl")):
-        if not (site / f".{wheel.stem}").exists():
+        if not (SITE / f".{wheel.stem}").exists():
             with zipfile.ZipFile(wheel) as packed:
-                packed.extractall(site)
-            (site / f".{wheel.stem}").touch()
+                packed.extractall(SITE)
+            (SITE / f".{wheel.stem}").touch()
     found = {"LD_LIBRARY_PATH": _joined(str(folder.resolve()), os.environ.get("LD_LIBRARY_PATH", ""))}
-    if site.is_dir():
-        found["PYTHONPATH"] = _joined(os.getcwd(), os.environ.get("PYTHONPATH", ""), str(site.resolve()))
+    if SITE.is_dir():
+        found["PYTHONPATH"] = _joined(os.getcwd(), os.environ.get("PYTHONPATH", ""), str(SITE.resolve()))
     return found
 
 

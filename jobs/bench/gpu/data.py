@@ -74,7 +74,7 @@ def on_cpu(bodies: Sequence[bytes], size: int, seconds: float, threads: int) -> 
 
     def work(thread: int) -> int:
         out_B3HW, done = np.empty((8, 3, size, size), np.uint8), 0
-        while time.perf_counter() - begun < seconds:
+        while not done or time.perf_counter() - begun < seconds:
             at = (thread * 8 + done) % max(1, len(bodies) - 8)
             part = slice(at, at + 8)
             for i in decode_batch(bodies[part], views[part], size, out_B3HW):

@@ -19,7 +19,8 @@ from xtra.model import SIZES
 
 SECTIONS = ("kernels", "checks", "train", "profile", "loop", "data")
 STAGES = {1: ("kernels", "checks", "train"), 2: ("profile",), 3: ("loop", "data")}
-ARM = 120.0  # seconds that one row may take, with what is compiled for it; a third of those left, if that is more
+ARM = 120.0  # seconds that one row may take, with what is compiled for it
+SHARE = 1 / 3  # of the seconds left, which it may take if that is more
 AGAIN = 75  # exit status of a process that is to be started again: what comes next needs one of its own
 
 
@@ -138,7 +139,7 @@ class Bench:
             raise StartAgain
         print(f"[{time.monotonic() - self.begun:5.0f} s] {name}", flush=True)
         self.ran, self.spoilt = self.ran + 1, alone
-        limit = min(self.left(), max(ARM, self.left() / 3))
+        limit = min(self.left(), max(ARM, SHARE * self.left()))
         self.doing(section, named, limit)
         try:
             with step.at_most(limit):

@@ -57,6 +57,8 @@ def run(config: Config, words: list[str]) -> dict[str, Any]:
             _add(config, doing, why or f"its process ended with {process.returncode}")
     doing.unlink(missing_ok=True)
     found = json.loads(out.read_text())
+    if "subject" not in found:
+        raise ValueError(f"{config.seconds:.0f} s were not enough to begin anything: give --seconds more")
     found["seconds"] = round(time.monotonic() - begun, 1)
     written(config.out, json.dumps(found, indent=1))
     return found

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from places import ROOT
 
 from jobs.bench import coverage
 
@@ -40,3 +41,29 @@ def test_intervals_hold_the_truth_as_often_as_they_say(design):
 def test_equal_arms_are_seldom_called_different():
     rows = coverage.run(coverage.Config(experiments=300, only=("2 equal arms", "5 equal arms")))["rows"]
     assert all(row["primary differs"] <= 0.085 for row in rows), "5 % of 300, and three standard errors"
+
+
+STATED = ("offset of the trunk", "noise of the point", "both", "drift")  # 3 to 5 trunks, 6 counts
+
+
+def test_the_committed_results_keep_what_is_promised():
+    kept = json.loads((ROOT / "docs" / "study" / "coverage.json").read_text())
+    rows = {row["design"]: row for row in kept["rows"]}
+    assert set(rows) == set(coverage.DESIGNS)
+    for name, row in rows.items():
+        stated = name in STATED or name in ("2 equal arms", "5 equal arms")
+        assert row["done"] >= (2000 if stated else 100)
+        if isinstance(coverage.DESIGNS[name], coverage.Laws):
+            slack = 3 * (0.09 / row["done"]) ** 0.5 * (row["done"] < 2000)  # three standard errors of a small sample
+            for value in ("E", "a", "multiplier"):
+                assert 0.85 - slack <= row[value] <= 0.95 + slack, (name, value)
+    for name in ("2 equal arms", "5 equal arms"):
+        assert rows[name]["primary differs"] <= 0.06
+        assert rows[name].get("any exploratory differs", 0) <= 0.06
+
+
+def test_the_page_has_the_tables_of_the_committed_results():
+    kept = json.loads((ROOT / "docs" / "study" / "coverage.json").read_text())
+    page = (ROOT / "docs" / "laws.md").read_text()
+    assert page.count("\n| both") >= 5
+    assert coverage.rewritten(page, kept) == page

@@ -81,6 +81,9 @@ def test_two_ranks_listen_on_loopback_ask_for_a_token_and_die_with_their_driver(
         assert sum(len(found) for found in at.values()) > 5, at
         assert [(names[pid], address) for pid in at for address in at[pid] if not loopback(address)] == []
         assert [b"--disable-frontend" in name for name in names.values() if b"dashboard.py" in name] == [True]
+        (raylet,) = (name for name in names.values() if b"--raylet_socket_name=" in name)
+        socket = Path(raylet.partition(b"--raylet_socket_name=")[2].partition(b"\0")[0].decode())
+        assert any(up.stat().st_mode & 0o777 == 0o700 for up in socket.parents), f"{socket} is open to other users"
         port = next(address.rpartition(":")[2] for pid in at for address in at[pid] if b"gcs_server" in names[pid])
         for stranger in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
             assert "let in" not in ask(f"127.0.0.1:{port}", **stranger)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,11 +130,17 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def joined(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where RAY_ADDRESS names the cluster that is joined already."""
+def joined(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where RAY_ADDRESS names the cluster that is joined already; its workers may not find this file."""
+    from ray import cloudpickle
+
     monkeypatch.setenv("RAY_ADDRESS", "in-use:6379")
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
+@pytest.mark.slow
 def test_on_a_cluster_pieces_are_tasks(tmp_path: Path, joined: None) -> None:
     rows: list[dict[str, object]] = []
     done = cluster.side_by_side(meet, [(tmp_path, "a", "b"), (tmp_path, "b", "a")], 2, progress=rows.append)
@@ -142,6 +149,7 @@ def test_on_a_cluster_pieces_are_tasks(tmp_path: Path, joined: None) -> None:
     assert {str(row["run"]) for row in rows} <= {"a", "b"}
 
 
+@pytest.mark.slow
 def test_on_a_cluster_a_stop_reaches_every_task(tmp_path: Path, joined: None) -> None:
     stop = threading.Event()
     threading.Thread(target=lambda: (wait_for_file(tmp_path / "b"), stop.set()), daemon=True).start()
@@ -149,6 +157,7 @@ def test_on_a_cluster_a_stop_reaches_every_task(tmp_path: Path, joined: None) ->
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "message"), [("raise", "^no such thing: use another$"), ("die", "a worker was lost")])
 def test_on_a_cluster_an_error_or_a_death_stops_the_others(
     tmp_path: Path, joined: None, how: str, message: str

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,19 +178,15 @@ def test_a_study_killed_ten_times_gives_the_same_ledger_and_no_run_twice(trunks,
     paths = [str(Path(__file__).parent), str(root / "tests" / "shards")]
     out, data = str(tmp_path / "killed"), str(sets / "data")
     script.write_text(KILLED.format(paths=paths, data=data, eval=str(sets / "eval"), out=out))
-    draw, kills, ended = random.Random(5), 0, None
-    while ended is None or kills < 10:
+    draw = random.Random(5)
+    for _ in range(10):  # killed after so many more files, however fast the machine is
         process = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(root)})
-        try:
-            ended = process.wait(draw.uniform(4, 16) if kills < 10 else None)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills, ended = kills + 1, None
-        else:
-            assert ended == 0
-            if kills < 10:
-                kills += 1
+        until = _files(out) + draw.randint(1, 15)
+        while process.poll() is None and _files(out) < until:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, script], env=os.environ | {"PYTHONPATH": str(root)}, check=True)
     whole, killed = (ledger.read_runs(folder) for folder in (study.out, out))
     differ = {"run", "seconds", "samples_per_s", "cpu_seconds", "probe_seconds", "git"}
 
@@ -201,3 +198,7 @@ def test_a_study_killed_ten_times_gives_the_same_ledger_and_no_run_twice(trunks,
     for run in killed.runs:
         seen = [metric.samples_seen for metric in run.metrics]
         assert seen == sorted(set(seen)), f"{run.name} counts a step twice"
+
+
+def _files(folder: str) -> int:
+    return sum(path.is_file() for path in Path(folder).rglob("*"))

@@ -160,6 +160,15 @@ def test_an_arm_that_meets_no_other_is_named(two: str, tmp_path: Path, capsys: p
     assert "No multiplier for random: it shares no accuracy with another arm." in capsys.readouterr().out
 
 
+def test_an_arm_that_is_hardly_begun_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = made_ledgers.rows("one") + made_ledgers.rows("begun", counts=[2000, 4000])
+    where = made_ledgers.write(tmp_path / "ledger.csv", rows)
+    assert set(as_json(capsys, where)["arms"]) == {"one"}
+    assert cli.main(["fit", where]) == 0
+    assert "Arm begun has 2 sample counts (2,000, 4,000): a law with a floor needs" in capsys.readouterr().out
+    assert "too few counts for a law" in refused(capsys, where, "--by", "begun")
+
+
 def changed(rows: made_ledgers.Rows, **changes: Any) -> made_ledgers.Rows:
     return [{**row, **changes} if number == 4 else row for number, row in enumerate(rows)]
 

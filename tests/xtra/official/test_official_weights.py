@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import re
 import sys
 import types
 import zipfile
@@ -110,6 +111,21 @@ def test_wrapper_prefixes_are_stripped(prefix):
     ours = {name: p.detach() for name, p in build(CONFIG, 0).named_parameters()}
     wrapped = {prefix + name: w for name, w in to_official(ours, CONFIG).items()}
     Xtra(CONFIG).load_state_dict(from_official(wrapped, CONFIG))
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_forward_module", "module._orig_mod"])
+@pytest.mark.parametrize("after", [r"^(enc)\.", r"^(enc\.blocks\.\d+)\.", r"^(predictor)\.", r"(mlp)\."])
+def test_wrappers_of_parts_are_left_out(tmp_path, wrapper, after):
+    ours = {name: p.detach() for name, p in build(CONFIG, 0).named_parameters()}
+    theirs = to_official(ours, CONFIG)
+    wrapped = {re.sub(after, rf"\1.{wrapper}.", name, count=1): w for name, w in theirs.items()}
+    assert wrapped.keys() != theirs.keys()
+    Xtra(CONFIG).load_state_dict(from_official(wrapped, CONFIG))
+    torch.save({"state_dict": wrapped}, tmp_path / "x.ckpt")
+    assert official.open_official(str(tmp_path / "x.ckpt")).tensors.keys() == theirs.keys()
+    torch.save({"state_dict": theirs | {f"_orig_mod.{next(iter(theirs))}": torch.zeros(3)}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="with and without its wrapper's name"):
+        official.open_official(str(tmp_path / "x.ckpt"))
 
 
 def test_an_import_reports_all_that_does_not_fit():
@@ -309,9 +325,17 @@ def test_the_exported_encoder_is_a_timm_vision_transformer(lightning, model, tmp
 
 
 def damaged(path: Path, how: str) -> None:
-    body = path.read_bytes()
     if how == "cut":
-        path.write_bytes(body[: len(body) // 2])
+        torch.save({"state_dict": {"enc.x": torch.zeros(999)}}, path)
+        path.write_bytes(path.read_bytes()[:-500])
+    elif how == "page":
+        path.write_text("\n <!DOCTYPE html><html><body>Sign in</body></html>" * 9)
+    elif how == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "old":
+        torch.save({"state_dict": {}}, path, _use_new_zipfile_serialization=False)
     elif how == "text":
         path.write_text("not a checkpoint")
     elif how == "list":
@@ -331,7 +355,11 @@ def damaged(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("cut", "is no zip"),
+        ("cut", "is no zip, .*: it was cut short, download it again"),
+        ("page", "it is a web page"),
+        ("pointer", "it is a pointer of Git LFS"),
+        ("empty", "it is empty"),
+        ("old", "load it with the torch that wrote it and save it again"),
         ("text", "is no zip"),
         ("list", "holds a list, not a dict"),
         ("numbers", "holds no tensors under state_dict, module, encoder"),

@@ -1,0 +1,153 @@
+"""Which kept pictures are to be taken out for good: lines that name URLs, keys, hosts or the pictures themselves.
+
+A list that was given once is stored in the dataset (`excluded/`), and every later selection follows it: what was
+withdrawn does not come back with the next version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.lists import quote
+from shards import store
+from shards.dataset import KEPT, read_table
+from shards.manifest import Manifest
+
+FOLDER = "excluded"
+COLUMNS = ["key", "url", "final_url", "sha256", "fetched_sha256", "phash", "reason"]
+FARTHEST = 16  # bits of 64
+FORMS = "a URL, a key, a host name, a sha256, or phash:16 HEX DIGITS, perhaps with /BITS that may differ"
+_PHASH = re.compile(r"phash:([0-9a-f]{16})(?:/(\d{1,2}))?")
+_HOST = re.compile(r"(?:host:)?([a-z0-9_-]+(?:\.[a-z0-9_-]+)+)")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """What the lines name, each with the number of its line."""
+
+    lines: tuple[str, ...]
+    urls: dict[str, int] = field(default_factory=dict)
+    keys: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, int] = field(default_factory=dict)
+    hosts: dict[str, int] = field(default_factory=dict)  # with all below them
+    looks: list[tuple[int, int, int]] = field(default_factory=list)  # (hash, bits, line)
+
+
+def parse(url: str, text: str) -> Exclusion:
+    """Raises ValueError for a line that names nothing."""
+    lines = dict.fromkeys(line.strip() for line in text.splitlines())
+    found = Exclusion(tuple(line for line in lines if line and line[0] != "#"))
+    for number, line in enumerate(found.lines):
+        small = line.lower()
+        if look := _PHASH.fullmatch(small):
+            bits = int(look[2] or 0)
+            if bits > FARTHEST:
+                raise ValueError(f"{url}: {line!r}: at most {FARTHEST} of 64 bits may differ")
+            found.looks.append((int(look[1], 16), bits, number))
+        elif re.fullmatch("[0-9a-f]{64}", small):
+            found.digests.setdefault(small, number)
+        elif "://" in line:
+            found.urls.setdefault(quote(line), number)
+        elif host := _HOST.fullmatch(small):
+            found.hosts.setdefault(host[1], number)
+        elif _KEY.fullmatch(line):
+            found.keys.setdefault(line, number)
+        else:
+            raise ValueError(f"{url}: {line[:80]!r} names no sample: give {FORMS} a line")
+    return found
+
+
+@dataclass(frozen=True)
+class Given:
+    """A list of lines by its name in the dataset."""
+
+    name: str
+    body: bytes
+
+
+def read(url: str) -> Given:
+    """Raises ValueError for a list that is missing or empty, or has a line that names nothing."""
+    try:
+        body = store.read(url)
+    except store.Missing:
+        raise ValueError(f"{url}: there is no such file: check --exclude") from None
+    if not parse(url, body.decode("utf-8", "replace")).lines:
+        raise ValueError(f"{url}: names nothing: give {FORMS} a line")
+    return Given(hashlib.sha256(body).hexdigest()[:16] + ".txt", body)
+
+
+def all_of(dataset: str, given: Given | None = None) -> tuple[list[str], Exclusion]:
+    """The names of the lists that a dataset holds, this one too, and all of their lines together."""
+    folder = store.join(dataset, FOLDER)
+    bodies = {name: b"" for name in store.names(folder) if name.endswith(".txt")}
+    bodies |= {given.name: given.body} if given is not None else {}
+    texts = [body or store.read(store.join(folder, name)) for name, body in sorted(bodies.items())]
+    return sorted(bodies), parse(folder, "\n".join(text.decode("utf-8", "replace") for text in texts))
+
+
+def remember(dataset: str, given: Given) -> None:
+    store.put_if_absent(store.join(dataset, FOLDER, given.name), given.body)
+
+
+def counts(manifest: Manifest, url: str) -> list[tuple[str, int]]:
+    """How many kept pictures of a version's units each line of a list names."""
+    what = parse(url, read(url).body.decode("utf-8", "replace"))
+    total = np.zeros(len(what.lines), np.int64)
+    for _, count in matches(manifest, what):
+        total += count
+    return list(zip(what.lines, total.tolist()))
+
+
+def matches(manifest: Manifest, what: Exclusion) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each shard: which of its kept rows, in order, some line names; and how many each line names, [lines]."""
+    for shard in manifest.shards:
+        table = read_table(store.join(manifest.dataset, "shards", shard.index), COLUMNS)
+        table = table.filter(pc.equal(table["reason"], KEPT)).combine_chunks()
+        out, count = np.zeros(len(table), bool), np.zeros(len(what.lines), np.int64)
+        for names, columns in (
+            (what.urls, ("url", "final_url")),
+            (what.keys, ("key",)),
+            (what.digests, ("sha256", "fetched_sha256")),
+        ):
+            if names:
+                lines = np.full(len(table), -1)
+                for column in columns:
+                    at = pc.index_in(table[column], pa.array(list(names), pa.string())).fill_null(-1).to_numpy()
+                    lines = np.where(at >= 0, np.array(list(names.values()))[at], lines)
+                _note(out, count, lines)
+        if what.hosts:
+            _note(out, count, _host_lines(table["url"], what.hosts))
+        hashes = table["phash"].fill_null(0).to_numpy()
+        for look, bits, line in what.looks:
+            near = (np.bitwise_count(hashes ^ np.uint64(look)) <= bits) & (hashes != 0)
+            out |= near
+            count[line] += int(near.sum())
+        yield out, count
+
+
+def _note(out: np.ndarray, count: np.ndarray, lines: np.ndarray) -> None:
+    out |= lines >= 0
+    count += np.bincount(lines[lines >= 0], minlength=len(count))
+
+
+def _host_lines(urls: pa.ChunkedArray, hosts: dict[str, int]) -> np.ndarray:
+    """The line that names the host of each URL, or one above it; -1 where none does."""
+    starts = pc.struct_field(pc.extract_regex(urls, r"^(?P<start>[A-Za-z]+://[^/?#]*)"), "start").combine_chunks()
+    coded = starts.dictionary_encode()
+    found = [_line_of(start, hosts) for start in coded.dictionary.to_pylist()]
+    return np.array([*found, -1])[coded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
+
+
+def _line_of(start: str | None, hosts: dict[str, int]) -> int:
+    parts = (urlsplit(start or "").hostname or "").split(".")
+    names: Sequence[str] = [".".join(parts[at:]) for at in range(len(parts))]
+    return next((hosts[name] for name in names if name in hosts), -1)
