@@ -69,7 +69,7 @@ def test_commands_make_the_same_config_again(tmp_path: Path):
         dataclasses.replace(parse(train.Config, words, "xtra train", recipes.get(name)), data=wanted.data, out="")
         == wanted
     )
-    assert len(words) == 2 * 8 + 1, "data, out, batch, block, clip, compile, rate, seed; and one switch"
+    assert len(words) == 2 * 7 + 1, "data, out, batch, block, clip, rate, seed; and one switch"
     run_folders.write_json(tmp_path / "a/config.json", dataclasses.asdict(wanted) | {"compile": False})
     assert run_list.command_words(read_runs(str(tmp_path)).runs[0])[1:] == words, "a config of an older build"
     text = Reader(run_list.commands(study(ledger.runs), ledger.runs, [])).text
