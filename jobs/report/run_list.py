@@ -175,7 +175,8 @@ def command_words(run: Run) -> list[str]:
     changed = [
         (flag, value)
         for flag, value in _flags("", run.config, base)
-        if flag.partition(".")[0] not in ("data", "out", "recipe", "sinks")
+        if flag.partition(".")[0]
+        not in ("data", "out", "recipe", "sinks", "compile", "attention")  # speed is no result
     ]
     for flag, value in changed[:FIELDS]:
         head, dot, last = flag.replace("_", "-").rpartition(".")
