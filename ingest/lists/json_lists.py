@@ -18,6 +18,7 @@ from ingest.lists.rows import Row, row_of
 
 LARGEST = 1 << 20  # characters of one entry of an array
 SHAPES = 1000  # sets of names in hand
+_NESTED = (list, dict)
 _BETWEEN = re.compile(r"[\s,]*")
 _raw = json.JSONDecoder().raw_decode
 _from_json = json.JSONDecoder().decode
@@ -34,33 +35,39 @@ def json_rows(url: str, columns: Columns) -> Iterator[Row]:
     url_name = _url_name(url, names, objects, columns)
     shapes: dict[tuple[str, ...], tuple[str | None, str | None, str | None]] = {}
     seen: dict[str, None] = {}
+    last: tuple[str, ...] = ()
+    url_key: str | None = url_name
+    id_key: str | None = None
+    label_key: str | None = None
     for number, value, why in chain(first, entries):
-        if isinstance(value, str):
-            yield row_of(number, b"", _cell(value), (), False)
-            continue
-        if why is not None or not isinstance(value, dict):
-            yield Row(number, None, b"", (), why or "not a JSON object")
+        if type(value) is not dict:
+            if isinstance(value, str):
+                yield row_of(number, b"", _cell(value), (), False)
+            else:
+                yield Row(number, None, b"", (), why or "not a JSON object")
             continue
         shape = tuple(value)
-        keys = shapes.get(shape)
-        if keys is None:
-            keys = (
-                url_name or _name(shape, None, URL_NAMES),
-                _name(shape, columns.id, ID_NAMES),
-                _name(shape, columns.label, LABEL_NAMES),
-            )
-            seen.update(dict.fromkeys(shape))
-            if len(shapes) >= SHAPES:
-                shapes.clear()
-            shapes[shape] = keys
-        link, name, labels = map(value.get, keys)
+        if shape != last:
+            last, found = shape, shapes.get(shape)
+            if found is None:
+                found = (
+                    url_name or _name(shape, None, URL_NAMES),
+                    _name(shape, columns.id, ID_NAMES),
+                    _name(shape, columns.label, LABEL_NAMES),
+                )
+                seen.update(dict.fromkeys(shape))
+                if len(shapes) >= SHAPES:
+                    shapes.clear()
+                shapes[shape] = found
+            url_key, id_key, label_key = found
+        link, name, labels = value.get(url_key), value.get(id_key), value.get(label_key)
         labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
         label_cells = tuple(filter(None, map(_cell, labels)))
-        if isinstance(link, list | dict):
+        if isinstance(link, _NESTED):
             kind = "a list" if isinstance(link, list) else "an object"
             yield Row(number, _cell(name) or None, _cell(link), label_cells, f"the url is {kind}: give one URL a row")
             continue
-        yield row_of(number, _cell(name), _cell(link), label_cells, keys[1] is not None)
+        yield row_of(number, _cell(name), _cell(link), label_cells, id_key is not None)
     for wanted in (columns.id, columns.label):
         if seen and wanted is not None and wanted not in seen:
             raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")

@@ -189,7 +189,8 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
     """The rows with their URLs quoted or found bad; `where` goes before every complaint."""
     url = rows["url"]
     fine = pc.and_(pc.match_substring_regex(url, f"^(?:{_PLAIN_URL})$"), pc.less_equal(pc.binary_length(url), MAX_URL))
-    if b"&amp;" in _bytes_of(url):
+    said = _bytes_of(url)
+    if b"&" in said and b"&amp;" in said:  # one byte is looked for at the speed of memory
         fine = pc.and_not(fine, pc.match_substring(url, "&amp;"))
     odd = ~pc.and_(fine, rows["why"].is_null()).to_numpy(zero_copy_only=False)
     why = rows["why"]
