@@ -169,7 +169,7 @@ def twice(work: Work, stop: Stop) -> Round:
     one = killer.start(work.words, place, Stop(stop.change, stop.moment, signal.SIGSTOP), name="one")
     held = one.wait(stopped=True)
     other = killer.start(work.words, place, name="other")
-    ended = other.wait(30)
+    ended = other.wait(120)
     os.kill(one.pid, signal.SIGCONT)
     faults = [] if ended else ["the other run waits for the one that is held"]
     for name, outcome in (("the other", ended or other.wait()), ("the one held", one.wait())):
@@ -254,6 +254,18 @@ ROUNDS: dict[str, Callable[[Work, Stop], Round]] = {
 def campaign(name: str, work: Work, args: argparse.Namespace, results: Results) -> None:
     """One verb's rounds, from where they were."""
     row = results.row(name, args, work)
+    try:
+        _rounds(name, work, args, row, results)
+    finally:
+        results.write()  # a stop loses nothing but the round that it fell into
+    print(
+        f"{name} ({args.how}, {args.store}): {row['rounds']} rounds, {row['kills']} kills, {row['differences']} "
+        f"differences, {row['half_files']} with half files; {row['seconds']:.0f} s",
+        flush=True,
+    )
+
+
+def _rounds(name: str, work: Work, args: argparse.Namespace, row: dict[str, Any], results: Results) -> None:
     began = time.monotonic()
     while row["left"]:
         stop = Stop.parse(row["left"][0])
@@ -279,11 +291,6 @@ def campaign(name: str, work: Work, args: argparse.Namespace, results: Results) 
             row["seconds"] = round(row["seconds"] + time.monotonic() - began, 1)
             began = time.monotonic()
             results.write()
-    print(
-        f"{name} ({args.how}, {args.store}): {row['rounds']} rounds, {row['kills']} kills, {row['differences']} "
-        f"differences, {row['half_files']} with half files; {row['seconds']:.0f} s",
-        flush=True,
-    )
 
 
 def _at(work: Work, how: str, stop: Stop) -> str:
@@ -346,8 +353,15 @@ def import_what_is_needed(torch_too: bool) -> None:
     assert len(threads) == 1, f"a fork of this process lacks its threads: {threads}"
 
 
-LIGHT = ("pyarrow.dataset", "pyarrow.parquet", "s3fs", "jobs.cli", "jobs.ingest_display", "jobs.report.dataset_page")
-HEAVY = ("jobs.cluster.group", "jobs.lab.scale", "jobs.probe_verb", "jobs.report.ledger", "xtra.train", "xtra.recipes")
+LIGHT = (
+    *("jobs.cli", "jobs.ingest_display", "jobs.report.dataset_page", "jobs.upkeep_verbs", "ingest.run"),
+    *("PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.PpmImagePlugin", "PIL.PngImagePlugin"),
+    *("pyarrow.acero", "pyarrow.dataset", "pyarrow.parquet", "s3fs", "tyro", "typeguard"),
+)
+HEAVY = (
+    *("jobs.cluster.group", "jobs.lab.scale", "jobs.probe_verb", "jobs.report.ledger", "jobs.run_sweep"),
+    *("torch._dynamo", "webdataset", "xtra.official", "xtra.recipes", "xtra.train"),
+)
 
 
 def _end(*_: Any) -> None:
@@ -388,6 +402,8 @@ def main(words: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     killer.preload()
-    status = main()
-    killer.unload()
+    try:
+        status = main()
+    finally:
+        killer.unload()
     sys.exit(status)

@@ -49,7 +49,9 @@ class Verb:
 
 VERBS = {
     "import": Verb(("import", "{inputs}/pictures", "--out", "{out}", "--unit", "6", "--threads", "1"), "dataset"),
-    "in-place": Verb(("import", "{tars}", "--out", "{out}", "--in-place", "--threads", "1"), "dataset"),
+    "in-place": Verb(
+        ("import", "{tars}", "--out", "{out}", "--in-place", "--threads", "1"), "dataset", torch=True
+    ),  # webdataset imports it
     "ingest": Verb(("ingest", "--urls", "{inputs}/list.tsv", "--out", "{out}", *INGEST), "dataset"),
     "retry": Verb(("ingest", "--out", "{out}", "--retry", *INGEST), "dataset", "failed"),
     "select": Verb(("select", "{out}", "--rules.near-distance", "0", "--rules.min-per-class", "2"), "dataset", "many"),

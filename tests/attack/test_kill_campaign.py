@@ -91,6 +91,7 @@ SAMPLES = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("verbs", SAMPLES, ids=lambda verbs: verbs[0])
 def test_a_verb_that_is_killed_and_run_again_leaves_what_an_undisturbed_one_does(tmp_path: Path, verbs) -> None:
     """A few points of each; docs/campaigns/kills.json has hundreds."""
@@ -102,12 +103,14 @@ def test_a_verb_that_is_killed_and_run_again_leaves_what_an_undisturbed_one_does
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_at_once_make_one(tmp_path: Path) -> None:
     rows = campaign(tmp_path / "twice.json", "import", "in-place", "select", "--points", "2", "--how", "twice")
     assert [row["kills"] for row in rows.values()] == [2, 2, 2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_verb_that_is_killed_over_a_store_that_fails(tmp_path: Path) -> None:
     rows = campaign(tmp_path / "s3.json", "import", "select", "--points", "2", "--store", "s3")
     assert [row["kills"] for row in rows.values()] == [2, 2]
