@@ -98,7 +98,7 @@ def decoded_by_rank(run: str) -> list[int]:
 @pytest.mark.slow
 def test_the_mission(place, tmp_path, monkeypatch):
     pytest.importorskip("nvidia.nvimgcodec", reason="the extra gpu is not installed")
-    for name in [name for name in os.environ if name.startswith(("RAY_", "XTRA_CLUSTER"))]:
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)  # of the cluster that other tests share
     monkeypatch.setenv(ON_CPU, "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

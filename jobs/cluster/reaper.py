@@ -1,8 +1,9 @@
 """Ends what a killed driver leaves of its own Ray cluster.
 
 Ray's processes die with their driver, but for its two agents: each holds the pipe by which the other would notice. This
-is a program of its own (`python reaper.py DRIVER MARK`), of the standard library alone: when its parent is gone, it
-kills every process that has MARK in its environment. Linux; elsewhere it finds none.
+is a program of its own (`python reaper.py DRIVER PACKAGE`), of the standard library alone: it remembers the processes
+that its parent started from Ray's package and those below them, and kills what outlives the parent. Linux; elsewhere it
+finds none.
 """
 
 from __future__ import annotations
@@ -14,29 +15,53 @@ import time
 from pathlib import Path
 
 POLL_SECONDS = 0.5
+LOOK_EVERY = 4  # polls; the agents are there from the cluster's start on
 GRACE_SECONDS = 3.0  # in which Ray's own way of dying may do
 
+Process = tuple[int, int]  # its id, and when it was started, in ticks: an id may be used again
 
-def marked(mark: str) -> list[int]:
-    """The processes of this user, but for this one, that were started with `mark` in their environment."""
-    found = []
+
+def processes() -> dict[Process, int]:
+    """Every process of the machine and the id of its parent (man 5 proc, /proc/PID/stat)."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (folder / "environ").read_bytes()
-        except OSError:  # it has ended, or is another user's
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
             continue
-        if mark.encode() in environment and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
+        if fields[0] != "Z":
+            found[int(folder.name), int(fields[19])] = int(fields[1])
     return found
 
 
-def main(driver: int, mark: str) -> None:
+def below(driver: int, package: str = "") -> set[Process]:
+    """The children of a process whose commands name `package`, and all that descends from these; but for this one."""
+    parents = processes()
+    found = {child for child, parent in parents.items() if parent == driver and package in _command(child[0])}
+    fresh = found
+    while fresh := {process for process, parent in parents.items() if parent in {pid for pid, _ in fresh}} - found:
+        found |= fresh
+    return {process for process in found if process[0] != os.getpid()}
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def main(driver: int, package: str) -> None:
+    remembered, polls = set[Process](), 0
     while os.getppid() == driver:
+        if polls % LOOK_EVERY == 0:
+            remembered = (remembered & processes().keys()) | below(driver, package)
+        polls += 1
         time.sleep(POLL_SECONDS)
     deadline = time.monotonic() + GRACE_SECONDS
-    while marked(mark) and time.monotonic() < deadline:
+    while (left := remembered & processes().keys()) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    for pid in marked(mark):
+    for pid, _ in left:
         try:
             os.kill(pid, signal.SIGKILL)
         except OSError:

@@ -102,9 +102,8 @@ def _start_own() -> None:
     Config.initialize("")  # what an earlier `import ray` read of the environment
     AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = False
-    mark = f"XTRA_CLUSTER={secrets.token_hex(8)}"
-    with _environment(**_LOOPBACK_ENV, **dict([mark.split("=")])):
-        _start_reaper(mark)
+    _start_reaper()
+    with _environment(**_LOOPBACK_ENV):
         ray.init(
             "local", log_to_driver=False, logging_level="error", include_dashboard=False, _temp_dir=_session_root()
         )
@@ -124,9 +123,12 @@ def _session_root() -> str | None:
     return str(folder)
 
 
-def _start_reaper(mark: str) -> None:
+def _start_reaper() -> None:
     """A process that outlives this one; in a session of its own, where Ctrl-C does not reach it."""
-    program = [sys.executable, "-I", str(Path(__file__).with_name("reaper.py")), str(os.getpid()), mark]
+    import ray
+
+    package = str(Path(ray.__file__).parent)
+    program = [sys.executable, "-I", str(Path(__file__).with_name("reaper.py")), str(os.getpid()), package]
     silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     os.posix_spawn(sys.executable, program, os.environ, file_actions=silent, setsid=True)
 

@@ -2,7 +2,6 @@
 
 import ipaddress
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from made_datasets import make_dataset
 from places import ROOT
 
 from jobs.cluster import start_ray
-from jobs.cluster.reaper import marked
+from jobs.cluster.reaper import below, processes
 from shards import store
 
 TRAIN = ["demo32", "--samples=100000", "--batch=16", "--checkpoint-every=160", "--threads=1", "--workers=2"]
@@ -59,14 +58,13 @@ def ask(address: str, **env: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 def test_two_ranks_listen_on_loopback_ask_for_a_token_and_die_with_their_driver(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("RAY_", "XTRA_CLUSTER"))]:
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)  # of the cluster that other tests share
-    mark = f"XTRA_TEST={secrets.token_hex(8)}"
     make_dataset(tmp_path / "data", [40, 37])
     places = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "jobs.cli", "train", *TRAIN, *places]
     home = str(tmp_path / "home")
-    env = os.environ | {"HOME": home} | dict([mark.split("=")])
+    env = os.environ | {"HOME": home}
     with open(tmp_path / "log", "wb") as log:
         driver = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
     try:
@@ -75,32 +73,29 @@ def test_two_ranks_listen_on_loopback_ask_for_a_token_and_die_with_their_driver(
             assert driver.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.5)
-        pids = marked(mark)
-        at = listening(pids)
+        started = below(driver.pid)
+        at = listening([pid for pid, _ in started])
         names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in at}
         assert sum(len(found) for found in at.values()) > 5, at
         assert [(names[pid], address) for pid in at for address in at[pid] if not loopback(address)] == []
         assert [b"--disable-frontend" in name for name in names.values() if b"dashboard.py" in name] == [True]
-        (raylet,) = (name for name in names.values() if b"--raylet_socket_name=" in name)
-        socket = Path(raylet.partition(b"--raylet_socket_name=")[2].partition(b"\0")[0].decode())
+        (command_of_raylet,) = (name for name in names.values() if b"--raylet_socket_name=" in name)
+        socket = Path(command_of_raylet.partition(b"--raylet_socket_name=")[2].partition(b"\0")[0].decode())
         assert any(up.stat().st_mode & 0o777 == 0o700 for up in socket.parents), f"{socket} is open to other users"
         port = next(address.rpartition(":")[2] for pid in at for address in at[pid] if b"gcs_server" in names[pid])
         for stranger in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
             assert "let in" not in ask(f"127.0.0.1:{port}", **stranger)
-        (token,) = {
-            value
-            for value in Path(f"/proc/{max(at)}/environ").read_bytes().decode().split("\0")
-            if value.startswith("RAY_AUTH_TOKEN=")
-        }
-        secret = token.partition("=")[2]
+        (raylet,) = (pid for pid in at if b"--raylet_socket_name=" in names[pid])
+        told = Path(f"/proc/{raylet}/environ").read_bytes().decode().split("\0")
+        (secret,) = (value.partition("=")[2] for value in told if value.startswith("RAY_AUTH_TOKEN="))
         assert "let in" in ask(f"127.0.0.1:{port}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secret)
         assert not [name for name in names.values() if secret.encode() in name]
         assert not Path(home, ".ray").exists()
         driver.send_signal(signal.SIGKILL)
         driver.wait()
         deadline = time.monotonic() + 20
-        while left := marked(mark):
-            assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+        while left := started & processes().keys():
+            assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid, _ in left]
             time.sleep(0.5)
     finally:
         driver.kill()
