@@ -26,6 +26,7 @@ class Trial:
 
     run: train.Config
     probes: tuple[probe.Config, ...] = ()
+    recorded: bool = False  # its results are kept from a machine that is gone: there is nothing to do
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def work(chain: Chain, stop: threading.Event, progress: Progress = lambda row: N
     """Train and probe what is missing of a chain. Raises what train.run and probe.run raise."""
     trained = probed = 0
     for trial in chain.trials:
+        if trial.recorded:
+            continue
         if not is_trained(trial.run) and not _is_spare(trial, chain):
             result = train.run(trial.run, stop.is_set, lambda row, run=trial.run: progress({"run": run.out, **row}))
             if result.stopped:
@@ -81,7 +84,11 @@ def is_done(chain: Chain) -> bool:
 def _is_spare(trial: Trial, chain: Chain) -> bool:
     """Whether it is a trunk whose branches are all there."""
     branches = [other for other in chain.trials if other.run.branch]
-    return bool(branches) and not trial.run.branch and all(is_trained(branch.run) for branch in branches)
+    return (
+        bool(branches)
+        and not trial.run.branch
+        and all(branch.recorded or is_trained(branch.run) for branch in branches)
+    )
 
 
 def _probe(settings: probe.Config, run: train.Config, progress: Progress) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Sequence
 
 from jobs.report import Run, ledger_csv, read_runs
 from shards import store
 from xtra.probe import unpack
 
+LEDGER_ORDER = ("arm", "seed", "samples_seen", "set", "head", "encoder", "name")
+RIGHT_ORDER = ("name", "set", "head", "encoder", "samples_seen")
 RIGHT = ("name", "set", "head", "encoder", "samples_seen", "seed", "manifest_eval", "total", "right")
 
 
@@ -17,7 +20,8 @@ def write_rows(runs: str, out: str, name: str = "ledger") -> None:
     """`out`/NAME.csv: the ledger of a folder of runs, without the paths of this machine. `out`/NAME-right.csv: for each
     probe, base64 of one bit an image in the order of the evaluated set's rows, the first in the highest bit (1: right).
 
-    Raises ValueError for a folder without runs, and for a file that cannot be read.
+    Rows that are there of runs that are not, from a machine that is gone, stay. Raises ValueError for a folder without
+    runs, and for a file that cannot be read.
     """
     ledger = read_runs(runs)
     if ledger.problems:
@@ -26,12 +30,40 @@ def write_rows(runs: str, out: str, name: str = "ledger") -> None:
         dataclasses.replace(row, run=row.name, dataset=row.dataset.rstrip("/").rsplit("/", 1)[-1])
         for row in sorted(ledger.rows, key=lambda r: (r.arm, r.seed, r.samples_seen, r.set, r.head, r.encoder, r.name))
     ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(RIGHT)
-    writer.writerows(line for run in sorted(ledger.runs, key=lambda r: r.name) for line in _right(run))
-    store.put(store.join(out, f"{name}.csv"), ledger_csv(rows).encode())  # only now: all that is said was read
-    store.put(store.join(out, f"{name}-right.csv"), text.getvalue().encode())
+    right = [line for run in sorted(ledger.runs, key=lambda r: r.name) for line in _right(run)]
+    runs_here = {run.name for run in ledger.runs}
+    tables = {
+        name: _with_recorded(out, name, list(csv.reader(io.StringIO(ledger_csv(rows)))), runs_here, LEDGER_ORDER),
+        f"{name}-right": _with_recorded(out, f"{name}-right", [list(RIGHT), *right], runs_here, RIGHT_ORDER),
+    }
+    for table, lines in tables.items():  # only now: all that is said was read
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        store.put(store.join(out, f"{table}.csv"), text.getvalue().encode())
+
+
+def recorded(out: str, name: str) -> list[dict[str, str]]:
+    """The rows of a table that `write_rows` wrote; none where there is no such table."""
+    try:
+        text = store.read(store.join(out, f"{name}.csv")).decode()
+    except store.Missing:
+        return []
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def _with_recorded(
+    out: str, name: str, lines: Sequence[Sequence[object]], runs: set[str], order: Sequence[str]
+) -> list[Sequence[object]]:
+    """The lines, the first of which names the columns, and those recorded before of other runs, in order."""
+    columns = [str(column) for column in lines[0]]
+    others = [[row.get(column) or "" for column in columns] for row in recorded(out, name) if row["name"] not in runs]
+    places = [columns.index(column) for column in order]
+
+    def key(line: Sequence[object]) -> list[tuple[float, str]]:
+        cells = [str(line[place]) for place in places]
+        return [(float(cell), "") if cell.isdigit() else (-1.0, cell) for cell in cells]
+
+    return [lines[0], *sorted([*lines[1:], *others], key=key)]
 
 
 def _right(run: Run) -> list[list[object]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
-from jobs.lab.rows import write_rows
+from jobs.lab.rows import recorded, write_rows
 from jobs.report import NOT_SETTINGS, read_metrics
 from shards import store
 from shards.manifest import Manifest, read_manifest
@@ -169,12 +170,17 @@ def _pin(config: Config, sets: _Sets) -> None:
     primary = {**PRIMARY, "set": sets.cifar[1].list_name, "head": "linear", "samples_seen": max(config.samples)}
     whole = {"primary": primary, "settings": settings, "arms": arms, "recipes": used, "manifests": digests}
     now = json.loads(json.dumps(whole))
-    where = store.join(config.out, PINNED)
-    if not store.put_json_if_absent(where, now):
-        for name, old, new in _differences("", store.read_json(where), now):
+    # Rows outlive the machine, and with it the manifests that it imported.
+    pins = {config.rows: {name: value for name, value in now.items() if name != "manifests"}} if config.rows else {}
+    for folder, pin in {**pins, config.out: now}.items():
+        where = store.join(folder, PINNED)
+        before = pin if not store.exists(where) else store.read_json(where)
+        for name, old, new in _differences("", before, pin):
             raise ValueError(
-                f"{where}: the study was begun with {name} = {old!r}, now {new!r}: use the old value or another --out"
+                f"{where}: the study was begun with {name} = {old!r}, now {new!r}: use the old value or another folder"
             )
+    for folder, pin in {**pins, config.out: now}.items():
+        store.put_json_if_absent(store.join(folder, PINNED), pin)
 
 
 def _shaping(recipe: train.Config) -> dict[str, Any]:
@@ -208,7 +214,8 @@ def _sweep(config: Config, sets: _Sets) -> Iterator[Trial]:
                 optim=dataclasses.replace(base.optim, lr=lr),
                 val=dataclasses.replace(base.val, data=sets.held_out.address, every=config.sweep_samples),
             )
-            yield Trial(_seeded(run, SWEEP_SEED))
+            done = _recorded_loss(config, run.out) is not None
+            yield Trial(_seeded(run, SWEEP_SEED), recorded=done and not store.exists(run.out))
 
 
 def _sweep_run(config: Config, block: int, lr: float) -> str:
@@ -236,7 +243,17 @@ def _losses(config: Config, block: int, rates: list[float]) -> dict[float, float
         rows = read_metrics(_sweep_run(config, block, lr), [])
         if rows and rows[-1].samples_seen >= config.sweep_samples and rows[-1].val_loss is not None:
             found[lr] = rows[-1].val_loss
+        elif loss := _recorded_loss(config, _sweep_run(config, block, lr)):
+            found[lr] = loss
     return found
+
+
+def _recorded_loss(config: Config, run: str) -> float | None:
+    """What the rows say of a run that a machine trained which is gone."""
+    for row in recorded(config.rows, "sweep") if config.rows else []:
+        if row["name"] == run.rpartition("/")[2] and int(row["samples_seen"]) == config.sweep_samples:
+            return float(row["val_loss"]) if row["val_loss"] else None
+    return None
 
 
 def _chosen(config: Config, sweep: list[Trial]) -> dict[str, float]:
@@ -291,7 +308,13 @@ def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed:
     if arm.schedule == "constant":
         runs = chain.with_trunk(runs, store.join(folder, f"{arm.name}-trunk-s{seed}"))
         probes = [(), *probes]
-    return Chain(tuple(Trial(run, of) for run, of in zip(runs, probes, strict=True)))
+    rows = Counter(row["name"] for row in recorded(config.rows, "grid") if row["accuracy"]) if config.rows else {}
+
+    def is_recorded(run: train.Config, of: tuple[probe.Config, ...]) -> bool:
+        results = sum(len(settings.heads) + settings.pixels for settings in of)
+        return 0 < results <= rows.get(run.out.rpartition("/")[2], 0) and not store.exists(run.out)
+
+    return Chain(tuple(Trial(run, of, is_recorded(run, of)) for run, of in zip(runs, probes, strict=True)))
 
 
 def _seeded(run: train.Config, seed: int) -> train.Config:

@@ -100,6 +100,27 @@ def test_a_study_is_a_sweep_then_the_grid_with_its_rows(config: study.Config) ->
     assert (again.trained, again.probed) == (0, 0)
 
 
+def test_what_a_machine_that_is_gone_found_is_not_run_again(config: study.Config, tmp_path: Path) -> None:
+    small = dataclasses.replace(config, samples=(80, 160), stages=(160,), seeds=(0,))
+    first = study.run(small)
+    before = {name: table(config.rows, name) for name in ("sweep", "grid", "grid-right")}
+    moved = dataclasses.replace(small, out=str(tmp_path / "another machine"))
+    with pytest.raises(
+        ValueError, match=r"rows/study.json: the study was begun with settings\.probe_epochs = 1, now 2"
+    ):
+        study.run(dataclasses.replace(moved, probe_epochs=2))
+    assert not store.exists(moved.out)
+    again = study.run(moved)
+    assert (again.trained, again.probed, again.rates) == (0, 0, first.rates)
+    wider = study.run(dataclasses.replace(moved, seeds=(0, 1)))
+    assert wider.trained > 0
+    for name, rows_before in before.items():
+        after = table(config.rows, name)
+        assert [row for row in after if row["name"] in {old["name"] for old in rows_before}] == rows_before
+        assert len(after) > len(rows_before) or name == "sweep"
+    assert sorted(store.names(store.join(moved.out, "grid")))[0] == "block4-000000080-s1"
+
+
 def test_the_bits_of_the_rows_are_those_of_the_probes(config: study.Config) -> None:
     study.run(dataclasses.replace(config, samples=(80,), stages=(80,), seeds=(0,), lrs=(1e-3,)))
     accuracy = {(r["name"], r["head"], r["probe_eval"], r["encoder"]): r for r in table(config.rows, "grid")}
