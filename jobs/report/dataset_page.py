@@ -62,6 +62,7 @@ MEANINGS: dict[str, str] = {
     "near_duplicate": "looks like a picture of an earlier link, which took over its labels",
     "class": "of no class that was asked for",
     "small_class": "of classes with too few pictures",
+    "excluded": "named by a list of what is to be taken out",
     "subset": "not in the random subset",
 }
 
