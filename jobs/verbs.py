@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import textwrap
 from collections.abc import Callable
@@ -347,17 +348,17 @@ def _scale(call: Call) -> Any:
     stop = call.stoppable()
     _start_group(call, config.workers)
     with Progress("") as bar:
-
-        def progress(row: dict[str, Any]) -> None:
-            name = row["run"].rstrip("/").rsplit("/", 1)[-1]
-            if "probe" in row:
-                bar(row["probe"], row["probes"], "probes", note=name)
-            else:
-                _show(bar, row, f"{name}, samples", "")
-
-        result = scale.run(config, progress, stop)
+        result = scale.run(config, functools.partial(_show_study, bar), stop)
     say(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
     return result
+
+
+def _show_study(bar: Any, row: dict[str, Any]) -> None:
+    name = row["run"].rstrip("/").rsplit("/", 1)[-1]
+    if "probe" in row:
+        bar(row["probe"], row["probes"], "probes", note=name)
+    else:
+        _show(bar, row, f"{name}, samples", "")
 
 
 def _study(call: Call) -> Any:
@@ -367,15 +368,7 @@ def _study(call: Call) -> Any:
     config = call.config(study.Config)
     stop = call.stoppable()
     with Progress("") as bar:
-
-        def progress(row: dict[str, Any]) -> None:
-            name = row["run"].rstrip("/").rsplit("/", 1)[-1]
-            if "probe" in row:
-                bar(row["probe"], row["probes"], "probes", note=name)
-            else:
-                _show(bar, row, f"{name}, samples", "")
-
-        result = study.run(config, progress, stop)
+        result = study.run(config, functools.partial(_show_study, bar), stop)
     say(f"{result.trained} runs trained and {result.probed} probed now; rates {result.rates}: {result.out}")
     return result
 

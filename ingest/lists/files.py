@@ -33,7 +33,7 @@ _SUFFIXES = {
     **{"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "json"},
     **{"parquet": "parquet", "pq": "parquet", "txt": "text", "lst": "text", "list": "text"},
 }
-# What lies beside lists and is none; a name without an ending (part-00000) may be one.
+# What may be next to lists and is no list; a name without an ending (part-00000) may be one.
 _NO_LISTS = frozenset(
     "md rst html htm pdf py ipynb sh yaml yml toml xml log crc sha1 sha256 md5 arrow tar zip jpg jpeg png gif webp "  # noqa: SIM905
     "xlsx xls ods".split()

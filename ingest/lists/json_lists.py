@@ -132,7 +132,7 @@ def _array(url: str) -> Iterator[Entry]:
                 if piece and len(text) - at < LARGEST and not isinstance(error, RecursionError):
                     break  # the rest of it is to come
                 why = " ".join(str(error).split())[:100]
-                raise ValueError(f"{url}: damaged JSON at line {line} ({why}): mend it, or give JSON lines") from None
+                raise ValueError(f"{url}: damaged JSON at line {line} ({why}): repair it or give JSON lines") from None
             if end == len(text) and piece and text[at] not in '{["':
                 break  # a number may go on
             yield line, value, None if isinstance(value, dict | str) else "not a JSON object"

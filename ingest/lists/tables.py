@@ -142,7 +142,7 @@ def _record(
         if isinstance(cells, list):
             return cells, end + 1
         end += 1
-        if cells is False or end - at > MAX_LINES:  # what follows a closing quote, which no further line mends
+        if cells is False or end - at > MAX_LINES:  # what follows a closing quote, which no further line corrects
             break
         if end == len(lines):
             if not whole:

@@ -263,7 +263,7 @@ def walk(root: Path) -> Iterator[tuple[str, int]]:
             try:
                 size = os.stat(os.path.join(folder, name)).st_size
             except OSError as error:  # such as a link to nothing
-                raise ValueError(f"{folder}/{name}: cannot be read ({error.strerror}): remove or mend it") from None
+                raise ValueError(f"{folder}/{name}: cannot be read ({error.strerror}): remove or repair it") from None
             yield place.removeprefix("./") + name, size
 
 
@@ -299,7 +299,7 @@ def _metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             else:
                 yield from ((number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip())
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())[:100]}): mend it") from None
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())[:100]}): repair it") from None
 
 
 # --- names of classes ----------------------------------------------------------------------------------------------

@@ -66,7 +66,10 @@ def on_one_machine() -> bool:
     import ray
 
     host = ray.get_runtime_context().gcs_address.rpartition(":")[0].strip("[]")
-    return ipaddress.ip_address(host).is_loopback
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, as RAY_ADDRESS may give: of a cluster
+        return False
 
 
 def _join(address: str) -> None:

@@ -77,8 +77,9 @@ def missing_probes(trial: Trial) -> list[probe.Config]:
 
 def is_done(chain: Chain) -> bool:
     """Whether there is nothing to do: known from the folders alone."""
-    runs = all(is_trained(trial.run) or _is_spare(trial, chain) for trial in chain.trials)
-    return runs and not any(missing_probes(trial) for trial in chain.trials)
+    open_trials = [trial for trial in chain.trials if not trial.recorded]
+    runs = all(is_trained(trial.run) or _is_spare(trial, chain) for trial in open_trials)
+    return runs and not any(missing_probes(trial) for trial in open_trials)
 
 
 def _is_spare(trial: Trial, chain: Chain) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Sequence
 
-from jobs.report import Run, ledger_csv, read_runs
+from jobs.report import Run, ledger_csv, read_runs, without_places
 from shards import store
 from xtra.probe import unpack
 
@@ -26,11 +25,8 @@ def write_rows(runs: str, out: str, name: str = "ledger") -> None:
     ledger = read_runs(runs)
     if ledger.problems:
         raise ValueError(ledger.problems[0])
-    rows = [
-        dataclasses.replace(row, run=row.name, dataset=row.dataset.rstrip("/").rsplit("/", 1)[-1])
-        for row in sorted(ledger.rows, key=lambda r: (r.arm, r.seed, r.samples_seen, r.set, r.head, r.encoder, r.name))
-    ]
-    right = [line for run in sorted(ledger.runs, key=lambda r: r.name) for line in _right(run)]
+    rows = without_places(ledger.rows)
+    right = [line for run in ledger.runs for line in _right(run)]
     runs_here = {run.name for run in ledger.runs}
     tables = {
         name: _with_recorded(out, name, list(csv.reader(io.StringIO(ledger_csv(rows)))), runs_here, LEDGER_ORDER),

@@ -58,7 +58,7 @@ def run(bench: Bench) -> None:
 
 
 def _plan(bench: Bench, size: str) -> Iterator[str]:
-    """The arms of one size, a group at a time; the model is made anew for each, as two sizes need not fit at once."""
+    """The arms of one size, a group at a time; a new model is made for each, as two sizes need not fit at once."""
     config = replace(SIZES[size], drop_path=bench.config.drop_path, predict=1)
     base = Arm("best known", images=bench.config.images or IMAGES.get(size, 8))
     if not bench.config.compile:

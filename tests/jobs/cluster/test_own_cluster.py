@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_datasets import make_dataset
@@ -14,6 +15,7 @@ from places import ROOT
 
 from jobs.cluster import start_ray
 from jobs.cluster.reaper import below, processes
+from jobs.cluster.start import on_one_machine
 from shards import store
 
 TRAIN = ["demo32", "--samples=100000", "--batch=16", "--checkpoint-every=160", "--threads=1", "--workers=2"]
@@ -108,3 +110,12 @@ def test_without_a_token_no_cluster_of_our_own_is_started(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ValueError, match=r"RAY_AUTH_MODE is 'disabled': .*: unset it, or set RAY_ADDRESS"):
         start_ray()
+
+
+@pytest.mark.parametrize(
+    ("address", "alone"),
+    [("127.0.0.1:6379", True), ("[::1]:6379", True), ("10.0.0.4:6379", False), ("head.lab.org:6379", False)],
+)
+def test_a_cluster_is_one_machine_where_its_address_is_a_loopback_one(monkeypatch, address, alone):
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    assert on_one_machine() is alone
