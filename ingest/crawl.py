@@ -7,6 +7,7 @@ is sealed and uploaded beside the fetching. A unit without a commit never happen
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import shutil
 import threading
@@ -25,7 +26,7 @@ from ingest.record import Event, Fetched, Link, Verdict
 from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
 from ingest.unit import UnitWriter
 from shards import store
-from shards.dataset import Commit, read_commit, read_plan, unit_name
+from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
 from shards.pixels import Child, InFlight, suspects
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
@@ -145,6 +146,10 @@ class Crawl:
             wants=max(0, self._may_be_open - len(self._open)) if self._can_seal else 0,
         )
 
+    @functools.cached_property
+    def _info(self) -> DatasetInfo:
+        return read_info(self._dataset)
+
     def close(self) -> None:
         for unit in [*self._open.values(), *self._full]:
             unit.writer.close()
@@ -195,7 +200,8 @@ class Crawl:
             self._commits.append(read_commit(self._dataset, task.unit))
             return None
         plan = read_plan(self._dataset, task.unit)
-        entries = list(links_of(plan))
+        columns = read_columns(self._dataset, task.unit) if self._info.columns else None
+        entries = list(links_of(plan, columns, self._info.hash_column))
         folder = self._scratch.folder / f"unit-{name}"
         folder.mkdir()
         writer = UnitWriter(

@@ -1,4 +1,4 @@
-from . import keys as keys
+from . import carry as carry, keys as keys
 from .columns import Columns as Columns
 from .files import (
     ACCEPTED as ACCEPTED,
@@ -15,3 +15,4 @@ from .source import (
     plan_units as plan_units,
     quote as quote,
 )
+from .where import Rule as Rule, parse as parse

@@ -90,7 +90,7 @@ def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
     """The page of the newest version of a dataset, as DATASET/ingest.html; returns its URL. Raises StoreError."""
     version = manifest.read_manifest(dataset)
     url = store.join(dataset, NAME)
-    account = link_counts.of_manifest(version, read_info(dataset).not_chosen)
+    account = link_counts.of_manifest(version, read_info(dataset).left_out)
     store.put(url, page(version, account, survey(version), happened(read_events(dataset)), settings or {}).encode())
     return url
 
@@ -153,7 +153,8 @@ def funnel(a: Account) -> str:
     """Stages and what fell between them, as bars over the lines of the list."""
     rows: list[str] = []
     if a.not_chosen:
-        rows += [_bar("lines in the list", a.lines, a, "stage"), _bar("of no chosen class", a.not_chosen, a, "fell")]
+        rows.append(_bar("lines in the list", a.lines, a, "stage"))
+        rows += [_bar(what, n, a, "fell") for what, n in link_counts.left_out(a)]
     rows.append(_bar("links", a.links, a, "stage"))
     for kind, (meaning, total, reasons) in zip(_kinds(a), a.grouped()):
         rows.append(_bar(meaning, total, a, f"fell {kind}"))
