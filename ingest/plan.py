@@ -17,7 +17,17 @@ import pyarrow.compute as pc
 
 from ingest import wordnet
 from ingest.config import Config
-from ingest.lists import ACCEPTED, carry, label_counts, list_name, list_sha256, plan_units, skipped
+from ingest.lists import (
+    ACCEPTED,
+    carry,
+    digest,
+    is_dataset,
+    label_counts,
+    list_name,
+    list_sha256,
+    plan_units,
+    skipped,
+)
 from ingest.record import RETRYABLE
 from shards import manifest, store
 from shards.dataset import (
@@ -78,7 +88,7 @@ def make(config: Config) -> Plan:
     need_contact(config, links)
     generations = read_generations(config.out)
     units = info.units + sum(generation.units for generation in generations)
-    note = left_out(config.urls) if config.urls else ""
+    note = left_out(config.urls) if config.urls and not is_dataset(config.urls) else ""
     if config.retry:
         if not set(committed_units(config.out)).issuperset(range(units)):
             note = f"{config.out}: what is not done yet comes first; --retry once more to ask again for what fails"
@@ -115,7 +125,7 @@ def _the_list(config: Config) -> DatasetInfo:
         return old
     info = DatasetInfo(
         list_name=list_name(config.urls),
-        list_sha256=list_sha256(config.urls),
+        list_sha256=digest(config.urls) if is_dataset(config.urls) else list_sha256(config.urls),
         units=0,
         unit=config.unit,
         config_digest=config.digest,
@@ -149,6 +159,8 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
                 if not good and not first_bad:
                     first_bad = part.links.slice(0, 1).to_pylist()[0]
                 need_contact(config, good)
+                if not units:
+                    carry.check_hashes(config.urls, part.links, config.hash_column)
                 names = carry.names(part.links)
                 kept.update(dict.fromkeys(names))
                 bare.extend([units] if not names else [])

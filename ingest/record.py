@@ -37,6 +37,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"
     PLACEHOLDER = "placeholder"
     DUPLICATE = "duplicate"
+    HASH_MISMATCH = "hash_mismatch"
 
     @property
     def retryable(self) -> bool:

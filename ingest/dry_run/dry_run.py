@@ -91,6 +91,8 @@ def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[
         left_out.update(planned.left_out)
         names = carry.names(planned.links)
         kept.update(dict.fromkeys(names))
+        if names and not some:
+            carry.check_hashes(config.urls, planned.links, config.hash_column)
         if names and sum(map(len, some)) < config.unit:
             some.append(planned.links)
         good = planned.links.filter(pc.is_null(planned.links["why"]))

@@ -1,5 +1,6 @@
 from . import carry as carry, keys as keys
 from .columns import Columns as Columns
+from .datasets import digest as digest, is_dataset as is_dataset
 from .files import (
     ACCEPTED as ACCEPTED,
     list_name as list_name,

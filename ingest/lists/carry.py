@@ -107,6 +107,13 @@ def _plain(value: Any) -> Any:
 # --- hashes --------------------------------------------------------------------------------------------------------
 
 
+def check_hashes(urls: str, table: pa.Table, hashed: str | None) -> None:
+    """Raises ValueError where a column that is said to hold hashes holds other things; `table` are rows of a plan."""
+    said = [text for text in expected(split(table)[1], hashed) if text is not None]
+    if said and all(text.startswith("?") for text in said):
+        raise ValueError(f"{urls}: its column {hashed!r} holds no md5, sha1 or sha256, but {said[0][1:40]!r}: check it")
+
+
 def expected(columns: pa.Table, hashed: str | None) -> Iterator[str | None]:
     """For each row, what its bytes must have, as `ingest.checksum` writes it; None where nothing is said."""
     if hashed is None or hashed not in columns.schema.names[2:]:

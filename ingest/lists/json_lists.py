@@ -73,12 +73,13 @@ def _rows(url: str, columns: Columns) -> Iterator[Row]:
         link, name, labels = value.get(of.url), value.get(of.id), value.get(of.label)
         labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
         label_cells = tuple(filter(None, map(_cell, labels)))
+        others = _others(value, of.carry) if of.carry else ()
         if isinstance(link, _NESTED):
             kind = "a list" if isinstance(link, list) else "an object"
             why = f"the url is {kind}: give one URL a row"
-            yield Row(number, _cell(name) or None, _cell(link), label_cells, why, _others(value, of))
+            yield Row(number, _cell(name) or None, _cell(link), label_cells, why, others)
             continue
-        yield row_of(number, _cell(name), _cell(link), label_cells, of.id is not None, _others(value, of))
+        yield row_of(number, _cell(name), _cell(link), label_cells, of.id is not None, others)
     for wanted in (columns.id, columns.label):
         if seen and wanted is not None and wanted not in seen:
             raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")
@@ -92,11 +93,9 @@ def _names(shape: tuple[str, ...], url_name: str | None, columns: Columns) -> _N
     return _Names(link, _name(shape, columns.id, ID_NAMES), _name(shape, columns.label, LABEL_NAMES), carry)
 
 
-def _others(value: dict[str, Any], of: _Names) -> dict[str, bytes | None] | tuple[()]:
+def _others(value: dict[str, Any], carry: tuple[tuple[str, str], ...]) -> dict[str, bytes | None]:
     """What is carried along of an entry; numbers and lists as they are written, null as nothing."""
-    if not of.carry:
-        return ()
-    return {mark: None if value[name] is None else _cell(value[name]) for name, mark in of.carry}
+    return {mark: None if value[name] is None else _cell(value[name]) for name, mark in carry}
 
 
 def _url_name(url: str, names: list[str], objects: list[dict[str, Any]], columns: Columns) -> str | None:

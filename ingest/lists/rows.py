@@ -20,6 +20,7 @@ from ingest.wordnet import WNID
 
 BATCH = 8192  # rows of formats that are read a row at a time
 HELD = 16 << 20  # bytes of their other columns, at most
+PIECE = 64  # rows whose sizes are looked at together
 MAX_CELL = 8192  # characters of a cell of another column
 
 ROWS = pa.schema(
@@ -57,21 +58,24 @@ def batches(rows: Iterable[Row], names: Sequence[str] | None = ()) -> Iterator[p
         return
     held: list[Row] = []
     size = 0
-    for row in rows:
-        held.append(row)
-        cells = row.cells.values() if isinstance(row.cells, Mapping) else row.cells
-        size += sum([len(cell) for cell in cells if cell])
-        if len(held) == BATCH or size > HELD:
-            yield _with_cells(held, names)
+    while some := list(islice(rows, PIECE)):
+        held += some
+        size += sum([_size(row.cells) for row in some if row.cells])
+        if len(held) >= BATCH or size > HELD:
+            yield _with_cells(held, names) if size or names else _batch(held)
             held, size = [], 0
     if held:
-        yield _with_cells(held, names)
+        yield _with_cells(held, names) if size or names else _batch(held)
+
+
+def _size(cells: Cells) -> int:
+    return 1 + sum([len(cell) for cell in (cells.values() if isinstance(cells, Mapping) else cells) if cell])
 
 
 def _with_cells(rows: list[Row], names: Sequence[str] | None) -> pa.RecordBatch:
     batch = _batch(rows)
     if names is None:
-        maps: list[Mapping[str, bytes | None]] = [row.cells if isinstance(row.cells, Mapping) else {} for row in rows]
+        maps: list[Mapping[str, bytes | None]] = [row.cells if isinstance(row.cells, dict) else {} for row in rows]
         names = list(dict.fromkeys(name for cells in maps for name in cells))
         columns: list[Sequence[bytes | None]] = [[cells.get(name) for cells in maps] for name in names]
     else:

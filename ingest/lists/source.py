@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from ingest import wordnet
 from ingest.lists import carry, files, keys
 from ingest.lists.columns import KEPT, Columns, require
+from ingest.lists.datasets import dataset_rows, is_dataset
 from ingest.lists.files import list_name
 from ingest.lists.json_lists import json_rows
 from ingest.lists.parquet_lists import parquet_rows
@@ -194,6 +195,11 @@ _JUDGED = pa.schema(
 def _judged(urls: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
     if format not in files.FORMATS:
         raise ValueError(f"list format {format!r} is unknown: use one of {', '.join(files.FORMATS)}")
+    if format == "auto" and is_dataset(urls):
+        for rows in dataset_rows(urls, columns):
+            if len(rows):
+                yield _judge(rows, "")
+        return
     found = files.list_files(urls)
     for file in found:
         for rows in _rows(file, format, columns):

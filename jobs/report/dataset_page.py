@@ -58,6 +58,7 @@ MEANINGS: dict[str, str] = {
     Reason.UNSUPPORTED: "a picture of a format or sample type that we do not take",
     Reason.PLACEHOLDER: "a stand-in for a photo that is gone, the same under many links",
     Reason.DUPLICATE: "the same bytes as an earlier link, which took over its labels",
+    Reason.HASH_MISMATCH: "other bytes than those whose hash the list gives",
     # What only a selection says:
     "near_duplicate": "looks like a picture of an earlier link, which took over its labels",
     "class": "of no class that was asked for",
