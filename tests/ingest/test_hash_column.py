@@ -7,18 +7,25 @@ import dataclasses
 import hashlib
 import io
 import json
+import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ingesting import FETCH, balance, rows_of, tars_of
-from origin import Origin, picture
+from origin import Origin
 
-from ingest import checksum, dry_run
+from ingest import checksum, dry_run, plan
 from ingest.config import Config
 from ingest.crawl import Assignment, Crawl
+from ingest.filter import FilterConfig
+from ingest.http.fetcher import Fetcher
 from ingest.record import CONTENT, Reason
 from ingest.run import run
+from ingest.scratch import scratch_folder
 from shards import check
 from shards.tar import read_tar
 
@@ -66,10 +73,6 @@ def table(tmp_path: Path, origin: Origin, cells: dict[str, str]) -> str:
     return str(path)
 
 
-def lists_hash(name: str, algorithm: str = "sha256") -> str:
-    return hashlib.new(algorithm, picture(name)).hexdigest()
-
-
 def test_what_differs_is_not_kept_whatever_it_is(tmp_path: Path, origin: Origin) -> None:
     bodies = {name: origin_bytes(origin, f"/ok/{name}.jpg") for name in "abcd"}
     cells = {
@@ -95,8 +98,6 @@ def test_what_differs_is_not_kept_whatever_it_is(tmp_path: Path, origin: Origin)
 
 
 def origin_bytes(origin: Origin, path: str) -> bytes:
-    import urllib.request
-
     with urllib.request.urlopen(origin.url(path)) as reply:
         return reply.read()
 
@@ -126,13 +127,6 @@ def test_a_retry_compares_too_and_keeps_the_column_although_none_are_kept(tmp_pa
 
 
 def test_a_child_process_compares_too(tmp_path: Path, origin: Origin) -> None:
-    from contextlib import closing
-
-    from ingest import plan
-    from ingest.filter import FilterConfig
-    from ingest.http.fetcher import Fetcher
-    from ingest.scratch import scratch_folder
-
     cells = {"/ok/a.jpg": SHA256, "/ok/b.jpg": hashlib.sha256(origin_bytes(origin, "/ok/b.jpg")).hexdigest()}
     made = Config(urls=table(tmp_path, origin, cells), out=str(tmp_path / "out"), fetch=FETCH, hash_column="sum")
     plan.make(made)
@@ -170,17 +164,14 @@ def test_a_dataset_is_asked_for_again_and_compared_with_what_it_recorded(tmp_pat
 
 def tamper(dataset: Path, key: str) -> str:
     """As if another picture had been recorded for a key."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for path in (dataset / "shards").glob("*.parquet"):
         index = pq.read_table(path)
-        told = [
+        changed = [
             "0" * 64 if name == key else was
             for name, was in zip(index["key"].to_pylist(), index["fetched_sha256"].to_pylist())
         ]
         at = index.schema.names.index("fetched_sha256")
-        pq.write_table(index.set_column(at, index.schema.field(at), pa.array(told, pa.string())), path)
+        pq.write_table(index.set_column(at, index.schema.field(at), pa.array(changed, pa.string())), path)
     return str(dataset)
 
 
