@@ -7,13 +7,15 @@ is sealed and uploaded beside the fetching. A unit without a commit never happen
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import queue
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ingest.filter import FilterConfig, judge
@@ -21,11 +23,11 @@ from ingest.http import Fetcher, HostLoad
 from ingest.isolate import WORK, judge_apart
 from ingest.lists import links_of
 from ingest.plan import asked_before
-from ingest.record import Event, Fetched, Link, Verdict
+from ingest.record import BadLine, Event, Fetched, Link, Verdict
 from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
 from ingest.unit import UnitWriter
 from shards import store
-from shards.dataset import Commit, read_commit, read_plan, unit_name
+from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
 from shards.pixels import Child, InFlight, suspects
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
@@ -61,9 +63,34 @@ class Underway:
 class _Unit:
     """A unit in hand."""
 
-    def __init__(self, task: Assignment, links: list[Link], writer: UnitWriter, folder: Path) -> None:
+    def __init__(self, task: Assignment, links: Iterable[Link], writer: UnitWriter, folder: Path) -> None:
         self.number, self.careful = task.unit, task.careful
-        self.links, self.writer, self.folder = links, writer, folder
+        self.writer, self.folder = writer, folder
+        self.links = by_url(links)
+        self.same = {same[0].row: same[1:] for same in self.links if len(same) > 1}  # who waits for whose answer
+
+
+def by_url(links: Iterable[Link]) -> list[list[Link]]:
+    """The links in groups that one answer serves, in order: those of one URL, of whose bytes the same is said."""
+    groups: dict[tuple[str, str | None], list[Link]] = {}
+    for link in links:
+        groups.setdefault((link.url, link.hash), []).append(link)
+    return list(groups.values())
+
+
+def with_all(entries: list[Link | BadLine]) -> list[Link | BadLine]:
+    """The entries; the first link of each URL also says what the others of that URL do."""
+    firsts = {
+        same[0].row: replace(same[0], also=f"[{', '.join(map(_said, same[1:]))}]")
+        for same in by_url(entry for entry in entries if isinstance(entry, Link))
+        if len(same) > 1
+    }
+    return [firsts.get(entry.row, entry) for entry in entries] if firsts else entries
+
+
+def _said(link: Link) -> str:
+    columns = f'"columns": {link.columns}, ' if link.columns else ""
+    return f'{{{columns}"key": "{link.key}", "labels": {json.dumps(link.labels)}}}'
 
 
 class Crawl:
@@ -145,6 +172,10 @@ class Crawl:
             wants=max(0, self._may_be_open - len(self._open)) if self._can_seal else 0,
         )
 
+    @functools.cached_property
+    def _info(self) -> DatasetInfo:
+        return read_info(self._dataset)
+
     def close(self) -> None:
         for unit in [*self._open.values(), *self._full]:
             unit.writer.close()
@@ -169,10 +200,10 @@ class Crawl:
                 yield None
                 continue
             unit = self._begin(task)
-            for link in unit.links if unit is not None else ():
+            for same in unit.links if unit is not None else ():
                 while self._crowded_since is not None:
                     yield None
-                yield link
+                yield same[0]
 
     @property
     def _can_seal(self) -> bool:
@@ -195,7 +226,8 @@ class Crawl:
             self._commits.append(read_commit(self._dataset, task.unit))
             return None
         plan = read_plan(self._dataset, task.unit)
-        entries = list(links_of(plan))
+        columns = read_columns(self._dataset, task.unit) if self._info.columns else None
+        entries = with_all(list(links_of(plan, columns, self._info.hash_column)))
         folder = self._scratch.folder / f"unit-{name}"
         folder.mkdir()
         writer = UnitWriter(
@@ -208,13 +240,12 @@ class Crawl:
             max_pixels=self._rules.max_pixels,
             others=len(self._open),
         )
-        links = [entry for entry in entries if isinstance(entry, Link)]
-        unit = _Unit(task, links, writer, folder)
-        if not links:
+        unit = _Unit(task, (entry for entry in entries if isinstance(entry, Link)), writer, folder)
+        if not unit.links:
             self._seal(unit)
             return None
         self._open[task.unit] = unit
-        self._by_row.update((link.row, unit) for link in links)
+        self._by_row.update((same[0].row, unit) for same in unit.links)
         return unit
 
     # --- verdicts ---
@@ -225,6 +256,9 @@ class Crawl:
         risky = unit.careful or row in self._suspects
         verdict = self._judge_apart(fetched, unit) if risky else self._judge(fetched)
         unit.writer.add(verdict, show=not risky)
+        for link in unit.same.pop(row, ()):
+            same = replace(verdict.fetched, link=link, attempts=0)  # it was not asked again
+            unit.writer.add(replace(verdict, fetched=same), show=not risky)
         if verdict.fetched_bytes:
             self._fetched_bytes += verdict.fetched_bytes
             self._seen_bytes += verdict.fetched_bytes

@@ -62,7 +62,8 @@ class IngestResult:
     seconds: float
     samples: int = 0  # of that version
     deselected: dict[str, int] = field(default_factory=dict)  # kept links that it leaves out, by reason
-    not_chosen: int = 0  # lines of the list whose classes were not asked for; no links of the dataset
+    not_chosen: int = 0  # lines of the list that its rules (classes, --where) left out; no links of the dataset
+    not_chosen_by: dict[str, int] = field(default_factory=dict)  # the same by rule
     note: str = ""  # what people must know, one line
 
     @property
@@ -120,6 +121,7 @@ def run(
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},
         not_chosen=planned.info.not_chosen,
+        not_chosen_by=planned.info.left_out,
         note=planned.note or (_other_rules(config, made) if made else ""),
     )
 

@@ -56,7 +56,7 @@ class DatasetStatus:
     newest: str | None  # digest
     why: str | None
     samples: int | None  # of the newest version
-    not_chosen: int  # lines of the list that are no links, as their classes were not asked for
+    not_chosen: int  # lines of the list that are no links, as its rules (classes, --where) left them out
     retryable: int  # links that `xtra ingest --retry` would take
     retries: int  # planned so far
     asked_at: str | None  # when the newest committed links were asked for
@@ -215,7 +215,7 @@ def _asked(index: str) -> pa.ChunkedArray:
 def _dataset_lines(s: DatasetStatus, now: datetime) -> list[str]:
     lines = [
         f"dataset  {_tail(s.dataset)}",
-        f"list     {s.list_name}" + (f", {s.not_chosen:,} lines of no chosen class" if s.not_chosen else ""),
+        f"list     {s.list_name}" + (f", {s.not_chosen:,} lines not chosen" if s.not_chosen else ""),
         f"units    {s.committed:,} of {s.units:,} committed ({_share(s.committed, s.units)})"
         + ("" if s.planned >= s.units else f", {s.planned:,} planned"),
         f"kept     {s.kept:,} of {s.links:,} links ({_share(s.kept, s.links)})",

@@ -133,7 +133,7 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
         reasons=result.reasons,
         deselected=result.deselected,
         left=result.links - result.kept - sum(result.reasons.values()),
-        not_chosen=result.not_chosen,
+        not_chosen=result.not_chosen_by,
     )
     say(link_counts.text(account))
     if result.note:

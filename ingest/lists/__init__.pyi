@@ -1,5 +1,6 @@
-from . import keys as keys
+from . import carry as carry, keys as keys
 from .columns import Columns as Columns
+from .datasets import digest as digest, is_dataset as is_dataset
 from .files import (
     ACCEPTED as ACCEPTED,
     list_name as list_name,
@@ -15,3 +16,4 @@ from .source import (
     plan_units as plan_units,
     quote as quote,
 )
+from .where import Rule as Rule, parse as parse

@@ -81,7 +81,7 @@ def test_a_finished_ingest_says_what_a_retry_would_take(tmp_path: Path):
     assert (status.retryable, status.not_chosen, status.retries) == (2, 7, 0)
     said = text(status, NOW)
     assert "xtra ingest --retry takes the 2 links that may work later" in said
-    assert "7 lines of no chosen class" in said
+    assert "7 lines not chosen" in said
 
 
 def test_a_run_says_where_it_is(tmp_path: Path):
