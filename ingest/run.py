@@ -23,7 +23,7 @@ from ingest.crawl import Assignment, Crawl, Underway
 from ingest.events import EventLog
 from ingest.http import Fetcher, HostLoad
 from ingest.record import Event
-from ingest.scratch import scratch_folder
+from ingest.scratch import forget, scratch_folder, waiting
 from ingest.select import select
 from shards import manifest
 from shards.dataset import Commit, committed_units, read_commits
@@ -88,8 +88,8 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     crawl: Callable[[Work], Iterator[Commit]] | None = None,
 ) -> IngestResult:
-    """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
-    not committed is dropped, a rerun does it. `crawl` does the units: this process, if nobody else does.
+    """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what open
+    units have fetched waits on scratch, and a rerun goes on with it. `crawl` does the units: this process, if nobody else does.
 
     Raises ValueError for a list, a store or a setting that cannot work.
     """
@@ -107,6 +107,8 @@ def run(
             log.say("finished" if tally.units_done == planned.units else "stopped", config.out)
     tally.underway(())
     made = _version(config, planned, tally) if tally.units_done == planned.units else None
+    if made:
+        forget(config.scratch, config.out)
     tally.report(force=True)
     return IngestResult(
         dataset=config.out,
@@ -120,7 +122,17 @@ def run(
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},
         not_chosen=planned.info.not_chosen,
-        note=planned.note or (_other_rules(config, made) if made else ""),
+        note=planned.note or (_other_rules(config, made) if made else _kept(config)),
+    )
+
+
+def _kept(config: Config) -> str:
+    """What to say of what the open units have fetched."""
+    folder, size = waiting(config.scratch, config.out)
+    return (
+        f"{size / 1e6:,.1f} MB of open units wait in {folder}, for a week: the same command takes them up"
+        if size
+        else ""
     )
 
 

@@ -8,4 +8,5 @@ def test_what_was_made_is_found_and_right(tmp_path):
     assert trace.make(str(tmp_path), config)["steps"] == 938
     found = trace.measure(str(tmp_path), config)
     assert (found["found"], found["checked"]) == (30, found["right"]) == (30, trace.CHECKED)
-    assert found["sightings"] > 13 * found["selected"] > 13 * 20
+    assert 20 < found["selected"] < 30, "some of the words name what the newer version leaves out"
+    assert found["sightings"] > 13 * found["selected"]
