@@ -89,7 +89,8 @@ def run(
     crawl: Callable[[Work], Iterator[Commit]] | None = None,
 ) -> IngestResult:
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what open
-    units have fetched waits on scratch, and a rerun goes on with it. `crawl` does the units: this process, if nobody else does.
+    units have fetched waits on scratch, and a rerun goes on with it. `crawl` does the units: this process, if nobody
+    else does.
 
     Raises ValueError for a list, a store or a setting that cannot work.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import textwrap
 from collections.abc import Callable
@@ -38,7 +39,13 @@ def _ingest(call: Call) -> Any:
     from ingest.config import Config
 
     workers = call.own("workers", 1)
-    config = call.config(Config, also="--workers N ingests with N processes (1: this one)")
+    if "--retry" in call.words[:-1]:  # REASON … may follow it
+        at = call.words.index("--retry") + 1
+        reasons = list(itertools.takewhile(lambda word: not word.startswith("-"), call.words[at:]))
+        call.words[at : at + len(reasons)] = ["--retry-reasons", *reasons] if reasons else []
+    config = call.config(
+        Config, also="--workers N ingests with N processes (1: this one).\n--retry REASON … asks again."
+    )
     if config.dry_run:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
