@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from made_datasets import make_dataset, plan_unit, retry, rows_of, rule, write_unit
 
+from ingest.config import Config
+from ingest.http import FetchConfig
+from ingest.run import run
 from jobs import cli, trace
 from shards import store
 from shards.manifest import add_version
@@ -98,3 +101,22 @@ def test_a_damaged_index_is_named(tmp_path):
     (index,) = Path(base, "shards").glob("000001-*.parquet")
     index.write_bytes(b"torn")
     assert of(base, "k000001").problems[0].startswith(f"{store.join(base, 'shards')}/000001-a1.parquet: is damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("list.txt", "\n\nhttp://127.0.0.1:9/a.jpg\n\nno url\nhttp://127.0.0.1:9/b.jpg\n", 6),
+        ("list.csv", 'url,caption\nhttp://127.0.0.1:9/a.jpg,"two\nlines"\nx,y\nhttp://127.0.0.1:9/b.jpg,z\n', 5),
+    ],
+)
+def test_the_list_names_the_line_of_a_link_and_another_list_is_refused(tmp_path, name, text, place):
+    (tmp_path / name).write_text(text)
+    out, urls = str(tmp_path / "out"), str(tmp_path / name)
+    run(Config(urls, out, fetch=FetchConfig(allow_private=("127.0.0.1",), retries=0, outage_limit=0)))
+    word = "http://127.0.0.1:9/b.jpg"
+    (life,) = of(out, word, urls=urls).lives
+    assert (life.row, life.line, life.answers[0].reason) == (2, f"{urls}:{place}", "connect")
+    assert f"row 2, {urls}:{place}" in trace.text(of(out, word, urls=urls))
+    (tmp_path / name).write_text(text + "http://127.0.0.1:9/c.jpg\n")
+    assert of(out, word, urls=urls).problems[0].startswith(f"{urls}: is not the list that {out} was made of")
