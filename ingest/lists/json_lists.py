@@ -14,7 +14,7 @@ from typing import Any
 
 from ingest.lists.columns import ID_NAMES, LABEL_NAMES, SAMPLE, URL_NAMES, Columns, places
 from ingest.lists.files import MAX_LINE, blocks, pieces
-from ingest.lists.rows import Row, row_of
+from ingest.lists.rows import Row, id_of, row_of
 
 LARGEST = 1 << 20  # characters of one entry of an array
 SHAPES = 1000  # sets of names in hand
@@ -65,9 +65,9 @@ def json_rows(url: str, columns: Columns) -> Iterator[Row]:
         label_cells = tuple(filter(None, map(_cell, labels)))
         if isinstance(link, _NESTED):
             kind = "a list" if isinstance(link, list) else "an object"
-            yield Row(number, _cell(name) or None, _cell(link), label_cells, f"the url is {kind}: give one URL a row")
+            yield Row(number, _id(name) or None, _cell(link), label_cells, f"the url is {kind}: give one URL a row")
             continue
-        yield row_of(number, _cell(name), _cell(link), label_cells, id_key is not None)
+        yield row_of(number, _id(name), _cell(link), label_cells, id_key is not None)
     for wanted in (columns.id, columns.label):
         if seen and wanted is not None and wanted not in seen:
             raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")
@@ -139,6 +139,10 @@ def _array(url: str) -> Iterator[Entry]:
             line, at = line + text.count("\n", at, end), end
     if depth:
         raise ValueError(f"{url}: damaged JSON: its array does not end: fetch it again")
+
+
+def _id(value: object) -> bytes:
+    return _cell(id_of(value) if isinstance(value, float) else value)
 
 
 def _cell(value: object) -> bytes:

@@ -41,6 +41,11 @@ class Row(NamedTuple):
     why: str | None = None
 
 
+def id_of(number: float) -> str:
+    """A float that is an id, in digits where it is whole: 1.571717e+18 is how it was kept, not what it is."""
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
 def batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     rows = iter(rows)
     while batch := list(islice(rows, BATCH)):
