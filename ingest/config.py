@@ -33,9 +33,7 @@ class Config:
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
     scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
     retry: bool = False  # ask again for the links that failed in a way that may pass, as units of their own
-    retry_reasons: tuple[
-        str, ...
-    ] = ()  # that a retry takes, final ones too (--retry REASON …); if empty, all that may pass
+    retry_reasons: tuple[str, ...] = ()  # that --retry takes again, final ones too; if empty: those that may pass
     dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
 
     def __post_init__(self) -> None:

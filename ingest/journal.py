@@ -2,7 +2,7 @@
 
     bodies     the unit's spool (ingest/unit.py); a picture that is kept as it came is nowhere else
     others     bodies that the spool does not have as they came: of rejected and of converted pictures
-    journal    a line each for what it belongs to and for every answer: crc32 of the rest, a space, JSON
+    journal    a line for what it belongs to, then one for the answers of every second: crc32 of the rest, a space, JSON
 
 Kills are expected at any byte. A line counts when its checksum is right, and a body when its sha256 is; what is wrong
 or missing is asked for again. Answers are judged again, so that a rerun makes of them what one run would have made.
@@ -71,7 +71,7 @@ class Journal:
             fetched.reason,
             fetched.detail,
             fetched.status,
-            without_secrets(fetched.final_url),
+            without_secrets(fetched.final_url) if fetched.final_url != fetched.link.url else None,
             fetched.attempts,
             fetched.ms,
             fetched.at,
@@ -102,7 +102,7 @@ class Journal:
                 self._ready.append([*about, BODIES, *where, digest])
         self._waiting = waiting
         if self._ready:
-            _write(self._lines, b"".join(map(_line, self._ready)))
+            _write(self._lines, _line(self._ready))
             self._ready = []
 
     def close(self) -> None:
@@ -134,12 +134,8 @@ def replay(folder: Path, ours: Binding, links: Mapping[int, Link], since: float 
     head = _checked(lines[0]) if lines else None
     if not isinstance(head, dict) or head.pop("begun", 0.0) < since or head != dataclasses.asdict(ours):
         return
-    for line in lines[1:]:
-        said = _checked(line)
-        if said is None:
-            return
-        row, reason, detail, status, final_url, attempts, ms, at, transfer_ms, name, offset, length, digest = said
-        link, body = links.get(row), None
+    for row, reason, detail, status, final_url, attempts, ms, at, transfer_ms, *where in _answers(lines[1:]):
+        link, body, (name, offset, length, digest) = links.get(row), None, where
         if link is None:
             continue
         if name is not None:
@@ -147,7 +143,15 @@ def replay(folder: Path, ours: Binding, links: Mapping[int, Link], since: float 
             if hashlib.sha256(body).hexdigest() != digest:
                 continue
         known = Reason(reason) if reason is not None else None
-        yield Fetched(link, body, known, detail, status, final_url, attempts, ms, at, transfer_ms)
+        yield Fetched(link, body, known, detail, status, final_url or link.url, attempts, ms, at, transfer_ms)
+
+
+def _answers(lines: Sequence[bytes]) -> Iterator[list[Any]]:
+    for line in lines:
+        said = _checked(line)
+        if said is None:
+            return
+        yield from said
 
 
 def _checked(line: bytes) -> Any:

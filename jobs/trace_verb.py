@@ -10,8 +10,8 @@ from jobs.terminal import say
 if TYPE_CHECKING:
     from jobs.flags import Call
 
-_ALSO = """xtra trace PLACE WORD …: a place is a dataset, a run or a folder of runs; a word is
-a key, a URL, a sha256, a host name or phash:HEX/BITS (--what, --file for many)."""
+_ALSO = """xtra trace PLACE WORD …: a place is a dataset, a run or a folder of runs. A
+word is a key, URL, sha256, host or phash:HEX/BITS (--what; --file for many)."""
 
 
 def trace(call: Call) -> Any:

@@ -436,7 +436,7 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
-    "trace": Verb("PLACE", "the whole life of some samples: verdicts, versions, steps of runs", trace),
+    "trace": Verb("PLACE", "what became of samples, and which steps of runs saw them", trace),
     "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
