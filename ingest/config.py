@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ingest.filter import FilterConfig
 from ingest.http import FetchConfig
 from ingest.lists import Columns, Rule, list_name, parse
+from ingest.record import ASKABLE
 from ingest.select import SelectConfig
 from ingest.wordnet import ClassConfig
 
@@ -35,6 +36,7 @@ class Config:
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
     scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
     retry: bool = False  # ask again for the links that failed in a way that may pass, as units of their own
+    retry_reasons: tuple[str, ...] = ()  # that --retry takes again, final ones too; if empty: those that may pass
     dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
 
     def __post_init__(self) -> None:
@@ -46,6 +48,13 @@ class Config:
             parse(self.where)
         if self.scratch_bytes is not None and self.scratch_bytes < 1:
             raise ValueError(f"scratch_bytes is {self.scratch_bytes}: it must be at least 1 byte")
+        unknown = [reason for reason in self.retry_reasons if reason not in ASKABLE]
+        if unknown:
+            raise ValueError(
+                f"retry of {unknown[0]!r}: name reasons of links that can be asked for: {', '.join(ASKABLE)}"
+            )
+        if self.retry_reasons and not self.retry:
+            raise ValueError(f"retry_reasons are {', '.join(self.retry_reasons)}: give --retry {self.retry_reasons[0]}")
         if self.dry_run < 0:
             raise ValueError(f"dry_run is {self.dry_run}: it must be a number of links, or 0 for a real run")
 

@@ -1,7 +1,8 @@
 """The one loop of a worker: units -> links -> bytes -> verdicts -> units sealed and committed.
 
 The links of two units are in flight at a time, so that the last slow links of one do not idle the fetcher; a full unit
-is sealed and uploaded beside the fetching. A unit without a commit never happened: a stop drops what is in hand.
+is sealed and uploaded beside the fetching. A unit without a commit never happened; what was fetched of it waits on
+scratch for the next run (ingest/journal.py).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ingest import journal
 from ingest.filter import FilterConfig, judge
 from ingest.http import Fetcher, HostLoad
 from ingest.isolate import WORK, judge_apart
 from ingest.lists import links_of
 from ingest.plan import asked_before
 from ingest.record import BadLine, Event, Fetched, Link, Verdict
-from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
+from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, TAKEN, Scratch
 from ingest.unit import UnitWriter
 from shards import store
 from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
@@ -35,6 +37,7 @@ MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
 PATIENT = 2.0  # seconds of idleness before one more unit is begun
 SEALING = 2  # units that are being written to the store
 TICK = 0.25  # seconds
+JOURNAL_SECONDS = 1.0  # between flushes of what a kill then does not cost
 LAST_WORDS = 5.0  # seconds that a seal has to end in when the run is stopped
 PATIENCE = 30.0  # seconds that other users of the disk have to make room
 SHOWN_HOSTS = 64
@@ -63,11 +66,19 @@ class Underway:
 class _Unit:
     """A unit in hand."""
 
-    def __init__(self, task: Assignment, links: Iterable[Link], writer: UnitWriter, folder: Path) -> None:
+    def __init__(
+        self, task: Assignment, links: Iterable[Link], writer: UnitWriter, folder: Path, binding: journal.Binding
+    ) -> None:
         self.number, self.careful = task.unit, task.careful
-        self.writer, self.folder = writer, folder
+        self.writer, self.folder, self.binding = writer, folder, binding
         self.links = by_url(links)
         self.same = {same[0].row: same[1:] for same in self.links if len(same) > 1}  # who waits for whose answer
+        self.journal = journal.Journal(folder, binding)
+        self.again = 0  # links whose answers an earlier run had
+
+    def close(self) -> None:
+        self.writer.close()
+        self.journal.close()
 
 
 def by_url(links: Iterable[Link]) -> list[list[Link]]:
@@ -120,6 +131,7 @@ class Crawl:
         self._crowded_since: float | None = None  # no room on scratch for more links
         self._idle_since: float | None = None  # links wait, and yet transfers could start
         self._may_be_open = IN_FLIGHT
+        self._next_flush = 0.0
         self._fetched_bytes = self._seen_bytes = self._seen_links = 0
 
     def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[Commit | None]:
@@ -177,8 +189,11 @@ class Crawl:
         return read_info(self._dataset)
 
     def close(self) -> None:
+        """Ends the worker; what its open units have fetched is put by for the next run."""
         for unit in [*self._open.values(), *self._full]:
-            unit.writer.close()
+            self._put_by(unit)
+        for path in self._scratch.folder.glob(f"{TAKEN}*"):  # not taken up to the end
+            self._scratch.keep(path)
         if self._child is not None:
             self._child.close()
         self._judging.close()
@@ -200,7 +215,12 @@ class Crawl:
                 yield None
                 continue
             unit = self._begin(task)
-            for same in unit.links if unit is not None else ():
+            if unit is None:
+                continue
+            yield from self._take_up(unit)
+            for same in unit.links:
+                if same[0].row not in self._by_row:
+                    continue  # an earlier run had its answer
                 while self._crowded_since is not None:
                     yield None
                 yield same[0]
@@ -240,7 +260,10 @@ class Crawl:
             max_pixels=self._rules.max_pixels,
             others=len(self._open),
         )
-        unit = _Unit(task, (entry for entry in entries if isinstance(entry, Link)), writer, folder)
+        links = [entry for entry in entries if isinstance(entry, Link)]
+        unit = _Unit(
+            task, links, writer, folder, journal.binding(self._dataset, task.unit, entries, self._fetcher.config)
+        )
         if not unit.links:
             self._seal(unit)
             return None
@@ -248,9 +271,38 @@ class Crawl:
         self._by_row.update((same[0].row, unit) for same in unit.links)
         return unit
 
+    # --- what an earlier run had fetched ---
+
+    def _take_up(self, unit: _Unit) -> Iterator[None]:
+        """Judge the answers that earlier runs had of a unit; a None now and then, so that the fetcher has its turn."""
+        links, until = {same[0].row: same[0] for same in unit.links}, time.monotonic() + TICK
+        for left in self._scratch.take(f"unit-{unit_name(unit.number)}"):
+            for fetched in journal.replay(left, unit.binding, links, self._planned_at()):
+                if self._by_row.get(fetched.link.row) is unit:
+                    unit.again += 1
+                    self._take(fetched, again=True)
+                if time.monotonic() > until:
+                    yield None
+                    until = time.monotonic() + TICK
+            shutil.rmtree(left, ignore_errors=True)
+        if unit.again:
+            self._tell(Event(time.time(), "taken up", str(unit.number), f"{unit.again} links of an earlier run"))
+
+    def _planned_at(self) -> float:
+        """When the dataset was begun, by this machine's clock; 0 where it lies elsewhere."""
+        info = store.join(self._dataset, "dataset.json")
+        return store.local_path(info).stat().st_mtime if store.is_local(info) else 0.0
+
+    def _put_by(self, unit: _Unit) -> None:
+        with contextlib.suppress(OSError):  # a full disk: what is there may still do
+            unit.writer.spill()
+            unit.journal.flush(unit.writer.place)
+        unit.close()
+        self._scratch.keep(unit.folder)
+
     # --- verdicts ---
 
-    def _take(self, fetched: Fetched) -> None:
+    def _take(self, fetched: Fetched, again: bool = False) -> None:
         row = fetched.link.row
         unit = self._by_row.pop(row)
         risky = unit.careful or row in self._suspects
@@ -259,8 +311,9 @@ class Crawl:
         for link in unit.same.pop(row, ()):
             same = replace(verdict.fetched, link=link, attempts=0)  # it was not asked again
             unit.writer.add(replace(verdict, fetched=same), show=not risky)
+        unit.journal.note(fetched, verdict)
         if verdict.fetched_bytes:
-            self._fetched_bytes += verdict.fetched_bytes
+            self._fetched_bytes += 0 if again else verdict.fetched_bytes
             self._seen_bytes += verdict.fetched_bytes
         self._seen_links += 1
         if unit.writer.done == len(unit.writer.links):
@@ -306,7 +359,7 @@ class Crawl:
         with contextlib.suppress(queue.Empty):
             number, result = self._sealed.get(timeout=wait) if wait else self._sealed.get_nowait()
             unit = self._sealing.pop(number)
-            unit.writer.close()
+            unit.close()
             shutil.rmtree(unit.folder, ignore_errors=True)
             if isinstance(result, BaseException):
                 raise result
@@ -315,6 +368,10 @@ class Crawl:
         self._seal_next()
         self._measure()
         self._notice_idleness()
+        if (now := time.monotonic()) >= self._next_flush:
+            self._next_flush = now + JOURNAL_SECONDS
+            for unit in self._open.values():
+                unit.journal.flush(unit.writer.place)
 
     def _notice_idleness(self) -> None:
         """Hosts that are slow, or want to be left alone for a while, must not hold the others up: while transfers are

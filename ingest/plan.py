@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -57,7 +58,7 @@ CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
 HELD = 64  # units in memory
 NAMED = 8  # files in a line
 AHEAD = 8  # plans being written, or indexes being read, at once
-_RETRYABLE = pa.array(sorted(map(str, RETRYABLE)))
+_RETRYABLE = tuple(sorted(map(str, RETRYABLE)))
 _RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
 
 
@@ -93,10 +94,10 @@ def make(config: Config) -> Plan:
         if not set(committed_units(config.out)).issuperset(range(units)):
             note = f"{config.out}: what is not done yet comes first; --retry once more to ask again for what fails"
             note = "" if generations else note
-        elif retry := _plan_retry(config.out, info, generations):
+        elif retry := _plan_retry(config.out, info, generations, reasons := config.retry_reasons or _RETRYABLE):
             units += retry.units
         else:
-            note = f"{config.out}: nothing to retry: no link ended with {', '.join(_RETRYABLE.to_pylist())}"
+            note = f"{config.out}: nothing to retry: no link ended with {', '.join(reasons)}"
     return Plan(info, links, units, note)
 
 
@@ -254,27 +255,27 @@ def need_contact(config: Config, links: int) -> None:
 # --- a retry -------------------------------------------------------------------------------------------------------
 
 
-def _plan_retry(dataset: str, info: DatasetInfo, generations: Sequence[Generation]) -> Generation | None:
-    """New units of the links whose newest verdict may pass, with the key and row they have; None if there are none.
-
-    Each retry takes all such links, so those of the newest version are those among the last retry's units. A plan's
-    `why` says what a link ended with before.
-    """
+def _plan_retry(
+    dataset: str, info: DatasetInfo, generations: Sequence[Generation], reasons: Sequence[str]
+) -> Generation | None:
+    """New units of the links whose newest verdict is of these reasons, with the key and row they have; None if there
+    are none. A plan's `why` says what a link ended with before."""
     parent = manifest.make_version(dataset, "retry" if generations else "ingest").digest
-    last = generations[-1] if generations else None
-    newest = range(last.first_unit, last.first_unit + last.units) if last else range(info.units)
-    first = newest.stop
-    units = 0
+    first = info.units + sum(generation.units for generation in generations)
+    wanted, units = pa.array(reasons, pa.string()), 0
 
     def plans() -> Iterator[tuple[int, pa.Table]]:
         nonlocal units
-        failed = _side_by_side(lambda unit: _failed(dataset, unit, bool(info.columns)), newest)
-        for table in _cut(failed, info.unit):
+        found = _newest_with(dataset, info.units, first, wanted, bool(info.columns))
+        for table in _cut(found, info.unit):
             yield first + units, table
             units += 1
 
-    for _ in _side_by_side(lambda unit: _write(dataset, *unit), plans()):
-        pass
+    try:
+        for _ in _side_by_side(lambda unit: _write(dataset, *unit), plans()):
+            pass
+    except ValueError as error:
+        raise ValueError(f"{error}; or a retry of other reasons was cut short here: run that one first") from None
     if not units:
         return None
     retry = Generation(len(generations) + 1, parent, first, units)
@@ -282,11 +283,30 @@ def _plan_retry(dataset: str, info: DatasetInfo, generations: Sequence[Generatio
     return retry
 
 
-def _failed(dataset: str, unit: int, columns: bool) -> pa.Table:
-    """The links of a unit that ended with a retryable reason, as rows of a plan, with the list's other `columns`."""
+def _newest_with(dataset: str, of_list: int, units: int, reasons: pa.Array, columns: bool) -> Iterator[pa.Table]:
+    """Per unit, rows of a plan, with the list's other `columns`, for the links whose newest verdict is in that unit and
+    has one of the reasons."""
+    again: dict[int, np.ndarray] = {}  # rows that retries have asked for, by unit
+    for unit, rows in zip(range(of_list, units), _side_by_side(lambda u: _rows_of(dataset, u), range(of_list, units))):
+        again[unit] = rows
+    everything = np.concatenate([*again.values(), np.empty(0, np.int64)])
+    ended = _side_by_side(lambda u: _ended(dataset, u, reasons, columns), range(units))
+    for unit, table in zip(range(units), ended):
+        later = (
+            everything if unit < of_list else np.concatenate([again[u] for u in again if u > unit] or [everything[:0]])
+        )
+        yield table.filter(pa.array(~np.isin(table["row"].to_numpy(), later)))
+
+
+def _rows_of(dataset: str, unit: int) -> np.ndarray:
+    return read_plan(dataset, unit)["row"].to_numpy()
+
+
+def _ended(dataset: str, unit: int, reasons: pa.Array, columns: bool) -> pa.Table:
+    """The links of a unit that ended with one of the reasons, as rows of a plan, with the list's other `columns`."""
     index = read_commit(dataset, unit).index
     rows = read_table(store.join(dataset, "shards", index), _RETRIED)
-    again = pc.is_in(rows["reason"], value_set=_RETRYABLE)
+    again = pc.is_in(rows["reason"], value_set=reasons)
     rows, others = rows.filter(again), read_columns(dataset, unit).filter(again) if columns else None
     never = pa.nulls(len(rows), pa.int64())
     plan = pa.Table.from_arrays([*(rows[name] for name in _RETRIED[:-1]), never, rows["reason"]], schema=PLAN_SCHEMA)

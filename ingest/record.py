@@ -69,6 +69,7 @@ FINAL = frozenset(
     }
 )
 CONTENT = frozenset(set(Reason) - RETRYABLE - FINAL)
+ASKABLE = tuple(str(reason) for reason in Reason if reason is not Reason.BAD_URL)  # those of links that have a URL
 
 
 @dataclass(frozen=True, slots=True)

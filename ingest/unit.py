@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from ingest import thumbs
+from ingest.journal import BODIES
 from ingest.record import BadLine, Link, Reason, Verdict
 from shards import store
 from shards.dataset import INDEX_SCHEMA, KEPT, Commit, commit, table_bytes, unit_name
@@ -65,7 +66,7 @@ class UnitWriter:
         self._supersedes = dict(supersedes or {})
         self._judging, self._max_pixels = judging, max_pixels
         self._scratch = scratch
-        self._spool = _Spool(scratch / "bodies")
+        self._spool = _Spool(scratch / BODIES)
         self._shown = _Spool(scratch / "shown")
         self._at = {link.row: at for at, link in enumerate(links)}
         self._rows: list[tuple[Any, ...] | None] = [None] * len(links)
@@ -191,6 +192,17 @@ class UnitWriter:
             for url in (tar_url, index_url, thumbs_url):
                 store.delete(url)
         return winner
+
+    def place(self, row: int) -> tuple[int, int] | None:
+        """Offset and length of a kept link's body in the spool; None while it is only in memory."""
+        place = self._places[self._at[row]]
+        return (place[1] + BLOCK, place[3]) if place is not None and place[1] >= 0 else None
+
+    def spill(self) -> None:
+        """Put what waits in memory for its turn into the spool, out of order: for a rerun, as this unit ends here."""
+        self._spool.ordered = False
+        for at in sorted(self._early):
+            self._put(at, self._early.pop(at))
 
     def close(self) -> None:
         self._spool.close()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.record import RETRYABLE, Event
+from ingest.underway import STALE, Beat, read_beats
 from jobs.ingest_display import clean
 from jobs.report import read_run
 from jobs.terminal import say
@@ -64,6 +65,7 @@ class DatasetStatus:
     seconds_left: float | None  # at that rate
     last_event: str | None
     last_event_at: str | None
+    underway: tuple[Beat, ...] = ()  # what ingests that run, or died, last said of themselves; the newest first
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def dataset_status(url: str) -> DatasetStatus:
         seconds_left=(units - len(committed)) * info.unit / rate if rate and len(committed) < units else None,
         last_event=f"{event.kind} {event.about} {event.detail}".strip() if event else None,
         last_event_at=datetime.fromtimestamp(event.at, UTC).isoformat(timespec="seconds") if event else None,
+        underway=tuple(read_beats(url)),
     )
 
 
@@ -221,6 +224,8 @@ def _dataset_lines(s: DatasetStatus, now: datetime) -> list[str]:
         f"kept     {s.kept:,} of {s.links:,} links ({_share(s.kept, s.links)})",
     ]
     lines += [f"         {reason:<18} {n:>12,}  {_share(n, s.links)}" for reason, n in s.reasons.items()]
+    alive = [beat for beat in s.underway if (now.timestamp() - beat.at) < STALE]
+    lines += [_beat_line(beat, now) for beat in s.underway]
     if s.asked_at:
         rate = f", at about {s.links_per_s:,.0f} links/s" if s.links_per_s else ""
         left = f", {_span(s.seconds_left)} left at that" if s.seconds_left else ""
@@ -231,12 +236,24 @@ def _dataset_lines(s: DatasetStatus, now: datetime) -> list[str]:
         lines.append(f"version  {s.versions} ({s.newest[:16]}, {s.why}): {s.samples:,} samples")
     else:
         lines.append("version  none yet")
-    if s.committed < s.units:
+    if s.committed < s.units and alive:
+        lines.append(f"next     {s.units - s.committed:,} units to do, which that ingest is at")
+    elif s.committed < s.units:
         lines.append(f"next     {s.units - s.committed:,} units to do: if no ingest is running, rerun the same words")
     elif s.retryable:
         again = f" ({s.retries} retries so far)" if s.retries else ""
         lines.append(f"next     xtra ingest --retry takes the {s.retryable:,} links that may work later{again}")
     return lines
+
+
+def _beat_line(beat: Beat, now: datetime) -> str:
+    """What is under way, inside units that are not committed; or what a run that died had done."""
+    rate = f", at about {beat.links_per_s:,.0f} links/s" if beat.links_per_s else ""
+    counts = f"{beat.done:,} of {beat.links:,} links done ({_share(beat.done, beat.links)}), {beat.kept:,} kept{rate}"
+    note = f": {clean(beat.note, 200)}" if beat.note else ""
+    age = now.timestamp() - beat.at
+    who = f"process {beat.process} on {clean(beat.host, 60)}, {_span(max(age, 0.0))} ago"
+    return f"running  {counts}; {who}{note}" if age < STALE else f"died     {counts}; no word from {who}"
 
 
 # ---- a run ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import textwrap
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs import upkeep_verbs
 from jobs.flags import nearest
-from jobs.law_verbs import fit_verb, plan_verb, power
+from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
 from jobs.terminal import say
+from jobs.trace_verb import trace
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -37,7 +39,13 @@ def _ingest(call: Call) -> Any:
     from ingest.config import Config
 
     workers = call.own("workers", 1)
-    config = call.config(Config, also="--workers N ingests with N processes (1: this one)")
+    if "--retry" in call.words[:-1]:  # REASON … may follow it
+        at = call.words.index("--retry") + 1
+        reasons = list(itertools.takewhile(lambda word: not word.startswith("-"), call.words[at:]))
+        call.words[at : at + len(reasons)] = ["--retry-reasons", *reasons] if reasons else []
+    config = call.config(
+        Config, also="--workers N ingests with N processes (1: this one).\n--retry REASON … asks again."
+    )
     if config.dry_run:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
@@ -375,16 +383,6 @@ def _study(call: Call) -> Any:
     return result
 
 
-def _report(call: Call) -> Any:
-    from jobs.report import scaling
-
-    result = scaling.run(call.config(scaling.Config, "runs"))
-    for problem in result.problems:
-        say(f"xtra report: {problem}", file=sys.stderr)
-    say(f"{result.runs} runs, {result.rows} rows: {result.report}")
-    return result
-
-
 def _status(call: Call) -> Any:
     from jobs import status
 
@@ -430,6 +428,7 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
+    "trace": Verb("PLACE", "what became of samples, and which steps of runs saw them", trace),
     "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
@@ -438,7 +437,7 @@ VERBS = {
     "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
     "study": Verb("", "run what is missing of the block-size study of docs/study", _study),
-    "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
+    "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", report_verb),
     "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),

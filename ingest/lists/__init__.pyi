@@ -7,6 +7,7 @@ from .files import (
     list_sha256 as list_sha256,
     skipped as skipped,
 )
+from .line_numbers import row_places as row_places
 from .source import (
     MAX_URL as MAX_URL,
     check_url as check_url,

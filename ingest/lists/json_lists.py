@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ingest.lists.columns import ID_NAMES, LABEL_NAMES, SAMPLE, URL_NAMES, Columns, places, require
 from ingest.lists.files import MAX_LINE, blocks, pieces
-from ingest.lists.rows import Row, batches, row_of
+from ingest.lists.rows import Row, batches, id_of, row_of
 
 LARGEST = 1 << 20  # characters of one entry of an array
 SHAPES = 1000  # sets of names in hand
@@ -77,9 +77,9 @@ def _rows(url: str, columns: Columns) -> Iterator[Row]:
         if isinstance(link, _NESTED):
             kind = "a list" if isinstance(link, list) else "an object"
             why = f"the url is {kind}: give one URL a row"
-            yield Row(number, _cell(name) or None, _cell(link), label_cells, why, others)
+            yield Row(number, _id(name) or None, _cell(link), label_cells, why, others)
             continue
-        yield row_of(number, _cell(name), _cell(link), label_cells, of.id is not None, others)
+        yield row_of(number, _id(name), _cell(link), label_cells, of.id is not None, others)
     for wanted in (columns.id, columns.label):
         if seen and wanted is not None and wanted not in seen:
             raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")
@@ -164,6 +164,10 @@ def _array(url: str) -> Iterator[Entry]:
             line, at = line + text.count("\n", at, end), end
     if depth:
         raise ValueError(f"{url}: damaged JSON: its array does not end: fetch it again")
+
+
+def _id(value: object) -> bytes:
+    return _cell(id_of(value) if isinstance(value, float) else value)
 
 
 def _cell(value: object) -> bytes:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ingest.lists.columns import NOWHERE, SAMPLE, Columns, carried, places
 from ingest.lists.files import open_list
-from ingest.lists.rows import BATCH, HELD, MAX_CELL, ROWS, lists_of, shortened
+from ingest.lists.rows import BATCH, HELD, MAX_CELL, ROWS, id_of, lists_of, shortened
 
 GROUPS = 100  # of rows whose sizes are looked at
 
@@ -102,11 +102,19 @@ def _parquet_batch(url: str, batch: pa.RecordBatch, first: int, names: list[str 
     why = pc.if_else(_blank(text), "no url", pa.scalar(None, pa.string()))
     key = pa.nulls(n, pa.binary())
     if name is not None:
-        key = _binary(url, name)
+        key = _binary(url, _whole(name))
         nameless = _blank(pc.fill_null(key, b""))
         key = pc.if_else(nameless, pa.scalar(None, pa.binary()), key)
         why = pc.if_else(nameless, "empty id", why)
     return pa.record_batch([line, key, text, _label_lists(url, labels, n), why], schema=ROWS)
+
+
+def _whole(column: pa.Array) -> pa.Array:
+    """Ids that became floats on their way, as one null among whole numbers makes them, as the digits that they were."""
+    if not pa.types.is_floating(column.type):
+        return column
+    values = column.to_pylist()
+    return pa.array([value if value is None else id_of(value) for value in values], pa.string())
 
 
 def _blank(cells: pa.BinaryArray) -> pa.BooleanArray:

@@ -48,6 +48,11 @@ class Row(NamedTuple):
     cells: Cells = ()
 
 
+def id_of(number: float) -> str:
+    """A float that is an id, in digits where it is whole: 1.571717e+18 is how it was kept, not what it is."""
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
 def batches(rows: Iterable[Row], names: Sequence[str] | None = ()) -> Iterator[pa.RecordBatch]:
     """The rows as columns of ROWS, and after these their cells as columns of text with these names; where names is
     None, the cells of each row say their own."""

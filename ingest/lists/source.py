@@ -202,12 +202,12 @@ def _judged(urls: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch
         return
     found = files.list_files(urls)
     for file in found:
-        for rows in _rows(file, format, columns):
+        for rows in rows_of_file(file, format, columns):
             if len(rows):
                 yield _judge(rows, f"{list_name(file)}: " if len(found) > 1 else "")
 
 
-def _rows(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
+def rows_of_file(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
     """The entries of one file in order, as batches of ROWS; empty lines are none."""
     kind = files.kind_of(url) if format == "auto" else format
     if kind == "parquet":

@@ -30,6 +30,7 @@ LONGEST_LABEL = 100  # characters of a txt that is taken for a label; a longer o
 _PREFERRED = ("jpg", "jpeg", "png", "webp")
 _META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library passes over
 _LEFTOVER = re.compile(r"(^|/)(\._[^/]*|__MACOSX/.*|\.DS_Store|Thumbs\.db|PaxHeaders[^/]*/.*|@eaDir/.*)$")
+_ROOT = re.compile(r"^(?:\.?/+)+")  # of `tar -C FOLDER .`: where a tar begins is no part of a name
 _KEY = re.compile(r"^((?:.*/|)[^./]+(?:\.\d[^.]*)*?)\.((?!\d[^.]*\.)[^/]*)$")
 
 Field = tuple[Placed, bytes]  # where a member is, and its bytes where they may be wanted
@@ -89,7 +90,7 @@ def _grouped(source: Walkable, unused: Unused, bodies: Callable[[Placed], bytes]
         if parts is None:
             unused.add("without an ending")
             continue
-        key, name = parts[1], parts[2].lower()
+        key, name = _ROOT.sub("", parts[1]), parts[2].lower()
         if current is None or current.key != key:
             if adjacent and current is not None:
                 done.setdefault(current.key, set()).update(current.fields, current.linked)
