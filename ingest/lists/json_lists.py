@@ -51,7 +51,7 @@ def _rows(url: str, columns: Columns) -> Iterator[Row]:
     shapes: dict[tuple[str, ...], _Names] = {}
     seen: dict[str, None] = {}
     last: tuple[str, ...] = ()
-    of = _Names(url_name)
+    url_key, id_key, label_key, carry = _Names(url_name)
     for number, value, why in chain(first, entries):
         if type(value) is not dict:
             if isinstance(value, str):
@@ -69,17 +69,17 @@ def _rows(url: str, columns: Columns) -> Iterator[Row]:
                 if len(shapes) >= SHAPES:
                     shapes.clear()
                 shapes[shape] = found
-            of = found
-        link, name, labels = value.get(of.url), value.get(of.id), value.get(of.label)
+            url_key, id_key, label_key, carry = found
+        link, name, labels = value.get(url_key), value.get(id_key), value.get(label_key)
         labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
-        label_cells = tuple(filter(None, map(_cell, labels)))
-        others = _others(value, of.carry) if of.carry else ()
+        label_cells = tuple(filter(None, map(_cell, labels))) if labels else ()
+        others = _others(value, carry) if carry else ()
         if isinstance(link, _NESTED):
             kind = "a list" if isinstance(link, list) else "an object"
             why = f"the url is {kind}: give one URL a row"
             yield Row(number, _id(name) or None, _cell(link), label_cells, why, others)
             continue
-        yield row_of(number, _id(name), _cell(link), label_cells, of.id is not None, others)
+        yield row_of(number, _id(name), _cell(link), label_cells, id_key is not None, others)
     for wanted in (columns.id, columns.label):
         if seen and wanted is not None and wanted not in seen:
             raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")

@@ -65,7 +65,7 @@ def batches(rows: Iterable[Row], names: Sequence[str] | None = ()) -> Iterator[p
     size = 0
     while some := list(islice(rows, PIECE)):
         held += some
-        size += sum([_size(row.cells) for row in some if row.cells])
+        size += sum(map(_size, filter(None, [row[-1] for row in some])))
         if len(held) >= BATCH or size > HELD:
             yield _with_cells(held, names) if size or names else _batch(held)
             held, size = [], 0

@@ -68,7 +68,7 @@ def _rows(records: Iterable[Record], skipped: object, where: Places, carry: Sequ
 
 
 def _says(cells: list[str]) -> bool:
-    return any(cell and not cell.isspace() for cell in cells)
+    return any(map(str.strip, cells))
 
 
 def _records(url: str, delimiter: str, columns: Columns) -> Iterator[Record]:

@@ -32,6 +32,7 @@ from ingest.sets import folders, in_place, sources, tars
 from shards.tar import Source, pieces
 
 EXAMPLES = int(os.environ.get("XTRA_FUZZ", "200"))
+pytestmark = pytest.mark.timeout(0 if "XTRA_FUZZ" in os.environ else 300)
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
