@@ -41,10 +41,10 @@ check: setup ## format, lint, types, layers, doors
 	.venv/bin/python -m pytest tests/test_house.py
 
 test: setup ## with make check, what to run before you send a change: minutes, nothing that goes by the clock
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" --ignore tests/test_house.py $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --max-worker-restart 0 --dist loadgroup -m "not slow" --ignore tests/test_house.py $(ARGS)
 
 test-all: setup ## every test: also soaks, long kills and, with XTRA_TEST_S3=endpoint, a real S3 store
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --max-worker-restart 0 --dist loadgroup $(ARGS)
 
 bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetch ARGS='--images 10000 --json'
 	.venv/bin/xtra bench $(or $(SUBJECT),fetch) $(ARGS)

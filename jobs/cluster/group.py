@@ -7,6 +7,7 @@ lost a worker starts again from them (docs/design.md, "Run folder").
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -29,6 +30,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 POLL_SECONDS = 0.5
 FAILURES = 8  # worker groups lost before a run is given up
+ERROR_SECONDS = 10.0  # for the other ranks to end after one of them met a mistake of the user's
 
 
 def train_all(
@@ -229,59 +231,61 @@ def _train_on_ray(
     start_ray()
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
+    from jobs.cluster.attempt import Abandoned, Attempt
     from jobs.cluster.rendezvous import loopback
     from xtra.train import TrainResult
 
     configs, use_gpu = _placed(configs, workers)
     backend = "nccl" if use_gpu else "gloo"
     desk = ray.remote(num_cpus=0)(_Desk).remote()
-    attempt = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"configs": list(configs), "desk": desk},
-        torch_config=loopback(backend) if on_one_machine() else TorchConfig(backend),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-        # A name that was never used: with an old one Ray would go on from its own idea of a checkpoint.
-        run_config=RunConfig(
-            name=attempt,
-            storage_path=store.join(configs[0].out, "ray"),
-            failure_config=FailureConfig(max_failures=FAILURES),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    failed: list[BaseException] = []
+    outcome: dict[str, Any] | None = None
+    hopeless = float("inf")  # when to stop waiting for ranks that cannot end by themselves
 
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    outcome = None
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
+    def watch() -> None:
+        nonlocal outcome, hopeless
         if stop.is_set():
             desk.stop.remote()
         rows, (met, outcome) = ray.get([desk.collect.remote(), desk.result.remote()])
         for row in rows:
             progress(row)
         if stop.is_set() and not met:
-            ray.shutdown()  # the workers have not begun, so there is nobody to ask and nothing to save
-            return []
+            raise Abandoned  # the workers have not begun: there is nobody to ask and nothing to save
         if outcome is not None and "error" in outcome:
             # Ranks that did not meet the error themselves wait for those that did, and would for half an hour.
-            thread.join(10)
-            break
-    if thread.is_alive():
-        ray.shutdown()
+            hopeless = min(hopeless, time.monotonic() + ERROR_SECONDS)
+            if time.monotonic() > hopeless:
+                raise Abandoned
+
+    attempt = Attempt(
+        _worker,
+        watch=watch,
+        train_loop_config={"configs": list(configs), "desk": desk},
+        torch_config=loopback(backend) if on_one_machine() else TorchConfig(backend),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        # A name that was never used: with an old one Ray would go on from its own idea of a checkpoint.
+        run_config=RunConfig(
+            name=f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}",
+            storage_path=store.join(configs[0].out, "ray"),
+            failure_config=FailureConfig(max_failures=FAILURES),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    failed: BaseException | None = None
+    try:
+        attempt.fit()
+    except Abandoned:
+        if outcome is None:
+            return []
+    except Exception as error:
+        failed = error
+    with contextlib.suppress(Abandoned):
+        watch()  # what was said last
     if outcome is not None and "error" in outcome:
         raise ValueError(outcome["error"])
     if failed:
-        raise failed[0]
+        raise failed
     assert outcome is not None, "the worker group ended without a word"
     return [TrainResult(**result) for result in outcome["results"]]
 

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import ray
 from forked import run_ranks
 from made_datasets import make_dataset
 from test_train import config, losses, one_rank, same_weights
@@ -95,6 +96,7 @@ def test_a_stop_before_the_workers_begin_ends_without_a_run(data, tmp_path):
     stop.set()
     assert train_all([config(data, tmp_path / "run")], workers=2, stop=stop) == []
     assert not (tmp_path / "run" / "config.json").exists()
+    assert ray.is_initialized(), "the cluster was left with a group in it, which is what once killed the process"
 
 
 @pytest.mark.slow
