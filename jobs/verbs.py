@@ -222,9 +222,13 @@ def _train(call: Call) -> Any:
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
     if name not in recipes.names():
         raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
-    workers = call.own("workers", 1)
+    workers = call.workers()
     asked = call.prefixed("probe")
-    also = """--workers N trains on N processes (1: this one).
+    also = """--workers N trains on N processes (1: this one, unless RAY_ADDRESS names a
+cluster). --workers MIN..MAX takes what there is between, and more as it comes
+(--resize-every 300 seconds). --wait-for-workers SECONDS (60; in a job for ever)
+ends with exit code 75. --stall 600: seconds without a step after which a worker
+counts as lost.
 --probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
 probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it."""
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
@@ -240,11 +244,11 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
             say(line, file=sys.stderr, flush=True)
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
-    _start_group(call, workers)
+    _start_group(call, workers.most)
     with followed, Progress("samples") as progress:
         results = cluster.train_all([config], workers, call.stoppable(), show)
     if not results:
-        say("stopped before the workers began")
+        say("stopped before the workers began, or between two groups of them")
         return {}
     (result,) = results
     last = "there was nothing left to do" if result.loss is None else f"loss {result.loss:.4f}"
@@ -267,7 +271,7 @@ def _start_group(call: Call, workers: int) -> None:
     """Start Ray before the work, because it takes SIGTERM for itself and would die of it instead of saving."""
     from jobs import cluster
 
-    if workers > 1:
+    if workers > 1 or cluster.on_a_cluster():
         cluster.start_ray()
         call.listen()
 

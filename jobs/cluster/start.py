@@ -17,6 +17,8 @@ from shards.pixels import private_folder
 _RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line of a worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # notice a dead worker in a quarter of a second
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # and one that does not answer in a minute
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # we look for nodes that go ourselves, and more often
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
