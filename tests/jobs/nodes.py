@@ -92,8 +92,17 @@ class Cluster:
         }
         token = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
         subprocess.run(token, env=self.env, check=True, capture_output=True, timeout=START_SECONDS)
-        self.head = self._start("head", ["--head", f"--port={self.address.rpartition(':')[2]}", *head], 0)
+        self._head = ["--head", f"--port={self.address.rpartition(':')[2]}", *head]
+        self.head = self._start("head", self._head, 0)
         self.env["RAY_ADDRESS"] = self.address
+
+    def again(self, nodes: int) -> None:
+        """Another head at the same address, with nodes; those that were there are ended before."""
+        for node in self.nodes:
+            node.kill()
+        self.head = self._start("head", self._head, 0)
+        for _ in range(nodes):
+            self.node()
 
     def node(self, cpus: int = 1, env: Mapping[str, str] = {}, more: tuple[str, ...] = ()) -> Node:
         """Start another node and wait until the cluster counts it in."""
