@@ -412,14 +412,6 @@ def _bench(call: Call) -> Any:
     return result
 
 
-def _doctor(call: Call) -> Any:
-    from jobs import doctor
-
-    checks = doctor.run(call.config(doctor.Config, "url"))
-    call.exit_code = 1 if any(c.level == "fail" for c in checks) else 0
-    return {"checks": checks}
-
-
 @dataclass(frozen=True)
 class Verb:
     takes: str  # the leading word, as help shows it
@@ -445,7 +437,7 @@ VERBS = {
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
-    "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),
+    "doctor": Verb("", "check this machine; a store with --url, all nodes with --cluster", upkeep_verbs.doctor),
 }
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ingest import run as ingest
 from ingest.config import Config as IngestConfig
 from jobs.cluster.start import start_ray
-from jobs.cluster.wanted import Workers, on_a_cluster
+from jobs.cluster.wanted import HeadLost, Workers, on_a_cluster
 from shards import store
 
 if TYPE_CHECKING:  # torch comes with these, and an ingest has no use for it
@@ -74,6 +74,7 @@ def ingest_all(
     from jobs.cluster.ingest import crawl_on_actors
 
     start_ray()
+    require_nodes([], config.out, lambda row: None)
     need("CPU", workers)
     config = dataclasses.replace(
         config,
@@ -82,6 +83,17 @@ def ingest_all(
         scratch=config.scratch and store.absolute(config.scratch),
     )
     return ingest.run(config, progress, stop.is_set, functools.partial(crawl_on_actors, workers=workers))
+
+
+def require_nodes(read: Iterable[str], out: str, progress: Progress) -> None:
+    """Ask every node of a cluster that others started whether it can do its part; `read` are datasets.
+
+    Raises ValueError naming the first that cannot.
+    """
+    if on_a_cluster():
+        from jobs.cluster import preflight
+
+        preflight.require([*read], out, lambda line: progress({"run": out, "remark": line}))
 
 
 def need(kind: str, workers: int) -> None:
@@ -111,13 +123,21 @@ def _train_on_ray(
     import ray
 
     from jobs.cluster.attempts import Attempts
+    from shards.stream import split_part
 
+    read = [url for c in configs for url in (c.data, c.val.data, *(split_part(part)[0] for part in c.mix))]
+    require_nodes(dict.fromkeys(read), configs[0].out, progress)
     devices = {config.device for config in configs}
     gpus = devices != {"cpu"} and ray.cluster_resources().get("GPU", 0) > 0
     if gpus and "cpu" in devices:
         raise ValueError("these runs mix device cpu with cuda or auto: train them in two calls")
     attempts = Attempts(configs, workers, gpus, stop, progress)
     try:
-        return attempts.run()
-    finally:
+        results = attempts.run()
+    except HeadLost:
+        raise
+    except BaseException:
         attempts.close()
+        raise
+    attempts.close()
+    return results

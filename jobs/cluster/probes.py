@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.cluster.group import Progress, need
+from jobs.cluster.group import Progress, need, require_nodes
 from jobs.cluster.start import start_ray
 from shards.pixels import leave_no_core
 
@@ -38,6 +38,8 @@ def probe_all(
     start_ray()
     import ray
 
+    read = [url for config in configs for url in (config.train, config.eval) if url]
+    require_nodes(dict.fromkeys(read), configs[0].out, progress)
     gpus = any(config.device.startswith("cuda") for config in configs)
     need("GPU" if gpus else "CPU", 1)
     task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=LOSSES)(_probe)

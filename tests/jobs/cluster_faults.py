@@ -256,13 +256,14 @@ def worlds(run: Path) -> list[int]:
 
 def overlap(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
     """Two drivers, one run: the later one goes on, the first says so and exits 1, and no checkpoint is torn."""
-    with training(cluster, "run", "--workers=1", f"--samples={SAMPLES}") as first:
+    words = ("--workers=1", "--samples=8000")
+    with training(cluster, "run", *words) as first:
         start = first.until_commit(160) - first.began
-        with training(cluster, "run", "--workers=1", f"--samples={SAMPLES}") as second:
+        with training(cluster, "run", *words) as second:
             assert first.end() == 1, first.said
             assert "a later attempt has taken" in first.said
             assert second.end() == 0, second.said
-        once_each(first.run, SAMPLES)
+        once_each(first.run, 8000)
     for path in first.run.glob("checkpoints/*/COMMIT.json"):
         for name, facts in json.loads(path.read_text())["files"].items():
             file = path.parent / name
