@@ -36,16 +36,16 @@ def _ingest(call: Call) -> Any:
     from ingest import run as ingest
     from ingest.config import Config
 
-    workers = call.own("workers", 1)
-    config = call.config(Config, also="--workers N ingests with N processes (1: this one)")
+    workers = call.workers()
+    config = call.config(Config, also="--workers N or MIN..MAX ingests with N processes (1: this one)")
     if config.dry_run:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
-    if workers == 1:
-        return _gather(call, config, title, ingest.run)
-    from jobs import cluster  # it brings torch along, which one worker does not need
+    from jobs import cluster
 
-    _start_group(call, workers)
+    if workers.most == 1 and not cluster.on_a_cluster():
+        return _gather(call, config, title, ingest.run)
+    _start_group(call, workers.most)
     title += f", {workers} workers"
     return _gather(
         call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)

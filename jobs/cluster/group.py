@@ -57,19 +57,18 @@ def train_all(
 
 def ingest_all(
     config: IngestConfig,
-    workers: int = 1,
+    workers: Workers | int = 1,
     stop: threading.Event | None = None,
     progress: Callable[[ingest.Progress], None] | None = None,
 ) -> ingest.IngestResult:
-    """Ingest a list: in this process for one worker, by Ray actors for more.
+    """Ingest a list: in this process, or by Ray actors for several workers or on a cluster.
 
     `stop` ends it within seconds; what is not committed is done by a rerun. Raises ValueError for what
-    ingest.run.run() raises it for.
+    ingest.run.run() raises it for, and TryLater when the cluster had no room for any worker for too long.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
+    workers = Workers(workers, workers) if isinstance(workers, int) else workers
     stop = stop or threading.Event()
-    if workers == 1:
+    if workers.most == 1 and not on_a_cluster():
         return ingest.run(config, progress, stop.is_set)
     from jobs.cluster.ingest import crawl_on_actors
 
@@ -96,14 +95,14 @@ def require_nodes(read: Iterable[str], out: str, progress: Progress) -> None:
         preflight.require([*read], out, lambda line: progress({"run": out, "remark": line}))
 
 
-def need(kind: str, workers: int) -> None:
+def need(kind: str, workers: Workers) -> None:
     """Raises ValueError when the cluster can never have so many: Ray would wait for ever, without a word."""
     from jobs.cluster import capacity
     from jobs.cluster.attempts import too_many
 
     room = capacity.look(kind)
-    if not room.may_have(workers):
-        raise ValueError(too_many(Workers(workers, workers), room))
+    if not room.may_have(workers.least):
+        raise ValueError(too_many(workers, room))
 
 
 def _absolute(c: Config) -> Config:
