@@ -89,6 +89,7 @@ class Attempts:
                 if places is None:
                     break
                 ended = self._attempt(places)
+                self.head.wait()  # a group that was lost with its head left places that nobody can take back
             results = [TrainResult(**result) for result in ended.results]
             whole = [result for result in results if not result.stopped]
             if ended.how in ("done", "stopped"):
@@ -169,9 +170,9 @@ class Attempts:
             nonlocal asked, met, looked
             if self.stop.is_set():
                 asked = "stop"
-            elif not asked and time.monotonic() - looked >= LOOK_SECONDS:
+            if time.monotonic() - looked >= LOOK_SECONDS:
                 looked = time.monotonic()
-                if self.head.answers() and (why := self._reason_to_yield(places, nodes)):
+                if self.head.answers() and not asked and (why := self._reason_to_yield(places, nodes)):
                     asked = "yield"
                     self._say(why)
             heard, rows = self.desk.turn(bool(asked), group)

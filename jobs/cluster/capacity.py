@@ -63,6 +63,11 @@ class Head:
         self._heard = time.monotonic()
         return True
 
+    def wait(self) -> None:
+        """Until it answers. Raises HeadLost."""
+        while not self.answers():
+            time.sleep(CONNECT_SECONDS / 4)
+
 
 def look(kind: str) -> Room:
     """The room for workers that need one CPU, or one GPU, each."""

@@ -14,17 +14,18 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.config import Config
 from ingest.crawl import IN_FLIGHT, MOST_IN_FLIGHT, SEALING, Assignment, Crawl, Underway
-from ingest.http import Demand, Fetcher, Grant, Limiter
+from ingest.http import Fetcher
 from ingest.record import Event
 from ingest.run import Work
 from ingest.scratch import scratch_folder
+from jobs.cluster.book import Book, Leases
 from jobs.cluster.wanted import HeadLost, TryLater, Workers
 from shards.dataset import Commit
 from shards.pixels import leave_no_core
@@ -73,7 +74,7 @@ class Ingester:
         self._bug: str | None = None
         self._stop = threading.Event()
         self._news = threading.Condition()
-        leases = _Leases(book, name)
+        leases = Leases(book, name)
         threading.Thread(target=self._live, args=(config, largest, leases), name="crawl", daemon=True).start()
 
     def talk(self, units: Sequence[Assignment], stop: bool, leave: bool = False) -> News:
@@ -104,7 +105,7 @@ class Ingester:
                 bug=self._bug,
             )
 
-    def _live(self, config: Config, largest: int, leases: _Leases) -> None:
+    def _live(self, config: Config, largest: int, leases: Leases) -> None:
         try:
             self._crawl(config, largest, leases)
         except ValueError as error:
@@ -116,7 +117,7 @@ class Ingester:
                 self._ended = True
                 self._news.notify()
 
-    def _crawl(self, config: Config, largest: int, leases: _Leases) -> None:
+    def _crawl(self, config: Config, largest: int, leases: Leases) -> None:
         with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:
             scratch.check(largest)
             with (
@@ -137,52 +138,6 @@ class Ingester:
     def _tell(self, event: Event) -> None:
         with self._news:
             self._events.append(event)
-
-
-class _Leases:
-    """A worker's side of the book in which all share hosts: asks without waiting, and goes by the last answer."""
-
-    def __init__(self, book: Any, who: str) -> None:
-        self._book, self._who = book, who
-        self._asked: Any = None
-        self._granted: Mapping[str, Grant] = {}
-
-    def settle(self, demands: Mapping[str, Demand]) -> Mapping[str, Grant]:
-        import ray
-
-        if self._asked is not None:
-            if not ray.wait([self._asked], timeout=0)[0]:
-                return self._granted
-            # If the book's process died, Ray starts it anew, and what all of us do is written into it again.
-            with suppress(ray.exceptions.RayActorError):
-                self._granted = {host: Grant(*grant) for host, *grant in ray.get(self._asked)}
-        self._asked = self._book.settle.remote(self._who, [(host, *_fields(d)) for host, d in demands.items()])
-        # What has just been given back must not come from an old answer should it be wanted before the next one.
-        self._granted = {host: grant for host, grant in self._granted.items() if host in demands}
-        return self._granted
-
-
-def _fields(record: Demand | Grant) -> tuple[Any, ...]:
-    """In order: between processes, tuples cost a third of what objects do."""
-    return tuple(getattr(record, name) for name in record.__slots__)
-
-
-class Book:
-    """The actor that keeps the one book of who may ask which host how hard."""
-
-    def __init__(self, per_host: int, rate: float) -> None:
-        self._limiter = Limiter(per_host, rate)
-
-    def settle(self, who: str, demands: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        grants = self._limiter.settle(who, {host: Demand(*demand) for host, *demand in demands}, time.time())
-        return [(host, *_fields(grant)) for host, grant in grants.items()]
-
-    def forget(self, who: str) -> None:
-        self._limiter.forget(who)
-
-    def cpu_seconds(self) -> float:
-        """Of the book's process so far."""
-        return time.process_time()
 
 
 # --- in the driver -------------------------------------------------------------------------------------------------

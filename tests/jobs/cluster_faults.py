@@ -304,7 +304,7 @@ def ingest(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
             "--urls",
             str(urls),
             "--unit=20",
-            "--workers=3",
+            "--workers=1..3",
             "--fetch.allow-private=127.0.0.0/8",
             "--json",
         ]
