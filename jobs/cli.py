@@ -1,8 +1,8 @@
 """The command `xtra`: words -> a Config -> its run(). Rooms are imported only by the verb that needs them.
 
 A verb's flags are the fields of its Config, nested ones with dots (`--optim.lr 1e-3`). A user's mistake is one line on
-stderr and exit 2; a finished verb that found something wrong exits 1; a stop by signal exits 130 or 143 and can be
-rerun; anything else that is raised is a bug and shows its traceback.
+stderr and exit 2, or 75 where the same command may work later; a finished verb that found something wrong exits 1; a
+stop by signal exits 130 or 143 and can be rerun; anything else that is raised is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return _stopped(call)
     except ValueError as error:
         say(f"xtra {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        code = getattr(error, "exit_code", 2)  # 75: nothing is wrong, and the same command may go on later
+        if getattr(error, "at_once", False):
+            sys.stdout.flush()
+            os._exit(code)
+        return code
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from jobs.cluster import Workers, parse_workers
+
 C = TypeVar("C")
 REQUIRED = dataclasses.MISSING
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,28 +51,47 @@ class Call:
 
     def own(self, name: str, default: int) -> int:
         """Take a whole-number flag that belongs to the command and not to a Config."""
-        for at, word in enumerate(self.words):
-            flag, equals, value = word.partition("=")
-            if flag == f"--{name}":
-                rest = self.words[at + 1 : at + 2]
-                value = value if equals else (rest[0] if rest else "")
-                if not value.isdigit():
-                    raise ValueError(f"--{name} is {value!r}; it must be a whole number")
-                del self.words[at : at + (1 if equals else 2)]
-                return int(value)
-        return default
+        value = self.value(name)
+        if value is not None and not value.isdigit():
+            raise ValueError(f"--{name} is {value!r}; it must be a whole number")
+        return default if value is None else int(value)
 
-    def choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """Take a flag that belongs to the command and names one of some things; None if it is not given."""
+    def value(self, name: str) -> str | None:
+        """Take a flag that belongs to the command; None if it is not given."""
         for at, word in enumerate(self.words):
             flag, equals, value = word.partition("=")
             if flag == f"--{name}":
                 value = value if equals else " ".join(self.words[at + 1 : at + 2])
-                if value not in choices:
-                    raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
                 del self.words[at : at + (1 if equals else 2)]
                 return value
         return None
+
+    def seconds(self, name: str) -> float | None:
+        """Take a flag of the command that is a time in seconds; None if it is not given."""
+        value = self.value(name)
+        if value is None:
+            return None
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not seconds >= 0:
+            raise ValueError(f"--{name} is {value!r}; it must be a number of seconds")
+        return seconds
+
+    def workers(self) -> Workers:
+        """Take --workers N or MIN..MAX and what goes with it."""
+        least, most = parse_workers(value) if (value := self.value("workers")) is not None else (1, 1)
+        times = {"stall": self.seconds("stall"), "resize_every": self.seconds("resize-every")}
+        given = {name: seconds for name, seconds in times.items() if seconds is not None}
+        return Workers(least, most, self.seconds("wait-for-workers"), **given)
+
+    def choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """Take a flag that belongs to the command and names one of some things; None if it is not given."""
+        value = self.value(name)
+        if value is not None and value not in choices:
+            raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
+        return value
 
     def several(self, name: str) -> tuple[str, ...]:
         """Take a flag that belongs to the command, with all the plain words after it; empty if it is not given."""

@@ -1,4 +1,4 @@
-"""`xtra check` and `xtra sweep`: datasets verified and repaired, and what dead writers left removed."""
+"""`xtra check`, `sweep` and `doctor`: datasets verified and repaired, what dead writers left, machines looked at."""
 
 from __future__ import annotations
 
@@ -69,3 +69,19 @@ def sweep(call: Call) -> Any:
     if result.remark:
         say(f"xtra sweep: {result.remark}", file=sys.stderr)
     return result
+
+
+def doctor(call: Call) -> Any:
+    from jobs import cluster, doctor as machine
+
+    config = call.config(machine.Config, "url")
+    if config.cluster and not cluster.on_a_cluster():
+        raise ValueError("--cluster asks the nodes of a cluster, and RAY_ADDRESS names none: set it to HOST:PORT")
+    checks = machine.run(config)
+    if config.cluster:
+        cluster.start_ray()
+        for check in cluster.check_nodes(out=config.url):
+            say(check, flush=True)
+            checks.append(check)
+    call.exit_code = 1 if any(c.level == "fail" for c in checks) else 0
+    return {"checks": checks}

@@ -38,22 +38,21 @@ def _ingest(call: Call) -> Any:
     from ingest import run as ingest
     from ingest.config import Config
 
-    workers = call.own("workers", 1)
+    workers = call.workers()
     if "--retry" in call.words[:-1]:  # REASON … may follow it
         at = call.words.index("--retry") + 1
         reasons = list(itertools.takewhile(lambda word: not word.startswith("-"), call.words[at:]))
         call.words[at : at + len(reasons)] = ["--retry-reasons", *reasons] if reasons else []
-    config = call.config(
-        Config, also="--workers N ingests with N processes (1: this one).\n--retry REASON … asks again."
-    )
+    also = "--workers N or MIN..MAX ingests with N processes (1: this one).\n--retry REASON … asks again."
+    config = call.config(Config, also=also)
     if config.dry_run:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
-    if workers == 1:
-        return _gather(call, config, title, ingest.run)
-    from jobs import cluster  # it brings torch along, which one worker does not need
+    from jobs import cluster
 
-    _start_group(call, workers)
+    if workers.most == 1 and not cluster.on_a_cluster():
+        return _gather(call, config, title, ingest.run)
+    _start_group(call, workers.most)
     title += f", {workers} workers"
     return _gather(
         call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)
@@ -230,9 +229,13 @@ def _train(call: Call) -> Any:
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
     if name not in recipes.names():
         raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
-    workers = call.own("workers", 1)
+    workers = call.workers()
     asked = call.prefixed("probe")
-    also = """--workers N trains on N processes (1: this one).
+    also = """--workers N trains on N processes (1: this one, unless RAY_ADDRESS names a
+cluster). --workers MIN..MAX takes what there is between, and more as it comes
+(--resize-every 300 seconds). --wait-for-workers SECONDS (60; in a job for ever)
+ends with exit code 75. --stall 600: seconds without a step after which a worker
+counts as lost.
 --probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
 probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it."""
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
@@ -248,11 +251,11 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
             say(line, file=sys.stderr, flush=True)
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
-    _start_group(call, workers)
+    _start_group(call, workers.most)
     with followed, Progress("samples") as progress:
         results = cluster.train_all([config], workers, call.stoppable(), show)
     if not results:
-        say("stopped before the workers began")
+        say("stopped before the workers began, or between two groups of them")
         return {}
     (result,) = results
     last = "there was nothing left to do" if result.loss is None else f"loss {result.loss:.4f}"
@@ -275,7 +278,7 @@ def _start_group(call: Call, workers: int) -> None:
     """Start Ray before the work, because it takes SIGTERM for itself and would die of it instead of saving."""
     from jobs import cluster
 
-    if workers > 1:
+    if workers > 1 or cluster.on_a_cluster():
         cluster.start_ray()
         call.listen()
 
@@ -408,14 +411,6 @@ def _bench(call: Call) -> Any:
     return result
 
 
-def _doctor(call: Call) -> Any:
-    from jobs import doctor
-
-    checks = doctor.run(call.config(doctor.Config, "url"))
-    call.exit_code = 1 if any(c.level == "fail" for c in checks) else 0
-    return {"checks": checks}
-
-
 @dataclass(frozen=True)
 class Verb:
     takes: str  # the leading word, as help shows it
@@ -442,7 +437,7 @@ VERBS = {
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
-    "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),
+    "doctor": Verb("", "check this machine; a store with --url, all nodes with --cluster", upkeep_verbs.doctor),
 }
 
 

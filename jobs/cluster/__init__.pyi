@@ -1,8 +1,6 @@
-from .group import (
-    Progress as Progress,
-    ingest_all as ingest_all,
-    probe_all as probe_all,
-    train_all as train_all,
-)
+from .group import Progress as Progress, ingest_all as ingest_all, train_all as train_all
+from .preflight import check_nodes as check_nodes
+from .probes import probe_all as probe_all
 from .side_by_side import side_by_side as side_by_side
 from .start import start_ray as start_ray
+from .wanted import Workers as Workers, on_a_cluster as on_a_cluster, parse_workers as parse_workers

@@ -1,12 +1,13 @@
-"""How the ranks of one machine find each other: by a file that only their user can open.
+"""How the ranks of a group find each other.
 
-torch's usual rendezvous is a server at rank 0 that listens on every interface and believes everybody.
+On one machine: by a file that only their user can open, because torch's usual rendezvous is a server at rank 0 that
+listens on every interface and believes everybody. On several: by that server, over the interface that leads to the
+other nodes, which is not the one of the host's name where that resolves to 127.0.1.1.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,18 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
+from jobs.cluster.node_facts import interface_of
+from jobs.cluster.start import on_one_machine
+
+
+def torch_config(backend: str, folder: str) -> TorchConfig:
+    """How to set up torch.distributed on this cluster; `backend` is gloo or nccl, `folder` this user's alone."""
+    if not on_one_machine():
+        return _NetworkConfig(backend)
+    config = _LoopbackConfig(backend)
+    config.folder = folder
+    return config
+
 
 def _meet(backend: str, path: str, rank: int, ranks: int, seconds: int) -> None:
     dist.init_process_group(
@@ -22,31 +35,52 @@ def _meet(backend: str, path: str, rank: int, ranks: int, seconds: int) -> None:
     )
 
 
-class _LoopbackBackend(_TorchBackend):
-    """Ray Train's own, but for where the ranks meet; it lives in the controller, one for each start of the group."""
+def _face_the_others() -> None:
+    """Take the interface of the address by which the cluster knows this node; what the user has set stays."""
+    import ray
 
-    folder = ""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+class _NetworkBackend(_TorchBackend):
+    """Ray Train's own, with the right interface. Ranks are not asked to take their leave: they are ended at once, and
+    one that waits for a dead one could not answer."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_face_the_others)
+        super().on_start(worker_group, backend_config)
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        pass
+
+
+class _LoopbackBackend(_TorchBackend):
+    """Ray Train's own, but for where the ranks meet."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         import ray
 
-        self.folder = tempfile.mkdtemp(prefix="xtra-ranks-")  # mode 0700; a new one for each start of the group
-        path, ranks = str(Path(self.folder, "rendezvous")), len(worker_group)
+        path, ranks = str(Path(backend_config.folder, "rendezvous")), len(worker_group)
         backend, seconds = backend_config.backend, backend_config.timeout_s
         worker_group.execute(_set_torch_distributed_env_vars)
         ray.get([worker_group.execute_single_async(n, _meet, backend, path, n, ranks, seconds) for n in range(ranks)])
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        super().on_shutdown(worker_group, backend_config)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        pass
 
 
 class _LoopbackConfig(TorchConfig):
+    folder = ""  # new for every group
+
     @property
     def backend_cls(self) -> type[_LoopbackBackend]:
         return _LoopbackBackend
 
 
-def loopback(backend: str) -> TorchConfig:
-    """TorchConfig for a cluster that is one machine; `backend` is gloo or nccl."""
-    return _LoopbackConfig(backend)
+class _NetworkConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_NetworkBackend]:
+        return _NetworkBackend

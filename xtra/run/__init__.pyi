@@ -1,7 +1,14 @@
 from . import checkpoint as checkpoint, poison as poison
 from .branch import require_trunk as require_trunk
 from .checkpoint_writer import Saver as Saver
-from .folder import Opened as Opened, Parts as Parts, now as now, open_run as open_run, terms as terms
+from .folder import (
+    Opened as Opened,
+    Parts as Parts,
+    now as now,
+    open_run as open_run,
+    stalled as stalled,
+    terms as terms,
+)
 from .leftovers import remove_leftovers as remove_leftovers
 from .meter import attention_ends as attention_ends, cost as cost, memory_bytes as memory_bytes, shape_of as shape_of
 from .recover import load_newest as load_newest

@@ -55,6 +55,7 @@ MAY_DIFFER = (
     "branch",
     "arm",
 )
+STALLED = 900_000  # first number of the parts that ranks leave which stalled: no rank counts so far
 
 
 @dataclass(frozen=True)
@@ -288,3 +289,12 @@ class Parts:
 
     def __exit__(self, *error: object) -> None:
         self.flush()
+
+
+def stalled(run: str, rank: int, stack: str) -> None:
+    """Record that a rank made no step for too long, and where it stood; from outside of the training, which hangs."""
+    number = max(attempts(run), default=0)
+    if number:
+        event = {"at": now(), "event": "stalled", "rank": rank, "stack": stack}
+        name = f"{number:06d}-{STALLED + rank:06d}.jsonl"
+        store.put(store.join(run, "events", name), (json.dumps(event) + "\n").encode())

@@ -1,0 +1,241 @@
+"""The attempts of a run: the driver owns them, Ray owns one group of workers at a time.
+
+Each takes as many places as there are between the least and the most that were asked for, trains on them, and ends in
+one of five ways:
+
+    done      every run is whole
+    stopped   the user asked, or a later attempt took the run over
+    yield     we asked, because a node of the group is about to go or places came free: save, and start a new group
+    mistake   a rank raised ValueError: the user's, and no retry
+    lost      anything else: start a new group from the newest COMMIT
+
+A run is given up only where group after group is lost without a new COMMIT. Every wish to end travels the same way: the
+group saves at the end of its step and returns, so nothing is lost.
+
+Ray Train's own elasticity (ScalingConfig(num_workers=(MIN, MAX))) is not used: it restarts from the last checkpoint
+instead of saving first, and it waits for a start that cannot succeed before it takes fewer workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+from jobs.cluster import attempt, capacity
+from jobs.cluster.attempt import Abandoned, Places
+from jobs.cluster.capacity import Head
+from jobs.cluster.desk import Desk
+from jobs.cluster.rank import work
+from jobs.cluster.wanted import TryLater, Workers, in_a_job
+from xtra.run import checkpoint
+from xtra.train import Config, TrainResult
+
+Progress = Callable[[dict[str, Any]], None]
+
+LOSSES = 8  # groups in a row that made no COMMIT
+SETTLE_SECONDS = 5.0  # in which places come free of a group that has just ended, before fewer are taken
+PLACE_SECONDS = 5.0  # that free places may take to be given
+SAY_SECONDS = 10.0
+LOOK_SECONDS = 1.0  # between looks for nodes that go, and for places that came free
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Ended:
+    how: Literal["done", "stopped", "yield", "mistake", "lost"]
+    results: tuple[dict[str, Any], ...] = ()
+    why: str = ""
+
+
+@dataclass
+class Attempts:
+    """The state of the loop in the driver."""
+
+    configs: Sequence[Config]
+    workers: Workers
+    gpus: bool
+    stop: threading.Event
+    progress: Progress
+    desk: Desk = field(default_factory=Desk)
+    head: Head = field(default_factory=Head)
+    done: list[TrainResult] = field(default_factory=list)  # of the first runs
+    resized_at: float = 0.0
+    begun: bool = False  # some group had its places
+    asked: bool = False  # the autoscaler
+
+    def close(self) -> None:
+        self.desk.close()
+        if self.asked:
+            capacity.ask_autoscaler(self.kind, 0)
+
+    @property
+    def kind(self) -> str:
+        return "GPU" if self.gpus else "CPU"
+
+    def run(self) -> list[TrainResult]:
+        """Train all. Raises ValueError for a rank's mistake and for a run that is lost again and again; TryLater when
+        there was no room for too long."""
+        losses, newest = 0, self._newest()
+        while not self.stop.is_set():
+            with self._places() as places:
+                if places is None:
+                    break
+                ended = self._attempt(places)
+                self.head.wait()  # a group that was lost with its head left places that nobody can take back
+            results = [TrainResult(**result) for result in ended.results]
+            whole = [result for result in results if not result.stopped]
+            if ended.how in ("done", "stopped"):
+                return [*self.done, *results]
+            if ended.how == "mistake":
+                raise ValueError(ended.why)
+            self.done += whole
+            if ended.how == "lost":
+                before, newest = newest, self._newest()
+                losses = losses + 1 if newest == before else 1
+                self._lost(ended.why, losses)
+        return self.done
+
+    @property
+    def _left(self) -> list[Config]:
+        return list(self.configs[len(self.done) :])
+
+    def _newest(self) -> list[str | None]:
+        return [checkpoint.latest(config.out) for config in self.configs]
+
+    def _lost(self, why: str, losses: int) -> None:
+        run = self._left[0].out
+        if losses >= LOSSES:
+            raise ValueError(
+                f"{run}: {LOSSES} groups of workers in a row were lost without a new checkpoint, the last with {why}: "
+                "see the run's events; the same command goes on from the newest checkpoint"
+            )
+        self._say(f"workers were lost ({why}): going on from the newest checkpoint")
+
+    def _say(self, remark: str) -> None:
+        self.progress({"run": self._left[0].out, "remark": remark})
+
+    # --- a place for each worker ---
+
+    @contextmanager
+    def _places(self) -> Iterator[Places | None]:
+        """As many as there are, once there are enough; None when the user stops."""
+        since = said = time.monotonic()
+        while not self.stop.is_set():
+            if not self.head.answers():
+                self.stop.wait(POLL_SECONDS)
+                continue
+            room = capacity.look(self.kind)
+            if not (self.begun or room.may_have(self.workers.least) or in_a_job() or self.workers.wait is not None):
+                raise ValueError(too_many(self.workers, room))
+            waited = time.monotonic() - since
+            chosen = choose(self.workers, room, settled=waited >= SETTLE_SECONDS)
+            if room.limit is not None and not self.asked and chosen < self.workers.most:
+                capacity.ask_autoscaler(self.kind, self.workers.most)
+                self.asked = True
+            if chosen:
+                with attempt.take(chosen, self.gpus, PLACE_SECONDS) as places:
+                    if places is not None:
+                        self.begun, self.resized_at = True, time.monotonic()
+                        yield places
+                        return
+            if waited > self.workers.patience:
+                raise TryLater(
+                    f"no place for {self.workers} workers after {waited:.0f} s ({room.waiting(str(self.workers))}): "
+                    "the same command goes on; --wait-for-workers SECONDS waits longer"
+                )
+            if time.monotonic() - said >= SAY_SECONDS:
+                said = time.monotonic()
+                self._say(room.waiting(str(self.workers)))
+            self.stop.wait(POLL_SECONDS)
+        yield None
+
+    # --- one group ---
+
+    def _attempt(self, places: Places) -> Ended:
+        """Train on these places until the group ends, however it does."""
+        group, nodes = uuid.uuid4().hex[:8], places.nodes()
+        asked: Literal["", "stop", "yield"] = ""
+        met = False
+        looked = time.monotonic()
+
+        def watch() -> None:
+            nonlocal asked, met, looked
+            if self.stop.is_set():
+                asked = "stop"
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                looked = time.monotonic()
+                if self.head.answers() and not asked and (why := self._reason_to_yield(places, nodes)):
+                    asked = "yield"
+                    self._say(why)
+            heard, rows = self.desk.turn(bool(asked), group)
+            met = met or heard
+            for row in rows:
+                self.progress(row)
+            if asked and not met:
+                raise Abandoned  # no rank has begun: there is nobody to ask and nothing to save
+
+        job = {
+            "configs": [self._placed(config) for config in self._left],
+            "desk": self.desk.actor,
+            "group": group,
+            "stall": self.workers.stall,
+        }
+        try:
+            result = attempt.run(work, job, places, watch)
+        except Abandoned:
+            return Ended("stopped" if asked == "stop" else "yield")
+        except ray.exceptions.RayError as error:  # the controller
+            return Ended("lost", why=attempt.reason(error))
+        for row in self.desk.turn(bool(asked), group)[1]:
+            self.progress(row)
+        if (why := attempt.mistake(result)) is not None:
+            return Ended("mistake", why=why)
+        if result.error is not None:
+            return Ended("stopped" if asked == "stop" else "lost", why=attempt.reason(result.error))
+        results = tuple(result.return_value["results"])
+        stopped, superseded = results[-1]["stopped"], results[-1]["superseded"]
+        if not stopped or superseded or asked == "stop":
+            return Ended("stopped" if stopped else "done", results)
+        return Ended("yield", results)
+
+    def _placed(self, config: Config) -> Config:
+        return dataclasses.replace(config, device="cuda" if self.gpus else "cpu")
+
+    def _reason_to_yield(self, places: Places, nodes: frozenset[str]) -> str:
+        """Why this group should save and make way for another; "" if it should not."""
+        if nodes & capacity.going().keys():
+            return "a node of the group is about to go: saving, and going on with the others"
+        if places.workers < self.workers.most and time.monotonic() - self.resized_at >= self.workers.resize_every:
+            room = capacity.look(self.kind)
+            self.resized_at = time.monotonic()
+            if room.free:
+                more = min(self.workers.most, places.workers + room.free)
+                return f"there is room for {more} workers: saving, and going on with them"
+        return ""
+
+
+def choose(workers: Workers, room: capacity.Room, settled: bool) -> int:
+    """How many workers to start now; 0: none yet. Until things settle, as many as the nodes that stay can hold."""
+    hoped = min(workers.most, room.total)
+    if hoped < workers.least:
+        return 0
+    if room.free >= hoped:
+        return hoped
+    return room.free if settled and room.free >= workers.least else 0
+
+
+def too_many(workers: Workers, room: capacity.Room, otherwise: str = "") -> str:
+    """What to say of more workers than there can ever be."""
+    have = f"this cluster has {room.total} {room.kind}s"
+    if room.limit is not None:
+        have += f" and may grow to {max(room.limit, room.total)}"
+    cpu = ", or --device cpu" if room.kind == "GPU" else ""
+    return f"workers is {workers}; {have}: use fewer workers{cpu}"

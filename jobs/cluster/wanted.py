@@ -1,0 +1,69 @@
+"""How many workers a command may have, and how long it waits for them. Imports neither Ray nor torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+WAIT_SECONDS = 60.0  # outside of a job, where somebody sits before the terminal
+
+
+class TryLater(ValueError):
+    """Nothing is wrong with the command, but it cannot go on now: the same command may later."""
+
+    exit_code = os.EX_TEMPFAIL  # 75
+
+
+class HeadLost(TryLater):
+    """The cluster's head is gone. Ray would wait a minute for it and then end the process: ask it nothing more."""
+
+    at_once = True  # also no library's leave-taking
+
+
+@dataclass(frozen=True)
+class Workers:
+    """From `least` to `most` workers, as many as there is room for."""
+
+    least: int = 1
+    most: int = 1
+    wait: float | None = None  # seconds without room after which the command ends; None: 60, in a job for ever
+    stall: float = 600.0  # seconds without a step after which a rank counts as lost
+    resize_every: float = 300.0  # seconds between two looks for more workers
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ValueError(f"workers is {self.least}; it must be at least 1")
+        if self.most < self.least:
+            raise ValueError(f"workers is {self.least}..{self.most}; give MIN..MAX, the smaller number first")
+        if self.stall <= 0:
+            raise ValueError(f"stall is {self.stall:g}; it must be more than 0 seconds")
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for room."""
+        if self.wait is not None:
+            return self.wait
+        return float("inf") if in_a_job() else WAIT_SECONDS
+
+    def __str__(self) -> str:
+        return f"{self.least}" if self.least == self.most else f"{self.least}..{self.most}"
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """`4` or `2..4` as (least, most). Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", text)
+    if found is None:
+        raise ValueError(f"--workers is {text!r}; it must be a whole number, or MIN..MAX")
+    least = int(found[1])
+    return least, int(found[2]) if found[2] else least
+
+
+def in_a_job() -> bool:
+    """Whether this process was submitted to a Ray cluster as a job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def on_a_cluster() -> bool:
+    """Whether the command is to run on a cluster that others started."""
+    return in_a_job() or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")

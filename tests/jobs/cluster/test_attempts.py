@@ -1,0 +1,145 @@
+"""The attempt loop without a cluster: how many workers are taken, when a run is given up, what waiting says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs import cli
+from jobs.cluster import Workers, parse_workers
+from jobs.cluster.attempts import LOSSES, Attempts, Ended, choose
+from jobs.cluster.capacity import Room
+from jobs.cluster.wanted import TryLater
+from jobs.flags import Call
+from xtra.train import TrainResult
+
+
+def room(total: int, free: int, limit: int | None = None) -> Room:
+    return Room("CPU", total, free, jobs=2, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "total", "free", "settled", "chosen"),
+    [
+        (2, 2, 4, 4, False, 2),
+        (2, 2, 1, 1, True, 0),  # fewer than the least: wait
+        (1, 4, 3, 3, False, 3),  # all that the nodes can hold
+        (1, 4, 3, 1, False, 0),  # a group has just ended: its places come free
+        (1, 4, 3, 1, True, 1),  # they are taken by others
+        (2, 4, 3, 1, True, 0),
+    ],
+)
+def test_as_many_workers_are_taken_as_there_is_room_for(least, most, total, free, settled, chosen):
+    assert choose(Workers(least, most), room(total, free), settled) == chosen
+
+
+def test_waiting_says_what_is_in_use_and_what_may_come():
+    assert room(4, 1, limit=8).waiting("2") == (
+        "waiting for 2 CPUs: 3 of 4 in use by 2 other jobs; the cluster may grow to 8"
+    )
+    assert Room("GPU", 4, 4, 0, None).waiting("8") == "waiting for 8 GPUs: 0 of 4 in use"
+    assert [room(1, 1, limit).may_have(2) for limit in (None, 1, 2)] == [False, False, True]
+
+
+@pytest.mark.parametrize("text", ["", "x", "2.5", "1..", "..2", "-1", "1...2"])
+def test_workers_are_a_number_or_a_range(text):
+    assert (parse_workers("4"), parse_workers("2..4")) == ((4, 4), (2, 4))
+    with pytest.raises(ValueError, match=r"--workers is .*; it must be a whole number, or MIN"):
+        parse_workers(text)
+
+
+def test_the_flags_of_waiting(capsys):
+    words = ["--workers", "1..3", "--wait-for-workers=5", "--stall", "9", "--resize-every=2.5", "--seed", "1"]
+    call = Call("train", "RECIPE", words)
+    assert call.workers() == Workers(1, 3, wait=5.0, stall=9.0, resize_every=2.5)
+    assert call.words == ["--seed", "1"]
+    for words, said in (
+        (["--workers", "3..1"], "workers is 3..1; give MIN..MAX, the smaller number first"),
+        (["--workers", "0"], "workers is 0; it must be at least 1"),
+        (["--wait-for-workers", "soon"], "--wait-for-workers is 'soon'; it must be a number of seconds"),
+        (["--stall", "0"], "stall is 0; it must be more than 0 seconds"),
+    ):
+        assert cli.main(["train", "demo32", *words]) == 2
+        assert capsys.readouterr().err == f"xtra train: {said}\n"
+
+
+def test_outside_of_a_job_waiting_has_an_end(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert (Workers().patience, Workers(wait=5).patience) == (60, 5)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert (Workers().patience, Workers(wait=5).patience) == (float("inf"), 5)
+
+
+def test_a_command_that_may_work_later_exits_75(monkeypatch, capsys):
+    def later(call: Call) -> None:
+        raise TryLater("no place for 2 workers")
+
+    monkeypatch.setitem(cli.VERBS, "train", SimpleNamespace(takes="", run=later))
+    assert cli.main(["train"]) == 75
+    assert capsys.readouterr().err == "xtra train: no place for 2 workers\n"
+
+
+class Scripted(Attempts):
+    """Groups that end as they are told, each with the newest checkpoint that it leaves."""
+
+    def __init__(self, *script: tuple[Ended, str]) -> None:
+        runs: list[Any] = [SimpleNamespace(out=name) for name in ("one", "two")]
+        self.rows: list[dict[str, Any]] = []
+        desk: Any = SimpleNamespace()
+        head: Any = SimpleNamespace(wait=bool)
+        super().__init__(runs, Workers(), False, threading.Event(), self.rows.append, desk=desk, head=head)
+        self.script, self.newest, self.left = list(script), "", list[list[str]]()
+
+    def _newest(self) -> list[str | None]:
+        return [self.newest]
+
+    @contextmanager
+    def _places(self) -> Iterator[Any]:
+        yield "places"
+
+    def _attempt(self, places: Any) -> Ended:
+        self.left.append([config.out for config in self._left])
+        ended, self.newest = self.script.pop(0)
+        return ended
+
+
+def result(run: str, stopped: bool = False) -> dict[str, Any]:
+    return asdict(TrainResult(run, 1, 10, 0.5, 1.0, stopped))
+
+
+LOST = Ended("lost", why="rank 1: it died")
+
+
+def test_a_run_is_given_up_only_after_losses_without_a_checkpoint_between():
+    done = (Ended("done", (result("one"), result("two"))), "9")
+    early = [(LOST, "")] * (LOSSES - 1)
+    patient = Scripted(*early, (LOST, "1"), *[(LOST, "1")] * (LOSSES - 2), done)
+    assert [r.run for r in patient.run()] == ["one", "two"]
+    assert [row["remark"] for row in patient.rows] == [
+        "workers were lost (rank 1: it died): going on from the newest checkpoint"
+    ] * (2 * LOSSES - 2)
+    with pytest.raises(
+        ValueError, match=f"one: {LOSSES} groups of workers in a row were lost without a new checkpoint"
+    ):
+        Scripted(*early, (LOST, "")).run()
+
+
+def test_what_a_group_finished_before_it_made_way_is_not_begun_again():
+    first = Ended("yield", (result("one"), result("two", stopped=True)))
+    attempts = Scripted((first, "1"), (Ended("done", (result("two"),)), "2"))
+    assert json.dumps([r.run for r in attempts.run()]) == '["one", "two"]'
+    assert attempts.left == [["one", "two"], ["two"]]
+
+
+def test_a_mistake_ends_the_run_at_once_and_a_stop_gives_what_there_is():
+    with pytest.raises(ValueError, match=r"lower --optim\.lr"):
+        Scripted((Ended("mistake", why="lower --optim.lr"), "")).run()
+    stopped = Scripted((Ended("stopped", (result("one", stopped=True),)), ""))
+    assert [r.stopped for r in stopped.run()] == [True]

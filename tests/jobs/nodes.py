@@ -1,0 +1,182 @@
+"""A real Ray cluster on one machine: every node is a `ray start --block` process that a test may kill or stop.
+
+Nodes are started one after the other, because two starts at once time out. They keep to free ports, to a temporary
+folder of their own and to a HOME of their own, in which Ray puts the token that every process has to show. They are
+ended by the ids of the processes that were started here, and by no name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from places import ROOT
+
+from jobs.cluster.reaper import Process, below, processes
+
+START_SECONDS = 240.0  # on a busy machine
+END_SECONDS = 20.0
+ASK = """
+import sys
+from ray._raylet import GcsClient
+for node in GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20).values():
+    print(node.node_name, node.state)
+"""
+
+
+@dataclass
+class Node:
+    """One `ray start --block` and what it started."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    family: set[Process] = field(default_factory=set)
+
+    def remember(self) -> set[Process]:
+        """The node's processes that are alive, those of workers among them."""
+        there = processes()
+        self.family |= below(self.process.pid) | {process for process in there if process[0] == self.process.pid}
+        return self.family & there.keys()
+
+    def pid(self, what: str) -> int:
+        """The one process of the node whose command has this word: raylet, gcs_server, ..."""
+        found = [pid for pid, _ in self.remember() if what in _program(pid)]
+        assert len(found) == 1, f"{self.name} has {len(found)} processes {what}: {self.log.read_text()[-500:]}"
+        return found[0]
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal every process of the node, as when its machine goes (SIGSTOP: stands still)."""
+        for pid, _ in self.remember():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
+
+    def drain(self) -> None:
+        """The notice that a platform gives: SIGTERM to `ray start --block`, which drains for its notice and ends."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+
+class Cluster:
+    """A head of 0 CPUs, and nodes that come and go. `env` is what a command needs to use it."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str] = {}, notice: int = 30, head: tuple[str, ...] = ()) -> None:
+        self.folder, self.nodes, self.born = folder, list[Node](), 0
+        self.address = f"127.0.0.1:{free_port()}"
+        home = folder / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        bare = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+        self.env = bare | {
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # Ray's 15 starves where others use the cores
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(notice),
+            "OMP_NUM_THREADS": "1",
+            **env,
+        }
+        token = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+        subprocess.run(token, env=self.env, check=True, capture_output=True, timeout=START_SECONDS)
+        self._head = ["--head", f"--port={self.address.rpartition(':')[2]}", *head]
+        self.head = self._start("head", self._head, 0)
+        self.env["RAY_ADDRESS"] = self.address
+
+    def again(self, nodes: int) -> None:
+        """Another head at the same address, with nodes; those that were there are ended before."""
+        for node in self.nodes:
+            node.kill()
+        self.head = self._start("head", self._head, 0)
+        for _ in range(nodes):
+            self.node()
+
+    def node(self, cpus: int = 1, env: Mapping[str, str] = {}, more: tuple[str, ...] = ()) -> Node:
+        """Start another node and wait until the cluster counts it in."""
+        self.born += 1
+        return self._start(f"node{self.born}", [f"--address={self.address}", *more], cpus, env)
+
+    def alive(self, **env: str) -> dict[str, bool]:
+        """Whether the head counts each node in, by its name; empty where it does not answer."""
+        command = [sys.executable, "-c", ASK, self.address]
+        asked = subprocess.run(command, env={**self.env, **env}, capture_output=True, text=True, timeout=90)
+        return {name: state == "0" for name, state in map(str.split, asked.stdout.splitlines())}
+
+    def _start(self, name: str, words: list[str], cpus: int, env: Mapping[str, str] = {}) -> Node:
+        log = self.folder / f"{name}.log"
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words, f"--num-cpus={cpus}"),
+            *(f"--node-name={name}", "--num-gpus=0", "--node-ip-address=127.0.0.1", "--disable-usage-stats"),
+            *("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"),
+            *("--object-store-memory=80000000", "--memory=2000000000", "--include-log-monitor=false"),
+        ]
+        if "--head" in words:
+            command += [f"--temp-dir={self.folder / 'ray'}", "--include-dashboard=false"]
+            command += [f"--ray-client-server-port={free_port()}"]
+        with open(log, "wb") as out:
+            process = subprocess.Popen(
+                command, env={**self.env, **env}, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder
+            )
+        node = Node(name, process, log)
+        self.nodes.append(node)
+        until = time.monotonic() + START_SECONDS
+        while "--block" not in log.read_text():  # printed once it has joined
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, f"{name} did not start: {log.read_text()[-2000:]}"
+            time.sleep(0.1)
+        node.remember()
+        return node
+
+    def close(self) -> None:
+        """End every process that was started here."""
+        for node in reversed(self.nodes):
+            node.kill()
+        until = time.monotonic() + END_SECONDS
+        while any(node.family & processes().keys() for node in self.nodes) and time.monotonic() < until:
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _program(pid: int) -> str:
+    """The name of its program, and of the script that it runs."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return ""
+    return " ".join(Path(word).name for word in words[:3])
+
+
+@contextlib.contextmanager
+def cluster(
+    nodes: int = 0, cpus: int = 1, env: Mapping[str, str] = {}, notice: int = 30, head: tuple[str, ...] = ()
+) -> Iterator[Cluster]:
+    """A cluster with that many nodes, in a temporary folder with a short path (sockets are in it)."""
+    folder = Path(tempfile.mkdtemp(prefix="nodes-", dir=os.environ.get("XTRA_NODES_DIR", tempfile.gettempdir())))
+    made = None
+    try:
+        made = Cluster(folder, env, notice, head)
+        for _ in range(nodes):
+            made.node(cpus)
+        yield made
+    finally:
+        if made is not None:
+            made.close()
+        shutil.rmtree(folder, ignore_errors=True)
