@@ -13,12 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ingest.filter import FilterConfig, judge
+from ingest.filter import FilterConfig, judge, taken
 from ingest.http import Fetcher, HostLoad
-from ingest.isolate import WORK, judge_apart
+from ingest.isolate import Judge, costly
 from ingest.lists import links_of
 from ingest.plan import asked_before
 from ingest.record import Event, Fetched, Link, Verdict
@@ -26,7 +26,7 @@ from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
 from ingest.unit import UnitWriter
 from shards import store
 from shards.dataset import Commit, read_commit, read_plan, unit_name
-from shards.pixels import Child, InFlight, suspects
+from shards.pixels import InFlight, suspects
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
 MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
@@ -83,7 +83,11 @@ class Crawl:
             marks.unlink()
         self._judging = InFlight(scratch.folder / JUDGING)
         self._drawing = InFlight(scratch.folder / f"{JUDGING}-thumbs")  # by the threads that seal
-        self._child: Child | None = None
+        self._judge_of_risks = Judge()
+        self._costly: queue.SimpleQueue[tuple[_Unit, Fetched] | None] = queue.SimpleQueue()
+        self._costly_judged: queue.SimpleQueue[tuple[_Unit, Verdict | BaseException]] = queue.SimpleQueue()
+        self._costly_left = 0
+        self._costly_thread: threading.Thread | None = None
         self._open: dict[int, _Unit] = {}
         self._sealing: dict[int, _Unit] = {}
         self._full: list[_Unit] = []  # complete, waiting for their turn to be sealed
@@ -114,7 +118,7 @@ class Crawl:
                 while self._commits:
                     yield self._commits.pop(0)
             stopped = now = time.monotonic()
-            while self._sealing or self._full:
+            while self._sealing or self._full or self._costly_left:
                 if stop():
                     self._full.clear()
                     if time.monotonic() > stopped + LAST_WORDS:
@@ -148,8 +152,8 @@ class Crawl:
     def close(self) -> None:
         for unit in [*self._open.values(), *self._full]:
             unit.writer.close()
-        if self._child is not None:
-            self._child.close()
+        self._costly.put(None)
+        self._judge_of_risks.close()
         self._judging.close()
         if not self._sealing:  # else a thread that was left behind still writes there
             self._drawing.close()
@@ -223,8 +227,15 @@ class Crawl:
         row = fetched.link.row
         unit = self._by_row.pop(row)
         risky = unit.careful or row in self._suspects
-        verdict = self._judge_apart(fetched, unit) if risky else self._judge(fetched)
-        unit.writer.add(verdict, show=not risky)
+        if risky:
+            self._add(unit, self._judge_apart(fetched, unit), show=False)
+        elif costly(fetched):
+            self._judge_beside(unit, fetched)
+        else:
+            self._add(unit, self._judge(fetched, unit))
+
+    def _add(self, unit: _Unit, verdict: Verdict, show: bool = True) -> None:
+        unit.writer.add(verdict, show)
         if verdict.fetched_bytes:
             self._fetched_bytes += verdict.fetched_bytes
             self._seen_bytes += verdict.fetched_bytes
@@ -233,18 +244,49 @@ class Crawl:
             del self._open[unit.number]
             self._seal(unit)
 
-    def _judge(self, fetched: Fetched) -> Verdict:
+    def _judge(self, fetched: Fetched, unit: _Unit) -> Verdict:
         if fetched.body is None:
             return judge(fetched, self._rules)
         with self._judging.decoding(fetched.link.row):
-            return judge(fetched, self._rules)
+            fetched = replace(fetched, body=taken(fetched.body))
+            try:
+                return judge(fetched, self._rules)
+            except MemoryError:
+                return self._note(self._judge_of_risks.starved(fetched, self._rules), unit)
+
+    def _judge_beside(self, unit: _Unit, fetched: Fetched) -> None:
+        """In the child, by a thread that waits for it: transfers go on meanwhile. `_look` takes the verdict in."""
+        if self._costly_thread is None:
+            self._costly_thread = threading.Thread(target=self._judge_costly, name="judge-costly", daemon=True)
+            self._costly_thread.start()
+        self._costly_left += 1
+        self._costly.put((unit, fetched))
+
+    def _judge_costly(self) -> None:
+        while (task := self._costly.get()) is not None:
+            unit, fetched = task
+            try:
+                self._costly_judged.put((unit, self._judge_of_risks.apart(fetched, self._rules)))
+            except BaseException as error:
+                self._costly_judged.put((unit, error))
+
+    def _take_costly(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                unit, verdict = self._costly_judged.get_nowait()
+                self._costly_left -= 1
+                if isinstance(verdict, BaseException):
+                    raise verdict
+                self._add(unit, self._note(verdict, unit), show=False)
 
     def _judge_apart(self, fetched: Fetched, unit: _Unit) -> Verdict:
         """In a child process, because something in this unit may have killed a process before."""
-        if self._child is None:
-            self._child = Child(WORK)
-        verdict = judge_apart(self._child, fetched, self._rules)
-        if "its decoder" in verdict.detail:
+        return self._note(self._judge_of_risks.apart(fetched, self._rules), unit)
+
+    def _note(self, verdict: Verdict, unit: _Unit) -> Verdict:
+        """An event, where the body was too much for its decoder."""
+        fetched = verdict.fetched
+        if "its decoder" in verdict.detail or "to decode" in verdict.detail:
             self._tell(Event(time.time(), "killed", f"{fetched.link.key} of unit {unit.number}", verdict.detail))
         return verdict
 
@@ -278,6 +320,7 @@ class Crawl:
                 raise result
             self._commits.append(result)
             self._tell(Event(time.time(), "unit", str(number), f"{result.kept} kept of {result.links}"))
+        self._take_costly()
         self._seal_next()
         self._measure()
         self._notice_idleness()

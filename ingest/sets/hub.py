@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.sets.pictures import Blocks, Picture, Row
+from shards.local_files import refuse_special
 
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5})?(-[0-9a-f]+)?\.parquet")
 _LABELS = ("label", "labels", "class", "fine_label")
@@ -118,6 +119,7 @@ def _bodies(path: Path, group: int, column: str) -> list[bytes]:
 
 
 def _open(path: Path) -> pq.ParquetFile:
+    refuse_special(path)
     try:
         with pq.ParquetFile(path) as file:
             return file

@@ -227,7 +227,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Store
     values, most = 1, storage.numel
     for length in size:
         values *= length
-        if not 0 <= length or values > max(most, 1):
+        if length < 0 or values > max(most, 1):
             raise pickle.UnpicklingError(f"a tensor in it is larger than its storage of {most:,} values")
     return StoredTensor(storage, offset, size, stride)
 
