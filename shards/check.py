@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from shards import manifest, rules, selection, store
 from shards.check_tar import check_tar, kept_rows
 from shards.dataset import INDEX_SCHEMA, KEPT, Commit, read_commit, read_generations, read_plan
+from shards.parquet_damage import DAMAGE, in_one_line
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,9 @@ def _read_index(
         if commit and hashlib.sha256(body).hexdigest() != commit.index_sha256:
             report.add(f"the index {shard.index} does not have the sha256 of its commit")
         table = pq.read_table(io.BytesIO(body))
-    except (store.StoreError, pa.ArrowException, OSError) as error:
-        report.add(f"the index cannot be read: {error}")
+        table.validate(full=True)
+    except DAMAGE as error:
+        report.add(f"the index cannot be read: {in_one_line(error)}")
         return None
     if not table.schema.equals(INDEX_SCHEMA):
         report.add(f"the index {shard.index} does not have the columns of an index")
@@ -240,7 +242,7 @@ def _check_index(
         plan = read_plan(version.dataset, shard.unit)
         planned = plan.select(_PLANNED)
     except (store.StoreError, pa.ArrowException, KeyError) as error:
-        report.add(f"the plan cannot be read: {error}")
+        report.add(f"the plan cannot be read: {in_one_line(error)}")
     else:
         rows = index.select(_PLANNED)
         if len(rows) != len(planned):

@@ -217,7 +217,6 @@ def put_if_absent(url: str, body: bytes) -> bool:
     section 13.1.2). A reply can be lost after the store has applied the write, so a refusal is settled by reading the
     object back: equal bytes count as ours, so callers who must tell writers apart put a name into the body.
     """
-    assert len(body) < store_remote.SINGLE_PUT, "a commit is one small single-part PUT"
     if is_local(url):
         with _local_errors("write", url), _aside(url) as (aside, target):
             aside.write_bytes(body)
@@ -226,11 +225,13 @@ def put_if_absent(url: str, body: bytes) -> bool:
             except FileExistsError:
                 return False
             return True
+    if len(body) > store_remote.LARGEST_PUT:
+        raise StoreError(f"{url}: has {len(body):,} bytes, more than one write may have: use a smaller --unit")
     fs, path = store_remote.client(url)
 
     def create() -> bool:
         try:
-            fs.pipe_file(path, body, mode="create")
+            fs.pipe_file(path, body, mode="create", chunksize=max(store_remote.SINGLE_PUT, len(body)))
         except Exception as error:
             # The same answer, 412, has several shapes by the time it arrives here. The client may have retried a PUT
             # whose reply was lost, so even the first refusal we see can be of our own object: read it back.

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from ingest.lists.columns import NOWHERE, SAMPLE, Columns, places
 from ingest.lists.files import open_list
 from ingest.lists.rows import BATCH, ROWS, lists_of
+from shards import store
+from shards.parquet_damage import DAMAGE
 
 
 def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
@@ -28,7 +30,9 @@ def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
             for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
                 yield _parquet_batch(url, batch, number + 1, chosen)
                 number += len(batch)
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
+            if type(error) in (ValueError, store.StoreError):  # of ours, in words
+                raise
             why = " ".join(str(error).split())[:100]
             where = f"damaged Parquet after row {number}" if number else "is not a Parquet file"
             raise ValueError(f"{url}: {where} ({why}): check --urls") from None

@@ -8,11 +8,13 @@ hyper-parameters of foreign classes opens without those classes, and they are li
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shards.local_files import refuse_special
 from xtra.official import pickle_limits
 
 _STORAGES = {
@@ -34,6 +37,21 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+
+
+# What zipfile raises for a damaged archive.
+_ZIP = (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, struct.error)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Raises ValueError for a zip that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except _ZIP as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: is a damaged zip ({why}): download it again") from None
 
 
 def _closed(self: object, state: object) -> None:
@@ -79,10 +97,10 @@ class StoredTensor:
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride))
         if min(self.offset, *self.shape, *self.stride, 0) < 0 or last >= self.storage.numel > 0:
             raise ValueError(f"{where} has {self.storage.numel} values, too few for {list(self.shape)}: damaged file")
-        with zipfile.ZipFile(self.storage.archive) as archive:
+        with _opened(self.storage.archive) as archive:
             try:
                 body = archive.read(self.storage.member)
-            except (KeyError, zipfile.BadZipFile) as error:
+            except (KeyError, *_ZIP) as error:
                 raise ValueError(f"{where} cannot be read ({error}): the file is damaged or cut short") from None
         if len(body) != self.storage.numel * self.dtype.itemsize:
             raise ValueError(f"{where} has {len(body)} bytes, not {self.storage.numel} x {self.dtype}: damaged file")
@@ -140,9 +158,10 @@ def read(path: Path) -> Unpickled:
 
     Memory is bounded by the file's own size: no length, index, shape or stride in it is believed.
     """
+    refuse_special(path)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: is no zip, as torch.save writes since 1.6: {_what_else(path)}")
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"{path}: holds {len(pickles)} data.pkl, a file of torch.save holds one")
