@@ -35,6 +35,15 @@ import fuzz_rows  # noqa: E402
 import other_rows  # noqa: E402
 
 RESULTS = ROOT / "docs" / "campaigns" / "attack.json"
+PAGE = ROOT / "docs" / "reliability.md"
+MARK, END = "<!-- table: python tests/attack/attack.py --page -->", "<!-- end -->"
+KILLS = (  # of campaign.py: fault, --how, --store
+    ("killed before, inside or after a change to the disk", "points", "disk"),
+    ("the same over S3 that fails one request in sixteen", "points", "s3"),
+    ("killed at random times, up to three times", "random", "disk"),
+    ("two of one command at once", "twice", "disk"),
+    ("a full disk of 14 sizes", "full-disk", "disk"),
+)
 MINUTES = 30.0  # of one call
 EVERY = 10.0  # seconds between writings of the results
 KEPT = 8  # faults that are listed
@@ -122,12 +131,48 @@ def line(name: str, state: dict[str, Any] | None) -> str:
     return f"{name:<14} {state['rounds']:,} of {row.rounds:,} rounds: {found}; {cost}"
 
 
+def table(rows: dict[str, dict[str, Any]], kills: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of docs/reliability.md, as Markdown."""
+    lines = ["| fault | rounds | outcome | command | when, commit |", "|---|---|---|---|---|"]
+    for what, how, store in KILLS:
+        found = {name.split()[0]: row for name, row in kills.items() if name.split()[1:] == [how, store]}
+        rounds = sum(row["rounds"] for row in found.values())
+        odd = sum(row["differences"] + row["half_files"] for row in found.values())
+        when = (
+            f"{max(row['date'] for row in found.values())}, {', '.join(sorted({r['commit'] for r in found.values()}))}"
+        )
+        command = f"`campaign.py VERB --how {how}{' --store s3' if store == 's3' else ''}`"
+        lines.append(f"| {what}: {', '.join(found)} | {rounds:,} | {odd} odd | {command} | {when} |")
+    for name, row in ROWS.items():
+        state = rows.get(name)
+        if state is None:
+            lines.append(f"| {row.what} | 0 of {row.rounds:,} | not run | `make attack ROW={name}` | – |")
+            continue
+        done = f"{state['rounds']:,}" + (f" of {row.rounds:,}" if state["rounds"] < row.rounds else "")
+        counts = state["outcomes"]
+        outcome = (
+            f"{counts.get('fault', 0)} odd ({counts.get('fine', 0):,} exit 0, {counts.get('refused', 0):,} one line)"
+        )
+        when = f"{state['date']}, {state['commit']}"
+        lines.append(f"| {row.what} | {done} | {outcome} | `make attack ROW={name}` | {when} |")
+    machine = next((state["machine"] for state in rows.values()), "")
+    return [*lines, "", f"Machine: {machine}, shared with other work."]
+
+
+def write_page(results: Results) -> None:
+    text = PAGE.read_text()
+    head, _, rest = text.partition(MARK + "\n")
+    kills = json.loads((RESULTS.parent / "kills.json").read_text())["rows"]
+    PAGE.write_text(f"{head}{MARK}\n" + "\n".join(table(results.rows, kills)) + f"\n{END}{rest.partition(END)[2]}")
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--page", action="store_true", help="write the table of docs/reliability.md")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(words)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are removed on the way out
@@ -137,6 +182,8 @@ def main(words: list[str] | None = None) -> int:
         if args.rows:
             state = attack(name, args.seed, args.minutes, results, args.again)
         print(line(name, state), *(f"\n    {fault}" for fault in (state or {}).get("faults", ())), flush=True)
+    if args.page:
+        write_page(results)
     return int(any(results.rows[name]["faults"] for name in args.rows))
 
 

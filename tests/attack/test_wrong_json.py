@@ -115,3 +115,14 @@ def test_rules_of_a_manifest_stay_in_their_folder(tmp_path: Path) -> None:
     store.put_json(url, head)
     with pytest.raises(ValueError, match="its rules lie outside of manifests/"):
         manifest.read_manifest(made)
+
+
+@pytest.mark.parametrize(("field", "value"), [("accuracy", 7), ("total", "x"), ("selection", [{"lr": "x"}])])
+def test_a_damaged_probe_result_costs_its_own_line(tmp_path: Path, field: str, value: object) -> None:
+    wrong_json.probe(wrong_json.write_run(tmp_path / "runs/good", samples=1280))
+    path = wrong_json.probe(wrong_json.write_run(tmp_path / "runs/other", samples=1280, seed=1))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert wrong_json.command("report", str(tmp_path / "runs"))[0] == "read"
+    page = (tmp_path / "runs/report.html").read_text()
+    assert "31.0" in page
+    assert f"{path}: field &#x27;{field}" in page or f"{path}: field '{field}" in page
