@@ -46,6 +46,9 @@ test: setup ## with make check, what to run before you send a change: minutes, n
 test-all: setup ## every test: also soaks, long kills and, with XTRA_TEST_S3=endpoint, a real S3 store
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --max-worker-restart 0 --dist loadgroup $(ARGS)
 
+attack: setup ## attack it again, at most half an hour a call: ROW=fuzz-tar (without: the rows, and how far each is)
+	.venv/bin/python tests/attack/attack.py $(ROW) $(ARGS)
+
 bench: setup ## measure beside a peer, whose environment it builds: SUBJECT=fetch ARGS='--images 10000 --json'
 	.venv/bin/xtra bench $(or $(SUBJECT),fetch) $(ARGS)
 
@@ -72,5 +75,5 @@ clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo ingest check test test-all bench bench-gpu gpu-bundle lock clean
+.PHONY: help setup demo ingest check test test-all attack bench bench-gpu gpu-bundle lock clean
 .DEFAULT_GOAL := help

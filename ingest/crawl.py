@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ingest import journal
-from ingest.filter import FilterConfig, judge
+from ingest.filter import FilterConfig, judge, taken
 from ingest.http import Fetcher, HostLoad
-from ingest.isolate import WORK, judge_apart
+from ingest.isolate import Judge, costly
 from ingest.lists import links_of
 from ingest.plan import asked_before
 from ingest.record import BadLine, Event, Fetched, Link, Verdict
@@ -30,7 +30,7 @@ from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, TAKEN, Scratch
 from ingest.unit import UnitWriter
 from shards import store
 from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
-from shards.pixels import Child, InFlight, suspects
+from shards.pixels import InFlight, suspects
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
 MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
@@ -74,7 +74,7 @@ class _Unit:
         self.links = by_url(links)
         self.same = {same[0].row: same[1:] for same in self.links if len(same) > 1}  # who waits for whose answer
         self.journal = journal.Journal(folder, binding)
-        self.again = 0  # links whose answers an earlier run had
+        self.had: set[int] = set()  # rows of links whose answers an earlier run had
 
     def close(self) -> None:
         self.writer.close()
@@ -121,7 +121,11 @@ class Crawl:
             marks.unlink()
         self._judging = InFlight(scratch.folder / JUDGING)
         self._drawing = InFlight(scratch.folder / f"{JUDGING}-thumbs")  # by the threads that seal
-        self._child: Child | None = None
+        self._judge_of_risks = Judge()
+        self._costly: queue.SimpleQueue[tuple[_Unit, Fetched] | None] = queue.SimpleQueue()
+        self._costly_judged: queue.SimpleQueue[tuple[_Unit, Fetched, Verdict | BaseException]] = queue.SimpleQueue()
+        self._costly_left = 0
+        self._costly_thread: threading.Thread | None = None
         self._open: dict[int, _Unit] = {}
         self._sealing: dict[int, _Unit] = {}
         self._full: list[_Unit] = []  # complete, waiting for their turn to be sealed
@@ -153,7 +157,7 @@ class Crawl:
                 while self._commits:
                     yield self._commits.pop(0)
             stopped = now = time.monotonic()
-            while self._sealing or self._full:
+            while self._sealing or self._full or self._costly_left:
                 if stop():
                     self._full.clear()
                     if time.monotonic() > stopped + LAST_WORDS:
@@ -194,8 +198,8 @@ class Crawl:
             self._put_by(unit)
         for path in self._scratch.folder.glob(f"{TAKEN}*"):  # not taken up to the end
             self._scratch.keep(path)
-        if self._child is not None:
-            self._child.close()
+        self._costly.put(None)
+        self._judge_of_risks.close()
         self._judging.close()
         if not self._sealing:  # else a thread that was left behind still writes there
             self._drawing.close()
@@ -279,14 +283,14 @@ class Crawl:
         for left in self._scratch.take(f"unit-{unit_name(unit.number)}"):
             for fetched in journal.replay(left, unit.binding, links, self._planned_at()):
                 if self._by_row.get(fetched.link.row) is unit:
-                    unit.again += 1
-                    self._take(fetched, again=True)
+                    unit.had.add(fetched.link.row)
+                    self._take(fetched)
                 if time.monotonic() > until:
                     yield None
                     until = time.monotonic() + TICK
             shutil.rmtree(left, ignore_errors=True)
-        if unit.again:
-            self._tell(Event(time.time(), "taken up", str(unit.number), f"{unit.again} links of an earlier run"))
+        if unit.had:
+            self._tell(Event(time.time(), "taken up", str(unit.number), f"{len(unit.had)} links of an earlier run"))
 
     def _planned_at(self) -> float:
         """When the dataset was begun, by this machine's clock; 0 where it lies elsewhere."""
@@ -302,36 +306,75 @@ class Crawl:
 
     # --- verdicts ---
 
-    def _take(self, fetched: Fetched, again: bool = False) -> None:
+    def _take(self, fetched: Fetched) -> None:
         row = fetched.link.row
         unit = self._by_row.pop(row)
         risky = unit.careful or row in self._suspects
-        verdict = self._judge_apart(fetched, unit) if risky else self._judge(fetched)
-        unit.writer.add(verdict, show=not risky)
+        if risky:
+            self._add(unit, fetched, self._judge_apart(fetched, unit), show=False)
+        elif costly(fetched):
+            self._judge_beside(unit, fetched)
+        else:
+            self._add(unit, fetched, self._judge(fetched, unit))
+
+    def _add(self, unit: _Unit, fetched: Fetched, verdict: Verdict, show: bool = True) -> None:
+        row = fetched.link.row
+        unit.writer.add(verdict, show)
         for link in unit.same.pop(row, ()):
             same = replace(verdict.fetched, link=link, attempts=0)  # it was not asked again
-            unit.writer.add(replace(verdict, fetched=same), show=not risky)
+            unit.writer.add(replace(verdict, fetched=same), show)
         unit.journal.note(fetched, verdict)
         if verdict.fetched_bytes:
-            self._fetched_bytes += 0 if again else verdict.fetched_bytes
+            self._fetched_bytes += 0 if row in unit.had else verdict.fetched_bytes
             self._seen_bytes += verdict.fetched_bytes
         self._seen_links += 1
         if unit.writer.done == len(unit.writer.links):
             del self._open[unit.number]
             self._seal(unit)
 
-    def _judge(self, fetched: Fetched) -> Verdict:
+    def _judge(self, fetched: Fetched, unit: _Unit) -> Verdict:
         if fetched.body is None:
             return judge(fetched, self._rules)
         with self._judging.decoding(fetched.link.row):
-            return judge(fetched, self._rules)
+            fetched = replace(fetched, body=taken(fetched.body))
+            try:
+                return judge(fetched, self._rules)
+            except MemoryError:
+                return self._note(self._judge_of_risks.starved(fetched, self._rules), unit)
+
+    def _judge_beside(self, unit: _Unit, fetched: Fetched) -> None:
+        """In the child, by a thread that waits for it: transfers go on meanwhile. `_look` takes the verdict in."""
+        if self._costly_thread is None:
+            self._costly_thread = threading.Thread(target=self._judge_costly, name="judge-costly", daemon=True)
+            self._costly_thread.start()
+        self._costly_left += 1
+        self._costly.put((unit, fetched))
+
+    def _judge_costly(self) -> None:
+        while (task := self._costly.get()) is not None:
+            unit, fetched = task
+            try:
+                self._costly_judged.put((unit, fetched, self._judge_of_risks.apart(fetched, self._rules)))
+            except BaseException as error:
+                self._costly_judged.put((unit, fetched, error))
+
+    def _take_costly(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                unit, fetched, verdict = self._costly_judged.get_nowait()
+                self._costly_left -= 1
+                if isinstance(verdict, BaseException):
+                    raise verdict
+                self._add(unit, fetched, self._note(verdict, unit), show=False)
 
     def _judge_apart(self, fetched: Fetched, unit: _Unit) -> Verdict:
         """In a child process, because something in this unit may have killed a process before."""
-        if self._child is None:
-            self._child = Child(WORK)
-        verdict = judge_apart(self._child, fetched, self._rules)
-        if "its decoder" in verdict.detail:
+        return self._note(self._judge_of_risks.apart(fetched, self._rules), unit)
+
+    def _note(self, verdict: Verdict, unit: _Unit) -> Verdict:
+        """An event, where the body was too much for its decoder."""
+        fetched = verdict.fetched
+        if "its decoder" in verdict.detail or "to decode" in verdict.detail:
             self._tell(Event(time.time(), "killed", f"{fetched.link.key} of unit {unit.number}", verdict.detail))
         return verdict
 
@@ -365,6 +408,7 @@ class Crawl:
                 raise result
             self._commits.append(result)
             self._tell(Event(time.time(), "unit", str(number), f"{result.kept} kept of {result.links}"))
+        self._take_costly()
         self._seal_next()
         self._measure()
         self._notice_idleness()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from ingest.record import Event
-from shards import store
+from shards import store, typed_json
 from shards.dataset import READERS
 
 EVERY = 30.0  # seconds between parts
@@ -94,12 +95,37 @@ class EventLog:
 Tell = Callable[[Event], None]
 
 
+def parts(dataset: str) -> list[str]:
+    """Names of the parts of all runs, run by run in the order in which they began. Other files do not matter."""
+    return [name for name in store.names(store.join(dataset, "events")) if _PART.fullmatch(name)]
+
+
+_PART = re.compile(r"[^._].*-\d{6}\.jsonl")
+
+
 def read_events(dataset: str) -> Iterator[Event]:
-    """Every event of every run, run by run in the order in which they began."""
-    names = store.names(store.join(dataset, "events"))  # thousands after some days
+    """Every event of every run, run by run in the order in which they began. What is damaged is an event too, of the
+    kind "damaged": nobody who reads a log may fail for it."""
+    names = parts(dataset)  # thousands after some days
     with ThreadPoolExecutor(READERS, thread_name_prefix="events") as pool:
         for first in range(0, len(names), READERS):
-            urls = [store.join(dataset, "events", name) for name in names[first : first + READERS]]
-            for part in pool.map(store.read, urls):
-                for line in part.decode().splitlines():
-                    yield Event(**json.loads(line))
+            for found in pool.map(lambda name: part_of(dataset, name), names[first : first + READERS]):
+                yield from found
+
+
+def part_of(dataset: str, name: str) -> list[Event]:
+    """The events of one part; one of the kind "damaged" for all that cannot be read in it."""
+    url, found, bad = store.join(dataset, "events", name), list[Event](), list[str]()
+    try:
+        body = store.read(url)
+    except store.StoreError as error:
+        return [Event(0.0, "damaged", f"events/{name}", str(error))]
+    for number, line in enumerate(body.splitlines(), 1):
+        try:
+            found.append(typed_json.decode(Event, line, f"line {number}"))
+        except store.StoreError as error:
+            bad.append(str(error))
+    if bad:
+        more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
+        found.append(Event(found[-1].at if found else 0.0, "damaged", f"events/{name}", f"{bad[0]}{more}"))
+    return found

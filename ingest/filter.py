@@ -18,7 +18,7 @@ from PIL import Image
 
 from ingest import checksum
 from ingest.record import Fetched, Picture, Reason, Verdict
-from shards.pixels import image, phash
+from shards.pixels import image, phash, promises_too_much
 
 NOTICE_BYTES = 0.03  # a pixel, at most, of a picture that shows only a notice
 NOTICE_AREA = 0.97  # of it, at least, is empty
@@ -74,11 +74,7 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
     """The verdict on what the network gave. Takes over a body that lies on scratch and removes its file."""
     if fetched.body is None:
         return Verdict(fetched, None, fetched.reason, fetched.detail)
-    if isinstance(fetched.body, Path):
-        body = fetched.body.read_bytes()
-        fetched.body.unlink()
-    else:
-        body = fetched.body
+    body = taken(fetched.body)
     digest = hashlib.sha256(body).hexdigest()
     case = _Case(body, digest, image.sniff(body))
     picture = reason = None
@@ -109,6 +105,15 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
     )
 
 
+def taken(body: bytes | Path) -> bytes:
+    """A body's bytes; its file, where it is one on scratch, is removed."""
+    if isinstance(body, bytes):
+        return body
+    whole = body.read_bytes()
+    body.unlink()
+    return whole
+
+
 @dataclass
 class _Case:
     """What is known of a body so far; a verdict tells it even where the body is refused."""
@@ -131,6 +136,8 @@ def _picture(case: _Case, config: FilterConfig) -> Picture:
     head = opened.header
     case.format = head.format
     _check_sides(head, config)
+    if promises_too_much(head.width, head.height, len(case.body)):
+        raise _Rejected(Reason.PLACEHOLDER, f"{head.width}x{head.height} in {len(case.body)} bytes: not decoded")
     if config.decode_check and case.format != "png" and _mend(case):
         opened = image.read(case.body, config.max_pixels)
     shrink = config.resize is not None and min(head.width, head.height) > config.resize

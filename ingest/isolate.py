@@ -1,15 +1,16 @@
-"""Bodies that kill the process that judges them: `filter.judge` in a process of its own (see
-`shards.pixels.isolate`)."""
+"""Bodies that kill the process that judges them, or want more of it than there is: `filter.judge` in a process of its
+own (see `shards.pixels.isolate`)."""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
-from ingest.filter import FilterConfig, judge
+from ingest.filter import FilterConfig, judge, taken
 from ingest.record import Fetched, Link, Picture, Reason, Verdict
-from shards.pixels import Child, Killed
+from shards.pixels import HEAD, Child, ChildBroken, Killed, is_costly
 
 WORK = "ingest.isolate:answer"  # what the child is to do
 
@@ -21,11 +22,7 @@ def judge_apart(child: Child, fetched: Fetched, config: FilterConfig) -> Verdict
     """
     if fetched.body is None:
         return judge(fetched, config)
-    if isinstance(fetched.body, Path):
-        body = fetched.body.read_bytes()
-        fetched.body.unlink()
-    else:
-        body = fetched.body
+    body = taken(fetched.body)
     light = dataclasses.replace(fetched, body=b"")
     memory = 20 * config.max_pixels + 8 * len(body) + (256 << 20)  # two RGBX copies, coefficients of a progressive JPEG
     try:
@@ -33,6 +30,52 @@ def judge_apart(child: Child, fetched: Fetched, config: FilterConfig) -> Verdict
     except Killed as why:
         return Verdict(light, None, Reason.UNDECODABLE, str(why), fetched_bytes=len(body), body=body)
     return _verdict(words, stored, light, body)
+
+
+class Judge:
+    """`filter.judge` for any number of threads; what may cost seconds or gigabytes is judged in a child process, one
+    body at a time, and so is once more what asked for more memory than there is."""
+
+    def __init__(self) -> None:
+        self._child = Child(WORK)
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, fetched: Fetched, config: FilterConfig) -> Verdict:
+        if fetched.body is None:
+            return judge(fetched, config)
+        if costly(fetched):
+            return self.apart(fetched, config)
+        fetched = dataclasses.replace(fetched, body=taken(fetched.body))  # it is needed twice where memory is short
+        try:
+            return judge(fetched, config)
+        except MemoryError:
+            return self.starved(fetched, config)
+
+    def apart(self, fetched: Fetched, config: FilterConfig) -> Verdict:
+        """Raises isolate.ChildBroken."""
+        with self._one_at_a_time:
+            return judge_apart(self._child, fetched, config)
+
+    def starved(self, fetched: Fetched, config: FilterConfig) -> Verdict:
+        """The verdict on a body in memory for which this process has too little, from one that has its own."""
+        try:
+            return self.apart(fetched, config)
+        except (MemoryError, ChildBroken):
+            assert isinstance(fetched.body, bytes)
+            light, why = dataclasses.replace(fetched, body=b""), "needs more memory than there is to decode"
+            return Verdict(light, None, Reason.UNDECODABLE, why, fetched_bytes=len(fetched.body))
+
+    def close(self) -> None:
+        self._child.close()
+
+
+def costly(fetched: Fetched) -> bool:
+    """Whether judging the body here would hold up all else; see `shards.pixels.is_costly`."""
+    body = fetched.body
+    if isinstance(body, Path):
+        with body.open("rb") as file:
+            return is_costly(file.read(HEAD), body.stat().st_size)
+    return body is not None and is_costly(body[:HEAD], len(body))
 
 
 def _verdict(words: dict[str, Any], stored: bytes, fetched: Fetched, body: bytes) -> Verdict:

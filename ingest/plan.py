@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from ingest import wordnet
 from ingest.config import Config
+from ingest.http import is_named_host
 from ingest.lists import (
     ACCEPTED,
     carry,
@@ -55,6 +56,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
+_HOST = r"^(?i:https?)://(?P<host>\[[^\]]*\]|[^/:?#]*)"
 HELD = 64  # units in memory
 NAMED = 8  # files in a line
 AHEAD = 8  # plans being written, or indexes being read, at once
@@ -86,7 +88,8 @@ def make(config: Config) -> Plan:
     store.check_writable(config.out)
     info = _the_list(config)
     links = (info.units - 1) * info.unit + len(read_plan(config.out, info.units - 1))
-    need_contact(config, links)
+    if links > CONTACT_FROM and not config.fetch.contact:
+        need_contact(config, links if not config.fetch.allow_private else _strangers_of(config, info.units))
     generations = read_generations(config.out)
     units = info.units + sum(generation.units for generation in generations)
     note = left_out(config.urls) if config.urls and not is_dataset(config.urls) else ""
@@ -143,14 +146,14 @@ def _the_list(config: Config) -> DatasetInfo:
 def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
     columns, rules = config.columns, config.rules
     classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns.plain))
-    units = links = good = 0
+    units = links = good = asked = 0
     left_out: Counter[str] = Counter()
     kept: dict[str, None] = {}  # names of columns
     bare: list[int] = []  # units whose part of the list had no columns
     first_bad: dict[str, Any] = {}
 
     def plans() -> Iterator[tuple[int, pa.Table]]:
-        nonlocal units, links, good, first_bad
+        nonlocal units, links, good, asked, first_bad
         held: list[tuple[int, pa.Table]] = []  # until it is known that nothing is refused for want of a contact
         for part in plan_units(config.urls, config.unit, config.format, columns, classes, rules):
             left_out.update(part.left_out)
@@ -159,7 +162,8 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
                 good += part.links["why"].null_count
                 if not good and not first_bad:
                     first_bad = part.links.slice(0, 1).to_pylist()[0]
-                need_contact(config, good)
+                asked += strangers(config, part.links["url"].filter(pc.is_null(part.links["why"])))
+                need_contact(config, asked)
                 if not units:
                     carry.check_hashes(config.urls, part.links, config.hash_column)
                 names = carry.names(part.links)
@@ -167,7 +171,7 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
                 bare.extend([units] if not names else [])
                 held.append((units, part.links))
                 units += 1
-            if good > CONTACT_FROM or len(held) > HELD:
+            if config.fetch.contact or len(held) > HELD:
                 yield from held
                 held.clear()
         if good:
@@ -243,9 +247,35 @@ def left_out(urls: str) -> str:
     return f"{urls}: no lists, and not read: {', '.join(names[:NAMED])}{more}" if names else ""
 
 
+def strangers(config: Config, urls: pa.ChunkedArray | pa.Array) -> int:
+    """How many of these good URLs are of other hosts than the addresses that --fetch.allow-private names."""
+    if not config.fetch.allow_private or config.fetch.contact:
+        return len(urls)
+    hosts = pc.value_counts(host_names(urls))
+    return sum(
+        each["counts"] for each in hosts.to_pylist() if not is_named_host(each["values"], config.fetch.allow_private)
+    )
+
+
+def _strangers_of(config: Config, units: int) -> int:
+    """The same of a planned list; counted no further than matters."""
+    found = 0
+    for unit in range(units):
+        plan = read_plan(config.out, unit)
+        found += strangers(config, plan["url"].filter(pc.is_null(plan["line"])))
+        if found > CONTACT_FROM:
+            break
+    return found
+
+
+def host_names(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The lower-case host of every good URL."""
+    return pc.utf8_lower(pc.struct_field(pc.extract_regex(urls, _HOST), "host"))
+
+
 def need_contact(config: Config, links: int) -> None:
-    """Raises ValueError when so many links would be asked for without saying who asks."""
-    if links > CONTACT_FROM and not config.fetch.contact and not config.fetch.allow_private:
+    """Raises ValueError when so many links of others' hosts would be asked for without saying who asks."""
+    if links > CONTACT_FROM and not config.fetch.contact:
         raise ValueError(
             f"{config.urls or config.out}: asks for more than {CONTACT_FROM} links without saying who asks: "
             "set --fetch.contact to an address or page of yours"

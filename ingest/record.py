@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from shards.typed_json import Moment
+
 
 class Reason(StrEnum):
     """Why a link was not kept. Nothing is dropped, replaced or retried without one."""
@@ -173,7 +175,7 @@ class Verdict:
 class Event:
     """Something that people will want to know of afterwards: a host that was paused, a worker that died, an outage."""
 
-    at: float  # seconds since 1970
+    at: Moment  # seconds since 1970
     kind: str
     about: str  # the host, unit or link
     detail: str

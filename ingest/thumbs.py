@@ -105,7 +105,7 @@ def thumbnail(body: bytes | None, max_pixels: int) -> bytes | None:
         return None
     try:
         small = image.thumbnail(body, SIDE, max_pixels)
-    except image.Undecodable:
+    except (image.Undecodable, MemoryError):
         return None
     out = io.BytesIO()
     small.save(out, "JPEG", quality=QUALITY)

@@ -151,6 +151,10 @@ class Call:
         self.stop.set()
         if urgent:
             raise Stopped
+        if number == signal.SIGTERM:
+            from jobs import stuck_reads
+
+            stuck_reads.watch(number)
         if self.quiet:
             return
         if self.on_stop is None:

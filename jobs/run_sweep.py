@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import re
 
-from shards import store, sweep
+from shards import store, sweep, typed_json
 from shards.sweep import HALF_PUT, Config, Found, SweepResult
 from xtra.probe import unneeded_states
-from xtra.run import checkpoint
+from xtra.run import checkpoint, records
 
 LEAST = 3600.0  # seconds: a checkpoint's first part waits half an hour for the others
 _WRITTEN = ("attempts", "metrics", "events")  # objects there begin with the attempt's number
@@ -75,7 +75,7 @@ def _checkpoints(run: str, before: float) -> tuple[Found, Found]:
         found = {name: store.entries(store.join(folder, name)) for name in attempts}
         winner = None
         if store.exists(store.join(folder, checkpoint.COMMIT)):
-            winner = f"{store.read_json(store.join(folder, checkpoint.COMMIT))['attempt']:06d}"
+            winner = f"{typed_json.read(records.Commit, store.join(folder, checkpoint.COMMIT)).attempt:06d}"
         for attempt, entries in found.items():
             young = any(entry.modified >= before for entry in entries)
             for entry in entries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,14 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest.events import part_of, parts
 from ingest.record import RETRYABLE, Event
 from ingest.underway import STALE, Beat, read_beats
 from jobs.ingest_display import clean
 from jobs.report import read_run
 from jobs.terminal import say
-from shards import manifest, store
+from shards import manifest, store, typed_json
 from shards.dataset import (
     committed_units,
+    numbers,
     planned_units,
     read_commit,
     read_commits,
@@ -27,6 +29,7 @@ from shards.dataset import (
     read_info,
     read_table,
 )
+from xtra.run import records
 
 READERS = 16
 NEWEST = 8  # units whose indexes tell the rate
@@ -141,9 +144,9 @@ def _one(url: str) -> Status | None:
 def dataset_status(url: str) -> DatasetStatus:
     """Counts from the newest version plus the commits made since, so that a large dataset is read once."""
     info = read_info(url)
-    versions = [name for name in store.names(store.join(url, "versions")) if name.endswith(".json")]
-    version = store.read_json(store.join(url, "versions", versions[-1])) if versions else None
-    base = manifest.read_manifest(f"{url}@{version['digest']}") if version else None
+    versions = numbers(url, "versions", ".json")
+    version = manifest.read_version(url, versions[-1]) if versions else None
+    base = manifest.read_manifest(f"{url}@{version.digest}") if version else None
     known = {shard.unit for shard in base.shards} if base else set()
     committed = committed_units(url)
     with ThreadPoolExecutor(READERS) as pool:
@@ -171,8 +174,8 @@ def dataset_status(url: str) -> DatasetStatus:
         reasons={reason: n for reason, n in sorted(reasons.items(), key=lambda r: (-r[1], r[0])) if n},
         tar_bytes=sum(done.tar_bytes for done in [*(base.shards if base else ()), *fresh]),
         versions=len(versions),
-        newest=version["digest"] if version else None,
-        why=version["why"] if version else None,
+        newest=version.digest if version else None,
+        why=version.why if version else None,
         samples=base.samples if base else None,
         not_chosen=info.not_chosen,
         retryable=sum(n for reason, n in reasons.items() if reason in RETRYABLE),
@@ -206,9 +209,8 @@ def _pace(url: str, units: list[int]) -> tuple[datetime | None, float | None]:
 
 
 def _newest_event(url: str) -> Event | None:
-    names = store.names(store.join(url, "events"))
-    lines = store.read(store.join(url, "events", names[-1])).splitlines() if names else []
-    return Event(**json.loads(lines[-1])) if lines else None
+    names = parts(url)
+    return next(iter(part_of(url, names[-1])[-1:]), None) if names else None
 
 
 def _asked(index: str) -> pa.ChunkedArray:
@@ -266,7 +268,7 @@ def run_status(url: str) -> RunStatus:
         return RunStatus(run=url, problems=tuple(problems))
     event = _last_event(url, problems)
     last = found.metrics[-1] if found.metrics else None
-    total = int(found.config["samples"]) if "samples" in found.config else None
+    total = found.config.get("samples")
     rate = last.samples_per_s if last else None
     seen = last.samples_seen if last else max(found.checkpoints, default=0)
     attempt = found.attempts[-1] if found.attempts else {}
@@ -291,14 +293,15 @@ def run_status(url: str) -> RunStatus:
 
 def _last_event(run: str, problems: list[str]) -> dict[str, Any]:
     """The last line of the newest part of the highest attempt."""
-    names = [name for name in store.names(store.join(run, "events")) if name.endswith(".jsonl")]
+    names = records.ours(store.names(store.join(run, "events")), records.PART)
     if not names:
         return {}
     url = store.join(run, "events", names[-1])
     try:
-        return json.loads(store.read(url).splitlines()[-1])
-    except (json.JSONDecodeError, IndexError) as error:
-        problems.append(f"{url}: last line is not JSON ({error}): the file is torn or damaged")
+        lines = store.read(url).splitlines()
+        return dataclasses.asdict(typed_json.decode(records.Happened, lines[-1] if lines else b"", f"{url} last line"))
+    except store.StoreError as error:
+        problems.append(str(error))
         return {}
 
 

@@ -33,6 +33,7 @@ from shards.dataset import (
     read_info,
     read_plan,
 )
+from shards.parquet_damage import DAMAGE, in_one_line
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,9 @@ def _read_index(
         if commit and hashlib.sha256(body).hexdigest() != commit.index_sha256:
             report.add(f"the index {shard.index} does not have the sha256 of its commit")
         table = pq.read_table(io.BytesIO(body))
-    except (store.StoreError, pa.ArrowException, OSError) as error:
-        report.add(f"the index cannot be read: {error}")
+        table.validate(full=True)
+    except DAMAGE as error:
+        report.add(f"the index cannot be read: {in_one_line(error)}")
         return None
     if not table.schema.equals(INDEX_SCHEMA):
         report.add(f"the index {shard.index} does not have the columns of an index")
@@ -254,7 +256,7 @@ def _check_index(
         plan = read_plan(version.dataset, shard.unit)
         planned = plan.select(_PLANNED)
     except (store.StoreError, pa.ArrowException, KeyError) as error:
-        report.add(f"the plan cannot be read: {error}")
+        report.add(f"the plan cannot be read: {in_one_line(error)}")
     else:
         rows = index.select(_PLANNED)
         if len(rows) != len(planned):

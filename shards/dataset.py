@@ -11,14 +11,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards import store
+from shards import store, typed_json
+from shards.parquet_damage import DAMAGE, in_one_line
+from shards.typed_json import Count
 
 FORMAT = 1
 KEPT = "kept"
@@ -73,8 +75,8 @@ class DatasetInfo:
 
     list_name: str
     list_sha256: str
-    units: int
-    unit: int  # links a unit
+    units: Count
+    unit: Count  # links a unit
     config_digest: str
     image_build: str
     classes: tuple[str, ...] | None = None
@@ -94,17 +96,17 @@ class DatasetInfo:
 class Commit:
     """`commits/000017.json`: which attempt at a unit counts."""
 
-    unit: int
+    unit: Count
     attempt: str
     tar: str  # object name under shards/, or where a foreign tar lies
-    tar_bytes: int
+    tar_bytes: Count
     tar_sha256: str
     index: str
     index_sha256: str
-    links: int
-    kept: int
-    reasons: dict[str, int]  # without "kept"
-    supersedes: dict[str, int] = field(default_factory=dict)  # older verdicts that rows of this unit replace
+    links: Count
+    kept: Count
+    reasons: dict[str, Count]  # without "kept"
+    supersedes: dict[str, Count] = field(default_factory=dict)  # older verdicts that rows of this unit replace
 
     def __post_init__(self) -> None:
         assert self.links == self.kept + sum(self.reasons.values()), f"unit {self.unit}: links do not balance"
@@ -137,23 +139,18 @@ def unit_name(unit: int) -> str:
 def read_info(dataset: str) -> DatasetInfo:
     """Raises ValueError when there is no dataset or it is of a newer format."""
     store.require(dataset=dataset)
+    url = store.join(dataset, "dataset.json")
     try:
-        value = store.read_json(store.join(dataset, "dataset.json"))
+        value = typed_json.parse(store.read(url), url)
     except store.Missing:
         raise ValueError(
             f"{dataset}: is not a dataset (no dataset.json): make one with xtra ingest or import"
         ) from None
-    if not isinstance(value, dict) or not _INFO_FIELDS <= value.keys() <= _INFO_FIELDS | _YOUNGER:
-        raise ValueError(f"{dataset}: its dataset.json is not one of ours: give the folder of a dataset")
-    if value["format"] != FORMAT:
+    if not isinstance(value, dict) or "format" not in value or "units" not in value:
+        raise ValueError(f"{url}: is not one of ours: give the folder of a dataset")
+    if isinstance(value["format"], int) and value["format"] > FORMAT:
         raise ValueError(f"{dataset}: is of format {value['format']}, this build reads {FORMAT}: upgrade to read it")
-    classes = value.pop("classes")
-    value["columns"] = tuple(value.get("columns", ()))
-    return DatasetInfo(**value, classes=tuple(classes) if classes is not None else None)
-
-
-_YOUNGER = {"not_chosen", "not_chosen_by", "columns", "hash_column"}  # than the format
-_INFO_FIELDS = {field.name for field in dataclasses.fields(DatasetInfo)} - _YOUNGER
+    return typed_json.checked(DatasetInfo, value, url)
 
 
 def write_info(dataset: str, info: DatasetInfo) -> None:
@@ -196,7 +193,9 @@ def write_columns(dataset: str, unit: int, columns: pa.Table) -> None:
 
 
 def read_columns(dataset: str, unit: int) -> pa.Table:
-    return read_table(store.join(dataset, "columns", unit_name(unit) + ".parquet"))
+    """key, row, and what the list says besides, of whatever types it has. Raises as `read_table`."""
+    own = {name: _KINDS[name] for name in ("key", "row")}  # another column may have the name of one of ours
+    return read_table(store.join(dataset, "columns", unit_name(unit) + ".parquet"), kinds=own)
 
 
 def planned_units(dataset: str) -> list[int]:
@@ -216,12 +215,29 @@ def table_bytes(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
-def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
+def read_table(
+    url: str, columns: list[str] | None = None, kinds: Mapping[str, tuple[pa.DataType, ...]] | None = None
+) -> pa.Table:
+    """A Parquet object, or some of its columns, with the types of `kinds`: those that plans, indexes and manifests have.
+
+    Raises Missing, and StoreError naming an object that is damaged or has a column of another type.
+    """
+    body = store.read(url)
     try:
         # Without threads: an index takes 2 ms, and many are read side by side.
-        return pq.ParquetFile(pa.BufferReader(store.read(url))).read(columns=columns, use_threads=False)
-    except pa.ArrowInvalid as error:
-        raise store.StoreError(f"{url}: is damaged ({error}): run xtra check on the dataset") from None
+        table = pq.ParquetFile(pa.BufferReader(body)).read(columns=columns, use_threads=False)
+        table.validate(full=True)
+        for at, column in enumerate(table.schema):
+            known = (_KINDS if kinds is None else kinds).get(column.name, (column.type,))
+            if column.type not in known:
+                table = table.set_column(at, column.name, table[at].cast(known[0]))
+    except DAMAGE as error:
+        raise store.StoreError(f"{url}: is damaged ({in_one_line(error)}): run xtra check on the dataset") from None
+    return table
+
+
+# Of the columns that we write, by name.
+_KINDS = {column.name: (column.type,) for schema in (PLAN_SCHEMA, INDEX_SCHEMA) for column in schema}
 
 
 # --- commits -------------------------------------------------------------------------------------------------------
@@ -232,7 +248,12 @@ def committed_units(dataset: str) -> list[int]:
 
 
 def read_commit(dataset: str, unit: int) -> Commit:
-    return Commit(**store.read_json(store.join(dataset, "commits", unit_name(unit) + ".json")))
+    """Raises Missing, and StoreError for a commit that is damaged or of another unit."""
+    url = store.join(dataset, "commits", unit_name(unit) + ".json")
+    found = typed_json.read(Commit, url)
+    if found.unit != unit:
+        raise store.StoreError(f"{url}: field 'unit': is {found.unit}: the file is damaged, or another's")
+    return found
 
 
 def read_commits(dataset: str, units: Sequence[int]) -> list[Commit]:
@@ -261,11 +282,11 @@ def write_generation(dataset: str, generation: Generation) -> None:
     url = store.join(dataset, "generations", f"{generation.number:06d}.json")
     if store.put_json_if_absent(url, dataclasses.asdict(generation)):
         return
-    if Generation(**store.read_json(url)) != generation:
+    if typed_json.read(Generation, url) != generation:
         raise ValueError(f"{url}: another retry was planned here meanwhile: rerun to join it")
 
 
 def read_generations(dataset: str) -> list[Generation]:
     """The retries planned so far, oldest first."""
     found = numbers(dataset, "generations", ".json")
-    return [Generation(**store.read_json(store.join(dataset, "generations", f"{n:06d}.json"))) for n in found]
+    return [typed_json.read(Generation, store.join(dataset, "generations", f"{n:06d}.json")) for n in found]

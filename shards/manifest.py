@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards import store
+from shards import store, typed_json
 from shards.dataset import (
     FORMAT,
     Commit,
@@ -33,6 +33,7 @@ from shards.dataset import (
     table_bytes,
 )
 from shards.rules import Rules
+from shards.typed_json import Count, Unsigned
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -52,9 +53,9 @@ SHARD_SCHEMA = pa.schema(
 class Subset:
     """A random subset: the samples whose hashed key is below the threshold; smaller ones nest in larger ones."""
 
-    samples: int  # asked for; the manifest's own count is what was got
-    seed: int
-    threshold: int  # on the first 8 bytes of blake2b(key, salt = seed)
+    samples: Count  # asked for; the manifest's own count is what was got
+    seed: Unsigned
+    threshold: Unsigned  # on the first 8 bytes of blake2b(key, salt = seed)
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,43 @@ class Manifest:
     def address(self) -> str:
         """What to pass to --data: this version and no later one."""
         return f"{self.dataset}@{self.digest[:16]}"
+
+
+@dataclass(frozen=True)
+class Version:
+    """`versions/000007.json`, and `latest.json`."""
+
+    digest: str
+    number: Count = 0
+    parent: str | None = None
+    why: str = ""
+    made_at: str | None = None  # ISO 8601
+
+    def __post_init__(self) -> None:
+        assert all(digest is None or _SHA256.fullmatch(digest) for digest in (self.digest, self.parent)), "its digest"
+
+
+@dataclass(frozen=True)
+class Head:
+    """`manifests/DIGEST.json`: a manifest without its table of shards."""
+
+    list_name: str
+    list_sha256: str
+    links: Count
+    kept: Count
+    reasons: dict[str, int]  # below 0 where a damaged retry replaced more than there was: check says so
+    deselected: dict[str, Count]
+    subset: Subset | None = None
+    classes: tuple[str, ...] | None = None
+    rules: Rules | None = None
+
+
+def read_version(dataset: str, number: int) -> Version:
+    """Raises Missing, and StoreError for one that is damaged."""
+    return typed_json.read(Version, store.join(dataset, "versions", f"{number:06d}.json"))
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def _canonical(value: Any) -> bytes:
@@ -276,8 +314,7 @@ def _newest(dataset: str) -> tuple[int, Manifest | None]:
     newest = max(numbers(dataset, "versions", ".json"), default=0)
     if not newest:
         return 0, None
-    version = store.read_json(store.join(dataset, "versions", f"{newest:06d}.json"))
-    return newest, _load(dataset, version["digest"])
+    return newest, _load(dataset, read_version(dataset, newest).digest)
 
 
 def read_manifest(url: str) -> Manifest:
@@ -295,7 +332,7 @@ def read_manifest(url: str) -> Manifest:
         return manifest
     if len(version) <= 6:
         try:
-            digest = store.read_json(store.join(dataset, "versions", f"{int(version):06d}.json"))["digest"]
+            digest = read_version(dataset, int(version)).digest
         except store.Missing:
             raise ValueError(f"{dataset}: has no version {int(version)}: {_offer(dataset)}") from None
         return _load(dataset, digest)
@@ -322,16 +359,16 @@ def _offer(dataset: str) -> str:
 def _load(dataset: str, digest: str) -> Manifest:
     base = store.join(dataset, "manifests", digest)
     try:
-        head = store.read_json(base + ".json")
+        head = typed_json.parse(store.read(base + ".json"), base + ".json")
     except store.Missing:
         raise ValueError(f"{dataset}: has no manifest {digest[:16]}: {_offer(dataset)}") from None
-    if head.get("format", FORMAT) > FORMAT:
+    if isinstance(head, dict) and isinstance(head.get("format"), int) and head["format"] > FORMAT:
         raise ValueError(
             f"{base}.json: is of format {head['format']}, this build reads {FORMAT}: upgrade, or use another version"
         )
     try:
         manifest = parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))
-    except (AssertionError, KeyError, TypeError) as error:
+    except (AssertionError, TypeError, AttributeError) as error:
         raise ValueError(f"{base}: is damaged ({error!r}): restore it or use another version") from None
     if manifest.digest != digest:
         raise ValueError(f"{base}.json: does not have the content its name promises: restore it or use another version")
@@ -339,19 +376,21 @@ def _load(dataset: str, digest: str) -> Manifest:
 
 
 def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
-    """What the two objects of a manifest say. Raises AssertionError, KeyError or TypeError where they are damaged."""
+    """What the two objects of a manifest say. Raises StoreError, AssertionError or TypeError where they are damaged."""
+    said = typed_json.checked(Head, head, f"{dataset}: a manifest")
+    assert not said.rules or "/" not in said.rules.file, "its rules lie outside of manifests/"
     return Manifest(
         dataset=dataset,
-        list_name=head["list_name"],
-        list_sha256=head["list_sha256"],
+        list_name=said.list_name,
+        list_sha256=said.list_sha256,
         shards=tuple(map(_checked, map(Shard, *(table[name].to_pylist() for name in _FIELDS)))),
-        links=head["links"],
-        kept=head["kept"],
-        reasons=head["reasons"],
-        deselected=head["deselected"],
-        subset=Subset(**head["subset"]) if head["subset"] else None,
-        classes=tuple(head["classes"]) if head["classes"] is not None else None,
-        rules=Rules(**head["rules"]) if head.get("rules") else None,
+        links=said.links,
+        kept=said.kept,
+        reasons=said.reasons,
+        deselected=said.deselected,
+        subset=said.subset,
+        classes=said.classes,
+        rules=said.rules,
     )
 
 
@@ -360,7 +399,7 @@ def _checked(shard: Shard) -> Shard:
     inside = "/" not in shard.index and (shard.foreign or "/" not in shard.tar)
     assert inside, f"unit {shard.unit}: its tar or index lies outside of shards/"
     assert _SHA256.fullmatch(shard.tar_sha256), f"unit {shard.unit}: its tar_sha256 is not one"
+    counts = (shard.unit, shard.tar_bytes, shard.links, shard.kept, shard.selected)
+    assert min(counts) >= 0, f"unit {shard.unit}: a count is below 0"
+    assert shard.selected <= shard.kept <= shard.links, f"unit {shard.unit}: its counts are damaged"
     return shard
-
-
-_SHA256 = re.compile("[0-9a-f]{64}")

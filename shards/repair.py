@@ -37,6 +37,15 @@ from shards.dataset import (
 from shards.manifest import SHARD_SCHEMA, Manifest, Shard
 from shards.repair_unit import Line, Older, Rebuilt, Unit, Unusable, parsed, read, repair, table_of
 
+
+def _manifest(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
+    """Raises Unusable, AssertionError or TypeError where the two objects are damaged."""
+    try:
+        return manifests.parse(dataset, head, table)
+    except store.StoreError as error:
+        raise Unusable(f"is damaged ({error})") from None
+
+
 _DIGEST = re.compile(r"([0-9a-f]{64})\.(?:json|parquet)")
 
 
@@ -175,12 +184,12 @@ class _Repair:
                 if head.get("format", FORMAT) > FORMAT:
                     raise ValueError(f"{self.dataset}: manifest {digest[:16]} is of a newer format: upgrade to repair")
                 table = table_of(read(self.dataset, f"manifests/{digest}.parquet"), SHARD_SCHEMA)
-                found = manifests.parse(self.dataset, head, table)
+                found = _manifest(self.dataset, head, table)
                 if found.digest != digest:
                     raise Unusable("does not have the content that its name promises")
             except Unusable as error:
                 self._damaged[digest] = head, str(error)
-            except (AssertionError, KeyError, TypeError) as error:
+            except (AssertionError, TypeError) as error:
                 self._damaged[digest] = None, f"is damaged ({error!r})"
             else:
                 self.manifests[digest] = found
@@ -236,10 +245,12 @@ class _Repair:
         return [list(units) for units in sorted(sets, key=len) if units and self.commits.keys() >= set(units)]
 
     def _ruled(self, plain: Manifest, head: Mapping[str, Any] | None) -> Iterator[Manifest]:
-        named = (head or {}).get("rules") or {}
+        named = (head or {}).get("rules")
+        named = named if isinstance(named, dict) else {}
         known = [found.rules.how for found in self.manifests.values() if found.rules]
-        hows = [named["how"]] if "how" in named else [*known, *self.settings]
-        for file in [named["file"]] if "file" in named else self._rules_files:
+        hows = [named["how"]] if isinstance(named.get("how"), dict) else [*known, *self.settings]
+        own = named.get("file")
+        for file in [own] if isinstance(own, str) and "/" not in own else self._rules_files:
             try:
                 some, reasons, out = rules_files.describe(self.dataset, file, {})
             except store.StoreError:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards import store
+from shards import store, typed_json
 from shards.dataset import DatasetInfo, Generation, numbers
-from shards.manifest import Manifest
+from shards.manifest import Manifest, Version
 from shards.repair_unit import Line, Rebuilt, Unusable, parsed, read
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -58,11 +58,12 @@ def load(dataset: str) -> History:
         found.latest_problem = str(error)
     for number in numbers(dataset, "generations", ".json"):
         try:
-            generation = Generation(**parsed(read(dataset, f"generations/{number:06d}.json")))
+            value = parsed(read(dataset, f"generations/{number:06d}.json"))
+            generation = typed_json.checked(Generation, value, "it")
             if generation.number != number:
                 raise Unusable(f"is of retry {generation.number}")
             found.generations[number] = generation
-        except (Unusable, TypeError, AssertionError) as error:
+        except (Unusable, store.StoreError) as error:
             found.damaged_generations[number] = " ".join(str(error).split())
     return found
 
@@ -72,7 +73,11 @@ def _version(body: bytes, number: int | None) -> dict[str, Any]:
     digests = [value.get("digest"), *([value["parent"]] if value.get("parent") else [])]
     if value.keys() != _FIELDS or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in digests):
         raise Unusable("is damaged")
-    if not isinstance(value["number"], int) or number not in (None, value["number"]):
+    try:
+        typed_json.checked(Version, value, "it")
+    except store.StoreError as error:
+        raise Unusable(f"is damaged ({error})") from None
+    if number not in (None, value["number"]):
         raise Unusable(f"is of version {value['number']}")
     return value
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards import store, tar
+from shards import store, tar, typed_json
 from shards.dataset import INDEX_SCHEMA, KEPT, PLAN_SCHEMA, Commit, table_bytes, unit_name
 from shards.manifest import Shard
+from shards.parquet_damage import DAMAGE, in_one_line
 
 _BAD_LINE = re.compile(r"line (\d+): (.*)", re.DOTALL)  # the detail of a link whose reason is bad_url
 _PLANNED = ["key", "url", "labels", "row"]
@@ -77,8 +77,8 @@ def read(dataset: str, name: str) -> bytes:
 def parsed(body: bytes) -> dict[str, Any]:
     """Raises Unusable."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        value = typed_json.parse(body, "")
+    except store.StoreError:
         raise Unusable("is not JSON") from None
     if not isinstance(value, dict):
         raise Unusable("is not a JSON object")
@@ -89,8 +89,9 @@ def table_of(body: bytes, schema: pa.Schema) -> pa.Table:
     """Raises Unusable."""
     try:
         table = pq.read_table(io.BytesIO(body))
-    except (pa.ArrowException, OSError) as error:
-        raise Unusable(f"is damaged ({' '.join(str(error).split())})") from None
+        table.validate(full=True)
+    except DAMAGE as error:
+        raise Unusable(f"is damaged ({in_one_line(error)})") from None
     if not table.schema.equals(schema):
         raise Unusable("has other columns")
     return table
@@ -160,8 +161,8 @@ def _who_miscounts(plan: pa.Table, older: Older, commit_name: str, done: Unit) -
 def _read_commit(dataset: str, name: str, unit: int, named: Shard | None) -> Commit:
     value = parsed(read(dataset, name))
     try:
-        found = Commit(**value)
-    except (TypeError, AssertionError, AttributeError) as error:
+        found = typed_json.checked(Commit, value, "it")
+    except store.StoreError as error:
         raise Unusable(f"is damaged ({error})") from None
     if found.unit != unit:
         raise Unusable(f"is of unit {found.unit}")

@@ -23,6 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards import store
+from shards.parquet_damage import DAMAGE, in_one_line
+from shards.typed_json import Count
 
 SCHEMA = pa.schema(
     [
@@ -40,10 +42,10 @@ class Rules:
     """A rules file. Its digest is of what it says, so that it does not depend on who wrote the Parquet."""
 
     sha256: str
-    rows: int
+    rows: Count
     how: dict[str, Any]  # the settings that made it
     file: str  # object name under manifests/, by the sha256 of its bytes
-    bytes: int
+    bytes: Count
 
 
 def write_rules(dataset: str, tables: Iterable[pa.Table], how: dict[str, Any], scratch: Path) -> Rules:
@@ -124,7 +126,8 @@ def describe(dataset: str, file: str, how: dict[str, Any]) -> tuple[Rules, Count
 @functools.lru_cache(maxsize=64)
 def _read_group(url: str, size: int, group: int) -> pa.Table:
     with _damage_named(url):
-        return pq.ParquetFile(_open(url, size), metadata=_footer(url, size), pre_buffer=True).read_row_group(group)
+        file = pq.ParquetFile(_open(url, size), metadata=_footer(url, size), pre_buffer=True)
+        return file.read_row_group(group).select(SCHEMA.names).cast(SCHEMA)
 
 
 @functools.lru_cache(maxsize=16)
@@ -147,8 +150,10 @@ def _damage_named(url: str) -> Iterator[None]:
     """Arrow's complaints about a file, as an error that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError, AttributeError) as error:  # AttributeError: no statistics
-        raise store.StoreError(f"{url}: is damaged ({error}): select again") from None
+    except store.StoreError:
+        raise
+    except (*DAMAGE, AttributeError) as error:  # AttributeError: no statistics
+        raise store.StoreError(f"{url}: is damaged ({in_one_line(error)}): select again") from None
 
 
 def _open(url: str, size: int) -> pa.PythonFile:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import store_remote
+from shards.local_files import in_words, is_local, local_path, refuse_no_folder, refuse_special, require_utf8
 from shards.store_remote import Missing, StoreError
 from shards.url_secrets import refuse_secrets
 
@@ -35,9 +36,10 @@ READ_AHEAD = 8 << 20
 
 def require(**places: str) -> None:
     """Raises ValueError for a place without a name (an unset shell variable must not become the root folder), and for
-    a URL that carries a secret."""
+    a URL that carries a secret or is not UTF-8."""
     refuse_secrets(**places)
     for name, url in places.items():
+        require_utf8(name, [url])
         if not url.strip():
             raise ValueError(f"{name} is empty: give a folder or URL (was a shell variable not set?)")
 
@@ -45,14 +47,6 @@ def require(**places: str) -> None:
 def join(base: str, *names: str) -> str:
     assert base, f"{'/'.join(names)} would be in the root folder: `require` should have refused the empty name"
     return "/".join([base.rstrip("/"), *names]) if base != "/" else "/" + "/".join(names)
-
-
-def is_local(url: str) -> bool:
-    return "://" not in url or url.startswith("file://")
-
-
-def local_path(url: str) -> Path:
-    return Path(url.removeprefix("file://"))
 
 
 def absolute(url: str) -> str:
@@ -67,14 +61,22 @@ def _local_errors(verb: str, url: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and verb != "write":
             raise Missing(f"{url}: there is no such object") from None
-        raise StoreError(f"{url}: cannot {verb}: {error.strerror or error}") from None
+        raise StoreError(f"{url}: cannot {verb}: {in_words(error)}") from None
+
+
+@contextlib.contextmanager
+def _open(url: str, buffering: int = -1) -> Iterator[BinaryIO]:
+    path = local_path(url)
+    refuse_special(path, url)
+    with _local_errors("read", url), path.open("rb", buffering=buffering) as file:
+        yield file  # type: ignore[misc]
 
 
 def read(url: str) -> bytes:
     """The whole object. Raises Missing, StoreError."""
     if is_local(url):
-        with _local_errors("read", url):
-            return local_path(url).read_bytes()
+        with _open(url) as file:
+            return file.read()
     fs, path = store_remote.client(url)
     return store_remote.call("read", url, lambda: fs.cat_file(path))
 
@@ -82,7 +84,7 @@ def read(url: str) -> bytes:
 def read_range(url: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`. Raises Missing; StoreError also when the object is shorter than that."""
     if is_local(url):
-        with _local_errors("read", url), local_path(url).open("rb") as file:
+        with _open(url) as file:
             file.seek(offset)
             body = file.read(length)
     else:
@@ -104,7 +106,7 @@ def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | N
 
         store_ranged.read_into(url, offset, view, stop)
         return
-    with _local_errors("read", url), local_path(url).open("rb", buffering=0) as file:
+    with _open(url, buffering=0) as file:
         length = fill(file.fileno(), [view], offset)
     if length != len(view):
         raise StoreError(f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check on it")
@@ -130,6 +132,7 @@ def fill(file: int, views: Sequence[memoryview], offset: int) -> int:
 def open_read(url: str) -> BinaryIO:
     """A streaming reader for a large object; what breaks on the way is asked for again, from where it broke."""
     if is_local(url):
+        refuse_special(local_path(url), url)
         with _local_errors("read", url):
             return local_path(url).open("rb")
     fs, path = store_remote.client(url)
@@ -214,7 +217,6 @@ def put_if_absent(url: str, body: bytes) -> bool:
     section 13.1.2). A reply can be lost after the store has applied the write, so a refusal is settled by reading the
     object back: equal bytes count as ours, so callers who must tell writers apart put a name into the body.
     """
-    assert len(body) < store_remote.SINGLE_PUT, "a commit is one small single-part PUT"
     if is_local(url):
         with _local_errors("write", url), _aside(url) as (aside, target):
             aside.write_bytes(body)
@@ -223,11 +225,13 @@ def put_if_absent(url: str, body: bytes) -> bool:
             except FileExistsError:
                 return False
             return True
+    if len(body) > store_remote.LARGEST_PUT:
+        raise StoreError(f"{url}: has {len(body):,} bytes, more than one write may have: use a smaller --unit")
     fs, path = store_remote.client(url)
 
     def create() -> bool:
         try:
-            fs.pipe_file(path, body, mode="create")
+            fs.pipe_file(path, body, mode="create", chunksize=max(store_remote.SINGLE_PUT, len(body)))
         except Exception as error:
             # The same answer, 412, has several shapes by the time it arrives here. The client may have retried a PUT
             # whose reply was lost, so even the first refusal we see can be of our own object: read it back.
@@ -248,10 +252,11 @@ def put_json_if_absent(url: str, value: Any) -> bool:
 
 
 def read_json(url: str) -> Any:
-    """Raises Missing, and StoreError when the object is not JSON."""
+    """JSON of others, of any kind; ours is read by `shards.typed_json`. Raises Missing, and StoreError when the object
+    is not JSON."""
     try:
         return json.loads(read(url))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{url}: is not JSON ({error}): it was not written by this program or is damaged") from None
 
 
@@ -368,6 +373,8 @@ def check_writable(url: str) -> None:
     Two concurrent conditional puts of one key must have exactly one winner (rclone overwrites silently, Swift lets
     several through); commits rest on it.
     """
+    if is_local(url):
+        refuse_no_folder(local_path(url), url)
     probe = join(url, f".probe-{os.getpid()}-{time.time_ns():x}")
     wins: list[bool] = []
     errors: list[StoreError] = []
@@ -384,7 +391,7 @@ def check_writable(url: str) -> None:
     for racer in racers:
         racer.join()
     if errors:
-        raise errors[0]
+        raise StoreError(str(errors[0]).replace(probe, url))
     delete(probe)
     if sum(wins) != 1:
         raise StoreError(
@@ -420,6 +427,8 @@ def remove_left_aside(url: str) -> None:
 def _make_folder(folder: Path) -> None:
     """With its parents, each of which is synced: a new name that is not may be gone after a power cut."""
     missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    if not folder.is_dir():
+        refuse_no_folder(folder, str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
         _sync(path.parent)

@@ -23,7 +23,10 @@ SUPPORTED = "give s3://BUCKET/NAME or a folder; http:// and https:// only to rea
 PATIENCE = 120.0  # seconds that a remote call is tried again for, so that a store may go away for a minute
 FIRST_PATIENCE = 10.0  # ... while this process has never reached the store: it may be a slip in its name
 LONGEST_WAIT = 8.0  # seconds between two tries
-SINGLE_PUT = 64 << 20  # larger bodies go multipart; commits never do (some stores ignore the condition there)
+SINGLE_PUT = (
+    64 << 20
+)  # larger bodies go multipart, unless they are put if absent (some stores ignore the condition there)
+LARGEST_PUT = 4 << 30  # of one request; S3 takes 5 GiB
 
 
 class StoreError(ValueError):

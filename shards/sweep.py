@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from shards import store, store_uploads
+from shards import store, store_uploads, typed_json
 from shards.dataset import READERS, committed_units, read_commits, read_info, read_table
+from shards.manifest import Head
 
 _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(tar|parquet)")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
@@ -159,10 +160,16 @@ def _leftovers(dataset: str) -> Found:
     entries = store.entries(manifests)
     rules = [(f"manifests/{entry.name}", entry) for entry in entries if entry.name.endswith(".rules.parquet")]
     heads = [entry.name for entry in entries if entry.name.endswith(".json")]
-    named = {(store.read_json(store.join(manifests, name)).get("rules") or {}).get("file") for name in heads}
+    named = {_rules_of(store.join(manifests, name)) for name in heads}
     words = [(f"underway/{entry.name}", entry) for entry in store.entries(store.join(dataset, "underway"))]
     words = [found for found in words if found[1].name.endswith(".json")]
     return [found for found in rules if found[1].name not in named] + words + list(_half_put(dataset))
+
+
+def _rules_of(head: str) -> str | None:
+    """The rules file of a manifest. Raises StoreError: what a damaged one names must not be swept."""
+    rules = typed_json.read(Head, head).rules
+    return rules.file if rules else None
 
 
 def _half_put(dataset: str) -> Iterator[tuple[str, store.Entry]]:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ import pyarrow.compute as pc
 from ingest import wordnet
 from ingest.config import Config
 from ingest.dry_run.forecast import Forecast, Outcome, Pace, Survey, forecast, lines
-from ingest.filter import judge
-from ingest.http import Fetcher
+from ingest.http import Fetcher, is_named_host
+from ingest.isolate import Judge
 from ingest.lists import ACCEPTED, carry, label_counts, links_of, plan_batches
-from ingest.plan import need_contact, no_links
+from ingest.plan import host_names, need_contact, no_links, strangers
 from ingest.record import Link, Verdict
 from ingest.run import TICK, Progress
 from ingest.unit import about
@@ -34,7 +35,6 @@ from shards.tar import BLOCK
 __all__ = ["Forecast", "lines", "run"]
 
 MOST_HOSTS = 200_000  # that are counted exactly
-_HOST = r"^(?i:https?)://(?P<host>\[[^\]]*\]|[^/:?#]*)"
 
 
 def run(
@@ -53,20 +53,22 @@ def run(
         raise ValueError("--urls is missing: xtra ingest --urls LIST --dry-run N")
     if links < 1:
         raise ValueError(f"dry_run is {links}: it must be at least 1 link")
-    need_contact(config, links)
+    if not config.fetch.allow_private:
+        need_contact(config, links)
     begun = time.monotonic()
     told = _Told(links, progress)
     survey, sample = _survey(config, links, seed, told, stop)
+    need_contact(config, strangers(config, pa.array([link.url for link in sample], pa.string())))
     if not survey.lines - survey.not_chosen and not stop():
         raise ValueError(no_links(config.urls, Counter(survey.left_out)))
     if survey.bad and not survey.good and not stop():
         raise ValueError(f"{config.urls}: none of its {survey.bad:,} lines can be used: give {ACCEPTED}")
-    cpu = time.process_time()
+    cpu, free = time.process_time(), config.fetch.unlimited
     outcomes = list(_try(config, sample, told, stop))
     pace = Pace(
         connections=config.fetch.connections,
         per_host=config.fetch.per_host,
-        rate=config.fetch.rate,
+        rate=config.fetch.rate if any(not is_named_host(name, free) for name in survey.hosts) else 0.0,
         cpu_seconds=time.process_time() - cpu,
         robots=config.fetch.robots,
     )
@@ -107,12 +109,6 @@ def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[
         table = carry.joined(some).slice(0, config.unit)
         size = len(table_bytes(carry.split(table)[1])) / len(table)
     return Survey(lines, dict(left_out), bad, hosts.counts, hosts.distinct, tuple(kept), size), sample.links()
-
-
-def host_names(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """The lower-case host of every good URL."""
-    names = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
-    return pc.utf8_lower(names)
 
 
 class HostCounts:
@@ -182,7 +178,7 @@ def _try(config: Config, sample: list[Link], told: _Told, stop: Callable[[], boo
     except OSError as error:
         where = config.scratch or tempfile.gettempdir()
         raise ValueError(f"{where}: cannot hold scratch files ({error.strerror}): set --scratch to a folder") from None
-    with folder as scratch:
+    with folder as scratch, closing(Judge()) as judge:
         fetcher = Fetcher(config.fetch, Path(scratch))
         try:
             for fetched in fetcher.run(iter(sample), stop):

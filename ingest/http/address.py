@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from functools import lru_cache
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -35,6 +36,25 @@ def refusal(ip: str, port: int, allowed: tuple[str, ...]) -> str | None:
     # No hint at a cloud's metadata service, or at what no server has: a list of strangers may well name these.
     nobody = inner.is_link_local or inner.is_multicast or inner.is_unspecified or inner.is_reserved
     return why if nobody else f"{why}; if it is yours: --fetch.allow-private {inner}"
+
+
+def is_named(addresses: Iterable[str], allowed: tuple[str, ...]) -> bool:
+    """Whether all of these addresses that may be connected to at all are ones that the user allows by name."""
+    known = [ipaddress.ip_address(text.split("%")[0]) for text in addresses]
+    inside = [any(_unwrap(each) in net or each in net for net in networks(allowed)) for each in known]
+    open_to_all = (refusal(str(each), 443, ()) is None for each, named in zip(known, inside) if not named)
+    return any(inside) and not any(open_to_all)
+
+
+def is_named_host(name: str, allowed: tuple[str, ...]) -> bool:
+    """The same of a host in a URL, without asking a name server: an address, or a name of this machine (RFC 6761)."""
+    name = name.strip("[]").removesuffix(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return is_named(("127.0.0.1", "::1"), allowed)
+    try:
+        return is_named((name,), allowed)
+    except ValueError:
+        return False
 
 
 def _unwrap(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -19,7 +19,9 @@ class FetchConfig:
 
     allow_private: tuple[str, ...] = ()  # addresses or networks that may be asked although they are not public
     per_host: int = 8  # transfers at once to one host name
-    per_host_rate: float | None = None  # requests/s to one host, 0: no limit; None: 20, none with allow_private
+    per_host_rate: float | None = (
+        None  # requests/s to one host, 0: no limit; None: 20, and no limit for allow_private's
+    )
     connections: int = 128  # transfers at once in all
     deadline: float = 60.0  # for the transfers of one link, with its redirects and retries; waiting does not count
     patience: float = 300.0  # a link waits no longer for its host when all wait; our own limits do not count
@@ -64,6 +66,9 @@ class FetchConfig:
     @property
     def rate(self) -> float:
         """Requests/s to one host; 0: no limit."""
-        if self.per_host_rate is None:
-            return 0.0 if self.allow_private else RATE
-        return self.per_host_rate
+        return RATE if self.per_host_rate is None else self.per_host_rate
+
+    @property
+    def unlimited(self) -> tuple[str, ...]:
+        """The addresses to which no rate applies: those of allow_private, unless the user says a rate."""
+        return self.allow_private if self.per_host_rate is None else ()

@@ -86,7 +86,8 @@ class Fetcher:
         self._transfers = Transfers(config, scratch)
         self._network = Network(config.outage_limit)
         interval = 1 / config.rate if config.rate else 0.0
-        manners = Manners(config.per_host, interval, config.backoff, config.breaker, config.cool_off, config.max_pause)
+        limits = config.per_host, interval, config.backoff, config.breaker, config.cool_off, config.max_pause
+        manners = Manners(*limits, config.unlimited)
         self._schedule = Schedule(
             manners,
             config.connections,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from ingest.http.address import is_named
 from ingest.http.resolver import Answer
 from ingest.http.robots import Robots
 from ingest.record import Link, Reason
@@ -37,6 +38,7 @@ class Manners:
     breaker: int  # failures in a row that open it
     cool_off: float  # seconds until one link may try again
     max_pause: float  # seconds of pauses without enough successes between them, after which a host is given up
+    unlimited: tuple[str, ...] = ()  # addresses and networks whose hosts have no interval
 
 
 @dataclass(eq=False, slots=True)
@@ -96,6 +98,7 @@ class Host:
     closed_for: float = 0.0
     last: tuple[Reason, str] = (Reason.TIMEOUT, "")  # what it failed with last
     addresses: tuple[str, ...] = ()
+    unlimited: bool = False  # the interval does not apply to it
     known_until: float = 0.0  # when its name is to be resolved anew
     resolving: bool = False
     look_ups: int = 0  # that failed, in a row
@@ -117,13 +120,13 @@ class Host:
 
     def begin(self, now: float) -> None:
         self.active += 1
-        self.next_start = now + max(self.interval, self.crawl_delay)
+        self.next_start = now + max(0.0 if self.unlimited else self.interval, self.crawl_delay)
 
     def ended(self, seconds: float) -> None:
         """A transfer that took so long is over."""
         self.active -= 1
         self.seconds += seconds
-        self.paced += max(self.interval, min(seconds, BRISK) / max(1, self.limit))
+        self.paced += max(0.0 if self.unlimited else self.interval, min(seconds, BRISK) / max(1, self.limit))
 
     def idle(self) -> bool:
         return not self.links()
@@ -191,6 +194,7 @@ class Host:
         self.resolving = False
         if answer.addresses or self.addresses:  # better an old address than none
             self.addresses = answer.addresses or self.addresses
+            self.unlimited = bool(self.manners.unlimited) and is_named(self.addresses, self.manners.unlimited)
             self.known_until, self.look_ups = now + NAME_FOR, 0
             return False
         self.last = (Reason.DNS, f"name: {answer.error}")

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from ingest.http.address import refusal
+from ingest.http.address import is_named_host, refusal
 from ingest.http.hosts import BURST, Host, HostLoad, Manners, Origin, Task
 from ingest.http.limiter import Demand, Leases
 from ingest.http.resolver import Answer
@@ -101,6 +101,7 @@ class Schedule:
         if host is None:
             limit = 0 if self._leases else self._manners.per_host
             host = self._hosts[host_name] = Host(host_name, self._manners, limit, self._manners.interval)
+            host.unlimited = bool(self._manners.unlimited) and is_named_host(name, self._manners.unlimited)
             if self._guard is not None or _is_address(name):
                 host.known_until = float("inf")
         origin = self._origins[text] = Origin(text, host)
@@ -200,7 +201,7 @@ class Schedule:
                 robots = Task(None, f"{origin.text}/robots.txt", origin, origin, waited=waited)
                 origin.host.waiting.appendleft(robots)
             return False
-        if origin.robots.rules and not origin.robots.allows(path := _path(task.url)):
+        if origin.robots.says_something and not origin.robots.allows(path := _path(task.url)):
             self.ended.append((task, Reason.ROBOTS, f"robots.txt of {origin.text} disallows {path}"[:200]))
             return False
         return True

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from shards import store
+from shards.local_files import require_utf8
 
 FORMATS = ("auto", "text", "csv", "tsv", "json", "jsonl", "parquet")
 ACCEPTED = (
@@ -51,6 +52,7 @@ def list_files(urls: str) -> list[str]:
     folder, names = _named(urls)
     if folder is None:
         return [urls]
+    require_utf8(urls, names)
     files = [store.join(folder, name) if folder else name for name in _lists_of(names)]
     if not files:
         raise ValueError(f"{urls}: there are no lists: check --urls")

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from ingest.lists.columns import NOWHERE, SAMPLE, Columns, carried, places
 from ingest.lists.files import open_list
 from ingest.lists.rows import BATCH, HELD, MAX_CELL, ROWS, id_of, lists_of, shortened
+from shards import store
+from shards.parquet_damage import DAMAGE
 
 GROUPS = 100  # of rows whose sizes are looked at
 
@@ -36,7 +38,9 @@ def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
                     rows = rows.append_column(name, _plain(batch.column(names[place])))
                 yield rows
                 number += len(batch)
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
+            if type(error) in (ValueError, store.StoreError):  # of ours, in words
+                raise
             why = " ".join(str(error).split())[:100]
             where = f"damaged Parquet after row {number}" if number else "is not a Parquet file"
             raise ValueError(f"{url}: {where} ({why}): check --urls") from None

@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from ingest.filter import FilterConfig, judge
+from ingest.isolate import Judge
 from ingest.record import Fetched, Link, Reason, Verdict
 from ingest.run import IngestResult, Progress
 from ingest.scratch import scratch_folder
@@ -44,7 +45,9 @@ from shards.dataset import (
 )
 from shards.pixels import IMAGE_BUILD
 
+MAX_BYTES = 32 << 20  # of a picture, as of one that an ingest fetches
 SHOWN = 6  # classes in a line
+Judging = Callable[[Fetched, FilterConfig], Verdict]  # `judge`, or a `Judge`
 SLICE = 256  # pictures between two looks at `stop` and two reports
 
 
@@ -56,6 +59,7 @@ class Config:
     classes: str | None = None  # JSON that names the numbers in .cls files: a list, {"3": "cat"} or [{"label", "name"}]
     name: str | None = None  # of the set, as results show it; the source's own if None
     filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))  # a set is what it is
+    max_bytes: int = MAX_BYTES  # of one picture; what is larger is too_large, and is not read
     scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
     threads: int = 2  # that decode
     in_place: bool = False  # index WebDataset tars where they lie (also s3://, https://), copy nothing
@@ -70,6 +74,8 @@ class Config:
             raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}: it must be at least 1")
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes is {self.max_bytes}: it must be at least 1 byte")
         if self.set and self.set not in BENCHMARKS:
             raise ValueError(f"set is {self.set!r}: it must be one of {', '.join(BENCHMARKS)}")
         if self.set and (self.in_place or self.classes or self.name):
@@ -126,21 +132,27 @@ class Planned:
 def plan(config: Config, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Planned:
     """Writes nothing. Raises ValueError for a dataset that was begun with other pictures or settings."""
     entries = links(pictures)
+    judges = judged_by(config)
     units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
     info = DatasetInfo(
         list_name=config.name or set_name(config.source),
         list_sha256=_listing_sha256(pictures),
         units=len(units),
         unit=config.unit,
-        config_digest=hashlib.sha256(
-            json.dumps(dataclasses.asdict(config.filter), sort_keys=True).encode()
-        ).hexdigest(),
+        config_digest=hashlib.sha256(json.dumps(judges, sort_keys=True).encode()).hexdigest(),
         image_build=IMAGE_BUILD,
         classes=classes,
     )
     if store.exists(store.join(config.out, "dataset.json")):
         write_info(config.out, info)  # only compares then
     return Planned(config, pictures, entries, units, info)
+
+
+def judged_by(config: Config) -> dict[str, Any]:
+    """The settings that decide what a unit holds; a rerun must agree with them. The cap of bytes is younger than
+    datasets that were made at its default."""
+    caps = {"max_bytes": config.max_bytes} if config.max_bytes != MAX_BYTES else {}
+    return dataclasses.asdict(config.filter) | caps
 
 
 def make(
@@ -249,6 +261,7 @@ def _unit(
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
         closing(UnitWriter(config.out, unit, entries, Path(folder))) as writer,
+        closing(Judge()) as judging,
         ThreadPoolExecutor(config.threads, thread_name_prefix="judge") as pool,
     ):
         for at in range(0, len(entries), SLICE):
@@ -256,17 +269,29 @@ def _unit(
                 return None
             part = slice(at, at + SLICE)
             for verdict in pool.map(
-                lambda picture, link: _judge(picture, link, config.filter), pictures[part], entries[part]
+                lambda picture, link: _judge(picture, link, config, judging), pictures[part], entries[part]
             ):
                 writer.add(verdict)
             report(writer)
         return writer.seal()
 
 
-def _judge(picture: Picture, link: Link, rules: FilterConfig) -> Verdict:
+def _judge(picture: Picture, link: Link, config: Config, judging: Judging) -> Verdict:
     if isinstance(picture, Missing):
         return unread(link, picture.why)
-    return judged(link, picture.read(), rules)
+    if picture.bytes_before_reading > config.max_bytes:
+        return too_large(link, picture.bytes_before_reading, config.max_bytes)
+    body = picture.read()
+    if len(body) > config.max_bytes:
+        return too_large(link, len(body), config.max_bytes)
+    return judged(link, body, config.filter, judging)
+
+
+def too_large(link: Link, size: int, most: int) -> Verdict:
+    """The verdict on a picture that is not read, as it has more bytes than the cap."""
+    why = f"{size} bytes, more than {most}"
+    missing = Fetched(link, None, Reason.TOO_LARGE, why, status=0, final_url="", attempts=0, ms=0, at=time.time())
+    return Verdict(missing, None, Reason.TOO_LARGE, why)
 
 
 def unread(link: Link, why: str) -> Verdict:
@@ -276,13 +301,13 @@ def unread(link: Link, why: str) -> Verdict:
     return Verdict(missing, None, reason, why)
 
 
-def judged(link: Link, body: bytes, rules: FilterConfig) -> Verdict:
+def judged(link: Link, body: bytes, rules: FilterConfig, judging: Judging = judge) -> Verdict:
     """The verdict on a picture of a set, which did not come from the web."""
     fetched = Fetched(link, body, None, "", status=0, final_url="", attempts=0, ms=0, at=time.time())
-    verdict = judge(fetched, rules)
+    verdict = judging(fetched, rules)
     if verdict.reason is Reason.PLACEHOLDER and verdict.decode_checked:
         # On the web a picture of one colour stands for one that is gone; in a set it may be the sea. It decoded.
-        verdict = judge(fetched, dataclasses.replace(rules, decode_check=False))
+        verdict = judging(fetched, dataclasses.replace(rules, decode_check=False))
         verdict = dataclasses.replace(verdict, decode_checked=True)
     return verdict
 

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.sets.pictures import Blocks, Picture, Row
+from shards.local_files import refuse_special
+from shards.parquet_damage import DAMAGE
 
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5})?(-[0-9a-f]+)?\.parquet")
 _LABELS = ("label", "labels", "class", "fine_label")
@@ -59,7 +61,8 @@ def _columns(path: Path, labels: bool) -> _Columns:
     schema = _open(path).schema_arrow
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError):
+        features = {name: said for name, said in features.items() if isinstance(said, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         features = {}
     images = [field.name for field in schema if _is_image(field.type)]
     images = [name for name in images if features.get(name, {}).get("_type", "Image") == "Image"]
@@ -118,10 +121,11 @@ def _bodies(path: Path, group: int, column: str) -> list[bytes]:
 
 
 def _open(path: Path) -> pq.ParquetFile:
+    refuse_special(path)
     try:
         with pq.ParquetFile(path) as file:
             return file
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())}): get the file again") from None
 
 
@@ -130,6 +134,6 @@ def _read(path: Path, column: str, group: int | None = None) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(path) as file:
             table = file.read([column]) if group is None else file.read_row_group(group, [column])
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())}): get the file again") from None
     return table[column]

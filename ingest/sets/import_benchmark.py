@@ -53,7 +53,7 @@ def run(
     """Do what is left of both splits. Raises ValueError for a layout that is none of the set's, for what cannot be read
     and, unless `config.counts` is "any", for pictures or classes that are more or fewer than the table says."""
     store.require(source=config.source, out=config.out)
-    if "://" in config.source and not config.source.startswith("file://"):
+    if not store.is_local(config.source):
         raise ValueError(f"{config.source}: sets are imported from local disks: copy it there")
     rules = dataclasses.replace(config.filter, min_side=1, max_aspect=math.inf, max_pixels=MAX_PIXELS)
     with scratch_folder(config.scratch) as scratch:

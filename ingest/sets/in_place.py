@@ -28,7 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.filter import FilterConfig
+from ingest.filter import judge
+from ingest.isolate import Judge
 from ingest.lists import keys
 from ingest.record import Link, Reason
 from ingest.run import IngestResult, Progress
@@ -117,7 +118,7 @@ def run(
 
 
 def _info(config: folders.Config, tars: list[tuple[str, int]], names: dict[str, str] | None) -> DatasetInfo:
-    settings = {"in_place": True, **dataclasses.asdict(config.filter)}
+    settings = {"in_place": True, **folders.judged_by(config)}
     return DatasetInfo(
         list_name=config.name or folders.set_name(re.sub(r"\{.*", "", config.source)),
         list_sha256=hashlib.sha256(json.dumps(tars).encode()).hexdigest(),
@@ -207,12 +208,12 @@ def _indexed(
     """The tars in order, some read side by side; fewer when stopped."""
     waiting: deque[tuple[int, Future[Indexed | None]]] = deque()
     coming = iter(left)
-    with ThreadPoolExecutor(config.threads, thread_name_prefix="tar") as pool:
+    with closing(Judge()) as judging, ThreadPoolExecutor(config.threads, thread_name_prefix="tar") as pool:
         try:
             while True:
                 while len(waiting) <= config.threads and (following := next(coming, None)):
                     unit, url = following
-                    waiting.append((unit, pool.submit(_index, config, url, names, stop)))
+                    waiting.append((unit, pool.submit(_index, config, url, names, stop, judging)))
                 if not waiting:
                     return
                 unit, future = waiting.popleft()
@@ -224,7 +225,13 @@ def _indexed(
             pool.shutdown(cancel_futures=True)
 
 
-def _index(config: folders.Config, url: str, names: dict[str, str] | None, stop: Callable[[], bool]) -> Indexed | None:
+def _index(
+    config: folders.Config,
+    url: str,
+    names: dict[str, str] | None,
+    stop: Callable[[], bool],
+    judging: folders.Judging = judge,
+) -> Indexed | None:
     """One tar, read once; None when stopped on the way."""
     indexed = Indexed(url, 0, "")
     found: list[str | None] = []  # the pictures' names in the tar, and
@@ -233,7 +240,8 @@ def _index(config: folders.Config, url: str, names: dict[str, str] | None, stop:
         source = Source(body)
 
         def bodies(member: Placed) -> bytes:
-            return source.take(member.length) if tars.is_wanted(member.name) else b""
+            held = tars.is_wanted(member.name) and member.length <= config.max_bytes
+            return source.take(member.length) if held else b""
 
         for sample in tars.samples(source, url, indexed.unused, bodies, adjacent=True):
             if stop():
@@ -243,7 +251,7 @@ def _index(config: folders.Config, url: str, names: dict[str, str] | None, stop:
             indexed.names.append(sample.key)
             found.append(picture[0].name if isinstance(picture, tuple) else None)
             own.append([sources.named(label, names, url) for label in labels])
-            indexed.rows.append(_row(sample, picture, own[-1], url, config.filter))
+            indexed.rows.append(_row(sample, picture, own[-1], url, config, judging))
         source.drain()
     if config.labels and not any(own):
         _label_by_place(config, indexed, found, names)
@@ -264,7 +272,12 @@ def _label_by_place(
 
 
 def _row(
-    sample: tars.Sample, found: tars.Field | str, labels: Sequence[str], url: str, rules: FilterConfig
+    sample: tars.Sample,
+    found: tars.Field | str,
+    labels: Sequence[str],
+    url: str,
+    config: folders.Config,
+    judging: folders.Judging,
 ) -> list[Any]:
     """A row of the index but for its key and number."""
     name = found[0].name if isinstance(found, tuple) else sample.key
@@ -274,7 +287,9 @@ def _row(
     if isinstance(found, str):
         return [*judged_row(folders.unread(link, found)), None, None, None]
     place, body = found
-    verdict = folders.judged(link, body, rules)
+    if place.length > config.max_bytes:
+        return [*judged_row(folders.too_large(link, place.length, config.max_bytes)), None, None, None]
+    verdict = folders.judged(link, body, config.filter, judging)
     if verdict.picture is not None and verdict.picture.body is not body and verdict.picture.body != body:
         detail = f"{verdict.source_format} is only kept as another file: import it without --in-place"
         verdict = dataclasses.replace(verdict, picture=None, reason=Reason.UNSUPPORTED, detail=detail)

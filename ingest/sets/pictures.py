@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ingest.record import Link
+from shards.local_files import refuse_special
 
 ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "mpo"})
 KEY_LENGTH = 90
@@ -51,6 +52,11 @@ class Picture(Protocol):
         """Bytes of the picture, or of the file that it is a row of: what a rerun must find again."""
         ...
 
+    @property
+    def bytes_before_reading(self) -> int:
+        """Of the picture alone, where that is known before it is read; else 0."""
+        ...
+
     def read(self) -> bytes:
         """An encoded picture. Raises ValueError naming what cannot be read."""
         ...
@@ -69,6 +75,10 @@ class File:
     @property
     def labels(self) -> tuple[str, ...]:
         return (self.label,) if self.label else ()
+
+    @property
+    def bytes_before_reading(self) -> int:
+        return self.size
 
     def read(self) -> bytes:
         return _read(self.root / self.name, 0, self.size)
@@ -90,6 +100,10 @@ class Stretch:
     def labels(self) -> tuple[str, ...]:
         return (self.label, *self.more) if self.label else ()
 
+    @property
+    def bytes_before_reading(self) -> int:
+        return self.size
+
     def read(self) -> bytes:
         return _read(self.path, self.offset, self.size)
 
@@ -108,6 +122,10 @@ class Missing:
     @property
     def labels(self) -> tuple[str, ...]:
         return (self.label, *self.more) if self.label else ()
+
+    @property
+    def bytes_before_reading(self) -> int:
+        return 0
 
     def read(self) -> bytes:
         raise ValueError(f"{self.name}: {self.why}")
@@ -128,6 +146,10 @@ class Row:
     @property
     def labels(self) -> tuple[str, ...]:
         return (self.label,) if self.label else ()
+
+    @property
+    def bytes_before_reading(self) -> int:
+        return 0
 
     def read(self) -> bytes:
         value = self.blocks[self.block][self.at]
@@ -174,10 +196,11 @@ def listed(root: Path, name: str, label: str, where: Path) -> File:
     if name.startswith("/") or ".." in name.split("/"):
         raise ValueError(f"{where}: {name!r} lies outside the set: get the list again")
     try:
-        size = os.stat(root / name).st_size
+        about = os.stat(root / name)
     except OSError:
         raise ValueError(f"{root / name}: is listed in {where.name} and is not there: unpack the set again") from None
-    return File(root, name, file_key(name, label), label, size)
+    refuse_special(root / name, mode=about.st_mode)
+    return File(root, name, file_key(name, label), label, about.st_size)
 
 
 def file_key(name: str, label: str) -> str:

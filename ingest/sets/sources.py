@@ -21,6 +21,7 @@ from ingest.sets import hub, tars
 from ingest.sets.pictures import ENDINGS, File, Missing, Picture, Stretch, file_key, is_picture, listed
 from ingest.sets.tars import LabelFrom
 from shards import store
+from shards.local_files import refuse_special
 from shards.tar import Headers, Placed
 
 JUNK = frozenset({"@eadir", "@tmp", "@recycle", "#recycle", "$recycle.bin", "__macosx", "lost+found", "thumbnails"})
@@ -54,7 +55,7 @@ class Found:
 def find(source: str, classes: str | None = None, how: How = How()) -> Found:
     """The pictures of a source, in order. Raises ValueError naming what has no label or cannot be read, and where
     labels may be meant in two ways."""
-    if "://" in source and not source.startswith("file://"):
+    if not store.is_local(source):
         raise ValueError(f"{source}: sets are imported from local disks: copy it there, or index tars with --in-place")
     path = store.local_path(source)
     names = class_names(classes) if classes else None
@@ -133,12 +134,14 @@ def remarks(unused: tars.Unused) -> list[str]:
 
 
 def _in_tar(tar: Path, names: dict[str, str] | None, how: How, unused: tars.Unused) -> Iterator[Picture]:
+    refuse_special(tar)
     try:
         with tar.open("rb") as file:
             headers = Headers(file)
 
             def bodies(member: Placed) -> bytes:
                 wanted = not tars.is_picture(member.name) and tars.is_wanted(member.name)
+                wanted = wanted and member.length <= tars.MAX_LABEL_BYTES
                 return headers.take(member.length) if wanted else b""
 
             samples = sorted(
@@ -266,10 +269,11 @@ def walk(root: Path) -> Iterator[tuple[str, int]]:
         place = Path(folder).relative_to(root).as_posix() + "/"
         for name in sorted(filter(is_picture, files)):
             try:
-                size = os.stat(os.path.join(folder, name)).st_size
+                about = os.stat(os.path.join(folder, name))
             except OSError as error:  # such as a link to nothing
                 raise ValueError(f"{folder}/{name}: cannot be read ({error.strerror}): remove or repair it") from None
-            yield place.removeprefix("./") + name, size
+            refuse_special(name, f"{folder}/{name}", about.st_mode)
+            yield place.removeprefix("./") + name, about.st_size
 
 
 # --- metadata.csv and metadata.jsonl, as the Hub's ImageFolder has them --------------------------------------------
@@ -310,6 +314,7 @@ def _not_the_hubs(row: Mapping[str, Any]) -> str:
 
 
 def _metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    refuse_special(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":

@@ -26,6 +26,7 @@ LabelFrom = Literal["auto", "folder", "parent", "tar"]
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
 LABELS = ("cls", "json", "txt")
+MAX_LABEL_BYTES = 32 << 20  # of a member; a larger one is no label, and is not read
 LONGEST_LABEL = 100  # characters of a txt that is taken for a label; a longer one is a caption
 _PREFERRED = ("jpg", "jpeg", "png", "webp")
 _META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library passes over

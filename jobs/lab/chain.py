@@ -38,7 +38,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Done:
-    """Just now."""
+    """Just now, and here: what another study on the same folder did meanwhile does not count."""
 
     trained: int = 0
     probed: int = 0
@@ -59,7 +59,7 @@ def work(chain: Chain, stop: threading.Event, progress: Progress = lambda row: N
             result = train.run(trial.run, stop.is_set, lambda row, run=trial.run: progress({"run": run.out, **row}))
             if result.stopped:
                 break
-            trained += 1
+            trained += result.loss is not None  # else another study had just finished it
         for settings in missing_probes(trial):
             if stop.is_set():
                 return Done(trained, probed)

@@ -9,15 +9,17 @@ from typing import Any
 from shards import store
 from shards.manifest import read_manifest
 from xtra import probe
+from xtra.probe import read_result
 from xtra.run import checkpoint
 
 Result = Mapping[str, Any]  # a ProbeResult as read: older ones lack its newer fields
 
 
 def results(folder: str) -> list[Result]:
-    """What lies in FOLDER/probes. Raises StoreError naming a file that is no JSON."""
+    """What is in FOLDER/probes. Raises StoreError naming a file that is no result."""
     probes = store.join(folder, "probes")
-    return [store.read_json(store.join(probes, name)) for name in store.names(probes) if name.endswith(".json")]
+    names = [name for name in store.names(probes) if name.endswith(".json") and name[0] not in "._"]
+    return [read_result(store.join(probes, name)) for name in names]
 
 
 def published(result: Result) -> bool:

@@ -22,7 +22,7 @@ from jobs.lab import existing
 from shards import store
 from shards.manifest import read_manifest
 from xtra import probe
-from xtra.run import checkpoint
+from xtra.run import checkpoint, records
 
 END_SECONDS = 10.0  # that a follower gets to end before it is killed
 
@@ -85,7 +85,7 @@ def run(
 def _planned(url: str) -> dict[str, int] | None:
     """The samples that the run is to see, and its keep_every; None before it has begun."""
     try:
-        settings = store.read_json(store.join(url, "config.json"))
+        settings = records.read_settings(url)
     except store.Missing:
         return None
     return {name: int(settings.get(name, 0)) for name in ("samples", "keep_every")}

@@ -82,11 +82,10 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         terms(trial.run.out, trial.run)
     if config.workers > 1:
         missing = [trial.run for trial in trials if not chain.is_trained(trial.run)]
-        if missing:
-            cluster.train_all(missing, config.workers, stop, progress)
+        results = cluster.train_all(missing, config.workers, stop, progress) if missing else []
         probes = [p for trial in trials if chain.is_trained(trial.run) for p in chain.missing_probes(trial)]
         probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
-        done = [chain.Done(sum(map(chain.is_trained, missing)), probed)]
+        done = [chain.Done(sum(each.loss is not None and not each.stopped for each in results), probed)]
     else:
         missing = [one for one in chains if not chain.is_done(one)]
         done = cluster.side_by_side(chain.work, missing, config.at_once, stop, progress)

@@ -25,7 +25,9 @@ from shards import store
 from shards.manifest import read_manifest
 from xtra import probe
 from xtra.augment import PROBE, PROBE_LINEAR_B
+from xtra.model import model_config
 from xtra.probe import published_resize
+from xtra.run import records
 
 SUITES = ("paper15",)
 
@@ -158,7 +160,8 @@ def absolute(settings: probe.Config) -> probe.Config:
 def image_side(settings: probe.Config) -> int:
     """Of the encoder's pictures, in pixels."""
     if settings.encoder in ("trained", "random"):
-        return int(store.read_json(store.join(existing.run_of(settings.checkpoint), "config.json"))["model"]["image"])
+        run = existing.run_of(settings.checkpoint)
+        return model_config(records.read_settings(run)["model"]).image
     from xtra.probe import open_encoder
 
     return open_encoder(settings.encoder).image

@@ -18,7 +18,7 @@ from jobs.laws import p_value, statistics, t_quantile
 from jobs.report.arms import Difference, Line, differences
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points
 from jobs.report.tables import Columns, number, points as in_percent, table
-from shards import store
+from shards import store, typed_json
 
 PINNED = "study.json"  # in a study's folder, or one above
 MOST = 7  # lines up to which each is compared with each; of more, each with the first
@@ -80,7 +80,8 @@ def read_primary(root: str) -> Primary | None:
     for folder in (root, root.rpartition("/")[0] or "."):
         where = store.join(folder, PINNED)
         if store.exists(where):
-            declared = store.read_json(where).get("primary")
+            whole = typed_json.parse(store.read(where), where)
+            declared = whole.get("primary") if isinstance(whole, Mapping) else whole
             return _primary(where, declared) if declared else None
     return None
 

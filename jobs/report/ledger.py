@@ -8,19 +8,22 @@ names is refused, because every later number would be about the wrong data.
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from jobs.report.comparable import settings_digest
-from shards import store
+from shards import store, typed_json
 from shards.manifest import read_manifest
 from shards.stream import shown_of_each
 from xtra.flops import Shape, flops_per_image, parameters
+from xtra.probe import read_result
+from xtra.run import records
 
+_SAMPLES = re.compile(r"\d{12,}")
 HOLD_OUT = "hold-out"
 READERS = 16  # metrics parts are many small objects: read them in parallel
 
@@ -157,7 +160,7 @@ def read_runs(root: str) -> Ledger:
 
 def _foreign_probes(url: str, problems: list[str]) -> list[dict[str, Any]]:
     with contextlib.suppress(store.StoreError):  # a file beside the runs is no folder
-        return _read_each(_json_files(store.join(url, "probes")), problems)
+        return _read_each(_probe, _json_files(store.join(url, "probes")), problems)
     return []
 
 
@@ -179,34 +182,46 @@ def _is_run(url: str) -> bool:
 def read_run(url: str, problems: list[str]) -> Run | None:
     """One run folder; what cannot be read is appended to `problems`. None if the run cannot be told apart at all."""
     try:
-        config, info = _read(store.join(url, "config.json")), _read(store.join(url, "run.json"))
+        config, info = records.read_settings(url), records.read_facts(url)
         shape = _shape(config, store.join(url, "config.json"))
-        _get(info, "manifest", str, store.join(url, "run.json"))
     except ValueError as error:
         problems.append(f"{error} (run skipped)")
         return None
     commits: dict[int, Mapping[str, Any]] = {}
-    for seen in store.names(store.join(url, "checkpoints")):
+    for seen in filter(_SAMPLES.fullmatch, store.names(store.join(url, "checkpoints"))):
         where = store.join(url, "checkpoints", seen, "COMMIT.json")
         if store.exists(where):  # a checkpoint without its commit never happened
-            for commit in _read_each([where], problems):
+            for commit in _read_each(_commit, [where], problems):
                 _same_manifest(url, info["manifest"], commit.get("manifest"), where)
                 commits[int(seen)] = commit
-    probes = _read_each(_json_files(store.join(url, "probes")), problems)
-    attempts = _read_each(_json_files(store.join(url, "attempts")), problems)
+    probes = _read_each(_probe, _json_files(store.join(url, "probes")), problems)
+    begun = records.ours(store.names(store.join(url, "attempts")), records.NUMBERED)
+    attempts = _read_each(_begun, [store.join(url, "attempts", name) for name in begun], problems)
     return Run(url, config, info, shape, commits, tuple(attempts), read_metrics(url, problems), tuple(probes))
 
 
+def _commit(url: str) -> dict[str, Any]:
+    return typed_json.read_object(records.Commit, url)
+
+
+def _probe(url: str) -> dict[str, Any]:
+    return read_result(url, of_others=True)
+
+
+def _begun(url: str) -> dict[str, Any]:
+    return typed_json.read_object(records.Begun, url)
+
+
 def _json_files(folder: str) -> list[str]:
-    return [store.join(folder, name) for name in store.names(folder) if name.endswith(".json")]
+    return [store.join(folder, name) for name in store.names(folder) if name.endswith(".json") and name[0] not in "._"]
 
 
-def _read_each(urls: Iterable[str], problems: list[str]) -> list[dict[str, Any]]:
+def _read_each(read: Callable[[str], dict[str, Any]], urls: Iterable[str], problems: list[str]) -> list[dict[str, Any]]:
     """The objects that can be read, each with its URL under `_file`; the others become problems."""
     found = []
     for url in urls:
         try:
-            found.append(_read(url) | {"_file": url})
+            found.append(read(url) | {"_file": url})
         except ValueError as error:
             problems.append(str(error))
     return found
@@ -223,7 +238,7 @@ def _same_manifest(run: str, ours: str, theirs: Any, where: str) -> None:
 def read_metrics(run: str, problems: list[str]) -> tuple[Metric, ...]:
     """The parts of all attempts as one log. An attempt replaces what earlier attempts logged from its start on."""
     folder = store.join(run, "metrics")
-    names = [n for n in store.names(folder) if n.endswith(".jsonl")]
+    names = records.ours(store.names(folder), records.PART)
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(lambda n: _read_part(store.join(folder, n), int(n.split("-")[0]), problems), names))
     by_attempt: dict[int, list[Metric]] = {}
@@ -238,7 +253,7 @@ def read_metrics(run: str, problems: list[str]) -> tuple[Metric, ...]:
 
 def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
     found: list[Metric] = []
-    for number, line in enumerate(store.read(url).decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(store.read(url).splitlines(), 1):
         where = f"{url} line {number}"
         try:
             row = _object(line, where)
@@ -276,6 +291,9 @@ def _rows(run: Run, problems: list[str]) -> list[LedgerRow]:
             rows.append(_probe_row(run, probe) if probe else _row(run, run.samples_seen))
         except ValueError as error:
             problems.append(str(error))
+        except (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+            where = probe["_file"] if probe else run.url
+            problems.append(f"{where}: gives no row ({error!r}): it is damaged, or of another version")
     return rows
 
 
@@ -391,27 +409,23 @@ def _cost(log: Sequence[Metric]) -> tuple[float | None, float | None, float | No
 
 
 def _shape(config: Mapping[str, Any], where: str) -> Shape:
-    model = config.get("model")
-    if not isinstance(model, Mapping):
-        raise ValueError(f"{where}: 'model' is {model!r}, expected an object: not a training run's config")
+    model = config["model"]
     names = [f.name for f in fields(Shape) if f.type == "int" and (f.default is MISSING or f.name in model)]
     found = Shape(**{name: _get(model, name, int, where) for name in names}, prefix=bool(model.get("prefix")))
     ratios = {name: _get(model, name, float, where) for name in ("mlp_ratio", "dec_mlp_ratio") if name in model}
-    return replace(found, mlp_ratio=ratios.get("mlp_ratio", 4.0), dec_mlp_ratio=ratios.get("dec_mlp_ratio", 0.0))
+    found = replace(found, mlp_ratio=ratios.get("mlp_ratio", 4.0), dec_mlp_ratio=ratios.get("dec_mlp_ratio", 0.0))
+    try:
+        parameters(found), flops_per_image(found)
+    except (ArithmeticError, ValueError, AssertionError) as error:
+        raise ValueError(f"{where}: 'model' is of no model ({error!r}): the file is damaged") from None
+    return found
 
 
 # ---- reading one field or file, with errors that name it ----
 
 
-def _read(url: str) -> dict[str, Any]:
-    return _object(store.read(url).decode(errors="replace"), url)
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: is not JSON ({error}): the file is torn or damaged") from None
+def _object(text: bytes, where: str) -> dict[str, Any]:
+    value = typed_json.parse(text, where, finite=False)
     if not isinstance(value, dict):
         raise ValueError(
             f"{where}: holds {type(value).__name__}, expected an object: it was not written by this program"

@@ -15,7 +15,8 @@ from jobs.report.html import escaped, safe
 from jobs.report.ledger import Ledger, Run
 from jobs.report.measured import Measured
 from jobs.report.tables import Columns, number, table
-from shards import store
+from shards import store, typed_json
+from xtra.run import records
 
 ROUTINE = {"start", "resume", "stop", "done", "decoded", "checkpoint", "end"}  # events that every run has
 FIELDS = 24  # flags of a command that are shown
@@ -83,12 +84,13 @@ def events_of(run: Run, problems: list[str]) -> Counter[str]:
     """How often each kind of event happened in a run, without those that every run has."""
     found: Counter[str] = Counter()
     folder = store.join(run.url, "events")
-    for name in store.names(folder):
-        for line in store.read(store.join(folder, name)).decode(errors="replace").splitlines():
+    for name in records.ours(store.names(folder), records.PART):
+        url = store.join(folder, name)
+        for at, line in enumerate(store.read(url).splitlines(), 1):
             try:
-                kind = str(json.loads(line)["event"])
-            except (ValueError, KeyError, TypeError):
-                problems.append(f"{store.join(folder, name)}: a line is no event (line skipped)")
+                kind = typed_json.decode(records.Happened, line, f"{url} line {at}").event
+            except store.StoreError as error:
+                problems.append(f"{error} (line skipped)")
                 continue
             if kind not in ROUTINE:
                 found[kind] += 1

@@ -79,24 +79,37 @@ class InFlight:
             self._map = mmap.mmap(file.fileno(), 0)  # holds a copy of the descriptor, and with it the lock
         aside.rename(path)  # only now can others see it, and that it is locked
         self._free = list(range(slots))
+        self._starved = False
 
     @contextlib.contextmanager
     def decoding(self, *numbers: int) -> Iterator[None]:
-        """The bodies count as being decoded from here to the end of the block, however that ends. Thread-safe."""
+        """The bodies count as being decoded from here to the end of the block. Thread-safe.
+
+        After a MemoryError they still do: what comes next is a traceback, and another attempt must find them.
+        """
         slots = [self._free.pop() * _NUMBER.size for _ in numbers]
         for slot, number in zip(slots, numbers):
             assert number >= 0, number
             _NUMBER.pack_into(self._map, slot, number + 1)
         try:
             yield
-        finally:
-            for slot in slots:
-                _NUMBER.pack_into(self._map, slot, 0)
-                self._free.append(slot // _NUMBER.size)
+        except MemoryError:
+            self._starved = True
+            raise
+        except BaseException:
+            self._clear(slots)
+            raise
+        self._clear(slots)
+
+    def _clear(self, slots: list[int]) -> None:
+        for slot in slots:
+            _NUMBER.pack_into(self._map, slot, 0)
+            self._free.append(slot // _NUMBER.size)
 
     def close(self) -> None:
         self._map.close()
-        self._path.unlink(missing_ok=True)
+        if not self._starved:
+            self._path.unlink(missing_ok=True)
 
 
 def suspects(path: Path) -> frozenset[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards import store
 from shards.manifest import Manifest
@@ -61,6 +62,7 @@ def read_index(manifest: Manifest, shard: int, cache: DiskCache | None = None) -
             f"{manifest.shards[shard].index}: selects {len(table)} samples, its manifest says "
             f"{manifest.shards[shard].selected}: run xtra check {manifest.dataset}"
         )
+    _require_places(table, manifest, shard)
     table = _compact(table)
     if cache:
         out = pa.BufferOutputStream()
@@ -68,6 +70,26 @@ def read_index(manifest: Manifest, shard: int, cache: DiskCache | None = None) -
             writer.write_table(table)
         cache.write(name, out.getvalue())
     return Index(table)
+
+
+def _require_places(table: pa.Table, manifest: Manifest, number: int) -> None:
+    """Raises StoreError unless every sample has a key, a row and a place in its tar: no memory is taken for a length
+    that only a damaged index says."""
+    shard = manifest.shards[number]
+    for name in ("key", "row", "offset", "length"):
+        if table[name].null_count:
+            raise store.StoreError(f"{shard.index}: a {name} is missing: run xtra check {manifest.dataset}")
+    if not len(table):
+        return
+    lowest = min(pc.min(table[name]).as_py() for name in ("row", "offset", "length"))
+    longest = pc.max(table["length"]).as_py()
+    if lowest < 0 or longest > shard.tar_bytes or pc.max(table["offset"]).as_py() > shard.tar_bytes - longest:
+        ends = pc.max(pc.add(table["offset"].cast(pa.float64()), table["length"].cast(pa.float64()))).as_py()
+        if lowest < 0 or ends > shard.tar_bytes:
+            raise store.StoreError(
+                f"{shard.index}: a sample lies outside of its tar of {shard.tar_bytes} bytes: run xtra check "
+                f"{manifest.dataset}"
+            )
 
 
 def _compact(table: pa.Table) -> pa.Table:

@@ -59,7 +59,10 @@ def seen_in(state: dict[str, Any], manifest: Manifest | Mixture, order: Order) -
     for name in ("manifest", "order"):
         if state.get(name) != ours[name]:
             raise ValueError(f"the state is of {name} {state.get(name)}, this is of {ours[name]}: open that one")
-    return int(state["samples_seen"])
+    seen = state.get("samples_seen")
+    if not isinstance(seen, int) or isinstance(seen, bool) or seen < 0:
+        raise ValueError(f"the state says samples_seen {seen!r}: it must be 0 or more")
+    return seen
 
 
 class Stream:

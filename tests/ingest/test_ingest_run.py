@@ -216,6 +216,19 @@ def test_without_a_contact_nothing_is_written(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
+def test_allow_private_frees_only_what_it_names_from_the_contact_rule(tmp_path: Path) -> None:
+    own, others = "http://127.0.0.1:9/1.jpg\n", "http://a.example/1.jpg\n"
+    urls, out = tmp_path / "list.txt", str(tmp_path / "out")
+    urls.write_text(own * 1001 + others * 1001)
+    config = Config(str(urls), out, unit=100, fetch=FETCH)
+    with pytest.raises(ValueError, match=r"set --fetch.contact"):
+        plan.make(config)
+    assert planned_units(out) == []
+    urls.write_text(own * 1500 + others * 1000)
+    assert plan.make(config).links == 2500
+    assert plan.make(config).links == 2500  # as planned before
+
+
 def test_a_full_scratch_is_one_line(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 from made_datasets import make_dataset
 from places import ROOT
 
-from jobs import cli, flags, verbs
+from jobs import cli, flags, stuck_reads, verbs
+from shards import store
 from xtra.train import TrainResult
 
 
@@ -104,3 +107,35 @@ def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(cluster, "start_ray", start_ray)
     monkeypatch.setattr(cluster, "train_all", train_all)
     assert cli.main(["train", "demo32", "--data", "d", "--out", "o", "--workers", "2"]) == 143
+
+
+@pytest.mark.slow
+def test_one_sigterm_ends_a_verb_whose_store_does_not_answer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jobs.stuck_reads.watch", partial(stuck_reads.watch, patience=0.6, still=0.3))
+    silent = threading.Event()
+    monkeypatch.setattr("shards.store.is_local", lambda url: False)
+    monkeypatch.setattr("shards.store_remote.client", lambda url: silent.wait(60))
+
+    began = time.monotonic()
+    call = flags.Call("status", "", [])
+    call.stoppable()
+    before = signal.getsignal(signal.SIGTERM)
+    call.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(flags.Stopped):
+            store.read("s3://b/a")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - began < 30
+
+
+def test_a_verb_that_reads_on_and_on_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    given: list[int] = []
+    monkeypatch.setattr("jobs.stuck_reads.signal.pthread_kill", lambda thread, number: given.append(number))
+    (tmp_path / "a").write_bytes(b"x")
+    stuck_reads.watch(signal.SIGTERM, patience=0.4, still=0.2)
+    until = time.monotonic() + 0.8
+    while time.monotonic() < until:
+        store.read(str(tmp_path / "a"))
+    assert given == []

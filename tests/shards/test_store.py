@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from buckets import buckets_are_slow
 
 from shards import store, store_remote
 
@@ -39,6 +40,14 @@ def test_files_go_up_whole(base, tmp_path):
     store.put_file(store.join(base, "deep", "f"), tmp_path / "f")
     with store.open_read(store.join(base, "deep", "f")) as file:
         assert file.read() == b"z" * 100_000
+
+
+@buckets_are_slow
+def test_a_plan_of_more_than_64_mb_is_put_in_one_write(base):
+    url, body = store.join(base, "links.parquet"), b"0123456789abcdef" * (114 << 16)
+    assert store.put_if_absent(url, body)
+    assert not store.put_if_absent(url, body[:-1])
+    assert store.size(url) == len(body)
 
 
 def test_put_if_absent_has_one_winner_among_many(base):

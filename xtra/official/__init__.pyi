@@ -9,5 +9,6 @@ from .weights import (
     make_encoder as make_encoder,
     open_official as open_official,
     read_official as read_official,
+    require_fit as require_fit,
     to_official as to_official,
 )

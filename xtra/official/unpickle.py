@@ -8,16 +8,22 @@ hyper-parameters of foreign classes opens without those classes, and they are li
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from shards.local_files import refuse_special
+from xtra.official import pickle_limits
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -33,12 +39,34 @@ _STORAGES = {
 }
 
 
+# What zipfile raises for a damaged archive.
+_ZIP = (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, struct.error)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Raises ValueError for a zip that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except _ZIP as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: is a damaged zip ({why}): download it again") from None
+
+
+def _closed(self: object, state: object) -> None:
+    """`__setstate__` of what a file must not fill in: a pickle could turn a tensor to another file's bytes."""
+    raise pickle.UnpicklingError(f"it changes a {type(self).__name__.strip('_')}")
+
+
 @dataclass(frozen=True)
 class _Storage:
     archive: Path
     member: str
     dtype: torch.dtype
     numel: int
+
+    __setstate__ = _closed
 
 
 @dataclass(frozen=True)
@@ -49,6 +77,8 @@ class StoredTensor:
     offset: int  # of the first value, in values
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    __setstate__ = _closed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,10 +97,10 @@ class StoredTensor:
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride))
         if min(self.offset, *self.shape, *self.stride, 0) < 0 or last >= self.storage.numel > 0:
             raise ValueError(f"{where} has {self.storage.numel} values, too few for {list(self.shape)}: damaged file")
-        with zipfile.ZipFile(self.storage.archive) as archive:
+        with _opened(self.storage.archive) as archive:
             try:
                 body = archive.read(self.storage.member)
-            except (KeyError, zipfile.BadZipFile) as error:
+            except (KeyError, *_ZIP) as error:
                 raise ValueError(f"{where} cannot be read ({error}): the file is damaged or cut short") from None
         if len(body) != self.storage.numel * self.dtype.itemsize:
             raise ValueError(f"{where} has {len(body)} bytes, not {self.storage.numel} x {self.dtype}: damaged file")
@@ -124,10 +154,14 @@ def _what_else(path: Path) -> str:
 
 
 def read(path: Path) -> Unpickled:
-    """Raises ValueError when the file is not one of torch.save's zips."""
+    """Raises ValueError when the file is not one of torch.save's zips, or when what it holds has no sensible size.
+
+    Memory is bounded by the file's own size: no length, index, shape or stride in it is believed.
+    """
+    refuse_special(path)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: is no zip, as torch.save writes since 1.6: {_what_else(path)}")
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"{path}: holds {len(pickles)} data.pkl, a file of torch.save holds one")
@@ -137,19 +171,34 @@ def read(path: Path) -> Unpickled:
         prefix = pickles[0].filename.removesuffix("data.pkl")
         if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
             raise ValueError(f"{path}: was saved on a big-endian machine: save it again on this kind")
-        with archive.open(pickles[0]) as body:
+        if pickles[0].file_size > pickle_limits.MAX_BYTES:
+            raise ValueError(
+                f"{path}: its data.pkl has {pickles[0].file_size:,} bytes, more than {pickle_limits.MAX_BYTES:,}: "
+                "it is no checkpoint of a model"
+            )
+        try:
+            body = archive.read(pickles[0])
+            pickle_limits.check(body)
             unpickler = _Unpickler(body, path, prefix)
-            try:
-                root = unpickler.load()
-            except (pickle.UnpicklingError, EOFError, TypeError, AttributeError, IndexError, KeyError) as error:
-                raise ValueError(f"{path}: data.pkl cannot be read ({error}): the file is damaged") from None
+            root = unpickler.load()
+            pickle_limits.measure(root)
+        except _FAILURES as error:
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{path}: data.pkl cannot be read ({why}): the file is damaged") from None
     return Unpickled(root, sorted(unpickler.foreign))
 
 
+_FAILURES = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, TypeError, ValueError, AttributeError),
+    *(LookupError, ArithmeticError, RecursionError, MemoryError, ImportError, NotImplementedError),
+)
+
+
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, path: Path, prefix: str) -> None:
-        super().__init__(file, encoding="utf-8")
+    def __init__(self, pickled: bytes, path: Path, prefix: str) -> None:
+        super().__init__(io.BytesIO(pickled), encoding="utf-8")
         self.path, self.prefix = path, prefix
+        self.bytes = path.stat().st_size
         self.foreign: set[str] = set()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -162,24 +211,56 @@ class _Unpickler(pickle.Unpickler):
         return made
 
     def persistent_load(self, pid: Any) -> _Storage:
+        if not isinstance(pid, tuple) or len(pid) != 5:
+            raise pickle.UnpicklingError("a reference in it is not a tensor's storage")
         kind, dtype, key, _, numel = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(numel, int):
-            raise pickle.UnpicklingError(f"{pid!r} is not a tensor's storage")
+        named = isinstance(key, str) and type(numel) is int
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not named:
+            raise pickle.UnpicklingError("a reference in it is not a tensor's storage")
+        if not 0 <= numel * dtype.itemsize <= self.bytes:
+            raise pickle.UnpicklingError(f"storage {key[:20]} of {numel:,} values in a file of {self.bytes:,} bytes")
         return _Storage(self.path, f"{self.prefix}data/{key}", dtype, numel)
 
 
-def _tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
-    return StoredTensor(storage, offset, tuple(size), tuple(stride))
+class _Maker:
+    """A function that a pickle may call and cannot change."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self._make(*args)
+
+    __setstate__ = _closed
 
 
-def _parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
+    """Raises UnpicklingError for what is no tensor, or one that has more values than its storage: dimensions of stride
+    0 would make 2^33 values of 4."""
+    if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise pickle.UnpicklingError("a tensor in it has no storage, or no shape")
+    if not all(type(number) is int for number in (offset, *size, *stride)) or len(size) != len(stride):
+        raise pickle.UnpicklingError("a tensor in it has a shape that is not of integers")
+    values, most = 1, storage.numel
+    for length in size:
+        values *= length
+        if length < 0 or values > max(most, 1):
+            raise pickle.UnpicklingError(f"a tensor in it is larger than its storage of {most:,} values")
+    return StoredTensor(storage, offset, size, stride)
+
+
+def _parameter(tensor: Any, *_: Any) -> StoredTensor:
+    if not isinstance(tensor, StoredTensor):
+        raise pickle.UnpicklingError("a parameter in it is no tensor")
     return tensor
 
 
-_MAKES: dict[str, Callable[..., Any]] = {
+_MAKES: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_tensor": _Maker(_tensor),
+    "torch._utils._rebuild_tensor_v2": _Maker(_tensor),
+    "torch._utils._rebuild_parameter": _Maker(_parameter),
     "torch.Size": tuple,
 }

@@ -64,22 +64,27 @@ def from_official(state: Mapping[str, Tensor], config: ModelConfig, encoder_only
     in block order here, and heads read a block feature-major there (index d * t + p) and token-major here (p * D + d).
     `encoder_only` gives and wants the encoder alone, under the names that it has in the whole model.
     """
-    ours = {name: (official_name(name), shape) for name, shape in _shapes(config, encoder_only).items()}
+    ours = {name: official_name(name) for name in _shapes(config, encoder_only)}
     found = {_WRAPPERS.sub("", name): w for name, w in state.items()}
-    wanted = dict(ours.values())
+    require_fit({name: tuple(w.shape) for name, w in found.items()}, config, encoder_only)
+    return {name: relayout(name, found[theirs], config, official=True) for name, theirs in ours.items()}
+
+
+def require_fit(found: Mapping[str, tuple[int, ...]], config: ModelConfig, encoder_only: bool = False) -> None:
+    """Raises ValueError, as `from_official` says, unless the shapes by official names are those of the model."""
+    wanted = {official_name(name): tuple(shape) for name, shape in _shapes(config, encoder_only).items()}
     report = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [name for name in found if name not in wanted],
         "of another shape": [
-            f"{name} {list(found[name].shape)}, not {list(shape)},"
+            f"{name} {list(found[name])}, not {list(shape)},"
             for name, shape in wanted.items()
-            if name in found and found[name].shape != shape
+            if name in found and found[name] != shape
         ],
     }
     if any(report.values()):
         said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
         raise ValueError(f"these official weights do not fit the model config: {said}")
-    return {name: relayout(name, found[theirs], config, official=True) for name, (theirs, _) in ours.items()}
 
 
 def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -225,14 +230,16 @@ def _describe(key: Any, value: Any) -> str:
 
 
 def _tensors(value: Any) -> Iterator[StoredTensor]:
-    if isinstance(value, StoredTensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _tensors(inner)
+    """Those in plain containers, in order; a container that is in several places is looked at once."""
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, StoredTensor):
+            yield value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += reversed(value.values() if isinstance(value, dict) else value)
 
 
 def _size(count: float) -> str:
@@ -262,7 +269,7 @@ def config_of(file: OfficialFile, size: str = "", heads: int = 0, dec_heads: int
         told = _encoder_sizes(shape)
         if not file.encoder_only:
             told |= _decoder_sizes(shape, told)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ArithmeticError, ValueError) as error:
         raise ValueError(f"{file.path}: its sizes cannot be read from its tensors ({error}): give --size") from None
     fits = [s for s in SIZES.values() if all(getattr(s, k) == v for k, v in told.items() if k != "predict")]
     if fits:
@@ -313,7 +320,11 @@ def _decoder_ratio(shape: Mapping[str, tuple[int, ...]], encoder: float) -> dict
 
 
 def _depth(shape: Mapping[str, tuple[int, ...]], part: str) -> int:
-    return 1 + max(int(name.split(".")[2]) for name in shape if name.startswith(f"{part}.blocks."))
+    """Layers of a part. Raises ValueError for more than it has tensors."""
+    depth = 1 + max(int(name.split(".")[2]) for name in shape if name.startswith(f"{part}.blocks."))
+    if not 0 < depth <= len(shape):
+        raise ValueError(f"{depth} layers in {len(shape)} tensors")
+    return depth
 
 
 # ---- the import ----------------------------------------------------------------------------------------------------
@@ -323,8 +334,9 @@ def read_official(path: str, size: str = "", heads: int = 0, dec_heads: int = 0)
     """An official checkpoint as ours. Raises ValueError naming the file and what does not fit."""
     file = open_official(path)
     config, assumed = config_of(file, size, heads, dec_heads)
-    stored = {name: t.read() for name, t in file.tensors.items()}
-    try:
+    try:  # before anything is read
+        require_fit({name: t.shape for name, t in file.tensors.items()}, config, file.encoder_only)
+        stored = {name: t.read() for name, t in file.tensors.items()}
         weights = from_official(stored, config, file.encoder_only)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -4,4 +4,4 @@ from .features import Encode as Encode, Feature as Feature
 from .finished import unneeded_states as unneeded_states
 from .heads import Head as Head, Schedule as Schedule
 from .probe import new_head as new_head, open_probed as open_probed, run as run
-from .result import ProbeResult as ProbeResult, unpack as unpack
+from .result import ProbeResult as ProbeResult, read_result as read_result, unpack as unpack

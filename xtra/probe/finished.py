@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from shards import store
+from shards import store, typed_json
 from xtra.augment import Augment
 from xtra.probe.config import Config, in_words
 from xtra.probe.resume import DAMAGED, FOLDER, STATE
@@ -47,7 +47,7 @@ def _results(out: str) -> list[Mapping[str, Any]]:
 
 def _read(url: str) -> Any:
     try:
-        return store.read_json(url)
+        return typed_json.parse(store.read(url), url)
     except store.StoreError:
         return None
 

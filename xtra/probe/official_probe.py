@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xtra.model import Encoder, ModelConfig
-from xtra.official import OfficialFile, config_of, from_official, make_encoder, open_official
+from xtra.official import OfficialFile, config_of, from_official, make_encoder, open_official, require_fit
 
 _LAYERS = {"attentive": 6, "linear": 1}  # of the published probes
 _ATTENTION_HEADS = 16
@@ -75,6 +75,7 @@ def _read(file: OfficialFile, size: str) -> OfficialProbe:
         assumed += [f"assumed: {heads} attention heads, as the published attentive probes have"]
     _check(config, told, kind, layers, heads)
     state = _head(file, kind, config.width)
+    require_fit({name: t.shape for name, t in encoder_tensors.items()}, config, encoder_only=True)
     weights = from_official({name: t.read() for name, t in encoder_tensors.items()}, config, encoder_only=True)
     weights = {name: w.to(torch.float32).contiguous() for name, w in weights.items()}
     classes = len(state["linear.bias" if kind == "attentive" else "1.bias"])

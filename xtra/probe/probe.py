@@ -33,7 +33,7 @@ from xtra.probe.official_evaluation import evaluate_official
 from xtra.probe.overlap import Shared, shared
 from xtra.probe.result import ProbeResult, edge, wilson, write
 from xtra.probe.resume import Unfinished
-from xtra.run import checkpoint
+from xtra.run import checkpoint, records
 
 __all__ = ["Config", "ProbeResult", "new_head", "run", "train", "wilson"]
 _QUICK = ("knn", "logreg")
@@ -113,13 +113,13 @@ def open_probed(config: Config) -> Probed:
     run = given.rsplit("/", 2)[0] if is_checkpoint else given
     url, seen = "", 0
     if config.encoder == "random":
-        settings = store.read_json(store.join(run, "config.json"))
-        encoder = build(model_config(settings["model"]), settings["seed"]).encoder
+        settings = records.read_settings(run)
+        encoder = build(model_config(settings["model"]), settings.get("seed", 0)).encoder
     else:
         url = given if is_checkpoint else checkpoint.latest(run) or ""
         if not url:
             raise ValueError(f"{run}: holds no committed checkpoint: name a run folder or one of its checkpoints")
-        seen = store.read_json(store.join(url, checkpoint.COMMIT))["samples_seen"]
+        seen = checkpoint.read_commit(url)["samples_seen"]
         encoder = checkpoint.load_encoder(url)
     frozen = of_xtra(encoder.requires_grad_(False), config.encoder)
     mark, out = frozen.fingerprint(), store.absolute(config.out) if config.out else run

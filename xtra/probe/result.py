@@ -8,10 +8,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from shards import store
+from shards import store, typed_json
+from shards.typed_json import Count, Share
 
 
 @dataclass(frozen=True)
@@ -19,18 +21,18 @@ class ProbeResult:
     """One head's outcome, as written to probes/*.json. What is not there in older files has a default."""
 
     checkpoint: str
-    samples_seen: int
+    samples_seen: Count
     manifest_train: str  # "" for an official probe, which came trained
     manifest_eval: str
     set: str  # list name of the eval dataset
     head: str  # attentive, linear, knn, logreg or pixels
     encoder: str  # trained, random, none, official, or the name of somebody else's
-    accuracy: float  # of the chosen point on eval, 0..1
+    accuracy: Share  # of the chosen point on eval, 0..1
     low: float  # 95 % Wilson interval
     high: float
-    correct: int
-    total: int
-    classes: int
+    correct: Count
+    total: Count
+    classes: Count
     lr: float | None  # of the chosen point; None where the head has no such setting
     weight_decay: float | None
     selection: tuple[Mapping[str, float], ...]  # every grid point and its accuracy where it was selected
@@ -38,15 +40,15 @@ class ProbeResult:
     labels: tuple[str, ...]
     seconds: float  # of the whole run, which all its heads share
     protocol: str  # all settings in words
-    layers: int = 0  # the features are the mean of this many last layers; 0: of none (pixels), or not recorded
+    layers: Count = 0  # the features are the mean of this many last layers; 0: of none (pixels), or not recorded
     chosen: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the grid point, by name
     selected_on: str = "holdout"  # holdout, eval (as the paper's numbers were; it flatters) or nothing
-    shared_sha256: int | None = None  # eval images that train has too, byte for byte; None: not looked for
-    shared_phash: int | None = None  # further ones that look alike; None: not known
-    epochs: int | None = None  # that the heads trained; None: they have none, or the result is from before this field
+    shared_sha256: Count | None = None  # eval images that train has too, byte for byte; None: not looked for
+    shared_phash: Count | None = None  # further ones that look alike; None: not known
+    epochs: Count | None = None  # that the heads trained; None: they have none, or the result is from before this field
     warmup_defect: bool = False  # see heads.Schedule
     fingerprint: str = ""  # of the encoder (FrozenEncoder.fingerprint); "" for pixels, and in older results
-    image: int = 0  # side in pixels; 0: not recorded
+    image: Count = 0  # side in pixels; 0: not recorded
     remark: str = ""  # what a reader of the numbers should know
     # Which of the `total` images of manifest_eval it got right, in the order of its rows (`unpack`); "": not recorded.
     right: str = ""
@@ -70,6 +72,23 @@ def write(folder: str, result: ProbeResult, own: bool = False) -> None:
     store.put_json(store.join(folder, "probes", result.name(own)), dataclasses.asdict(result))
     if store.is_local(folder):
         store.remove_left_aside(store.join(folder, "probes"))
+
+
+def read_result(url: str, of_others: bool = False) -> dict[str, Any]:
+    """A result as it was written; what older ones lack is missing. `of_others`: a few fields are enough.
+
+    Raises Missing, and StoreError for a file that is damaged or no result.
+    """
+    value = typed_json.parse(store.read(url), url)
+    defaults = _UNREAD | _OF_OURS if of_others else _UNREAD
+    typed_json.checked(ProbeResult, defaults | value if isinstance(value, dict) else value, url)
+    return value
+
+
+# Fields of every result that whoever reads results can do without.
+_UNREAD = {"checkpoint": "", "correct": 0, "lr": None, "weight_decay": None, "seconds": 0.0, "protocol": ""}
+_UNREAD |= {"selection": [], "per_class": [], "labels": []}
+_OF_OURS = {"samples_seen": 0, "manifest_train": "", "manifest_eval": "", "low": 0.0, "high": 1.0, "classes": 0}
 
 
 def pack(right_N: np.ndarray) -> str:

@@ -17,17 +17,42 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from shards import scratch, store
+from shards import scratch, store, typed_json
+from shards.typed_json import Count
 from xtra.probe.augmented_features import Position
 from xtra.probe.heads import Head
 
 FOLDER, STATE, DAMAGED = "probes-unfinished", "state.json", "state-damaged.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A `Position` as it is written: every field must be there."""
+
+    trained: Count
+    start: Count
+    skip: Count
+
+
+@dataclass(frozen=True)
+class State:
+    """`state.json`."""
+
+    tensors: str  # a name in the same folder
+    position: Place
+    steps: Count
+    seconds: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "/" in self.tensors:
+            raise ValueError("field 'tensors' names a file outside of its folder")
 
 
 class Unfinished:
@@ -57,9 +82,9 @@ class Unfinished:
         if not store.exists(url):
             return None
         try:
-            state = store.read_json(url)
-            position, steps, seconds = Position(**state["position"]), int(state["steps"]), float(state["seconds"])
-            tensors = load(store.read(store.join(self.folder, state["tensors"])))
+            state = typed_json.read(State, url)
+            position, steps, seconds = Position(**asdict(state.position)), state.steps, state.seconds
+            tensors = load(store.read(store.join(self.folder, state.tensors)))
             theirs = [(head.state(), number) for number, head in enumerate(heads)]
             pairs = [(tensor, tensors[f"{n}/{name}"]) for own, n in theirs for name, tensor in own.items()]
             wrong = [list(saved.shape) for tensor, saved in pairs if saved.shape != tensor.shape]
@@ -102,7 +127,7 @@ class Unfinished:
         named = ""
         if STATE in there:
             with contextlib.suppress(store.StoreError, KeyError, TypeError):
-                named = store.read_json(store.join(self.folder, STATE))["tensors"]
+                named = typed_json.read(State, store.join(self.folder, STATE)).tensors
         going = {self._mine, DAMAGED, *self._found}
         if named in going or not named:
             going |= {STATE}

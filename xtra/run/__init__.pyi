@@ -1,4 +1,4 @@
-from . import checkpoint as checkpoint, poison as poison
+from . import checkpoint as checkpoint, poison as poison, records as records
 from .branch import require_trunk as require_trunk
 from .checkpoint_writer import Saver as Saver
 from .folder import (

@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from shards import store
-from xtra.run import checkpoint
+from xtra.run import checkpoint, records
 from xtra.run.folder import differences
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def require_trunk(settings: DataclassInstance, manifest: str, start: int) -> str
     config = store.join(trunk, "config.json")
     if not store.exists(config):
         raise ValueError(f"{trunk}: is no run (it has no config.json): give the run that this one branches from")
-    theirs = store.read_json(config)
+    theirs = records.read_settings(trunk)
     same: dict[str, Any] = {name: theirs.get(name) for name in BRANCHES_DIFFER}
-    ours |= same | {"optim": ours["optim"] | {"decay": theirs["optim"].get("decay", 0.0)}}
+    ours |= same | {"optim": ours["optim"] | {"decay": (theirs.get("optim") or {}).get("decay", 0.0)}}
     for name, old, new in differences(settings, theirs, ours, ("batch",)):
         raise ValueError(
             f"{trunk}: was trained with {name} = {old!r}, its branch has {new!r}: use the old value or another trunk"
@@ -42,7 +42,7 @@ def require_trunk(settings: DataclassInstance, manifest: str, start: int) -> str
             f"{trunk}: has no checkpoint after {start} samples, where the decay begins: train it to there with "
             f"--keep-at {start}"
         )
-    found = store.read_json(store.join(url, checkpoint.COMMIT))["manifest"]
+    found = str(checkpoint.read_commit(url).get("manifest"))
     if found != manifest:
         raise ValueError(
             f"{trunk}: was trained on manifest {found[:16]}, its branch reads {manifest[:16]}: use that version"

@@ -30,8 +30,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shards import scratch, store
+from shards import scratch, store, typed_json
 from xtra.model import Encoder, ModelConfig, Xtra, model_config
+from xtra.run import records
 
 M = TypeVar("M", bound=nn.Module)
 COMMIT = "COMMIT.json"
@@ -134,7 +135,7 @@ def write(
             "files": files,
         }
         store.put_json_if_absent(store.join(folder, COMMIT), commit)
-    return store.read_json(store.join(folder, COMMIT))["attempt"] == attempt
+    return read_commit(folder)["attempt"] == attempt
 
 
 def _note(folder: str, attempt: int, part: int) -> str:
@@ -146,7 +147,7 @@ def _wait_for(note: str) -> dict[str, Any]:
     until = time.monotonic() + PART_SECONDS
     while time.monotonic() < until:
         with contextlib.suppress(store.Missing):
-            return store.read_json(note)
+            return typed_json.read_object(dict[str, records.File], note)
         time.sleep(0.05)
     raise store.StoreError(f"{note}: was not written within {PART_SECONDS:.0f} s: did that rank die?")
 
@@ -250,17 +251,14 @@ class Damaged(ValueError):
 def read_commit(checkpoint: str) -> dict[str, Any]:
     """Raises Missing, and Damaged when it is not what `write` puts there."""
     url = store.join(checkpoint, COMMIT)
+    body = store.read(url)
     try:
-        commit = json.loads(store.read(url))
-        if all(isinstance(commit[name], kind) for name, kind in _COMMIT_TYPES.items()):
-            return commit
-    except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, store.StoreError):
-            raise
-    raise Damaged(f"{url}: is not what a checkpoint ends with: use another checkpoint")
-
-
-_COMMIT_TYPES = {"attempt": int, "samples_seen": int, "files": dict}
+        value = typed_json.parse(body, url)
+        typed_json.checked(records.Commit, value, url)
+    except store.StoreError as error:
+        said = str(error).removeprefix(f"{url}: ")
+        raise Damaged(f"{url}: is not what a checkpoint ends with ({said}): use another checkpoint") from None
+    return value
 
 
 def latest(run: str) -> str | None:
@@ -282,7 +280,7 @@ def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | N
     own = parameters(model)
     _require_same_names(f"{checkpoint}: the model", {n: list(p.shape) for n, p in own.items()}, weights)
     with _verified(checkpoint, commit, STATE) as path:
-        state = json.loads(path.read_text())
+        state = typed_json.parse(path.read_bytes(), store.join(checkpoint, STATE), finite=False)
     if optimizer is not None:
         parts = [name.split("/")[1] for name in commit["files"] if "/optim" in name]
         found = {name: t for part in parts for name, t in _tensors(checkpoint, commit, part).items()}
@@ -312,9 +310,10 @@ def find(path: str) -> Saved:
     if checkpoint is None:
         raise ValueError(f"{path}: holds no committed checkpoint: name a run folder or one of its checkpoints")
     run = checkpoint.rstrip("/").rsplit("/", 2)[0]
-    config = store.read_json(store.join(run, "config.json"))
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise ValueError(f"{store.join(run, 'config.json')}: has no model: is {run} a run folder?")
+    try:
+        config = records.read_settings(run)
+    except store.Missing:
+        raise ValueError(f"{store.join(run, 'config.json')}: is missing: is {run} a run folder?") from None
     commit = read_commit(checkpoint)
     return Saved(checkpoint, run, model_config(config["model"]), commit)
 

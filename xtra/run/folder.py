@@ -13,7 +13,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shards import store
+from shards.dataset import numbers
 from shards.manifest import Manifest, read_manifest
 from shards.pixels import crop
 from shards.stream import Mixture, read_mixture
-from xtra.run import checkpoint
+from xtra.run import checkpoint, records
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -71,7 +72,7 @@ class Attempt:
 
 
 def attempts(run: str) -> list[int]:
-    return [int(name.removesuffix(".json")) for name in store.names(store.join(run, "attempts"))]
+    return numbers(run, "attempts", ".json")
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,16 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
     mixed = {f"mix {number}": part for number, part in enumerate(config.get("mix", ()), 1)}
     store.require(data=config["data"], out=config["out"], **mixed)
     remarks = []
-    before = _read_if_there(store.join(run, "config.json"))
-    recorded = _read_if_there(store.join(run, "run.json"))
+    before, recorded = _if_there(records.read_settings, run), _if_there(records.read_facts, run)
     if before is not None:
         for name, old, new in differences(settings, before, config):
             raise ValueError(f"{run}: was begun with {name} = {old!r}, now {new!r}: use the old value or another --out")
-        if before["batch"] != config["batch"]:
-            remarks.append(f"{run}: the batch is now {config['batch']}, it was {before['batch']} when the run began")
+        if before.get("batch") != config["batch"]:
+            remarks.append(
+                f"{run}: the batch is now {config['batch']}, it was {before.get('batch')} when the run began"
+            )
     named = (config["data"], list(config.get("mix", ())))
-    if before is not None and recorded is not None and (before["data"], before.get("mix", [])) == named:
+    if before is not None and recorded is not None and (before.get("data"), before.get("mix", [])) == named:
         # A restart reads the versions that the run began with, even when DATASET has a newer one by now.
         manifest = _recorded(recorded)
     else:
@@ -130,7 +132,7 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
 
 def _recorded(info: dict[str, Any]) -> Manifest | Mixture:
     """What run.json names."""
-    if "mixture" not in info:
+    if not info.get("mixture"):
         return read_manifest(f"{info['dataset']}@{info['manifest']}")
     manifests = tuple(read_manifest(f"{part['dataset']}@{part['manifest']}") for part in info["mixture"])
     return Mixture(manifests, tuple(part["of_4096"] for part in info["mixture"]))
@@ -156,9 +158,9 @@ def open_run(run: str, settings: DataclassInstance, world: int) -> Opened:
     return Opened(Attempt(run, number), manifest, found, remarks)
 
 
-def _read_if_there(url: str) -> dict[str, Any] | None:
+def _if_there(read: Callable[[str], dict[str, Any]], run: str) -> dict[str, Any] | None:
     try:
-        return store.read_json(url)
+        return read(run)
     except store.Missing:
         return None
 

@@ -27,18 +27,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from shards import store
+from shards import store, typed_json
 from shards.pixels import Child, InFlight, Killed, alive, image, private_folder, suspects
 from shards.stream import Sample
 from xtra.data import Augment, RandomCrop, augmented, decode_reference
 from xtra.distributed import sum_numbers
+from xtra.run import records
 from xtra.run.folder import Attempt
 
+R = TypeVar("R", records.Death, records.Judged)
 DEATHS = 2  # attempts that died with a sample in flight before it is suspect
 READERS = 16
 _MARKS = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)")  # manifest, attempt, rank
@@ -82,28 +84,29 @@ def known(run: str, manifest: str) -> Known:
     bad: dict[int, str] = {}
     careful: set[int] = set()
     cleared: dict[int, int] = {}  # by which attempt
-    for verdict in _read_all(store.join(run, "killers", "judged"), manifest):
-        sample = verdict["sample"]
-        if verdict["verdict"] == "bad":
-            bad[sample] = verdict["why"]
-        elif verdict["verdict"] == "careful":
-            careful.add(sample)
+    for found in _read_all(records.Judged, store.join(run, "killers", "judged"), manifest):
+        if found.verdict == "bad":
+            bad[found.sample] = found.why
+        elif found.verdict == "careful":
+            careful.add(found.sample)
         else:
-            cleared[sample] = max(verdict["attempt"], cleared.get(sample, 0))
+            cleared[found.sample] = max(found.attempt, cleared.get(found.sample, 0))
     died: dict[int, set[int]] = defaultdict(set)  # attempts, by sample
-    for death in _read_all(store.join(run, "killers", "deaths"), manifest):
-        for sample in death["samples"]:
-            if death["attempt"] >= cleared.get(sample, 0):
-                died[sample].add(death["attempt"])
+    for death in _read_all(records.Death, store.join(run, "killers", "deaths"), manifest):
+        for sample in death.samples:
+            if death.attempt >= cleared.get(sample, 0):
+                died[sample].add(death.attempt)
     suspect = {sample for sample, attempts in died.items() if len(attempts) >= DEATHS}
     return Known(bad, frozenset(careful), frozenset(cleared), frozenset(suspect - bad.keys() - careful))
 
 
-def _read_all(folder: str, manifest: str) -> Iterator[dict[str, Any]]:
+def _read_all(kind: type[R], folder: str, manifest: str) -> Iterator[R]:
+    """What is about this manifest. Raises StoreError naming a damaged file."""
+    names = records.ours(store.names(folder), records.DEATH)
     with ThreadPoolExecutor(READERS, thread_name_prefix="killers") as pool:
-        for told in pool.map(lambda name: store.read_json(store.join(folder, name)), store.names(folder)):
-            if told["manifest"] == manifest[:16]:
-                yield told
+        for found in pool.map(lambda name: typed_json.read(kind, store.join(folder, name)), names):
+            if found.manifest == manifest[:16]:
+                yield found
 
 
 def _prefix(run: str) -> str:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from shards import store
+from shards import store, typed_json
+from xtra.run import records
 from xtra.run.folder import Parts
 
 SINKS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # and what each imports
@@ -138,20 +138,21 @@ def recorded(run: str) -> int:
     """The samples seen of the latest row that earlier attempts put into the run folder's metrics; 0 without any."""
     folder = store.join(run, "metrics")
     latest: dict[str, str] = {}
-    for name in store.names(folder):
+    for name in records.ours(store.names(folder), records.PART):
         latest[name.partition("-")[0]] = name  # names are sorted: an attempt's last part
-    lines = [store.read(store.join(folder, name)).splitlines()[-1] for name in latest.values()]
-    return max((json.loads(line)["samples_seen"] for line in lines), default=0)
+    rows = [typed_json.last_line(store.join(folder, name)) for name in latest.values()]
+    seen = [row.get("samples_seen") for row in rows if isinstance(row, dict)]
+    return max((each for each in seen if isinstance(each, int)), default=0)
 
 
 def gaps(run: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """A remark for each of these sinks that earlier attempts went on without."""
     folder = store.join(run, "events")
-    parts = store.names(folder) if names else []
+    parts = records.ours(store.names(folder), records.PART) if names else []
     with ThreadPoolExecutor(READERS, thread_name_prefix="events") as pool:
         texts = list(pool.map(lambda name: store.read(store.join(folder, name)), parts))
-    events = [json.loads(line) for text in texts for line in text.splitlines()]
-    lost = {event["sink"]: event["error"] for event in events if event["event"] == "sink lost"}
+    events = [event for text in texts for event in typed_json.lines(text) if isinstance(event, dict)]
+    lost = {event.get("sink"): event.get("error") for event in events if event.get("event") == "sink lost"}
     return tuple(
         f"{run}: {name} lacks rows, as an earlier attempt went on without it ({lost[name]}); the run folder has them"
         for name in names

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ingest.sets.pictures import Picture
+from shards.local_files import refuse_special
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def below(source: Path, *wanted: str) -> Path | None:
 
 def lines(path: Path) -> list[str]:
     """Without the empty ones, and without a byte order mark. Raises ValueError when it is no text."""
+    refuse_special(path)
     try:
         return [line for line in map(str.strip, path.read_text("utf-8-sig").splitlines()) if line]
     except (OSError, UnicodeDecodeError) as error:
@@ -45,6 +47,7 @@ def lines(path: Path) -> list[str]:
 
 def table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     """The rows of a CSV file. Raises ValueError when it is none, lacks a column, or a row lacks its value."""
+    refuse_special(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -62,6 +65,7 @@ def table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
 def matlab(path: Path, name: str, whose: str) -> np.ndarray:
     """A variable of a .mat file, as a vector. Raises ValueError when it is not there, or scipy is not."""
     loadmat = library("scipy.io", whose).loadmat
+    refuse_special(path)
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True)[name])
     except Exception as error:  # of a wrong file, scipy raises whatever comes

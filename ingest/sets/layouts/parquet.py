@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from ingest.sets.benchmarks import Benchmark
 from ingest.sets.layouts.found import Found, in_order
 from ingest.sets.pictures import Blocks, Row
+from shards.parquet_damage import DAMAGE
 
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<files>\d{5})(-[0-9a-f]+)?\.parquet")
 _LABELS = ("label", "fine_label", "labels")  # the second is CIFAR-100's
@@ -81,7 +82,8 @@ def _columns_of(path: Path) -> _Columns:
         schema = file.schema_arrow
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError):
+        features = {name: said for name, said in features.items() if isinstance(said, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         features = {}
     images = [name for name in schema.names if _is_image(schema.field(name).type)]
     images = [name for name in images if features.get(name, {}).get("_type", "Image") == "Image"]
@@ -136,7 +138,7 @@ def _pictures(path: Path, group: int, column: str) -> list[bytes]:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
 
 
@@ -145,6 +147,6 @@ def _read(path: Path, column: str, group: int | None = None) -> pa.ChunkedArray:
     try:
         with _open(path) as file:
             table = file.read([column]) if group is None else file.read_row_group(group, [column])
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
     return table[column]

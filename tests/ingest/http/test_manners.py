@@ -13,6 +13,7 @@ from fetching import Run, text
 from origin import Origin, picture
 
 from ingest.http import schedule
+from ingest.http.address import is_named, is_named_host
 from ingest.http.fetcher import FetchConfig
 from ingest.http.limiter import Demand, Grant, Limiter
 from ingest.record import Fetched, Link, Reason
@@ -29,11 +30,51 @@ def test_the_rate_of_a_host_is_kept(origin: Origin) -> None:
     assert time.monotonic() - begun >= 15 / 20
 
 
-def test_a_rate_is_set_for_strangers_and_not_for_ones_own_hosts() -> None:
-    assert FetchConfig().rate == 20.0
-    assert FetchConfig(allow_private=("10.0.0.0/8",)).rate == 0.0
-    assert FetchConfig(allow_private=("10.0.0.0/8",), per_host_rate=3.0).rate == 3.0
+def test_a_rate_is_set_for_strangers_and_not_for_the_addresses_that_are_named() -> None:
+    own = FetchConfig(allow_private=("10.0.0.0/8",))
+    assert (FetchConfig().rate, FetchConfig().unlimited) == (20.0, ())
+    assert (own.rate, own.unlimited) == (20.0, ("10.0.0.0/8",))
+    slow = FetchConfig(allow_private=("10.0.0.0/8",), per_host_rate=3.0)
+    assert (slow.rate, slow.unlimited) == (3.0, ())
     assert FetchConfig(per_host_rate=0.0).rate == 0.0
+
+
+@pytest.mark.parametrize(
+    ("addresses", "named"),
+    [
+        (("10.1.2.3",), True),
+        (("::ffff:10.1.2.3",), True),
+        (("10.1.2.3", "192.168.0.1"), True),  # the other is never connected to
+        (("10.1.2.3", "93.184.216.34"), False),
+        (("93.184.216.34",), False),
+        (("192.168.0.1",), False),
+        ((), False),
+    ],
+)
+def test_a_host_is_free_of_the_rate_by_its_addresses(addresses: tuple[str, ...], named: bool) -> None:
+    assert is_named(addresses, ("10.0.0.0/8",)) is named
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [("127.0.0.1", True), ("localhost", True), ("a.localhost.", True), ("[::1]", False), ("example.org", False)],
+)
+def test_the_contact_rule_goes_by_the_host_in_the_url(host: str, named: bool) -> None:
+    assert is_named_host(host, ("127.0.0.1",)) is named
+
+
+def test_others_hosts_keep_their_rate_beside_ones_own(origin: Origin) -> None:
+    with Run(per_host_rate=None, allow_private=("127.0.0.1",)) as run:
+        run.get(origin.url("/ok/0.jpg"))
+        schedule = run.fetcher._schedule
+        (host,) = schedule._hosts.values()
+        assert host.unlimited
+        assert host.interval == 1 / 20
+        host.begin(100.0)
+        assert host.next_start == 100.0
+        stranger = schedule._new("http://93.184.216.34", "93.184.216.34", 80).host
+        stranger.begin(100.0)
+        assert stranger.next_start == 100.05
 
 
 def test_too_many_requests_pause_the_whole_host_and_no_other(many: Callable[[int], list[Origin]]) -> None:

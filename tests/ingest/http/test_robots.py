@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from ingest.http.robots import LIMIT, MAX_RULES, opted_out, parse
+from ingest.http.robots import LIMIT, MAX_RULE, MAX_RULES, MAX_STARS, opted_out, parse
 
 
 def allows(text: str, path: str) -> bool:
@@ -113,17 +114,58 @@ def test_only_the_first_500_kib_count_and_no_half_line() -> None:
     robots = parse(text)
     assert not robots.allows("/a/b")
     assert robots.allows("/c")
-    assert not parse(b"User-agent: *\nDisallow: /" + b"a" * LIMIT).rules
+    assert not parse(b"User-agent: *\nDisallow: /" + b"a" * LIMIT).says_something
 
 
 def test_a_hostile_file_costs_little() -> None:
     begun = time.process_time()
     stars = parse(b"User-agent: *\nDisallow: /" + b"*a" * 20_000 + b"b$\n")
-    assert stars.allows("/" + "a" * 2000)
+    assert not stars.allows("/" + "a" * 2000)  # who writes that many stars is taken to mean everything
     many = parse(b"User-agent: *\n" + b"Disallow: /x\n" * (MAX_RULES + 1))
     assert not many.allows("/a.jpg")  # who writes that many rules wants no robots
     assert many.size < 1000
     assert time.process_time() - begun < 5
+
+
+_PATTERNS = st.tuples(st.text("ab*", max_size=6), st.sampled_from(["", "$"])).map(lambda parts: "/" + "".join(parts))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), _PATTERNS), max_size=6), st.text("ab", max_size=8).map("/{}".format))
+def test_prepared_rules_say_what_they_say_one_by_one(rules: list[tuple[bool, str]], path: str) -> None:
+    def fits(pattern: str) -> bool:
+        body, end = (pattern[:-1], "$") if pattern.endswith("$") else (pattern, "")
+        return re.match(re.escape(body).replace(r"\*", ".*") + end, path) is not None
+
+    found = [(len(pattern), allow) for allow, pattern in rules if fits(pattern)]
+    text = "".join(f"{'Allow' if allow else 'Disallow'}: {pattern}\n" for allow, pattern in rules)
+    assert allows("User-agent: *\n" + text, path) is (max(found)[1] if found else True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [
+        ("/x" + "*y" * MAX_STARS, True),
+        ("/x" + "*y" * (MAX_STARS + 1), False),
+        ("/" + "x" * (MAX_RULE - 1), True),
+        ("/" + "x" * MAX_RULE, False),
+    ],
+)
+def test_a_rule_that_is_too_large_disallows_everything(rule: str, allowed: bool) -> None:
+    assert allows(f"User-agent: *\nDisallow: {rule}\nAllow: /ok", "/ok") is allowed
+
+
+@pytest.mark.parametrize("piece", ["*a", "*" + "a" * 100 + "b" + "a" * 50])
+def test_what_would_take_too_long_to_find_out_is_disallowed_in_a_millisecond(piece: str) -> None:
+    stars = "\n".join(f"Disallow: /{piece * 13}{number}x" for number in range(9_990))
+    robots = parse(f"User-agent: *\n{stars}"[:LIMIT].rpartition("\n")[0].encode())
+    path = "/" + "a" * 1900
+    took = []
+    for _ in range(20):
+        began = time.process_time()
+        assert not robots.allows(path)
+        took.append(time.process_time() - began)
+    assert min(took) < 0.001
 
 
 @given(st.binary(max_size=300), st.text(max_size=40))

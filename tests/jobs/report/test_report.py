@@ -214,7 +214,7 @@ def test_what_went_wrong_is_said(tmp_path: Path):
     assert "stopped is unfinished: 6,400 of 12,800 samples." in text
     assert "One run was interrupted and went on: stopped (2 attempts)." in text
     assert "1 events “replaced”." in text
-    assert "a line is no event (line skipped)" in text
+    assert "events/000002-000000.jsonl line 2: is not JSON" in text
 
 
 def test_the_first_curves_are_files_of_their_own_beside_the_page(study: Path):

@@ -1,0 +1,48 @@
+"""A signal that finds the main thread in a read of a store that does not answer: nothing there looks at the wish to
+stop, so the signal is given once more, which ends the verb at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+from shards import store
+
+PATIENCE = 8.0  # seconds after the first signal
+STILL = 4.0  # of these, that one read takes
+_READS = {
+    function.__code__
+    for function in (
+        store.read,
+        store.read_range,
+        store.read_into,
+        store.open_read,
+        store.names,
+        store.exists,
+        store.size,
+    )
+}
+
+
+def watch(number: int, patience: float = PATIENCE, still: float = STILL) -> None:
+    """Raise the signal again in `patience` seconds if the main thread is in one read for the last `still` of them."""
+
+    def look() -> None:
+        time.sleep(patience - still)
+        before = _read_under_way()
+        time.sleep(still)
+        if before is not None and _read_under_way() is before:
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    threading.Thread(target=look, name="stuck-reads", daemon=True).start()
+
+
+def _read_under_way() -> FrameType | None:
+    """The main thread's call of one of the store's readers; a later call is another frame."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_code not in _READS:
+        frame = frame.f_back
+    return frame

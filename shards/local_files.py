@@ -1,0 +1,79 @@
+"""Which URLs are the local disk, and what must be there: regular files, folders, names that are UTF-8."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from shards.store_remote import StoreError
+
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url or url[:7].lower() == "file://"
+
+
+def local_path(url: str) -> Path:
+    """Of a plain path or a file URL; its host may be left out or be localhost (RFC 8089)."""
+    if url[:7].lower() != "file://":
+        return Path(url)
+    path = url[7:]
+    return Path(path[9:] if path[:10].lower() == "localhost/" else path)
+
+
+def refuse_special(path: str | os.PathLike[str], url: str = "", mode: int | None = None) -> None:
+    """Raises StoreError for a FIFO, a socket or a device, by the name `url`: opening or reading it may never end.
+
+    `mode` is that of a stat that was made already. What does not exist is left to whoever opens it.
+    """
+    if mode is None:
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):
+            return
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+    raise StoreError(f"{url or path}: is {kind}, not a regular file: save what it gives to a file, or remove it")
+
+
+def refuse_no_folder(folder: Path, url: str) -> None:
+    """Raises StoreError where a folder cannot be made, as a file or a link to nothing has its name or a parent's."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            gone = os.readlink(path)
+            raise StoreError(
+                f"{url}: cannot write: {path} is a link to {gone}, which is not there: make it, or name another"
+            )
+        if path.is_dir():
+            return
+        if path.exists():
+            raise StoreError(
+                f"{url}: cannot write: {path} is a file, and a folder must be there: move it, or name another"
+            )
+
+
+def require_utf8(where: str, names: Iterable[str]) -> None:
+    """Raises ValueError for a name that is not UTF-8: no table, JSON or page can hold it."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            raise ValueError(f"{where} {shown}: is a name that is not UTF-8: rename it") from None
+
+
+def in_words(error: OSError) -> str:
+    """What the system says; of a link that leads back to itself, what that is."""
+    if error.errno == errno.ELOOP:
+        return "a link that leads to itself"
+    return error.strerror or str(error)

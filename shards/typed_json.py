@@ -1,0 +1,116 @@
+"""The one reader of our JSON objects: `dataset.json`, commits, versions, manifests, events, runs, probe results.
+
+A dataclass says which fields an object has and of which types; msgspec compares. A field that an older build did not
+write has a default there, one that this build does not know is passed over, and a newer `format` is for the caller to
+refuse. Whatever is wrong is a `StoreError` of one line that names the object and the field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from shards import store
+from shards.store_remote import StoreError
+
+T = TypeVar("T")
+MAX_DEPTH = 64  # of objects and arrays in one another; ours have at most 6
+MAX_INTEGER = 2**64 - 1  # of a subset's threshold
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what a column of a table holds
+Unsigned = Annotated[int, msgspec.Meta(ge=0)]  # of 64 bits
+Moment = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]  # seconds since 1970, to the end of 9999
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def read(kind: type[T], url: str) -> T:
+    """The object as a `kind`. Raises Missing, and StoreError for one that is damaged or not of that kind."""
+    return decode(kind, store.read(url), url)
+
+
+def decode(kind: type[T], body: bytes | str, url: str) -> T:
+    """Bytes that were read from `url` as a `kind`. Raises StoreError."""
+    return checked(kind, parse(body, url), url)
+
+
+def read_object(kind: type[Any], url: str) -> dict[str, Any]:
+    """The object as it is, with fields that `kind` does not have, after the fields that it has were checked.
+
+    Raises as `read`.
+    """
+    value = parse(store.read(url), url)
+    checked(kind, value, url)
+    return value
+
+
+def checked(kind: type[T], value: Any, url: str) -> T:
+    """Raises StoreError naming the field that is missing or of another type."""
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, AssertionError, TypeError, ValueError, OverflowError) as error:
+        text = " ".join(str(error).replace("`", "").split())[:300]
+        found = _PATH.search(str(error))
+        text = text.rpartition(" - at ")[0] if found else text
+        field = f"field {found[1]!r}: " if found and found[1] else ""
+        raise StoreError(f"{url}: {field}{text}: the file is damaged or from another version") from None
+
+
+def parse(body: bytes | str, url: str, finite: bool = True) -> Any:
+    """Any JSON value whose size, depth and numbers are sensible; `finite` refuses NaN and infinities.
+
+    Raises StoreError.
+    """
+    try:
+        value = json.loads(body)
+        _bound(value, finite)
+    except (ValueError, RecursionError, MemoryError) as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StoreError(f"{url}: is not JSON ({why}): it was not written by this program or is damaged") from None
+    return value
+
+
+def lines(body: bytes) -> Iterator[Any]:
+    """The values of a log that are whole, a line each; others are left out, as a line is nothing but a remark."""
+    for line in body.splitlines():
+        with contextlib.suppress(StoreError):
+            yield parse(line, "a line", finite=False)
+
+
+def last_line(url: str) -> Any:
+    """The newest value of a log that is whole; None without any. Raises Missing, StoreError."""
+    return next(iter([*lines(store.read(url))][-1:]), None)
+
+
+def _bound(value: Any, finite: bool) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+                _refuse_surrogates(item)
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str):
+                _refuse_surrogates([item])
+            elif isinstance(item, int) and abs(item) > MAX_INTEGER:
+                raise ValueError("a number in it is too large")
+            elif finite and isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("a number in it is not finite")
+        if not below:
+            return
+        level = below
+    raise ValueError(f"more than {MAX_DEPTH} objects or arrays in one another")
+
+
+def _refuse_surrogates(texts: Any) -> None:
+    """Half a character cannot be printed, nor written to a page or a table."""
+    for text in texts:
+        if not text.isascii():
+            text.encode()

@@ -1,0 +1,153 @@
+"""What the JSON objects of a run folder hold, as far as anything reads it (docs/design.md, "Run folder").
+
+`shards.typed_json` checks them: what an older build did not write has a default, what these classes do not name stays
+in the object as it was read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from shards import store, typed_json
+from shards.typed_json import Count
+
+NUMBERED = re.compile(r"\d{6,}\.json")  # attempts
+PART = re.compile(r"(\d{6,})-\d{6,}\.jsonl")  # metrics and events: the attempt
+DEATH = re.compile(r"\d+-\d+\.json")  # also of judged poison samples
+MOST = 2**31 - 1  # of a size in a model
+
+
+@dataclass(frozen=True)
+class Seed:
+    seed: Count = 0
+
+
+@dataclass(frozen=True)
+class Decay:
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`config.json`. What shapes the run is compared setting by setting when an attempt begins."""
+
+    model: dict[str, Any]
+    data: str = ""
+    samples: Count = 0
+    batch: Count = 0
+    seed: int = 0
+    recipe: str | None = None
+    arm: str | None = None
+    branch: str | None = None
+    mix: tuple[str, ...] = ()
+    order: Seed = Seed()
+    optim: Decay = Decay()
+    keep_every: Count = 0
+
+    def __post_init__(self) -> None:
+        for name, value in self.model.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not 0 <= value <= MOST:
+                raise ValueError(f"field 'model.{name}' is {value}, which no model has")
+
+
+@dataclass(frozen=True)
+class MixedPart:
+    dataset: str
+    manifest: str
+    of_4096: Count
+    samples: Count | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`run.json`."""
+
+    manifest: str
+    dataset: str = ""
+    manifest_samples: Count = 0
+    mixture: tuple[MixedPart, ...] | None = None
+    recipe: str | None = None
+    world: Count | None = None
+    threads: Count | None = None
+    image_build: str | None = None
+    git: str | None = None
+    versions: dict[str, str] | None = None
+    hardware: str | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """`attempts/000002.json`."""
+
+    attempt: Count | None = None
+    host: str | None = None
+    pid: Count | None = None
+    since: str | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """`checkpoints/SAMPLES/COMMIT.json`."""
+
+    attempt: Count
+    samples_seen: Count
+    files: dict[str, File]
+    manifest: str | None = None
+
+
+@dataclass(frozen=True)
+class Happened:
+    """A line of `events/`."""
+
+    event: str
+    at: str | None = None  # ISO 8601 with its zone
+
+    def __post_init__(self) -> None:
+        if self.at is not None and datetime.fromisoformat(self.at).tzinfo is None:
+            raise ValueError(f"field 'at' is {self.at[:40]!r}, a time without its zone")
+
+
+@dataclass(frozen=True)
+class Death:
+    """`killers/deaths/ATTEMPT-RANK.json`."""
+
+    manifest: str
+    attempt: Count
+    samples: tuple[Count, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`killers/judged/SAMPLE-ATTEMPT.json`."""
+
+    manifest: str
+    attempt: Count
+    sample: Count
+    verdict: Literal["bad", "careful", "cleared"]
+    why: str = ""
+
+
+def read_settings(run: str) -> dict[str, Any]:
+    """A run's config.json. Raises Missing, StoreError."""
+    return typed_json.read_object(Settings, store.join(run, "config.json"))
+
+
+def read_facts(run: str) -> dict[str, Any]:
+    """A run's run.json. Raises Missing, StoreError."""
+    return typed_json.read_object(Facts, store.join(run, "run.json"))
+
+
+def ours(names: list[str], pattern: re.Pattern[str]) -> list[str]:
+    """Those of a listing that are ours; what else is there (.DS_Store, .nfs0001, notes) does not matter."""
+    return [name for name in names if pattern.fullmatch(name)]
