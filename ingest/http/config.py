@@ -19,9 +19,7 @@ class FetchConfig:
 
     allow_private: tuple[str, ...] = ()  # addresses or networks that may be asked although they are not public
     per_host: int = 8  # transfers at once to one host name
-    per_host_rate: float | None = (
-        None  # requests/s to one host, 0: no limit; None: 20, and no limit for allow_private's
-    )
+    per_host_rate: float | None = None  # requests/s to one host, 0: no limit; None: 20, none for allow_private
     connections: int = 128  # transfers at once in all
     deadline: float = 60.0  # for the transfers of one link, with its redirects and retries; waiting does not count
     patience: float = 300.0  # a link waits no longer for its host when all wait; our own limits do not count

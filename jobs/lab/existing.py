@@ -15,11 +15,14 @@ from xtra.run import checkpoint
 Result = Mapping[str, Any]  # a ProbeResult as read: older ones lack its newer fields
 
 
+_NEEDED = ("manifest_train", "manifest_eval", "head", "encoder", "samples_seen")
+
+
 def results(folder: str) -> list[Result]:
     """What is in FOLDER/probes. Raises StoreError naming a file that is no result."""
     probes = store.join(folder, "probes")
     names = [name for name in store.names(probes) if name.endswith(".json") and name[0] not in "._"]
-    return [read_result(store.join(probes, name)) for name in names]
+    return [read_result(store.join(probes, name), _NEEDED) for name in names]
 
 
 def published(result: Result) -> bool:

@@ -205,7 +205,7 @@ def _commit(url: str) -> dict[str, Any]:
 
 
 def _probe(url: str) -> dict[str, Any]:
-    return read_result(url, of_others=True)
+    return read_result(url, ("set", "head", "encoder", "accuracy", "total"))
 
 
 def _begun(url: str) -> dict[str, Any]:

@@ -74,21 +74,22 @@ def write(folder: str, result: ProbeResult, own: bool = False) -> None:
         store.remove_left_aside(store.join(folder, "probes"))
 
 
-def read_result(url: str, of_others: bool = False) -> dict[str, Any]:
-    """A result as it was written; what older ones lack is missing. `of_others`: a few fields are enough.
+def read_result(url: str, needs: Sequence[str]) -> dict[str, Any]:
+    """A result as it was written, with the fields that a reader `needs`; others may be missing, as in older results.
 
     Raises Missing, and StoreError for a file that is damaged or no result.
     """
     value = typed_json.parse(store.read(url), url)
-    defaults = _UNREAD | _OF_OURS if of_others else _UNREAD
+    defaults = {name: default for name, default in _ABSENT.items() if name not in needs}
     typed_json.checked(ProbeResult, defaults | value if isinstance(value, dict) else value, url)
     return value
 
 
-# Fields of every result that whoever reads results can do without.
-_UNREAD = {"checkpoint": "", "correct": 0, "lr": None, "weight_decay": None, "seconds": 0.0, "protocol": ""}
-_UNREAD |= {"selection": [], "per_class": [], "labels": []}
-_OF_OURS = {"samples_seen": 0, "manifest_train": "", "manifest_eval": "", "low": 0.0, "high": 1.0, "classes": 0}
+# What stands for a field that is missing and not needed, while types are checked.
+_ABSENT: dict[str, Any] = dict.fromkeys(("checkpoint", "manifest_train", "manifest_eval", "set", "head"), "")
+_ABSENT |= {"encoder": "", "protocol": "", "lr": None, "weight_decay": None, "seconds": 0.0}
+_ABSENT |= {"samples_seen": 0, "accuracy": 0.0, "low": 0.0, "high": 1.0, "correct": 0, "total": 0, "classes": 0}
+_ABSENT |= {"selection": [], "per_class": [], "labels": []}
 
 
 def pack(right_N: np.ndarray) -> str:
