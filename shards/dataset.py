@@ -218,7 +218,7 @@ def table_bytes(table: pa.Table) -> bytes:
 def read_table(
     url: str, columns: list[str] | None = None, kinds: Mapping[str, tuple[pa.DataType, ...]] | None = None
 ) -> pa.Table:
-    """A Parquet object, or some of its columns, with the types of `kinds`: those that plans, indexes and manifests have.
+    """A Parquet object, or some of its columns, with the types of `kinds`, by default those that our own columns have.
 
     Raises Missing, and StoreError naming an object that is damaged or has a column of another type.
     """

@@ -49,17 +49,18 @@ def refuse_special(path: str | os.PathLike[str], url: str = "", mode: int | None
 def refuse_no_folder(folder: Path, url: str) -> None:
     """Raises StoreError where a folder cannot be made, as a file or a link to nothing has its name or a parent's."""
     for path in (folder, *folder.parents):
-        if path.is_symlink() and not path.exists():
-            gone = os.readlink(path)
-            raise StoreError(
-                f"{url}: cannot write: {path} is a link to {gone}, which is not there: make it, or name another"
-            )
-        if path.is_dir():
+        try:
+            mode = path.stat().st_mode  # one look: another thread may make the folder meanwhile
+        except OSError:
+            if path.is_symlink() and not path.exists():
+                gone = os.readlink(path)
+                raise StoreError(
+                    f"{url}: cannot write: {path} is a link to {gone}, which is not there: make it, or name another"
+                ) from None
+            continue
+        if stat.S_ISDIR(mode):
             return
-        if path.exists():
-            raise StoreError(
-                f"{url}: cannot write: {path} is a file, and a folder must be there: move it, or name another"
-            )
+        raise StoreError(f"{url}: cannot write: {path} is a file, and a folder must be there: move it, or name another")
 
 
 def require_utf8(where: str, names: Iterable[str]) -> None:
