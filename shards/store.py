@@ -254,8 +254,9 @@ def put_json_if_absent(url: str, value: Any) -> bool:
 def read_json(url: str) -> Any:
     """JSON of others, of any kind; ours is read by `shards.typed_json`. Raises Missing, and StoreError when the object
     is not JSON."""
+    body = read(url)
     try:
-        return json.loads(read(url))
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{url}: is not JSON ({error}): it was not written by this program or is damaged") from None
 
