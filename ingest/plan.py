@@ -21,6 +21,7 @@ from ingest.config import Config
 from ingest.http import is_named_host
 from ingest.lists import (
     ACCEPTED,
+    NoColumn,
     carry,
     digest,
     is_dataset,
@@ -180,8 +181,8 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
     try:
         for _ in _side_by_side(lambda unit: _write(config.out, *unit), plans()):
             pass
-    except ValueError:
-        _forget(config.out, range(units))  # of JSON it is only known at the end which columns there are
+    except NoColumn:
+        _forget(config.out, range(units))
         raise
     if not links:
         raise ValueError(no_links(config.urls, left_out))

@@ -62,7 +62,7 @@ def test_a_dataset_is_read_checked_and_selected_from(build: Path, expected: dict
     assert (again.samples, again.deselected) == (then.samples, then.deselected)
     assert again.rules is not None
     assert then.rules is not None
-    assert again.rules.how == then.rules.how | {"method": 2}, "its rules were method 1, which is another version"
+    assert again.rules.how == then.rules.how | {"method": 3}, "its rules were method 1, which is another version"
     assert status.run(status.Config(dataset))[0]
 
 

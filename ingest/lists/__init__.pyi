@@ -1,5 +1,5 @@
 from . import carry as carry, keys as keys
-from .columns import Columns as Columns
+from .columns import Columns as Columns, NoColumn as NoColumn
 from .datasets import digest as digest, is_dataset as is_dataset
 from .files import (
     ACCEPTED as ACCEPTED,

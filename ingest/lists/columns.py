@@ -25,6 +25,10 @@ LABEL_NAMES = ("label", "labels", "class")
 _OF_PICTURES = ("image_url", "image_urls", "imageurl", "img_url", "imgurl")  # beside the URL of a page, say
 
 
+class NoColumn(ValueError):
+    """A list does not have a column that the user names: of JSON that may only be known after the last line."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Which columns a table's URL, id and labels are in: names, or numbers from 0. None: by name, or what they hold."""
@@ -85,10 +89,10 @@ def carried(urls: str, header: Sequence[str], url_at: int, columns: Columns) -> 
 
 
 def require(urls: str, names: Collection[str], columns: Columns) -> None:
-    """Raises ValueError for a column that the user names and the list does not have, or for too many."""
+    """Raises NoColumn for a column that the user names and the list does not have, and ValueError for too many."""
     for name in columns.named:
         if name not in names:
-            raise ValueError(f"{urls}: has no column {name!r}: it has {', '.join(names)[:300] or 'no named columns'}")
+            raise NoColumn(f"{urls}: has no column {name!r}: it has {', '.join(names)[:300] or 'no named columns'}")
     if columns.keep is None and len(names) > MOST:
         raise ValueError(f"{urls}: has more than {MOST:,} columns: name those to keep with --keep-columns, or none")
 

@@ -2,7 +2,7 @@
 
 Selecting writes a new manifest, never a new tar. It looks at every kept row of the parent's units, whatever rules the
 parent itself had, so the same settings on the same units give the same version; a parent that is a subset gives the
-same subset of the result. One pass over the indexes writes the columns that matter to scratch (about 70 bytes a kept
+same subset of the result. One pass over the indexes writes the columns that matter to scratch (about 80 bytes a kept
 row); what follows sorts and compares these columns in parts of bounded size (`ingest.select.duplicates`), so memory
 grows only with what is found. A billion rows are the same steps on 64 parts, 70 GB of scratch, and 70 sorts of the
 perceptual hashes, each of which could run on a machine of its own.
@@ -32,7 +32,7 @@ from shards import manifest as versions, rules, selection
 from shards.manifest import Manifest
 from shards.pixels import phash
 
-METHOD = 2  # of the rules below; another number is another version even with the same settings
+METHOD = 3  # of the rules below; another number is another version even with the same settings
 MAX_DISTANCE = 6
 ASPECT = 0.05  # of a difference in the logarithm of width over height, beyond which no two pictures are the same
 
@@ -56,7 +56,7 @@ class SelectConfig:
 
     duplicates: bool = True  # the same bytes once: the lowest row, with the labels of all; no: near ones stay, too
     near_distance: int = phash.NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
-    placeholder_from: int = 64  # URLs with the same bytes that make these a stand-in for what is gone; 0: never
+    placeholder_from: int = 64  # URLs of few sites with the same bytes make these a placeholder image; 0: never
     placeholder_labels: int = 16  # so do this many URLs if they have as many labels; 0: labels say nothing
     classes: ClassConfig = field(default_factory=ClassConfig)
     min_per_class: int = 0  # pictures that a class must have left; classes with fewer are left out
@@ -80,7 +80,7 @@ class Config:
     seed: int = 0  # of the subset
     rules: SelectConfig = field(default_factory=SelectConfig)
     exclude: str | None = None  # a file of URLs, keys, hosts, sha256 or phash:HEX/BITS to take out, now and for good
-    scratch: str | None = None  # a local folder for about 70 bytes a picture; the system's own if None
+    scratch: str | None = None  # a local folder for about 80 bytes a picture; the system's own if None
 
     def __post_init__(self) -> None:
         if self.subset is not None and self.rules != SelectConfig():
@@ -245,11 +245,11 @@ def _identical(found: _Found, config: SelectConfig) -> None:
     group_M = np.repeat(np.arange(len(size)), size)
     placeholder = np.zeros(len(size), bool)
     if config.placeholder_from:
-        placeholder |= _distinct(group_M, rows.url_N, at_M, size >= config.placeholder_from) >= config.placeholder_from
+        placeholder |= _crowded(rows, group_M, at_M, size, config.placeholder_from)
     if config.placeholder_labels:
         # One URL under many labels is a picture that shows many things, or has many captions.
         most = config.placeholder_labels
-        crowd = (_distinct(group_M, rows.url_N, at_M, size >= most) >= most)[group_M]
+        crowd = _crowded(rows, group_M, at_M, size, most)[group_M]
         labels = rows.distinct_labels(at_M[crowd], group_M[crowd], len(size))
         placeholder |= labels >= most
     stays = found.fate_N[at_M] == 0
@@ -259,6 +259,14 @@ def _identical(found: _Found, config: SelectConfig) -> None:
         first = np.minimum.reduceat(np.where(stays, place, len(at_M)), bounds[:-1])[group_M]
         copy = ~placeholder[group_M] & (place > first) & stays
         found.replace(at_M[copy], at_M[first[copy]], Rule.DUPLICATE)
+
+
+def _crowded(rows: Kept, group_M: np.ndarray, at_M: np.ndarray, size: np.ndarray, most: int) -> np.ndarray:
+    """Which groups have at least `most` different URLs, of which one for each site does not count: a picture that many
+    sites show is popular, and one that a site shows under many URLs stands for what is gone there."""
+    looked = size >= most
+    urls = _distinct(group_M, rows.url_N, at_M, looked)
+    return looked & (urls - _distinct(group_M, rows.site_N, at_M, looked) + 1 >= most)
 
 
 def _distinct(group_M: np.ndarray, value_N: np.ndarray, at_M: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -23,7 +23,11 @@ from shards.manifest import Manifest, Shard
 
 _AHEAD = 8  # indexes read at once
 _COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]
-_DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "shape": "<f4"}
+_DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "site": "<u8", "shape": "<f4"}
+_SITE = (
+    r"^[a-z]+://(?:[^/?#:]*?\.)??"
+    r"(?P<site>\d+\.\d+\.\d+\.\d+|[^./:?#]+\.[a-z]{2,3}\.[a-z]{2}|[^./:?#]+\.[^./:?#]+|\[[^\]]*\])(?::\d*)?(?:[/?#]|$)"
+)
 _LABELS_FILE = "labels.arrow"
 _LABELS = pa.schema([("labels", pa.list_(pa.string()))])
 
@@ -64,6 +68,11 @@ class Kept:
     def url_N(self) -> np.ndarray:
         """Some hash of the URL, uint64, good for counting different ones."""
         return self._column("url")
+
+    @property
+    def site_N(self) -> np.ndarray:
+        """Some hash of the site that the URL is of, uint64; that of a URL without a host name is 0."""
+        return self._column("site")
 
     @property
     def shape_N(self) -> np.ndarray:
@@ -169,8 +178,17 @@ def _columns(table: pa.Table) -> dict[str, np.ndarray]:
         "phash": _numbers(table["phash"], 0),
         # Python's own hash differs from process to process; only this one counts different values with it.
         "url": np.fromiter(map(hash, table["url"].to_pylist()), np.int64, len(table)).view(np.uint64),
+        "site": sites(table["url"]),
         "shape": np.where(turned, -shape, shape),
     }
+
+
+def sites(urls: pa.ChunkedArray) -> np.ndarray:
+    """A hash of each URL's site: its host's last two labels (three below co.uk and the like), or its address."""
+    found = pc.extract_regex(pc.utf8_lower(urls), _SITE)
+    site = pc.coalesce(pc.struct_field(found, "site"), "").combine_chunks().dictionary_encode()
+    hashes = np.array([hash(name) if name else 0 for name in site.dictionary.to_pylist()], np.int64).view(np.uint64)
+    return hashes[site.indices.to_numpy()] if len(hashes) else np.zeros(len(urls), np.uint64)
 
 
 def _numbers(column: Any, default: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 from made_datasets import make_dataset, plan_unit, retry, write_unit
@@ -129,6 +130,32 @@ def test_one_url_under_many_labels_is_one_sample_with_all_of_them(tmp_path, capt
     chosen = apply.select(dataset_of(tmp_path, rows), SelectConfig())
     assert chosen.deselected == {"duplicate": 19 + captions - 1}
     assert rows_of(chosen) == {0: labels, 20: ["x"]}
+
+
+def test_one_picture_on_many_sites_is_popular_and_no_placeholder(tmp_path):
+    """Twenty shops show it with captions of their own; one site shows another under twenty of its URLs."""
+    shops = [f"https://www.shop{row}.co.uk/a.jpg" if row % 2 else f"http://shop{row}.com:80/a.jpg" for row in range(20)]
+    gone = [f"http://farm{row % 9}.static.example.org/{row}.jpg" for row in range(30)]
+    rows = [picture(row, "popular", (f"caption {row}",), url=url) for row, url in enumerate(shops)]
+    rows += [picture(20 + row, "gone", (f"caption {row}",), url=url) for row, url in enumerate(gone)]
+    chosen = apply.select(dataset_of(tmp_path, rows), SelectConfig())
+    assert chosen.deselected == {"duplicate": 19, "placeholder": 30}
+    assert rows_of(chosen) == {0: [f"caption {row}" for row in range(20)]}
+
+
+def test_the_site_of_a_url():
+    same = [
+        ["http://a.example.org/x", "https://b.c.example.org:8080", "HTTP://EXAMPLE.ORG?x=a.b/c"],
+        ["http://www.shop.co.uk/x", "http://shop.co.uk/y"],
+        ["http://127.0.1.1:9/x", "http://127.0.1.1/y"],
+        ["http://127.0.1.2/x"],
+        ["http://[::1]:80/x", "http://[::1]/"],
+        ["file:///a.b/c", "/data/a.jpg", None, "http://localhost/x"],
+    ]
+    for group in same:
+        assert len(set(kept.sites(pa.chunked_array([pa.array(group, pa.string())])).tolist())) == 1, group
+    firsts = kept.sites(pa.chunked_array([pa.array([group[0] for group in same], pa.string())]))
+    assert len(set(firsts.tolist())) == len(same)
 
 
 def test_pictures_that_look_alike_are_one(tmp_path):
