@@ -55,12 +55,31 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             os._exit(code)
         return code
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if (why := _too_small(error)) is None:
+            raise
+        say(f"xtra {name}: {why}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     if as_json:
         print(json.dumps(plain(result)), flush=True)
     return _stopped(call) if call.signal else call.exit_code
+
+
+def _too_small(error: BaseException) -> str | None:
+    """What this machine lacks, in one line, where that is what an error says."""
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError):
+        return (
+            "there is too little memory: allow more (ulimit -v), or ask for less at once (--threads, --batch, --unit)"
+        )
+    if isinstance(error, ImportError) and "failed to map" in str(error):
+        return f"there is too little memory to load a library ({text}): allow more (ulimit -v)"
+    if "can't start new thread" in text:
+        return "no thread can be started: allow more memory (ulimit -v) or processes (ulimit -u)"
+    return None
 
 
 @contextlib.contextmanager

@@ -96,26 +96,34 @@ def attack(name: str, seed: int, minutes: float, results: Results, again: bool =
     results.rows[name] = state
     began, until = time.monotonic(), time.monotonic() + 60 * minutes
     before, written = state["seconds"], time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="xtra-attack-") as folder:
-        for outcome in row.run(Path(folder), seed, state["rounds"], row.rounds):
-            kind = outcome if outcome in ("fine", "refused") else "fault"
-            state["outcomes"][kind] = state["outcomes"].get(kind, 0) + 1
-            if kind == "fault" and len(state["faults"]) < KEPT:
-                state["faults"].append(f"round {state['rounds']}: {outcome}"[:400])
-            state["rounds"] += 1
-            state["seconds"] = round(before + time.monotonic() - began, 1)
-            if time.monotonic() - written > EVERY:
-                written = time.monotonic()
-                _stamp(state)
-                results.write()
-            if time.monotonic() > until:
-                break
-    _stamp(state)
-    results.write()
+    try:
+        with tempfile.TemporaryDirectory(prefix="xtra-attack-") as folder:
+            for outcome in row.run(Path(folder), seed, state["rounds"], row.rounds):
+                _count(state, outcome)
+                state["seconds"] = round(before + time.monotonic() - began, 1)
+                if time.monotonic() - written > EVERY:
+                    written = time.monotonic()
+                    results.write()
+                if time.monotonic() > until:
+                    break
+    finally:  # also where it is interrupted
+        if state["rounds"]:
+            results.write()
     return state
 
 
+def _count(state: dict[str, Any], outcome: str) -> None:
+    kind = outcome if outcome in ("fine", "refused") else "fault"
+    state["outcomes"][kind] = state["outcomes"].get(kind, 0) + 1
+    if kind == "fault" and len(state["faults"]) < KEPT:
+        state["faults"].append(f"round {state['rounds']}: {outcome}"[:400])
+    if not state["rounds"]:
+        _stamp(state)
+    state["rounds"] += 1
+
+
 def _stamp(state: dict[str, Any]) -> None:
+    """When and where the row was begun, and on which commit."""
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     state["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
     state["commit"] = commit.stdout.strip()

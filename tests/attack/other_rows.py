@@ -86,8 +86,9 @@ def worlds(folder: Path, seed: int, first: int, last: int) -> Iterator[str]:
             try:
                 said = process.communicate(timeout=300)[0].decode("utf-8", "replace")
             except subprocess.TimeoutExpired:
-                process.kill()
                 said = "Traceback: it took longer than 300 s"
+            finally:
+                process.kill()
         yield _outcome(f"{verb}, {world}", process.returncode, said)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_datasets import jpeg
 
-from jobs import cli
+from jobs import cli, verbs
 from jobs.progress import Progress
 
 
@@ -87,3 +87,24 @@ def test_nothing_from_outside_moves_the_cursor(tmp_path: Path, capsys: pytest.Ca
     said = "".join(capsys.readouterr())
     assert "owned" in said
     assert not {c for c in said if not c.isprintable()} - {"\n"}
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (MemoryError(), "there is too little memory"),
+        (ImportError("x.so: failed to map segment"), "too little memory to load a library"),
+        (RuntimeError("can't start new thread"), "no thread can be started"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_said_in_one_line(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(call: object) -> None:
+        raise error
+
+    monkeypatch.setitem(verbs.VERBS, "status", verbs.Verb("", "", fail))
+    assert cli.main(["status", "/nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert why in said
+    assert said.count("\n") == 1
