@@ -437,7 +437,7 @@ VERBS = {
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
-    "doctor": Verb("", "check this machine; a store with --url, all nodes with --cluster", upkeep_verbs.doctor),
+    "doctor": Verb("", "check this machine; a store by --url, nodes by --cluster", upkeep_verbs.doctor),
 }
 
 

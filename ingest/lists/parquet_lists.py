@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.lists.columns import NOWHERE, SAMPLE, Columns, carried, places
+from ingest.lists.columns import NOWHERE, SAMPLE, Columns, NoColumn, carried, places
 from ingest.lists.files import open_list
 from ingest.lists.rows import BATCH, HELD, MAX_CELL, ROWS, id_of, lists_of, shortened
 from shards import store
@@ -39,7 +39,7 @@ def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
                 yield rows
                 number += len(batch)
         except DAMAGE as error:
-            if type(error) in (ValueError, store.StoreError):  # of ours, in words
+            if type(error) in (ValueError, NoColumn, store.StoreError):  # of ours, in words
                 raise
             why = " ".join(str(error).split())[:100]
             where = f"damaged Parquet after row {number}" if number else "is not a Parquet file"

@@ -36,7 +36,7 @@ def get(*urls: str, scratch: Path | None = None, **options: Any) -> list[Fetched
 
 def test_reasons_fall_in_three_groups() -> None:
     assert set(Reason) == RETRYABLE | FINAL | CONTENT
-    assert len(Reason) == len(RETRYABLE) + len(FINAL) + len(CONTENT) == 24
+    assert len(Reason) == len(RETRYABLE) + len(FINAL) + len(CONTENT) == 25
     assert Reason.DNS.retryable
     assert not Reason.HTTP_404.retryable
 
