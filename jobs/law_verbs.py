@@ -32,15 +32,20 @@ def _published() -> Any:
 
 
 def _power(config: Any) -> Any:
+    return power(config.seeds, config.sd, config.arms, config.comparisons)
+
+
+def power(seeds: int, sd: float, arms: int, comparisons: int = 1) -> dict[str, Any]:
+    """Say what difference a design can find. Raises ValueError for numbers that make no design."""
     from jobs.laws import statistics
 
-    found = statistics.detectable_difference(config.seeds, config.sd, config.arms, config.comparisons)
-    what = "the primary comparison" if config.comparisons == 1 else f"one of {config.comparisons} Holm-adjusted"
+    found = statistics.detectable_difference(seeds, sd, arms, comparisons)
+    what = "the primary comparison" if comparisons == 1 else f"one of {comparisons} Holm-adjusted"
     say(
-        f"{config.seeds} seeds an arm, {config.sd:g} points between seeds, variance of {config.arms} arms: {what}\n"
+        f"{seeds} seeds an arm, {sd:g} points between seeds, variance of {arms} arms: {what}\n"
         f"finds a true difference of {found:.2f} points in 80 % of studies, at 5 % false claims."
     )
-    return {"seeds": config.seeds, "sd": config.sd, "arms": config.arms, "detectable": found}
+    return {"seeds": seeds, "sd": sd, "arms": arms, "detectable": found}
 
 
 def plan_verb(call: Call) -> Any:

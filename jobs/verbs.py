@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs import upkeep_verbs
 from jobs.flags import nearest
-from jobs.law_verbs import fit_verb, plan_verb
+from jobs.law_verbs import fit_verb, plan_verb, power
 from jobs.terminal import say
 
 if TYPE_CHECKING:
@@ -349,6 +349,8 @@ def _scale(call: Call) -> Any:
     from jobs.progress import Progress
 
     config = call.config(scale.Config)
+    if config.power:
+        return power(len(config.seeds), config.sd, config.arms)
     stop = call.stoppable()
     _start_group(call, config.workers)
     with Progress("") as bar:

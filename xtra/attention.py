@@ -59,7 +59,7 @@ _TILES = {"flex128": 128, "flex64": 64}
 class Causal(NamedTuple):
     """Which tokens attend to which, and how that is computed."""
 
-    mask_NN: Tensor | None  # True: may attend; None: plain causal, where kernels need no mask
+    mask_NN: Tensor | None  # True: may attend; None: plain causal, where kernels need no mask; [B, 1, N, N]: by image
     ends: tuple[int, ...] = ()  # queries are taken in runs up to these, each against the keys up to the same end
     flex: Any = None  # FlexAttention's BlockMask, where it computes
     masked: bool = True  # False: within a run every query sees every key that it is given
@@ -184,6 +184,24 @@ def causal_of(tokens: int, per_block: int, head_width: int, device: torch.device
     if arm != "auto":
         return _made(tokens, per_block, device, arm)
     return _made(tokens, per_block, device, chosen(device, tokens, head_width), device.type == "cpu")
+
+
+def prefixed(causal: Causal, prefix_B: Tensor | None, tokens: int, per_block: int) -> Causal:
+    """The same, but the first `prefix_B` blocks of each image attend to each other in both directions. None: no prefix.
+
+    Every image has a dense mask of its own."""
+    if prefix_B is None:
+        return causal
+    visible_NN = block_causal_mask(tokens, per_block, prefix_B.device)
+    block_N = torch.arange(tokens, device=prefix_B.device) // per_block
+    early_BN = block_N[None, :] < prefix_B[:, None]  # a key that every token may see
+    mask = visible_NN[None, None] | early_BN[:, None, None, :]
+    return Causal(mask, cudnn=causal.cudnn, wide=causal.wide)
+
+
+def both_ways(device: torch.device) -> Causal:
+    """Every token attends to every token."""
+    return Causal(torch.ones(1, 1, dtype=torch.bool, device=device), masked=False)
 
 
 @functools.lru_cache(maxsize=32)

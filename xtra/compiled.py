@@ -74,12 +74,13 @@ def loss_of(
     perm_K: Tensor | None,
     weight_B: Tensor | None,
     config: LossConfig,
+    prefix_B: Tensor | None = None,
 ) -> Tensor:
     """`next_block_loss` against the images' own blocks, in the order of `perm_K`, where there is one."""
     targets_BKP = target_blocks(images_B3HW, side)
     if perm_K is not None:
         targets_BKP = targets_BKP[:, perm_K]
-    return next_block_loss(predictions, targets_BKP, config, weight_B)
+    return next_block_loss(predictions, targets_BKP, config, weight_B, prefix_B)
 
 
 @functools.cache

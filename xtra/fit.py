@@ -32,15 +32,16 @@ def kept_bytes(c: ModelConfig, bf16: bool, decoder_fp32: bool) -> int:
     def norm(width: int) -> int:
         return n * (4 * width + 8)
 
-    def layers(width: int, depth: int, heads: int, size: int) -> int:
-        products = (6 + 2 * c.mlp_ratio) * width * size
+    def layers(width: int, depth: int, heads: int, size: int, ratio: float) -> int:
+        products = (6 + 2 * ratio) * width * size
         return depth * (2 * norm(width) + round(n * products) + n * heads * 4)
 
     def mlp(rows: int, width: int, hidden: int, size: int) -> int:
         return rows * (width + 2 * hidden) * size
 
-    encoder = layers(c.width, c.depth, c.heads, half) + norm(c.width) + n * 3 * c.patch**2 * half
-    decoder = layers(c.dec_width, c.dec_depth, c.dec_heads, 4 if decoder_fp32 else half) + norm(c.dec_width)
+    encoder = layers(c.width, c.depth, c.heads, half, c.mlp_ratio) + norm(c.width) + n * 3 * c.patch**2 * half
+    size, ratio = 4 if decoder_fp32 else half, c.dec_mlp_ratio or c.mlp_ratio
+    decoder = layers(c.dec_width, c.dec_depth, c.dec_heads, size, ratio) + norm(c.dec_width)
     bridge = mlp(n, c.width, c.bridge, half)
     heads = sum(
         mlp(k - ahead, c.per_block * c.dec_width, c.head, half) + (k - ahead) * c.block_pixels * 4
@@ -53,7 +54,7 @@ def image_bytes(c: ModelConfig, bf16: bool, decoder_fp32: bool) -> int:
     """`kept_bytes`, the pixels as bytes and twice as floats, and the gradients of one layer's or MLP's hidden values
     while the backward pass is there: before and after GELU, and in float32 once."""
     n, k = c.tokens - c.per_block, c.blocks - 1
-    widest = max(c.mlp_ratio * max(c.width, c.dec_width), c.bridge)
+    widest = max(c.mlp_ratio * c.width, (c.dec_mlp_ratio or c.mlp_ratio) * c.dec_width, c.bridge)
     hidden = max(n * widest, k * max(c.head, c.block_pixels))
     return kept_bytes(c, bf16, decoder_fp32) + 9 * 3 * c.image**2 + round(8 * hidden)
 

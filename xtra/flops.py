@@ -21,6 +21,8 @@ class Shape:
     head: int
     predict: int = 1
     mlp_ratio: float = 4.0
+    dec_mlp_ratio: float = 0.0  # 0: as mlp_ratio
+    prefix: bool = False
 
     @property
     def tokens(self) -> int:
@@ -32,6 +34,8 @@ class Shape:
 
     @property
     def variant(self) -> str:
+        if self.prefix:
+            return "aim-prefix" if self.block == 1 else "xtra-prefix"
         return "aim" if self.block == 1 else "xtra"
 
     @property
@@ -54,8 +58,8 @@ def forward_flops(
     """
     tokens = shape.tokens - (0 if last_block else shape.block**2)
 
-    def linears(width: int, depth: int) -> int:
-        return depth * 2 * tokens * width * (4 * width + 2 * round(width * shape.mlp_ratio))  # qkv, projection, MLP
+    def linears(width: int, depth: int, ratio: float) -> int:
+        return depth * 2 * tokens * width * (4 * width + 2 * round(width * ratio))  # qkv, projection, MLP
 
     def attention(width: int, depth: int, ends: tuple[int, ...]) -> int:
         ends = ends or (tokens,)
@@ -66,10 +70,10 @@ def forward_flops(
     positions = [shape.blocks if last_block else shape.blocks - 1 - ahead for ahead in range(shape.predict)]
     return {
         "patches": 2 * tokens * pixels * shape.width,
-        "encoder linears": linears(shape.width, shape.depth),
+        "encoder linears": linears(shape.width, shape.depth, shape.mlp_ratio),
         "encoder attention": attention(shape.width, shape.depth, ends[0]),
         "bridge": 2 * tokens * shape.bridge * (shape.width + shape.dec_width),
-        "decoder linears": linears(shape.dec_width, shape.dec_depth),
+        "decoder linears": linears(shape.dec_width, shape.dec_depth, shape.dec_mlp_ratio or shape.mlp_ratio),
         "decoder attention": attention(shape.dec_width, shape.dec_depth, ends[1]),
         "head": 2 * sum(positions) * shape.head * shape.block**2 * (shape.dec_width + pixels),
     }
@@ -126,8 +130,8 @@ def peak_flops(gpu: str) -> float | None:
 def parameters(shape: Shape) -> int:
     """Weights of the whole pretraining model: encoder, bridge, decoder, heads."""
 
-    def transformer(width: int, depth: int) -> int:
-        hidden = round(width * shape.mlp_ratio)
+    def transformer(width: int, depth: int, ratio: float) -> int:
+        hidden = round(width * ratio)
         attention = 4 * width**2 + 4 * width  # qkv and projection, with biases
         block = attention + 2 * width * hidden + hidden + width + 4 * width  # ... MLP, two LayerNorms
         return depth * block + 2 * width + shape.tokens * width  # final LayerNorm, position table
@@ -138,5 +142,6 @@ def parameters(shape: Shape) -> int:
     block_in = shape.block**2 * shape.dec_width
     block_out = shape.block**2 * pixels
     head = block_in * shape.head + shape.head + shape.head * block_out + block_out
-    trunk = transformer(shape.width, shape.depth) + transformer(shape.dec_width, shape.dec_depth)
+    trunk = transformer(shape.width, shape.depth, shape.mlp_ratio)
+    trunk += transformer(shape.dec_width, shape.dec_depth, shape.dec_mlp_ratio or shape.mlp_ratio)
     return embed + trunk + bridge + shape.predict * head

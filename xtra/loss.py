@@ -32,9 +32,10 @@ def next_block_loss(
     targets_BKP: Tensor,
     config: LossConfig | None = None,
     weight_B: Tensor | None = None,
+    prefix_B: Tensor | None = None,
 ) -> Tensor:
     """The mean over heads of each head's mean error; a scalar. With `weight_B`, the sum over images of an image's mean
-    error times its weight instead.
+    error times its weight instead. With `prefix_B`, an image's mean is over the blocks from its `prefix_B`-th on.
 
     predictions: head i's [B, >= K-1-i, P]; position k predicts block k+1+i, and positions beyond K-2-i are ignored.
     targets_BKP: raw blocks (`blocks.target_blocks`), in the order that the model saw them.
@@ -45,7 +46,13 @@ def next_block_loss(
     for ahead, prediction in enumerate(predictions):
         target = wanted[:, ahead:]
         prediction = prediction[:, : target.shape[1]].to(target.dtype)
-        if weight_B is None:
+        if prefix_B is not None:
+            block_K = torch.arange(1 + ahead, 1 + ahead + target.shape[1], device=target.device)
+            counts_BK = (block_K[None, :] >= prefix_B[:, None]).to(target.dtype)
+            error_BK = error(prediction, target, reduction="none").mean(2)
+            error_B = (error_BK * counts_BK).sum(1) / counts_BK.sum(1).clamp(min=1)
+            heads.append(error_B.mean() if weight_B is None else (error_B * weight_B).sum())
+        elif weight_B is None:
             heads.append(error(prediction, target))
         else:
             heads.append((error(prediction, target, reduction="none").mean((1, 2)) * weight_B).sum())

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xtra.attention import Causal, attend, causal_of
+from xtra.attention import Causal, attend, both_ways, causal_of, prefixed
 from xtra.blocks import patches, take_blocks
 from xtra.drop_path import Branch, Drop, added, branch_of, drops_of, mark_kept
 
@@ -51,6 +51,8 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     drop_path: float = 0.0  # rate of the last encoder layer, rising linearly from 0; the decoder has none
     order: str = "raster"  # of the blocks; "random" trains on `blocks.block_orders`
+    dec_mlp_ratio: float = 0.0  # of the decoder; 0: as mlp_ratio
+    prefix: bool = False  # AIM's prefix attention (xtra/prefix.py)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -75,6 +77,8 @@ class ModelConfig:
             raise ValueError(f"model.drop_path is {self.drop_path}; it must be at least 0 and below 1")
         if self.mlp_ratio <= 0:
             raise ValueError(f"model.mlp_ratio is {self.mlp_ratio}; it must be above 0")
+        if self.dec_mlp_ratio < 0:
+            raise ValueError(f"model.dec_mlp_ratio is {self.dec_mlp_ratio}; it must be above 0, or 0 for mlp_ratio")
         if self.order not in ORDERS:
             raise ValueError(f"model.order is {self.order!r}; it must be one of {', '.join(ORDERS)}")
 
@@ -131,7 +135,7 @@ def _sizes() -> dict[str, ModelConfig]:
     ti16 = replace(b16, width=192, heads=3, bridge=1024, dec_width=192, dec_heads=3, head=1536)
     s16 = replace(b16, width=384, heads=6, bridge=2048, dec_width=384, head=3072)
     l16 = replace(b16, width=1024, depth=24, heads=16)
-    g14 = replace(h14, width=1408, depth=40, bridge=5632, dec_width=704, mlp_ratio=48 / 11)
+    g14 = replace(h14, width=1408, depth=40, bridge=5632, dec_width=704, mlp_ratio=48 / 11, dec_mlp_ratio=4.0)
     return {
         "tiny32": tiny,
         "small32": small,
@@ -245,14 +249,16 @@ class Encoder(nn.Module):
         drop_LSB: Tensor | None = None,
         last_block: bool = True,
         perm_K: Tensor | None = None,
+        prefix_B: Tensor | None = None,
     ) -> Tensor:
         """[B, N, D] after the final norm, tokens in block order, N short of the last block unless `last_block`.
 
         images_B3HW: floats, ImageNet mean and std taken out. drop_LSB: what each residual branch is multiplied by, 0 or
-        1/keep (`drop_path.scales`). perm_K: the order of the blocks.
+        1/keep (`drop_path.scales`). perm_K: the order of the blocks. prefix_B: blocks of each image that attend to each
+        other in both directions (`prefix.draws`).
         """
         x = self.embed(images_B3HW, last_block, perm_K)
-        causal, before = self._causal(x), None
+        causal, before = prefixed(self._causal(x), prefix_B, x.shape[1], self.config.per_block), None
         for block, drops in zip(self.blocks, drops_of(drop_LSB, len(self.blocks), x.device, self.skip_dropped)):
             if self.compiled:
                 mark_kept(*drops, before)
@@ -264,12 +270,13 @@ class Encoder(nn.Module):
     def layers(self, images_B3HW: Tensor, last: int, perm_K: Tensor | None = None) -> list[Tensor]:
         """The un-normalised residual streams [B, N, D] after each of the last `last` layers, tokens in block order.
 
+        With prefix attention every token attends to all others here, as AIM's encoder does when it is probed.
         Raises ValueError when the encoder has fewer layers.
         """
         if not 1 <= last <= len(self.blocks):
             raise ValueError(f"layers is {last}; this encoder has 1..{len(self.blocks)}")
         x = self.embed(images_B3HW, True, perm_K)
-        causal = self._causal(x)
+        causal = both_ways(x.device) if self.config.prefix else self._causal(x)
         streams = []
         for block in self.blocks:
             x = added(*block(x, causal))
@@ -299,14 +306,16 @@ class Decoder(nn.Module):
         self.attention = "auto"
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dec_width))
         self.blocks = nn.ModuleList(
-            Block(config.dec_width, config.dec_heads, config.mlp_ratio) for _ in range(config.dec_depth)
+            Block(config.dec_width, config.dec_heads, config.dec_mlp_ratio or config.mlp_ratio)
+            for _ in range(config.dec_depth)
         )
         self.norm = LastNorm(config.dec_width, eps=NORM_EPS)
 
-    def forward(self, x_BND: Tensor, perm_K: Tensor | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, perm_K: Tensor | None = None, prefix_B: Tensor | None = None) -> Tensor:
         c = self.config
         x = x_BND + take_blocks(self.pos_embed, x_BND.shape[1] // c.per_block, c.per_block, perm_K)
         causal = causal_of(x.shape[1], c.per_block, c.dec_width // c.dec_heads, x.device, self.attention)
+        causal = prefixed(causal, prefix_B, x.shape[1], c.per_block)
         before = None
         for block in self.blocks:
             x, before = block(x, causal, before=before)
@@ -334,23 +343,26 @@ class Xtra(nn.Module):
         drop_LSB: Tensor | None = None,
         last_block: bool = False,
         perm_K: Tensor | None = None,
+        prefix_B: Tensor | None = None,
     ) -> list[Tensor]:
         """Predicted normalised pixels, one tensor a head: head i at position k predicts block k+1+i.
 
         Each is [B, K-1-i, P], or [B, K, P] with `last_block`. Arguments as for `Encoder.forward`.
         """
-        x = self.bridge(self.encoder(images_B3HW, drop_LSB, last_block, perm_K))
-        x_BKD = self.decode(x, perm_K).unflatten(1, (-1, self.config.per_block)).flatten(2)  # token-major: a view
+        x = self.bridge(self.encoder(images_B3HW, drop_LSB, last_block, perm_K, prefix_B))
+        x_BKD = (
+            self.decode(x, perm_K, prefix_B).unflatten(1, (-1, self.config.per_block)).flatten(2)
+        )  # token-major: a view
         if last_block:
             return [head(x_BKD) for head in self.heads]
         return [head(x_BKD[:, : self.config.blocks - 1 - ahead]) for ahead, head in enumerate(self.heads)]
 
-    def decode(self, x_BND: Tensor, perm_K: Tensor | None = None) -> Tensor:
+    def decode(self, x_BND: Tensor, perm_K: Tensor | None = None, prefix_B: Tensor | None = None) -> Tensor:
         """The decoder in the precision asked for, its output in the precision of its input."""
         if not (self.decoder_fp32 and torch.is_autocast_enabled(x_BND.device.type)):
-            return self.decoder(x_BND, perm_K)
+            return self.decoder(x_BND, perm_K, prefix_B)
         with torch.autocast(x_BND.device.type, enabled=False):
-            return self.decoder(x_BND.float(), perm_K).to(x_BND.dtype)
+            return self.decoder(x_BND.float(), perm_K, prefix_B).to(x_BND.dtype)
 
 
 def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu", decoder_fp32: bool = False) -> Xtra:

@@ -223,6 +223,12 @@ def ablation_width768() -> Config:
     return _ablation("ablation_width768", dec_width=768)
 
 
+def b16_aim_prefix() -> Config:
+    """ablation_block16 with what AIM itself has (arXiv 2401.08541) and the paper's re-implementation lacks: prefix
+    attention, and probes that see all tokens in both directions. It keeps XTRA's decoder and head."""
+    return _ablation("b16_aim_prefix", block=1, prefix=True)
+
+
 # ---- small ones that train on a CPU ----
 
 
@@ -250,6 +256,12 @@ def demo32_aim() -> Config:
     it, without prefix attention)."""
     base = demo32()
     return replace(base, recipe="demo32_aim", model=replace(base.model, block=1))
+
+
+def demo32_aim_prefix() -> Config:
+    """demo32_aim with AIM's own prefix attention, and probes that see all tokens in both directions."""
+    base = demo32_aim()
+    return replace(base, recipe="demo32_aim_prefix", model=replace(base.model, prefix=True))
 
 
 def small64() -> Config:
@@ -302,6 +314,11 @@ def tiny_imagenet_block1() -> Config:
     """Tiny ImageNet, a block is one patch of 4 px, 1/256 of the image: plain causal, AIM as the paper re-implements it,
     without prefix attention."""
     return _tiny_imagenet(1, lr=2e-3)
+
+
+def tiny_imagenet_block1_prefix() -> Config:
+    """tiny_imagenet_block1 with AIM's own prefix attention, and probes that see all tokens in both directions."""
+    return replace(_tiny_imagenet(1, lr=2e-3, prefix=True), recipe="tiny_imagenet_block1_prefix")
 
 
 def tiny_imagenet_block2() -> Config:

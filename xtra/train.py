@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from shards.manifest import Manifest, read_manifest
 from shards.stream import Cursor, Mixture, Order, ReadConfig, Stream
-from xtra import compiled, drop_path, fit, gpu_decode
+from xtra import compiled, drop_path, fit, gpu_decode, prefix
 from xtra.attention import ARMS, Arm
 from xtra.batch_memory import Lease
 from xtra.blocks import block_orders, pick_order
@@ -117,6 +117,11 @@ class Config:
             raise ValueError(f"compile is {self.compile!r}; it must be auto, on or off")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
+        if self.model.prefix and (self.dropped != "compute" or self.attention.startswith("flex")):
+            raise ValueError(
+                f"dropped is {self.dropped} and attention {self.attention}; with model.prefix every image has a mask "
+                "of its own: use --dropped compute and an attention other than flex"
+            )
         if self.branch and (self.optim.schedule != "constant" or not self.optim.decay):
             raise ValueError("branch is of runs that decay a constant rate: use --optim.schedule constant, decay 0.2")
         if off := [at for at in self.keep_at if at < 1 or at % self.batch]:
@@ -381,9 +386,12 @@ def _forward_backward(
         if config.model.drop_path:
             draw = drop_path.subset_scales if config.dropped == "subset" else drop_path.scales
             drop_LSB = draw(config.model.drop_path, config.model.depth, config.seed, epoch_B, sample_B)
+        prefix_B = None
+        if config.model.prefix:
+            prefix_B = sent(prefix.draws(config.model.blocks, config.seed, epoch_B, sample_B), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            predictions = model(images, drop_LSB, perm_K=perm_K)
-        loss = loss_of(predictions, images, config.model.side, perm_K, weight_B, config.loss)
+            predictions = model(images, drop_LSB, perm_K=perm_K, prefix_B=prefix_B)
+        loss = loss_of(predictions, images, config.model.side, perm_K, weight_B, config.loss, prefix_B)
         if weight_B is None:
             loss = loss * (count / total)
         if gradients is not None and start + step >= len(batch):

@@ -30,6 +30,7 @@ _LOOPBACK_ENV = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "no other machines": it listens on loopback alone
     "GLOO_SOCKET_IFNAME": "lo",  # torch's own connections between ranks
     "NCCL_SOCKET_IFNAME": "lo",
+    "RAY_worker_niceness": "0",  # Ray's 15 is for background work; these workers are what the machine was asked to do
 }
 _LONGEST = 40  # bytes of a path below which Ray puts its sockets, whose paths may have 107
 

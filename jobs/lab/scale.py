@@ -42,6 +42,12 @@ class Config:
     probe: probe.Config = field(default_factory=lambda: probe.Config("", train="", eval=""))
     random: bool = True  # also probe each recipe's encoder at its initial weights
     pixels: bool = True  # also a linear classifier on raw pixels
+    power: bool = False  # run nothing: say what difference between recipes this grid can find
+    sd: float = 0.5  # standard deviation between seeds, in points of accuracy, for --power
+
+    @property
+    def arms(self) -> int:
+        return len(self.recipes) * max(1, len(self.lrs))
 
     def __post_init__(self) -> None:
         for name in ("recipes", "samples", "seeds"):

@@ -43,7 +43,8 @@ class Arm:
     @property
     def base(self) -> str:
         """XTRA with its block in tokens, or what the paper calls AIM."""
-        return f"XTRA {self.block}x{self.block}" if self.block > 1 else "AIM-like 1x1"
+        name = f"XTRA {self.block}x{self.block}" if self.block > 1 else "AIM-like 1x1"
+        return name + ", prefix" * bool(self.settings.get("model.prefix"))
 
 
 @dataclass(frozen=True, eq=False)  # there is one object for each

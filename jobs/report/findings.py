@@ -189,7 +189,7 @@ def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparis
     if any(r.shape.block == 1 for r in ledger.runs):
         lines.append(
             "AIM-like is what the paper calls AIM in its ablations: blocks of one token in this same model, without "
-            "the prefix attention of the real AIM."
+            "the prefix attention of the real AIM unless its name says prefix."
         )
     if len({r.shape.block for r in ledger.runs}) > 1:
         lines.append(

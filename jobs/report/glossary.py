@@ -11,6 +11,8 @@ WORDS = {
     "tokens that see each other.",
     "AIM-like 1x1": "Blocks of one token in XTRA's own model: plain causal order. It is what the XTRA paper calls AIM "
     "in its ablations, and has no prefix attention.",
+    "prefix": "The first tokens of an image, a random number of them, see each other in both directions, and only what "
+    "follows is predicted; probes see all tokens in both directions. AIM itself is trained so.",
     "token, block": "An image is cut into square patches, one token each; a block is a square of tokens that are "
     "predicted together.",
     "96x4/4": "The encoder's width (96), its layers (4), and the side of a patch in pixels (4). B/16 and H/14 are the "

@@ -12,7 +12,7 @@ import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from jobs.report.comparable import settings_digest
@@ -76,7 +76,7 @@ class LedgerRow:
     run: str
     name: str
     recipe: str
-    variant: str  # "xtra", or "aim" where a block is one token
+    variant: str  # "xtra", or "aim" where a block is one token; and "-prefix" with prefix attention
     size: str
     params: int
     image: int
@@ -395,8 +395,9 @@ def _shape(config: Mapping[str, Any], where: str) -> Shape:
     if not isinstance(model, Mapping):
         raise ValueError(f"{where}: 'model' is {model!r}, expected an object: not a training run's config")
     names = [f.name for f in fields(Shape) if f.type == "int" and (f.default is MISSING or f.name in model)]
-    ratio = _get(model, "mlp_ratio", float, where) if "mlp_ratio" in model else Shape.mlp_ratio
-    return Shape(**{name: _get(model, name, int, where) for name in names}, mlp_ratio=ratio)
+    found = Shape(**{name: _get(model, name, int, where) for name in names}, prefix=bool(model.get("prefix")))
+    ratios = {name: _get(model, name, float, where) for name in ("mlp_ratio", "dec_mlp_ratio") if name in model}
+    return replace(found, mlp_ratio=ratios.get("mlp_ratio", 4.0), dec_mlp_ratio=ratios.get("dec_mlp_ratio", 0.0))
 
 
 # ---- reading one field or file, with errors that name it ----

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.laws import fit, fit_text, table
+from jobs.laws import Doubling, fit, fit_text, next_doubling, table
 from jobs.report.draw import LABELS, Along, Chart, Mark, Series, axis, lines_chart, log_axis
 from jobs.report.html import escaped
 from jobs.report.measured import Measured, by_cell
@@ -101,7 +101,8 @@ def _one(known: Laws, group: Sequence[Measured]) -> str:
     drawn = "".join(f"<figure>{svg}</figure>" for svg in figures if svg)
     remarks = [known.why, *known.fit.remarks]
     said = "".join(f"<p>{escaped(remark)}</p>" for remark in remarks if remark)
-    return f'<div class="grid">{drawn}</div>{said}{_law_table(known)}{_held_out(known)}{_multiplier_table(known)}'
+    tables = _law_table(known) + _next_doubling(known) + _held_out(known) + _multiplier_table(known)
+    return f'<div class="grid">{drawn}</div>{said}{tables}'
 
 
 def _in_order(known: Laws) -> list[fit.ArmFit]:
@@ -179,6 +180,19 @@ def _law_table(known: Laws) -> str:
     }
     text = f"error(n) = E + A n^-a of samples seen; {100 * LEVEL:g} % intervals over seeds, or over residuals with one."
     return html_table(columns, _in_order(known), text)
+
+
+def _next_doubling(known: Laws) -> str:
+    assert known.fit is not None
+    columns: Columns[Doubling] = {
+        "line": lambda d: d.arm,
+        "samples": lambda d: d.samples,
+        "twice as many would add, points": lambda d: f"{100 * d.points:.1f}",
+        "interval": lambda d: None if d.low is None or d.high is None else f"{100 * d.low:.1f} to {100 * d.high:.1f}",
+    }
+    rows = sorted(next_doubling(known.fit), key=lambda d: known.styles.get(d.arm, 0))
+    text = "What the law says that the next doubling of samples buys, beyond the largest count that was measured."
+    return html_table(columns, rows, text) if rows else ""
 
 
 def _held_out(known: Laws) -> str:

@@ -35,6 +35,7 @@ from jobs.report.html import document, escaped
 from jobs.report.ledger import Ledger, LedgerRow, read_runs
 from jobs.report.ledger_file import ledger_csv, without_places, write_ledger
 from jobs.report.measured import Measured, Point, by_cell, measured, points
+from jobs.report.seeds import control_table, controls
 from jobs.report.style import REPORT
 from jobs.report.tables import Columns, number, points as in_points, power, table
 from shards import manifest, store
@@ -139,7 +140,7 @@ def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
     shown_points = _largest(found, said.cell)
     sections = [
         ("accuracy", "Accuracy", _accuracy(ledger, found, extras.brief)),
-        ("comparisons", "Comparisons", comparison_table(made)),
+        ("comparisons", "Comparisons", comparison_table(made) + control_table(controls(found))),
         ("multiplier", "Laws, and how many times fewer", multipliers.section(found, titles)),
         ("front", "What is efficient", _front(ledger, found)),
         ("training", "How the trainings went", _training(known, ledger, found, said.cell)),

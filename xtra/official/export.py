@@ -233,21 +233,35 @@ A vision transformer pretrained without labels by predicting the next block of p
 width {c.width}, {c.depth} layers of {c.heads} heads, {c.image} px images, {c.patch} px patches,
 blocks of {c.block} x {c.block} patches; {seen}{data}.
 
-Attention was block-causal in pretraining, and is so in the published probes: a token sees its own block and all earlier
-ones. timm does not know that mask: pass it. Probes read tokens before the final norm; here they come after it.
+{_attention_note(c)}
+`images` are [B, 3, {c.image}, {c.image}], ImageNet mean and std taken out: preprocessor_config.json has the numbers.
+transformers opens the folder through timm: `AutoModel.from_pretrained("FOLDER")` (its forward takes no mask).
+"""
 
-```python
+
+def _attention_note(c: ModelConfig) -> str:
+    """What a user of the encoder has to know of its attention, with the code."""
+    code = """```python
 import timm, torch
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
-row, column = torch.arange({c.tokens}) // {c.grid}, torch.arange({c.tokens}) % {c.grid}
+"""
+    if c.prefix:
+        return f"""Pretrained with prefix attention and probed with every token seeing all others, as timm's models do.
+Probes read tokens before the final norm; here they come after it.
+
+{code}tokens = model.forward_features(images)  # [B, {c.tokens}, {c.width}], raster order
+```
+"""
+    return f"""Attention was block-causal in pretraining, and is so in the published probes: a token sees its own block
+and all earlier ones. timm does not know that mask: pass it. Probes read tokens before the final norm; here they come
+after it.
+
+{code}row, column = torch.arange({c.tokens}) // {c.grid}, torch.arange({c.tokens}) % {c.grid}
 block = row // {c.block} * {c.grid // c.block} + column // {c.block}
 mask = block[:, None] >= block[None, :]  # True: may attend
 tokens = model.forward_features(images, attn_mask=mask[None, None])  # [B, {c.tokens}, {c.width}], raster order
 ```
-
-`images` are [B, 3, {c.image}, {c.image}], ImageNet mean and std taken out: preprocessor_config.json has the numbers.
-transformers opens the folder through timm: `AutoModel.from_pretrained("FOLDER")` (its forward takes no mask).
 """
 
 

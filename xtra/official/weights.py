@@ -298,9 +298,15 @@ def _decoder_sizes(shape: Mapping[str, tuple[int, ...]], told: Mapping[str, Any]
         "bridge": shape["proj.mlp.0.weight"][0],
         "dec_width": shape["predictor.pos_embed"][2],
         "dec_depth": _depth(shape, "predictor"),
+        **_decoder_ratio(shape, told["mlp_ratio"]),
         "head": head,
         "predict": len({name.split(".")[1] for name in shape if name.startswith("aim_proj.")}),
     }
+
+
+def _decoder_ratio(shape: Mapping[str, tuple[int, ...]], encoder: float) -> dict[str, float]:
+    hidden, width = shape["predictor.blocks.0.mlp.fc1.weight"]
+    return {} if hidden == round(width * encoder) else {"dec_mlp_ratio": hidden / width}
 
 
 def _depth(shape: Mapping[str, tuple[int, ...]], part: str) -> int:

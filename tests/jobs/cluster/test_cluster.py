@@ -91,6 +91,11 @@ def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_pat
 
 
 @pytest.mark.slow
+def test_workers_of_our_own_cluster_run_at_this_process_own_priority(ray_cluster):
+    assert ray.get(ray.remote(os.nice).remote(0)) == os.nice(0)
+
+
+@pytest.mark.slow
 def test_a_stop_before_the_workers_begin_ends_without_a_run(data, tmp_path):
     stop = threading.Event()
     stop.set()

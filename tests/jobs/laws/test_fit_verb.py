@@ -237,3 +237,15 @@ def test_power_says_what_a_design_can_find(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "finds a true difference of 1.3" in text
     assert refused(capsys, "--power", "--seeds", "1") == "xtra fit: seeds is 1; it must be at least 2\n"
+
+
+def test_a_study_says_before_it_runs_what_it_can_find(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["scale", "--data", "D", "--out", str(tmp_path / "S"), "--power", "--sd", "0.5"]
+    assert cli.main([*grid, "--recipes", "demo32", "demo32_aim", "--seeds", "0", "1", "2", "--json"]) == 0
+    text = capsys.readouterr().out
+    (found,) = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert (found["seeds"], found["arms"]) == (3, 2)
+    assert "3 seeds an arm" in text
+    assert not (tmp_path / "S").exists()
+    assert cli.main(grid) == 2
+    assert capsys.readouterr().err == "xtra scale: seeds is 1; it must be at least 2\n"

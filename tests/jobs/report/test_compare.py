@@ -17,6 +17,7 @@ from jobs.report.compare import BUT_CODE, EQUAL, Comparison, comparisons, differ
 from jobs.report.ledger import read_runs
 from jobs.report.measured import bar, measured, seeds_vary
 from jobs.report.scaling import Config, page, run, write_report
+from jobs.report.seeds import controls
 from xtra.probe.result import pack
 
 IMAGES = 2000
@@ -297,3 +298,30 @@ def test_bits_that_do_not_fit_are_reported_and_not_used(tmp_path: Path, change: 
     assert pair.paired == "seeds", "the others' bits alone are no pairs"
     text = Reader(Path(write_report(str(tmp_path))).read_text()).text
     assert f"block4-n12800-s1, probes/{path.name}: which images it got right does not fit its accuracy" in text
+
+
+def test_a_line_is_compared_with_itself_under_other_seeds(tmp_path: Path):
+    arm(tmp_path, "block4", 0.40)
+    arm(tmp_path, "alone", 0.40, (0,), config={"model": {"predict": 2}})
+    ledger = read_runs(str(tmp_path))
+    (control,) = controls(measured(ledger, study(ledger.runs)))
+    assert (control.point.line.label, control.pairs, control.differ) == ("XTRA 4x4", 3, 0)
+    assert 0 < control.lowest < control.highest < 1
+    assert 0.0005 < control.spread < 0.006  # seeds are 0.2 points apart, and images add noise
+    assert control.by_images == pytest.approx(0.005, abs=0.003)
+    for number in range(1, 4):  # seeds that vary by much more than images do
+        arm(tmp_path, "uneven", 0.1 * number, (number,), config={"model": {"order": "random"}})
+    ledger = read_runs(str(tmp_path))
+    by_label = {c.point.line.label: c for c in controls(measured(ledger, study(ledger.runs)))}
+    assert by_label["XTRA 4x4, order random"].differ == 3
+    whole = page(ledger)
+    assert "Negative control" in whole
+    assert "3 of 3" in whole
+
+
+def test_without_bits_a_line_under_other_seeds_has_its_spread_alone(tmp_path: Path):
+    arm(tmp_path, "block4", 0.40, bits=False)
+    ledger = read_runs(str(tmp_path))
+    (control,) = controls(measured(ledger, study(ledger.runs)))
+    assert (control.by_images, control.differ) == (None, None)
+    assert control.spread > 0
