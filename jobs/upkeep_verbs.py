@@ -1,4 +1,5 @@
-"""`xtra check` and `xtra sweep`: datasets verified and repaired, and what dead writers left removed."""
+"""`xtra check`, `xtra sweep` and `xtra status`: datasets verified and repaired, what dead writers left removed, and
+what a folder says of the work in it."""
 
 from __future__ import annotations
 
@@ -69,3 +70,14 @@ def sweep(call: Call) -> Any:
     if result.remark:
         say(f"xtra sweep: {result.remark}", file=sys.stderr)
     return result
+
+
+def status(call: Call) -> Any:
+    from jobs import status
+
+    config = call.config(status.Config, "url")
+    if not config.watch:
+        return {"status": [status.as_dict(found) for found in status.run(config)]}
+    stop, call.quiet = call.stoppable(), True  # a stop ends the watching alone
+    found = status.run(config, lambda seconds: stop.wait(seconds))
+    return {"status": [status.as_dict(each) for each in found]}

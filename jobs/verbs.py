@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs import upkeep_verbs
+from jobs import submit_verb, upkeep_verbs
 from jobs.flags import nearest
 from jobs.law_verbs import fit_verb, plan_verb, power
 from jobs.terminal import say
@@ -35,6 +35,7 @@ def _ingest(call: Call) -> Any:
     _spare_pandas()
     from ingest import run as ingest
     from ingest.config import Config
+    from jobs import underway
 
     workers = call.own("workers", 1)
     config = call.config(Config, also="--workers N ingests with N processes (1: this one)")
@@ -42,14 +43,16 @@ def _ingest(call: Call) -> Any:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
     if workers == 1:
-        return _gather(call, config, title, ingest.run)
+        return _gather(call, config, title, underway.noting(ingest.run, 1))
     from jobs import cluster  # it brings torch along, which one worker does not need
 
     _start_group(call, workers)
     title += f", {workers} workers"
-    return _gather(
-        call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)
-    )
+
+    def on_workers(config: Config, progress: Any, _: Any) -> IngestResult:
+        return cluster.ingest_all(config, workers, call.stop, progress)
+
+    return _gather(call, config, title, underway.noting(on_workers, workers))
 
 
 def _spare_pandas() -> None:
@@ -389,12 +392,6 @@ def _report(call: Call) -> Any:
     return result
 
 
-def _status(call: Call) -> Any:
-    from jobs import status
-
-    return {"status": [status.as_dict(s) for s in status.run(call.config(status.Config, "url"))]}
-
-
 def _bench(call: Call) -> Any:
     import importlib
 
@@ -445,7 +442,8 @@ VERBS = {
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
     "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
-    "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
+    "status": Verb("URL", "say what a run or a dataset is doing, from its folder", upkeep_verbs.status),
+    "submit": Verb("VERB", "run a command on a cluster, as a job", lambda call: submit_verb.submit(call, VERBS)),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
     "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),
 }

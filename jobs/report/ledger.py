@@ -39,6 +39,7 @@ class Metric:
     lr: float | None = None
     grad_norm: float | None = None
     data_wait: float | None = None  # seconds that the step waited for its batch
+    mfu: float | None = None  # in the FLOPs of the paper's code; None where the machine's peak is not known
 
     @property
     def began_at(self) -> int:
@@ -254,6 +255,7 @@ def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
                     lr=_maybe(row, "lr", where),
                     grad_norm=_maybe(row, "grad_norm", where),
                     data_wait=_maybe(row, "data_wait", where),
+                    mfu=_maybe(row, "mfu_paper", where),
                 )
             )
         except ValueError as error:
