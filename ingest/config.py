@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from ingest.filter import FilterConfig
 from ingest.http import FetchConfig
-from ingest.lists import list_name
+from ingest.lists import Columns, Rule, list_name, parse
+from ingest.record import ASKABLE
 from ingest.select import SelectConfig
 from ingest.wordnet import ClassConfig
 
@@ -25,6 +26,9 @@ class Config:
     url_column: str | None = None  # of a table: its name, or number from 0; guessed if None
     id_column: str | None = None  # whose values become the samples' keys
     label_column: str | None = None  # whose values become the samples' classes
+    keep_columns: tuple[str, ...] = ("all",)  # other columns kept in each sample's json and in columns/: names, or none
+    where: str | None = None  # take only lines whose columns say so: "similarity > 0.3 and width >= 256"
+    hash_column: str | None = None  # the md5, sha1 or sha256 that bytes must have; of a dataset's own: recorded
     classes: ClassConfig = field(default_factory=ClassConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
@@ -32,15 +36,42 @@ class Config:
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
     scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
     retry: bool = False  # ask again for the links that failed in a way that may pass, as units of their own
+    retry_reasons: tuple[str, ...] = ()  # that --retry takes again, final ones too; if empty: those that may pass
     dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
 
     def __post_init__(self) -> None:
         if self.unit < 1:
             raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
+        if not self.keep_columns or (len(self.keep_columns) > 1 and {"all", "none"} & set(self.keep_columns)):
+            raise ValueError(f"keep_columns is {' '.join(self.keep_columns)}: give names of columns, or all, or none")
+        if self.where is not None:
+            parse(self.where)
         if self.scratch_bytes is not None and self.scratch_bytes < 1:
             raise ValueError(f"scratch_bytes is {self.scratch_bytes}: it must be at least 1 byte")
+        unknown = [reason for reason in self.retry_reasons if reason not in ASKABLE]
+        if unknown:
+            raise ValueError(
+                f"retry of {unknown[0]!r}: name reasons of links that can be asked for: {', '.join(ASKABLE)}"
+            )
+        if self.retry_reasons and not self.retry:
+            raise ValueError(f"retry_reasons are {', '.join(self.retry_reasons)}: give --retry {self.retry_reasons[0]}")
         if self.dry_run < 0:
             raise ValueError(f"dry_run is {self.dry_run}: it must be a number of links, or 0 for a real run")
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Those of `where`."""
+        return parse(self.where) if self.where is not None else ()
+
+    @property
+    def columns(self) -> Columns:
+        """Which columns of the list are read."""
+        keep: tuple[str, ...] | None = None if self.keep_columns == ("all",) else self.keep_columns
+        hashed = (self.hash_column,) if self.hash_column is not None else ()
+        if keep is not None:
+            keep = tuple(dict.fromkeys([*(() if keep == ("none",) else keep), *hashed]))
+        asked = tuple(dict.fromkeys([*(name for rule in self.rules for name in rule.columns), *hashed]))
+        return Columns(self.url_column, self.id_column, self.label_column, keep, asked)
 
     @property
     def digest(self) -> str:
@@ -49,7 +80,10 @@ class Config:
         classes = dataclasses.asdict(self.classes)
         for name in ("is_a", "words", "file"):  # wherever the file lies today
             classes[name] = list_name(classes[name] or "")
-        reads = [self.format, self.url_column, self.id_column, self.label_column, classes]
+        reads: list[object] = [self.format, self.url_column, self.id_column, self.label_column, classes]
+        younger = {"keep_columns": self.keep_columns, "where": self.where, "hash_column": self.hash_column}
+        if younger != {"keep_columns": ("all",), "where": None, "hash_column": None}:  # else as older builds have it
+            reads.append(younger)
         judges = {"filter": dataclasses.asdict(self.filter), "max_bytes": self.fetch.max_bytes}
         return _digest(reads) + _digest(judges)
 

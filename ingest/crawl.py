@@ -1,31 +1,35 @@
 """The one loop of a worker: units -> links -> bytes -> verdicts -> units sealed and committed.
 
 The links of two units are in flight at a time, so that the last slow links of one do not idle the fetcher; a full unit
-is sealed and uploaded beside the fetching. A unit without a commit never happened: a stop drops what is in hand.
+is sealed and uploaded beside the fetching. A unit without a commit never happened; what was fetched of it waits on
+scratch for the next run (ingest/journal.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import queue
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ingest import journal
 from ingest.filter import FilterConfig, judge
 from ingest.http import Fetcher, HostLoad
 from ingest.isolate import WORK, judge_apart
 from ingest.lists import links_of
 from ingest.plan import asked_before
-from ingest.record import Event, Fetched, Link, Verdict
-from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, Scratch
+from ingest.record import BadLine, Event, Fetched, Link, Verdict
+from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, TAKEN, Scratch
 from ingest.unit import UnitWriter
 from shards import store
-from shards.dataset import Commit, read_commit, read_plan, unit_name
+from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
 from shards.pixels import Child, InFlight, suspects
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
@@ -33,6 +37,7 @@ MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
 PATIENT = 2.0  # seconds of idleness before one more unit is begun
 SEALING = 2  # units that are being written to the store
 TICK = 0.25  # seconds
+JOURNAL_SECONDS = 1.0  # between flushes of what a kill then does not cost
 LAST_WORDS = 5.0  # seconds that a seal has to end in when the run is stopped
 PATIENCE = 30.0  # seconds that other users of the disk have to make room
 SHOWN_HOSTS = 64
@@ -61,9 +66,42 @@ class Underway:
 class _Unit:
     """A unit in hand."""
 
-    def __init__(self, task: Assignment, links: list[Link], writer: UnitWriter, folder: Path) -> None:
+    def __init__(
+        self, task: Assignment, links: Iterable[Link], writer: UnitWriter, folder: Path, binding: journal.Binding
+    ) -> None:
         self.number, self.careful = task.unit, task.careful
-        self.links, self.writer, self.folder = links, writer, folder
+        self.writer, self.folder, self.binding = writer, folder, binding
+        self.links = by_url(links)
+        self.same = {same[0].row: same[1:] for same in self.links if len(same) > 1}  # who waits for whose answer
+        self.journal = journal.Journal(folder, binding)
+        self.again = 0  # links whose answers an earlier run had
+
+    def close(self) -> None:
+        self.writer.close()
+        self.journal.close()
+
+
+def by_url(links: Iterable[Link]) -> list[list[Link]]:
+    """The links in groups that one answer serves, in order: those of one URL, of whose bytes the same is said."""
+    groups: dict[tuple[str, str | None], list[Link]] = {}
+    for link in links:
+        groups.setdefault((link.url, link.hash), []).append(link)
+    return list(groups.values())
+
+
+def with_all(entries: list[Link | BadLine]) -> list[Link | BadLine]:
+    """The entries; the first link of each URL also says what the others of that URL do."""
+    firsts = {
+        same[0].row: replace(same[0], also=f"[{', '.join(map(_said, same[1:]))}]")
+        for same in by_url(entry for entry in entries if isinstance(entry, Link))
+        if len(same) > 1
+    }
+    return [firsts.get(entry.row, entry) for entry in entries] if firsts else entries
+
+
+def _said(link: Link) -> str:
+    columns = f'"columns": {link.columns}, ' if link.columns else ""
+    return f'{{{columns}"key": "{link.key}", "labels": {json.dumps(link.labels)}}}'
 
 
 class Crawl:
@@ -93,6 +131,7 @@ class Crawl:
         self._crowded_since: float | None = None  # no room on scratch for more links
         self._idle_since: float | None = None  # links wait, and yet transfers could start
         self._may_be_open = IN_FLIGHT
+        self._next_flush = 0.0
         self._fetched_bytes = self._seen_bytes = self._seen_links = 0
 
     def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[Commit | None]:
@@ -145,9 +184,16 @@ class Crawl:
             wants=max(0, self._may_be_open - len(self._open)) if self._can_seal else 0,
         )
 
+    @functools.cached_property
+    def _info(self) -> DatasetInfo:
+        return read_info(self._dataset)
+
     def close(self) -> None:
+        """Ends the worker; what its open units have fetched is put by for the next run."""
         for unit in [*self._open.values(), *self._full]:
-            unit.writer.close()
+            self._put_by(unit)
+        for path in self._scratch.folder.glob(f"{TAKEN}*"):  # not taken up to the end
+            self._scratch.keep(path)
         if self._child is not None:
             self._child.close()
         self._judging.close()
@@ -169,10 +215,15 @@ class Crawl:
                 yield None
                 continue
             unit = self._begin(task)
-            for link in unit.links if unit is not None else ():
+            if unit is None:
+                continue
+            yield from self._take_up(unit)
+            for same in unit.links:
+                if same[0].row not in self._by_row:
+                    continue  # an earlier run had its answer
                 while self._crowded_since is not None:
                     yield None
-                yield link
+                yield same[0]
 
     @property
     def _can_seal(self) -> bool:
@@ -195,7 +246,8 @@ class Crawl:
             self._commits.append(read_commit(self._dataset, task.unit))
             return None
         plan = read_plan(self._dataset, task.unit)
-        entries = list(links_of(plan))
+        columns = read_columns(self._dataset, task.unit) if self._info.columns else None
+        entries = with_all(list(links_of(plan, columns, self._info.hash_column)))
         folder = self._scratch.folder / f"unit-{name}"
         folder.mkdir()
         writer = UnitWriter(
@@ -209,24 +261,59 @@ class Crawl:
             others=len(self._open),
         )
         links = [entry for entry in entries if isinstance(entry, Link)]
-        unit = _Unit(task, links, writer, folder)
-        if not links:
+        unit = _Unit(
+            task, links, writer, folder, journal.binding(self._dataset, task.unit, entries, self._fetcher.config)
+        )
+        if not unit.links:
             self._seal(unit)
             return None
         self._open[task.unit] = unit
-        self._by_row.update((link.row, unit) for link in links)
+        self._by_row.update((same[0].row, unit) for same in unit.links)
         return unit
+
+    # --- what an earlier run had fetched ---
+
+    def _take_up(self, unit: _Unit) -> Iterator[None]:
+        """Judge the answers that earlier runs had of a unit; a None now and then, so that the fetcher has its turn."""
+        links, until = {same[0].row: same[0] for same in unit.links}, time.monotonic() + TICK
+        for left in self._scratch.take(f"unit-{unit_name(unit.number)}"):
+            for fetched in journal.replay(left, unit.binding, links, self._planned_at()):
+                if self._by_row.get(fetched.link.row) is unit:
+                    unit.again += 1
+                    self._take(fetched, again=True)
+                if time.monotonic() > until:
+                    yield None
+                    until = time.monotonic() + TICK
+            shutil.rmtree(left, ignore_errors=True)
+        if unit.again:
+            self._tell(Event(time.time(), "taken up", str(unit.number), f"{unit.again} links of an earlier run"))
+
+    def _planned_at(self) -> float:
+        """When the dataset was begun, by this machine's clock; 0 where it lies elsewhere."""
+        info = store.join(self._dataset, "dataset.json")
+        return store.local_path(info).stat().st_mtime if store.is_local(info) else 0.0
+
+    def _put_by(self, unit: _Unit) -> None:
+        with contextlib.suppress(OSError):  # a full disk: what is there may still do
+            unit.writer.spill()
+            unit.journal.flush(unit.writer.place)
+        unit.close()
+        self._scratch.keep(unit.folder)
 
     # --- verdicts ---
 
-    def _take(self, fetched: Fetched) -> None:
+    def _take(self, fetched: Fetched, again: bool = False) -> None:
         row = fetched.link.row
         unit = self._by_row.pop(row)
         risky = unit.careful or row in self._suspects
         verdict = self._judge_apart(fetched, unit) if risky else self._judge(fetched)
         unit.writer.add(verdict, show=not risky)
+        for link in unit.same.pop(row, ()):
+            same = replace(verdict.fetched, link=link, attempts=0)  # it was not asked again
+            unit.writer.add(replace(verdict, fetched=same), show=not risky)
+        unit.journal.note(fetched, verdict)
         if verdict.fetched_bytes:
-            self._fetched_bytes += verdict.fetched_bytes
+            self._fetched_bytes += 0 if again else verdict.fetched_bytes
             self._seen_bytes += verdict.fetched_bytes
         self._seen_links += 1
         if unit.writer.done == len(unit.writer.links):
@@ -272,7 +359,7 @@ class Crawl:
         with contextlib.suppress(queue.Empty):
             number, result = self._sealed.get(timeout=wait) if wait else self._sealed.get_nowait()
             unit = self._sealing.pop(number)
-            unit.writer.close()
+            unit.close()
             shutil.rmtree(unit.folder, ignore_errors=True)
             if isinstance(result, BaseException):
                 raise result
@@ -281,6 +368,10 @@ class Crawl:
         self._seal_next()
         self._measure()
         self._notice_idleness()
+        if (now := time.monotonic()) >= self._next_flush:
+            self._next_flush = now + JOURNAL_SECONDS
+            for unit in self._open.values():
+                unit.journal.flush(unit.writer.place)
 
     def _notice_idleness(self) -> None:
         """Hosts that are slow, or want to be left alone for a while, must not hold the others up: while transfers are

@@ -39,6 +39,7 @@ class EventLog:
         self._every = every
         self._part = 0
         self._pending: list[Event] = []
+        self._last = 0.0  # time of the last event that was written
         self._lost = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -69,6 +70,10 @@ class EventLog:
                     self._lost = 0
             if not events:
                 return
+            # Workers have their own clocks, and their events come in bundles: a log must not run backwards.
+            for at, event in enumerate(sorted(events, key=lambda event: event.at)):
+                self._last = max(self._last, event.at)
+                events[at] = dataclasses.replace(event, at=self._last)
             lines = "".join(json.dumps(dataclasses.asdict(event)) + "\n" for event in events)
             try:
                 store.put(f"{self._base}-{self._part:06d}.jsonl", lines.encode())

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from ingest import checksum
 from ingest.record import Fetched, Picture, Reason, Verdict
 from shards.pixels import image, phash
 
@@ -83,6 +84,8 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
     picture = reason = None
     detail = ""
     try:
+        if wrong := checksum.difference(body, digest, fetched.link.hash):
+            raise _Rejected(Reason.HASH_MISMATCH, wrong)
         _check_redirect(fetched)
         picture = _picture(case, config)
     except _Rejected as rejected:

@@ -29,7 +29,7 @@ def judge_apart(child: Child, fetched: Fetched, config: FilterConfig) -> Verdict
     light = dataclasses.replace(fetched, body=b"")
     memory = 20 * config.max_pixels + 8 * len(body) + (256 << 20)  # two RGBX copies, coefficients of a progressive JPEG
     try:
-        words, stored = child.ask(dataclasses.asdict(config), body, memory)
+        words, stored = child.ask(dataclasses.asdict(config) | {"hash": fetched.link.hash}, body, memory)
     except Killed as why:
         return Verdict(light, None, Reason.UNDECODABLE, str(why), fetched_bytes=len(body), body=body)
     return _verdict(words, stored, light, body)
@@ -49,7 +49,8 @@ _NOBODY = Fetched(Link("", "", (), 0), None, None, "", 0, "", 0, 0, 0.0)
 
 def answer(config: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     """The verdict on a body as JSON, and the picture to store where that differs from the body."""
-    verdict = judge(dataclasses.replace(_NOBODY, body=body), FilterConfig(**config))
+    link = dataclasses.replace(_NOBODY.link, hash=config.pop("hash"))
+    verdict = judge(dataclasses.replace(_NOBODY, link=link, body=body), FilterConfig(**config))
     picture = verdict.picture
     words: dict[str, Any] = {
         "reason": verdict.reason,

@@ -12,12 +12,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import wordnet
 from ingest.config import Config
-from ingest.lists import ACCEPTED, Columns, label_counts, list_name, list_sha256, plan_units, skipped
+from ingest.lists import (
+    ACCEPTED,
+    carry,
+    digest,
+    is_dataset,
+    label_counts,
+    list_name,
+    list_sha256,
+    plan_units,
+    skipped,
+)
 from ingest.record import RETRYABLE
 from shards import manifest, store
 from shards.dataset import (
@@ -26,12 +37,14 @@ from shards.dataset import (
     Generation,
     committed_units,
     planned_units,
+    read_columns,
     read_commit,
     read_generations,
     read_info,
     read_plan,
     read_table,
     unit_name,
+    write_columns,
     write_generation,
     write_info,
     write_plan,
@@ -45,7 +58,7 @@ CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
 HELD = 64  # units in memory
 NAMED = 8  # files in a line
 AHEAD = 8  # plans being written, or indexes being read, at once
-_RETRYABLE = pa.array(sorted(map(str, RETRYABLE)))
+_RETRYABLE = tuple(sorted(map(str, RETRYABLE)))
 _RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
 
 
@@ -76,15 +89,15 @@ def make(config: Config) -> Plan:
     need_contact(config, links)
     generations = read_generations(config.out)
     units = info.units + sum(generation.units for generation in generations)
-    note = left_out(config.urls) if config.urls else ""
+    note = left_out(config.urls) if config.urls and not is_dataset(config.urls) else ""
     if config.retry:
         if not set(committed_units(config.out)).issuperset(range(units)):
             note = f"{config.out}: what is not done yet comes first; --retry once more to ask again for what fails"
             note = "" if generations else note
-        elif retry := _plan_retry(config.out, info, generations):
+        elif retry := _plan_retry(config.out, info, generations, reasons := config.retry_reasons or _RETRYABLE):
             units += retry.units
         else:
-            note = f"{config.out}: nothing to retry: no link ended with {', '.join(_RETRYABLE.to_pylist())}"
+            note = f"{config.out}: nothing to retry: no link ended with {', '.join(reasons)}"
     return Plan(info, links, units, note)
 
 
@@ -113,7 +126,7 @@ def _the_list(config: Config) -> DatasetInfo:
         return old
     info = DatasetInfo(
         list_name=list_name(config.urls),
-        list_sha256=list_sha256(config.urls),
+        list_sha256=digest(config.urls) if is_dataset(config.urls) else list_sha256(config.urls),
         units=0,
         unit=config.unit,
         config_digest=config.digest,
@@ -128,22 +141,30 @@ def _the_list(config: Config) -> DatasetInfo:
 
 
 def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
-    columns = Columns(config.url_column, config.id_column, config.label_column)
-    classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns))
-    units = links = good = not_chosen = 0
+    columns, rules = config.columns, config.rules
+    classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns.plain))
+    units = links = good = 0
+    left_out: Counter[str] = Counter()
+    kept: dict[str, None] = {}  # names of columns
+    bare: list[int] = []  # units whose part of the list had no columns
     first_bad: dict[str, Any] = {}
 
     def plans() -> Iterator[tuple[int, pa.Table]]:
-        nonlocal units, links, good, not_chosen, first_bad
+        nonlocal units, links, good, first_bad
         held: list[tuple[int, pa.Table]] = []  # until it is known that nothing is refused for want of a contact
-        for part in plan_units(config.urls, config.unit, config.format, columns, classes):
-            not_chosen += part.not_chosen
+        for part in plan_units(config.urls, config.unit, config.format, columns, classes, rules):
+            left_out.update(part.left_out)
             if len(part.links):
                 links += len(part.links)
                 good += part.links["why"].null_count
                 if not good and not first_bad:
                     first_bad = part.links.slice(0, 1).to_pylist()[0]
                 need_contact(config, good)
+                if not units:
+                    carry.check_hashes(config.urls, part.links, config.hash_column)
+                names = carry.names(part.links)
+                kept.update(dict.fromkeys(names))
+                bare.extend([units] if not names else [])
                 held.append((units, part.links))
                 units += 1
             if good > CONTACT_FROM or len(held) > HELD:
@@ -152,23 +173,61 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
         if good:
             yield from held
 
-    for _ in _side_by_side(lambda unit: write_plan(config.out, *unit), plans()):
-        pass
+    try:
+        for _ in _side_by_side(lambda unit: _write(config.out, *unit), plans()):
+            pass
+    except ValueError:
+        _forget(config.out, range(units))  # of JSON it is only known at the end which columns there are
+        raise
     if not links:
-        left = f": none of its {not_chosen:,} lines is of a class that was asked for" if not_chosen else ""
-        raise ValueError(f"{config.urls}: holds no links{left}: check --urls{' and --classes' if left else ''}")
+        raise ValueError(no_links(config.urls, left_out))
     if not good:
-        for unit in set(planned_units(config.out)) & set(range(units)):
-            store.delete(store.join(config.out, "links", unit_name(unit) + ".parquet"))
+        _forget(config.out, range(units))
         raise ValueError(nothing_usable(config.urls, links, first_bad))
-    stale = [unit for unit in planned_units(config.out) if unit >= units]
-    if stale and not store.exists(store.join(config.out, "dataset.json")):  # else they are another driver's, and count
-        for unit in stale:  # of a longer list, whose planning was cut short
-            store.delete(store.join(config.out, "links", unit_name(unit) + ".parquet"))
-    chosen = tuple(sorted(classes)) if classes is not None else None
-    info = replace(info, units=units, classes=chosen, not_chosen=not_chosen)
+    for unit in bare if kept else ():
+        write_columns(config.out, unit, carry.split(read_plan(config.out, unit))[1])
+    if not store.exists(store.join(config.out, "dataset.json")):  # else they are another driver's, and count
+        _forget(config.out, [unit for unit in planned_units(config.out) if unit >= units])  # of a longer list
+    info = replace(
+        info,
+        units=units,
+        classes=tuple(sorted(classes)) if classes is not None else None,
+        not_chosen=left_out.total(),
+        not_chosen_by=dict(left_out),
+        columns=tuple(kept),
+        hash_column=config.hash_column,
+    )
     write_info(config.out, info)
     return info
+
+
+def _write(dataset: str, unit: int, table: pa.Table) -> None:
+    """A unit's plan, after the columns that the list has besides."""
+    plan, columns = carry.split(table)
+    if carry.names(table):
+        write_columns(dataset, unit, columns)
+    write_plan(dataset, unit, plan)
+
+
+def _forget(dataset: str, units: Iterable[int]) -> None:
+    """Remove plans of a planning that did not end, unless another driver's did meanwhile."""
+    if store.exists(store.join(dataset, "dataset.json")):
+        return
+    for unit in set(planned_units(dataset)) & set(units):
+        for folder in ("links", "columns"):
+            store.delete(store.join(dataset, folder, unit_name(unit) + ".parquet"))
+
+
+def no_links(urls: str, left_out: Counter[str]) -> str:
+    """What to say of a list of which no line is left."""
+    if not left_out.total():
+        return f"{urls}: holds no links: check --urls"
+    classes, others = left_out[carry.CLASSES], left_out.total() - left_out[carry.CLASSES]
+    if not others:
+        return (
+            f"{urls}: holds no links: none of its {classes:,} lines is of a class that was asked for: check --classes"
+        )
+    return f"{urls}: holds no links: none of its {left_out.total():,} lines is what --where asks for: check --where"
 
 
 def nothing_usable(urls: str, links: int, first_bad: Mapping[str, Any]) -> str:
@@ -196,26 +255,27 @@ def need_contact(config: Config, links: int) -> None:
 # --- a retry -------------------------------------------------------------------------------------------------------
 
 
-def _plan_retry(dataset: str, info: DatasetInfo, generations: Sequence[Generation]) -> Generation | None:
-    """New units of the links whose newest verdict may pass, with the key and row they have; None if there are none.
-
-    Each retry takes all such links, so those of the newest version are those among the last retry's units. A plan's
-    `why` says what a link ended with before.
-    """
+def _plan_retry(
+    dataset: str, info: DatasetInfo, generations: Sequence[Generation], reasons: Sequence[str]
+) -> Generation | None:
+    """New units of the links whose newest verdict is of these reasons, with the key and row they have; None if there
+    are none. A plan's `why` says what a link ended with before."""
     parent = manifest.make_version(dataset, "retry" if generations else "ingest").digest
-    last = generations[-1] if generations else None
-    newest = range(last.first_unit, last.first_unit + last.units) if last else range(info.units)
-    first = newest.stop
-    units = 0
+    first = info.units + sum(generation.units for generation in generations)
+    wanted, units = pa.array(reasons, pa.string()), 0
 
     def plans() -> Iterator[tuple[int, pa.Table]]:
         nonlocal units
-        for table in _cut(_side_by_side(lambda unit: _failed(dataset, unit), newest), info.unit):
+        found = _newest_with(dataset, info.units, first, wanted, bool(info.columns))
+        for table in _cut(found, info.unit):
             yield first + units, table
             units += 1
 
-    for _ in _side_by_side(lambda unit: write_plan(dataset, *unit), plans()):
-        pass
+    try:
+        for _ in _side_by_side(lambda unit: _write(dataset, *unit), plans()):
+            pass
+    except ValueError as error:
+        raise ValueError(f"{error}; or a retry of other reasons was cut short here: run that one first") from None
     if not units:
         return None
     retry = Generation(len(generations) + 1, parent, first, units)
@@ -223,21 +283,41 @@ def _plan_retry(dataset: str, info: DatasetInfo, generations: Sequence[Generatio
     return retry
 
 
-def _failed(dataset: str, unit: int) -> pa.Table:
-    """The links of a unit that ended with a retryable reason, as rows of a plan."""
+def _newest_with(dataset: str, of_list: int, units: int, reasons: pa.Array, columns: bool) -> Iterator[pa.Table]:
+    """Per unit, rows of a plan, with the list's other `columns`, for the links whose newest verdict is in that unit and
+    has one of the reasons."""
+    again: dict[int, np.ndarray] = {}  # rows that retries have asked for, by unit
+    for unit, rows in zip(range(of_list, units), _side_by_side(lambda u: _rows_of(dataset, u), range(of_list, units))):
+        again[unit] = rows
+    everything = np.concatenate([*again.values(), np.empty(0, np.int64)])
+    ended = _side_by_side(lambda u: _ended(dataset, u, reasons, columns), range(units))
+    for unit, table in zip(range(units), ended):
+        later = (
+            everything if unit < of_list else np.concatenate([again[u] for u in again if u > unit] or [everything[:0]])
+        )
+        yield table.filter(pa.array(~np.isin(table["row"].to_numpy(), later)))
+
+
+def _rows_of(dataset: str, unit: int) -> np.ndarray:
+    return read_plan(dataset, unit)["row"].to_numpy()
+
+
+def _ended(dataset: str, unit: int, reasons: pa.Array, columns: bool) -> pa.Table:
+    """The links of a unit that ended with one of the reasons, as rows of a plan, with the list's other `columns`."""
     index = read_commit(dataset, unit).index
     rows = read_table(store.join(dataset, "shards", index), _RETRIED)
-    rows = rows.filter(pc.is_in(rows["reason"], value_set=_RETRYABLE))
+    again = pc.is_in(rows["reason"], value_set=reasons)
+    rows, others = rows.filter(again), read_columns(dataset, unit).filter(again) if columns else None
     never = pa.nulls(len(rows), pa.int64())
-    columns = [*(rows[name] for name in _RETRIED[:-1]), never, rows["reason"]]
-    return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)
+    plan = pa.Table.from_arrays([*(rows[name] for name in _RETRIED[:-1]), never, rows["reason"]], schema=PLAN_SCHEMA)
+    return carry.unsplit(plan, others) if others is not None else plan
 
 
 def _cut(tables: Iterable[pa.Table], unit: int) -> Iterator[pa.Table]:
     """The rows of the tables in tables of `unit` rows; the last may be shorter."""
     held = PLAN_SCHEMA.empty_table()
     for table in tables:
-        held = pa.concat_tables([held, table])
+        held = carry.joined([held, table]) if len(held) else table
         while len(held) >= unit:
             yield held.slice(0, unit)
             held = held.slice(unit)

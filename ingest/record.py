@@ -37,6 +37,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"
     PLACEHOLDER = "placeholder"
     DUPLICATE = "duplicate"
+    HASH_MISMATCH = "hash_mismatch"
 
     @property
     def retryable(self) -> bool:
@@ -68,6 +69,7 @@ FINAL = frozenset(
     }
 )
 CONTENT = frozenset(set(Reason) - RETRYABLE - FINAL)
+ASKABLE = tuple(str(reason) for reason in Reason if reason is not Reason.BAD_URL)  # those of links that have a URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,9 @@ class Link:
     url: str
     labels: tuple[str, ...]
     row: int
+    columns: str = ""  # what the list says besides, an object of JSON
+    hash: str | None = None  # what the bytes must have, as `ingest.checksum.parse` writes it
+    also: str = ""  # what other rows of the same URL say, an array of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +101,19 @@ class BadLine:
 
 
 def from_plan(
-    key: str, url: str, labels: list[str] | None, row: int, line: int | None = None, why: str | None = None
+    key: str,
+    url: str,
+    labels: list[str] | None,
+    row: int,
+    line: int | None = None,
+    why: str | None = None,
+    columns: str = "",
+    expected: str | None = None,
 ) -> Link | BadLine:
-    """The link of a row of the plan (`manifest.PLAN_SCHEMA`); a retry's `why` is no bad line's."""
+    """The link of a row of the plan (`manifest.PLAN_SCHEMA`) and of the list's other columns; a retry's `why` is no
+    bad line's."""
     if line is None:
-        return Link(key, url, tuple(labels or ()), row)
+        return Link(key, url, tuple(labels or ()), row, columns, expected)
     return BadLine(key, row, line, why or "", url)
 
 

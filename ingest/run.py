@@ -23,8 +23,9 @@ from ingest.crawl import Assignment, Crawl, Underway
 from ingest.events import EventLog
 from ingest.http import Fetcher, HostLoad
 from ingest.record import Event
-from ingest.scratch import scratch_folder
+from ingest.scratch import forget, scratch_folder, waiting
 from ingest.select import select
+from ingest.underway import Beats, here
 from shards import manifest
 from shards.dataset import Commit, committed_units, read_commits
 
@@ -62,7 +63,8 @@ class IngestResult:
     seconds: float
     samples: int = 0  # of that version
     deselected: dict[str, int] = field(default_factory=dict)  # kept links that it leaves out, by reason
-    not_chosen: int = 0  # lines of the list whose classes were not asked for; no links of the dataset
+    not_chosen: int = 0  # lines of the list that its rules (classes, --where) left out; no links of the dataset
+    not_chosen_by: dict[str, int] = field(default_factory=dict)  # the same by rule
     note: str = ""  # what people must know, one line
 
     @property
@@ -88,8 +90,9 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     crawl: Callable[[Work], Iterator[Commit]] | None = None,
 ) -> IngestResult:
-    """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
-    not committed is dropped, a rerun does it. `crawl` does the units: this process, if nobody else does.
+    """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what open
+    units have fetched waits on scratch, and a rerun goes on with it. `crawl` does the units: this process, if nobody
+    else does.
 
     Raises ValueError for a list, a store or a setting that cannot work.
     """
@@ -97,17 +100,20 @@ def run(
     planned = plan.make(config)
     committed = set(committed_units(config.out))
     todo = [unit for unit in range(planned.units) if unit not in committed]
-    tally = Tally(planned.links, planned.units, progress)
-    tally.begin(config.out, sorted(committed), [unit for unit in todo if unit >= planned.info.units])
     largest = min(planned.info.unit, planned.links)
-    if todo:
-        with _log(config.out, todo) as log:
-            for commit in (crawl or crawl_here)(Work(config, todo, largest, tally, log.tell, stop)):
-                tally.commit(commit)
-            log.say("finished" if tally.units_done == planned.units else "stopped", config.out)
-    tally.underway(())
-    made = _version(config, planned, tally) if tally.units_done == planned.units else None
-    tally.report(force=True)
+    with Beats(config.out) as beats:
+        tally = Tally(planned.links, planned.units, lambda p: _tell(p, beats, progress))
+        tally.begin(config.out, sorted(committed), [unit for unit in todo if unit >= planned.info.units])
+        if todo:
+            with _log(config.out, todo) as log:
+                for commit in (crawl or crawl_here)(Work(config, todo, largest, tally, log.tell, stop)):
+                    tally.commit(commit)
+                log.say("finished" if tally.units_done == planned.units else "stopped", config.out)
+        tally.underway(())
+        made = _version(config, planned, tally) if tally.units_done == planned.units else None
+        if made:
+            forget(config.scratch, config.out)
+        tally.report(force=True)
     return IngestResult(
         dataset=config.out,
         links=planned.links,
@@ -120,7 +126,37 @@ def run(
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},
         not_chosen=planned.info.not_chosen,
-        note=planned.note or (_other_rules(config, made) if made else ""),
+        not_chosen_by=planned.info.left_out,
+        note=planned.note or (_other_rules(config, made) if made else _kept(config)),
+    )
+
+
+def _tell(p: Progress, beats: Beats, progress: Callable[[Progress], None] | None) -> None:
+    """Let people see how far it is: those who started it, and those who ask `xtra status`."""
+    beats.say(
+        here(
+            links=p.links,
+            done=p.done,
+            kept=p.kept,
+            reasons=p.reasons,
+            units=p.units,
+            units_done=p.units_done,
+            fetched_bytes=p.fetched_bytes,
+            links_per_s=p.done_now / p.seconds if p.done_now > 0 and p.seconds > 0 else None,
+            note=p.note,
+        )
+    )
+    if progress is not None:
+        progress(p)
+
+
+def _kept(config: Config) -> str:
+    """What to say of what the open units have fetched."""
+    folder, size = waiting(config.scratch, config.out)
+    return (
+        f"{size / 1e6:,.1f} MB of open units wait in {folder}, for a week: the same command takes them up"
+        if size
+        else ""
     )
 
 
@@ -163,7 +199,7 @@ def _log(dataset: str, todo: Sequence[int]) -> Iterator[EventLog]:
 class Tally:
     """Counts of committed units plus those of the units under way, and when to report them."""
 
-    def __init__(self, links: int, units: int, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, links: int, units: int, progress: Callable[[Progress], None]) -> None:
         self.links, self.units, self.units_done = links, units, 0
         self.kept = self.fetched_bytes = 0
         self.reasons: Counter[str] = Counter()
@@ -173,6 +209,7 @@ class Tally:
         self._done_before = 0
         self._under: Iterable[Underway] = ()
         self._note = ""
+        self._shown: Progress | None = None  # what was last reported: a log must not run backwards
 
     def begin(self, dataset: str, committed: Sequence[int], again: Sequence[int]) -> None:
         """Take in what earlier runs have done; links that a retry has yet to ask for again do not count as done."""
@@ -209,29 +246,31 @@ class Tally:
         self.report()
 
     def report(self, force: bool = False) -> None:
-        if self._progress is None or (time.monotonic() < self._next and not force):
+        if time.monotonic() < self._next and not force:
             return
         self._next = time.monotonic() + TICK
         reasons = Counter(self.by_name())
         for worker in self._under:
             reasons.update(worker.reasons)
         kept = self.kept + sum(worker.kept for worker in self._under)
-        done = kept + reasons.total()
-        self._progress(
-            Progress(
-                links=self.links,
-                units=self.units,
-                done=done,
-                units_done=self.units_done,
-                kept=kept,
-                reasons=dict(sorted(reasons.items())),
-                fetched_bytes=self.fetched_bytes,
-                seconds=time.monotonic() - self._begun,
-                done_now=done - self._done_before,
-                hosts=_together(self._under),
-                note=self._note or next((worker.note for worker in self._under if worker.note), ""),
-            )
+        done, again = kept + reasons.total(), ""
+        if self._shown is not None and done < self._shown.done:  # a worker died with what it had in hand
+            again = f"{self._shown.done - done:,} links are being done again"
+            done, kept, reasons = self._shown.done, self._shown.kept, Counter(self._shown.reasons)
+        self._shown = Progress(
+            links=self.links,
+            units=self.units,
+            done=done,
+            units_done=self.units_done,
+            kept=kept,
+            reasons=dict(sorted(reasons.items())),
+            fetched_bytes=self.fetched_bytes,
+            seconds=time.monotonic() - self._begun,
+            done_now=done - self._done_before,
+            hosts=_together(self._under),
+            note=self._note or next((worker.note for worker in self._under if worker.note), again),
         )
+        self._progress(self._shown)
 
 
 def _together(workers: Iterable[Underway]) -> tuple[HostLoad, ...]:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingest.journal import JOURNAL
+from shards import store
 from shards.scratch import dead, locked
 
 PREFIX = "xtra-ingest-"
+KEPT = "xtra-kept-"  # folders, one a dataset, of what its open units had fetched when their run ended
+KEPT_SECONDS = 7 * 86_400.0  # that it waits for the rerun
 JUDGING = "judging"  # files in which the rows being judged are marked (`shards.pixels.isolate`)
 RESERVE = 1 << 30  # bytes that we leave free on the disk, or a twentieth of it where that is less
 BYTES_A_LINK = 64 << 10  # of a list where a third is dead; ImageNet's pictures have 110 KB
+TAKEN = "taken-"  # before the name of what was kept and is being taken up
 COPIES = 2  # the spool and, while it is sealed, the tar
 
 
@@ -27,6 +35,7 @@ class Scratch:
     folder: Path
     limit: int | None = None  # bytes; None: what the disk has
     left: tuple[Path, ...] = ()  # the marks of runs of the same dataset that were killed: rows that may have done it
+    kept: Path | None = None  # where what open units have fetched waits for the next run of the same dataset
 
     def used(self) -> int:
         total = 0
@@ -41,6 +50,21 @@ class Scratch:
         disk = shutil.disk_usage(self.folder)
         free = disk.free - min(RESERVE, disk.total // 20)
         return free if self.limit is None else min(free, self.limit - self.used())
+
+    def keep(self, folder: Path) -> None:
+        """Put a unit's folder by for the next run. Never raises: what cannot be kept is asked for again."""
+        if self.kept is not None:
+            _keep(self.kept, folder)
+
+    def take(self, name: str) -> list[Path]:
+        """What earlier runs have kept of a unit, moved here: by one process alone, whoever comes first."""
+        found = []
+        for path in sorted(self.kept.glob(f"{name}-*")) if self.kept is not None and _ours(self.kept) else ():
+            ours = self.folder / f"{TAKEN}{path.name}"
+            with contextlib.suppress(OSError):
+                path.rename(ours)
+                found.append(ours)
+        return found
 
     def check(self, links: int) -> None:
         """Raises ValueError when one unit of so many links would probably not fit."""
@@ -66,24 +90,79 @@ def scratch_folder(base: str | None, dataset: str = "", limit: int | None = None
     Raises ValueError when nothing can be written there.
     """
     root = Path(base or tempfile.gettempdir())
-    prefix = PREFIX + hashlib.sha256(dataset.encode()).hexdigest()[:8] + "-"
+    mark = _mark(dataset)
+    kept = root / (KEPT + mark) if dataset else None
     with contextlib.ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(locked(prefix, root))
+            folder = stack.enter_context(locked(f"{PREFIX}{mark}-", root))
         except OSError as error:
             raise ValueError(
                 f"{root}: cannot hold scratch files ({error.strerror}): set --scratch to a folder"
             ) from None
-        yield Scratch(folder, limit, tuple(_take_over(root, prefix, folder)))
+        _expire(root)
+        yield Scratch(folder, limit, tuple(_take_over(root, folder)), kept)
 
 
-def _take_over(root: Path, prefix: str, ours: Path) -> Iterator[Path]:
-    """Remove the folders of killed runs; keeps, and yields, what they were judging if they were of our dataset."""
+def _take_over(root: Path, ours: Path) -> Iterator[Path]:
+    """Remove the folders of killed runs, after what their open units have fetched was put by; keeps, and yields, what
+    they were judging if they were of our dataset."""
+    prefix = ours.name[: len(PREFIX) + 9]
     for left in dead(PREFIX, root):
+        for unit in [*left.glob("unit-*"), *left.glob(f"{TAKEN}*")]:
+            _keep(root / (KEPT + left.name[len(PREFIX) :][:8]), unit)
         if left.name.startswith(prefix):
             for marks in left.glob(f"{JUDGING}*"):
                 kept = ours / f"left-{left.name}-{marks.name}"
                 with contextlib.suppress(OSError):
                     marks.rename(kept)
                     yield kept
+
+
+# --- kept ----------------------------------------------------------------------------------------------------------
+
+
+def _keep(kept: Path, folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if (folder / JOURNAL).exists():
+            kept.mkdir(mode=0o700, exist_ok=True)
+            if _ours(kept):
+                name = folder.name.removeprefix(TAKEN)
+                folder.rename(kept / f"{'-'.join(name.split('-')[:2])}-{secrets.token_hex(4)}")
+
+
+def _ours(kept: Path) -> bool:
+    """Whether a folder is one of our own that nobody else can write to: its name can be guessed."""
+    with contextlib.suppress(OSError):
+        about = kept.lstat()
+        return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o022
+    return False
+
+
+def waiting(base: str | None, dataset: str) -> tuple[Path, int]:
+    """Where what open units have fetched waits for the rerun, and its bytes."""
+    kept = Path(base or tempfile.gettempdir(), KEPT + _mark(dataset))
+    return kept, sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) if _ours(kept) else 0
+
+
+def forget(base: str | None, dataset: str) -> None:
+    """Remove what was kept of a dataset, all of whose units are done."""
+    kept, _ = waiting(base, dataset)
+    if _ours(kept):
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _mark(dataset: str) -> str:
+    return hashlib.sha256(store.absolute(dataset).encode() if dataset else b"").hexdigest()[:8]
+
+
+def _expire(root: Path) -> None:
+    """Remove what no rerun has come for."""
+    for kept in root.glob(f"{KEPT}*"):
+        with contextlib.suppress(OSError):
+            if _ours(kept):
+                for folder in kept.iterdir():
+                    if time.time() - folder.lstat().st_mtime > KEPT_SECONDS:
+                        shutil.rmtree(folder, ignore_errors=True)
+                if not any(kept.iterdir()):
+                    kept.rmdir()

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from ingest import thumbs
+from ingest.journal import BODIES
 from ingest.record import BadLine, Link, Reason, Verdict
 from shards import store
 from shards.dataset import INDEX_SCHEMA, KEPT, Commit, commit, table_bytes, unit_name
@@ -65,7 +66,7 @@ class UnitWriter:
         self._supersedes = dict(supersedes or {})
         self._judging, self._max_pixels = judging, max_pixels
         self._scratch = scratch
-        self._spool = _Spool(scratch / "bodies")
+        self._spool = _Spool(scratch / BODIES)
         self._shown = _Spool(scratch / "shown")
         self._at = {link.row: at for at, link in enumerate(links)}
         self._rows: list[tuple[Any, ...] | None] = [None] * len(links)
@@ -110,10 +111,10 @@ class UnitWriter:
         """Take the link's two members as they will lie in the tar."""
         link, picture = verdict.fetched.link, verdict.picture
         assert picture is not None
-        about = _about(link, picture.sha256, picture.width, picture.height)
+        described = about(link, picture.sha256, picture.width, picture.height)
         members = (
             *segment(f"{link.key}.{picture.suffix}", picture.body),
-            *segment(f"{link.key}.json", about),
+            *segment(f"{link.key}.json", described),
         )
         size = sum(map(len, members))
         self._places[at] = (picture.suffix, -1, size, len(picture.body))
@@ -191,6 +192,17 @@ class UnitWriter:
             for url in (tar_url, index_url, thumbs_url):
                 store.delete(url)
         return winner
+
+    def place(self, row: int) -> tuple[int, int] | None:
+        """Offset and length of a kept link's body in the spool; None while it is only in memory."""
+        place = self._places[self._at[row]]
+        return (place[1] + BLOCK, place[3]) if place is not None and place[1] >= 0 else None
+
+    def spill(self) -> None:
+        """Put what waits in memory for its turn into the spool, out of order: for a rerun, as this unit ends here."""
+        self._spool.ordered = False
+        for at in sorted(self._early):
+            self._put(at, self._early.pop(at))
 
     def close(self) -> None:
         self._spool.close()
@@ -301,11 +313,13 @@ def _write_all(fd: int, piece: memoryview) -> None:
         piece = piece[os.write(fd, piece) :]
 
 
-def _about(link: Link, sha256: str, width: int, height: int) -> bytes:
+def about(link: Link, sha256: str, width: int, height: int) -> bytes:
     """KEY.json, byte for byte what json.dumps(…, sort_keys=True) gives, at a tenth of its cost."""
     labels = ", ".join(map(quoted, link.labels))
+    also = f'"also": {link.also}, ' if link.also else ""
+    columns = f'"columns": {link.columns}, ' if link.columns else ""
     text = (
-        f'{{"height": {height}, "labels": [{labels}], "sha256": "{sha256}", '
+        f'{{{also}{columns}"height": {height}, "labels": [{labels}], "sha256": "{sha256}", '
         f'"url": {quoted(link.url)}, "width": {width}}}'
     )
     return text.encode("ascii")

@@ -53,7 +53,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return _stopped(call)
     except ValueError as error:
         say(f"xtra {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)  # 75: nothing is wrong, and the same command may go on later
+        code = getattr(error, "exit_code", 2)  # 75: nothing is wrong, and the same command may go on later
+        if getattr(error, "at_once", False):
+            sys.stdout.flush()
+            os._exit(code)
+        return code
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

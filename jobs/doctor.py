@@ -37,6 +37,7 @@ AWS_OTHER = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGI
 @dataclass(frozen=True)
 class Config:
     url: str = ""  # a folder to write to, on the store that runs will use; a tiny object is made there and removed
+    cluster: bool = False  # also ask every node of the cluster at RAY_ADDRESS whether it is like this machine
 
 
 @dataclass(frozen=True)

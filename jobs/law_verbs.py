@@ -1,13 +1,24 @@
-"""The verbs `fit` and `plan`: what was measured says what more of it buys, and what it costs."""
+"""The verbs `report`, `fit` and `plan`: what was measured, what more of it buys, and what that costs."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from jobs.terminal import say
 
 if TYPE_CHECKING:
     from jobs.flags import Call
+
+
+def report_verb(call: Call) -> Any:
+    from jobs.report import scaling
+
+    result = scaling.run(call.config(scaling.Config, "runs"))
+    for problem in result.problems:
+        say(f"xtra report: {problem}", file=sys.stderr)
+    say(f"{result.runs} runs, {result.rows} rows: {result.report}")
+    return result
 
 
 def fit_verb(call: Call) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ingest.record import CONTENT, FINAL, RETRYABLE, Reason
 from shards.manifest import Manifest
 
 SHOWN = 20  # lines of what was excluded
+WIDTH = 28  # of a name in a table
+CLASSES = "classes"  # the rule that the choice of classes is
 GROUPS: dict[str, frozenset[Reason]] = {
     "failed, may work later": RETRYABLE,
     "gone, or not ours to take": FINAL,
@@ -18,18 +20,18 @@ GROUPS: dict[str, frozenset[Reason]] = {
 
 @dataclass(frozen=True)
 class Account:
-    """lines = not_chosen + links; links = kept + sum(reasons) + left; samples = kept - sum(deselected)."""
+    """lines = sum(not_chosen) + links; links = kept + sum(reasons) + left; samples = kept - sum(deselected)."""
 
     links: int
     kept: int
     reasons: dict[str, int]
     deselected: dict[str, int]
     left: int = 0  # links without a verdict yet
-    not_chosen: int = 0  # lines of classes that were not asked for
+    not_chosen: Mapping[str, int] = field(default_factory=dict)  # lines that were left out, by rule
 
     @property
     def lines(self) -> int:
-        return self.links + self.not_chosen
+        return self.links + sum(self.not_chosen.values())
 
     @property
     def samples(self) -> int:
@@ -54,8 +56,13 @@ def excluded(counts: list[tuple[str, int]], name: str) -> str:
     return f"{shown}\n{len(counts):,} lines of {name}; {nothing:,} name no picture here"
 
 
-def of_manifest(manifest: Manifest, not_chosen: int = 0) -> Account:
-    return Account(manifest.links, manifest.kept, manifest.reasons, manifest.deselected, not_chosen=not_chosen)
+def of_manifest(manifest: Manifest, not_chosen: Mapping[str, int] = {}) -> Account:
+    return Account(manifest.links, manifest.kept, manifest.reasons, manifest.deselected, not_chosen=dict(not_chosen))
+
+
+def left_out(account: Account) -> list[tuple[str, int]]:
+    """What left lines of the list out, in words, and how many."""
+    return [("of no chosen class" if rule == CLASSES else f"not {rule}", n) for rule, n in account.not_chosen.items()]
 
 
 def ordered(counts: Mapping[str, int]) -> dict[str, int]:
@@ -74,7 +81,7 @@ def text(account: Account) -> str:
     a = account
     rows: list[tuple[str, int]] = []
     if a.not_chosen:
-        rows += [("lines in the list", a.lines), ("  of no chosen class", a.not_chosen)]
+        rows += [("lines in the list", a.lines), *((f"  {what}"[:WIDTH], n) for what, n in left_out(a))]
     rows.append(("links", a.links))
     for meaning, total, reasons in a.grouped():
         rows.append((f"  {meaning}", total))
@@ -95,4 +102,4 @@ def _selected(a: Account) -> list[tuple[str, int]]:
 
 
 def _table(rows: list[tuple[str, int]], whole: int) -> str:
-    return "\n".join(f"{name:<28} {n:>14,}  {share(n, whole) if n <= whole else '':>7}" for name, n in rows)
+    return "\n".join(f"{name:<{WIDTH}} {n:>14,}  {share(n, whole) if n <= whole else '':>7}" for name, n in rows)

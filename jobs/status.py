@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.record import RETRYABLE, Event
-from jobs import underway
+from ingest.underway import STALE, Beat, read_beats
 from jobs.ingest_display import clean
 from jobs.run_status import ProbesStatus, RunStatus, probe_lines, probes_status, run_lines, run_status
 from jobs.status_words import WIDTH, ago, share, span, tail
@@ -45,7 +45,7 @@ class Config:
     url: str  # a dataset, a run, the --out of a probe, or a folder of these
     watch: bool = False  # read and show it again, until all is done
     every: float = 5.0  # seconds between two looks
-    price: float | None = None  # of a device (a GPU, or the core of a worker) for an hour: what it has cost so far
+    price: float | None = None  # an hour of a run's device, or of all machines of an ingest: what it has cost so far
 
     def __post_init__(self) -> None:
         if not self.every >= 1:
@@ -71,7 +71,7 @@ class DatasetStatus:
     newest: str | None  # digest
     why: str | None
     samples: int | None  # of the newest version
-    not_chosen: int  # lines of the list that are no links, as their classes were not asked for
+    not_chosen: int  # lines of the list that are no links, as its rules (classes, --where) left them out
     retryable: int  # links that `xtra ingest --retry` would take
     retries: int  # planned so far
     asked_at: str | None  # when the newest committed links were asked for
@@ -79,7 +79,7 @@ class DatasetStatus:
     seconds_left: float | None  # at that rate
     last_event: str | None
     last_event_at: str | None
-    underway: dict[str, Any] | None = None  # what the newest ingest last said of itself, units in hand included
+    underway: tuple[Beat, ...] = ()  # what ingests that run, or died, last said of themselves; the newest first
 
 
 Status = DatasetStatus | RunStatus | ProbesStatus
@@ -198,7 +198,7 @@ def dataset_status(url: str) -> DatasetStatus:
         seconds_left=(units - len(committed)) * info.unit / rate if rate and len(committed) < units else None,
         last_event=f"{event.kind} {event.about} {event.detail}".strip() if event else None,
         last_event_at=datetime.fromtimestamp(event.at, UTC).isoformat(timespec="seconds") if event else None,
-        underway=underway.read(url),
+        underway=tuple(read_beats(url)),
     )
 
 
@@ -234,27 +234,42 @@ def _asked(index: str) -> pa.ChunkedArray:
 def _dataset_lines(s: DatasetStatus, now: datetime, price: float | None) -> list[str]:
     lines = [
         f"dataset  {tail(s.dataset)}",
-        f"list     {s.list_name}" + (f", {s.not_chosen:,} lines of no chosen class" if s.not_chosen else ""),
+        f"list     {s.list_name}" + (f", {s.not_chosen:,} lines not chosen" if s.not_chosen else ""),
         f"units    {s.committed:,} of {s.units:,} committed ({share(s.committed, s.units)})"
         + ("" if s.planned >= s.units else f", {s.planned:,} planned"),
         f"kept     {s.kept:,} of {s.links:,} links ({share(s.kept, s.links)})",
     ]
     lines += [f"         {reason:<18} {n:>12,}  {share(n, s.links)}" for reason, n in s.reasons.items()]
+    alive = [beat for beat in s.underway if (now.timestamp() - beat.at) < STALE]
+    lines += [_beat_line(beat, now) for beat in s.underway]
     if s.asked_at:
         rate = f", at about {s.links_per_s:,.0f} links/s" if s.links_per_s else ""
         left = f", {span(s.seconds_left)} left at that" if s.seconds_left else ""
         lines.append(f"asked    {ago(s.asked_at, now)}{rate}{left}")
-    if s.underway:
-        lines += underway.lines(s.underway, now, price)
+    if price is not None and s.links_per_s:
+        left = f", {s.seconds_left / 3600 * price:,.2f} to come" if s.seconds_left else ""
+        lines.append(f"cost     about {s.links / s.links_per_s / 3600 * price:,.2f}{left}, at {price:g} an hour")
     if s.last_event and s.last_event_at:
         lines.append(f"event    {clean(s.last_event, 300)} {ago(s.last_event_at, now)}")
     if s.newest:
         lines.append(f"version  {s.versions} ({s.newest[:16]}, {s.why}): {s.samples:,} samples")
     else:
         lines.append("version  none yet")
-    if s.committed < s.units:
+    if s.committed < s.units and alive:
+        lines.append(f"next     {s.units - s.committed:,} units to do, which that ingest is at")
+    elif s.committed < s.units:
         lines.append(f"next     {s.units - s.committed:,} units to do: if no ingest is running, rerun the same words")
     elif s.retryable:
         again = f" ({s.retries} retries so far)" if s.retries else ""
         lines.append(f"next     xtra ingest --retry takes the {s.retryable:,} links that may work later{again}")
     return lines
+
+
+def _beat_line(beat: Beat, now: datetime) -> str:
+    """What is under way, inside units that are not committed; or what a run that died had done."""
+    rate = f", at about {beat.links_per_s:,.0f} links/s" if beat.links_per_s else ""
+    counts = f"{beat.done:,} of {beat.links:,} links done ({share(beat.done, beat.links)}), {beat.kept:,} kept{rate}"
+    note = f": {clean(beat.note, 200)}" if beat.note else ""
+    age = now.timestamp() - beat.at
+    who = f"process {beat.process} on {clean(beat.host, 60)}, {span(max(age, 0.0))} ago"
+    return f"running  {counts}; {who}{note}" if age < STALE else f"died     {counts}; no word from {who}"

@@ -23,7 +23,7 @@ HERE = (
     "peek",
     "plan",
 )  # verbs that say something of where they run, or at once
-ON_WORKERS = ("train", "scale")  # their work is done by workers; all others' by the driver itself
+ON_WORKERS = ("train", "ingest", "scale")  # their work is done by workers; all others' by the driver itself
 PLACES = ("urls", "out", "data", "source", "dataset", "runs", "ledger", "url", "checkpoint", "train", "eval", "rows")
 AGAIN_SECONDS = 5.0  # in which a second Ctrl-C stops the job
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -143,7 +143,7 @@ def _has_workers(verb: str, words: list[str]) -> bool:
     """Whether the work is done by workers, and the driver only waits for them."""
     if verb in ON_WORKERS:
         return True
-    return verb in ("ingest", "probe") and Call(verb, "", list(words)).own("workers", 1) > 1
+    return verb == "probe" and Call(verb, "", list(words)).own("workers", 1) > 1
 
 
 def _bytes(text: str) -> int:

@@ -1,5 +1,5 @@
-"""`xtra check`, `xtra sweep` and `xtra status`: datasets verified and repaired, what dead writers left removed, and
-what a folder says of the work in it."""
+"""`xtra check`, `sweep`, `status` and `doctor`: datasets verified and repaired, what dead writers left, what a folder
+says of the work in it, machines looked at."""
 
 from __future__ import annotations
 
@@ -81,3 +81,19 @@ def status(call: Call) -> Any:
     stop, call.quiet = call.stoppable(), True  # a stop ends the watching alone
     found = status.run(config, lambda seconds: stop.wait(seconds))
     return {"status": [status.as_dict(each) for each in found]}
+
+
+def doctor(call: Call) -> Any:
+    from jobs import cluster, doctor as machine
+
+    config = call.config(machine.Config, "url")
+    if config.cluster and not cluster.on_a_cluster():
+        raise ValueError("--cluster asks the nodes of a cluster, and RAY_ADDRESS names none: set it to HOST:PORT")
+    checks = machine.run(config)
+    if config.cluster:
+        cluster.start_ray()
+        for check in cluster.check_nodes(out=config.url):
+            say(check, flush=True)
+            checks.append(check)
+    call.exit_code = 1 if any(c.level == "fail" for c in checks) else 0
+    return {"checks": checks}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import textwrap
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs import submit_verb, upkeep_verbs
 from jobs.flags import nearest
-from jobs.law_verbs import fit_verb, plan_verb, power
+from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
 from jobs.terminal import say
+from jobs.trace_verb import trace
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,24 +37,26 @@ def _ingest(call: Call) -> Any:
     _spare_pandas()
     from ingest import run as ingest
     from ingest.config import Config
-    from jobs import underway
 
-    workers = call.own("workers", 1)
-    config = call.config(Config, also="--workers N ingests with N processes (1: this one)")
+    workers = call.workers()
+    if "--retry" in call.words[:-1]:  # REASON … may follow it
+        at = call.words.index("--retry") + 1
+        reasons = list(itertools.takewhile(lambda word: not word.startswith("-"), call.words[at:]))
+        call.words[at : at + len(reasons)] = ["--retry-reasons", *reasons] if reasons else []
+    also = "--workers N or MIN..MAX ingests with N processes (1: this one).\n--retry REASON … asks again."
+    config = call.config(Config, also=also)
     if config.dry_run:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
-    if workers == 1:
-        return _gather(call, config, title, underway.noting(ingest.run, 1))
-    from jobs import cluster  # it brings torch along, which one worker does not need
+    from jobs import cluster
 
-    _start_group(call, workers)
+    if workers.most == 1 and not cluster.on_a_cluster():
+        return _gather(call, config, title, ingest.run)
+    _start_group(call, workers.most)
     title += f", {workers} workers"
-
-    def on_workers(config: Config, progress: Any, _: Any) -> IngestResult:
-        return cluster.ingest_all(config, workers, call.stop, progress)
-
-    return _gather(call, config, title, underway.noting(on_workers, workers))
+    return _gather(
+        call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)
+    )
 
 
 def _spare_pandas() -> None:
@@ -136,7 +140,7 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
         reasons=result.reasons,
         deselected=result.deselected,
         left=result.links - result.kept - sum(result.reasons.values()),
-        not_chosen=result.not_chosen,
+        not_chosen=result.not_chosen_by,
     )
     say(link_counts.text(account))
     if result.note:
@@ -382,16 +386,6 @@ def _study(call: Call) -> Any:
     return result
 
 
-def _report(call: Call) -> Any:
-    from jobs.report import scaling
-
-    result = scaling.run(call.config(scaling.Config, "runs"))
-    for problem in result.problems:
-        say(f"xtra report: {problem}", file=sys.stderr)
-    say(f"{result.runs} runs, {result.rows} rows: {result.report}")
-    return result
-
-
 def _bench(call: Call) -> Any:
     import importlib
 
@@ -411,14 +405,6 @@ def _bench(call: Call) -> Any:
     return result
 
 
-def _doctor(call: Call) -> Any:
-    from jobs import doctor
-
-    checks = doctor.run(call.config(doctor.Config, "url"))
-    call.exit_code = 1 if any(c.level == "fail" for c in checks) else 0
-    return {"checks": checks}
-
-
 @dataclass(frozen=True)
 class Verb:
     takes: str  # the leading word, as help shows it
@@ -431,6 +417,7 @@ VERBS = {
     "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
     "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
     "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
+    "trace": Verb("PLACE", "what became of samples, and which steps of runs saw them", trace),
     "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
@@ -439,13 +426,13 @@ VERBS = {
     "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
     "study": Verb("", "run what is missing of the block-size study of docs/study", _study),
-    "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", _report),
+    "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", report_verb),
     "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
     "status": Verb("URL", "say what a run or a dataset is doing, from its folder", upkeep_verbs.status),
     "submit": Verb("VERB", "run a command on a cluster, as a job", lambda call: submit_verb.submit(call, VERBS)),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
-    "doctor": Verb("", "check this machine, and a store if --url is given", _doctor),
+    "doctor": Verb("", "check this machine; --url: a store, --cluster: all nodes", upkeep_verbs.doctor),
 }
 
 

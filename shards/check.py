@@ -23,7 +23,16 @@ import pyarrow.parquet as pq
 
 from shards import manifest, rules, selection, store
 from shards.check_tar import check_tar, kept_rows
-from shards.dataset import INDEX_SCHEMA, KEPT, Commit, read_commit, read_generations, read_plan
+from shards.dataset import (
+    INDEX_SCHEMA,
+    KEPT,
+    Commit,
+    read_columns,
+    read_commit,
+    read_generations,
+    read_info,
+    read_plan,
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,11 @@ def run(config: Config, progress: Callable[[int, int], None] | None = None) -> C
     problems: list[Problem] = []
     size, totals, superseded, ruled = 0, Counter[str](), Counter[str](), Counter[str]()
     verdicts = _Verdicts(version)
+    columns = bool(read_info(version.dataset).columns)
     with ThreadPoolExecutor(config.jobs) as pool:
-        reports = pool.map(lambda number: _check_shard(version, number, config.decode), range(len(version.shards)))
+        reports = pool.map(
+            lambda number: _check_shard(version, number, config.decode, columns), range(len(version.shards))
+        )
         for done, report in enumerate(reports, start=1):
             verdicts.add(report)
             listed, more = (
@@ -183,7 +195,7 @@ class _Verdicts:
         self._code_N[rows] = [self._codes.setdefault(reason, len(self._codes) + 1) for reason in report.reasons]
 
 
-def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Report:
+def _check_shard(version: manifest.Manifest, number: int, decode: bool, columns: bool) -> _Report:
     shard = version.shards[number]
     report = _Report(shard.tar)
     report.unit = shard.unit
@@ -201,6 +213,8 @@ def _check_shard(version: manifest.Manifest, number: int, decode: bool) -> _Repo
     if index is None:
         return report
     _check_index(version, number, index, commit, report)
+    if columns:
+        _check_columns(version.dataset, shard.unit, index, report)
     rows = kept_rows(index.filter(pc.field("reason") == KEPT))
     url = shard.tar_url(version.dataset)
     report.bytes = check_tar(url, not shard.foreign, shard.tar_sha256, shard.tar_bytes, rows, decode, report.add)
@@ -265,6 +279,17 @@ def _check_index(
         return
     if selected != shard.selected:
         report.add(f"the manifest selects {shard.selected} samples, its rules {selected}")
+
+
+def _check_columns(dataset: str, unit: int, index: pa.Table, report: _Report) -> None:
+    """What the list knows besides belongs to the same rows."""
+    try:
+        table = read_columns(dataset, unit)
+    except (store.StoreError, pa.ArrowException) as error:
+        report.add(f"the list's other columns cannot be read: {error}")
+        return
+    if table.schema.names[:2] != ["key", "row"] or not table.select([0, 1]).equals(index.select(["key", "row"])):
+        report.add("the list's other columns are of other rows than the index")
 
 
 def _check_rules(version: manifest.Manifest, number: int, index: pa.Table, report: _Report) -> None:

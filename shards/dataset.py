@@ -1,6 +1,7 @@
 """What ingest and import write into a dataset's folder: dataset.json, the plan, commits and generations.
 
-A dataset is a folder (docs/design.md, "Dataset"): `dataset.json`, the plan `links/`, the tars and indexes in `shards/`,
+A dataset is a folder (docs/design.md, "Dataset"): `dataset.json`, the plan `links/` and what the list knows besides in
+`columns/`, the tars and indexes in `shards/`,
 one commit a unit in `commits/` (written last, put if absent); `generations/` says which units were planned by a retry.
 A unit without a commit never happened. Versions of a dataset are in `shards.manifest`.
 """
@@ -78,7 +79,15 @@ class DatasetInfo:
     image_build: str
     classes: tuple[str, ...] | None = None
     format: int = FORMAT
-    not_chosen: int = 0  # lines of the list that the choice of classes left out before any unit was planned
+    not_chosen: int = 0  # lines of the list that were left out before any unit was planned,
+    not_chosen_by: dict[str, int] = field(default_factory=dict)  # by rule: "classes", or a part of --where
+    columns: tuple[str, ...] = ()  # other columns of the list that are kept; with any, every unit has them in columns/
+    hash_column: str | None = None  # the one of them that says what hash the bytes must have
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """`not_chosen_by`, also of a dataset of an older build, which knows no rule but the choice of classes."""
+        return self.not_chosen_by or ({"classes": self.not_chosen} if self.not_chosen else {})
 
 
 @dataclass(frozen=True)
@@ -134,15 +143,17 @@ def read_info(dataset: str) -> DatasetInfo:
         raise ValueError(
             f"{dataset}: is not a dataset (no dataset.json): make one with xtra ingest or import"
         ) from None
-    if not isinstance(value, dict) or not _INFO_FIELDS <= value.keys() <= _INFO_FIELDS | {"not_chosen"}:
+    if not isinstance(value, dict) or not _INFO_FIELDS <= value.keys() <= _INFO_FIELDS | _YOUNGER:
         raise ValueError(f"{dataset}: its dataset.json is not one of ours: give the folder of a dataset")
     if value["format"] != FORMAT:
         raise ValueError(f"{dataset}: is of format {value['format']}, this build reads {FORMAT}: upgrade to read it")
     classes = value.pop("classes")
+    value["columns"] = tuple(value.get("columns", ()))
     return DatasetInfo(**value, classes=tuple(classes) if classes is not None else None)
 
 
-_INFO_FIELDS = {field.name for field in dataclasses.fields(DatasetInfo)} - {"not_chosen"}  # younger than the format
+_YOUNGER = {"not_chosen", "not_chosen_by", "columns", "hash_column"}  # than the format
+_INFO_FIELDS = {field.name for field in dataclasses.fields(DatasetInfo)} - _YOUNGER
 
 
 def write_info(dataset: str, info: DatasetInfo) -> None:
@@ -174,6 +185,18 @@ def write_plan(dataset: str, unit: int, plan: pa.Table) -> None:
 
 def read_plan(dataset: str, unit: int) -> pa.Table:
     return read_table(store.join(dataset, "links", unit_name(unit) + ".parquet"))
+
+
+def write_columns(dataset: str, unit: int, columns: pa.Table) -> None:
+    """Put if absent, before the plan: key, row and the list's other columns, a row for each of the plan. Raises
+    ValueError when other columns were planned here."""
+    url = store.join(dataset, "columns", unit_name(unit) + ".parquet")
+    if not store.put_if_absent(url, table_bytes(columns)) and not read_table(url).equals(columns):
+        raise ValueError(f"{url}: keeps other columns than this list gives: use the same list, or another --out")
+
+
+def read_columns(dataset: str, unit: int) -> pa.Table:
+    return read_table(store.join(dataset, "columns", unit_name(unit) + ".parquet"))
 
 
 def planned_units(dataset: str) -> list[int]:

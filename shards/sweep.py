@@ -20,7 +20,7 @@ from shards.dataset import READERS, committed_units, read_commits, read_info, re
 _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(tar|parquet)")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifests", "versions", "events")
+_FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifests", "versions", "events", "underway")
 HALF_PUT = (".aside-", ".probe-")  # how names begin of objects whose writer died while it put them
 
 
@@ -154,13 +154,15 @@ def _named_by_manifests(dataset: str) -> set[str]:
 
 
 def _leftovers(dataset: str) -> Found:
-    """Rules that no manifest names, and objects that were half put."""
+    """Rules that no manifest names, last words of ingests that were killed, and objects that were half put."""
     manifests = store.join(dataset, "manifests")
     entries = store.entries(manifests)
     rules = [(f"manifests/{entry.name}", entry) for entry in entries if entry.name.endswith(".rules.parquet")]
     heads = [entry.name for entry in entries if entry.name.endswith(".json")]
     named = {(store.read_json(store.join(manifests, name)).get("rules") or {}).get("file") for name in heads}
-    return [found for found in rules if found[1].name not in named] + list(_half_put(dataset))
+    words = [(f"underway/{entry.name}", entry) for entry in store.entries(store.join(dataset, "underway"))]
+    words = [found for found in words if found[1].name.endswith(".json")]
+    return [found for found in rules if found[1].name not in named] + words + list(_half_put(dataset))
 
 
 def _half_put(dataset: str) -> Iterator[tuple[str, store.Entry]]:

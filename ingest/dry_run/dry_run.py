@@ -22,17 +22,18 @@ from ingest.config import Config
 from ingest.dry_run.forecast import Forecast, Outcome, Pace, Survey, forecast, lines
 from ingest.filter import judge
 from ingest.http import Fetcher
-from ingest.lists import ACCEPTED, Columns, label_counts, links_of, plan_batches
-from ingest.plan import need_contact
+from ingest.lists import ACCEPTED, carry, label_counts, links_of, plan_batches
+from ingest.plan import need_contact, no_links
 from ingest.record import Link, Verdict
 from ingest.run import TICK, Progress
+from ingest.unit import about
+from shards.dataset import table_bytes
 from shards.stream import mix64
 from shards.tar import BLOCK
 
 __all__ = ["Forecast", "lines", "run"]
 
 MOST_HOSTS = 200_000  # that are counted exactly
-JSON_MEMBER = 512  # bytes of a sample's json in the tar, about
 _HOST = r"^(?i:https?)://(?P<host>\[[^\]]*\]|[^/:?#]*)"
 
 
@@ -57,7 +58,7 @@ def run(
     told = _Told(links, progress)
     survey, sample = _survey(config, links, seed, told, stop)
     if not survey.lines - survey.not_chosen and not stop():
-        raise ValueError(f"{config.urls}: holds no links{' of the classes asked for' if survey.not_chosen else ''}")
+        raise ValueError(no_links(config.urls, Counter(survey.left_out)))
     if survey.bad and not survey.good and not stop():
         raise ValueError(f"{config.urls}: none of its {survey.bad:,} lines can be used: give {ACCEPTED}")
     cpu = time.process_time()
@@ -78,13 +79,22 @@ def run(
 
 def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[], bool]) -> tuple[Survey, list[Link]]:
     """One pass over the list in constant memory: what it holds, and a uniform sample of its good links by row."""
-    columns = Columns(config.url_column, config.id_column, config.label_column)
-    classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns))
-    hosts, sample = HostCounts(), _Sample(links, seed)
-    lines = not_chosen = bad = 0
-    for planned in plan_batches(config.urls, config.format, columns, classes):
+    columns = config.columns
+    classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns.plain))
+    hosts, sample = HostCounts(), _Sample(links, seed, config.hash_column)
+    lines = bad = 0
+    left_out: Counter[str] = Counter()
+    kept: dict[str, None] = {}  # names of other columns
+    some: list[pa.Table] = []  # the first of these, a unit of them
+    for planned in plan_batches(config.urls, config.format, columns, classes, config.rules):
         lines += planned.not_chosen + len(planned.links)
-        not_chosen += planned.not_chosen
+        left_out.update(planned.left_out)
+        names = carry.names(planned.links)
+        kept.update(dict.fromkeys(names))
+        if names and not some:
+            carry.check_hashes(config.urls, planned.links, config.hash_column)
+        if names and sum(map(len, some)) < config.unit:
+            some.append(planned.links)
         good = planned.links.filter(pc.is_null(planned.links["why"]))
         bad += len(planned.links) - len(good)
         hosts.add(host_names(good["url"]))
@@ -92,7 +102,11 @@ def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[
         told.say(f"reading the list: {lines:,} lines")
         if stop():
             break
-    return Survey(lines, not_chosen, bad, hosts.counts, hosts.distinct), sample.links()
+    size = 0.0
+    if some:
+        table = carry.joined(some).slice(0, config.unit)
+        size = len(table_bytes(carry.split(table)[1])) / len(table)
+    return Survey(lines, dict(left_out), bad, hosts.counts, hosts.distinct, tuple(kept), size), sample.links()
 
 
 def host_names(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -125,8 +139,8 @@ class HostCounts:
 class _Sample:
     """A uniform random sample without replacement: the links whose rows hash lowest, whatever the batches are."""
 
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
+    def __init__(self, size: int, seed: int, hashed: str | None = None) -> None:
+        self._size, self._seed, self._hashed = size, seed, hashed
         self._held: list[pa.Table] = []
         self._draws = np.empty(0, np.uint64)
         self._limit: np.uint64 | None = None  # nothing above it can be among the lowest
@@ -142,7 +156,7 @@ class _Sample:
             self._cut()
 
     def _cut(self) -> None:
-        table = pa.concat_tables(self._held) if self._held else None
+        table = carry.joined(self._held) if self._held else None
         if table is None or not self._draws.size:
             return
         lowest = np.argsort(self._draws, kind="stable")[: self._size]
@@ -154,7 +168,8 @@ class _Sample:
     def links(self) -> list[Link]:
         """In an order that is random too, so that hosts come mixed."""
         self._cut()
-        return [link for table in self._held for link in links_of(table) if isinstance(link, Link)]
+        found = (links_of(*carry.split(table), self._hashed) for table in self._held)
+        return [link for links in found for link in links if isinstance(link, Link)]
 
 
 # --- the links -----------------------------------------------------------------------------------------------------
@@ -182,7 +197,9 @@ def _try(config: Config, sample: list[Link], told: _Told, stop: Callable[[], boo
 
 def _outcome(verdict: Verdict) -> Outcome:
     fetched, picture = verdict.fetched, verdict.picture
-    members = () if picture is None else (len(picture.body), JSON_MEMBER)
+    members: tuple[int, ...] = ()
+    if picture is not None:
+        members = len(picture.body), len(about(fetched.link, picture.sha256, picture.width, picture.height))
     return Outcome(
         host=host_names(pa.array([fetched.link.url]))[0].as_py(),
         reason=verdict.reason,

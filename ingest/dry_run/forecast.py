@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import NamedTuple
 
+from ingest.lists import carry
 from ingest.record import Reason
 
 Z = 1.959964  # of 95 %
@@ -32,10 +33,16 @@ class Survey:
     """What one pass over the list told."""
 
     lines: int
-    not_chosen: int  # of classes that are not asked for
+    left_out: Mapping[str, int]  # lines, by the rule that leaves them out
     bad: int  # hold no usable link: known exactly
     hosts: Mapping[str, int]  # links by host; of very many only those with most
     host_count: int  # distinct; an upper bound where they are very many
+    columns: tuple[str, ...] = ()  # others that are kept
+    column_bytes: float = 0.0  # a link, in columns/
+
+    @property
+    def not_chosen(self) -> int:
+        return sum(self.left_out.values())
 
     @property
     def good(self) -> int:
@@ -81,7 +88,7 @@ class Forecast:
 
     urls: str
     lines: int
-    not_chosen: int  # lines of classes that are not asked for
+    not_chosen: int  # lines that the rules (classes, --where) leave out
     bad: int  # lines that hold no usable link
     host_count: int
     wanted: int  # links of the sample
@@ -99,6 +106,9 @@ class Forecast:
     hosts: tuple[HostForecast, ...]  # those that take longest
     took: float  # the dry run itself
     stopped: bool
+    not_chosen_by: dict[str, int] = field(default_factory=dict)  # by rule
+    columns: tuple[str, ...] = ()  # of the list, that are kept
+    column_bytes: int = 0  # of them in columns/; what they take in the tars is in stored_bytes
 
     @property
     def links(self) -> int:
@@ -156,6 +166,9 @@ def forecast(
         hosts=hosts,
         took=took,
         stopped=stopped,
+        not_chosen_by=dict(survey.left_out),
+        columns=survey.columns,
+        column_bytes=round(survey.column_bytes * (survey.lines - survey.not_chosen)),
     )
 
 
@@ -214,8 +227,9 @@ def _title(f: Forecast) -> Iterator[str]:
     name = f.urls.rstrip("/").rsplit("/", 1)[-1]
     yield f"a dry run of {_short(name, 66)}"
     yield f"{f.sampled:,} of {f.links:,} links tried in {span(f.took)}; nothing was written"
-    if f.not_chosen:
-        yield f"{f.not_chosen:,} more lines are of classes that were not asked for"
+    for rule, n in f.not_chosen_by.items():
+        what = "are of classes that were not asked for" if rule == carry.CLASSES else f"are not {_short(rule, 40)}"
+        yield f"{n:,} more lines {what}"
     if f.stopped:
         yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so this is too bright"
 
@@ -232,6 +246,8 @@ def _shares(f: Forecast) -> Iterator[str]:
 def _costs(f: Forecast) -> Iterator[str]:
     for name, e in (("fetched", f.fetched_bytes), ("stored", f.stored_bytes)):
         yield f"{name:20}{size(e.value):>9}   {size(e.low)} to {size(e.high)}"
+    if f.columns:
+        yield f"{'kept columns':20}{size(f.column_bytes):>9}   {_short(', '.join(f.columns), 48)}"
     robots = ", robots.txt included" if f.pace.robots else ""
     yield f"{'requests':20}{f.requests:>9,}   to {f.host_count:,} host{'s' * (f.host_count != 1)}{robots}"
 

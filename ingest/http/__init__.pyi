@@ -1,3 +1,4 @@
 from .config import FetchConfig as FetchConfig
 from .fetcher import Fetcher as Fetcher
-from .hosts import Demand as Demand, Grant as Grant, HostLoad as HostLoad, Limiter as Limiter
+from .hosts import HostLoad as HostLoad
+from .limiter import Demand as Demand, Grant as Grant, Limiter as Limiter

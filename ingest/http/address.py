@@ -23,15 +23,18 @@ def networks(allowed: tuple[str, ...]) -> tuple[_Network, ...]:
 
 
 def refusal(ip: str, port: int, allowed: tuple[str, ...]) -> str | None:
-    """Why an address may not be connected to, or None."""
+    """Why an address may not be connected to, with the flag that allows it where it may be the user's own; or None."""
     address = ipaddress.ip_address(ip.split("%")[0])
     inner = _unwrap(address)
     if any(candidate in network for candidate in (address, inner) for network in networks(allowed)):
         return None
     public = inner.is_global and not inner.is_multicast and (inner.version == 4 or inner in _GLOBAL_V6)
-    if not public:
-        return f"{ip} is not a public address"
-    return None if port in (80, 443) else f"port {port} is not 80 or 443"
+    if public and port in (80, 443):
+        return None
+    why = f"port {port} is not 80 or 443" if public else f"{ip} is not a public address"
+    # No hint at a cloud's metadata service, or at what no server has: a list of strangers may well name these.
+    nobody = inner.is_link_local or inner.is_multicast or inner.is_unspecified or inner.is_reserved
+    return why if nobody else f"{why}; if it is yours: --fetch.allow-private {inner}"
 
 
 def _unwrap(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest.http.config import FetchConfig
-from ingest.http.hosts import HostLoad, Leases, Manners, Origin, Task
+from ingest.http.hosts import HostLoad, Manners, Origin, Task
+from ingest.http.limiter import Leases
 from ingest.http.outage import PROBE, Network
 from ingest.http.resolver import Resolver
 from ingest.http.robots import ANYTHING, parse

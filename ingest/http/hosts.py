@@ -1,4 +1,4 @@
-"""How hard one host may be asked: its pace, its pauses, its breaker, and its limits when several processes share it.
+"""How hard one host may be asked: its pace, its pauses, its breaker. (Shared among processes: limiter.py.)
 
 Pure: no sockets, no clock of its own. A host is a host name; its ports and schemes share one budget. Times are seconds
 on one monotonic clock, except between processes, where they are unix time.
@@ -7,9 +7,7 @@ on one monotonic clock, except between processes, where they are unix time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ingest.http.resolver import Answer
 from ingest.http.robots import Robots
@@ -24,8 +22,6 @@ NAME_FOR = 300.0  # seconds for which the addresses of a name are believed
 LOOK_UPS_AGAIN = 1  # after one of which the name server could not tell
 CREDIT = 0.25  # seconds of pauses that one success pays back
 BRISK = 1.0  # seconds; a host whose transfers take no longer keeps nobody waiting, our limits do
-SLICE = 10.0  # seconds a process keeps its place on a host that has more askers than transfers
-LOST = 60.0  # seconds of silence after which a process is taken for dead
 
 
 # --- one host, as one process knows it -----------------------------------------------------------------------------
@@ -238,124 +234,3 @@ class HostLoad:
     bytes: int
     seconds: float  # in transfers, summed
     paused_until: float  # unix time; 0 when it is not
-
-
-# --- several processes ---------------------------------------------------------------------------------------------
-
-
-NO_REASON = (Reason.HTTP_429, "asked to wait")
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What one process asks of one host."""
-
-    transfers: int  # wanted at once, those under way included
-    paused_until: float = 0.0  # unix time until which the host asked to be left alone; 0 when it did not
-    active: int = 0  # under way
-    alone: bool = False  # the host asked for an interval between requests: one process at a time can keep it
-    why: tuple[Reason, str] = NO_REASON  # it is paused
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What one process may ask of one host."""
-
-    transfers: int  # at once
-    paused_until: float = 0.0
-    rate: float = 0.0  # requests/s; 0: no limit
-    why: tuple[Reason, str] = NO_REASON  # it is paused
-
-
-class Leases(Protocol):
-    """Where several processes agree on their shares of a host."""
-
-    def settle(self, demands: Mapping[str, Demand]) -> Mapping[str, Grant]:
-        """Tell all that this process wants now (a host not named is given back); returns what it may do, as far as is
-        known. Never blocks; called every quarter of a second."""
-        ...
-
-
-@dataclass(slots=True)
-class _Hold:
-    """One process at one host."""
-
-    since: float  # when its turn began
-    wanted: int = 0
-    active: int = 0
-    alone: bool = False
-    granted: int = 0
-    before: int = 0  # granted by the settlement before: the process may not have read the newer one yet
-
-    @property
-    def most(self) -> int:
-        """What it may be doing, as far as the book can know."""
-        return max(self.active, self.granted, self.before)
-
-
-@dataclass
-class Limiter:
-    """The one book of who may ask which host how hard. Shares are fair, and the sum of what the processes may be doing
-    never exceeds `per_host`: what one has to give up goes to another only once the first has shown that it did."""
-
-    per_host: int  # transfers at once to one host name, of all processes together
-    rate: float = 0.0  # requests/s to one host name, of all processes together; 0: no limit
-    _holds: dict[str, dict[str, _Hold]] = field(default_factory=dict)  # by host, then by process
-    _hosts: dict[str, set[str]] = field(default_factory=dict)  # by process
-    _pauses: dict[str, tuple[float, tuple[Reason, str]]] = field(default_factory=dict)
-    _seen: dict[str, float] = field(default_factory=dict)
-
-    def settle(self, who: str, demands: Mapping[str, Demand], now: float) -> dict[str, Grant]:
-        """Note all that `who` wants and does; returns its share of each host it named. `now` is unix time."""
-        self._seen[who] = now
-        for silent in [name for name, seen in self._seen.items() if now - seen > LOST]:
-            self.forget(silent)
-        held = self._hosts.setdefault(who, set())
-        for host in held - demands.keys():
-            self._give_back(who, host)
-        self._hosts[who] = set(demands)
-        if len(self._pauses) > 2 * len(self._holds) + 100:
-            self._pauses = {host: pause for host, pause in self._pauses.items() if pause[0] > now}
-        return {host: self._share(who, host, demand, now) for host, demand in demands.items()}
-
-    def forget(self, who: str) -> None:
-        """A process is gone; what it held is free."""
-        self._seen.pop(who, None)
-        for host in self._hosts.pop(who, ()):
-            self._give_back(who, host)
-
-    def _give_back(self, who: str, host: str) -> None:
-        holds = self._holds[host]
-        del holds[who]
-        if not holds:
-            del self._holds[host]
-
-    def _share(self, who: str, host: str, demand: Demand, now: float) -> Grant:
-        until, why = self._pauses.get(host, (0.0, NO_REASON))
-        if demand.paused_until > max(now, until):
-            until, why = self._pauses[host] = demand.paused_until, demand.why
-        holds = self._holds.setdefault(host, {})
-        hold = holds.setdefault(who, _Hold(now))
-        hold.wanted, hold.active, hold.alone = demand.transfers, demand.active, demand.alone
-        room = 1 if any(other.alone for other in holds.values()) else self.per_host
-        others = sum(other.most for name, other in holds.items() if name != who)
-        hold.before = hold.granted
-        hold.granted = max(0, min(_fair(holds, who, room), room - others))
-        if hold.granted and now - hold.since > SLICE:
-            hold.since = now  # who waits for a first transfer comes before it next time
-        share = hold.granted / (others + hold.granted) if hold.granted else 0.0
-        pause = (until, why) if until > now else (0.0, NO_REASON)
-        return Grant(hold.granted, pause[0], self.rate * share, pause[1])
-
-
-def _fair(holds: dict[str, _Hold], who: str, room: int) -> int:
-    """Max-min: one transfer after the other to whoever wants more, in the order of their turns."""
-    share = turn = 0
-    wanting = sorted(holds, key=lambda name: (holds[name].since, name))
-    while wanting and room:
-        turn += 1
-        wanting = [name for name in wanting if holds[name].wanted >= turn]
-        served = wanting[:room]
-        share += who in served
-        room -= len(served)
-    return share

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from ingest.http.address import refusal
-from ingest.http.hosts import BURST, Demand, Host, HostLoad, Leases, Manners, Origin, Task
+from ingest.http.hosts import BURST, Host, HostLoad, Manners, Origin, Task
+from ingest.http.limiter import Demand, Leases
 from ingest.http.resolver import Answer
 from ingest.http.robots import ANYTHING, Robots
 from ingest.lists import MAX_URL, check_url

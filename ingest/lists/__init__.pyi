@@ -1,11 +1,13 @@
-from . import keys as keys
+from . import carry as carry, keys as keys
 from .columns import Columns as Columns
+from .datasets import digest as digest, is_dataset as is_dataset
 from .files import (
     ACCEPTED as ACCEPTED,
     list_name as list_name,
     list_sha256 as list_sha256,
     skipped as skipped,
 )
+from .line_numbers import row_places as row_places
 from .source import (
     MAX_URL as MAX_URL,
     check_url as check_url,
@@ -15,3 +17,4 @@ from .source import (
     plan_units as plan_units,
     quote as quote,
 )
+from .where import Rule as Rule, parse as parse

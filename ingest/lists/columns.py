@@ -7,7 +7,7 @@ A column called `url` wins. Without one it is the column that holds http(s) URLs
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from ingest.lists.rows import is_url
 
 SAMPLE = 100  # rows that are looked at
 NOWHERE = sys.maxsize  # the place of a column that a table does not have
+
+KEPT, ASKED = "+", "?"  # before the name of a column that is carried along: to keep, or only for --where
+MOST = 1000  # columns of a list that are carried
 
 URL_NAMES = ("url", "urls", "image_url", "image", "link")
 ID_NAMES = ("id", "key")
@@ -29,6 +32,24 @@ class Columns:
     url: str | None = None
     id: str | None = None
     label: str | None = None
+    keep: tuple[str, ...] | None = ()  # others to carry along; None: all but the URL
+    asked: tuple[str, ...] = ()  # others that --where needs
+
+    def mark(self, name: str, is_url: bool = False) -> str | None:
+        """The name under which a column is carried along; None where it is not."""
+        if name in self.keep if self.keep is not None else not is_url:
+            return KEPT + name
+        return ASKED + name if name in self.asked else None
+
+    @property
+    def plain(self) -> Columns:
+        """The same without what is carried along."""
+        return Columns(self.url, self.id, self.label)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The columns, besides the URL's, id's and labels', that a list must have."""
+        return (*(self.keep or ()), *self.asked)
 
 
 class Places(NamedTuple):
@@ -48,6 +69,28 @@ def places(urls: str, header: Sequence[str] | None, sample: Sequence[Sequence[by
     if url == NOWHERE:
         url = _url_place(urls, names, sample)
     return Places(url, find(urls, names, columns.id, ID_NAMES), find(urls, names, columns.label, LABEL_NAMES))
+
+
+def carried(urls: str, header: Sequence[str], url_at: int, columns: Columns) -> list[tuple[int, str]]:
+    """(place, marked name) of each column to carry along. A column whose name is empty or not its own is called by its
+    number.
+
+    Raises ValueError for a column that is not there.
+    """
+    names = [name.strip() for name in header]
+    names = [name if name and names.count(name) == 1 else str(at) for at, name in enumerate(names)]
+    require(urls, names, columns)
+    marked = [(at, columns.mark(name, at == url_at)) for at, name in enumerate(names)]
+    return [(at, mark) for at, mark in marked if mark is not None]
+
+
+def require(urls: str, names: Collection[str], columns: Columns) -> None:
+    """Raises ValueError for a column that the user names and the list does not have, or for too many."""
+    for name in columns.named:
+        if name not in names:
+            raise ValueError(f"{urls}: has no column {name!r}: it has {', '.join(names)[:300] or 'no named columns'}")
+    if columns.keep is None and len(names) > MOST:
+        raise ValueError(f"{urls}: has more than {MOST:,} columns: name those to keep with --keep-columns, or none")
 
 
 def find(urls: str, names: Sequence[str], wanted: str | None, usual: tuple[str, ...]) -> int:

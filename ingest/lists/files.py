@@ -77,6 +77,11 @@ def _lists_of(names: list[str]) -> list[str]:
     return shown
 
 
+def has_ending(url: str) -> bool:
+    """Whether a name says that it is a list of some format."""
+    return _ending(list_name(url)) in _SUFFIXES
+
+
 def _ending(name: str) -> str:
     name = name.lower()
     for end in _PACKED:

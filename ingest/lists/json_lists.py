@@ -10,11 +10,13 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
-from ingest.lists.columns import ID_NAMES, LABEL_NAMES, SAMPLE, URL_NAMES, Columns, places
+import pyarrow as pa
+
+from ingest.lists.columns import ID_NAMES, LABEL_NAMES, SAMPLE, URL_NAMES, Columns, places, require
 from ingest.lists.files import MAX_LINE, blocks, pieces
-from ingest.lists.rows import Row, row_of
+from ingest.lists.rows import Row, batches, id_of, row_of
 
 LARGEST = 1 << 20  # characters of one entry of an array
 SHAPES = 1000  # sets of names in hand
@@ -26,19 +28,30 @@ _from_json = json.JSONDecoder().decode
 Entry = tuple[int, Any, str | None]  # its first line, the value, and why there is none
 
 
-def json_rows(url: str, columns: Columns) -> Iterator[Row]:
+class _Names(NamedTuple):
+    """Where an object of one shape has its URL, id and labels; and what is carried along, under which name."""
+
+    url: str | None
+    id: str | None = None
+    label: str | None = None
+    carry: tuple[tuple[str, str], ...] = ()
+
+
+def json_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
     """The rows of a list in JSON. Raises ValueError for a column that no entry has, and for a damaged array."""
+    return batches(_rows(url, columns), () if columns.keep == () and not columns.asked else None)
+
+
+def _rows(url: str, columns: Columns) -> Iterator[Row]:
     entries = _array(url) if _is_array(url) else _lines(url)
     first = list(islice(entries, SAMPLE))
     objects = [value for _, value, _ in first if isinstance(value, dict)]
     names = list(dict.fromkeys(name for value in objects for name in value))
     url_name = _url_name(url, names, objects, columns)
-    shapes: dict[tuple[str, ...], tuple[str | None, str | None, str | None]] = {}
+    shapes: dict[tuple[str, ...], _Names] = {}
     seen: dict[str, None] = {}
     last: tuple[str, ...] = ()
-    url_key: str | None = url_name
-    id_key: str | None = None
-    label_key: str | None = None
+    url_key, id_key, label_key, carry = _Names(url_name)
     for number, value, why in chain(first, entries):
         if type(value) is not dict:
             if isinstance(value, str):
@@ -50,27 +63,39 @@ def json_rows(url: str, columns: Columns) -> Iterator[Row]:
         if shape != last:
             last, found = shape, shapes.get(shape)
             if found is None:
-                found = (
-                    url_name or _name(shape, None, URL_NAMES),
-                    _name(shape, columns.id, ID_NAMES),
-                    _name(shape, columns.label, LABEL_NAMES),
-                )
+                found = _names(shape, url_name, columns)
                 seen.update(dict.fromkeys(shape))
+                require(url, seen, Columns(keep=columns.keep and ()))  # at the end it is known what is missing
                 if len(shapes) >= SHAPES:
                     shapes.clear()
                 shapes[shape] = found
-            url_key, id_key, label_key = found
+            url_key, id_key, label_key, carry = found
         link, name, labels = value.get(url_key), value.get(id_key), value.get(label_key)
         labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
-        label_cells = tuple(filter(None, map(_cell, labels)))
+        label_cells = tuple(filter(None, map(_cell, labels))) if labels else ()
+        others = _others(value, carry) if carry else ()
         if isinstance(link, _NESTED):
             kind = "a list" if isinstance(link, list) else "an object"
-            yield Row(number, _cell(name) or None, _cell(link), label_cells, f"the url is {kind}: give one URL a row")
+            why = f"the url is {kind}: give one URL a row"
+            yield Row(number, _id(name) or None, _cell(link), label_cells, why, others)
             continue
-        yield row_of(number, _cell(name), _cell(link), label_cells, id_key is not None)
+        yield row_of(number, _id(name), _cell(link), label_cells, id_key is not None, others)
     for wanted in (columns.id, columns.label):
         if seen and wanted is not None and wanted not in seen:
             raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")
+    require(url, seen, columns)
+
+
+def _names(shape: tuple[str, ...], url_name: str | None, columns: Columns) -> _Names:
+    link = url_name or _name(shape, None, URL_NAMES)
+    marks = [(name, columns.mark(name, name == link)) for name in shape]
+    carry = tuple((name, mark) for name, mark in marks if mark is not None)
+    return _Names(link, _name(shape, columns.id, ID_NAMES), _name(shape, columns.label, LABEL_NAMES), carry)
+
+
+def _others(value: dict[str, Any], carry: tuple[tuple[str, str], ...]) -> dict[str, bytes | None]:
+    """What is carried along of an entry; numbers and lists as they are written, null as nothing."""
+    return {mark: None if value[name] is None else _cell(value[name]) for name, mark in carry}
 
 
 def _url_name(url: str, names: list[str], objects: list[dict[str, Any]], columns: Columns) -> str | None:
@@ -139,6 +164,10 @@ def _array(url: str) -> Iterator[Entry]:
             line, at = line + text.count("\n", at, end), end
     if depth:
         raise ValueError(f"{url}: damaged JSON: its array does not end: fetch it again")
+
+
+def _id(value: object) -> bytes:
+    return _cell(id_of(value) if isinstance(value, float) else value)
 
 
 def _cell(value: object) -> bytes:

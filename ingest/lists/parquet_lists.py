@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.lists.columns import NOWHERE, SAMPLE, Columns, places
+from ingest.lists.columns import NOWHERE, SAMPLE, Columns, carried, places
 from ingest.lists.files import open_list
-from ingest.lists.rows import BATCH, ROWS, lists_of
+from ingest.lists.rows import BATCH, HELD, MAX_CELL, ROWS, id_of, lists_of, shortened
+
+GROUPS = 100  # of rows whose sizes are looked at
 
 
 def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
@@ -24,14 +26,52 @@ def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
             names = file.schema_arrow.names
             found = places(url, names, _sample(file), columns)
             chosen = [names[at] if at != NOWHERE else None for at in found]
-            wanted = [name for name in chosen if name is not None]
-            for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
-                yield _parquet_batch(url, batch, number + 1, chosen)
+            carry = carried(url, names, found.url, columns)
+            others = [names[at] for at, _ in carry]
+            wanted = list(dict.fromkeys([*(name for name in chosen if name is not None), *others]))
+            at_once = _rows_at_once(url, file, others) if carry else BATCH
+            for batch in file.iter_batches(batch_size=at_once, columns=wanted):
+                rows = _parquet_batch(url, batch, number + 1, chosen)
+                for place, name in carry:
+                    rows = rows.append_column(name, _plain(batch.column(names[place])))
+                yield rows
                 number += len(batch)
         except (pa.ArrowException, OSError) as error:
             why = " ".join(str(error).split())[:100]
             where = f"damaged Parquet after row {number}" if number else "is not a Parquet file"
             raise ValueError(f"{url}: {where} ({why}): check --urls") from None
+
+
+def _rows_at_once(url: str, file: pq.ParquetFile, others: list[str]) -> int:
+    """So few that their other columns fit into HELD bytes. Raises ValueError for a column of large objects."""
+    size = dict.fromkeys(others, 0)
+    rows = 0
+    for number in range(min(file.num_row_groups, GROUPS)):
+        group = file.metadata.row_group(number)
+        rows += group.num_rows
+        for at in range(group.num_columns):
+            name = group.column(at).path_in_schema.partition(".")[0]
+            if name in size:
+                size[name] += group.column(at).total_uncompressed_size
+    for name, total in size.items():
+        kind = file.schema_arrow.field(name).type
+        if rows and total > MAX_CELL * rows and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise ValueError(
+                f"{url}: its column {name!r} holds {total // rows:,} bytes a row: name smaller ones to keep with "
+                "--keep-columns, or none"
+            )
+    return max(64, min(BATCH, HELD * rows // max(1, sum(size.values()))))
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """A column to carry along: dictionaries spelled out, NaN (as pandas writes what is missing) null, long text cut."""
+    if pa.types.is_floating(column.type):
+        return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
+    return shortened(column) if pa.types.is_string(column.type) else column
 
 
 def _sample(file: pq.ParquetFile) -> list[list[bytes]]:
@@ -62,11 +102,19 @@ def _parquet_batch(url: str, batch: pa.RecordBatch, first: int, names: list[str 
     why = pc.if_else(_blank(text), "no url", pa.scalar(None, pa.string()))
     key = pa.nulls(n, pa.binary())
     if name is not None:
-        key = _binary(url, name)
+        key = _binary(url, _whole(name))
         nameless = _blank(pc.fill_null(key, b""))
         key = pc.if_else(nameless, pa.scalar(None, pa.binary()), key)
         why = pc.if_else(nameless, "empty id", why)
     return pa.record_batch([line, key, text, _label_lists(url, labels, n), why], schema=ROWS)
+
+
+def _whole(column: pa.Array) -> pa.Array:
+    """Ids that became floats on their way, as one null among whole numbers makes them, as the digits that they were."""
+    if not pa.types.is_floating(column.type):
+        return column
+    values = column.to_pylist()
+    return pa.array([value if value is None else id_of(value) for value in values], pa.string())
 
 
 def _blank(cells: pa.BinaryArray) -> pa.BooleanArray:

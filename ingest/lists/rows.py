@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ from ingest.lists.files import MAX_LINE, blocks
 from ingest.wordnet import WNID
 
 BATCH = 8192  # rows of formats that are read a row at a time
+HELD = 16 << 20  # bytes of their other columns, at most
+PIECE = 64  # rows whose sizes are looked at together
+MAX_CELL = 8192  # characters of a cell of another column
 
 ROWS = pa.schema(
     [
@@ -31,24 +34,81 @@ ROWS = pa.schema(
 )
 
 
+Cells = Sequence[bytes | None] | Mapping[str, bytes | None]  # of other columns: in order, or by their marked names
+
+
 class Row(NamedTuple):
-    """One entry as read; a column of ROWS each."""
+    """One entry as read; a column of ROWS each, and the cells of columns that are carried along."""
 
     line: int
     name: bytes | None
     url: bytes
     labels: tuple[bytes, ...] = ()
     why: str | None = None
+    cells: Cells = ()
 
 
-def batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+def id_of(number: float) -> str:
+    """A float that is an id, in digits where it is whole: 1.571717e+18 is how it was kept, not what it is."""
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def batches(rows: Iterable[Row], names: Sequence[str] | None = ()) -> Iterator[pa.RecordBatch]:
+    """The rows as columns of ROWS, and after these their cells as columns of text with these names; where names is
+    None, the cells of each row say their own."""
     rows = iter(rows)
-    while batch := list(islice(rows, BATCH)):
-        yield _batch(batch)
+    if names is not None and not names:
+        while some := list(islice(rows, BATCH)):
+            yield _batch(some)
+        return
+    held: list[Row] = []
+    size = 0
+    while some := list(islice(rows, PIECE)):
+        held += some
+        size += sum(map(_size, filter(None, [row[-1] for row in some])))
+        if len(held) >= BATCH or size > HELD:
+            yield _with_cells(held, names) if size or names else _batch(held)
+            held, size = [], 0
+    if held:
+        yield _with_cells(held, names) if size or names else _batch(held)
+
+
+def _size(cells: Cells) -> int:
+    return 1 + sum([len(cell) for cell in (cells.values() if isinstance(cells, Mapping) else cells) if cell])
+
+
+def _with_cells(rows: list[Row], names: Sequence[str] | None) -> pa.RecordBatch:
+    batch = _batch(rows)
+    if names is None:
+        maps: list[Mapping[str, bytes | None]] = [row.cells if isinstance(row.cells, dict) else {} for row in rows]
+        names = list(dict.fromkeys(name for cells in maps for name in cells))
+        columns: list[Sequence[bytes | None]] = [[cells.get(name) for cells in maps] for name in names]
+    else:
+        blank = (None,) * len(names)
+        columns = list(zip(*(row.cells or blank for row in rows)))
+    fields = [*batch.schema, *(pa.field(name, pa.string()) for name in names)]
+    return pa.record_batch([*batch.columns, *map(texts, columns)], schema=pa.schema(fields))
+
+
+def texts(cells: Sequence[bytes | None]) -> pa.StringArray:
+    """The cells as text: what is no UTF-8 is replaced, and what is very long is cut, and ends with an ellipsis."""
+    try:
+        text = pa.array(cells, pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:
+        text = pa.array([None if cell is None else cell.decode("utf-8", "replace") for cell in cells], pa.string())
+    return shortened(text)
+
+
+def shortened(text: pa.Array) -> pa.Array:
+    if (pc.max(pc.binary_length(text)).as_py() or 0) <= MAX_CELL:
+        return text
+    long = pc.greater(pc.utf8_length(text), MAX_CELL)
+    cut = pc.binary_join_element_wise(pc.utf8_slice_codeunits(text, 0, MAX_CELL - 1), "…", "")
+    return pc.if_else(long, cut, text)
 
 
 def _batch(rows: list[Row]) -> pa.RecordBatch:
-    line, name, url, labels, why = zip(*rows) if rows else [()] * len(ROWS)
+    line, name, url, labels, why, _ = zip(*rows) if rows else [()] * (len(ROWS) + 1)
     counts = np.fromiter(map(len, labels), np.int32, len(rows))
     flat = pa.array(list(chain.from_iterable(labels)), pa.binary())
     columns = [pa.array(line, pa.int64()), pa.array(name, pa.binary()), pa.array(url, pa.binary())]
@@ -61,11 +121,11 @@ def lists_of(counts: np.ndarray, flat: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), flat)
 
 
-def row_of(number: int, name: bytes, url: bytes, labels: tuple[bytes, ...], named: bool) -> Row:
+def row_of(number: int, name: bytes, url: bytes, labels: tuple[bytes, ...], named: bool, cells: Cells = ()) -> Row:
     """A row of a table; `named` says whether it has a column of ids."""
     if named and not name.strip():
-        return Row(number, None, url, labels, "empty id")
-    return Row(number, name if named else None, url, labels, None if url.strip() else "no url")
+        return Row(number, None, url, labels, "empty id", cells)
+    return Row(number, name if named else None, url, labels, None if url.strip() else "no url", cells)
 
 
 def is_url(text: bytes) -> bool:

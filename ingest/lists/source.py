@@ -1,5 +1,8 @@
 """URL lists -> links with unique keys, one pass, in batches of columns: what the plan of a dataset is made of.
 
+Other columns that the list has come along after those of the plan, under marked names (`ingest.lists.columns`), a
+batch at a time.
+
 `ingest.lists.rows` and `ingest.lists.tables` read the rows of any format; here their URLs are judged and quoted, their
 keys made unique, and lines whose classes are not wanted left out. A line that holds no usable link becomes a bad one
 with its line number, never an exception. Rows that are as plain as nearly all are done by the column; the others one by
@@ -11,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,13 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import wordnet
-from ingest.lists import files, keys
-from ingest.lists.columns import Columns
+from ingest.lists import carry, files, keys
+from ingest.lists.columns import KEPT, Columns, require
+from ingest.lists.datasets import dataset_rows, is_dataset
 from ingest.lists.files import list_name
 from ingest.lists.json_lists import json_rows
 from ingest.lists.parquet_lists import parquet_rows
-from ingest.lists.rows import batches, lists_of, text_rows
+from ingest.lists.rows import ROWS, lists_of, text_rows
 from ingest.lists.tables import table_rows
+from ingest.lists.where import Rule
 from ingest.record import BadLine, Link, from_plan
 from shards.dataset import PLAN_SCHEMA
 from shards.url_secrets import masked
@@ -44,8 +49,12 @@ _UNQUOTED = re.compile(r"[\0- \x7f]")
 class Planned:
     """The next links of a list and how many lines before and between them were left out."""
 
-    links: pa.Table  # PLAN_SCHEMA
-    not_chosen: int
+    links: pa.Table  # PLAN_SCHEMA, and columns that the list has besides
+    left_out: Mapping[str, int]  # lines, by the rule that left them out: "classes", or a part of --where
+
+    @property
+    def not_chosen(self) -> int:
+        return sum(self.left_out.values())
 
 
 def read_links(
@@ -63,9 +72,12 @@ def read_links(
         yield from links_of(planned.links)
 
 
-def links_of(table: pa.Table) -> Iterator[Link | BadLine]:
-    """The rows of a plan as links."""
-    return map(from_plan, *(table[name].to_pylist() for name in ("key", "url", "labels", "row", "line", "why")))
+def links_of(table: pa.Table, columns: pa.Table | None = None, hashed: str | None = None) -> Iterator[Link | BadLine]:
+    """The rows of a plan as links, with what the list says in other columns; `hashed` names the one of hashes."""
+    cells = [table[name].to_pylist() for name in ("key", "url", "labels", "row", "line", "why")]
+    if columns is None:
+        return map(from_plan, *cells)
+    return map(from_plan, *cells, carry.json_objects(columns), carry.expected(columns, hashed))
 
 
 def plan_units(
@@ -74,24 +86,26 @@ def plan_units(
     format: str = "auto",  # noqa: A002
     columns: Columns = Columns(),  # noqa: B008 it is frozen
     classes: Collection[str] | None = None,
+    where: Sequence[Rule] = (),
 ) -> Iterator[Planned]:
-    """`plan_batches`, cut anew: every one has `unit` links but the last, which may have fewer or, after an exact fit,
-    none, and then only says how many more lines were left out."""
+    """`plan_batches` in pieces of `unit` links; the last may have fewer or, after an exact fit, none, and then only
+    says how many more lines were left out."""
     held: list[pa.Table] = []
-    count = left_out = 0
-    for planned in plan_batches(urls, format, columns, classes):
+    count, left_out = 0, Counter[str]()
+    for planned in plan_batches(urls, format, columns, classes, where):
         held.append(planned.links)
-        count, left_out = count + len(planned.links), left_out + planned.not_chosen
+        count += len(planned.links)
+        left_out.update(planned.left_out)
         if count < unit:
             continue
-        table = pa.concat_tables(held)
+        table = carry.joined(held)
         whole = count - count % unit
         for start in range(0, whole, unit):
-            yield Planned(table.slice(start, unit), left_out)
-            left_out = 0
+            yield Planned(table.slice(start, unit), dict(left_out))
+            left_out.clear()
         held, count = [table.slice(whole)], count - whole
     if count or left_out:
-        yield Planned(pa.concat_tables(held), left_out)
+        yield Planned(carry.joined(held), dict(left_out))
 
 
 def plan_batches(
@@ -99,22 +113,33 @@ def plan_batches(
     format: str = "auto",  # noqa: A002
     columns: Columns = Columns(),  # noqa: B008
     classes: Collection[str] | None = None,
+    where: Sequence[Rule] = (),
 ) -> Iterator[Planned]:
     """The links of a list as rows of the plan, some ten thousand at a time; rows are numbered over the whole list.
 
-    With `classes` only lines that have one of these labels, and bad lines that have no label at all. Raises ValueError
-    as `read_links`.
+    With `classes` only lines that have one of these labels, and bad lines that have no label at all; with `where` only
+    lines that meet its rules. A line counts for the first rule that leaves it out. Raises ValueError as `read_links`.
     """
     seen = keys.Seen()
     row = 0
+    rules: list[tuple[str, Callable[[pa.RecordBatch], pa.BooleanArray]]] = []
+    if classes is not None:
+        rules.append((carry.CLASSES, lambda judged: _of_classes(judged, classes)))
+    rules += [(rule.text, rule.takes) for rule in where]
     for judged in _judged(urls, format, columns):
-        lines, rows = len(judged), np.arange(row, row + len(judged))
-        row += lines
-        if classes is not None:
-            lost = pc.and_(judged["why"].is_valid(), pc.equal(pc.list_value_length(judged["labels"]), 0))
-            wanted = pc.or_(wordnet.takes(judged["labels"], classes), lost)
+        rows = np.arange(row, row + len(judged))
+        row += len(judged)
+        left_out: Counter[str] = Counter()
+        for name, takes in rules:
+            wanted = takes(judged)
+            left_out[name] += len(judged) - wanted.true_count
             judged, rows = judged.filter(wanted), rows[wanted.to_numpy(zero_copy_only=False)]
-        yield Planned(_plan(judged, rows, seen), lines - len(judged))
+        yield Planned(_plan(judged, rows, seen), +left_out)
+
+
+def _of_classes(judged: pa.RecordBatch, classes: Collection[str]) -> pa.BooleanArray:
+    lost = pc.and_(judged["why"].is_valid(), pc.equal(pc.list_value_length(judged["labels"]), 0))
+    return pc.or_(wordnet.takes(judged["labels"], classes), lost)
 
 
 def _plan(judged: pa.RecordBatch, rows: np.ndarray, seen: keys.Seen) -> pa.Table:
@@ -124,7 +149,11 @@ def _plan(judged: pa.RecordBatch, rows: np.ndarray, seen: keys.Seen) -> pa.Table
     good = judged["why"].is_null()
     line = pc.if_else(good, pa.scalar(None, pa.int64()), judged["line"])
     labels = _only(judged["labels"], good)
-    return pa.table([key, judged["url"], labels, pa.array(rows), line, judged["why"]], schema=PLAN_SCHEMA)
+    plan = pa.table([key, judged["url"], labels, pa.array(rows), line, judged["why"]], schema=PLAN_SCHEMA)
+    for name in judged.schema.names[len(_JUDGED) :]:
+        if name.startswith(KEPT):
+            plan = plan.append_column(name, judged[name])
+    return plan
 
 
 def _only(labels: pa.ListArray, keep: pa.BooleanArray) -> pa.ListArray:
@@ -166,23 +195,29 @@ _JUDGED = pa.schema(
 def _judged(urls: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
     if format not in files.FORMATS:
         raise ValueError(f"list format {format!r} is unknown: use one of {', '.join(files.FORMATS)}")
+    if format == "auto" and is_dataset(urls):
+        for rows in dataset_rows(urls, columns):
+            if len(rows):
+                yield _judge(rows, "")
+        return
     found = files.list_files(urls)
     for file in found:
-        for rows in _rows(file, format, columns):
+        for rows in rows_of_file(file, format, columns):
             if len(rows):
                 yield _judge(rows, f"{list_name(file)}: " if len(found) > 1 else "")
 
 
-def _rows(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
+def rows_of_file(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
     """The entries of one file in order, as batches of ROWS; empty lines are none."""
     kind = files.kind_of(url) if format == "auto" else format
     if kind == "parquet":
         return parquet_rows(url, columns)
     if kind == "text":
+        require(url, (), columns)
         return text_rows(url)
     if kind in ("json", "jsonl"):
-        return batches(json_rows(url, columns))
-    return batches(table_rows(url, "," if kind == "csv" else "\t", columns))
+        return json_rows(url, columns)
+    return table_rows(url, "," if kind == "csv" else "\t", columns)
 
 
 def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
@@ -202,7 +237,10 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
         whys = [reason and where + reason for reason in whys]
         why = pc.replace_with_mask(why, odd, pa.array(whys, pa.string()))
     columns = [rows["line"], rows["name"], url.cast(pa.string()), _text_lists(rows["labels"]), why]
-    return pa.record_batch(columns, schema=_JUDGED)
+    if rows.num_columns == len(ROWS):
+        return pa.record_batch(columns, schema=_JUDGED)
+    others = list(rows.schema)[len(ROWS) :]
+    return pa.record_batch([*columns, *rows.columns[len(ROWS) :]], schema=pa.schema([*_JUDGED, *others]))
 
 
 def _bytes_of(cells: pa.BinaryArray) -> bytes:

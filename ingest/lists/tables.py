@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
-from ingest.lists.columns import NOWHERE, SAMPLE, Columns, places
+import pyarrow as pa
+
+from ingest.lists.columns import NOWHERE, SAMPLE, Columns, Places, carried, places
 from ingest.lists.files import MAX_LINE, blocks
-from ingest.lists.rows import Row, is_url, row_of
+from ingest.lists.rows import Row, batches, is_url, row_of
 
 CHUNK = 512  # lines that are tried together
 MAX_LINES = 1000  # of one field
@@ -25,15 +27,13 @@ csv.field_size_limit(min(sys.maxsize, 4 * MAX_LINE))
 Record = tuple[int, list[str] | str]  # its first line, and its cells or why they cannot be read
 
 
-def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[Row]:
+def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[pa.RecordBatch]:
     """The rows of a table. Raises ValueError for a column that is missing or may be one of several."""
     found = _records(url, delimiter, columns)
     first = list(islice(found, SAMPLE))
     readable = [cells for _, cells in first if not isinstance(cells, str) and _says(cells)]
     if not readable:
-        for number, cells in chain(first, found):
-            if isinstance(cells, str):
-                yield Row(number, None, b"", (), cells)
+        yield from batches(Row(at, None, b"", (), why) for at, why in chain(first, found) if isinstance(why, str))
         return
     header = readable[0] if not any(is_url(cell.encode("latin-1")) for cell in readable[0]) else None
     if header is not None and len(header) == 1 and header[0].strip() in SIGNATURES:
@@ -43,8 +43,17 @@ def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[Row]:
         skipped = header
     names = [cell.encode("latin-1").decode("utf-8", "replace") for cell in header] if header is not None else None
     sample = [[cell.encode("latin-1") for cell in cells] for cells in readable[header is not None :]]
-    url_at, id_at, label_at = places(url, names, sample, columns)
-    for number, cells in chain(first, found):
+    where = places(url, names, sample, columns)
+    width = max(map(len, readable), default=0)
+    carry = carried(url, names if names is not None else [str(at) for at in range(width)], where.url, columns)
+    rows = _rows(chain(first, found), skipped, where, [at for at, _ in carry])
+    yield from batches(rows, [name for _, name in carry])
+
+
+def _rows(records: Iterable[Record], skipped: object, where: Places, carry: Sequence[int]) -> Iterator[Row]:
+    """The rows, with their cells at the places to carry; an empty cell says nothing."""
+    url_at, id_at, label_at = where
+    for number, cells in records:
         if isinstance(cells, str):
             yield Row(number, None, b"", (), cells)
             continue
@@ -54,11 +63,12 @@ def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[Row]:
         link = cells[url_at].encode("latin-1") if url_at < width else b""
         name = cells[id_at].encode("latin-1") if id_at < width else b""
         label = cells[label_at].encode("latin-1") if label_at < width else b""
-        yield row_of(number, name, link, (label,) if label else (), id_at != NOWHERE)
+        others = [cells[at].encode("latin-1") or None if at < width else None for at in carry] if carry else ()
+        yield row_of(number, name, link, (label,) if label else (), id_at != NOWHERE, others)
 
 
 def _says(cells: list[str]) -> bool:
-    return any(cell and not cell.isspace() for cell in cells)
+    return any(map(str.strip, cells))
 
 
 def _records(url: str, delimiter: str, columns: Columns) -> Iterator[Record]:

@@ -5,4 +5,10 @@ from .apply import (
     select as select,
     settings as settings,
 )
-from .exclude import counts as counts
+from .exclude import (
+    Exclusion as Exclusion,
+    counts as counts,
+    named_columns as named_columns,
+    named_rows as named_rows,
+    parse as parse,
+)

@@ -112,31 +112,54 @@ def matches(manifest: Manifest, what: Exclusion) -> Iterator[tuple[np.ndarray, n
     for shard in manifest.shards:
         table = read_table(store.join(manifest.dataset, "shards", shard.index), COLUMNS)
         table = table.filter(pc.equal(table["reason"], KEPT)).combine_chunks()
-        out, count = np.zeros(len(table), bool), np.zeros(len(what.lines), np.int64)
-        for names, columns in (
-            (what.urls, ("url", "final_url")),
-            (what.keys, ("key",)),
-            (what.digests, ("sha256", "fetched_sha256")),
-        ):
-            if names:
-                lines = np.full(len(table), -1)
-                for column in columns:
-                    at = pc.index_in(table[column], pa.array(list(names), pa.string())).fill_null(-1).to_numpy()
-                    lines = np.where(at >= 0, np.array(list(names.values()))[at], lines)
-                _note(out, count, lines)
-        if what.hosts:
-            _note(out, count, _host_lines(table["url"], what.hosts))
+        out = np.zeros(len(table), bool)
+        rows, lines = named_rows(table, what)
+        out[rows] = True
+        yield out, np.bincount(lines, minlength=len(what.lines))
+
+
+def named_columns(what: Exclusion) -> list[str]:
+    """The columns of an index that `named_rows` looks at for these lines."""
+    wanted = {
+        "key": what.keys,
+        "url": what.urls or what.hosts,
+        "final_url": what.urls,
+        "sha256": what.digests,
+        "fetched_sha256": what.digests,
+        "phash": what.looks,
+    }
+    return [name for name, lines in wanted.items() if lines]
+
+
+def named_rows(table: pa.Table, what: Exclusion) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of an index, or of a plan, that lines name: int64 [n] row, int64 [n] line. A column that the table does not
+    have names nothing."""
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for names, columns in (
+        (what.urls, ("url", "final_url")),
+        (what.keys, ("key",)),
+        (what.digests, ("sha256", "fetched_sha256")),
+    ):
+        lines = np.full(len(table), -1)
+        for column in columns if names else ():
+            if column in table.column_names:
+                at = pc.index_in(table[column], pa.array(list(names), pa.string())).fill_null(-1).to_numpy()
+                lines = np.where(at >= 0, np.array(list(names.values()))[at], lines)
+        pairs.append(_pairs(lines))
+    if what.hosts:
+        pairs.append(_pairs(_host_lines(table["url"], what.hosts)))
+    if what.looks and "phash" in table.column_names:
         hashes = table["phash"].fill_null(0).to_numpy()
         for look, bits, line in what.looks:
-            near = (np.bitwise_count(hashes ^ np.uint64(look)) <= bits) & (hashes != 0)
-            out |= near
-            count[line] += int(near.sum())
-        yield out, count
+            near = np.flatnonzero((np.bitwise_count(hashes ^ np.uint64(look)) <= bits) & (hashes != 0))
+            pairs.append((near, np.full(len(near), line)))
+    rows, lines = (np.concatenate(part) for part in zip(*pairs))
+    return rows, lines
 
 
-def _note(out: np.ndarray, count: np.ndarray, lines: np.ndarray) -> None:
-    out |= lines >= 0
-    count += np.bincount(lines[lines >= 0], minlength=len(count))
+def _pairs(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.flatnonzero(lines >= 0)
+    return rows, lines[rows]
 
 
 def _host_lines(urls: pa.ChunkedArray, hosts: dict[str, int]) -> np.ndarray:

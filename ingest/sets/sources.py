@@ -12,7 +12,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst",
 _UNPACK = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x"}
 METADATA = ("metadata.csv", "metadata.jsonl")
 _LABELS = ("label", "labels", "class")
+WILDS = {  # columns of metadata.csv as the WILDS package unpacks it, by --set (layouts/wilds.py)
+    "camelyon17": {"patient", "node", "x_coord", "y_coord", "tumor", "center", "split"},
+    "rxrx1": {"dataset", "experiment", "plate", "well", "site", "sirna_id"},
+    "iwildcam": {"split", "filename", "y"},
+}
 NAMED = 4  # in a line
 
 
@@ -275,6 +280,8 @@ def _in_metadata(root: Path, path: Path, names: dict[str, str] | None, how: How)
     found: list[Picture] = []
     for number, row in _metadata_rows(path):
         name = row.get("file_name")
+        if "file_name" not in row:
+            raise ValueError(f"{path}: {_not_the_hubs(row)}")
         if not isinstance(name, str) or not name:
             raise ValueError(f"{path}: row {number} has no file_name: it must name a picture")
         value = next((row[key] for key in _LABELS if row.get(key) not in (None, "")), None)
@@ -289,6 +296,17 @@ def _in_metadata(root: Path, path: Path, names: dict[str, str] | None, how: How)
     taken = {picture.name for picture in found}
     others = sum(1 for name, _ in walk(root) if name not in taken)
     return Found(found, [f"{others:,} pictures that {path.name} does not name"] if others else [])
+
+
+def _not_the_hubs(row: Mapping[str, Any]) -> str:
+    """What to do about a table of metadata that has no column file_name."""
+    for name, columns in WILDS.items():
+        if columns <= row.keys():
+            return f"is that of WILDS' {name}: give --set {name}, which knows its splits and classes"
+    has = ", ".join(map(str, row))[:200]
+    return (
+        f"has no column file_name, which names the pictures (it has {has}): rename that column, or move the file away"
+    )
 
 
 def _metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

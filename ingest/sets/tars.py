@@ -30,6 +30,7 @@ LONGEST_LABEL = 100  # characters of a txt that is taken for a label; a longer o
 _PREFERRED = ("jpg", "jpeg", "png", "webp")
 _META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library passes over
 _LEFTOVER = re.compile(r"(^|/)(\._[^/]*|__MACOSX/.*|\.DS_Store|Thumbs\.db|PaxHeaders[^/]*/.*|@eaDir/.*)$")
+_ROOT = re.compile(r"^(?:\.?/+)+")  # of `tar -C FOLDER .`: where a tar begins is no part of a name
 _KEY = re.compile(r"^((?:.*/|)[^./]+(?:\.\d[^.]*)*?)\.((?!\d[^.]*\.)[^/]*)$")
 
 Field = tuple[Placed, bytes]  # where a member is, and its bytes where they may be wanted
@@ -89,10 +90,10 @@ def _grouped(source: Walkable, unused: Unused, bodies: Callable[[Placed], bytes]
         if parts is None:
             unused.add("without an ending")
             continue
-        key, name = parts[1], parts[2].lower()
+        key, name = _ROOT.sub("", parts[1]), parts[2].lower()
         if current is None or current.key != key:
             if adjacent and current is not None:
-                done.setdefault(current.key, set()).update(current.fields)
+                done.setdefault(current.key, set()).update(current.fields, current.linked)
                 yield current
             before = held.get(key)
             if adjacent and key in done and name not in done[key]:
@@ -100,7 +101,7 @@ def _grouped(source: Walkable, unused: Unused, bodies: Callable[[Placed], bytes]
                     f"{member.name} is apart from the other members of {key}: import it without --in-place, or pack "
                     "the members of a sample side by side"
                 )
-            current = before[-1] if before and name not in before[-1].fields else Sample(key)
+            current = before[-1] if before and name not in {*before[-1].fields, *before[-1].linked} else Sample(key)
             if not adjacent and (not before or before[-1] is not current):
                 held.setdefault(key, []).append(current)
         elif name in current.fields or name in current.linked:
@@ -150,7 +151,7 @@ def is_wanted(name: str) -> bool:
 
 def picture_of(sample: Sample, unused: Unused, labelled: bool) -> Field | str:
     """The sample's picture, or why there is not one; members that are neither it nor, if it is `labelled`, its own
-    labels are counted."""
+    labels are counted, and so are links."""
     fields = sample.fields
     pictures = [name for name in fields if is_picture(name)]
     name = next((name for name in _PREFERRED if name in fields), None)
@@ -161,6 +162,8 @@ def picture_of(sample: Sample, unused: Unused, labelled: bool) -> Field | str:
     for other in fields:
         if other != name and other not in label:
             unused.add(other)
+    if sample.linked:
+        unused.add("links", len(sample.linked))
     if name is not None:
         return fields[name]
     for linked, target in sample.linked.items():

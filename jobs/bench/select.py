@@ -63,12 +63,12 @@ def run(config: Config) -> dict[str, Any]:
         print(json.dumps(row))
     right = {**selected, "near_duplicate": selected["near_duplicate"] + selected["stays_by_right"]}
     ratios = {f"{what}_found_vs_planted": right[what] / max(1, planted[what]) for what in (*_KINDS, "joined")}
-    measured = {
+    took = {
         "select_seconds": selected["seconds"],
         "select_peak_gib": selected["peak_gib"],
         "open_seconds": opened["seconds"],
     }
-    ratios |= {f"{name}_vs_limit": measured[name] / limit for name, limit in LIMITS.items()}
+    ratios |= {f"{name}_vs_limit": took[name] / limit for name, limit in LIMITS.items()}
     return result("select", rows, ratios)
 
 
@@ -78,7 +78,7 @@ def _child(task: Callable[[str, Config], dict[str, Any]], folder: str, config: C
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measured(begun: float, **values: Any) -> dict[str, Any]:
+def measured(begun: float, **values: Any) -> dict[str, Any]:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seconds": time.monotonic() - begun,
@@ -166,7 +166,7 @@ def make(folder: str, config: Config) -> dict[str, Any]:
         first, last = unit * config.unit, min((unit + 1) * config.unit, config.rows)
         _write_unit(dataset, unit, _index(planted, first, last, config.seed))
     make_version(dataset, "bench")
-    made = _measured(begun, rows=config.rows, joined=planted.joined)
+    made = measured(begun, rows=config.rows, joined=planted.joined)
     return made | {name: int((planted.kind_N == k).sum()) for k, name in enumerate(("", *_KINDS)) if k}
 
 
@@ -240,7 +240,7 @@ def measure_select(folder: str, config: Config) -> dict[str, Any]:
         ended[what] = round(time.monotonic() - begun, 1)
 
     chosen = select(manifest, SelectConfig(), Path(folder), tell)
-    took = _measured(begun, rows=config.rows, ended=ended)
+    took = measured(begun, rows=config.rows, ended=ended)
     return took | _found(chosen, config) | {"index_ms": _index_ms(manifest), "index_ruled_ms": _index_ms(chosen)}
 
 
@@ -279,7 +279,7 @@ def measure_open(folder: str, config: Config) -> dict[str, Any]:
     subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
     begun = time.monotonic()
     manifest = read_manifest(dataset)
-    return _measured(begun, units=len(manifest.shards), samples=manifest.samples)
+    return measured(begun, units=len(manifest.shards), samples=manifest.samples)
 
 
 def write_large(dataset: str, config: Config) -> dict[str, Any]:

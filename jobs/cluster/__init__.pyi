@@ -1,5 +1,6 @@
 from .follow_job import Follower as Follower
 from .group import Progress as Progress, ingest_all as ingest_all, train_all as train_all
+from .preflight import check_nodes as check_nodes
 from .probes import probe_all as probe_all
 from .side_by_side import side_by_side as side_by_side
 from .start import start_ray as start_ray

@@ -37,6 +37,7 @@ from ray.util.placement_group import (
 )
 
 from jobs.cluster.rendezvous import torch_config
+from jobs.cluster.wanted import HeadLost
 
 POLL_SECONDS = 0.5
 ABORT_SECONDS = 5.0  # for the controller to end its workers before it is killed, and they with it
@@ -65,9 +66,17 @@ def take(workers: int, gpus: bool, seconds: float) -> Iterator[Places | None]:
     held = placement_group([{"GPU" if gpus else "CPU": 1}] * workers, strategy="PACK")
     try:
         yield Places(held, workers, gpus) if held.wait(seconds) else None
-    finally:
-        with contextlib.suppress(ray.exceptions.RayError):
-            remove_placement_group(held)
+    except HeadLost:
+        raise  # nobody is there to take them back
+    except BaseException:
+        _give_back(held)
+        raise
+    _give_back(held)
+
+
+def _give_back(held: PlacementGroup) -> None:
+    with contextlib.suppress(ray.exceptions.RayError):
+        remove_placement_group(held)
 
 
 def run(
@@ -171,10 +180,12 @@ class _Trainer(TorchTrainer):
                 self._watch()
             ray.get(running)
             self.result = ray.get(controller.get_result.remote())
+        except HeadLost:
+            raise  # Ray could end nothing
         except BaseException:
             with contextlib.suppress(ray.exceptions.RayError):  # the answer to abort() is that the actor is dead
                 ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
-            raise
-        finally:
             ray.kill(controller)
+            raise
+        ray.kill(controller)
         return self.result

@@ -33,6 +33,7 @@ import ray
 
 from jobs.cluster import attempt, capacity
 from jobs.cluster.attempt import Abandoned, Places
+from jobs.cluster.capacity import Head
 from jobs.cluster.desk import Desk
 from jobs.cluster.gauges import Gauges
 from jobs.cluster.rank import work
@@ -49,7 +50,6 @@ PLACE_SECONDS = 5.0  # that free places may take to be given
 SAY_SECONDS = 10.0
 LOOK_SECONDS = 1.0  # between looks for nodes that go, and for places that came free
 POLL_SECONDS = 0.5
-HEAD_SECONDS = 20.0  # in which the cluster's head must answer
 _WHY = {
     "drained": "a node of the group was about to go",
     "resized": "there was room for more workers",
@@ -74,6 +74,7 @@ class Attempts:
     stop: threading.Event
     progress: Progress
     desk: Desk = field(default_factory=Desk)
+    head: Head = field(default_factory=Head)
     done: list[TrainResult] = field(default_factory=list)  # of the first runs
     resized_at: float = 0.0
     begun: bool = False  # some group had its places
@@ -102,6 +103,7 @@ class Attempts:
                 before = self._attempts_made()
                 ended = self._attempt(places)
                 self._record(ended, before)
+                self.head.wait()  # a group that was lost with its head left places that nobody can take back
             results = [TrainResult(**result) for result in ended.results]
             whole = [result for result in results if not result.stopped]
             if ended.how in ("done", "stopped"):
@@ -162,6 +164,9 @@ class Attempts:
         """As many as there are, once there are enough; None when the user stops."""
         since = said = time.monotonic()
         while not self.stop.is_set():
+            if not self.head.answers():
+                self.stop.wait(POLL_SECONDS)
+                continue
             room = capacity.look(self.kind)
             if not (self.begun or room.may_have(self.workers.least) or in_a_job() or self.workers.wait is not None):
                 raise ValueError(too_many(self.workers, room))
@@ -202,9 +207,9 @@ class Attempts:
             nonlocal asked, met, looked
             if self.stop.is_set():
                 asked = "stop"
-            elif not asked and time.monotonic() - looked >= LOOK_SECONDS:
+            if time.monotonic() - looked >= LOOK_SECONDS:
                 looked = time.monotonic()
-                if why := self._reason_to_yield(places, nodes):
+                if self.head.answers() and not asked and (why := self._reason_to_yield(places, nodes)):
                     asked = "yield"
                     self._say(why)
             heard, rows = self.desk.turn(bool(asked), group)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,10 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-HEAD = "node:__internal_head__"
+from jobs.cluster.wanted import HeadLost
+
+CONNECT_SECONDS = 2.0
+HEAD_SECONDS = 20.0  # in which the head must answer
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,36 @@ class Room:
         others = f" by {self.jobs} other job{'s' * (self.jobs != 1)}" if self.jobs else ""
         line = f"waiting for {workers} {self.kind}s: {self.total - self.free} of {self.total} in use{others}"
         return line + (f"; the cluster may grow to {self.limit}" if self.limit is not None else "")
+
+
+class Head:
+    """Whether the cluster's head answers, asked without Ray: its own calls wait for a head that is gone, and after a
+    minute end the process."""
+
+    def __init__(self) -> None:
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._at = (host.strip("[]"), int(port))
+        self._heard = time.monotonic()
+
+    def answers(self) -> bool:
+        """Raises HeadLost when it has not for some time."""
+        try:
+            socket.create_connection(self._at, CONNECT_SECONDS).close()
+        except OSError:
+            silent = time.monotonic() - self._heard
+            if silent > HEAD_SECONDS:
+                raise HeadLost(
+                    f"the cluster's head at {self._at[0]}:{self._at[1]} has not answered for {silent:.0f} s: what is "
+                    "committed is kept, and the same command goes on when the cluster is back"
+                ) from None
+            return False
+        self._heard = time.monotonic()
+        return True
+
+    def wait(self) -> None:
+        """Until it answers. Raises HeadLost."""
+        while not self.answers():
+            time.sleep(CONNECT_SECONDS / 4)
 
 
 def look(kind: str) -> Room:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ingest import run as ingest
 from ingest.config import Config as IngestConfig
 from jobs.cluster.start import start_ray
-from jobs.cluster.wanted import Workers, on_a_cluster
+from jobs.cluster.wanted import HeadLost, Workers, on_a_cluster
 from shards import store
 
 if TYPE_CHECKING:  # torch comes with these, and an ingest has no use for it
@@ -57,24 +57,24 @@ def train_all(
 
 def ingest_all(
     config: IngestConfig,
-    workers: int = 1,
+    workers: Workers | int = 1,
     stop: threading.Event | None = None,
     progress: Callable[[ingest.Progress], None] | None = None,
 ) -> ingest.IngestResult:
-    """Ingest a list: in this process for one worker, by Ray actors for more.
+    """Ingest a list: in this process, or by Ray actors for several workers or on a cluster.
 
     `stop` ends it within seconds; what is not committed is done by a rerun. Raises ValueError for what
-    ingest.run.run() raises it for.
+    ingest.run.run() raises it for, and TryLater when the cluster had no room for any worker for too long.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
+    workers = Workers(workers, workers) if isinstance(workers, int) else workers
     stop = stop or threading.Event()
-    if workers == 1:
+    if workers.most == 1 and not on_a_cluster():
         return ingest.run(config, progress, stop.is_set)
     from jobs.cluster import gauges
     from jobs.cluster.ingest import crawl_on_actors
 
     start_ray()
+    require_nodes([], config.out, lambda row: None)
     need("CPU", workers)
     config = dataclasses.replace(
         config,
@@ -93,14 +93,25 @@ def ingest_all(
     return ingest.run(config, show, stop.is_set, functools.partial(crawl_on_actors, workers=workers))
 
 
-def need(kind: str, workers: int) -> None:
+def require_nodes(read: Iterable[str], out: str, progress: Progress) -> None:
+    """Ask every node of a cluster that others started whether it can do its part; `read` are datasets.
+
+    Raises ValueError naming the first that cannot.
+    """
+    if on_a_cluster():
+        from jobs.cluster import preflight
+
+        preflight.require([*read], out, lambda line: progress({"run": out, "remark": line}))
+
+
+def need(kind: str, workers: Workers) -> None:
     """Raises ValueError when the cluster can never have so many: Ray would wait for ever, without a word."""
     from jobs.cluster import capacity
     from jobs.cluster.attempts import too_many
 
     room = capacity.look(kind)
-    if not room.may_have(workers):
-        raise ValueError(too_many(Workers(workers, workers), room))
+    if not room.may_have(workers.least):
+        raise ValueError(too_many(workers, room))
 
 
 def _absolute(c: Config) -> Config:
@@ -120,13 +131,21 @@ def _train_on_ray(
     import ray
 
     from jobs.cluster.attempts import Attempts
+    from shards.stream import split_part
 
+    read = [url for c in configs for url in (c.data, c.val.data, *(split_part(part)[0] for part in c.mix))]
+    require_nodes(dict.fromkeys(read), configs[0].out, progress)
     devices = {config.device for config in configs}
     gpus = devices != {"cpu"} and ray.cluster_resources().get("GPU", 0) > 0
     if gpus and "cpu" in devices:
         raise ValueError("these runs mix device cpu with cuda or auto: train them in two calls")
     attempts = Attempts(configs, workers, gpus, stop, progress)
     try:
-        return attempts.run()
-    finally:
+        results = attempts.run()
+    except HeadLost:
+        raise
+    except BaseException:
         attempts.close()
+        raise
+    attempts.close()
+    return results

@@ -14,17 +14,19 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.config import Config
 from ingest.crawl import IN_FLIGHT, MOST_IN_FLIGHT, SEALING, Assignment, Crawl, Underway
-from ingest.http import Demand, Fetcher, Grant, Limiter
+from ingest.http import Fetcher
 from ingest.record import Event
 from ingest.run import Work
 from ingest.scratch import scratch_folder
+from jobs.cluster.book import Book, Leases
+from jobs.cluster.wanted import HeadLost, TryLater, Workers
 from shards.dataset import Commit
 from shards.pixels import leave_no_core
 
@@ -32,6 +34,8 @@ POLL = 0.25  # seconds that a turn of talk lasts when nothing happens
 CAREFUL_FROM = 2  # deaths at a unit
 DEATHS = 6  # at a unit, before the run is given up
 STILLBORN = 3  # workers in a row that died before their first word
+WORKER_BYTES = 500_000_000  # of memory that a worker was seen to take at most, and that its node must have
+LOOK_SECONDS = 1.0  # between looks for nodes that are about to go
 LAST_WORDS = 8.0  # seconds that workers have to end in when the run is stopped
 
 
@@ -43,6 +47,8 @@ class News:
     underway: Underway
     events: tuple[Event, ...]
     wants: int
+    node: str = ""  # on which the worker is
+    returned: tuple[int, ...] = ()  # units that it had not begun
     ended: bool = False
     mistake: str | None = None  # the user's to mend
     bug: str | None = None  # ours: a traceback
@@ -55,7 +61,10 @@ class Ingester:
     """The actor. The class has this name because processes of actors are listed by it."""
 
     def __init__(self, config: Config, largest: int, name: str, book: Any) -> None:
+        import ray
+
         leave_no_core()
+        self._node = ray.get_runtime_context().get_node_id()
         self._todo: deque[Assignment] = deque()
         self._commits: list[Commit] = []
         self._events: list[Event] = []
@@ -65,12 +74,19 @@ class Ingester:
         self._bug: str | None = None
         self._stop = threading.Event()
         self._news = threading.Condition()
-        leases = _Leases(book, name)
+        leases = Leases(book, name)
         threading.Thread(target=self._live, args=(config, largest, leases), name="crawl", daemon=True).start()
 
-    def talk(self, units: Sequence[Assignment], stop: bool) -> News:
-        """Take units on, and tell what has happened since the last turn; waits up to POLL for something to tell."""
+    def talk(self, units: Sequence[Assignment], stop: bool, leave: bool = False) -> News:
+        """Take units on, and tell what has happened since the last turn; waits up to POLL for something to tell.
+
+        `leave` gives back what has not been begun.
+        """
         self._todo.extend(units)
+        returned: list[int] = []
+        while leave and self._todo:
+            with suppress(IndexError):  # the crawl has just taken the last
+                returned.append(self._todo.pop().unit)
         if stop:
             self._stop.set()
         with self._news:
@@ -82,12 +98,14 @@ class Ingester:
                 self._underway,
                 tuple(events),
                 wants=self._underway.wants - len(self._todo),
+                node=self._node,
+                returned=tuple(returned),
                 ended=self._ended,
                 mistake=self._mistake,
                 bug=self._bug,
             )
 
-    def _live(self, config: Config, largest: int, leases: _Leases) -> None:
+    def _live(self, config: Config, largest: int, leases: Leases) -> None:
         try:
             self._crawl(config, largest, leases)
         except ValueError as error:
@@ -99,7 +117,7 @@ class Ingester:
                 self._ended = True
                 self._news.notify()
 
-    def _crawl(self, config: Config, largest: int, leases: _Leases) -> None:
+    def _crawl(self, config: Config, largest: int, leases: Leases) -> None:
         with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:
             scratch.check(largest)
             with (
@@ -122,64 +140,23 @@ class Ingester:
             self._events.append(event)
 
 
-class _Leases:
-    """A worker's side of the book in which all share hosts: asks without waiting, and goes by the last answer."""
-
-    def __init__(self, book: Any, who: str) -> None:
-        self._book, self._who = book, who
-        self._asked: Any = None
-        self._granted: Mapping[str, Grant] = {}
-
-    def settle(self, demands: Mapping[str, Demand]) -> Mapping[str, Grant]:
-        import ray
-
-        if self._asked is not None:
-            if not ray.wait([self._asked], timeout=0)[0]:
-                return self._granted
-            # If the book's process died, Ray starts it anew, and what all of us do is written into it again.
-            with suppress(ray.exceptions.RayActorError):
-                self._granted = {host: Grant(*grant) for host, *grant in ray.get(self._asked)}
-        self._asked = self._book.settle.remote(self._who, [(host, *_fields(d)) for host, d in demands.items()])
-        # What has just been given back must not come from an old answer should it be wanted before the next one.
-        self._granted = {host: grant for host, grant in self._granted.items() if host in demands}
-        return self._granted
-
-
-def _fields(record: Demand | Grant) -> tuple[Any, ...]:
-    """In order: between processes, tuples cost a third of what objects do."""
-    return tuple(getattr(record, name) for name in record.__slots__)
-
-
-class Book:
-    """The actor that keeps the one book of who may ask which host how hard."""
-
-    def __init__(self, per_host: int, rate: float) -> None:
-        self._limiter = Limiter(per_host, rate)
-
-    def settle(self, who: str, demands: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        grants = self._limiter.settle(who, {host: Demand(*demand) for host, *demand in demands}, time.time())
-        return [(host, *_fields(grant)) for host, grant in grants.items()]
-
-    def forget(self, who: str) -> None:
-        self._limiter.forget(who)
-
-    def cpu_seconds(self) -> float:
-        """Of the book's process so far."""
-        return time.process_time()
-
-
 # --- in the driver -------------------------------------------------------------------------------------------------
 
 
-def crawl_on_actors(work: Work, workers: int) -> Iterator[Commit]:
-    """The units, by that many Ray actors. Raises ValueError for what stops a worker for good."""
-    driver = _Driver(work, workers)
+def crawl_on_actors(work: Work, workers: Workers | int) -> Iterator[Commit]:
+    """The units, by that many Ray actors, as far as there is room for them. Raises ValueError for what stops a worker
+    for good, and TryLater when there was no room for any of them for too long."""
+    driver = _Driver(work, Workers(workers, workers) if isinstance(workers, int) else workers)
     try:
         while driver.left and not work.stop():
             yield from driver.turn()
         yield from driver.dismiss()
-    finally:
+    except HeadLost:
+        raise  # Ray could end nothing
+    except BaseException:
         driver.close()
+        raise
+    driver.close()
 
 
 @dataclass
@@ -191,14 +168,19 @@ class _Seat:
     units: set[int] = field(default_factory=set)  # handed out and not committed
     underway: Underway = field(default_factory=Underway)
     wants: int = IN_FLIGHT
-    spoke: bool = False
+    spoke: bool = False  # until then it has no place, perhaps for ever
+    node: str = ""
+    leaving: bool = False  # its node is about to go
 
 
 class _Driver:
-    def __init__(self, work: Work, workers: int) -> None:
+    def __init__(self, work: Work, workers: Workers) -> None:
         import ray
 
-        self._ray = ray
+        from jobs.cluster.capacity import Head
+
+        self._ray, self._patience, self._head = ray, workers.patience, Head()
+        self._placed_at = self._looked_at = time.monotonic()  # when a worker last had its place
         self._work = work
         self.left = set(work.units)  # not committed
         self._todo = deque(work.units)  # not handed out
@@ -206,14 +188,18 @@ class _Driver:
         self._stillborn = self._born = 0
         self._gone = Underway()  # bytes of workers that are no more
         fetch = work.config.fetch
-        book = ray.remote(num_cpus=0, max_restarts=-1)(Book)
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        book = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Book)
         self._book = book.remote(fetch.per_host, fetch.rate)
         self._seats: dict[Any, _Seat] = {}  # by the reference of the turn that is under way
-        for _ in range(workers):
+        for _ in range(workers.most):
             self._hire()
 
     def turn(self, stop: bool = False) -> Iterator[Commit]:
         """Listen to whoever has something to tell, and hand out units."""
+        self._look()
         ready, _ = self._ray.wait(list(self._seats), num_returns=1, timeout=2 * POLL)
         for reference in ready:
             seat = self._seats.pop(reference)
@@ -223,9 +209,42 @@ class _Driver:
                 self._lose(seat, error, replace=not stop)
                 continue
             yield from self._hear(seat, news)
-            if not news.ended:
+            if seat.leaving and not seat.units:
+                self._part(seat)
+                if not stop:
+                    self._hire()
+            elif not news.ended:
                 self._talk(seat, stop)
-        self._work.tally.underway([self._gone, *(seat.underway for seat in self._seats.values())])
+        seats = list(self._seats.values())
+        self._work.tally.underway([self._gone, *(seat.underway for seat in seats), Underway(note=self._waiting(seats))])
+
+    def _waiting(self, seats: Sequence[_Seat]) -> str:
+        placed = sum(seat.spoke for seat in seats)
+        return "" if placed == len(seats) else f"{len(seats)} workers, {placed} placed: the others wait for room"
+
+    def _look(self) -> None:
+        """Every second: nodes that are about to go get no new units; without any worker there is an end to waiting."""
+        from jobs.cluster import capacity
+
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        if not self._head.answers():
+            return
+        going = capacity.going()
+        for seat in self._seats.values():
+            if seat.node in going and not seat.leaving:
+                seat.leaving = True
+                self._work.tell(Event(time.time(), "worker leaves", seat.name, "its node is about to go"))
+        if any(seat.spoke for seat in self._seats.values()):
+            self._placed_at = now
+        elif now - self._placed_at > self._patience:
+            room = capacity.look("CPU")
+            raise TryLater(
+                f"no place for any of {len(self._seats)} workers after {now - self._placed_at:.0f} s "
+                f"({room.waiting(str(len(self._seats)))}): the same command goes on"
+            )
 
     def dismiss(self) -> Iterator[Commit]:
         """Tell all to stop, and wait a little for what they still have to say."""
@@ -240,21 +259,27 @@ class _Driver:
     def _hire(self) -> None:
         self._born += 1
         name = f"{socket.gethostname()}-{os.getpid()}-{self._born}"
-        actor = self._ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Ingester)
+        actor = self._ray.remote(
+            num_cpus=1, memory=WORKER_BYTES, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
+        )(Ingester)
         self._talk(_Seat(actor.remote(self._work.config, self._work.largest, name, self._book), name))
 
     def _talk(self, seat: _Seat, stop: bool = False) -> None:
         units = []
         # What a worker would begin beyond its two because its hosts are slow it may have while there is enough for all.
         most = MOST_IN_FLIGHT if len(self._todo) > 2 * IN_FLIGHT * len(self._seats) else IN_FLIGHT
-        while self._todo and not stop and len(units) < seat.wants and len(seat.units) < most + SEALING:
+        ready = seat.spoke and not seat.leaving and not stop
+        while self._todo and ready and len(units) < seat.wants and len(seat.units) < most + SEALING:
             unit = self._todo.popleft()
             units.append(Assignment(unit, careful=self._deaths[unit] >= CAREFUL_FROM))
             seat.units.add(unit)
-        self._seats[seat.actor.talk.remote(units, stop)] = seat
+        self._seats[seat.actor.talk.remote(units, stop, seat.leaving)] = seat
 
     def _hear(self, seat: _Seat, news: News) -> Iterator[Commit]:
-        seat.underway, seat.wants, seat.spoke = news.underway, news.wants, True
+        seat.underway, seat.wants, seat.spoke, seat.node = news.underway, news.wants, True, news.node
+        for unit in news.returned:
+            seat.units.discard(unit)
+            self._todo.appendleft(unit)
         self._stillborn = 0
         for event in news.events:
             self._work.tell(event)
@@ -268,14 +293,17 @@ class _Driver:
                 self.left.remove(commit.unit)
                 yield commit
 
+    def _part(self, seat: _Seat) -> None:
+        self._gone = Underway(fetched_bytes=self._gone.fetched_bytes + seat.underway.fetched_bytes)
+        self._book.forget.remote(seat.name)
+        self._ray.kill(seat.actor)  # one that was lost may only have been out of reach
+
     def _lose(self, seat: _Seat, error: Exception, replace: bool) -> None:
         """A worker died: its units are handed out again, first, to whoever comes."""
         lost = seat.units & self.left
         self._deaths.update(lost)
         self._todo.extendleft(sorted(lost, reverse=True))
-        self._gone = Underway(fetched_bytes=self._gone.fetched_bytes + seat.underway.fetched_bytes)
-        self._book.forget.remote(seat.name)
-        self._ray.kill(seat.actor)  # it may only have been out of reach
+        self._part(seat)
         listed = ", ".join(map(str, sorted(lost))) or "none"
         self._work.tell(
             Event(time.time(), "worker lost", seat.name, f"units {listed}: {' '.join(str(error).split())}"[:500])

@@ -24,6 +24,7 @@ class Package:
     path: Path
     files: int
     bytes: int
+    left: tuple[str, ...] = ()  # code that git does not track and does not ignore: it stays here
 
 
 def pack(target: Path, root: Path = ROOT) -> Package:
@@ -44,18 +45,25 @@ def pack(target: Path, root: Path = ROOT) -> Package:
             member.compress_type = zipfile.ZIP_DEFLATED
             member.external_attr = ((root / name).stat().st_mode & 0o777) << 16
             made.writestr(member, (root / name).read_bytes())
-    return Package(target, len(sizes), total)
+    left = _listed(root, "--others", "--exclude-standard", "--", "*.py", "*.pyi", "*.c")
+    return Package(target, len(sizes), total, tuple(left))
 
 
 def _tracked(root: Path) -> list[str]:
-    command = ["git", "-C", str(root), "ls-files", "-z"]
+    found = _listed(root)
+    if not found:
+        raise ValueError(f"--code here: {root} is no git checkout: run xtra from one, or use --code image")
+    return found
+
+
+def _listed(root: Path, *words: str) -> list[str]:
+    """Names below the root; none where it is no checkout."""
+    command = ["git", "-C", str(root), "ls-files", "-z", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         raise ValueError("--code here needs the command git: install it, or use --code image") from None
-    if done.returncode or not done.stdout:
-        raise ValueError(f"--code here: {root} is no git checkout: run xtra from one, or use --code image")
-    return done.stdout.rstrip("\0").split("\0")
+    return [name for name in done.stdout.split("\0") if name] if done.returncode == 0 else []
 
 
 def _croppers(root: Path) -> list[Path]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.cluster.group import Progress, need
+from jobs.cluster.group import Progress, need, require_nodes
 from jobs.cluster.start import start_ray
+from jobs.cluster.wanted import Workers, on_a_cluster
 from shards.pixels import leave_no_core
 
 if TYPE_CHECKING:
     from xtra import probe
 
 POLL_SECONDS = 0.5
-LOSSES = 8  # of a probe's process
+LOSSES = 8  # of a probe's process, not counting those that went with their node
+KILLED = 3  # times for lack of memory
 
 
 def probe_all(
@@ -33,43 +36,67 @@ def probe_all(
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     tell = failed or _raise
-    if workers == 1 or len(configs) < 2:
+    if not configs or (not on_a_cluster() and (workers == 1 or len(configs) < 2)):
         return _probe_here(configs, stop, progress, tell)
     start_ray()
     import ray
 
+    read = [url for config in configs for url in (config.train, config.eval) if url]
+    require_nodes(dict.fromkeys(read), configs[0].out, progress)
     gpus = any(config.device.startswith("cuda") for config in configs)
-    need("GPU" if gpus else "CPU", 1)
-    task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=LOSSES)(_probe)
-    waiting, running, done = list(configs), {}, 0
+    need("GPU" if gpus else "CPU", Workers())
+    task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=0, scheduling_strategy="SPREAD")(_probe)
+    waiting, running, losses, done = list(configs), {}, Counter[int](), 0
     try:
         while running or (waiting and not stop.is_set()):
             while waiting and len(running) < workers and not stop.is_set():
                 config = waiting.pop(0)
-                running[task.remote(config)] = config
+                running[task.remote(config)] = config, _nodes()
             ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for reference in ready:
-                config, error = running.pop(reference), _outcome(reference)
-                if error:
-                    tell(config, error)
-                else:
+                config, nodes = running.pop(reference)
+                how, error = _outcome(reference, nodes)
+                losses[id(config)] += how != "node"
+                if how == "done":
                     done += 1
                     note = "/".join(config.eval.rstrip("/").rsplit("/", 2)[-2:])
                     progress({"run": config.out, "probe": done, "probes": len(configs), "note": note})
+                elif how == "failed" or losses[id(config)] >= (KILLED if how == "memory" else LOSSES):
+                    tell(config, error)
+                else:
+                    waiting.append(config)
     finally:  # nothing runs any more, unless this one was stopped at once
         for reference in running:
             ray.cancel(reference, force=True)
     return done
 
 
-def _outcome(reference: Any) -> str | None:
-    """What `_probe` returned on a worker, or in one line how the worker was lost."""
+def _nodes() -> frozenset[str]:
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def _outcome(
+    reference: Any, nodes: frozenset[str]
+) -> tuple[Literal["done", "failed", "node", "memory", "worker"], str]:
+    """How a probe ended: done, failed, or lost with its node, to the lack of memory or otherwise; and in one line why.
+
+    `nodes` were alive when it began.
+    """
     import ray
 
     try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        return " ".join(str(error).split())[-300:]  # a traceback's last words name the error
+        error = ray.get(reference)
+        return ("failed", error) if error else ("done", "")
+    except ray.exceptions.OutOfMemoryError:
+        return "memory", f"its process was killed {KILLED} times because its node ran out of memory: give it more"
+    except ray.exceptions.RayTaskError as bug:
+        return "failed", " ".join(str(bug).split())[-300:]  # a traceback's last words name the error
+    except ray.exceptions.RayError as lost:
+        line = " ".join(str(lost).split())[:300]
+        died = isinstance(lost, ray.exceptions.NodeDiedError) or nodes - _nodes()
+        return "node" if died else "worker", line
 
 
 def _raise(config: probe.Config, why: str) -> None:

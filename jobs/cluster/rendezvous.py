@@ -7,10 +7,7 @@ other nodes, which is not the one of the host's name where that resolves to 127.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
-import struct
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,8 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
+from jobs.cluster.node_facts import interface_of
 from jobs.cluster.start import on_one_machine
-
-SIOCGIFADDR = 0x8915  # netdevice(7)
 
 
 def torch_config(backend: str, folder: str) -> TorchConfig:
@@ -31,19 +27,6 @@ def torch_config(backend: str, folder: str) -> TorchConfig:
     config = _LoopbackConfig(backend)
     config.folder = folder
     return config
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface of this machine that has the IPv4 address, if there is one (Linux)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            try:
-                told = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
-                continue
-            if socket.inet_ntoa(told[20:24]) == address:
-                return name
-    return None
 
 
 def _meet(backend: str, path: str, rank: int, ranks: int, seconds: int) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.cluster.address import require_cluster
+from jobs.cluster.wanted import in_a_job
 from shards.pixels import private_folder
 
 _RAY_ENV = {
@@ -26,6 +28,8 @@ _RAY_ENV = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
+# What a node needs to find the bucket, and is no secret: keys it has of its own.
+_PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE")
 _LOOPBACK_ENV = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "no other machines": it listens on loopback alone
     "GLOO_SOCKET_IFNAME": "lo",  # torch's own connections between ranks
@@ -44,9 +48,11 @@ def start_ray() -> None:
     """
     os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
     address = os.environ.get("RAY_ADDRESS", "")
-    own = address in ("", "local")
+    own = address in ("", "local") and not in_a_job()
     if own:
         _require_token()
+    elif "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+        require_cluster(address or "auto")  # before Ray is imported, which then knows the token
     import ray
 
     if ray.is_initialized():
@@ -78,12 +84,14 @@ def on_one_machine() -> bool:
 def _join(address: str) -> None:
     import ray
 
+    passed = {} if in_a_job() else {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    if passed:  # stores that are not AWS want these two
+        passed |= {name: os.environ[name] for name in _RAY_ENV if name.startswith("AWS_")}
     try:
-        ray.init(log_to_driver=False, logging_level="error")
-    except ConnectionError as error:
-        raise ValueError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}): start it or unset it"
-        ) from None
+        ray.init(log_to_driver=False, logging_level="error", runtime_env={"env_vars": passed} if passed else None)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({why}): start it or unset it") from None
 
 
 def _require_token() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,10 @@ class Jobs:
         with tempfile.TemporaryDirectory(prefix="xtra-submit-") as folder:
             runtime: dict[str, Any] = {"env_vars": env}
             if wanted.code == "here":
-                runtime["working_dir"] = str(package.pack(Path(folder) / "code.zip").path)
+                made = package.pack(Path(folder) / "code.zip")
+                if made.left:
+                    warnings.warn(f"{', '.join(made.left)}: git does not track it, so it stays here", stacklevel=2)
+                runtime["working_dir"] = str(made.path)
             else:
                 env[SUBMITTED_WITH] = version()
             self._send(job, wanted, runtime)

@@ -17,6 +17,12 @@ class TryLater(ValueError):
     exit_code = os.EX_TEMPFAIL  # 75
 
 
+class HeadLost(TryLater):
+    """The cluster's head is gone. Ray would wait a minute for it and then end the process: ask it nothing more."""
+
+    at_once = True  # also no library's leave-taking
+
+
 @dataclass(frozen=True)
 class Workers:
     """From `least` to `most` workers, as many as there is room for."""

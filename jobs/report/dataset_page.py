@@ -58,6 +58,7 @@ MEANINGS: dict[str, str] = {
     Reason.UNSUPPORTED: "a picture of a format or sample type that we do not take",
     Reason.PLACEHOLDER: "a stand-in for a photo that is gone, the same under many links",
     Reason.DUPLICATE: "the same bytes as an earlier link, which took over its labels",
+    Reason.HASH_MISMATCH: "other bytes than those whose hash the list gives",
     # What only a selection says:
     "near_duplicate": "looks like a picture of an earlier link, which took over its labels",
     "class": "of no class that was asked for",
@@ -90,7 +91,7 @@ def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
     """The page of the newest version of a dataset, as DATASET/ingest.html; returns its URL. Raises StoreError."""
     version = manifest.read_manifest(dataset)
     url = store.join(dataset, NAME)
-    account = link_counts.of_manifest(version, read_info(dataset).not_chosen)
+    account = link_counts.of_manifest(version, read_info(dataset).left_out)
     store.put(url, page(version, account, survey(version), happened(read_events(dataset)), settings or {}).encode())
     return url
 
@@ -153,7 +154,8 @@ def funnel(a: Account) -> str:
     """Stages and what fell between them, as bars over the lines of the list."""
     rows: list[str] = []
     if a.not_chosen:
-        rows += [_bar("lines in the list", a.lines, a, "stage"), _bar("of no chosen class", a.not_chosen, a, "fell")]
+        rows.append(_bar("lines in the list", a.lines, a, "stage"))
+        rows += [_bar(what, n, a, "fell") for what, n in link_counts.left_out(a)]
     rows.append(_bar("links", a.links, a, "stage"))
     for kind, (meaning, total, reasons) in zip(_kinds(a), a.grouped()):
         rows.append(_bar(meaning, total, a, f"fell {kind}"))

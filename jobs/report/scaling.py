@@ -403,7 +403,7 @@ def _papers(ledger: Ledger, ours: Sequence[Point]) -> str:
 def _funnel(versions: Sequence[manifest.Manifest]) -> str:
     parts = []
     for version in versions:
-        account = link_counts.of_manifest(version, read_info(version.dataset).not_chosen)
+        account = link_counts.of_manifest(version, read_info(version.dataset).left_out)
         name = f"{version.list_name}, manifest {version.digest[:12]}"
         parts.append(f"<h3>{escaped(name)}</h3>{dataset_page.funnel(account)}")
     return "".join(parts)

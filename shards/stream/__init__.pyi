@@ -1,5 +1,11 @@
 from . import order as order
+from .inverse import (
+    places_in_batches as places_in_batches,
+    ranks as ranks,
+    sightings as sightings,
+)
 from .mixture import (
+    MixedSequence as MixedSequence,
     Mixture as Mixture,
     read_mixture as read_mixture,
     shown_of_each as shown_of_each,

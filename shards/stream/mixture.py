@@ -21,7 +21,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from shards.manifest import Manifest, read_manifest
-from shards.stream.order import I64, Order, Place, Sequence, permutation
+from shards.stream.order import I64, Order, Place, Sequence, alike, permutation
 
 BLOCK = 4096  # global positions in which the quotas are kept exactly
 _MIX = zlib.crc32(b"mix")
@@ -128,7 +128,7 @@ class MixedSequence:
         self._quota = np.array(mixture.quotas, np.int64)
         self._owner = np.repeat(np.arange(len(self._quota)), self._quota)
         own = np.array([sequence.samples for sequence in self.sequences], np.int64)
-        self._first = np.cumsum(own) - own  # sample number of each dataset's first sample
+        self.first = np.cumsum(own) - own  # sample number of each dataset's first sample
         self._block = lru_cache(maxsize=4)(self._block_owners)
 
     def _block_owners(self, block: int) -> I64:
@@ -141,10 +141,22 @@ class MixedSequence:
         found = np.concatenate([self._block(block) for block in blocks]) if blocks else self._owner[:0]
         return found[start - start // BLOCK * BLOCK :][: stop - start]
 
-    def _before(self, position: int) -> I64:
+    def before(self, position: int) -> I64:
         """int64 [datasets]: how many of the positions below this one each dataset has."""
         block, rest = divmod(position, BLOCK)
+        if not rest:
+            return block * self._quota
         return block * self._quota + np.bincount(self._block(block)[:rest], minlength=len(self._quota))
+
+    def global_positions(self, dataset: int, own_K: I64) -> I64:
+        """Where the mixture shows a dataset's own positions: the inverse of `before`, int64 [K]."""
+        block_K, number_K = np.divmod(own_K, self._quota[dataset])
+        found_K = block_K * BLOCK
+        order = np.argsort(block_K, kind="stable")
+        for here in alike(block_K[order]):
+            k = order[here]
+            found_K[k] += np.flatnonzero(self._block(int(block_K[k[0]])) == dataset)[number_K[k]]
+        return found_K
 
     def at(self, start: int, stop: int) -> Place:
         """The samples at global positions start .. stop-1 of the endless stream."""
@@ -153,7 +165,7 @@ class MixedSequence:
 
     def positions(self, start: int, stop: int) -> tuple[I64, I64, I64]:
         """(epoch, lane, item) of global positions start .. stop-1; each dataset counts its own epochs."""
-        owner, before = self._owners(start, stop), self._before(start).tolist()
+        owner, before = self._owners(start, stop), self.before(start).tolist()
         epoch, lane, item = (np.empty(len(owner), np.int64) for _ in range(3))
         for d in np.unique(owner).tolist():
             here = owner == d
@@ -167,11 +179,11 @@ class MixedSequence:
         for d in np.unique(d_n).tolist():
             here = d_n == d
             own = self.sequences[d].samples_at(epoch[here], lane[here] % self.order.lanes, item[here])
-            out[here] = own + self._first[d]
+            out[here] = own + self.first[d]
         return out
 
     def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
         """What may stand in for a bad sample: the other items of the same lane window of the same dataset."""
         d, own = divmod(lane, self.order.lanes)
         for place in self.sequences[d].substitutes(epoch, own, item):
-            yield Place(place.epoch, place.lane + d * self.order.lanes, place.item, place.sample + self._first[d])
+            yield Place(place.epoch, place.lane + d * self.order.lanes, place.item, place.sample + self.first[d])

@@ -26,6 +26,7 @@ Words = int | np.ndarray
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
+_FOUND_AT_ONCE = 4096  # samples, each with the keys of its window: 17 MB
 
 
 def mix64(*words: Words) -> U64:
@@ -159,14 +160,53 @@ class Sequence:
         run, offset = item // length, item % length
         start, _ = self.lane(lane)
         within = np.empty(len(item), np.int64)
-        for here in _alike(epoch, lane, run):
+        for here in alike(epoch, lane, run):
             i = here.start
             within[here] = self._run(int(epoch[i]), int(lane[i]), int(run[i]))[offset[here]]
         s = start + run * length + within
         out = np.empty(len(item), np.int64)
-        for here in _alike(epoch):
+        for here in alike(epoch):
             out[here] = self.epoch(int(epoch[here.start])).at(s[here])
         return out
+
+    def find(self, epoch: int, sample_K: I64) -> tuple[I64, I64]:
+        """(lane, item) at which an epoch has these samples, int64 [K] each: the inverse of `samples_at`. An epoch has
+        every sample once. Costs a sort of the epoch's chunks, and the keys of one window a sample."""
+        s_K = self._find_in_epoch(epoch, sample_K)
+        starts, lengths = self.lane(np.arange(self.order.lanes))
+        lane_K = np.searchsorted(starts, s_K, side="right") - 1
+        length = self.order.window * self.order.chunk
+        run_K, offset_K = np.divmod(s_K - starts[lane_K], length)
+        in_run_K = np.minimum(length, lengths[lane_K] - run_K * length)
+        rank_K = np.empty(len(sample_K), np.int64)
+        for at in range(0, len(sample_K), _FOUND_AT_ONCE):
+            here = slice(at, at + _FOUND_AT_ONCE)
+            rank_K[here] = self._ranks(epoch, lane_K[here], run_K[here], offset_K[here], in_run_K[here])
+        return lane_K, run_K * length + rank_K
+
+    def _ranks(self, epoch: int, lane_K: I64, run_K: I64, offset_K: I64, in_run_K: I64) -> I64:
+        """Where each run's permutation puts an offset: how many of the run's keys come before its own."""
+        number = np.arange(int(in_run_K.max(initial=0)))
+        key_KR = mix64(self.order.seed, epoch, lane_K[:, None], run_K[:, None], number[None])
+        own_K1 = np.take_along_axis(key_KR, offset_K[:, None], 1)
+        before_KR = (key_KR < own_K1) | ((key_KR == own_K1) & (number < offset_K[:, None]))
+        return (before_KR & (number < in_run_K[:, None])).sum(1)
+
+    def _find_in_epoch(self, epoch: int, sample_K: I64) -> I64:
+        """Where the sequence S of an epoch has these samples. Chunks are full but for one a shard at most, so a chunk's
+        start follows from its rank and from the short chunks before it: no permutation is made."""
+        chunk_K = np.searchsorted(self._first, sample_K, side="right") - 1
+        key_C = mix64(self.order.seed, epoch, np.arange(len(self._first), dtype=np.uint64))
+        own_K, ordered = key_C[chunk_K], np.sort(key_C)
+        rank_K = np.searchsorted(ordered, own_K)
+        short = np.flatnonzero(self._size < self.order.chunk)
+        short = short[np.argsort(key_C[short], kind="stable")]
+        missing = np.concatenate([[0], np.cumsum(self.order.chunk - self._size[short])])
+        start_K = rank_K * self.order.chunk - missing[np.searchsorted(key_C[short], own_K)]
+        for k in np.flatnonzero(np.searchsorted(ordered, own_K, side="right") > rank_K + 1):  # of equal keys, by number
+            equal = np.flatnonzero(key_C == own_K[k])
+            start_K[k] += self._size[equal[equal < chunk_K[k]]].sum()
+        return start_K + (sample_K - self._first[chunk_K])
 
     def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
         """What may stand in for a bad sample: the other items of the same lane window, the following ones first."""
@@ -178,7 +218,7 @@ class Sequence:
             yield Place(*where, self.samples_at(*where))
 
 
-def _alike(*columns: I64) -> Iterator[slice]:
+def alike(*columns: I64) -> Iterator[slice]:
     """Runs of equal rows."""
     n = len(columns[0])
     changes = np.zeros(max(n - 1, 0), bool)

@@ -15,7 +15,8 @@ from ingest.config import Config
 from ingest.filter import FilterConfig
 from ingest.record import Reason
 from ingest.run import Progress, run
-from shards import manifest, store
+from jobs import cli
+from shards import check, manifest, store
 
 
 @buckets_are_slow
@@ -94,3 +95,54 @@ def test_a_retry_with_nothing_to_ask_for_says_so(origin: Origin, tmp_path: Path)
         run(Config(out=config.out, retry=True, fetch=FETCH, filter=FilterConfig(min_side=50)))
     with pytest.raises(ValueError, match="is not a dataset"):
         run(Config(out=str(tmp_path / "none"), retry=True))
+
+
+def test_named_reasons_are_asked_for_again_final_ones_too(origin: Origin, tmp_path: Path) -> None:
+    paths = list(MIXED)
+    out, fetch = str(tmp_path / "out"), replace(FETCH, retries=0, breaker=1000)
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), out, unit=7, fetch=fetch)
+    first = run(config)
+    for reasons, expected in (
+        (("http_404", "not_an_image"), {"/status/404", "/html", "/empty"}),
+        ((), {path for path, ended in MIXED.items() if ended != "kept" and Reason(ended).retryable} | {"/flaky/1/x"}),
+        (("http_404",), {"/status/404"}),
+        (("blocked_address", "http_5xx"), {"/goto?http://10.0.0.1/", "/status/500"}),
+    ):
+        asked = Counter(origin.requests)
+        result = run(Config(out=out, retry=True, retry_reasons=reasons, fetch=fetch))
+        assert set(origin.requests - asked) == expected
+        made = manifest.read_manifest(out)
+        assert (made.links, made.digest) == (len(paths), result.version)
+        assert result.kept == first.kept + (
+            reasons != ("http_404", "not_an_image")
+        )  # /flaky/1/x, once it was asked for
+    assert check.run(check.Config(out)).ok
+    rows = {row["row"]: row["reason"] for row in rows_of(out)}  # the newest of each
+    assert Counter(rows.values()) == Counter(MIXED.values())
+    asked = origin.requests.total()
+    nothing = run(Config(out=out, retry=True, retry_reasons=("tls",), fetch=fetch))
+    assert nothing.note == f"{out}: nothing to retry: no link ended with tls"
+    assert origin.requests.total() == asked
+
+
+@pytest.mark.parametrize("reason", ["bad_url", "kept", "near_duplicate", "404"])
+def test_a_reason_that_no_link_can_be_asked_for_is_refused_with_those_that_can(reason: str) -> None:
+    with pytest.raises(ValueError, match=f"retry of '{reason}': name reasons .*: dns, connect, timeout"):
+        Config(out="/d", retry=True, retry_reasons=(reason,))
+
+
+def test_the_command_takes_reasons_after_the_flag(
+    origin: Origin, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    urls, out = (
+        write_list(tmp_path / "list.txt", origin, ["/status/404", "/ok/1.jpg", "/status/500"]),
+        str(tmp_path / "d"),
+    )
+    words = ["ingest", "--out", out, "--fetch.allow-private", "127.0.0.1", "--fetch.retries", "0"]
+    assert cli.main([*words, "--urls", urls]) == 0
+    for more, expected in ((["http_404"], 1), (["http_404", "http_5xx"], 2), ([], 1)):
+        asked = origin.requests.total()
+        assert cli.main([*words[:3], "--retry", *more, *words[3:]]) == 0
+        assert origin.requests.total() - asked == expected
+    assert cli.main([*words, "--retry", "404"]) == 2
+    assert "retry of '404'" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ from PIL import Image
 
 from ingest import thumbs, unit
 from ingest.record import BadLine, Fetched, Link, Picture, Reason, Verdict
-from ingest.unit import UnitWriter, _about, _Spool
+from ingest.unit import UnitWriter, _Spool, about
 from shards import store
 from shards.dataset import INDEX_SCHEMA, Commit, read_table
 from shards.tar import read_tar
@@ -117,10 +118,12 @@ def test_a_second_attempt_takes_its_objects_back(tmp_path: Path) -> None:
 
 @given(st.text(), st.lists(st.text()), st.integers(1, 10**6), st.integers(1, 10**6))
 def test_about_is_plain_json(url: str, labels: list[str], width: int, height: int) -> None:
-    about = {"url": url, "labels": labels, "sha256": "ab" * 32, "width": width, "height": height}
-    assert (
-        _about(Link("k", url, tuple(labels), 0), "ab" * 32, width, height) == json.dumps(about, sort_keys=True).encode()
-    )
+    said = {"url": url, "labels": labels, "sha256": "ab" * 32, "width": width, "height": height}
+    link = Link("k", url, tuple(labels), 0)
+    assert about(link, "ab" * 32, width, height) == json.dumps(said, sort_keys=True).encode()
+    said |= {"columns": {"caption": url}, "also": [{"key": "l"}]}
+    link = dataclasses.replace(link, columns=json.dumps(said["columns"]), also=json.dumps(said["also"]))
+    assert about(link, "ab" * 32, width, height) == json.dumps(said, sort_keys=True).encode()
 
 
 @contextlib.contextmanager

@@ -28,9 +28,11 @@ from cluster_runs import (
     Command,
     actor,
     attempts,
+    command,
     committed,
     events,
     once_each,
+    pids_of,
     ranks,
     same,
     steps_since,
@@ -40,6 +42,7 @@ from forked import run_ranks
 from made_datasets import make_dataset
 from nodes import Cluster
 
+from jobs.bench.origin import serving
 from xtra import recipes, train
 
 SAMPLES = 1600
@@ -198,8 +201,10 @@ def gcs(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
     for each in cluster.nodes:
         each.kill()
     cluster.again(2)
-    with training(cluster, "run", *TWO) as command:
-        seconds = recovered(command, attempt, time.monotonic())
+    since = time.monotonic()
+    with training(cluster, "run", *TWO) as command:  # workers go on without a head, and may have ended the run
+        over = committed(command.run)[-1] == SAMPLES
+        seconds = None if over else recovered(command, attempt, since)
         finished(command, whole)
     return {"seconds": seconds, "start": start, "ended": round(ended, 1)}
 
@@ -256,13 +261,14 @@ def worlds(run: Path) -> list[int]:
 
 def overlap(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
     """Two drivers, one run: the later one goes on, the first says so and exits 1, and no checkpoint is torn."""
-    with training(cluster, "run", "--workers=1", f"--samples={SAMPLES}") as first:
+    words = ("--workers=1", "--samples=8000")
+    with training(cluster, "run", *words) as first:
         start = first.until_commit(160) - first.began
-        with training(cluster, "run", "--workers=1", f"--samples={SAMPLES}") as second:
+        with training(cluster, "run", *words) as second:
             assert first.end() == 1, first.said
             assert "a later attempt has taken" in first.said
             assert second.end() == 0, second.said
-        once_each(first.run, SAMPLES)
+        once_each(first.run, 8000)
     for path in first.run.glob("checkpoints/*/COMMIT.json"):
         for name, facts in json.loads(path.read_text())["files"].items():
             file = path.parent / name
@@ -289,6 +295,45 @@ def wait(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
     return {"start": start, "lines": len(lines)}
 
 
+def ingest(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
+    """Three workers on three nodes: the limiter dies, a node goes for good, the driver is killed; two nodes end it."""
+    links = 480
+    with serving(bodies=8, bytes=1500, hosts=2) as origin:
+        urls = cluster.folder / "urls.txt"
+        urls.write_text("".join(f"n{n % 7:08d}_{n}\t{origin.url(f'/slow/0.1/{n}.jpg', n)}\n" for n in range(links)))
+        words = [
+            "ingest",
+            "--urls",
+            str(urls),
+            "--unit=20",
+            "--workers=1..3",
+            "--fetch.allow-private=127.0.0.0/8",
+            "--json",
+        ]
+        words += ["--fetch.per-host=6"]
+        commits = cluster.folder / "set" / "commits"
+
+        def done() -> int:
+            return len(list(commits.glob("*.json")))
+
+        with command(cluster, "set", *words) as first:
+            start = first.until(lambda: done() >= 2) - first.began
+            os.kill(actor(cluster, "Book"), signal.SIGKILL)
+            first.until(lambda: done() >= 6)
+            workers = [node for node in cluster.nodes[1:] if pids_of(node, "ray::Ingester")]
+            rng.choice(workers).kill()
+            since = time.monotonic()
+            first.until(lambda: "3 workers, 2 placed" in first.said)
+            seconds = first.until(lambda: done() >= 12) - since
+            first.process.kill()
+        with command(cluster, "set", *words) as second:
+            assert second.end() == 0, second.said
+            result = json.loads(second.said.splitlines()[-1])
+    assert (result["links"], result["kept"] + sum(result["reasons"].values())) == (links, links), result
+    assert done() == links // 20
+    return {"seconds": seconds, "start": start}
+
+
 FAULTS = {
     "worker": Fault(worker),
     "worker-stops": Fault(worker_stops),
@@ -303,4 +348,5 @@ FAULTS = {
     "resize": Fault(resize, nodes=1),
     "overlap": Fault(overlap),
     "wait": Fault(wait),
+    "ingest": Fault(ingest, nodes=3),
 }

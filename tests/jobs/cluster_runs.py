@@ -26,7 +26,7 @@ RANK = "ray::RayTrainWorker"
 
 @dataclass
 class Command:
-    """`xtra train` in a process of its own."""
+    """`xtra` in a process of its own."""
 
     cluster: Cluster
     run: Path
@@ -36,8 +36,7 @@ class Command:
 
     def start(self) -> Command:
         self.log = self.run.with_suffix(f".{time.monotonic_ns()}.log")
-        command = [sys.executable, "-m", "jobs.cli", "train", *RECIPE, *self.words]
-        command += ["--data", str(self.cluster.folder / "data"), "--out", str(self.run)]
+        command = [sys.executable, "-m", "jobs.cli", *self.words, "--out", str(self.run)]
         self.began = time.monotonic()
         with open(self.log, "wb") as log:
             env = {**self.cluster.env, **self.env}
@@ -82,7 +81,15 @@ class Command:
 
 @contextlib.contextmanager
 def training(cluster: Cluster, name: str, *words: str, **env: str) -> Iterator[Command]:
-    """A run of that name, ended at the latest with the block."""
+    """`xtra train` of a run of that name, ended at the latest with the block."""
+    data = ["--data", str(cluster.folder / "data")]
+    with command(cluster, name, "train", *RECIPE, *data, *words, **env) as begun:
+        yield begun
+
+
+@contextlib.contextmanager
+def command(cluster: Cluster, name: str, *words: str, **env: str) -> Iterator[Command]:
+    """`xtra` with these words and --out NAME."""
     command = Command(cluster, cluster.folder / name, list(words), env).start()
     try:
         yield command

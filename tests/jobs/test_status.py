@@ -1,17 +1,12 @@
 import json
 import os
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import run_folders
 from made_datasets import make_dataset, rows_of, write_unit
 
-from ingest.run import Progress
-from jobs import underway
 from jobs.run_status import ENDED, RunStatus
 from jobs.status import Config, DatasetStatus, as_dict, read_status, run, text
 from shards import store
@@ -72,6 +67,7 @@ def test_an_ingest_under_way_says_how_fast_it_is_and_what_happened_last(tmp_path
     assert status.links_per_s == pytest.approx(180 / 89)
     assert status.seconds_left == pytest.approx(360 / (180 / 89))
     assert status.last_event_at == "2026-11-21T11:00:09+00:00"
+    assert "cost     about 11.87, 17.80 to come, at 360 an hour" in text(status, NOW, price=360)
     said = text(status, NOW)
     assert "asked    3 min ago (2026-11-21 11:01:59), at about 2 links/s, 3 min left at that" in said
     assert "pause host9" in said
@@ -89,7 +85,7 @@ def test_a_finished_ingest_says_what_a_retry_would_take(tmp_path: Path):
     assert (status.retryable, status.not_chosen, status.retries) == (2, 7, 0)
     said = text(status, NOW)
     assert "xtra ingest --retry takes the 2 links that may work later" in said
-    assert "7 lines of no chosen class" in said
+    assert "7 lines not chosen" in said
 
 
 def test_a_run_says_where_it_is(tmp_path: Path):
@@ -236,30 +232,3 @@ def test_a_probes_folder_says_what_it_holds(tmp_path: Path):
     (status,) = read_status(str(tmp_path / "p"))
     assert as_dict(status)["kind"] == "probes"
     assert "25.0 %  mine linear trained at 12,800 samples" in text(status)
-
-
-def test_an_ingest_leaves_word_of_what_is_in_its_hands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(underway, "EVERY_SECONDS", 0.05)
-    info = DatasetInfo("list", "0" * 64, units=7, unit=10, config_digest="c", image_build="t")
-    write_info(str(tmp_path), info)
-    progress = Progress(70, 7, 21, 2, 15, {"http_404": 3}, 10**6, seconds=3.0, done_now=21)
-    seen: list[str] = []
-
-    def ingest(config: Any, progressed: Any, stop: Any) -> str:
-        progressed(progress)
-        until = time.monotonic() + 20
-        while not underway.read(str(tmp_path)):
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        seen.append(text(read_status(str(tmp_path))[0], price=2.0))
-        return "done"
-
-    config = SimpleNamespace(out=str(tmp_path))
-    assert underway.noting(ingest, 4)(config, lambda now: None, lambda: False) == "done"
-    assert "now      21 of 70 links (30.0 %), 7 links/s, 7 s left" in seen[0]
-    assert "by 4 workers, 0 s ago" in seen[0]
-    after = text(read_status(str(tmp_path))[0])
-    assert "now " not in after
-    assert "used     0.00 worker-hours" in after
-    assert underway.noting(ingest, 4)(config, lambda now: None, lambda: False) == "done"
-    assert underway.read(str(tmp_path))["worker_seconds"] == 24.0  # type: ignore[index]

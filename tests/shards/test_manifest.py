@@ -149,8 +149,11 @@ def test_a_dataset_of_before_classes_were_chosen_is_read(tmp_path):
     make_dataset(tmp_path, [5])
     value = store.read_json(f"{tmp_path}/dataset.json")
     assert value.pop("not_chosen") == 0
+    assert (value.pop("not_chosen_by"), value.pop("columns"), value.pop("hash_column")) == ({}, [], None)
     store.put_json(f"{tmp_path}/dataset.json", value)
-    assert read_info(str(tmp_path)).not_chosen == 0
+    assert (read_info(str(tmp_path)).not_chosen, read_info(str(tmp_path)).columns) == (0, ())
+    store.put_json(f"{tmp_path}/dataset.json", value | {"not_chosen": 7})
+    assert read_info(str(tmp_path)).left_out == {"classes": 7}
 
 
 def test_only_one_attempt_at_a_unit_wins_and_both_see_who(base):

@@ -1,4 +1,5 @@
 from . import export as export
+from .others import read_transformer as read_transformer
 from .weights import (
     OfficialFile as OfficialFile,
     config_of as config_of,

@@ -23,6 +23,7 @@ from shards import store
 from xtra.blocks import block_order, raster_order
 from xtra.model import SIZES, Encoder, ModelConfig, Xtra
 from xtra.official import unpickle
+from xtra.official.others import how_to_probe
 from xtra.official.unpickle import StoredTensor
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
@@ -162,9 +163,9 @@ def open_official(path: str) -> OfficialFile:
     holder, weights = _weights(found.root, path)
     model = {name: t for name, t in weights.items() if name.startswith(("enc.", "proj.", "predictor.", "aim_proj."))}
     if not model:
-        raise ValueError(
-            f"{path}: has no tensor of the official model under {holder}; its first is {next(iter(weights))}"
-        )
+        first = f"has no tensor of the official model {f'under {holder}' if holder else 'by itself'}"
+        first += f"; its first is {next(iter(weights))}"
+        raise ValueError(f"{path}: {how_to_probe(found.root, path) or first}")
     head = {name.removeprefix(HEAD): t for name, t in weights.items() if name.startswith(HEAD)}
     other = [name for name in weights if name not in model and not name.startswith(HEAD)]
     not_taken = [f"{name}: of no use in pretraining" for name in other]
@@ -208,6 +209,8 @@ def _weights(root: Any, path: str) -> tuple[str, dict[str, StoredTensor]]:
         raise ValueError(f"{path}: holds {twice} with and without its wrapper's name: take one of them out")
     if holder == "encoder":  # StoP's files hold the encoder without its prefix
         weights = {n if n.startswith("enc.") else f"enc.{n}": t for n, t in weights.items()}
+    if not weights and (how := how_to_probe(root, path)):
+        raise ValueError(f"{path}: {how}")
     if not weights:
         raise ValueError(f"{path}: holds no tensors under {', '.join(_HOLDERS)} or by itself: is it a checkpoint?")
     return holder, weights

@@ -2,6 +2,7 @@
 
     timm:NAME                    a vision transformer of timm, with the weights that timm fetches
     timm:NAME:FILE.safetensors   … with weights of a local file, under timm's own names
+    timm:NAME:FILE.pth[:PREFIX]  … of a training checkpoint of timm, DINO, DINOv2, MAE; PREFIX where it holds several
     timm:NAME:random             … with initial weights: nobody gets them without asking
     torch:FILE                   a program: a .pt2 of torch.export.save, or TorchScript
 
@@ -29,6 +30,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from xtra import official
 from xtra.data import MEAN, STD
 from xtra.model import Encoder
 
@@ -173,7 +175,7 @@ def _load_timm(model: nn.Module, file: str) -> None:
     from safetensors.torch import load_file
 
     try:
-        given = load_file(file)
+        given = load_file(file) if file.endswith(".safetensors") else dict(official.read_transformer(file))
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{file}: cannot be read as safetensors ({_line(error)}): give a file that timm has saved"

@@ -200,7 +200,7 @@ def test_the_hosts_with_most_links_survive_a_bounded_count() -> None:
 
 # --- the arithmetic and the table ----------------------------------------------------------------------------------
 
-SURVEY = Survey(lines=1_000_000, not_chosen=0, bad=0, hosts={"big": 800_000, "small": 200_000}, host_count=2)
+SURVEY = Survey(lines=1_000_000, left_out={}, bad=0, hosts={"big": 800_000, "small": 200_000}, host_count=2)
 PACE = Pace(connections=128, per_host=8, rate=0.0, cpu_seconds=1.0, robots=True)
 
 
@@ -268,7 +268,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 @pytest.mark.parametrize("scale", [1, 10**6, 10**9])
 def test_the_table_fits_a_terminal(scale: int) -> None:
     name = "host-" + "x" * 200
-    survey = Survey(10 * scale, scale, scale, {name: 8 * scale}, 8 * scale)
+    survey = Survey(10 * scale, {"classes": scale}, scale, {name: 8 * scale}, 8 * scale)
     odd = [Outcome(name, reason, 10**9, 10**9, 3, 59.0) for reason in Reason]
     for found in (
         forecast("s3://b/" + "y" * 200, survey, 10**9, odd, PACE, 1e6, True),

@@ -75,7 +75,8 @@ def test_a_name_that_resolves_to_a_private_address(inside: Origin, names: dict[s
     names["inside.test"] = [inside.address]
     for robots in (True, False):
         (found,) = get(f"http://inside.test:{inside.port}/ok/a.jpg", robots=robots)
-        assert (found.reason, found.detail) == (Reason.BLOCKED_ADDRESS, "127.0.0.9 is not a public address")
+        assert found.reason == Reason.BLOCKED_ADDRESS
+        assert found.detail == "127.0.0.9 is not a public address; if it is yours: --fetch.allow-private 127.0.0.9"
 
 
 def test_of_several_addresses_only_the_allowed_ones_are_contacted(names: dict[str, list[str]]) -> None:
@@ -386,3 +387,28 @@ def test_one_origin_cannot_answer_for_another() -> None:
         urls = [url for path in paths for url in (liar.url("/unasked/x.jpg"), honest.url(path))]
         found = get(*urls, per_host=2)
     assert [f.body for f in found[1::2]] == [picture(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("ip", "port", "hint"),
+    [
+        ("10.1.2.3", 80, "10.1.2.3"),
+        ("192.168.0.7", 8080, "192.168.0.7"),
+        ("127.0.0.1", 443, "127.0.0.1"),
+        ("100.64.0.1", 80, "100.64.0.1"),
+        ("fd00::5", 80, "fd00::5"),
+        ("::ffff:10.0.0.1", 80, "10.0.0.1"),
+        ("93.184.215.14", 8080, "93.184.215.14"),
+        ("169.254.169.254", 80, None),
+        ("fe80::1", 80, None),
+        ("224.0.0.1", 80, None),
+        ("0.0.0.0", 80, None),
+        ("240.0.0.1", 80, None),
+    ],
+)
+def test_a_refusal_names_the_flag_where_the_address_may_be_the_users_own(ip: str, port: int, hint: str | None) -> None:
+    why = refusal(ip, port, ())
+    assert why is not None
+    assert why.partition("; ")[2] == (f"if it is yours: --fetch.allow-private {hint}" if hint else "")
+    if hint:
+        assert refusal(ip, port, (hint,)) is None, "the hint helps"

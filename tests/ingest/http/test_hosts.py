@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from hypothesis import given, strategies as st
 
-from ingest.http.hosts import LOST, SLICE, Demand, Grant, Host, Limiter, Manners
+from ingest.http.hosts import Host, Manners
+from ingest.http.limiter import LOST, SLICE, Demand, Grant, Limiter, _fair
 from ingest.record import Reason
 
 
@@ -111,3 +114,60 @@ def test_a_host_that_one_gave_up_is_given_up_by_all_for_the_same_reason_and_no_l
     grant = limiter.settle("b", {"h": Demand(8)}, 101)["h"]
     assert other.told(grant.paused_until, grant.why, 101)
     assert (other.last, other.closed_until) == (why, 400.0)
+
+
+# ---- naming only what changed ----
+
+
+class Whole:
+    """The rule without the bookkeeping: every settlement shares out every host that the process has."""
+
+    def __init__(self, per_host: int) -> None:
+        self.per_host, self.holds = per_host, dict[str, dict[str, SimpleNamespace]]()
+
+    def settle(self, who: str, demands: dict[str, Demand], now: float) -> dict[str, int]:
+        for host, holds in list(self.holds.items()):
+            if host not in demands:
+                holds.pop(who, None)
+        return {host: self.share(who, host, demand, now) for host, demand in demands.items()}
+
+    def share(self, who: str, host: str, demand: Demand, now: float) -> int:
+        holds = self.holds.setdefault(host, {})
+        hold = holds.setdefault(who, SimpleNamespace(since=now, granted=0, before=0))
+        hold.wanted, hold.active, hold.alone = demand.transfers, demand.active, demand.alone
+        room = 1 if any(other.alone for other in holds.values()) else self.per_host
+        others = sum(max(o.active, o.granted, o.before) for name, o in holds.items() if name != who)
+        hold.before = hold.granted
+        hold.granted = max(0, min(_fair(holds, who, room), room - others))  # type: ignore[arg-type]
+        if hold.granted and now - hold.since > SLICE:
+            hold.since = now
+        return hold.granted
+
+
+@given(
+    per_host=st.integers(1, 5),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.dictionaries(st.sampled_from("xyz"), st.tuples(st.integers(0, 6), st.integers(0, 3), st.booleans())),
+            st.floats(0, 7),
+        ),
+        max_size=60,
+    ),
+)
+def test_naming_only_what_changed_comes_to_the_same(per_host: int, steps: list[tuple[str, dict, float]]) -> None:
+    whole, limiter, now = Whole(per_host), Limiter(per_host), 0.0
+    said: dict[str, dict[str, Demand]] = {who: {} for who in "abc"}
+    heard: dict[str, dict[str, int]] = {who: {} for who in "abc"}
+    for who, wants, passed in steps:
+        now += passed
+        if any(now - seen > LOST for seen in limiter._seen.values()):
+            return  # one that is silent is forgotten, and says all again
+        demands = {host: Demand(n, active=min(n, a), alone=alone) for host, (n, a, alone) in wants.items()}
+        changed = {host: demand for host, demand in demands.items() if said[who].get(host) != demand}
+        dropped = said[who].keys() - demands.keys()
+        said[who] = demands
+        for host in dropped:
+            heard[who].pop(host, None)
+        heard[who] |= {host: grant.transfers for host, grant in limiter.change(who, changed, dropped, now).items()}
+        assert heard[who] == whole.settle(who, demands, now)

@@ -14,7 +14,7 @@ from origin import Origin, picture
 
 from ingest.http import schedule
 from ingest.http.fetcher import FetchConfig
-from ingest.http.hosts import Demand, Grant, Limiter
+from ingest.http.limiter import Demand, Grant, Limiter
 from ingest.record import Fetched, Link, Reason
 
 pytestmark = pytest.mark.slow  # paces and pauses are kept in real time

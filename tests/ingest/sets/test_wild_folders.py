@@ -122,7 +122,8 @@ def test_metadata_that_cannot_be_followed(tmp_path: Path) -> None:
     for text, what in (
         ("file_name,label\nb.jpg,cat\n", "b.jpg: is listed in metadata.csv and is not there"),
         ("file_name,label\n../a.jpg,cat\n", "lies outside the set"),
-        ("name,label\na.jpg,cat\n", "row 1 has no file_name"),
+        ("name,label\na.jpg,cat\n", "has no column file_name"),
+        ("file_name,label\n,cat\n", "row 1 has no file_name"),
         ("file_name,text\na.jpg,a cat\n", "row 1, a.jpg, has no label: add a column label, or give --no-labels"),
     ):
         (source / "metadata.csv").write_text(text)

@@ -92,7 +92,9 @@ class Scripted(Attempts):
     def __init__(self, *script: tuple[Ended, str]) -> None:
         runs: list[Any] = [SimpleNamespace(out=name) for name in ("one", "two")]
         self.rows: list[dict[str, Any]] = []
-        super().__init__(runs, Workers(), False, threading.Event(), self.rows.append, desk=SimpleNamespace())  # type: ignore[arg-type]
+        desk: Any = SimpleNamespace()
+        head: Any = SimpleNamespace(wait=bool)
+        super().__init__(runs, Workers(), False, threading.Event(), self.rows.append, desk=desk, head=head)
         self.script, self.newest, self.left = list(script), "", list[list[str]]()
 
     def _newest(self) -> list[str | None]:

@@ -145,8 +145,9 @@ def test_what_goes_to_the_cluster(sent, capsys):
     assert "'s3://b/runs/x y'" in got.entrypoint
     assert (got.base, got.cpus, got.memory) == ("mine", 0.0, 3 << 29)
     assert submit(*train).base == "train-x-y"
-    ingest = ["ingest", "--urls", "s3://b/l.csv", "--out", "s3://b/d"]
-    assert [submit(*ingest, *more).cpus for more in ((), ("--workers", "2"))] == [1.0, 0.0]
+    assert submit("ingest", "--urls", "s3://b/l.csv", "--out", "s3://b/d", "--workers", "1..2").cpus == 0.0
+    suite = ["probe", "s3://b/r", "--suite", "paper15", "--root", "s3://b/sets"]
+    assert [submit(*suite, *more).cpus for more in ((), ("--workers", "2"))] == [1.0, 0.0]
     capsys.readouterr()
     assert cli.main(["submit", "--address", "http://h:1", "--no-wait", *IMPORT, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"job": "import-mine-1", "address": "http://h:1"}
@@ -327,12 +328,14 @@ def checkout(tmp_path: Path) -> Path:
     (root / "data").mkdir()
     (root / "data/x.tar").write_text("data")
     (root / "notes.txt").write_text("not tracked")
+    (root / "jobs/new.py").write_text("not tracked")
     return root
 
 
 def test_a_package_has_the_tracked_files_and_no_env(checkout: Path, tmp_path: Path):
     made = package.pack(tmp_path / "1.zip", checkout)
     assert sorted(zipfile.ZipFile(made.path).namelist()) == [".gitignore", "jobs/cli.py"]
+    assert made.left == ("jobs/new.py",)
     os.utime(checkout / "jobs/cli.py", (1, 1))
     assert package.pack(tmp_path / "2.zip", checkout).path.read_bytes() == made.path.read_bytes()
 

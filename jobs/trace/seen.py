@@ -1,0 +1,198 @@
+"""Which steps of which runs saw some samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.trace.history import History, Stretch, Substitute
+from jobs.trace.lives import Life, sample_numbers
+from shards.manifest import Manifest
+from shards.stream import MixedSequence, Mixture, Order, Sequence as Order_, places_in_batches, ranks, sightings
+
+MOST = 2_000_000  # sightings in full, about 300 bytes each; of more, only each sample's first
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One sample in one step. Steps count from 1, everything else from 0."""
+
+    run: str  # the trunk, for what a branch has from it
+    attempt: int | None
+    epoch: int | None  # of the sample's own dataset; None where it was shown in another's place
+    step: int
+    samples_seen: int  # after the step: how metrics, events and checkpoints name it
+    batch: int  # samples of the step, over all ranks
+    index: int | None  # in the batch, as ranks cut it
+    rank: int | None
+    rank_index: int | None
+    undone: bool  # a later attempt began before this step: no checkpoint comes of it
+    instead: str | None = None  # it did not decode: the key that was shown in its place
+    in_place_of: str | None = None  # the key that did not decode
+
+
+@dataclass(frozen=True)
+class SeenBy:
+    """One sample and one run."""
+
+    dataset: str
+    key: str
+    url: str
+    selected: bool  # by the version that the run read; if not, no order shows it
+    times: int  # that it was shown in steps that were not undone
+    checkpoints: tuple[int, ...]  # those that have seen it, by their samples seen
+    sightings: tuple[Sighting, ...]  # by step
+
+
+@dataclass(frozen=True)
+class RunSaw:
+    """One run, and all samples that were asked for, in their order."""
+
+    run: str
+    samples_seen: int
+    steps: int
+    checkpoints: dict[int, int]  # samples seen -> how many of the samples it has seen
+    seen: tuple[SeenBy, ...]
+    firsts_only: bool  # `sightings` and `times` stop at each sample's first
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a digest of a manifest or a mixture stands for, and the numbers in it of the samples that are asked for."""
+
+    sequence: Order_ | MixedSequence
+    life_K: np.ndarray  # which of the lives each is: one has several numbers where a mixture has its dataset twice
+    number_K: np.ndarray
+    tars: Mapping[str, str]  # of the manifests' tars, whose dataset each is
+
+
+def data_of(
+    manifests: Sequence[Manifest], weights: Sequence[int], order: Order, mixed: bool, lives: Sequence[Life]
+) -> Data:
+    """`lives` may be of several datasets; those of none of the manifests are not selected."""
+    life, number, first = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    for manifest in manifests:
+        mine = np.array([at for at, one in enumerate(lives) if one.dataset == manifest.dataset], np.int64)
+        found = sample_numbers(manifest, [lives[at] for at in mine])
+        life.append(mine[found >= 0])
+        number.append(found[found >= 0] + first)
+        first += manifest.samples
+    mixture = Mixture(tuple(manifests), tuple(map(float, weights))) if mixed else None
+    sequence = MixedSequence(mixture, order) if mixture else Order_(manifests[0].counts, order)
+    tars = {shard.tar_url(manifest.dataset): manifest.dataset for manifest in manifests for shard in manifest.shards}
+    return Data(sequence, np.concatenate(life), np.concatenate(number), tars)
+
+
+def saw(
+    history: History,
+    data: Mapping[str, Data],
+    lives: Sequence[Life],
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> RunSaw:
+    """What a run saw of the samples; `data` has every digest of its stretches."""
+    epochs = sum((s.stop - s.start) / data[s.manifest].sequence.samples for s in history.stretches)
+    brief = len(lives) * epochs > MOST
+    found: list[list[Sighting]] = [[] for _ in lives]
+    for number, stretch in enumerate(history.stretches):
+        if not (brief and stretch.undone):
+            for at, sighting in _in_stretch(stretch, data[stretch.manifest], brief):
+                if not (brief and found[at]):
+                    found[at].append(sighting)
+        progress(number + 1, len(history.stretches), f"stretches of {history.run}")
+    _put_substitutes(history, data, lives, found)
+    selected = {at for stretch in history.stretches for at in data[stretch.manifest].life_K.tolist()}
+    seen = tuple(
+        _seen_by(history, life, at in selected, sorted(found[at], key=lambda s: (s.samples_seen, s.attempt or 0)))
+        for at, life in enumerate(lives)
+    )
+    last = max((s for s in history.stretches if not s.undone), key=lambda s: s.stop, default=None)
+    return RunSaw(
+        run=history.run,
+        samples_seen=last.stop if last else 0,
+        steps=last.first_step + last.steps if last else 0,
+        checkpoints={at: sum(at in one.checkpoints for one in seen) for at in history.checkpoints},
+        seen=seen,
+        firsts_only=brief,
+        remarks=history.remarks,
+    )
+
+
+def _in_stretch(stretch: Stretch, data: Data, brief: bool) -> Iterator[tuple[int, Sighting]]:
+    """(which sample, where) of all that a stretch shows of the samples; brief: until each was shown."""
+    missing = set(data.life_K.tolist())
+    for found in sightings(data.sequence, data.number_K, stretch.start, stretch.stop):
+        into = found.position - stretch.start
+        start = stretch.start + into // stretch.batch * stretch.batch
+        stop = np.minimum(start + stretch.batch, stretch.stop)
+        index = places_in_batches(data.sequence, found, start, stop)
+        rank, rank_index = ranks(index, stop - start, stretch.world or 1)
+        step = stretch.first_step + into // stretch.batch + 1
+        columns = (found.epoch, step, stop, stop - start, index, rank, rank_index)
+        at_n = data.life_K[found.asked].tolist()
+        undone = np.full(len(found), stretch.undone)
+        for at, *row in zip(at_n, *(column.tolist() for column in (*columns, undone))):
+            sighting = Sighting(stretch.run, stretch.attempt, *row)
+            yield at, sighting if stretch.world else dataclasses.replace(sighting, rank=None, rank_index=None)
+        missing -= set(at_n)
+        if brief and not missing:
+            return
+
+
+def _put_substitutes(
+    history: History, data: Mapping[str, Data], lives: Sequence[Life], found: Sequence[list[Sighting]]
+) -> None:
+    """Mark the sightings of samples that did not decode, and add those in other samples' places."""
+    by_key: dict[str, list[int]] = defaultdict(list)
+    for at, life in enumerate(lives):
+        by_key[life.key].append(at)
+    for told in history.substitutes:
+        if told.key in by_key or told.shown in by_key:
+            stretch = next((s for s in history.stretches if _is_of(s, told)), None)
+            dataset = data[stretch.manifest].tars.get(told.shard) if stretch else None
+            if stretch and dataset:
+                _put(told, stretch, [at for at in by_key[told.key] if lives[at].dataset == dataset], found, False)
+                _put(told, stretch, [at for at in by_key[told.shown] if lives[at].dataset == dataset], found, True)
+
+
+def _is_of(stretch: Stretch, told: Substitute) -> bool:
+    return (stretch.run, stretch.attempt) == (
+        told.run,
+        told.attempt,
+    ) and stretch.start < told.samples_seen <= stretch.stop
+
+
+def _put(
+    told: Substitute, stretch: Stretch, those: Sequence[int], found: Sequence[list[Sighting]], added: bool
+) -> None:
+    for at in those:
+        mine = found[at]
+        if added:
+            step = stretch.first_step + -(-(told.samples_seen - stretch.start) // stretch.batch)
+            size = told.samples_seen - (stretch.start + (step - stretch.first_step - 1) * stretch.batch)
+            place = Sighting(
+                stretch.run, stretch.attempt, None, step, told.samples_seen, size, None, None, None, stretch.undone
+            )
+            mine.append(dataclasses.replace(place, in_place_of=told.key))
+            continue
+        for number, one in enumerate(mine):
+            if (one.run, one.attempt, one.samples_seen) == (told.run, told.attempt, told.samples_seen):
+                mine[number] = dataclasses.replace(one, instead=told.shown)
+
+
+def _seen_by(history: History, life: Life, selected: bool, mine: Sequence[Sighting]) -> SeenBy:
+    shown = [one for one in mine if not one.undone and one.instead is None]
+    first = min((one.samples_seen for one in shown), default=None)
+    return SeenBy(
+        dataset=life.dataset,
+        key=life.key,
+        url=life.url,
+        selected=selected,
+        times=len(shown),
+        checkpoints=tuple(at for at in history.checkpoints if first is not None and at >= first),
+        sightings=tuple(mine),
+    )
