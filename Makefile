@@ -7,6 +7,8 @@ ALONE := mlxtend==0.25.0 timm==1.0.31
 OUT ?=
 DATA ?=
 FETCH ?=
+IMAGE ?= xtra-pretrain:0.1.0
+CONTAINERS ?= $(firstword $(foreach name,podman docker,$(shell command -v $(name) 2>/dev/null)) docker)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -68,9 +70,12 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 		--no-annotate -q -o .venv/new.lock
 	mv .venv/new.lock requirements.lock
 
+image: ## the image of a cluster's nodes: IMAGE=registry/name:tag, TORCH=…, CONTAINERS=podman|docker
+	git archive HEAD | $(CONTAINERS) build -f deploy/Containerfile --build-arg TORCH="$(TORCH)" -t $(IMAGE) -
+
 clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo ingest check test test-all bench bench-gpu gpu-bundle lock clean
+.PHONY: help setup demo image ingest check test test-all bench bench-gpu gpu-bundle lock clean
 .DEFAULT_GOAL := help

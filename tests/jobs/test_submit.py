@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -71,6 +72,15 @@ class Place:
     def status(self, job: str) -> str:
         return next((row["status"] for row in self.jobs() if row["job"] == job), "")
 
+    def metrics(self) -> str:
+        """What every node's metrics port says to Prometheus, by the addresses that Ray leaves for it."""
+        found = json.loads((self.cluster.folder / "ray/prom_metrics_service_discovery.json").read_text())
+        said = ""
+        for target in (target for group in found for target in group["targets"]):
+            with urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as reply:
+                said += reply.read().decode()
+        return said
+
     def jobs(self) -> list[dict]:
         code, out, _ = self.run("list", "--json")
         assert code == 0
@@ -131,8 +141,13 @@ def test_a_stop_saves_and_an_id_in_use_is_refused_meanwhile(place: Place):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "train-stopped-1 is running: xtra submit logs train-stopped-1" in err
     following = place.begin("wait", "train-stopped-1")
-    time.sleep(15)
+    assert following.stdout is not None
+    assert following.stdout.readline()  # it follows
     following.send_signal(signal.SIGINT)
+    scraped = place.metrics()
+    for name in ("loss", "samples_seen", "samples_per_s", "data_wait_seconds", "checkpoint_age_seconds", "attempts"):
+        (value,) = re.findall(rf'^ray_xtra_{name}\{{[^}}]*run="{place.base}/stopped"[^}}]*\}} (\S+)$', scraped, re.M)
+        assert float(value) > 0, name
     code, out, err = place.end(following)
     assert code == 130
     assert "train-stopped-1 goes on: xtra submit wait train-stopped-1" in err
@@ -145,25 +160,20 @@ def test_a_stop_saves_and_an_id_in_use_is_refused_meanwhile(place: Place):
     assert place.run("wait", "train-stopped-1")[0] == 130
 
 
-def test_a_job_whose_supervisor_dies_is_submitted_again_and_ends_its_run(place: Place):
-    waiting = place.begin(*place.train("lost", "--samples=3200", "--checkpoint-every=320", "--workers=1"))
+def test_a_job_whose_supervisor_dies_is_submitted_again_with_the_code_of_this_checkout(place: Place):
+    words = place.train("lost", "--samples=3200", "--checkpoint-every=320", "--workers=1", "--json")
+    waiting = place.begin("--code", "here", *words)
     until(lambda: place.commits("lost"), waiting)
     (supervisor,) = [pid for node in place.cluster.nodes for pid in pids_of(node, "ray::JobSupervisor")]
     os.kill(supervisor, signal.SIGKILL)
-    code, _, err = place.end(waiting)
+    code, out, err = place.end(waiting)
     assert code == 0, err
     assert "train-lost-1 was lost" in err
     assert "submitted again as train-lost-2" in err
     assert max(place.commits("lost")) == 3200
     assert place.status("train-lost-2") == "SUCCEEDED"
-
-
-def test_the_code_of_this_checkout_decodes_with_its_croppers(place: Place):
-    words = place.train("here", "--samples=320", "--checkpoint-every=320", "--workers=1", "--json")
-    code, out, err = place.run("--code", "here", *words)
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["samples_seen"] == 320
-    facts = store.read_json(f"{place.base}/here/run.json")
+    assert json.loads(out.splitlines()[-1])["samples_seen"] == 3200
+    facts = store.read_json(f"{place.base}/lost/run.json")
     assert facts["git"] is None  # the package is no checkout
     assert ("crop.c" in facts["image_build"]) == crop.library().is_file()
 
