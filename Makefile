@@ -31,6 +31,9 @@ endif
 demo: setup ## the whole fall on two cores, no network, no bucket: OUT=… (folder or s3://…), DATA=… (your labelled folder)
 	.venv/bin/python -m jobs.demo $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
+demo-cluster: setup ## the same as jobs of a Ray cluster, from a bucket and a folder, beside one machine: ARGS='--samples 1024'
+	.venv/bin/python tests/jobs/demo_cluster.py $(ARGS)
+
 ingest: setup ## fetch your list: URLS=list.txt OUT=s3://bucket/name (FETCH='--fetch.contact you@lab.org …' for more flags)
 	@test -n "$(URLS)" -a -n "$(OUT)" || { echo "make ingest: URLS or OUT is missing: make ingest URLS=list.txt OUT=s3://bucket/name" >&2; exit 2; }
 	.venv/bin/xtra ingest --urls $(URLS) --out $(OUT) $(FETCH)
@@ -77,5 +80,5 @@ clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo image ingest check test test-all bench bench-gpu gpu-bundle lock clean
+.PHONY: help setup demo demo-cluster image ingest check test test-all bench bench-gpu gpu-bundle lock clean
 .DEFAULT_GOAL := help

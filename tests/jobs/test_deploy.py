@@ -15,6 +15,7 @@ import yaml
 from places import ROOT
 
 from jobs import cli
+from jobs.cluster.gauges import GAUGES
 from jobs.deploy import KINDS, Values, make, parse_values, require
 from jobs.deploy.rayjob import STOP_SECONDS
 
@@ -203,6 +204,15 @@ def test_mistakes_are_one_line(words, complaint, capsys):
     shown = capsys.readouterr()
     assert complaint in shown.err
     assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_the_dashboard_asks_for_our_gauges_all_of_them_and_no_others():
+    board = json.loads((DEPLOY / "grafana.json").read_text())
+    asked = {
+        name for panel in board["panels"] for t in panel["targets"] for name in re.findall(r"ray_(xtra_\w+)", t["expr"])
+    }
+    assert asked == set(GAUGES)
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
 def test_the_container_copies_what_the_repository_has_and_makes_it_as_here():
