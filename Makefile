@@ -7,6 +7,8 @@ ALONE := mlxtend==0.25.0 timm==1.0.31
 OUT ?=
 DATA ?=
 FETCH ?=
+IMAGE ?= xtra-pretrain:0.1.0
+CONTAINERS ?= $(firstword $(foreach name,podman docker,$(shell command -v $(name) 2>/dev/null)) docker)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -28,6 +30,9 @@ endif
 
 demo: setup ## the whole fall on two cores, no network, no bucket: OUT=… (folder or s3://…), DATA=… (your labelled folder)
 	.venv/bin/python -m jobs.demo $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+
+demo-cluster: setup ## the same as jobs of a Ray cluster, from a bucket and a folder, beside one machine: ARGS='--samples 1024'
+	.venv/bin/python tests/jobs/demo_cluster.py $(ARGS)
 
 ingest: setup ## fetch your list: URLS=list.txt OUT=s3://bucket/name (FETCH='--fetch.contact you@lab.org …' for more flags)
 	@test -n "$(URLS)" -a -n "$(OUT)" || { echo "make ingest: URLS or OUT is missing: make ingest URLS=list.txt OUT=s3://bucket/name" >&2; exit 2; }
@@ -71,9 +76,12 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 		--no-annotate -q -o .venv/new.lock
 	mv .venv/new.lock requirements.lock
 
+image: ## the image of a cluster's nodes: IMAGE=registry/name:tag, TORCH=…, CONTAINERS=podman|docker
+	git archive HEAD | $(CONTAINERS) build -f deploy/Containerfile --build-arg TORCH="$(TORCH)" -t $(IMAGE) -
+
 clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo ingest check test test-all attack bench bench-gpu gpu-bundle lock clean
+.PHONY: help setup demo demo-cluster image ingest check test test-all attack bench bench-gpu gpu-bundle lock clean
 .DEFAULT_GOAL := help

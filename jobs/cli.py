@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jobs import cluster
 from jobs.flags import SIGNALS, Call, Stopped, nearest
 from jobs.terminal import say
 from jobs.verbs import VERBS
@@ -38,8 +39,10 @@ def main(words: Sequence[str] | None = None) -> int:
         say(f"xtra: {name!r} is not a verb{nearest(name, list(VERBS))}: xtra --help lists them", file=sys.stderr)
         return 2
     as_json = "--json" in rest
-    call = Call(name, verb.takes, [word for word in rest if word != "--json"], quiet="--parent" in rest)
+    words = [word for word in rest if word != "--json"]
+    call = Call(name, verb.takes, words, json=as_json, quiet="--parent" in rest)
     try:
+        _refuse_skew()
         _refuse_empty(call.words)
         _refuse_secrets(call.words)
         # No memory image of a process that decodes strangers' pictures and has a store's keys in its environment.
@@ -63,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    if as_json:
+    if as_json and result is not None:
         print(json.dumps(plain(result)), flush=True)
     return _stopped(call) if call.signal else call.exit_code
 
@@ -98,6 +101,16 @@ def _remarks(verb: str) -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = shown
+
+
+def _refuse_skew() -> None:
+    """The words of a job were checked where it was submitted, by that version's parser."""
+    submitted = os.environ.get(cluster.SUBMITTED_WITH)
+    if submitted is not None and submitted != cluster.version():
+        raise ValueError(
+            f"this image has xtra-pretrain {cluster.version()}, and the job was submitted with {submitted}: use the "
+            "image of that version, or xtra submit --code here"
+        )
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:

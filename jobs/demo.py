@@ -46,11 +46,13 @@ class Config:
         ""  # folder or s3://bucket/prefix for datasets, runs and the report; runs/demo or runs/demo-NAME if empty
     )
     data: str = ""  # a labelled folder, FOLDER/CLASS/*.jpg; MNIST-5k if empty
+    samples: tuple[int, ...] = SAMPLES  # that each recipe sees, run by run
     local: str = ""  # what the origin serves, and the list; runs/demo-files or runs/demo-NAME-files if empty
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Every stage in turn; returns the numbers that the closing lines print."""
+def run(config: Config, command: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Every stage in turn; returns the numbers that the closing lines print. `command` runs the words of one."""
+    xtra = command or _xtra
     begun = time.monotonic()
     name = f"demo-{Path(config.data).resolve().name}" if config.data else "demo"
     local = Path(config.local or f"runs/{name}-files")
@@ -59,22 +61,22 @@ def run(config: Config) -> dict[str, Any]:
     data, evaluation, study = (store.join(out, name) for name in ("data", "eval", "study"))
     with _origin(local) as port:
         links = _write_list(local, port)
-        ingested = _xtra(
+        ingested = xtra(
             *("ingest", "--urls", str(links), "--out", data, "--unit", "1024"),
             *("--id-column", "id", "--label-column", "label", "--filter.min-side", "16"),
             *("--select.near-distance", "-1"),  # small drawings of a kind look alike to a perceptual hash
             *("--fetch.allow-private", "127.0.0.1", "--fetch.retries", "1", "--fetch.backoff", "0.1"),
         )
-    _xtra("check", data)
-    _xtra("import", str(pictures / "test"), "--out", evaluation, "--name", "held-out")
-    _xtra("check", evaluation)
-    _xtra(
+    xtra("check", data)
+    xtra("import", str(pictures / "test"), "--out", evaluation, "--name", "held-out")
+    xtra("check", evaluation)
+    xtra(
         *("scale", "--data", data, "--out", study, "--workers", str(WORKERS)),
-        *("--recipes", *RECIPES, "--samples", *map(str, SAMPLES)),
+        *("--recipes", *RECIPES, "--samples", *map(str, config.samples)),
         *("--probe.train", data, "--probe.eval", evaluation, "--probe.epochs", "15", "--probe.views", "2"),
         *("--probe.lrs", "3e-3", "1e-2", "3e-2", "1e-1", "--probe.batch", "128"),
     )
-    report = _xtra("report", study)
+    report = xtra("report", study)
     rows = ledger.read_runs(study).rows
     _closing(ingested, rows, report["report"], time.monotonic() - begun)
     return {"ingest": ingested, "report": report["report"]}

@@ -43,6 +43,7 @@ class Call:
     can_stop: bool = False
     on_stop: Callable[[], None] | None = None  # shows the wish to stop where a table covers the terminal
     stop: threading.Event = field(default_factory=threading.Event)
+    json: bool = False  # the command ends with one JSON object
     quiet: bool = False  # of signals: it runs beside another command, which tells of them
 
     def first(self) -> str | None:

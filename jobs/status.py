@@ -1,9 +1,13 @@
-"""What a run or a dataset is doing, read from its folder alone: no process is asked, so it works from anywhere."""
+"""What a dataset, a run or a probe is doing, read from its folder alone: no process is asked.
+
+`--watch` reads the folder again every few seconds, and ends when all in it is done.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 import textwrap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,9 +20,10 @@ from ingest.events import part_of, parts
 from ingest.record import RETRYABLE, Event
 from ingest.underway import STALE, Beat, read_beats
 from jobs.ingest_display import clean
-from jobs.report import read_run
+from jobs.run_status import ProbesStatus, RunStatus, probe_lines, probes_status, run_lines, run_status
+from jobs.status_words import WIDTH, ago, share, span, tail
 from jobs.terminal import say
-from shards import manifest, store, typed_json
+from shards import manifest, store
 from shards.dataset import (
     committed_units,
     numbers,
@@ -29,18 +34,25 @@ from shards.dataset import (
     read_info,
     read_table,
 )
-from xtra.run import records
 
 READERS = 16
 NEWEST = 8  # units whose indexes tell the rate
 PAUSE = 600.0  # seconds between two units that are not of one stretch of work
-WIDTH = 80
 _WRAP = {"drop_whitespace": False, "break_on_hyphens": False}  # keep columns; break a URL only where it must
 
 
 @dataclass(frozen=True)
 class Config:
-    url: str  # a dataset, a run, or a folder of runs
+    url: str  # a dataset, a run, the --out of a probe, or a folder of these
+    watch: bool = False  # read and show it again, until all is done
+    every: float = 5.0  # seconds between two looks
+    price: float | None = None  # an hour of a run's device, or of all machines of an ingest: what it has cost so far
+
+    def __post_init__(self) -> None:
+        if not self.every >= 1:
+            raise ValueError(f"every is {self.every:g}: it must be at least 1 second")
+        if self.price is not None and not self.price >= 0:
+            raise ValueError(f"price is {self.price:g}: it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -71,32 +83,11 @@ class DatasetStatus:
     underway: tuple[Beat, ...] = ()  # what ingests that run, or died, last said of themselves; the newest first
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """None is "not known yet": a run writes its log and events every 30 s."""
-
-    run: str
-    recipe: str = ""
-    samples_seen: int = 0  # at the last logged step
-    samples: int | None = None  # in total
-    loss: float | None = None
-    samples_per_s: float | None = None
-    seconds_left: float | None = None
-    checkpoint: int | None = None  # samples seen of the newest committed one
-    attempt: int | None = None
-    host: str | None = None
-    since: str | None = None
-    last_event: str | None = None
-    last_event_at: str | None = None
-    probes: int = 0
-    problems: tuple[str, ...] = ()
-
-
-Status = DatasetStatus | RunStatus
+Status = DatasetStatus | RunStatus | ProbesStatus
 
 
 def read_status(url: str) -> list[Status]:
-    """The status of a dataset or of a run, or of every run and dataset directly in the folder.
+    """The status of a dataset, a run or a probe's folder, or of all of these directly in the folder.
 
     Raises ValueError if there is neither.
     """
@@ -106,28 +97,51 @@ def read_status(url: str) -> list[Status]:
     inside = [_one(store.join(url, name)) for name in store.names(url)]
     statuses = [status for status in inside if status is not None]
     if not statuses:
-        raise ValueError(f"{url}: is no dataset and no run, and holds none: give an --out of xtra ingest or train")
+        raise ValueError(
+            f"{url}: is no dataset and no run, and holds none: give an --out of xtra ingest, train or probe"
+        )
     return statuses
 
 
-def run(config: Config) -> list[Status]:
-    """Read and print."""
+def run(config: Config, stopped: Callable[[float], bool] = lambda seconds: True) -> list[Status]:
+    """Read and print; with --watch again and again, until all is done or `stopped(seconds)`, which waits that long."""
     store.require(url=config.url)
-    statuses = read_status(config.url)
-    say("\n\n".join(map(text, statuses)))
-    return statuses
+    while True:
+        statuses = read_status(config.url)
+        said = "\n\n".join(text(status, price=config.price) for status in statuses)
+        if config.watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        say(said, flush=True)
+        if not config.watch or all(map(finished, statuses)) or stopped(config.every):
+            return statuses
+        if not sys.stdout.isatty():
+            say()
 
 
 def as_dict(status: Status) -> dict[str, Any]:
-    kind = "dataset" if isinstance(status, DatasetStatus) else "run"
-    return {"kind": kind, **asdict(status)}
+    kinds = {DatasetStatus: "dataset", RunStatus: "run", ProbesStatus: "probes"}
+    return {"kind": kinds[type(status)], **asdict(status)}
 
 
-def text(status: Status, now: datetime | None = None) -> str:
+def text(status: Status, now: datetime | None = None, price: float | None = None) -> str:
     """A few lines of at most 80 columns."""
     now = now or datetime.now(UTC)
-    lines = _dataset_lines(status, now) if isinstance(status, DatasetStatus) else _run_lines(status, now)
+    if isinstance(status, DatasetStatus):
+        lines = _dataset_lines(status, now, price)
+    elif isinstance(status, RunStatus):
+        lines = run_lines(status, now, price)
+    else:
+        lines = probe_lines(status)
     return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent=" " * 9, **_WRAP))
+
+
+def finished(status: Status) -> bool:
+    """Whether there is nothing left to do: a run has its last checkpoint, a dataset its units and a version."""
+    if isinstance(status, DatasetStatus):
+        return status.newest is not None and status.committed >= status.units
+    if isinstance(status, ProbesStatus):
+        return True
+    return status.samples is not None and (status.checkpoint or 0) >= status.samples
 
 
 def _one(url: str) -> Status | None:
@@ -135,7 +149,7 @@ def _one(url: str) -> Status | None:
         return dataset_status(url)
     if store.exists(store.join(url, "run.json")) or store.exists(store.join(url, "config.json")):
         return run_status(url)
-    return None
+    return probes_status(url) if store.names(store.join(url, "probes")) else None
 
 
 # ---- a dataset ----
@@ -217,23 +231,26 @@ def _asked(index: str) -> pa.ChunkedArray:
     return read_table(index, ["fetched_at"])["fetched_at"].drop_null()
 
 
-def _dataset_lines(s: DatasetStatus, now: datetime) -> list[str]:
+def _dataset_lines(s: DatasetStatus, now: datetime, price: float | None) -> list[str]:
     lines = [
-        f"dataset  {_tail(s.dataset)}",
+        f"dataset  {tail(s.dataset)}",
         f"list     {s.list_name}" + (f", {s.not_chosen:,} lines not chosen" if s.not_chosen else ""),
-        f"units    {s.committed:,} of {s.units:,} committed ({_share(s.committed, s.units)})"
+        f"units    {s.committed:,} of {s.units:,} committed ({share(s.committed, s.units)})"
         + ("" if s.planned >= s.units else f", {s.planned:,} planned"),
-        f"kept     {s.kept:,} of {s.links:,} links ({_share(s.kept, s.links)})",
+        f"kept     {s.kept:,} of {s.links:,} links ({share(s.kept, s.links)})",
     ]
-    lines += [f"         {reason:<18} {n:>12,}  {_share(n, s.links)}" for reason, n in s.reasons.items()]
+    lines += [f"         {reason:<18} {n:>12,}  {share(n, s.links)}" for reason, n in s.reasons.items()]
     alive = [beat for beat in s.underway if (now.timestamp() - beat.at) < STALE]
     lines += [_beat_line(beat, now) for beat in s.underway]
     if s.asked_at:
         rate = f", at about {s.links_per_s:,.0f} links/s" if s.links_per_s else ""
-        left = f", {_span(s.seconds_left)} left at that" if s.seconds_left else ""
-        lines.append(f"asked    {_ago(s.asked_at, now)}{rate}{left}")
+        left = f", {span(s.seconds_left)} left at that" if s.seconds_left else ""
+        lines.append(f"asked    {ago(s.asked_at, now)}{rate}{left}")
+    if price is not None and s.links_per_s:
+        left = f", {s.seconds_left / 3600 * price:,.2f} to come" if s.seconds_left else ""
+        lines.append(f"cost     about {s.links / s.links_per_s / 3600 * price:,.2f}{left}, at {price:g} an hour")
     if s.last_event and s.last_event_at:
-        lines.append(f"event    {clean(s.last_event, 300)} {_ago(s.last_event_at, now)}")
+        lines.append(f"event    {clean(s.last_event, 300)} {ago(s.last_event_at, now)}")
     if s.newest:
         lines.append(f"version  {s.versions} ({s.newest[:16]}, {s.why}): {s.samples:,} samples")
     else:
@@ -251,100 +268,8 @@ def _dataset_lines(s: DatasetStatus, now: datetime) -> list[str]:
 def _beat_line(beat: Beat, now: datetime) -> str:
     """What is under way, inside units that are not committed; or what a run that died had done."""
     rate = f", at about {beat.links_per_s:,.0f} links/s" if beat.links_per_s else ""
-    counts = f"{beat.done:,} of {beat.links:,} links done ({_share(beat.done, beat.links)}), {beat.kept:,} kept{rate}"
+    counts = f"{beat.done:,} of {beat.links:,} links done ({share(beat.done, beat.links)}), {beat.kept:,} kept{rate}"
     note = f": {clean(beat.note, 200)}" if beat.note else ""
     age = now.timestamp() - beat.at
-    who = f"process {beat.process} on {clean(beat.host, 60)}, {_span(max(age, 0.0))} ago"
+    who = f"process {beat.process} on {clean(beat.host, 60)}, {span(max(age, 0.0))} ago"
     return f"running  {counts}; {who}{note}" if age < STALE else f"died     {counts}; no word from {who}"
-
-
-# ---- a run ----
-
-
-def run_status(url: str) -> RunStatus:
-    problems: list[str] = []
-    found = read_run(url, problems)
-    if found is None:  # what is wrong is in problems
-        return RunStatus(run=url, problems=tuple(problems))
-    event = _last_event(url, problems)
-    last = found.metrics[-1] if found.metrics else None
-    total = found.config.get("samples")
-    rate = last.samples_per_s if last else None
-    seen = last.samples_seen if last else max(found.checkpoints, default=0)
-    attempt = found.attempts[-1] if found.attempts else {}
-    return RunStatus(
-        run=url,
-        recipe=str(found.info.get("recipe", "")),
-        samples_seen=seen,
-        samples=total,
-        loss=last.loss if last else None,
-        samples_per_s=rate,
-        seconds_left=(total - seen) / rate if rate and total is not None else None,
-        checkpoint=max(found.checkpoints, default=None),
-        attempt=attempt.get("attempt"),
-        host=attempt.get("host"),
-        since=attempt.get("since"),
-        last_event=event.get("event"),
-        last_event_at=event.get("at"),
-        probes=len(found.probes),
-        problems=tuple(problems),
-    )
-
-
-def _last_event(run: str, problems: list[str]) -> dict[str, Any]:
-    """The last line of the newest part of the highest attempt."""
-    names = records.ours(store.names(store.join(run, "events")), records.PART)
-    if not names:
-        return {}
-    url = store.join(run, "events", names[-1])
-    try:
-        lines = store.read(url).splitlines()
-        return dataclasses.asdict(typed_json.decode(records.Happened, lines[-1] if lines else b"", f"{url} last line"))
-    except store.StoreError as error:
-        problems.append(str(error))
-        return {}
-
-
-def _run_lines(s: RunStatus, now: datetime) -> list[str]:
-    lines = [f"run      {_tail(s.run)}" + (f" ({s.recipe})" if s.recipe else "")]
-    if s.samples is not None:
-        lines.append(f"seen     {s.samples_seen:,} of {s.samples:,} samples ({_share(s.samples_seen, s.samples)})")
-    if s.loss is not None and s.samples_per_s is not None:
-        left = f", {_span(s.seconds_left)} left" if s.seconds_left else ""
-        lines.append(f"loss     {s.loss:.4f} at {s.samples_per_s:,.1f} images/s{left}")
-    saved = "none yet" if s.checkpoint is None else f"at {s.checkpoint:,} samples"
-    lines.append(f"saved    {saved}" + (f", {s.probes} probes" if s.probes else ""))
-    if s.attempt is not None:
-        lines.append(f"attempt  {s.attempt} on {s.host} since {_moment(s.since)}")
-    if s.last_event_at:
-        lines.append(f"event    {s.last_event} {_ago(s.last_event_at, now)}")
-    return lines + [f"problem  {problem}" for problem in s.problems]
-
-
-# ---- words ----
-
-
-def _tail(url: str) -> str:
-    """The end of a long URL says more than its start."""
-    return url if len(url) <= WIDTH - 9 else "…" + url[-(WIDTH - 10) :]
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "0 %"
-
-
-def _span(seconds: float | None) -> str:
-    minutes = round((seconds or 0) / 60)
-    if minutes < 2:
-        return f"{round(seconds or 0)} s"
-    return (
-        f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h" if minutes < 2880 else f"{minutes / 1440:.1f} d"
-    )
-
-
-def _moment(iso: str | None) -> str:
-    return (iso or "")[:19].replace("T", " ")
-
-
-def _ago(iso: str, now: datetime) -> str:
-    return f"{_span((now - datetime.fromisoformat(iso)).total_seconds())} ago ({_moment(iso)})"

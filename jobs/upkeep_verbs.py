@@ -1,4 +1,5 @@
-"""`xtra check`, `sweep` and `doctor`: datasets verified and repaired, what dead writers left, machines looked at."""
+"""`xtra check`, `sweep`, `status` and `doctor`: datasets verified and repaired, what dead writers left, what a folder
+says of the work in it, machines looked at."""
 
 from __future__ import annotations
 
@@ -69,6 +70,17 @@ def sweep(call: Call) -> Any:
     if result.remark:
         say(f"xtra sweep: {result.remark}", file=sys.stderr)
     return result
+
+
+def status(call: Call) -> Any:
+    from jobs import status
+
+    config = call.config(status.Config, "url")
+    if not config.watch:
+        return {"status": [status.as_dict(found) for found in status.run(config)]}
+    stop, call.quiet = call.stoppable(), True  # a stop ends the watching alone
+    found = status.run(config, lambda seconds: stop.wait(seconds))
+    return {"status": [status.as_dict(each) for each in found]}
 
 
 def doctor(call: Call) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs import upkeep_verbs
+from jobs import deploy_verb, submit_verb, upkeep_verbs
 from jobs.flags import nearest
 from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
 from jobs.terminal import say
@@ -386,12 +386,6 @@ def _study(call: Call) -> Any:
     return result
 
 
-def _status(call: Call) -> Any:
-    from jobs import status
-
-    return {"status": [status.as_dict(s) for s in status.run(call.config(status.Config, "url"))]}
-
-
 def _bench(call: Call) -> Any:
     import importlib
 
@@ -435,7 +429,9 @@ VERBS = {
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", report_verb),
     "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
     "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
-    "status": Verb("URL", "say what a run or a dataset is doing, from its folder", _status),
+    "status": Verb("URL", "say what a run or a dataset is doing, from its folder", upkeep_verbs.status),
+    "submit": Verb("VERB", "run a command on a cluster, as a job", lambda call: submit_verb.submit(call, VERBS)),
+    "deploy": Verb("KIND", "a file that starts a cluster", lambda call: deploy_verb.deploy(call, VERBS)),
     "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
     "doctor": Verb("", "check this machine; a store by --url, nodes by --cluster", upkeep_verbs.doctor),
 }

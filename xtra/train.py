@@ -242,7 +242,7 @@ def run(
                 record = recorder.add if rank == 0 else lambda row: None
                 loss, replaced, halted = _look(config, pending, replaced, seen - resumed_at, record, events.tell)
                 pending.clear()
-                progress({"samples": config.samples, "loss": loss, **row})
+                progress({"samples": config.samples, "loss": loss, "saved_at": saver.saved_at, **row})
             if due or halted or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
                 if on_gpu is not None:
                     events.tell({"event": "decoded", "samples_seen": seen, **on_gpu.told()})

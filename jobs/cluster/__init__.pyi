@@ -1,6 +1,19 @@
+from .follow_job import Follower as Follower
 from .group import Progress as Progress, ingest_all as ingest_all, train_all as train_all
 from .preflight import check_nodes as check_nodes
 from .probes import probe_all as probe_all
 from .side_by_side import side_by_side as side_by_side
 from .start import start_ray as start_ray
-from .wanted import Workers as Workers, on_a_cluster as on_a_cluster, parse_workers as parse_workers
+from .submit import (
+    STOP_SECONDS as STOP_SECONDS,
+    Jobs as Jobs,
+    Submission as Submission,
+    name_of as name_of,
+)
+from .wanted import (
+    SUBMITTED_WITH as SUBMITTED_WITH,
+    Workers as Workers,
+    on_a_cluster as on_a_cluster,
+    parse_workers as parse_workers,
+    version as version,
+)

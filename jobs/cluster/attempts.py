@@ -18,7 +18,9 @@ instead of saving first, and it waits for a start that cannot succeed before it 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import threading
 import time
 import uuid
@@ -33,9 +35,11 @@ from jobs.cluster import attempt, capacity
 from jobs.cluster.attempt import Abandoned, Places
 from jobs.cluster.capacity import Head
 from jobs.cluster.desk import Desk
+from jobs.cluster.gauges import Gauges
 from jobs.cluster.rank import work
 from jobs.cluster.wanted import TryLater, Workers, in_a_job
-from xtra.run import checkpoint
+from shards.store import StoreError
+from xtra.run import attempts as numbers_of, checkpoint, ended as record
 from xtra.train import Config, TrainResult
 
 Progress = Callable[[dict[str, Any]], None]
@@ -46,6 +50,11 @@ PLACE_SECONDS = 5.0  # that free places may take to be given
 SAY_SECONDS = 10.0
 LOOK_SECONDS = 1.0  # between looks for nodes that go, and for places that came free
 POLL_SECONDS = 0.5
+_WHY = {
+    "drained": "a node of the group was about to go",
+    "resized": "there was room for more workers",
+    "stopped": "the user asked, or the platform",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,9 @@ class Attempts:
     resized_at: float = 0.0
     begun: bool = False  # some group had its places
     asked: bool = False  # the autoscaler
+    gauges: Gauges = field(default_factory=Gauges)
+    groups: int = 0  # so far
+    yielded: str = ""  # why the last group was asked to make way: drained or resized
 
     def close(self) -> None:
         self.desk.close()
@@ -88,7 +100,9 @@ class Attempts:
             with self._places() as places:
                 if places is None:
                     break
+                before = self._attempts_made()
                 ended = self._attempt(places)
+                self._record(ended, before)
                 self.head.wait()  # a group that was lost with its head left places that nobody can take back
             results = [TrainResult(**result) for result in ended.results]
             whole = [result for result in results if not result.stopped]
@@ -109,6 +123,27 @@ class Attempts:
 
     def _newest(self) -> list[str | None]:
         return [checkpoint.latest(config.out) for config in self.configs]
+
+    def _attempts_made(self) -> dict[str, int] | None:
+        """The newest attempt of each run that is left; None where the store does not say now."""
+        try:
+            return {config.out: max(numbers_of(config.out), default=0) for config in self._left}
+        except StoreError:
+            return None
+
+    def _record(self, ended: Ended, before: dict[str, int] | None) -> None:
+        """Leave in the events of the attempts that this group made why they ended, unless they were done."""
+        superseded = bool(ended.results) and ended.results[-1]["superseded"]
+        after = None if ended.how == "done" or superseded else self._attempts_made()
+        if before is None or after is None:
+            return
+        how = self.yielded if ended.how == "yield" else ended.how
+        if how == "lost" and re.search(r"\bnode\b.* (died|dead|failed)\b", ended.why):
+            how = "lost node"
+        for run, number in after.items():
+            if number > before[run]:
+                with contextlib.suppress(StoreError):  # a store that was away is no reason to end what goes on
+                    record(run, number, how, ended.why or _WHY.get(how, how))
 
     def _lost(self, why: str, losses: int) -> None:
         run = self._left[0].out
@@ -162,6 +197,8 @@ class Attempts:
     def _attempt(self, places: Places) -> Ended:
         """Train on these places until the group ends, however it does."""
         group, nodes = uuid.uuid4().hex[:8], places.nodes()
+        self.groups += 1
+        self.gauges.set(self._left[0].out, {"xtra_attempts": self.groups})
         asked: Literal["", "stop", "yield"] = ""
         met = False
         looked = time.monotonic()
@@ -212,11 +249,13 @@ class Attempts:
     def _reason_to_yield(self, places: Places, nodes: frozenset[str]) -> str:
         """Why this group should save and make way for another; "" if it should not."""
         if nodes & capacity.going().keys():
+            self.yielded = "drained"
             return "a node of the group is about to go: saving, and going on with the others"
         if places.workers < self.workers.most and time.monotonic() - self.resized_at >= self.workers.resize_every:
             room = capacity.look(self.kind)
             self.resized_at = time.monotonic()
             if room.free:
+                self.yielded = "resized"
                 more = min(self.workers.most, places.workers + room.free)
                 return f"there is room for {more} workers: saving, and going on with them"
         return ""

@@ -17,6 +17,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.cluster.gauges import Gauges, of_step
+
 POLL_SECONDS = 0.5
 ANSWER_SECONDS = 10.0  # that a worker waits for the desk
 SILENT_SECONDS = 30.0  # after which a desk that does not answer its driver is ended, and starts again
@@ -80,6 +82,7 @@ class Talk:
         self._lock, self._over, self._ending = threading.Lock(), threading.Event(), False
         self._stepped: float | None = time.monotonic()
         self._worker = threading.current_thread().ident
+        self._gauges, self._began = Gauges(), time.time()
         self._thread = threading.Thread(target=self._live, name="desk", daemon=True)
         self._thread.start()
 
@@ -93,13 +96,17 @@ class Talk:
         if row.get("samples_seen") is not None and row["samples_seen"] == row.get("samples"):
             self._stepped = None  # the last step is done, and its checkpoint may take its time
         if self._rank == 0:
+            if row.get("samples_seen") is not None and (
+                self._gauges.due() or row["samples_seen"] == row.get("samples")
+            ):
+                self._gauges.set(run, of_step(row, self._began))
             with self._lock:
                 kept = self._rows if "remark" in row else [old for old in self._rows if "remark" in old]
                 self._rows = [*kept, {"run": run, **row}]
 
     def begin(self, stalled: Callable[[str], None]) -> None:
         """Another run; `stalled` records the stack of one that makes no step."""
-        self._stalled, self._stepped = stalled, time.monotonic()
+        self._stalled, self._stepped, self._began = stalled, time.monotonic(), time.time()
 
     def close(self) -> None:
         self._over.set()

@@ -70,6 +70,7 @@ def ingest_all(
     stop = stop or threading.Event()
     if workers.most == 1 and not on_a_cluster():
         return ingest.run(config, progress, stop.is_set)
+    from jobs.cluster import gauges
     from jobs.cluster.ingest import crawl_on_actors
 
     start_ray()
@@ -81,7 +82,15 @@ def ingest_all(
         out=config.out and store.absolute(config.out),
         scratch=config.scratch and store.absolute(config.scratch),
     )
-    return ingest.run(config, progress, stop.is_set, functools.partial(crawl_on_actors, workers=workers))
+    shown = gauges.Gauges()
+
+    def show(now: ingest.Progress) -> None:
+        if shown.due() or now.done == now.links:
+            shown.set(config.out, gauges.of_ingest(now), now.reasons)
+        if progress is not None:
+            progress(now)
+
+    return ingest.run(config, show, stop.is_set, functools.partial(crawl_on_actors, workers=workers))
 
 
 def require_nodes(read: Iterable[str], out: str, progress: Progress) -> None:

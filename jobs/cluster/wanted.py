@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from importlib import metadata
 
+SUBMITTED_WITH = "XTRA_SUBMITTED_WITH"  # the variable that says which version of this package a job was checked by
 WAIT_SECONDS = 60.0  # outside of a job, where somebody sits before the terminal
 
 
@@ -67,3 +69,11 @@ def in_a_job() -> bool:
 def on_a_cluster() -> bool:
     """Whether the command is to run on a cluster that others started."""
     return in_a_job() or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def version() -> str:
+    """Of this package; "?" where it is not installed."""
+    try:
+        return metadata.version("xtra-pretrain")
+    except metadata.PackageNotFoundError:
+        return "?"

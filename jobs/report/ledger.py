@@ -42,6 +42,7 @@ class Metric:
     lr: float | None = None
     grad_norm: float | None = None
     data_wait: float | None = None  # seconds that the step waited for its batch
+    mfu: float | None = None  # in the FLOPs of the paper's code; None where the machine's peak is not known
 
     @property
     def began_at(self) -> int:
@@ -269,6 +270,7 @@ def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
                     lr=_maybe(row, "lr", where),
                     grad_norm=_maybe(row, "grad_norm", where),
                     data_wait=_maybe(row, "data_wait", where),
+                    mfu=_maybe(row, "mfu_paper", where),
                 )
             )
         except ValueError as error:
@@ -397,8 +399,7 @@ def _unique(info: Mapping[str, Any], samples_seen: int, seed: int, where: str) -
 
 
 def _cost(log: Sequence[Metric]) -> tuple[float | None, float | None, float | None]:
-    """Seconds that training took to get here, samples a second, CPU seconds; work that a later attempt redid is not
-    counted."""
+    """Seconds of training, samples a second, CPU seconds; work that a later attempt redid is not counted."""
     lasts = {m.attempt: m for m in log}.values()
     seconds = sum(m.seconds for m in lasts)
     if not seconds:

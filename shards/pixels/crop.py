@@ -104,14 +104,19 @@ def build_name() -> str:
 @functools.cache
 def loaded() -> Cropper | None:
     try:
-        return Cropper(native.library(SOURCE))
+        return Cropper(library())
     except OSError:
         return None
 
 
+def library() -> Path:
+    """Where the compiled library of this very source lies, if it was built."""
+    return native.library(SOURCE)
+
+
 def build(target: Path | None = None) -> str:
     """Compile the library; says in a few words why it could not, or nothing."""
-    return native.build(SOURCE, target or native.library(SOURCE), FLAGS, LIBRARIES)
+    return native.build(SOURCE, target or library(), FLAGS, LIBRARIES)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,17 @@ class Node:
 
 
 class Cluster:
-    """A head of 0 CPUs, and nodes that come and go. `env` is what a command needs to use it."""
+    """A head of 0 CPUs, and nodes that come and go. `env` is what a command needs to use it, `jobs` what one needs to
+    submit jobs, where the head has a dashboard."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str] = {}, notice: int = 30, head: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str] = {},
+        notice: int = 30,
+        head: tuple[str, ...] = (),
+        dashboard: bool = False,
+    ) -> None:
         self.folder, self.nodes, self.born = folder, list[Node](), 0
         self.address = f"127.0.0.1:{free_port()}"
         home = folder / "home"
@@ -93,6 +101,14 @@ class Cluster:
         token = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
         subprocess.run(token, env=self.env, check=True, capture_output=True, timeout=START_SECONDS)
         self._head = ["--head", f"--port={self.address.rpartition(':')[2]}", *head]
+        port = free_port()
+        self._dashboard = (
+            ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+            if dashboard
+            else ["--include-dashboard=false"]
+        )
+        self.jobs = {name: value for name, value in self.env.items() if not name.startswith(("AWS_", "RAY_"))}
+        self.jobs["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         self.head = self._start("head", self._head, 0)
         self.env["RAY_ADDRESS"] = self.address
 
@@ -124,7 +140,7 @@ class Cluster:
             *("--object-store-memory=80000000", "--memory=2000000000", "--include-log-monitor=false"),
         ]
         if "--head" in words:
-            command += [f"--temp-dir={self.folder / 'ray'}", "--include-dashboard=false"]
+            command += [f"--temp-dir={self.folder / 'ray'}", *self._dashboard]
             command += [f"--ray-client-server-port={free_port()}"]
         with open(log, "wb") as out:
             process = subprocess.Popen(
@@ -166,13 +182,18 @@ def _program(pid: int) -> str:
 
 @contextlib.contextmanager
 def cluster(
-    nodes: int = 0, cpus: int = 1, env: Mapping[str, str] = {}, notice: int = 30, head: tuple[str, ...] = ()
+    nodes: int = 0,
+    cpus: int = 1,
+    env: Mapping[str, str] = {},
+    notice: int = 30,
+    head: tuple[str, ...] = (),
+    dashboard: bool = False,
 ) -> Iterator[Cluster]:
     """A cluster with that many nodes, in a temporary folder with a short path (sockets are in it)."""
     folder = Path(tempfile.mkdtemp(prefix="nodes-", dir=os.environ.get("XTRA_NODES_DIR", tempfile.gettempdir())))
     made = None
     try:
-        made = Cluster(folder, env, notice, head)
+        made = Cluster(folder, env, notice, head, dashboard)
         for _ in range(nodes):
             made.node(cpus)
         yield made

@@ -1,4 +1,5 @@
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -6,10 +7,12 @@ import pytest
 import run_folders
 from made_datasets import make_dataset, rows_of, write_unit
 
-from jobs.status import Config, DatasetStatus, RunStatus, as_dict, read_status, run, text
+from jobs.run_status import ENDED, RunStatus
+from jobs.status import Config, DatasetStatus, as_dict, read_status, run, text
 from shards import store
 from shards.dataset import DatasetInfo, write_info
 from shards.manifest import make_version
+from xtra.run import ended, folder
 
 NOW = datetime(2026, 11, 21, 11, 5, tzinfo=UTC)
 
@@ -64,6 +67,7 @@ def test_an_ingest_under_way_says_how_fast_it_is_and_what_happened_last(tmp_path
     assert status.links_per_s == pytest.approx(180 / 89)
     assert status.seconds_left == pytest.approx(360 / (180 / 89))
     assert status.last_event_at == "2026-11-21T11:00:09+00:00"
+    assert "cost     about 11.87, 17.80 to come, at 360 an hour" in text(status, NOW, price=360)
     said = text(status, NOW)
     assert "asked    3 min ago (2026-11-21 11:01:59), at about 2 links/s, 3 min left at that" in said
     assert "pause host9" in said
@@ -145,6 +149,86 @@ def test_both_are_read_from_a_bucket(base: str, tmp_path: Path):
     make_dataset(store.join(base, "set"), [5], bad=(1,))
     remote, dataset = read_status(base)
     (local,) = read_status(str(folder))
-    assert as_dict(remote) == as_dict(local) | {"run": store.join(base, "run")}
+    assert as_dict(remote) | {"checkpoint_at": None} == as_dict(local) | {
+        "run": store.join(base, "run"),
+        "checkpoint_at": None,
+    }
     assert isinstance(dataset, DatasetStatus)
     assert (dataset.links, dataset.kept) == (5, 4)
+
+
+# --- watched ---
+
+
+def lost_and_drained(folder: Path) -> Path:
+    """A run of 25,600 samples at its half, in its third attempt: the first was lost, the second drained."""
+    run = run_folders.write_run(folder, samples=12800)
+    config = json.loads((run / "config.json").read_text())
+    run_folders.write_json(run / "config.json", config | {"samples": 25600})
+    for number in (2, 3):
+        began = {"since": f"2026-11-21T1{number}:00:00+00:00", "world": 4}
+        run_folders.write_json(run / f"attempts/{number:06d}.json", run_folders.attempt(number) | began)
+    ended(str(run), 1, "lost", "rank 1: it died\x1b[2J")
+    ended(str(run), 1, "drained", "said later, and not kept")
+    ended(str(run), 2, "drained", "a node of the group was about to go")
+    events = [{"at": f"2026-11-21T13:{minute:02d}:00+00:00", "event": "resume"} for minute in (1, 31)]
+    (run / "events/000003-000000.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    rows = [run_folders.metric(s, began_at=6400, mfu_paper=0.41, data_wait=0.05) for s in range(6528, 12801, 128)]
+    run_folders.write_metrics(run, 3, 0, rows)
+    return run
+
+
+def test_a_run_that_is_trained_says_its_pace_its_attempts_and_its_cost(tmp_path: Path):
+    run = lost_and_drained(tmp_path / "r")
+    (status,) = read_status(str(run))
+    assert isinstance(status, RunStatus)
+    assert (status.stage, status.seconds_left, status.mfu) == ("training", 50.0, 0.41)
+    assert status.data_wait == pytest.approx(0.1)  # 0.05 s of each step's half second
+    assert [(a.number, a.ended, a.world) for a in status.attempts] == [(1, "lost", 1), (2, "drained", 4), (3, "", 4)]
+    assert status.attempts[-1].device_hours == pytest.approx(4 * 31 / 60)
+    said = text(status, NOW, price=3.0)
+    for words in (
+        "stage    training",
+        "▇",
+        "10.0 % of the time for data, MFU 41.0 %",
+        "at 12,800 samples ",
+        "attempt  3 on node-3 since 2026-11-21 13:00:00, 4 workers",
+        "         1 lost: rank 1: it died",
+        "         2 drained: a node of the group was about to go",
+        f"{status.device_hours:,.2f} device-hours, {3 * status.device_hours:,.2f} at 3 an hour",
+    ):
+        assert words in said, said
+    assert "\x1b" not in said
+    assert ENDED == folder.ENDED
+    for file in [*run.glob("*/*.json*")]:
+        os.utime(file, (1, 1))
+    (silent,) = read_status(str(run))
+    assert isinstance(silent, RunStatus)
+    assert (silent.stage, silent.seconds_left) == ("silent", None)  # nobody knows when it will go on
+
+
+def test_watching_ends_when_all_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run_folder = lost_and_drained(tmp_path / "r")
+    looks: list[float] = []
+
+    def stopped(seconds: float) -> bool:
+        looks.append(seconds)
+        if len(looks) == 2:
+            run_folders.write_commit(run_folder, 25600, json.loads((run_folder / "run.json").read_text())["manifest"])
+        return False
+
+    (status,) = run(Config(str(run_folder), watch=True, every=2), stopped)
+    assert looks == [2, 2]
+    assert status.stage == "done"  # type: ignore[union-attr]
+    assert capsys.readouterr().out.count("run      ") == 3
+    assert run(Config(str(run_folder), watch=True), lambda seconds: True)
+
+
+def test_a_probes_folder_says_what_it_holds(tmp_path: Path):
+    source = run_folders.write_run(tmp_path / "r")
+    run_folders.write_probe(source, 0.25, set_name="mine")
+    (tmp_path / "p").mkdir()
+    (source / "probes").rename(tmp_path / "p" / "probes")
+    (status,) = read_status(str(tmp_path / "p"))
+    assert as_dict(status)["kind"] == "probes"
+    assert "25.0 %  mine linear trained at 12,800 samples" in text(status)

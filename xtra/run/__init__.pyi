@@ -4,6 +4,8 @@ from .checkpoint_writer import Saver as Saver
 from .folder import (
     Opened as Opened,
     Parts as Parts,
+    attempts as attempts,
+    ended as ended,
     now as now,
     open_run as open_run,
     stalled as stalled,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -39,6 +40,7 @@ class Saver:
         self.taken: checkpoint.Snapshot | None = None  # the last one: the next is copied into its memory
         self.saving = 0  # samples seen of what is being written
         self.committed = True
+        self.saved_at: float | None = None  # when the newest checkpoint was committed (UNIX seconds)
         self.failed: BaseException | None = None
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], samples_seen: int) -> bool:
@@ -61,6 +63,7 @@ class Saver:
         try:
             checkpoint.write(run, number, self.saving, taken, self.attempt.is_newest)
             self.committed = self.attempt.is_newest()
+            self.saved_at = time.time() if self.committed else self.saved_at
             if self.part == 0 and self.committed:
                 checkpoint.prune(run, self.keep, self.keep_every, self.keep_at)
         except BaseException as error:  # for the thread that trains

@@ -56,6 +56,7 @@ MAY_DIFFER = (
     "branch",
     "arm",
 )
+ENDED = 800_000  # the part in which a driver says how an attempt ended
 STALLED = 900_000  # first number of the parts that ranks leave which stalled: no rank counts so far
 
 
@@ -300,3 +301,9 @@ def stalled(run: str, rank: int, stack: str) -> None:
         event = {"at": now(), "event": "stalled", "rank": rank, "stack": stack}
         name = f"{number:06d}-{STALLED + rank:06d}.jsonl"
         store.put(store.join(run, "events", name), (json.dumps(event) + "\n").encode())
+
+
+def ended(run: str, number: int, how: str, why: str) -> None:
+    """Record how the driver saw an attempt end; the first word stays."""
+    body = (json.dumps({"at": now(), "event": how, "why": why}) + "\n").encode()
+    store.put_if_absent(store.join(run, "events", f"{number:06d}-{ENDED:06d}.jsonl"), body)

@@ -143,3 +143,30 @@ def test_a_mistake_ends_the_run_at_once_and_a_stop_gives_what_there_is():
         Scripted((Ended("mistake", why="lower --optim.lr"), "")).run()
     stopped = Scripted((Ended("stopped", (result("one", stopped=True),)), ""))
     assert [r.stopped for r in stopped.run()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("ended", "kind", "why"),
+    [
+        (LOST, "lost", "rank 1: it died"),
+        (Ended("lost", why="rank 0: The actor died because its node has died"), "lost node", "its node has died"),
+        (Ended("yield", (result("one", stopped=True),)), "drained", "a node of the group was about to go"),
+        (Ended("stopped"), "stopped", "the user asked"),
+        (Ended("mistake", why="lower --optim.lr"), "mistake", "lower --optim.lr"),
+        (Ended("done"), "", ""),
+        (Ended("stopped", ({**result("one"), "superseded": True},)), "", ""),
+    ],
+)
+def test_the_driver_records_why_the_attempts_of_a_group_ended(ended, kind, why, tmp_path):
+    attempts = Scripted()
+    attempts.configs = [SimpleNamespace(out=str(tmp_path / name)) for name in ("one", "two")]
+    for name, number in (("one", 1), ("one", 2), ("two", 1)):
+        (tmp_path / name / "attempts").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / f"attempts/{number:06d}.json").write_text("{}")
+    attempts.yielded = "drained"
+    attempts._record(ended, {str(tmp_path / "one"): 1, str(tmp_path / "two"): 1})  # only the second of one is its own
+    found = sorted(tmp_path.glob("*/events/*"))
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["one/events/000002-800000.jsonl"] * bool(kind)
+    if kind:
+        event = json.loads(found[0].read_text())
+        assert (event["event"], why in event["why"]) == (kind, True)

@@ -1,0 +1,150 @@
+"""A submitted job until it ends: its log line by line, through a head that goes away and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+from ray.job_submission import JobInfo, JobStatus
+
+from jobs.cluster.head import Away, Head
+from jobs.cluster.wanted import TryLater
+
+POLL_SECONDS = 0.5
+SAY_SECONDS = 30.0
+AWAY_SECONDS = 600.0  # that a head may be gone
+
+LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_FAILURE", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
+STOPPED = 130
+
+
+@dataclass
+class Log:
+    """What a job has written, as it comes. Only the newest lines are kept."""
+
+    line: Callable[[str], None]
+    seen: int = 0  # characters that were shown
+    rest: str = ""  # of a line that has not ended
+    last: str = ""  # line that is not empty
+
+    def take(self, text: str, skip: int) -> int:
+        """Show `text`, less its first `skip` characters; returns how many are still to skip."""
+        fresh = text[skip:]
+        self.seen += len(fresh)
+        *whole, self.rest = (self.rest + fresh).split("\n")
+        for line in whole:
+            self._show(line)
+        return max(0, skip - len(text))
+
+    def end(self) -> None:
+        if self.rest:
+            self._show(self.rest)
+        self.rest = ""
+
+    def _show(self, line: str) -> None:
+        self.last = line if line.strip() else self.last
+        self.line(line)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """`exit_code` is the verb's own; `lost` says why a job is gone that the verb itself did not end."""
+
+    job: str
+    exit_code: int
+    why: str = ""
+    lost: bool = False
+
+
+@dataclass
+class Follower:
+    """Follows one job after the other. `stopped` is asked twice a second, and ends the following, not the job."""
+
+    head: Head
+    stopped: Callable[[], bool]
+    say: Callable[[str], None]
+    line: Callable[[str], None]
+    away: float = AWAY_SECONDS
+    log: Log = field(init=False)
+    _said: float = float("-inf")
+
+    def follow(self, job: str) -> Ended | None:
+        """How it ended; None where `stopped` did. Raises TryLater for a head that stays away."""
+        self.log = Log(self.line)
+        while not self.stopped():
+            info = self._info(job)
+            if info is None:
+                return None if self.stopped() else Ended(job, 1, "the cluster has no such job any more", lost=True)
+            if info.driver_agent_http_address:
+                asyncio.run(self._tail(job))
+                info = self._info(job) or info
+            if info.status.is_terminal():
+                self.log.end()
+                return ended(job, info)
+            self._wait_for(job, info)
+        return None
+
+    def _info(self, job: str) -> JobInfo | None:
+        since = time.monotonic()
+        while True:
+            try:
+                return self.head.info(job)
+            except Away as error:
+                gone = time.monotonic() - since
+                if gone > self.away:
+                    raise TryLater(
+                        f"{error}: the head has not answered for {gone:.0f} s: xtra submit wait {job} goes on"
+                    ) from None
+                self._remark(f"{error}: waiting for the cluster's head")
+            if self.stopped():
+                return None
+            time.sleep(POLL_SECONDS)
+
+    def _wait_for(self, job: str, info: JobInfo) -> None:
+        pending = time.time() - (info.start_time or 0) / 1000
+        if info.status == JobStatus.PENDING and pending > SAY_SECONDS:
+            self._remark(
+                f"{job} has not begun after {pending:.0f} s: its driver has no place, or its environment is made"
+            )
+        time.sleep(POLL_SECONDS)
+
+    def _remark(self, words: str) -> None:
+        if time.monotonic() - self._said > SAY_SECONDS:
+            self._said = time.monotonic()
+            self.say(words)
+
+    async def _tail(self, job: str) -> None:
+        """Until the log ends, or its connection does: the caller looks which."""
+        skip, lines = self.log.seen, self.head.client.tail_job_logs(job)
+        coming: asyncio.Future[str] | None = None
+        try:
+            while not self.stopped():
+                coming = coming or asyncio.ensure_future(anext(lines))
+                if not (await asyncio.wait({coming}, timeout=POLL_SECONDS))[0]:
+                    continue
+                text, coming = coming.result(), None
+                skip = self.log.take(text, skip)
+        except (StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):
+            return
+        finally:
+            if coming is not None:
+                coming.cancel()
+                with contextlib.suppress(BaseException):
+                    await coming
+            await lines.aclose()
+
+
+def ended(job: str, info: JobInfo) -> Ended:
+    """The verb's exit status, from what Ray says of its process."""
+    if info.status == JobStatus.SUCCEEDED:
+        return Ended(job, 0)
+    if info.status == JobStatus.STOPPED:
+        return Ended(job, STOPPED, "stopped")
+    code, kind = info.driver_exit_code, str(getattr(info.error_type, "value", info.error_type) or "")
+    if code is None:
+        return Ended(job, 1, " ".join((info.message or kind).split())[:300], lost=kind in LOST)
+    return Ended(job, code if code > 0 else 128 - code, f"exit code {code}")

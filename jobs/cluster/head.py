@@ -1,0 +1,167 @@
+"""The head of a running cluster, as its dashboard's job server shows it: where it is, its token, its version.
+
+Ray's own client waits for ever for a server that accepts and says nothing, takes an address from the environment before
+the one that it is given, and raises whatever its libraries raise. Here every request has a time limit, and a mistake
+is one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import ray
+import requests
+from ray.job_submission import JobDetails, JobInfo, JobSubmissionClient
+
+ANSWER_SECONDS = 30.0
+UPLOAD_SECONDS = 300.0
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+for _name in ("job.sdk", "dashboard_sdk"):  # they say of every log that its connection was closed
+    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
+
+
+class Away(ConnectionError):
+    """The head does not answer now."""
+
+
+class Head:
+    """One cluster's job server. What does not answer in time raises Away; what it refuses, ValueError."""
+
+    def __init__(self, address: str) -> None:
+        """Connect. Raises ValueError for no answer, no or a wrong token, and a cluster of another version of Ray."""
+        self.address = address
+        _find_token()
+        try:
+            version = self._ask_version()
+            with _environment("RAY_API_SERVER_ADDRESS", address):  # Ray takes this before its own argument
+                self.client = _Client(address)
+        except (requests.RequestException, ConnectionError, TimeoutError) as error:
+            raise ValueError(
+                f"{address}: no Ray dashboard answers within {ANSWER_SECONDS:.0f} s ({_words(error)}): start the "
+                "cluster, forward its port (ray dashboard CONFIG.yaml), or give another --address"
+            ) from None
+        except RuntimeError as error:  # Ray's AuthenticationError among them, and a version of Ray without jobs
+            raise ValueError(f"{address}: {_refused(error)}") from None
+        if version != ray.__version__:
+            raise ValueError(
+                f"{address} runs Ray {version}, this is Ray {ray.__version__}: use an image of this version, or the "
+                "xtra that the cluster's image has"
+            )
+
+    def _ask_version(self) -> str:
+        reply = requests.get(f"{self.address}/api/version", headers=_token_headers(), timeout=ANSWER_SECONDS)
+        if reply.status_code in (401, 403):
+            raise RuntimeError(reply.text)
+        try:
+            return str(reply.json()["ray_version"])
+        except (ValueError, KeyError, TypeError):
+            raise RuntimeError(f"answers with status {reply.status_code}, and is no Ray dashboard") from None
+
+    def jobs(self) -> list[JobDetails]:
+        """The jobs that were submitted, oldest first."""
+        with _errors(self.address):
+            found = [job for job in self.client.list_jobs() if job.submission_id]
+        return sorted(found, key=lambda job: job.start_time or 0)
+
+    def info(self, job: str) -> JobInfo | None:
+        """None where the cluster has no such job."""
+        with _errors(self.address):
+            try:
+                return self.client.get_job_info(job)
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
+
+    def log(self, job: str) -> str:
+        """All that it has written so far; "" where that cannot be read now."""
+        with contextlib.suppress(Away, ValueError), _errors(self.address):
+            return self.client.get_job_logs(job)
+        return ""
+
+    def stop(self, job: str) -> None:
+        with _errors(self.address):
+            self.client.stop_job(job)
+
+
+class _Client(JobSubmissionClient):
+    def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:
+        """Ray 2.60's own, with a limit of time (private)."""
+        more.setdefault("timeout", UPLOAD_SECONDS if method == "PUT" else ANSWER_SECONDS)
+        return super()._do_request(method, endpoint, **more)
+
+
+def find(address: str) -> str:
+    """The URL of a cluster's dashboard, as given or from the environment. Raises ValueError where it is none."""
+    name = "--address"
+    if not address:
+        name = next((name for name in ADDRESSES if os.environ.get(name)), "")
+        address = os.environ.get(name, "")
+    if not address:
+        raise ValueError(f"--address is missing, and {' and '.join(ADDRESSES)} are not set: give http://HOST:8265")
+    if not re.fullmatch(r"https?://[^/\s@]+/?", address):
+        raise ValueError(f"{name} is {address!r}; it must be the dashboard's address, such as http://HOST:8265")
+    return address.rstrip("/")
+
+
+def _find_token() -> None:
+    """Use the token that `ray start` left, or that the environment names: Ray's client does neither by itself."""
+    there = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if "RAY_AUTH_MODE" not in os.environ and (there or (Path.home() / ".ray" / "auth_token").is_file()):
+        os.environ["RAY_AUTH_MODE"] = "token"
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")  # what an earlier `import ray` read of the environment
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _token_headers() -> dict[str, str]:
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    return get_auth_headers_if_auth_enabled({})
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Any:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        os.environ.update({} if before is None else {name: before})
+
+
+@contextlib.contextmanager
+def _errors(address: str) -> Any:
+    try:
+        yield
+    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+        raise Away(f"{address}: {_words(error)}") from None
+    except RuntimeError as error:
+        if re.search(r"status code 5\d\d", str(error)):
+            raise Away(f"{address}: {_words(error)}") from None
+        raise ValueError(f"{address}: {_refused(error)}") from None
+
+
+def _refused(error: RuntimeError) -> str:
+    text = str(error)
+    if "Missing authentication token" in text or "Authentication required" in text:
+        return "asks for a token, and there is none here: put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    if "Invalid authentication token" in text or "Authentication failed" in text:
+        return "refuses the token of RAY_AUTH_TOKEN or ~/.ray/auth_token: it is another cluster's"
+    return _words(error)
+
+
+def _words(error: BaseException) -> str:
+    """The last sentence that says something, of errors that hold each other as text."""
+    words = " ".join(str(error).split())
+    inner = re.findall(r"\[Errno [-\d]+\] ([^'\")]+)|(timed out|Read timed out)", words)
+    return next((part for pair in reversed(inner) for part in pair if part), words[:200] or type(error).__name__)

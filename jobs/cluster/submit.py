@@ -1,0 +1,176 @@
+"""`xtra submit`: the same command as a job of a cluster.
+
+A job is its words and nothing else: what it needs to know of a store comes from the nodes' own environment or role, so
+that no key is in an entry point, in metadata, in a runtime environment or in a log. Its id is VERB-NAME-N, where NAME
+is the last part of the folder that it writes, so two submissions of one command meet.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ray.job_submission import JobDetails
+
+from jobs.cluster import package
+from jobs.cluster.follow_job import Ended, Follower
+from jobs.cluster.head import Head, find
+from jobs.cluster.wanted import SUBMITTED_WITH, version
+
+STOP_SECONDS = 120  # between a stop and a kill: Ray's own 3 do not make a checkpoint on a bucket
+GONE = 0  # exit status of a lost job whose folder says that all is done
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A command for a cluster, and what its driver needs there."""
+
+    words: tuple[str, ...]  # the verb and all that follows it
+    base: str  # the id without its number
+    folder: str = ""  # what the verb writes or reads
+    code: Literal["image", "here"] = "image"
+    cpus: float = 0.0
+    gpus: float = 0.0
+    memory: int = 0  # bytes
+    on: Mapping[str, str] = field(default_factory=dict)  # labels of the node that its driver is to run on
+
+    @property
+    def entrypoint(self) -> str:
+        return shlex.join([*(["xtra"] if self.code == "image" else ["python", "-m", "jobs.cli"]), *self.words])
+
+
+class Jobs:
+    """The jobs of one cluster: submitted, listed, stopped, waited for."""
+
+    def __init__(self, address: str = "") -> None:
+        """Raises ValueError for all that Head raises it for."""
+        self.head = Head(find(address))
+
+    def submit(self, wanted: Submission) -> str:
+        """Send it; returns its id. Raises ValueError for an id in use and for a package that is too large."""
+        job = next_id(wanted.base, self.head.jobs())
+        self._submit_as(job, wanted)
+        return job
+
+    def _submit_as(self, job: str, wanted: Submission) -> None:
+        env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        with tempfile.TemporaryDirectory(prefix="xtra-submit-") as folder:
+            runtime: dict[str, Any] = {"env_vars": env}
+            if wanted.code == "here":
+                made = package.pack(Path(folder) / "code.zip")
+                if made.left:
+                    warnings.warn(f"{', '.join(made.left)}: git does not track it, so it stays here", stacklevel=2)
+                runtime["working_dir"] = str(made.path)
+            else:
+                env[SUBMITTED_WITH] = version()
+            self._send(job, wanted, runtime)
+
+    def _send(self, job: str, wanted: Submission, runtime: dict[str, Any]) -> None:
+        try:
+            self.head.client.submit_job(
+                entrypoint=wanted.entrypoint,
+                submission_id=job,
+                runtime_env=runtime,
+                metadata={
+                    "xtra": version(),
+                    "folder": wanted.folder,
+                    "base": wanted.base,
+                    "on": ",".join(f"{name}={value}" for name, value in wanted.on.items()),
+                    "needs": f"{wanted.cpus:g} {wanted.gpus:g} {wanted.memory}",
+                },
+                entrypoint_num_cpus=wanted.cpus or None,
+                entrypoint_num_gpus=wanted.gpus or None,
+                entrypoint_memory=wanted.memory or None,
+                entrypoint_label_selector=dict(wanted.on) or None,
+            )
+        except RuntimeError as error:
+            if "already exists" in str(error):  # somebody else has taken it since we looked
+                raise ValueError(in_use(job)) from None
+            raise ValueError(f"{self.head.address}: refused {job}: {' '.join(str(error).split())[:300]}") from None
+
+    def known(self, job: str) -> Submission:
+        """A job of the cluster as it was submitted. Raises ValueError where there is none."""
+        info = self.head.info(job)
+        if info is None:
+            there = ", ".join(str(other.submission_id) for other in self.head.jobs()[-5:])
+            raise ValueError(f"{job}: {self.head.address} has no such job; its newest: {there or 'none'}")
+        noted, words = info.metadata or {}, shlex.split(info.entrypoint)
+        cpus, gpus, memory = map(float, noted.get("needs", "0 0 0").split())
+        here = words[:3] == ["python", "-m", "jobs.cli"]
+        return Submission(
+            words=tuple(words[3 if here else 1 :]),
+            base=noted.get("base") or re.sub(r"-\d+$", "", job),
+            folder=noted.get("folder", ""),
+            code="here" if here else "image",
+            cpus=cpus,
+            gpus=gpus,
+            memory=int(memory),
+            on=dict(pair.split("=", 1) for pair in noted.get("on", "").split(",") if pair),
+        )
+
+    def wait(
+        self,
+        job: str,
+        wanted: Submission,
+        retries: int,
+        done: Callable[[str], bool],
+        follower: Follower,
+        submitted: Callable[[str], None] = lambda job: None,
+    ) -> Ended | None:
+        """Follow it to its end, and those that take its place; None where following was stopped.
+
+        A job whose driver's node or whose head died is submitted again, at most `retries` times, unless `done(folder)`.
+        """
+        while True:
+            ended = follower.follow(job)
+            if ended is None or not ended.lost:
+                return ended
+            if wanted.folder and done(wanted.folder):
+                return Ended(job, GONE, f"{job} was lost ({ended.why}), and {wanted.folder} is done")
+            if retries < 1:
+                return ended
+            retries -= 1
+            lost, job = job, self._again(job, wanted)
+            follower.say(f"{lost} was lost ({ended.why}): submitted again as {job}")
+            submitted(job)
+
+    def _again(self, job: str, wanted: Submission) -> str:
+        """Under the next number, also where a new head remembers none."""
+        number = int(job.rpartition("-")[2]) if re.search(r"-\d+$", job) else 0
+        known = {str(other.submission_id) for other in self.head.jobs()}
+        number = max([number, *(_number(wanted.base, other) for other in known)])
+        self._submit_as(f"{wanted.base}-{number + 1}", wanted)
+        return f"{wanted.base}-{number + 1}"
+
+
+def next_id(base: str, jobs: list[JobDetails]) -> str:
+    """The first number that no job had. Raises ValueError while the newest with this base has not ended."""
+    known = {_number(base, str(job.submission_id)): job for job in jobs}
+    newest = max(known) if known else 0
+    if newest and not known[newest].status.is_terminal():
+        raise ValueError(in_use(f"{base}-{newest}"))
+    return f"{base}-{newest + 1}"
+
+
+def in_use(job: str) -> str:
+    return (
+        f"{job} is running: xtra submit logs {job} follows it, xtra submit stop {job} stops it, "
+        f"xtra submit --name OTHER submits beside it"
+    )
+
+
+def name_of(verb: str, folder: str) -> str:
+    """VERB-NAME of the last part of a folder, in letters that an id may have."""
+    last = re.sub(r"[^A-Za-z0-9_.]+", "-", folder.rstrip("/").rpartition("/")[2].partition("@")[0]).strip("-.")
+    return f"{verb}-{last}" if last else verb
+
+
+def _number(base: str, job: str) -> int:
+    found = re.fullmatch(re.escape(base) + r"-(\d+)", job)
+    return int(found[1]) if found else 0

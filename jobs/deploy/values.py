@@ -1,0 +1,99 @@
+"""The few values that all files of a deployment are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.flags import nearest
+
+_NAME = r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?"
+_SHAPES = {
+    "name": _NAME,
+    "namespace": _NAME,
+    "service_account": _NAME,
+    "token_secret": _NAME,
+    "bucket": r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+    "prefix": r"[A-Za-z0-9_./-]*",
+    "image": r"[\w./:@-]+",
+    "region": r"[a-z0-9-]+",
+    "account": r"\d{12}",
+    "memory": r"\d+(Mi|Gi)",
+    "shm": r"\d+(Mi|Gi)",
+    "on_demand": r"[\w./-]+=[\w./-]+",
+    "spot": r"([\w./-]+=[\w./-]+)?",
+    "queue": rf"({_NAME})?",
+    "secret": rf"({_NAME})?",
+}
+SAVE_SECONDS = 30  # of a platform's notice that a node keeps for its own end, after its work was drained
+
+
+@dataclass(frozen=True)
+class Values:
+    """Set with --set NAME=VALUE; what is not set has these defaults."""
+
+    name: str = "xtra"  # of the cluster or the job
+    image: str = "registry.example.com/xtra-pretrain:0.1.0"  # what make image built, where the cluster can pull it
+    bucket: str = "my-bucket"  # of datasets and runs
+    prefix: str = "xtra"  # below which everything is, in that bucket
+    region: str = "us-east-1"
+    account: str = "123456789012"  # of AWS
+    command: str = ""  # the words of the job, as after `xtra`
+    workers: int = 4  # machines, each with one pod or one container
+    least: int = 0  # of an ingest's workers; the others come when there is work
+    gpus: int = 1  # of a worker; 0: it has CPUs alone
+    cpus: int = 8  # of a worker
+    memory: str = "64Gi"  # of a worker
+    shm: str = "16Gi"  # of a worker's memory, for /dev/shm: Ray's objects, and batches between processes
+    machine: str = "g6.2xlarge"  # of a worker, on AWS
+    head_machine: str = "m7i.large"  # on AWS
+    notice: int = 120  # seconds between the platform's notice and the end of a node: AWS spot 120, Google spot 30
+    idle: int = 900  # seconds without work after which a node goes: more than a checkpoint takes
+    retries: int = 3  # new clusters that a job may have after its own was lost
+    namespace: str = "default"  # of Kubernetes
+    service_account: str = "xtra"  # of Kubernetes, which may read and write the bucket
+    secret: str = ""  # of Kubernetes, with AWS_ACCESS_KEY_ID and the like, where no service account has a role
+    token_secret: str = "xtra-ray-token"  # of Kubernetes, with Ray's token as auth_token
+    queue: str = ""  # Kueue's local queue; without one the workers of a training are one group of hosts, all or none
+    on_demand: str = "eks.amazonaws.com/capacityType=ON_DEMAND"  # label of nodes that the platform does not take back
+    spot: str = "eks.amazonaws.com/capacityType=SPOT"  # label of nodes that it may; empty: workers may be anywhere
+
+    def __post_init__(self) -> None:
+        for name, shape in _SHAPES.items():
+            value = getattr(self, name)
+            if not re.fullmatch(shape, value):
+                raise ValueError(f"{name} is {value!r}; it must match {shape}")
+        least = {"workers": 1, "least": 0, "gpus": 0, "cpus": 1, "notice": 20, "idle": 60, "retries": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
+        if self.least > self.workers:
+            raise ValueError(f"least is {self.least}, workers {self.workers}: the least may not be more than all")
+
+    @property
+    def drain(self) -> int:
+        """Seconds in which a node that has its notice lets its work save: less than the notice."""
+        return max(self.notice - SAVE_SECONDS, self.notice // 2)
+
+    @property
+    def root(self) -> str:
+        return "/".join(part for part in (f"s3://{self.bucket}", self.prefix.strip("/")) if part)
+
+
+def parse_values(texts: Sequence[str]) -> Values:
+    """Raises ValueError for a name that is none, and for a value of another kind."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Values)}
+    given: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set is {text!r}; it must be NAME=VALUE")
+        if name not in kinds:
+            raise ValueError(f"--set {name}: there is no such value{nearest(name, kinds)}: xtra deploy lists them")
+        if kinds[name] is int and not re.fullmatch(r"\d+", value):
+            raise ValueError(f"--set {name} is {value!r}; it must be a whole number")
+        given[name] = int(value) if kinds[name] is int else value
+    return Values(**given)

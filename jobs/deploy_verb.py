@@ -1,0 +1,77 @@
+"""The words of `xtra deploy`: files that start a cluster, made from a few values, and checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.flags import Call, describe, nearest
+from jobs.submit_verb import check as check_verb
+from jobs.terminal import say
+
+
+def deploy(call: Call, verbs: Mapping[str, Any]) -> Any:
+    """`xtra deploy KIND [--set NAME=VALUE …]` prints the file; `xtra deploy check FILE …` checks what was edited."""
+    from jobs import deploy
+
+    kinds = [*deploy.KINDS, "check"]
+    if "--help" in call.words or "-h" in call.words:
+        _describe(kinds)
+        raise SystemExit(0)
+    kind = call.first()
+    if kind not in kinds:
+        what = "KIND is missing" if kind is None else f"{kind!r} is no kind of file{nearest(kind, kinds)}"
+        raise ValueError(f"{what}: give one of {', '.join(kinds)}")
+    if kind == "check":
+        return _check(call.words)
+    texts = []
+    while given := call.several("set"):
+        texts += given
+    if call.words:
+        raise ValueError(f"{call.words[0]} is not known: xtra deploy KIND --set NAME=VALUE …; --help lists the values")
+
+    def check(words: Sequence[str]) -> None:
+        name, rest = (words[0], list(words[1:])) if words else ("", [])
+        if name not in verbs:
+            raise ValueError(f"--set command: {name!r} is not a verb{nearest(name, list(verbs))}")
+        try:
+            check_verb(name, verbs[name], rest)
+        except ValueError as error:
+            raise ValueError(f"--set command: {error}") from None
+
+    text = deploy.make(kind, deploy.parse_values(texts), check)
+    say(text.rstrip())
+    return {"kind": kind, "text": text}
+
+
+def _check(files: Sequence[str]) -> Any:
+    import yaml
+
+    from jobs import deploy
+    from shards import store
+
+    if not files:
+        raise ValueError("FILE is missing: xtra deploy check FILE …")
+    for file in files:
+        try:
+            documents = list(yaml.safe_load_all(store.read(file)))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file}: is no YAML: {' '.join(str(error).split())}") from None
+        except store.Missing:
+            raise ValueError(f"{file}: is not there") from None
+        for document in documents:
+            deploy.require(document, file)
+        say(f"{file}: as it should be", file=sys.stderr)
+    return {"files": list(files)}
+
+
+def _describe(kinds: Sequence[str]) -> None:
+    from jobs.deploy import Values
+
+    usage = "xtra deploy KIND [--set NAME=VALUE …] > FILE"
+    also = (
+        f"KIND: {', '.join(kinds[:-1])}.\nxtra deploy check FILE … checks what was edited. The names and their values:"
+    )
+    text = describe(Values, usage, Values(), also).replace(" [--flags]", "", 1)
+    say("\n".join(line.replace("│ --", "│   ", 1) for line in text.splitlines() if "--help" not in line))

@@ -1,0 +1,200 @@
+"""`xtra submit` on a real cluster with a bucket: exit statuses, a stop that saves, a supervisor that dies, and no key
+in anything that Ray shows or keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from buckets import bucket
+from cluster_runs import pids_of
+from made_datasets import make_dataset
+from nodes import Cluster, cluster
+from places import ROOT
+
+from shards import store, store_remote
+from shards.pixels import crop
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+PATIENCE = 400.0  # on a busy machine
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
+API = ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status", "/logical/actors", "/api/v0/actors")
+API += ("/api/v0/tasks?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1", "/api/v0/jobs?detail=1")
+
+
+class Place:
+    """A cluster, a bucket, and all that `xtra submit` has said of them."""
+
+    def __init__(self, made: Cluster, base: str, keys: dict[str, str]) -> None:
+        self.cluster, self.base, self.keys = made, base, keys
+        self.address = made.jobs["RAY_API_SERVER_ADDRESS"]
+        self.said: list[str] = []
+        self.begun: list[subprocess.Popen[str]] = []
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "jobs.cli", "submit", *words]
+        env = {**self.cluster.jobs, **self.keys, "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.begun.append(subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=True, **pipes))
+        return self.begun[-1]
+
+    def end(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+        out, err = process.communicate(timeout=PATIENCE)
+        self.said += [out, err]
+        print(out, err)
+        assert "Traceback" not in out + err, out + err
+        return process.returncode, out, err
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        return self.end(self.begin(*words))
+
+    def train(self, run: str, *words: str) -> list[str]:
+        return [
+            *("train", "demo32", "--data", f"{self.base}/data", "--out", f"{self.base}/{run}", "--device=cpu"),
+            *("--batch=16", "--threads=1", "--keep=1", *words),
+        ]
+
+    def commits(self, run: str) -> list[int]:
+        folder = f"{self.base}/{run}/checkpoints"
+        return [int(name) for name in store.names(folder) if store.exists(f"{folder}/{name}/COMMIT.json")]
+
+    def status(self, job: str) -> str:
+        return next((row["status"] for row in self.jobs() if row["job"] == job), "")
+
+    def metrics(self) -> str:
+        """What every node's metrics port says to Prometheus, by the addresses that Ray leaves for it."""
+        found = json.loads((self.cluster.folder / "ray/prom_metrics_service_discovery.json").read_text())
+        said = ""
+        for target in (target for group in found for target in group["targets"]):
+            with urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as reply:
+                said += reply.read().decode()
+        return said
+
+    def jobs(self) -> list[dict]:
+        code, out, _ = self.run("list", "--json")
+        assert code == 0
+        return json.loads(out.splitlines()[-1])["jobs"]
+
+
+@pytest.fixture(scope="module")
+def place(moto_endpoint: str) -> Iterator[Place]:
+    keys = {name: secrets.token_hex(16) for name in KEYS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        patch.setattr(store_remote, "_filesystems", {})
+        base = bucket()
+        make_dataset(f"{base}/data", [160, 160])
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = {"AWS_ENDPOINT_URL": moto_endpoint, "PATH": path, **keys}
+        with cluster(1, cpus=2, env=env, dashboard=True) as made:
+            place = Place(made, base, keys)
+            yield place
+            for process in place.begun:
+                process.kill()
+                process.communicate()
+
+
+def until(happened: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_the_exit_status_the_last_line_and_the_json_are_the_verbs_own(place: Place):
+    code, out, err = place.run("check", f"{place.base}/nothing")  # a mistake that only the store shows
+    assert (code, place.status("check-nothing-1")) == (2, "FAILED")
+    last = err.rstrip().splitlines()[-1]
+    assert last.startswith("xtra check: ")
+    assert "nothing" in last
+    code, out, err = place.run("check", f"{place.base}/data", "--json")
+    assert code == 0
+    assert (json.loads(out)["samples"], json.loads(out)["problems"]) == (320, [])
+    assert "320 samples" in err
+    make_dataset(f"{place.base}/hurt", [20])
+    tar = next(name for name in store.names(f"{place.base}/hurt/shards") if name.endswith(".tar"))
+    store.put(f"{place.base}/hurt/shards/{tar}", b"cut short")
+    assert place.run("--code", "here", "check", f"{place.base}/hurt")[0] == 1
+    assert any(row["entrypoint"].startswith("python -m jobs.cli check ") for row in place.jobs())
+
+
+def test_a_stop_saves_and_an_id_in_use_is_refused_meanwhile(place: Place):
+    words = place.train("stopped", "--samples=640000", "--checkpoint-every=160000", "--workers=2")
+    code, _, err = place.run("--no-wait", *words)
+    assert code == 0, err
+    until(lambda: store.names(f"{place.base}/stopped/attempts"))
+    code, out, err = place.run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "train-stopped-1 is running: xtra submit logs train-stopped-1" in err
+    following = place.begin("wait", "train-stopped-1")
+    assert following.stdout is not None
+    assert following.stdout.readline()  # it follows
+    following.send_signal(signal.SIGINT)
+    scraped = place.metrics()
+    for name in ("loss", "samples_seen", "samples_per_s", "data_wait_seconds", "checkpoint_age_seconds", "attempts"):
+        (value,) = re.findall(rf'^ray_xtra_{name}\{{[^}}]*run="{place.base}/stopped"[^}}]*\}} (\S+)$', scraped, re.M)
+        assert float(value) > 0, name
+    code, out, err = place.end(following)
+    assert code == 130
+    assert "train-stopped-1 goes on: xtra submit wait train-stopped-1" in err
+    assert place.status("train-stopped-1") == "RUNNING"
+    assert place.commits("stopped") == []
+    code, out, _ = place.run("stop", "train-stopped-1")
+    assert (code, place.status("train-stopped-1")) == (0, "STOPPED")
+    assert len(place.commits("stopped")) == 1
+    assert 0 < place.commits("stopped")[0] < 640000
+    assert place.run("wait", "train-stopped-1")[0] == 130
+
+
+def test_a_job_whose_supervisor_dies_is_submitted_again_with_the_code_of_this_checkout(place: Place):
+    words = place.train("lost", "--samples=3200", "--checkpoint-every=320", "--workers=1", "--json")
+    waiting = place.begin("--code", "here", *words)
+    until(lambda: place.commits("lost"), waiting)
+    (supervisor,) = [pid for node in place.cluster.nodes for pid in pids_of(node, "ray::JobSupervisor")]
+    os.kill(supervisor, signal.SIGKILL)
+    code, out, err = place.end(waiting)
+    assert code == 0, err
+    assert "train-lost-1 was lost" in err
+    assert "submitted again as train-lost-2" in err
+    assert max(place.commits("lost")) == 3200
+    assert place.status("train-lost-2") == "SUCCEEDED"
+    assert json.loads(out.splitlines()[-1])["samples_seen"] == 3200
+    facts = store.read_json(f"{place.base}/lost/run.json")
+    assert facts["git"] is None  # the package is no checkout
+    assert ("crop.c" in facts["image_build"]) == crop.library().is_file()
+
+
+def test_no_key_is_in_what_ray_shows_or_keeps_or_in_what_we_say(place: Place):
+    token = (place.cluster.folder / "home/.ray/auth_token").read_text().strip()
+    searched = {"our own output": "\n".join(place.said)}
+    jobs = place.jobs()
+    assert jobs
+    for path in (*API, *(f"/api/jobs/{job['job']}{more}" for job in jobs for more in ("", "/logs"))):
+        request = urllib.request.Request(place.address + path, headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                searched[path] = reply.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            searched[path] = error.read().decode(errors="replace")
+    files = [path for path in (place.cluster.folder / "ray").rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 20
+    for path in [*files, *place.cluster.folder.glob("*.log")]:
+        searched[str(path)] = path.read_bytes().decode(errors="replace")
+    assert "xtra check" in searched["/api/jobs/"]
+    secret = {**place.keys, "the token": token}
+    hits = [(where, name) for where, text in searched.items() for name, value in secret.items() if value in text]
+    assert hits == []
