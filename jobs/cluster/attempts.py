@@ -198,13 +198,14 @@ class Attempts:
         """Train on these places until the group ends, however it does."""
         group, nodes = uuid.uuid4().hex[:8], places.nodes()
         self.groups += 1
-        self.gauges.set(self._left[0].out, {"xtra_attempts": self.groups})
         asked: Literal["", "stop", "yield"] = ""
         met = False
         looked = time.monotonic()
 
         def watch() -> None:
             nonlocal asked, met, looked
+            if self.gauges.due():
+                self.gauges.set(self._left[0].out, {"xtra_attempts": self.groups})
             if self.stop.is_set():
                 asked = "stop"
             if time.monotonic() - looked >= LOOK_SECONDS:

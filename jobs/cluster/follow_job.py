@@ -16,6 +16,9 @@ from jobs.cluster.wanted import TryLater
 
 POLL_SECONDS = 0.5
 SAY_SECONDS = 30.0
+UNKNOWN_SECONDS = (
+    5.0  # after which a job that the head does not know is gone: a head that has just started reads its own
+)
 AWAY_SECONDS = 600.0  # that a head may be gone
 
 LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_FAILURE", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
@@ -89,10 +92,15 @@ class Follower:
         return None
 
     def _info(self, job: str) -> JobInfo | None:
+        """None where the cluster has had no such job for some seconds, or following was stopped."""
         since = time.monotonic()
+        unknown: float | None = None
         while True:
             try:
-                return self.head.info(job)
+                info = self.head.info(job)
+                unknown = unknown or time.monotonic()
+                if info is not None or time.monotonic() - unknown > UNKNOWN_SECONDS:
+                    return info
             except Away as error:
                 gone = time.monotonic() - since
                 if gone > self.away:

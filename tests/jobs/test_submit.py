@@ -72,14 +72,15 @@ class Place:
     def status(self, job: str) -> str:
         return next((row["status"] for row in self.jobs() if row["job"] == job), "")
 
-    def metrics(self) -> str:
-        """What every node's metrics port says to Prometheus, by the addresses that Ray leaves for it."""
+    def gauges(self, run: str) -> dict[str, float]:
+        """Ours on every node's metrics port, by the addresses that Ray leaves for Prometheus."""
         found = json.loads((self.cluster.folder / "ray/prom_metrics_service_discovery.json").read_text())
         said = ""
         for target in (target for group in found for target in group["targets"]):
             with urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as reply:
                 said += reply.read().decode()
-        return said
+        ours = re.findall(rf'^ray_xtra_(\w+)\{{[^}}]*run="{self.base}/{run}"[^}}]*\}} (\S+)$', said, re.M)
+        return {name: float(value) for name, value in ours}
 
     def jobs(self) -> list[dict]:
         code, out, _ = self.run("list", "--json")
@@ -144,10 +145,18 @@ def test_a_stop_saves_and_an_id_in_use_is_refused_meanwhile(place: Place):
     assert following.stdout is not None
     assert following.stdout.readline()  # it follows
     following.send_signal(signal.SIGINT)
-    scraped = place.metrics()
-    for name in ("loss", "samples_seen", "samples_per_s", "data_wait_seconds", "checkpoint_age_seconds", "attempts"):
-        (value,) = re.findall(rf'^ray_xtra_{name}\{{[^}}]*run="{place.base}/stopped"[^}}]*\}} (\S+)$', scraped, re.M)
-        assert float(value) > 0, name
+    gauges = {
+        "loss",
+        "samples_seen",
+        "samples",
+        "samples_per_s",
+        "data_wait_seconds",
+        "checkpoint_age_seconds",
+        "attempts",
+    }
+    until(lambda: gauges <= place.gauges("stopped").keys())  # Ray exports them every 10 s
+    assert all(value > 0 for value in place.gauges("stopped").values())
+    assert place.gauges("stopped")["samples"] == 640000
     code, out, err = place.end(following)
     assert code == 130
     assert "train-stopped-1 goes on: xtra submit wait train-stopped-1" in err

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from jobs import cli, cluster, submit_verb
 from jobs.cluster import follow_job, head, package
 from jobs.cluster.follow_job import Ended, Follower, Log, ended
 from jobs.cluster.submit import Jobs, Submission, next_id
+from jobs.flags import Call, Stopped
 from jobs.verbs import VERBS
 from shards.pixels import crop
 
@@ -312,6 +313,49 @@ def test_json_of_a_job_is_held_back_and_its_error_is_the_last_line(capsys):
     shown.line("xtra train: --out is missing")
     assert shown.error == shown.last == "xtra train: --out is missing"
     assert capsys.readouterr().out == ""
+
+
+def following(wait: Any, capsys: pytest.CaptureFixture[str]) -> tuple[Call, list[str], str]:
+    """What `xtra submit` does with a job that it follows: the call, what it stopped, what it said."""
+    stopped: list[str] = []
+    jobs = SimpleNamespace(wait=wait, head=SimpleNamespace(stop=stopped.append))
+    call = Call("submit", "VERB", [])
+    with suppress(Stopped):
+        submit_verb._wait(call, jobs, "train-x-1", WANTED, 3)
+    return call, stopped, capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_following_and_a_second_one_the_job(monkeypatch, capsys):
+    monkeypatch.setattr(submit_verb, "AGAIN_SECONDS", 0.0)
+    call, stopped, said = following(lambda *words: None, capsys)
+    assert (stopped, call.quiet) == ([], True)  # no "rerun the same command": the job goes on
+    assert "train-x-1 goes on: xtra submit wait train-x-1 follows it again, xtra submit stop train-x-1 stops it" in said
+
+    def second(*words: Any) -> None:
+        words[-1]("train-x-2")  # it was submitted again meanwhile
+        raise Stopped
+
+    _, stopped, said = following(second, capsys)
+    assert stopped == ["train-x-2"]
+    assert "it has 120 s to save" in said
+
+
+def test_the_last_line_is_the_verbs_error_or_why_there_is_none(capsys):
+    def ended(exit_code: int, why: str, *lines: str) -> Any:
+        def wait(job: str, wanted: Any, retries: int, done: Any, follower: Any, again: Any) -> Ended:
+            for line in lines:
+                follower.line(line)
+            return Ended(job, exit_code, why)
+
+        return wait
+
+    mistake = "xtra train: --data is missing"
+    for lines in ((mistake,), (mistake, "Ray wrote this after it")):
+        call, _, said = following(ended(2, "exit code 2", *lines), capsys)
+        assert (call.exit_code, said.rstrip().splitlines()[-1]) == (2, mistake)
+    call, _, said = following(ended(137, "exit code 137", "reading"), capsys)
+    assert (call.exit_code, said) == (137, "xtra submit: train-x-1: exit code 137\n")
+    assert following(ended(0, "", "done"), capsys)[2] == ""
 
 
 # --- the package ---
