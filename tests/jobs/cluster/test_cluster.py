@@ -92,7 +92,7 @@ def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_pat
 
 @pytest.mark.slow
 def test_workers_of_our_own_cluster_run_at_this_process_own_priority(ray_cluster):
-    assert ray.get(ray.remote(os.nice).remote(0)) == os.nice(0)
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
 
 
 @pytest.mark.slow
