@@ -171,7 +171,7 @@ def _attempts(run: Run, problems: list[str]) -> tuple[tuple[AttemptStatus, ...],
         read = dict(zip(urls, pool.map(lambda url: _events(url, problems), urls)))
     found, newest = [], {}
     for number, facts in enumerate(run.attempts, 1):
-        number = int(facts.get("attempt", number))
+        number = facts.get("attempt") or number
         events = [event for name in wanted.get(number, []) for event in read[store.join(run.url, "events", name)]]
         found.append(_attempt(number, facts, events, last=number >= len(run.attempts)))
         newest = max([newest, *events], key=lambda event: str(event.get("at", "")))

@@ -112,7 +112,14 @@ def find(address: str) -> str:
 
 
 def _find_token() -> None:
-    """Use the token that `ray start` left, or that the environment names: Ray's client does neither by itself."""
+    """Use the token that `ray start` left, or that the environment names: Ray's client does neither by itself.
+
+    A process that is in a cluster keeps that one's token: its connections would break.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
     there = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     if "RAY_AUTH_MODE" not in os.environ and (there or (Path.home() / ".ray" / "auth_token").is_file()):
         os.environ["RAY_AUTH_MODE"] = "token"
