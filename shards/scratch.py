@@ -55,6 +55,8 @@ def dead(prefix: str, root: Path) -> Iterator[Path]:
             try:
                 with own_file(path / LOCK) as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not path.is_dir():  # another process removed it while we opened its lock
+                        continue
                     yield path
                     _remove(path)
             except FileNotFoundError:
