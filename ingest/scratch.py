@@ -57,7 +57,7 @@ class Scratch:
             _keep(self.kept, folder)
 
     def take(self, name: str) -> list[Path]:
-        """What earlier runs have kept of a unit, moved here: by one process alone, whoever comes first."""
+        """What earlier runs have kept of a unit, moved here: by the first process that asks alone."""
         found = []
         for path in sorted(self.kept.glob(f"{name}-*")) if self.kept is not None and _ours(self.kept) else ():
             ours = self.folder / f"{TAKEN}{path.name}"

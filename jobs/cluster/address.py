@@ -21,8 +21,8 @@ import json, sys
 from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
 try:
-    told = GcsClient(address=sys.argv[1]).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=15)
-    print(json.dumps({"cluster": json.loads(told or b"{}")}))
+    answer = GcsClient(address=sys.argv[1]).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=15)
+    print(json.dumps({"cluster": json.loads(answer or b"{}")}))
 except AuthenticationError:
     print(json.dumps({"token": "wrong"}))
 """

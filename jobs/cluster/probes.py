@@ -30,7 +30,7 @@ def probe_all(
     """Run the probes, `workers` at a time (one: in this process); returns how many were done before `stop`.
 
     A probe writes its own results, so one that is stopped or lost is simply missing. Raises the ValueError of a probe
-    that cannot be done, or tells `failed` of it and goes on with the others. What is in hand at `stop` is finished.
+    that cannot be done, or calls `failed` with it and goes on with the others. What is in hand at `stop` is finished.
     """
     stop = stop or threading.Event()
     if workers < 1:

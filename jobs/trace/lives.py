@@ -152,9 +152,9 @@ def _of(found: dict[int, _Found], values: dict[str, Any]) -> _Found:
 
 
 def _answer(shard: Shard, dataset: str, values: dict[str, Any]) -> Answer:
-    told = {name: value for name, value in values.items() if name not in _OF_THE_LINK}
-    told["fetched_at"] = told["fetched_at"].isoformat(timespec="milliseconds") if told["fetched_at"] else None
-    return Answer(unit=shard.unit, tar=shard.tar_url(dataset) if values["reason"] == KEPT else None, **told)
+    answer = {name: value for name, value in values.items() if name not in _OF_THE_LINK}
+    answer["fetched_at"] = answer["fetched_at"].isoformat(timespec="milliseconds") if answer["fetched_at"] else None
+    return Answer(unit=shard.unit, tar=shard.tar_url(dataset) if values["reason"] == KEPT else None, **answer)
 
 
 def _older_answers(

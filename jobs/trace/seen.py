@@ -150,38 +150,38 @@ def _put_substitutes(
     by_key: dict[str, list[int]] = defaultdict(list)
     for at, life in enumerate(lives):
         by_key[life.key].append(at)
-    for told in history.substitutes:
-        if told.key in by_key or told.shown in by_key:
-            stretch = next((s for s in history.stretches if _is_of(s, told)), None)
-            dataset = data[stretch.manifest].tars.get(told.shard) if stretch else None
+    for swap in history.substitutes:
+        if swap.key in by_key or swap.shown in by_key:
+            stretch = next((s for s in history.stretches if _is_of(s, swap)), None)
+            dataset = data[stretch.manifest].tars.get(swap.shard) if stretch else None
             if stretch and dataset:
-                _put(told, stretch, [at for at in by_key[told.key] if lives[at].dataset == dataset], found, False)
-                _put(told, stretch, [at for at in by_key[told.shown] if lives[at].dataset == dataset], found, True)
+                _put(swap, stretch, [at for at in by_key[swap.key] if lives[at].dataset == dataset], found, False)
+                _put(swap, stretch, [at for at in by_key[swap.shown] if lives[at].dataset == dataset], found, True)
 
 
-def _is_of(stretch: Stretch, told: Substitute) -> bool:
+def _is_of(stretch: Stretch, swap: Substitute) -> bool:
     return (stretch.run, stretch.attempt) == (
-        told.run,
-        told.attempt,
-    ) and stretch.start < told.samples_seen <= stretch.stop
+        swap.run,
+        swap.attempt,
+    ) and stretch.start < swap.samples_seen <= stretch.stop
 
 
 def _put(
-    told: Substitute, stretch: Stretch, those: Sequence[int], found: Sequence[list[Sighting]], added: bool
+    swap: Substitute, stretch: Stretch, those: Sequence[int], found: Sequence[list[Sighting]], added: bool
 ) -> None:
     for at in those:
         mine = found[at]
         if added:
-            step = stretch.first_step + -(-(told.samples_seen - stretch.start) // stretch.batch)
-            size = told.samples_seen - (stretch.start + (step - stretch.first_step - 1) * stretch.batch)
+            step = stretch.first_step + -(-(swap.samples_seen - stretch.start) // stretch.batch)
+            size = swap.samples_seen - (stretch.start + (step - stretch.first_step - 1) * stretch.batch)
             place = Sighting(
-                stretch.run, stretch.attempt, None, step, told.samples_seen, size, None, None, None, stretch.undone
+                stretch.run, stretch.attempt, None, step, swap.samples_seen, size, None, None, None, stretch.undone
             )
-            mine.append(dataclasses.replace(place, in_place_of=told.key))
+            mine.append(dataclasses.replace(place, in_place_of=swap.key))
             continue
         for number, one in enumerate(mine):
-            if (one.run, one.attempt, one.samples_seen) == (told.run, told.attempt, told.samples_seen):
-                mine[number] = dataclasses.replace(one, instead=told.shown)
+            if (one.run, one.attempt, one.samples_seen) == (swap.run, swap.attempt, swap.samples_seen):
+                mine[number] = dataclasses.replace(one, instead=swap.shown)
 
 
 def _seen_by(history: History, life: Life, selected: bool, mine: Sequence[Sighting]) -> SeenBy:
