@@ -8,15 +8,16 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from types import NoneType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from ingest.lists.columns import ID_NAMES, LABEL_NAMES, SAMPLE, URL_NAMES, Columns, places, require
 from ingest.lists.files import MAX_LINE, blocks, pieces
-from ingest.lists.rows import Row, batches, id_of, row_of
+from ingest.lists.rows import Row, chunked, columns_batch, grouped, id_of, row_batch, row_of
 
 LARGEST = 1 << 20  # characters of one entry of an array
 SHAPES = 1000  # sets of names in hand
@@ -39,37 +40,88 @@ class _Names(NamedTuple):
 
 def json_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
     """The rows of a list in JSON. Raises ValueError for a column that no entry has, and for a damaged array."""
-    return batches(_rows(url, columns), () if columns.keep == () and not columns.asked else None)
-
-
-def _rows(url: str, columns: Columns) -> Iterator[Row]:
     entries = _array(url) if _is_array(url) else _lines(url)
     first = list(islice(entries, SAMPLE))
     objects = [value for _, value, _ in first if isinstance(value, dict)]
-    names = list(dict.fromkeys(name for value in objects for name in value))
-    url_name = _url_name(url, names, objects, columns)
-    shapes: dict[tuple[str, ...], _Names] = {}
-    seen: dict[str, None] = {}
-    last: tuple[str, ...] = ()
-    url_key, id_key, label_key, carry = _Names(url_name)
-    for number, value, why in chain(first, entries):
+    found = _Shapes(url, _url_name(url, [*dict.fromkeys(chain.from_iterable(objects))], objects, columns), columns)
+    yield from grouped(_batches(chain(first, entries), found))
+    for wanted in (columns.id, columns.label):
+        if found.seen and wanted is not None and wanted not in found.seen:
+            raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(found.seen)[:300]}")
+    require(url, found.seen, columns)
+
+
+class _Shapes:
+    """Which names the objects of each shape (a tuple of names) have for what, and all names seen so far."""
+
+    def __init__(self, url: str, url_name: str | None, columns: Columns) -> None:
+        self.seen: dict[str, None] = {}
+        self.url_name = url_name
+        self._url, self._columns = url, columns
+        self._names: dict[tuple[str, ...], _Names] = {}
+
+    def names(self, shape: tuple[str, ...]) -> _Names:
+        """Raises ValueError where there are now too many columns."""
+        found = self._names.get(shape)
+        if found is None:
+            found = _names(shape, self.url_name, self._columns)
+            self.seen.update(dict.fromkeys(shape))
+            # Which column is missing is known at the end alone.
+            require(self._url, self.seen, Columns(keep=self._columns.keep and ()))
+            if len(self._names) >= SHAPES:
+                self._names.clear()
+            self._names[shape] = found
+        return found
+
+
+def _batches(entries: Iterable[Entry], shapes: _Shapes) -> Iterator[pa.RecordBatch]:
+    """The rows of some entries at a time: by the column where they are plain and alike, else one by one."""
+    for some in chunked(entries):
+        batch = _by_column(some, shapes)
+        yield row_batch(list(_rows(some, shapes)), None) if batch is None else batch
+
+
+def _by_column(entries: Sequence[Entry], shapes: _Shapes) -> pa.RecordBatch | None:
+    """The rows of objects of one shape that have a URL and an id, as text; None where some have not."""
+    lines, values, _ = zip(*entries)
+    if set(map(type, values)) != {dict} or len(alike := set(map(tuple, values))) != 1:
+        return None
+    (shape,) = alike
+    url, key, label, carry = shapes.names(shape)
+    cells = dict(zip(shape, zip(*map(dict.values, values))))
+    if url not in cells:
+        return None
+    for name in (url, key, label):
+        if name is not None and set(map(type, cells[name])) != {str}:
+            return None
+    if not all(map(str.strip, cells[url])) or (key is not None and not all(map(str.strip, cells[key]))):
+        return None
+    try:
+        text = {name: _texts(cells[name]) for name in {url, key, *(name for name, _ in carry)} if name is not None}
+        labels = cells[label] if label is not None else ()
+        flat = text[label] if label in text and all(labels) else _texts([cell for cell in labels if cell])
+    except UnicodeEncodeError:  # bytes that are no UTF-8, or half of a character
+        return None
+    others = {mark: text[name] for name, mark in carry}
+    return columns_batch(lines, None if key is None else text[key], text[url], labels, flat, others)
+
+
+def _texts(cells: Sequence[Any]) -> pa.BinaryArray:
+    """Each as the bytes of `_cell`, null as null."""
+    if not set(map(type, cells)) <= {str, NoneType}:
+        cells = [value if value is None or isinstance(value, str) else json.dumps(value) for value in cells]
+    return pa.array(cells, pa.string()).cast(pa.binary())
+
+
+def _rows(entries: Iterable[Entry], shapes: _Shapes) -> Iterator[Row]:
+    for number, value, why in entries:
         if type(value) is not dict:
             if isinstance(value, str):
                 yield row_of(number, b"", _cell(value), (), False)
             else:
                 yield Row(number, None, b"", (), why or "not a JSON object")
             continue
-        shape = tuple(value)
-        if shape != last:
-            last, found = shape, shapes.get(shape)
-            if found is None:
-                found = _names(shape, url_name, columns)
-                seen.update(dict.fromkeys(shape))
-                require(url, seen, Columns(keep=columns.keep and ()))  # at the end it is known what is missing
-                if len(shapes) >= SHAPES:
-                    shapes.clear()
-                shapes[shape] = found
-            url_key, id_key, label_key, carry = found
+        url_key, id_key, label_key, carry = shapes.names(tuple(value))
         link, name, labels = value.get(url_key), value.get(id_key), value.get(label_key)
         labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
         label_cells = tuple(filter(None, map(_cell, labels))) if labels else ()
@@ -80,10 +132,6 @@ def _rows(url: str, columns: Columns) -> Iterator[Row]:
             yield Row(number, _id(name) or None, _cell(link), label_cells, why, others)
             continue
         yield row_of(number, _id(name), _cell(link), label_cells, id_key is not None, others)
-    for wanted in (columns.id, columns.label):
-        if seen and wanted is not None and wanted not in seen:
-            raise ValueError(f"{url}: has no column {wanted!r}: it has {', '.join(seen)[:300]}")
-    require(url, seen, columns)
 
 
 def _names(shape: tuple[str, ...], url_name: str | None, columns: Columns) -> _Names:

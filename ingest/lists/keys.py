@@ -24,6 +24,8 @@ def clean(names: pa.BinaryArray, rows: np.ndarray) -> pa.StringArray:
     """Valid keys, perhaps repeated: what may not stand in one becomes `_`; a name that is null or empty, its row."""
     if names.null_count:
         numbers = pc.utf8_lpad(pa.array(rows).cast(pa.string()), 9, "0")
+        if names.null_count == len(names):
+            return numbers
         names = pc.coalesce(names, numbers.cast(pa.binary()))
     odd = ~pc.match_substring_regex(names, _PLAIN).to_numpy(zero_copy_only=False)
     if odd.any():
@@ -50,6 +52,9 @@ class Seen:
 
     def unique(self, keys: pa.StringArray, rows: np.ndarray, named: np.ndarray) -> pa.StringArray:
         """The keys, those that were given out before with `_r<row>` appended. `named` says which are made from ids."""
+        if not self._runs and not named.any():  # numbers of rows so far, and these are others
+            self._span(rows)
+            return keys
         hashes = hashed(keys)
         order = np.argsort(hashes, kind="stable")
         batch = hashes[order]
@@ -62,9 +67,12 @@ class Seen:
             kept = np.sort(np.concatenate([kept, made]))
         self._add(kept[~_repeats(kept)])
         if not named.all():
-            span = rows[~named]
-            self._nameless = (min(self._nameless[0], int(span[0])), max(self._nameless[1], int(span[-1])))
+            self._span(rows[~named])
         return keys
+
+    def _span(self, rows: np.ndarray) -> None:
+        if len(rows):
+            self._nameless = (min(self._nameless[0], int(rows[0])), max(self._nameless[1], int(rows[-1])))
 
     def _like_rows(self, keys: pa.StringArray, named: np.ndarray) -> np.ndarray:
         """Where an id reads as the number of a row in the span without ids (perhaps one that has an id: no matter)."""

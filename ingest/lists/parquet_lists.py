@@ -122,6 +122,8 @@ def _whole(column: pa.Array) -> pa.Array:
 
 
 def _blank(cells: pa.BinaryArray) -> pa.BooleanArray:
+    if pc.all(pc.starts_with(cells, b"http")).as_py():  # nearly always, and ten times as fast
+        return pa.repeat(pa.scalar(False), len(cells))
     return pc.match_substring_regex(cells, r"^\s*$")
 
 

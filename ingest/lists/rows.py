@@ -1,6 +1,7 @@
 """The rows of a URL list, as columns; and how lines of text become them.
 
 Text is a URL a line, or `id<TAB>url` as the headerless fall11 list of ImageNet, or `url<TAB>label:confidence<TAB>…`.
+What else follows a URL behind a tab is a column called `rest`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +20,13 @@ import pyarrow.compute as pc
 from ingest.lists.files import MAX_LINE, blocks
 from ingest.wordnet import WNID
 
+REST = "rest"  # the name of what follows the URL in lines of text
 BATCH = 8192  # rows of formats that are read a row at a time
-HELD = 16 << 20  # bytes of their other columns, at most
-PIECE = 64  # rows whose sizes are looked at together
+HELD = 16 << 20  # bytes of a batch
+CHUNK = 512  # rows that are tried by the column
 MAX_CELL = 8192  # characters of a cell of another column
+
+T = TypeVar("T")
 
 ROWS = pa.schema(
     [
@@ -53,31 +58,9 @@ def id_of(number: float) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def batches(rows: Iterable[Row], names: Sequence[str] | None = ()) -> Iterator[pa.RecordBatch]:
+def row_batch(rows: Sequence[Row], names: Sequence[str] | None = ()) -> pa.RecordBatch:
     """The rows as columns of ROWS, and after these their cells as columns of text with these names; where names is
     None, the cells of each row say their own."""
-    rows = iter(rows)
-    if names is not None and not names:
-        while some := list(islice(rows, BATCH)):
-            yield _batch(some)
-        return
-    held: list[Row] = []
-    size = 0
-    while some := list(islice(rows, PIECE)):
-        held += some
-        size += sum(map(_size, filter(None, [row[-1] for row in some])))
-        if len(held) >= BATCH or size > HELD:
-            yield _with_cells(held, names) if size or names else _batch(held)
-            held, size = [], 0
-    if held:
-        yield _with_cells(held, names) if size or names else _batch(held)
-
-
-def _size(cells: Cells) -> int:
-    return 1 + sum([len(cell) for cell in (cells.values() if isinstance(cells, Mapping) else cells) if cell])
-
-
-def _with_cells(rows: list[Row], names: Sequence[str] | None) -> pa.RecordBatch:
     batch = _batch(rows)
     if names is None:
         maps: list[Mapping[str, bytes | None]] = [row.cells if isinstance(row.cells, dict) else {} for row in rows]
@@ -85,17 +68,50 @@ def _with_cells(rows: list[Row], names: Sequence[str] | None) -> pa.RecordBatch:
         columns: list[Sequence[bytes | None]] = [[cells.get(name) for cells in maps] for name in names]
     else:
         blank = (None,) * len(names)
-        columns = list(zip(*(row.cells or blank for row in rows)))
-    fields = [*batch.schema, *(pa.field(name, pa.string()) for name in names)]
-    return pa.record_batch([*batch.columns, *map(texts, columns)], schema=pa.schema(fields))
+        columns = list(zip(*(row.cells or blank for row in rows))) or [()] * len(names)
+    return with_texts(batch, dict(zip(names, (pa.array(column, pa.binary()) for column in columns))))
 
 
-def texts(cells: Sequence[bytes | None]) -> pa.StringArray:
+def with_texts(batch: pa.RecordBatch, cells: Mapping[str, pa.BinaryArray]) -> pa.RecordBatch:
+    """The rows with more columns, of text."""
+    fields = [*batch.schema, *(pa.field(name, pa.string()) for name in cells)]
+    return pa.record_batch([*batch.columns, *map(texts, cells.values())], schema=pa.schema(fields))
+
+
+def chunked(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
+    items = iter(items)
+    while some := list(islice(items, size)):
+        yield some
+
+
+def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Neighbours with the same columns as one batch, until that has BATCH rows or HELD bytes."""
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        if held and batch.schema != held[0].schema:
+            yield _one(held)
+            held, rows, size = [], 0, 0
+        held.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
+        if rows >= BATCH or size > HELD:
+            yield _one(held)
+            held, rows, size = [], 0, 0
+    if held:
+        yield _one(held)
+
+
+def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.concat_batches(batches) if len(batches) > 1 else batches[0]
+
+
+def texts(cells: pa.BinaryArray) -> pa.StringArray:
     """The cells as text: what is no UTF-8 is replaced, and what is very long is cut, and ends with an ellipsis."""
     try:
-        text = pa.array(cells, pa.binary()).cast(pa.string())
+        text = cells.cast(pa.string())
     except pa.ArrowInvalid:
-        text = pa.array([None if cell is None else cell.decode("utf-8", "replace") for cell in cells], pa.string())
+        said = [None if cell is None else cell.decode("utf-8", "replace") for cell in cells.to_pylist()]
+        text = pa.array(said, pa.string())
     return shortened(text)
 
 
@@ -107,12 +123,30 @@ def shortened(text: pa.Array) -> pa.Array:
     return pc.if_else(long, cut, text)
 
 
-def _batch(rows: list[Row]) -> pa.RecordBatch:
+def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
     line, name, url, labels, why, _ = zip(*rows) if rows else [()] * (len(ROWS) + 1)
     counts = np.fromiter(map(len, labels), np.int32, len(rows))
     flat = pa.array(list(chain.from_iterable(labels)), pa.binary())
     columns = [pa.array(line, pa.int64()), pa.array(name, pa.binary()), pa.array(url, pa.binary())]
     return pa.record_batch([*columns, lists_of(counts, flat), pa.array(why, pa.string())], schema=ROWS)
+
+
+def columns_batch(
+    lines: Sequence[int],
+    names: pa.BinaryArray | None,
+    urls: pa.BinaryArray,
+    labels: Sequence[object] = (),
+    label_cells: pa.BinaryArray | None = None,
+    cells: Mapping[str, pa.BinaryArray] = MappingProxyType({}),
+) -> pa.RecordBatch:
+    """Rows without a fault, as `row_batch` makes them, by the column. `label_cells` has one item for each of `labels`
+    that is not empty."""
+    n = len(lines)
+    counts = np.fromiter(map(bool, labels), np.int32, n) if labels else np.zeros(n, np.int32)
+    flat = pa.array([], pa.binary()) if label_cells is None else label_cells
+    columns = [pa.array(lines, pa.int64()), pa.nulls(n, pa.binary()) if names is None else names, urls]
+    batch = pa.record_batch([*columns, lists_of(counts, flat), pa.nulls(n, pa.string())], schema=ROWS)
+    return with_texts(batch, cells) if cells else batch
 
 
 def lists_of(counts: np.ndarray, flat: pa.Array) -> pa.ListArray:
@@ -140,14 +174,15 @@ _WNID_NUMBER = re.compile(WNID.pattern.encode() + rb"_\d+")
 _CONFIDENCES = re.compile(rb"(?:\t[^\s:]+:(?:0?\.[0-9]+|0|1(?:\.0+)?))+")
 
 
-def text_rows(url: str) -> Iterator[pa.RecordBatch]:
-    """The lines of a text list. Raises ValueError when it is missing or damaged."""
+def text_rows(url: str, rest: str | None = None) -> Iterator[pa.RecordBatch]:
+    """The lines of a text list; what follows URLs becomes a column of the name `rest`. Raises ValueError when it is
+    missing or damaged."""
     style = None
     for line, block in blocks(url):
         if style is None:
             style = _style(block)
             _check_one_url(url, block)
-        yield _text_batch(line, block, style)
+        yield _text_batch(line, block, style, rest)
 
 
 def _style(block: bytes) -> str:
@@ -177,7 +212,7 @@ def _check_one_url(url: str, block: bytes) -> None:
         )
 
 
-def _text_batch(first: int, block: bytes, style: str) -> pa.RecordBatch:
+def _text_batch(first: int, block: bytes, style: str, rest: str | None) -> pa.RecordBatch:
     """The rows of whole lines. Lines of the list's own style are cut all at once, the others one by one."""
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == 10)
@@ -188,25 +223,37 @@ def _text_batch(first: int, block: bytes, style: str) -> pa.RecordBatch:
     tab = np.minimum(tabs[at], stops)
     field, after = _cut(block, starts, tab), np.minimum(tab + 1, stops)
     if style in _PLAIN_ID:
-        url = _cut(block, after, np.minimum(tabs[at + 1], stops))
+        end = np.minimum(tabs[at + 1], stops)
+        url = _cut(block, after, end)
         fine = pc.and_(pc.match_substring_regex(field, _PLAIN_ID[style]), pc.starts_with(url, b"http"))
     else:
-        url = field
+        url, end = field, tab
         fine = pc.or_(pc.starts_with(url, b"http://"), pc.starts_with(url, b"https://"))
-    fine = pc.and_(fine, pa.array(stops - starts <= MAX_LINE))
+    short = stops - starts <= MAX_LINE
+    if b"\r" in block:
+        short &= data[stops - 1] != 13
+    fine = pc.and_(fine, pa.array(short))
     line = np.arange(first, first + len(ends))
     name = field if style in _PLAIN_ID else pa.nulls(len(ends), pa.binary())
     if style == "fall11":
         labels = lists_of(np.ones(len(ends), np.int32), pc.binary_slice(field, 0, 9))
     elif style == "labelled":
         labels = pa.array(map(_confident, _cut(block, tab, stops).to_pylist()), pa.list_(pa.binary()))
+        end = np.where(pc.list_value_length(labels).to_numpy() > 0, stops, end)
     else:
         labels = lists_of(np.zeros(len(ends), np.int32), pa.array([], pa.binary()))
+    plain = fine.to_numpy(zero_copy_only=False)
+    others = [_text_row(int(line[k]), block[starts[k] : ends[k]], style) for k in np.flatnonzero(~plain)]
+    odd = [row for row in others if row is not None]
+    more = rest is not None and (bool((plain & (end < stops)).any()) or any(any(row.cells) for row in odd))
+    names = [rest] if rest is not None and more else []
     rows = pa.record_batch([pa.array(line), name, url, labels, pa.nulls(len(ends), pa.string())], schema=ROWS)
-    if (odd := np.flatnonzero(~fine.to_numpy(zero_copy_only=False))).size == 0:
+    if names:
+        cells = _cut(block, np.minimum(end + 1, stops), stops)
+        rows = with_texts(rows, {names[0]: pc.if_else(pc.equal(pc.binary_length(cells), 0), None, cells)})
+    if plain.all():
         return rows
-    others = [_text_row(int(line[k]), block[starts[k] : ends[k]], style) for k in odd]
-    table = pa.Table.from_batches([rows.filter(fine), _batch([row for row in others if row is not None])])
+    table = pa.Table.from_batches([rows.filter(fine), row_batch(odd, names)])
     return table.sort_by("line").combine_chunks().to_batches()[0] if len(table) else rows.slice(0, 0)
 
 
@@ -228,10 +275,12 @@ def _text_row(number: int, line: bytes, style: str) -> Row | None:
         return None
     name, tab, rest = line.partition(b"\t")
     if is_url(name):
-        return Row(number, None, name, _confident(tab + rest) if style == "labelled" else ())
+        labels = _confident(tab + rest) if style == "labelled" else ()
+        return Row(number, None, name, labels, None, (None if labels else rest or None,))
     if not tab:
         return Row(number, None, name, (), "no tab between id and url")
-    url, why = rest.split(b"\t")[0], None
+    url, _, rest = rest.partition(b"\t")
+    why = None
     labels = (name.partition(b"_")[0],) if style == "fall11" and _WNID_NUMBER.fullmatch(name) else ()
     if not name.strip():
         why = "empty id"
@@ -241,7 +290,7 @@ def _text_row(number: int, line: bytes, style: str) -> Row | None:
         why = "id is not wnid_number"
     elif not url.strip():
         why = "no url"
-    return Row(number, name, url, labels, why)
+    return Row(number, name, url, labels, why, (rest or None,))
 
 
 def _confident(rest: bytes) -> tuple[bytes, ...]:

@@ -29,7 +29,7 @@ from ingest.lists.datasets import dataset_rows, is_dataset
 from ingest.lists.files import list_name
 from ingest.lists.json_lists import json_rows
 from ingest.lists.parquet_lists import parquet_rows
-from ingest.lists.rows import ROWS, lists_of, text_rows
+from ingest.lists.rows import REST, ROWS, lists_of, text_rows
 from ingest.lists.tables import table_rows
 from ingest.lists.where import Rule
 from ingest.record import BadLine, Link, from_plan
@@ -213,8 +213,8 @@ def rows_of_file(url: str, format: str, columns: Columns) -> Iterator[pa.RecordB
     if kind == "parquet":
         return parquet_rows(url, columns)
     if kind == "text":
-        require(url, (), columns)
-        return text_rows(url)
+        require(url, (REST,), columns)
+        return text_rows(url, columns.mark(REST))
     if kind in ("json", "jsonl"):
         return json_rows(url, columns)
     return table_rows(url, "," if kind == "csv" else "\t", columns)
@@ -263,8 +263,9 @@ def _judge_one(name: bytes | None, url: bytes, why: str | None) -> tuple[str, st
 
 def _text_lists(labels: pa.ListArray) -> pa.ListArray:
     flat = labels.flatten()
-    fine = pc.and_(pc.match_substring_regex(flat, "^[ -~]*$"), pc.less_equal(pc.binary_length(flat), MAX_LABEL))
-    if pc.all(fine, min_count=0).as_py():
+    said = np.frombuffer(_bytes_of(flat), np.uint8)
+    longest = pc.max(pc.binary_length(flat)).as_py() or 0
+    if not longest or (said.min() >= 0x20 and said.max() < 0x7F and longest <= MAX_LABEL):
         return labels.cast(pa.list_(pa.string()))
     text = [_printable(label.decode("utf-8", "surrogateescape"), MAX_LABEL) for label in flat.to_pylist()]
     return lists_of(labels.value_lengths().to_numpy(zero_copy_only=False), pa.array(text, pa.string()))

@@ -15,9 +15,8 @@ import pyarrow as pa
 
 from ingest.lists.columns import NOWHERE, SAMPLE, Columns, Places, carried, places
 from ingest.lists.files import MAX_LINE, blocks
-from ingest.lists.rows import Row, batches, is_url, row_of
+from ingest.lists.rows import CHUNK, Row, chunked, columns_batch, grouped, is_url, row_batch, row_of
 
-CHUNK = 512  # lines that are tried together
 MAX_LINES = 1000  # of one field
 SIGNATURES = ("TsvHttpData-1.0",)  # first lines that are neither a header nor a row (Google Storage Transfer's lists)
 _OTHERS = ";\t|"  # delimiters that a CSV may have in truth
@@ -33,7 +32,8 @@ def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[pa.Record
     first = list(islice(found, SAMPLE))
     readable = [cells for _, cells in first if not isinstance(cells, str) and _says(cells)]
     if not readable:
-        yield from batches(Row(at, None, b"", (), why) for at, why in chain(first, found) if isinstance(why, str))
+        bad = (Row(at, None, b"", (), why) for at, why in chain(first, found) if isinstance(why, str))
+        yield from grouped(row_batch(rows) for rows in chunked(bad))
         return
     header = readable[0] if not any(is_url(cell.encode("latin-1")) for cell in readable[0]) else None
     if header is not None and len(header) == 1 and header[0].strip() in SIGNATURES:
@@ -46,18 +46,61 @@ def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[pa.Record
     where = places(url, names, sample, columns)
     width = max(map(len, readable), default=0)
     carry = carried(url, names if names is not None else [str(at) for at in range(width)], where.url, columns)
-    rows = _rows(chain(first, found), skipped, where, [at for at, _ in carry])
-    yield from batches(rows, [name for _, name in carry])
+    records = chain((record for record in first if record[1] is not skipped), found)
+    yield from grouped(_batches(records, where, carry))
 
 
-def _rows(records: Iterable[Record], skipped: object, where: Places, carry: Sequence[int]) -> Iterator[Row]:
+def _batches(records: Iterable[Record], where: Places, carry: Sequence[tuple[int, str]]) -> Iterator[pa.RecordBatch]:
+    """The rows of some records at a time: by the column where they are plain, as nearly all are, else one by one."""
+    places, names = [at for at, _ in carry], [name for _, name in carry]
+    for some in chunked(records):
+        batch = _by_column(some, where, carry)
+        if batch is None and (rows := list(_rows(some, where, places))):
+            batch = row_batch(rows, names)
+        if batch is not None:
+            yield batch
+
+
+def _by_column(records: Sequence[Record], where: Places, carry: Sequence[tuple[int, str]]) -> pa.RecordBatch | None:
+    """The rows of records that are all as wide, with a URL and an id; None where some are not."""
+    lines, cells = zip(*records)
+    if set(map(type, cells)) != {list} or len(set(map(len, cells))) != 1:
+        return None
+    columns = list(zip(*cells))
+    url_at, id_at, label_at = where
+    needed = [url_at] if id_at == NOWHERE else [url_at, id_at]
+    if max(needed) >= len(columns) or not all(all(map(str.strip, columns[at])) for at in needed):
+        return None
+    labels = columns[label_at] if label_at < len(columns) else ()
+    said = [cell for cell in labels if cell]
+    found = {at: _binary(columns[at]) for at in needed}
+    flat = _binary(said)
+    if len(said) == len(lines):
+        found[label_at] = flat
+    nothing = pa.nulls(len(lines), pa.binary())
+    others: dict[str, pa.BinaryArray] = {}
+    for at, name in carry:
+        if at not in found:
+            found[at] = _binary([cell or None for cell in columns[at]]) if at < len(columns) else nothing
+        others[name] = found[at]
+    return columns_batch(lines, None if id_at == NOWHERE else found[id_at], found[url_at], labels, flat, others)
+
+
+def _binary(cells: Sequence[str | None]) -> pa.BinaryArray:
+    """The bytes of cells in latin-1."""
+    if "".join(filter(None, cells)).isascii():
+        return pa.array(cells, pa.string()).cast(pa.binary())
+    return pa.array([None if cell is None else cell.encode("latin-1") for cell in cells], pa.binary())
+
+
+def _rows(records: Iterable[Record], where: Places, carry: Sequence[int]) -> Iterator[Row]:
     """The rows, with their cells at the places to carry; an empty cell says nothing."""
     url_at, id_at, label_at = where
     for number, cells in records:
         if isinstance(cells, str):
             yield Row(number, None, b"", (), cells)
             continue
-        if cells is skipped or not _says(cells):
+        if not _says(cells):
             continue
         width = len(cells)
         link = cells[url_at].encode("latin-1") if url_at < width else b""

@@ -27,6 +27,7 @@ from test_class_folders import picture
 
 from ingest.config import Config
 from ingest.lists import carry, links_of, plan_batches, plan_units
+from ingest.lists.rows import is_url
 from ingest.record import Link
 from ingest.sets import folders, in_place, sources, tars
 from shards.tar import Source, pieces
@@ -95,7 +96,7 @@ def check(path: Path, lines: int, width_of: Callable[[int], str | None]) -> pa.T
     cut = list(plan_units(str(path), 5, columns=everything))
     assert [len(planned.links) for planned in cut[:-1]] == [5] * (len(cut) - 1)
     assert carry.joined([planned.links for planned in cut]).equals(whole)
-    if len(whole.schema) > 6:
+    if "width" in carry.names(whole):
         config = Config(where="width > 5 and caption is not null", keep_columns=("none",))
         some = list(plan_batches(str(path), columns=config.columns, where=config.rules))
         assert sum(len(planned.links) + planned.not_chosen for planned in some) == lines
@@ -232,7 +233,10 @@ def test_lines_of_text(
     text = ["http://a/first.jpg", *(start + url + ("\t" + more if more else "") for start, url, more in lines)]
     path = tmp_path_factory.getbasetemp() / "any.txt"
     path.write_text(ending.join(text) + ending, newline="")
-    check(path, sum(bool(line.strip()) for line in text), lambda row: None)
+    said = [line.split("\t") for line in text if line.strip()]
+    plan = check(path, len(said), lambda row: None)
+    rest = ["\t".join(fields[1 if is_url(fields[0].encode()) else 2 :]) or None for fields in said]
+    assert (cells(plan, "rest") if "rest" in carry.names(plan) else [None] * len(said)) == rest
 
 
 # --- tars ----------------------------------------------------------------------------------------------------------
