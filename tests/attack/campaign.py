@@ -188,7 +188,8 @@ def full_disk(work: Work, share: Stop) -> Round:
     _size(disk, base + 4 + (work.want["bytes"] - base) * share.change // 1000)
     first = killer.run(work.words, work.ground.place)
     faults = []
-    if first.status not in (0, 2) or (first.status == 2 and "No space left" not in first.text):
+    said = "No space left" in first.text or "free space" in first.text
+    if first.status not in (0, 2) or (first.status == 2 and not (said and str(disk) in first.text)):
         faults.append(f"on a full disk: exit {first.status}: {first.last}")
     if "Traceback" in first.text:
         faults.append("a traceback")
