@@ -26,7 +26,7 @@ from ingest.isolate import Judge, costly
 from ingest.lists import links_of
 from ingest.plan import asked_before
 from ingest.record import BadLine, Event, Fetched, Link, Verdict
-from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, TAKEN, Scratch
+from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, TAKEN, Scratch, holding_a_unit
 from ingest.unit import UnitWriter
 from shards import store
 from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
@@ -145,7 +145,7 @@ class Crawl:
         Raises ValueError for a store or a scratch folder that fails.
         """
         next_look = 0.0
-        try:
+        with holding_a_unit(self._scratch.folder):
             for fetched in self._fetcher.run(self._links(iter(tasks)), stop):
                 if fetched is not None:
                     self._take(fetched)
@@ -168,10 +168,6 @@ class Crawl:
                 yield None
                 while self._commits:
                     yield self._commits.pop(0)
-        except OSError as error:  # storage and network have errors of their own: this is scratch
-            raise ValueError(
-                f"{self._scratch.folder.parent}: cannot hold a unit ({error.strerror}): free space or set --scratch"
-            ) from error
 
     def underway(self) -> Underway:
         units = [*self._open.values(), *self._full, *self._sealing.values()]

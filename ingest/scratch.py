@@ -104,6 +104,16 @@ def scratch_folder(base: str | None, dataset: str = "", limit: int | None = None
         yield Scratch(folder, limit, tuple(_take_over(root, folder)), kept)
 
 
+@contextlib.contextmanager
+def holding_a_unit(scratch: Path) -> Iterator[None]:
+    """Raises ValueError for an OSError: storage, network and sources have errors of their own, so it is scratch's."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{scratch.parent}: cannot hold a unit ({why}): free space or set --scratch") from error
+
+
 def _take_over(root: Path, ours: Path) -> Iterator[Path]:
     """Remove the folders of killed runs, after what their open units have fetched was put by; keeps, and yields, what
     they were judging if they were of our dataset."""

@@ -26,7 +26,7 @@ from ingest.filter import FilterConfig, judge
 from ingest.isolate import Judge
 from ingest.record import Fetched, Link, Reason, Verdict
 from ingest.run import IngestResult, Progress
-from ingest.scratch import scratch_folder
+from ingest.scratch import holding_a_unit, scratch_folder
 from ingest.sets.benchmarks import BENCHMARKS
 from ingest.sets.pictures import Missing, Picture, links
 from ingest.sets.sources import How, class_names, find
@@ -165,7 +165,8 @@ def make(
     config, entries, units = planned.config, planned.entries, planned.units
     with scratch_folder(config.scratch) as scratch:
         _begin(planned)
-        done = _units(planned, scratch.folder, progress, stop)
+        with holding_a_unit(scratch.folder):
+            done = _units(planned, scratch.folder, progress, stop)
     made = None
     if len(done) == len(units):
         made = manifest.make_version(config.out, "import")

@@ -242,3 +242,20 @@ def test_an_import_to_or_from_nowhere_is_refused(run: Callable[..., object]):
     for source, out, name in (("", "x", "source"), ("x", " ", "out")):
         with pytest.raises(ValueError, match=f"^{name} is empty: give a folder or URL"):
             run(folders.Config(source, out))
+
+
+def test_a_full_scratch_disk_is_one_line_and_the_rerun_makes_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_set(tmp_path / "set")
+    config = folders.Config(str(tmp_path / "set"), str(tmp_path / "out"), scratch=str(tmp_path), unit=3)
+    kept = folders.run(folders.Config(config.source, str(tmp_path / "whole"), unit=3)).kept
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest.unit.os.writev", full)
+        with pytest.raises(ValueError, match=rf"^{tmp_path}: cannot hold a unit \(No space left on device\): free"):
+            folders.run(config)
+    assert folders.run(config).kept == kept
