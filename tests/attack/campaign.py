@@ -185,7 +185,8 @@ def full_disk(work: Work, share: Stop) -> Round:
     work.ground.begin(work.verb)
     base = _used(disk)
     work.ground.begin(work.verb)
-    _size(disk, base + 4 + (work.want["bytes"] - base) * share.change // 1000)
+    # A sweep leaves less than there was: for it the disk is simply full.
+    _size(disk, base + 4 + max(0, work.want["bytes"] - base) * share.change // 1000)
     first = killer.run(work.words, work.ground.place)
     faults = []
     said = "No space left" in first.text or "free space" in first.text
