@@ -181,7 +181,7 @@ def write_plan(dataset: str, unit: int, plan: pa.Table) -> None:
 
 
 def read_plan(dataset: str, unit: int) -> pa.Table:
-    return read_table(store.join(dataset, "links", unit_name(unit) + ".parquet"))
+    return read_table(store.join(dataset, "links", unit_name(unit) + ".parquet"), PLAN_SCHEMA.names)
 
 
 def write_columns(dataset: str, unit: int, columns: pa.Table) -> None:
@@ -220,13 +220,15 @@ def read_table(
 ) -> pa.Table:
     """A Parquet object, or some of its columns, with the types of `kinds`, by default those that our own columns have.
 
-    Raises Missing, and StoreError naming an object that is damaged or has a column of another type.
+    Raises Missing, and StoreError naming an object that is damaged, lacks a column or has one of another type.
     """
     body = store.read(url)
     try:
         # Without threads: an index takes 2 ms, and many are read side by side.
         table = pq.ParquetFile(pa.BufferReader(body)).read(columns=columns, use_threads=False)
         table.validate(full=True)
+        if lacking := set(columns or ()) - set(table.column_names):  # Arrow leaves them out without a word
+            raise LookupError(f"it lacks the column {min(lacking)!r}")
         for at, column in enumerate(table.schema):
             known = (_KINDS if kinds is None else kinds).get(column.name, (column.type,))
             if column.type not in known:

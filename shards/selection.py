@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import store
-from shards.dataset import KEPT, read_table
+from shards.dataset import INDEX_SCHEMA, KEPT, read_table
 from shards.manifest import Manifest, Subset, write_manifest
 from shards.rules import read_rules
 
@@ -69,8 +69,8 @@ def selected_index(manifest: Manifest, shard_number: int, columns: list[str] | N
     """
     shard = manifest.shards[shard_number]
     url = store.join(manifest.dataset, "shards", shard.index)
-    wanted = None if columns is None else list(dict.fromkeys([*columns, "key", "row", "reason"]))
-    table = read_table(url, wanted)
+    columns = INDEX_SCHEMA.names if columns is None else columns
+    table = read_table(url, list(dict.fromkeys([*columns, "key", "row", "reason"])))
     # A mask, not an expression: that would go through a query plan with threads for each small index.
     table = table.filter(pc.equal(table["reason"], KEPT))
     if manifest.rules:

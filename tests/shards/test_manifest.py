@@ -3,6 +3,7 @@
 import dataclasses
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_datasets import make_dataset, retry, rows_of, rule, write_unit
 
@@ -261,3 +262,13 @@ def test_a_manifest_of_others_names_no_file_outside_of_its_dataset(tmp_path, fie
     write_manifest(wrong)
     with pytest.raises(ValueError, match=r"is damaged .*unit 0: its"):
         read_manifest(f"{tmp_path / 'd'}@{wrong.digest}")
+
+
+@pytest.mark.parametrize(("folder", "column"), [("manifests", "selected"), ("shards", "reason"), ("links", "url")])
+def test_a_table_without_one_of_its_columns_is_named(tmp_path, folder, column):
+    make_dataset(tmp_path / "d", [2])
+    (path,) = (tmp_path / "d" / folder).glob("*.parquet")
+    pq.write_table(pq.read_table(path).drop_columns(column), path)
+    with pytest.raises(store.StoreError, match=rf"{path.name}: is damaged \(.*lacks the column '{column}'"):
+        read_plan(str(tmp_path / "d"), 0)
+        selected_index(read_manifest(str(tmp_path / "d")), 0)
