@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 MASKS = ("causal", "none")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SIZES = {  # of config.json, with their defaults
+_SIZES: dict[str, Any] = {  # of config.json, with their defaults
     "image_size": 256,
     "patch_size": 16,
     "block_size": 4,
