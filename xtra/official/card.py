@@ -105,13 +105,10 @@ blocks of {c.block} x {c.block} patches; {seen}{data}."""
 
 def _attention(f: Facts) -> str:
     own = own_mask(f.model)
-    if f.mask == own:
-        said = "So it was pretrained" if own == "causal" else "It was pretrained with prefix attention"
-        what = f"{said}, and so `xtra probe` reads it unless another mask is asked for."
-    elif own == "causal":
-        what = "It was pretrained and is probed with the block-causal mask: these are not the tokens of pretraining."
-    else:
-        what = "It was pretrained with prefix attention, and is probed without a mask."
+    words = {"causal": ("under the block-causal mask", "so"), "none": ("with prefix attention", "without a mask")}
+    trained, read = words[own]
+    what = f"The encoder was pretrained {trained}, and `xtra probe` reads it {read}"
+    what += " unless another is asked for." if f.mask == own else ": these are other tokens than those."
     compared = ""
     if f.difference is not None:
         compared = f"\nTokens differ from those of `xtra.load` under this mask by at most {f.difference:.1e}, on noise."
