@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exporting import SMALL, run_of
+from exporting import SMALL, run_of, trained
 from safetensors.torch import load_file
 
 import xtra
@@ -296,6 +296,26 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     assert err.count("\n") == 1
     assert said in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["encoder", pytest.param("torch", marks=pytest.mark.slow)])
+def test_a_run_that_diverged_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str) -> None:
+    model = trained(SMALL)
+    with torch.no_grad():
+        model.encoder.norm.bias[3] = float("nan")
+    run = run_of(tmp_path / "run", SMALL, model)
+    assert cli.main(["export", run, "--out", str(tmp_path / "out"), "--to", to]) == 2
+    assert "gives tokens that are not finite: export an earlier checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_says_how_far_the_tokens_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(tmp_path / "run", SMALL)
+    assert cli.main(["export", run, "--out", str(tmp_path / "out")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compared: ")]
+    found = re.fullmatch(r"compared: tokens .* under mask causal by at most (\S+), where the largest is (\S+)", line)
+    assert found is not None
+    assert float(found[1]) <= 1e-5 < 1 < float(found[2])
 
 
 def test_an_encoder_that_was_pretrained_with_a_prefix_goes_to_timm_as_it_is(tmp_path: Path) -> None:
