@@ -118,29 +118,29 @@ Attention here is {MASKED[f.mask]}. {what}{compared}"""
 
 
 def _measured(f: Facts) -> str:
-    own, other = f.mask, "none" if f.mask == "causal" else "causal"
+    own = own_mask(f.model)
+    masks: tuple[Masked, Masked] = ("causal", "none") if f.mask == "causal" else ("none", "causal")
     lines = ["## What was measured", ""]
     if f.probes:
-        lines += [f"| set | probe | mask {own} (this export) | mask {other} |", "|---|---|---|---|"]
-        rows = dict.fromkeys((p.set, p.head, p.selected_on) for p in f.probes)
-        for row in rows:
-            mine = [p for p in f.probes if (p.set, p.head, p.selected_on) == row]
-            cells = [_accuracy([p for p in mine if (p.mask or own_mask(f.model)) == mask]) for mask in (own, other)]
-            flatters = ", point chosen on the evaluation set: this flatters" if row[2] == "eval" else ""
-            lines.append(f"| {_cell(row[0])} | {_cell(row[1])}{flatters} | {' | '.join(cells)} |")
-        lines.append("\nTop-1 accuracy with its 95 % interval, of frozen features by `xtra probe`.")
-    missing = [m for m in (own, other) if not any((p.mask or own_mask(f.model)) == m for p in f.probes)]
+        lines += [f"| set | probe | mask {masks[0]} (this export) | mask {masks[1]} |", "|---|---|---|---|"]
+    missing = [] if f.probes else list(masks)
+    for row in dict.fromkeys((p.set, p.head, p.selected_on) for p in f.probes):
+        mine = [p for p in f.probes if (p.set, p.head, p.selected_on) == row]
+        found = {mask: [p for p in mine if (p.mask or own) == mask] for mask in masks}
+        missing += [mask for mask in masks if not found[mask]]
+        flatters = ", point chosen on the evaluation set: this flatters" if row[2] == "eval" else ""
+        cells = " | ".join(_accuracy(found[mask]) for mask in masks)
+        lines.append(f"| {_cell(row[0])} | {_cell(row[1])}{flatters} | {cells} |")
+    if f.probes:
+        lines += ["", "Top-1 accuracy with its 95 % interval, of frozen features by `xtra probe`."]
     if missing:
+        what = "For what is not measured" if f.probes else "Not measured: neither mask. The commands"
         run = f.name if f.of_a_run else "imported"
         first = "" if f.of_a_run else f"xtra export {f.name} --to run --out {run}\n"
-        asked = {mask: "" if mask == own_mask(f.model) else f" --mask {mask}" for mask in missing}
-        commands = "\n".join(f"xtra probe {run}{asked[mask]} --train … --eval …" for mask in missing)
-        which = " and ".join(f"mask {mask}" for mask in missing)
-        lines += [
-            *([""] if f.probes else []),
-            f"Not measured: {which}. The commands, with a labelled training set and evaluation set for the dots:",
-            f"\n```\n{first}{commands}\n```",
-        ]
+        asked = {mask: "" if mask == own else f" --mask {mask}" for mask in masks if mask in missing}
+        commands = "\n".join(f"xtra probe {run}{words} --train … --eval …" for words in asked.values())
+        how = f"{what}, with a labelled training set and evaluation set for the dots:"
+        lines += [*([""] if f.probes else []), f"{how}\n\n```\n{first}{commands}\n```"]
     return "\n".join(lines)
 
 
@@ -165,8 +165,8 @@ after the last norm and in raster order: row by row over the image. The dot is t
 
 
 def _transformers(f: Facts) -> str:
-    return """With transformers. It runs `modeling_xtra.py` of this folder, which `trust_remote_code` allows. Without
-that it refuses to load: no class of its own applies the mask.
+    return """With transformers. It runs `modeling_xtra.py` of this folder, which `trust_remote_code` allows.
+Without that it refuses to load: no class of its own applies the mask.
 
 ```python
 from transformers import AutoModel

@@ -151,7 +151,10 @@ def test_what_was_measured_stands_under_its_mask() -> None:
         ["flowers | 17", "linear", cells["linear"], "not measured"],
         ["flowers | 17", flatters, cells["eval"], "not measured"],
     ]
-    assert "Not measured:" not in text
+    assert "For what is not measured, with a labelled" in text
+    both = card(facts("encoder", "causal", probes=probes[:2]))
+    assert "not measured" not in both
+    assert "Not measured: neither mask. The commands, with a labelled" in card(facts("encoder", "causal"))
     assert rows(card(facts("timm", "none", probes=probes)))[0][2:] == [cells["none"], cells["own"]]
     prefix = card(facts("encoder", "none", replace(SMALL, prefix=True), probes=probes[:1]))
     assert rows(prefix)[0][2:] == [cells["own"], "not measured"]
