@@ -39,6 +39,8 @@ _TARGETS = {"transformers": "encoder"}
 class Config:
     checkpoint: str  # a run folder, one of its checkpoints, an official .ckpt file, or a DeepSpeed folder
     out: str  # folder to write
+    # encoder (transformers is the same): for transformers or torch alone; torch: a .pt2 of torch.export; official: for
+    # the official code; run: an official checkpoint as a run of ours
     to: Literal["encoder", "transformers", "timm", "torch", "official", "run"] = "encoder"
     # that the exported model applies. own: block-causal as in pretraining, or none after prefix attention
     mask: Mask = "own"
