@@ -423,7 +423,7 @@ VERBS = {
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
     "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),
-    "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),
+    "export": Verb("CHECKPOINT", "write a checkpoint as other programs read it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
     "study": Verb("", "run what is missing of the block-size study of docs/study", _study),
     "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", report_verb),

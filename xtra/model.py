@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from xtra.drop_path import Branch, Drop, added, branch_of, drops_of, mark_kept
 
 NORM_EPS = 1e-6
 ORDERS = ("raster", "random")
+Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, but none after prefix attention
 
 
 @dataclass(frozen=True)
@@ -267,16 +268,17 @@ class Encoder(nn.Module):
             mark_kept(before)
         return self.norm(x, before)
 
-    def layers(self, images_B3HW: Tensor, last: int, perm_K: Tensor | None = None) -> list[Tensor]:
+    def layers(self, images_B3HW: Tensor, last: int, perm_K: Tensor | None = None, mask: Mask = "own") -> list[Tensor]:
         """The un-normalised residual streams [B, N, D] after each of the last `last` layers, tokens in block order.
 
-        With prefix attention every token attends to all others here, as AIM's encoder does when it is probed.
-        Raises ValueError when the encoder has fewer layers.
+        With prefix attention every token attends to all others here, as AIM's encoder does when it is probed; `mask`
+        asks for the block-causal mask or for none all the same. Raises ValueError when the encoder has fewer layers.
         """
         if not 1 <= last <= len(self.blocks):
             raise ValueError(f"layers is {last}; this encoder has 1..{len(self.blocks)}")
         x = self.embed(images_B3HW, True, perm_K)
-        causal = both_ways(x.device) if self.config.prefix else self._causal(x)
+        both = mask == "none" or (mask == "own" and self.config.prefix)
+        causal = both_ways(x.device) if both else self._causal(x)
         streams = []
         for block in self.blocks:
             x = added(*block(x, causal))

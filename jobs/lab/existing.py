@@ -63,6 +63,11 @@ def is_of(result: Result, mark: str) -> bool:
     return not mark or result.get("fingerprint", "") in ("", mark)
 
 
+def has_mask(result: Result, settings: probe.Config) -> bool:
+    """Whether a result was made under the mask that is asked for; pixels know none."""
+    return result["head"] == "pixels" or (result.get("mask") or "own") == settings.mask
+
+
 def _as_wanted(result: Result, settings: probe.Config) -> bool:
     """Whether a result was made under this protocol, with this seed, the same grid and for as many epochs: a
     short trial is not the real probe."""
@@ -74,6 +79,8 @@ def _as_wanted(result: Result, settings: probe.Config) -> bool:
             tried = {point[name] for point in result.get("selection") or () if name in point}
             if tried and tried != {*wanted}:
                 return False
+    if not has_mask(result, settings):
+        return False
     if result.get("seed") is not None and result["seed"] != settings.seed:
         return False
     return published(result) == (settings.protocol == "published")

@@ -169,7 +169,8 @@ def image_side(settings: probe.Config) -> int:
 
 def _same(base: probe.Config, seen: int, mark: str, result: existing.Result) -> bool:
     mine = (result["encoder"], result["samples_seen"]) == (existing.label(base), seen) and result["head"] in base.heads
-    return mine and existing.is_of(result, mark) and existing.published(result) == (base.protocol == "published")
+    alike = existing.published(result) == (base.protocol == "published") and existing.has_mask(result, base)
+    return mine and existing.is_of(result, mark) and alike
 
 
 def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = ()) -> list[probe.Config]:

@@ -331,9 +331,9 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
 
 def protocol(probe: Mapping[str, Any]) -> str:
     """How the grid point was chosen, which decides what a probe may be compared with."""
-    if probe.get("selected_on", "holdout") != "eval":
-        return HOLD_OUT
-    return "published, warm-up defect" if probe.get("warmup_defect") else "published"
+    mask = f", mask {probe['mask']}" if probe.get("mask") else ""
+    how = "published, warm-up defect" if probe.get("warmup_defect") else "published"
+    return (how if probe.get("selected_on", "holdout") == "eval" else HOLD_OUT) + mask
 
 
 def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:

@@ -55,7 +55,7 @@ class Measured:
             return " ".join(f"{v:g}" for v in sorted({p[name] for p in selection if p.get(name) is not None}))
 
         words = [w for w in self.row.how.split(", ") if not w.startswith("seed ")]
-        chosen = "a hold-out" if self.row.protocol == HOLD_OUT else f"the test images ({self.row.protocol})"
+        chosen = "a hold-out" if self.row.protocol.startswith(HOLD_OUT) else f"the test images ({self.row.protocol})"
         return {
             "images that train the head": self.row.probe_train[:12],
             "rates tried": grid("lr"),

@@ -1,46 +1,50 @@
 """`xtra export`: a checkpoint of ours or of the official code, written as what other programs read.
 
-run       a run folder of ours holding an official checkpoint's weights, for `xtra probe`, `generate` and `xtra.load`
+encoder   the encoder with its modelling code, for transformers and for torch alone (`transformers` means the same)
+timm      the encoder as timm reads it, which has no mask, and transformers through timm
+torch     the encoder as a program of torch.export
 official  OUT/xtra.ckpt, the pretraining weights in the official layout, under `state_dict`
-encoder   OUT/model.safetensors and config.json as timm reads them (and transformers through timm), with
-          preprocessor_config.json and a model card
+run       a run folder of ours holding an official checkpoint's weights, for `xtra probe`, `generate` and `xtra.load`
+
+The first three are files of `encoder_files.py` and a model card. Whatever cannot apply the mask that is asked for is
+refused before anything is written: its features would be others, without a word.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from shards import store
-from xtra.data import MEAN, STD
-from xtra.model import ModelConfig, Xtra
-from xtra.official.weights import is_official, read_official, to_official
+from shards import scratch, store
+from xtra.model import Mask, ModelConfig, Xtra
+from xtra.official import card, encoder_files
+from xtra.official.encoder_files import Masked
+from xtra.official.weights import OURS, is_official, read_official, to_official, unlike_official
 from xtra.run import checkpoint, now
 
-# timm's names for encoders, whatever image and patch size they have here, by width and depth
-_TIMM = {
-    (192, 12): "vit_tiny_patch16_224",
-    (384, 12): "vit_small_patch16_224",
-    (768, 12): "vit_base_patch16_224",
-    (1024, 24): "vit_large_patch16_224",
-    (1280, 32): "vit_huge_patch14_224",
-    (1408, 40): "vit_giant_patch14_224",
-}
+CARD = "README.md"
+WRONG = 1e-3  # tokens of order 1 differ by some 1e-6 between ways to compute; by more than this is another model
+_TARGETS = {"transformers": "encoder"}
 
 
 @dataclass(frozen=True)
 class Config:
     checkpoint: str  # a run folder, one of its checkpoints, an official .ckpt file, or a DeepSpeed folder
     out: str  # folder to write
-    to: Literal["encoder", "official", "run"] = "encoder"
+    # encoder (transformers is the same): for transformers or torch alone; torch: a .pt2 of torch.export; official: for
+    # the official code; run: an official checkpoint as a run of ours
+    to: Literal["encoder", "transformers", "timm", "torch", "official", "run"] = "encoder"
+    # that the exported model applies. own: block-causal as in pretraining, or none after prefix attention
+    mask: Mask = "own"
+    license: str = ""  # of the weights, for the model card: an identifier of the Hugging Face hub, such as apache-2.0
     size: str = ""  # of an official checkpoint whose sizes cannot be told: a name in xtra.model.SIZES
     heads: int = 0  # of an official checkpoint's encoder, if not the usual for its width
     dec_heads: int = 0
@@ -50,6 +54,12 @@ class Config:
         for name in ("heads", "dec_heads", "samples_seen"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.license and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise ValueError(f"license is {self.license!r}; it must be an identifier such as apache-2.0, mit or other")
+        if self.license and self.to in ("official", "run"):
+            raise ValueError(f"license is {self.license}, which goes into a model card: --to {self.to} writes none")
+        if self.to == "run" and self.mask != "own":
+            raise ValueError(f"mask is {self.mask}, but a run has its model's own: leave it out; probes take --mask")
 
 
 @dataclass(frozen=True)
@@ -71,21 +81,42 @@ class _Source:
     manifest: str
     step: int | None
     report: tuple[str, ...]
+    run: str = ""  # the run folder; "" for an official checkpoint
 
 
 def run(config: Config) -> ExportResult:
     """Raises ValueError for a checkpoint that is none, does not fit, or lacks what the target needs."""
     store.require(checkpoint=config.checkpoint, out=config.out)
     source = _source(config)
-    if source.encoder_only and config.to != "encoder":
+    if source.encoder_only and config.to in ("official", "run"):
         raise ValueError(f"{config.checkpoint}: holds the encoder alone: use --to encoder")
+    mask, said = _mask(config, source.model), list[str]()
     if config.to == "run":
         files = _write_run(config, source)
     elif config.to == "official":
-        files = _write_official(config.out, source)
+        files, said = _write_official(config.out, source)
     else:
-        files = _write_encoder(config.out, source)
-    return ExportResult(config.out, tuple(files), source.report)
+        files, said = _write_encoder(config, source, mask)
+    return ExportResult(config.out, tuple(files), (*source.report, *said))
+
+
+def _mask(config: Config, model: ModelConfig) -> Masked:
+    """The mask that the export applies. Raises ValueError where its library cannot."""
+    own = card.own_mask(model)
+    mask = own if config.mask == "own" else config.mask
+    if config.to == "timm" and mask == "causal":
+        raise ValueError(
+            f"{config.checkpoint}: its attention is block-causal, and timm's VisionTransformer has no such mask: use "
+            "--to encoder, or --mask none for tokens that all see each other"
+        )
+    if config.to == "official" and mask == "none":
+        if own == "none":
+            raise ValueError(
+                f"{config.checkpoint}: was pretrained with prefix attention, which the official code lacks: it would "
+                "apply the block-causal mask: use --to encoder, or --mask causal if that is meant"
+            )
+        raise ValueError("mask is none, but the official code always applies the block-causal one: leave it out")
+    return mask
 
 
 def _source(config: Config) -> _Source:
@@ -107,7 +138,7 @@ def _source(config: Config) -> _Source:
     weights = {name: p.detach() for name, p in checkpoint.load_model(saved).named_parameters()}
     total = sum(w.numel() for w in weights.values())
     return _Source(
-        name=saved.run.rstrip("/").rsplit("/", 1)[-1],
+        name=store.absolute(saved.run).rstrip("/").rsplit("/", 1)[-1],
         model=saved.config,
         weights=weights,
         encoder_only=False,
@@ -115,10 +146,11 @@ def _source(config: Config) -> _Source:
         manifest=saved.commit["manifest"] or "",
         step=None,
         report=(f"taken: {len(weights)} tensors, {total:,} parameters of {saved.url}",),
+        run=saved.run,
     )
 
 
-# ---- the three targets ---------------------------------------------------------------------------------------------
+# ---- the targets ---------------------------------------------------------------------------------------------------
 
 
 def _write_run(config: Config, source: _Source) -> list[str]:
@@ -138,131 +170,51 @@ def _write_run(config: Config, source: _Source) -> list[str]:
     return ["config.json", "run.json", f"checkpoints/{source.samples_seen:012d}"]
 
 
-def _write_official(out: str, source: _Source) -> list[str]:
+def _write_official(out: str, source: _Source) -> tuple[list[str], list[str]]:
+    """With the model's config beside the weights, which do not tell heads, block order or prefix attention."""
     state = {name: w.contiguous() for name, w in to_official(source.weights, source.model).items()}
-    with tempfile.TemporaryDirectory(prefix="xtra-export-") as scratch:
-        path = Path(scratch, "xtra.ckpt")
-        torch.save({"state_dict": state}, path)
+    with scratch.folder("xtra-export-") as folder:
+        path = folder / "xtra.ckpt"
+        torch.save({"state_dict": state, OURS: dataclasses.asdict(source.model)}, path)
         store.put_file(store.join(out, path.name), path)
-    return ["xtra.ckpt"]
+    return ["xtra.ckpt"], [f"note: {line}" for line in unlike_official(source.model)]
 
 
-def _write_encoder(out: str, source: _Source) -> list[str]:
-    c = source.model
-    with tempfile.TemporaryDirectory(prefix="xtra-export-") as scratch:
-        path = Path(scratch, "model.safetensors")
-        save_file(timm_weights(source.weights, c), path, metadata={"format": "pt"})
-        store.put_file(store.join(out, path.name), path)
-    store.put_json(store.join(out, "config.json"), timm_config(c))
-    store.put_json(store.join(out, "preprocessor_config.json"), _preprocessor(c))
-    store.put(store.join(out, "README.md"), _card(source).encode())
-    return ["model.safetensors", "config.json", "preprocessor_config.json", "README.md"]
-
-
-def timm_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The encoder under the names of timm's VisionTransformer, which are the official ones; tokens in raster order."""
-    ours = {name: w for name, w in weights.items() if name.startswith("encoder.")}
-    theirs = to_official(ours, config)
-    return {name.removeprefix("enc."): w.contiguous() for name, w in theirs.items()}
-
-
-def timm_config(c: ModelConfig) -> dict[str, Any]:
-    """config.json for `timm.create_model("local-dir:…")`: an architecture by name and what differs from it."""
-    return {
-        "architecture": _TIMM.get((c.width, c.depth), "vit_base_patch16_224"),
-        "num_classes": 0,
-        "num_features": c.width,
-        "global_pool": "avg",
-        "model_args": {
-            "img_size": c.image,
-            "patch_size": c.patch,
-            "embed_dim": c.width,
-            "depth": c.depth,
-            "num_heads": c.heads,
-            "mlp_ratio": c.mlp_ratio,
-            "class_token": False,
-            "global_pool": "avg",
-            "fc_norm": False,
-        },
-        "pretrained_cfg": {
-            "custom_load": False,
-            "input_size": [3, c.image, c.image],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "crop_mode": "center",
-            "mean": list(MEAN),
-            "std": list(STD),
-            "num_classes": 0,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
-
-
-def _preprocessor(c: ModelConfig) -> dict[str, Any]:
-    """preprocessor_config.json of transformers' image processors: short side, centre crop, ImageNet mean and std."""
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": round(c.image / 0.875)},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": c.image, "width": c.image},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-    }
-
-
-def _card(source: _Source) -> str:
-    c = source.model
-    parameters = sum(w.numel() for name, w in source.weights.items() if name.startswith("encoder."))
-    seen = f"{source.samples_seen:,} samples seen" if source.samples_seen else "samples seen unknown"
-    data = f"; dataset manifest {source.manifest}" if source.manifest else ""
-    return f"""---
-library_name: timm
-tags: [image-feature-extraction, timm, xtra]
----
-# {source.name}: an XTRA encoder
-
-A vision transformer pretrained without labels by predicting the next block of pixels
-([XTRA, arXiv 2411.15648](https://arxiv.org/abs/2411.15648)). The encoder alone: {parameters:,} parameters,
-width {c.width}, {c.depth} layers of {c.heads} heads, {c.image} px images, {c.patch} px patches,
-blocks of {c.block} x {c.block} patches; {seen}{data}.
-
-{_attention_note(c)}
-`images` are [B, 3, {c.image}, {c.image}], ImageNet mean and std taken out: preprocessor_config.json has the numbers.
-transformers opens the folder through timm: `AutoModel.from_pretrained("FOLDER")` (its forward takes no mask).
-"""
-
-
-def _attention_note(c: ModelConfig) -> str:
-    """What a user of the encoder has to know of its attention, with the code."""
-    code = """```python
-import timm, torch
-
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
-"""
-    if c.prefix:
-        return f"""Pretrained with prefix attention and probed with every token seeing all others, as timm's models do.
-Probes read tokens before the final norm; here they come after it.
-
-{code}tokens = model.forward_features(images)  # [B, {c.tokens}, {c.width}], raster order
-```
-"""
-    return f"""Attention was block-causal in pretraining, and is so in the published probes: a token sees its own block
-and all earlier ones. timm does not know that mask: pass it. Probes read tokens before the final norm; here they come
-after it.
-
-{code}row, column = torch.arange({c.tokens}) // {c.grid}, torch.arange({c.tokens}) % {c.grid}
-block = row // {c.block} * {c.grid // c.block} + column // {c.block}
-mask = block[:, None] >= block[None, :]  # True: may attend
-tokens = model.forward_features(images, attn_mask=mask[None, None])  # [B, {c.tokens}, {c.width}], raster order
-```
-"""
+def _write_encoder(config: Config, source: _Source, mask: Masked) -> tuple[list[str], list[str]]:
+    """The files that were written, in that order, and what there is to say of them."""
+    weights, model, target = source.weights, source.model, _TARGETS.get(config.to, config.to)
+    probes, said = card.measured(source.run, source.samples_seen) if source.run else ([], [])
+    with scratch.folder("xtra-export-") as folder:
+        if target == "timm":
+            names, apart = encoder_files.write_timm(folder, weights, model), None
+        else:
+            write = encoder_files.write_program if target == "torch" else encoder_files.write_transformers
+            names = write(folder, weights, model, mask)
+            apart, largest = encoder_files.difference(folder, weights, model, mask)
+            if not math.isfinite(largest):
+                raise ValueError(f"{config.checkpoint}: gives tokens that are not finite: export an earlier checkpoint")
+            assert apart < WRONG * max(largest, 1), f"the export's tokens differ from the encoder's by {apart}"
+            said.append(
+                f"compared: tokens differ from those of xtra.load under mask {mask} by at most {apart:.1e}, where the "
+                f"largest is {largest:.1f}"
+            )
+        facts = card.Facts(
+            name=source.name,
+            target=target,
+            model=model,
+            parameters=sum(w.numel() for name, w in weights.items() if name.startswith("encoder.")),
+            samples_seen=source.samples_seen,
+            manifest=source.manifest,
+            mask=mask,
+            license=config.license,
+            of_a_run=bool(source.run),
+            probes=probes,
+            difference=apart,
+        )
+        (folder / CARD).write_text(card.card(facts))
+        for name in [CARD, *names]:  # what makes it a model comes last
+            store.put_file(store.join(config.out, name), folder / name)
+    return [CARD, *names], said
 
 
 def describe(result: ExportResult) -> str:

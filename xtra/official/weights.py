@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ from xtra.official.others import how_to_probe
 from xtra.official.unpickle import StoredTensor
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
+OURS = "xtra_model"  # beside the weights in what `xtra export` writes: the model's config
 HEAD = "classifier."  # of the names of a probe's head
 _HOLDERS = ("state_dict", "module", "encoder", "model")  # where a file's weights are
 # Added by DDP, DeepSpeed and compile, to the whole model or to parts of it, and so anywhere in a name.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_forward_module|_orig_mod)\.")
 _ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # src/modules/vit.py, by width
+_ENCODER_DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40}
+_UNTOLD = {"heads": int, "dec_heads": int, "drop_path": float, "order": str, "prefix": bool}  # by tensors
 _DECODER_HEADS = {640: 8}  # config/pretrain of H/14; all others have 6
 
 # ---- names and layouts ---------------------------------------------------------------------------------------------
@@ -123,6 +126,7 @@ class OfficialFile:
     settings: Mapping[str, Any]  # `hyper_parameters`, where they are a plain dict
     not_taken: tuple[str, ...]  # everything else in it, a line each
     step: int | None  # optimiser steps taken, where the file says so
+    ours: Mapping[str, Any] = field(default_factory=dict)  # OURS of it, as found
 
     @property
     def encoder_only(self) -> bool:
@@ -175,11 +179,11 @@ def open_official(path: str) -> OfficialFile:
     other = [name for name in weights if name not in model and not name.startswith(HEAD)]
     not_taken = [f"{name}: of no use in pretraining" for name in other]
     rest = found.root.items() if holder else ()
-    not_taken += [line for key, value in rest if key != holder and (line := _describe(key, value))]
+    not_taken += [line for key, value in rest if key not in (holder, OURS) and (line := _describe(key, value))]
     not_taken += [f"class {name}: not loaded" for name in found.foreign]
     step = found.root.get("global_step", found.root.get("global_steps"))
     layout = f"{kind}, weights under {holder}" if holder else f"{kind}, a bare dict of weights"
-    settings = found.root.get("hyper_parameters")
+    settings, ours = found.root.get("hyper_parameters"), found.root.get(OURS)
     return OfficialFile(
         path,
         layout,
@@ -188,6 +192,7 @@ def open_official(path: str) -> OfficialFile:
         settings if isinstance(settings, dict) else {},
         tuple(not_taken + beside),
         step if isinstance(step, int) else None,
+        ours if isinstance(ours, dict) else {},
     )
 
 
@@ -271,6 +276,10 @@ def config_of(file: OfficialFile, size: str = "", heads: int = 0, dec_heads: int
             told |= _decoder_sizes(shape, told)
     except (LookupError, ArithmeticError, ValueError) as error:
         raise ValueError(f"{file.path}: its sizes cannot be read from its tensors ({error}): give --size") from None
+    if file.ours:
+        config = ModelConfig(**told, **_untold(file))
+        assumed = [f"{', '.join(_UNTOLD)}: as xtra export wrote them beside the weights"]
+        return replace(config, heads=heads or config.heads, dec_heads=dec_heads or config.dec_heads), assumed
     fits = [s for s in SIZES.values() if all(getattr(s, k) == v for k, v in told.items() if k != "predict")]
     if fits:
         known = fits[0]
@@ -287,6 +296,30 @@ def config_of(file: OfficialFile, size: str = "", heads: int = 0, dec_heads: int
     if file.encoder_only:
         assumed = [f"assumed: {config.heads} heads and blocks of {config.block} x {config.block}: no tensor tells"]
     return config, assumed
+
+
+def _untold(file: OfficialFile) -> dict[str, Any]:
+    """What no tensor tells, from the config that `xtra export` wrote. Raises ValueError for what it never writes."""
+    for name, kind in _UNTOLD.items():
+        if type(file.ours.get(name)) is not kind:
+            raise ValueError(f"{file.path}: {OURS} has {name} {file.ours.get(name)!r}: it is damaged: give --size")
+    return {name: file.ours[name] for name in _UNTOLD}
+
+
+def unlike_official(c: ModelConfig) -> list[str]:
+    """What the official code does not build of such a model, a line each; it reads the weights of all others."""
+    width, ratio = c.width, c.dec_mlp_ratio or c.mlp_ratio
+    lines = []
+    if (c.depth, c.heads) != (_ENCODER_DEPTHS.get(width), _ENCODER_HEADS.get(width)):
+        lines.append(
+            f"the official code has no encoder of width {width}, {c.depth} layers and {c.heads} heads: xtra reads this "
+            "file, that code does not"
+        )
+    if ratio != 4:
+        lines.append(f"the official decoder's MLPs are 4 times as wide as it, not {ratio:g} times")
+    if c.prefix:
+        lines.append("the official code has no prefix attention: it applies the block-causal mask")
+    return lines
 
 
 def _encoder_sizes(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from xtra.augment import Augment
+from xtra.model import Mask
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Config:
     out: str = ""  # folder that gets probes/*.json; the run's own if empty
     # trained, or random (the run's architecture, initial weights), timm:NAME, timm:NAME:FILE, torch:FILE
     encoder: str = "trained"
+    # own: block-causal as in pretraining, or none after prefix attention; causal or none: that one all the same
+    mask: Mask = "own"
     # knn and logreg are quick: they look at one view of each image, and no schedule or learning rate is theirs.
     heads: tuple[Literal["attentive", "linear", "knn", "logreg"], ...] = ("attentive", "linear")
     pixels: bool = False  # also a linear classifier of raw pixels
@@ -83,6 +86,8 @@ class Config:
             raise ValueError(f"warmup_start is {self.warmup_start}; it must be a share, above 0 and at most 1")
         if self.encoder not in ("trained", "random") and not self.encoder.startswith(("timm:", "torch:")):
             raise ValueError(f"encoder is {self.encoder!r}; it must be trained, random, timm:NAME or torch:FILE")
+        if self.mask != "own" and self.encoder not in ("trained", "random"):
+            raise ValueError(f"mask is {self.mask}, but {self.encoder} takes none: leave it out")
 
     def _check_numbers(self) -> None:
         for name in ("attention_heads", "batch", "epochs", "views", "encode_batch", "threads"):
@@ -127,6 +132,7 @@ def in_words(config: Config, image: int, kind: str, selection: Sequence[Mapping[
     else:
         words = [f"grid point chosen on {c.holdout:.0%} of train that no head trained on"]
     words += [f"image {image}" + (f" of {c.resize}" if c.resize else ""), f"encoder in {c.precision}"]
+    words += [f"mask {c.mask}"] if c.mask != "own" else []
     if kind == "knn":
         words.append("centre crops, votes of the nearest by cosine similarity")
         dropped = sorted(set(c.knn) - {point["k"] for point in selection})

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from xtra import official
 from xtra.data import MEAN, STD
-from xtra.model import Encoder
+from xtra.model import Encoder, Mask
 
 RANDOM = "random"
 _UNUSED = ("head", "norm.", "fc_norm.")  # of a timm model: what comes after the last residual stream
@@ -87,28 +87,29 @@ def open_encoder(spec: str) -> FrozenEncoder:
 
 
 class _Xtra:
-    def __init__(self, encoder: Encoder, name: str) -> None:
+    def __init__(self, encoder: Encoder, name: str, mask: Mask) -> None:
         config = encoder.config
-        self.encoder = encoder.eval()
+        self.encoder, self.mask = encoder.eval(), mask
         self.name, self.image, self.tokens = name, config.image, config.tokens
         self.width, self.depth = config.width, config.depth
         self.mean, self.std = MEAN, STD
 
     def layers(self, images_B3HW: Tensor, last: int) -> list[Tensor]:
-        return self.encoder.layers(images_B3HW, last)
+        return self.encoder.layers(images_B3HW, last, mask=self.mask)
 
     def fingerprint(self) -> str:
         config = self.encoder.config
-        return _fingerprint((config.image, config.patch, config.block), self.encoder.state_dict())
+        told = (config.image, config.patch, config.block, *([] if self.mask == "own" else [self.mask]))
+        return _fingerprint(told, self.encoder.state_dict())
 
     def to(self, device: torch.device | str) -> Self:
         self.encoder.to(device)
         return self
 
 
-def of_xtra(encoder: Encoder, name: str) -> FrozenEncoder:
+def of_xtra(encoder: Encoder, name: str, mask: Mask = "own") -> FrozenEncoder:
     """Our own encoder, in eval mode; tokens are in block order."""
-    return _Xtra(encoder, name)
+    return _Xtra(encoder, name, mask)
 
 
 # ---- timm ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ chooses it on the evaluation set. The images are shown in a few views that are e
 epoch.
 
 What is probed: the residual streams after the encoder's last layers, before any final norm, with the block-causal mask
-of pretraining. attentive: their mean over the last layers, every token. linear, knn, logreg: of the last one, averaged
-over tokens. pixels: the image itself under the linear head, which any encoder has to beat.
+of pretraining unless `mask` says otherwise. attentive: their mean over the last layers, every token. linear, knn,
+logreg: of the last one, averaged over tokens. pixels: the image itself under the linear head, which any encoder has to
+beat.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
     if not config.eval:
         raise ValueError("eval is empty: give the labelled dataset that the result is about")
     check_device(config.device)
+    if not config.train and config.mask != "own":
+        raise ValueError(f"mask is {config.mask}, but an official probe has been trained with its own: leave it out")
     if not config.train:
         return [evaluate_official(config, read_manifest(config.eval), since, say)]
     probed = open_probed(config)
@@ -121,7 +124,7 @@ def open_probed(config: Config) -> Probed:
             raise ValueError(f"{run}: holds no committed checkpoint: name a run folder or one of its checkpoints")
         seen = checkpoint.read_commit(url)["samples_seen"]
         encoder = checkpoint.load_encoder(url)
-    frozen = of_xtra(encoder.requires_grad_(False), config.encoder)
+    frozen = of_xtra(encoder.requires_grad_(False), config.encoder, config.mask)
     mark, out = frozen.fingerprint(), store.absolute(config.out) if config.out else run
     return Probed(frozen.to(config.device), config.encoder, out, mark, out == run, url, seen)
 
@@ -239,6 +242,8 @@ def _unfinished(config: Config, probed: Probed, train: Manifest, since: float) -
     aside = {"checkpoint", "encoder", "train", "eval", "out", "threads", "save_minutes", "cache_gb", "cache_dtype"}
     aside |= {"strict", "views", "knn", "logreg", "resize"} | ({"holdout"} if config.protocol == "published" else set())
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
+    if config.mask == "own":  # as in states of older builds, which do not know the others
+        del settings["mask"]
     settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]
     settings |= {"fingerprint": probed.fingerprint, "train": train.digest}
     return Unfinished(probed.out, settings, 60 * config.save_minutes, since)
@@ -319,6 +324,7 @@ def _result(
         image=probed.encoder.image,
         remark="" if quick else edge(best.selection),
         seed=config.seed,
+        mask="" if pixels or config.mask == "own" else config.mask,
         shared_sha256=both.sha256,
         shared_phash=both.phash,
         **accuracy(best.kind, best.said_N, eval_set, labels),

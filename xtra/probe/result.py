@@ -54,6 +54,7 @@ class ProbeResult:
     right: str = ""
     seed: int | None = None  # of heads and views; None: not recorded
     eval: str = ""  # the dataset of manifest_eval, as it was named; "": not recorded
+    mask: str = ""  # causal or none, where that was asked for; "": the encoder's own (xtra.model.Mask)
     confused: tuple[tuple[int, int, int], ...] = ()  # commonest mistakes: (label, label that it was taken for, times)
     mistakes: tuple[tuple[int, int, int], ...] = ()  # some images got wrong: (row of the set, label, taken for)
 
@@ -63,7 +64,7 @@ class ProbeResult:
         of = self.fingerprint or (f"{self.image}px" if self.head == "pixels" else "")
         words = [self.set, self.head, self.encoder, *([of] if of and not own else []), str(self.samples_seen)]
         words += ["published"] * (self.selected_on == "eval") + ["warmup-defect"] * self.warmup_defect
-        words += [f"seed{self.seed}"] * bool(self.seed)
+        words += [f"seed{self.seed}"] * bool(self.seed) + [f"mask-{self.mask}"] * bool(self.mask)
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words)) + ".json"
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 
 import xtra
 from jobs import cli
@@ -274,51 +272,6 @@ def test_an_imported_run_is_probed_and_listed_like_one_of_ours(lightning, model,
     assert store.read_json(store.join(out, "run.json"))["report"] == list(result.report)
     with pytest.raises(ValueError, match="is not empty"):
         export.run(export.Config(str(lightning), out, to="run"))
-
-
-# ---- for timm and transformers ----
-
-
-def timm_forward(w: dict[str, torch.Tensor], args: dict, x: torch.Tensor, mask_NN: torch.Tensor) -> torch.Tensor:
-    """What timm's VisionTransformer.forward_features computes from such weights: a convolution, no class token, raster
-    order, a boolean attention mask, the final norm."""
-    b, heads = len(x), args["num_heads"]
-    h = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=args["patch_size"])
-    h = h.flatten(2).transpose(1, 2) + w["pos_embed"]
-    n, d = h.shape[1:]
-
-    def norm(h: torch.Tensor, name: str) -> torch.Tensor:
-        return F.layer_norm(h, (d,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
-
-    def linear(h: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(h, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    for i in range(args["depth"]):
-        block = f"blocks.{i}"
-        q, k, v = linear(norm(h, f"{block}.norm1"), f"{block}.attn.qkv").view(b, n, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NN).transpose(1, 2).reshape(b, n, d)
-        h = h + linear(a, f"{block}.attn.proj")
-        h = h + linear(F.gelu(linear(norm(h, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
-    return norm(h, "norm")
-
-
-def test_the_exported_encoder_is_a_timm_vision_transformer(lightning, model, tmp_path):
-    out = tmp_path / "out"
-    result = export.run(export.Config(str(lightning), str(out)))
-    assert set(result.files) == {p.name for p in out.iterdir()}
-    card = (out / "README.md").read_text()
-    code = card.split("```python")[1].split("```")[0]
-    masking = "\n".join(line for line in code.splitlines() if line.startswith(("row", "block", "mask")))
-    made: dict = {"torch": torch}
-    exec(masking, made)  # the model card's own words
-    config = store.read_json(str(out / "config.json"))
-    x = torch.randn(2, 3, 32, 32)
-    theirs = timm_forward(load_file(out / "model.safetensors"), config["model_args"], x, made["mask"])
-    ours = model.encoder(x)[:, official.raster_order(CONFIG.grid, CONFIG.block)]
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
-    prepared = store.read_json(str(out / "preprocessor_config.json"))
-    assert prepared["crop_size"] == {"height": 32, "width": 32}
-    assert prepared["image_mean"] == [0.485, 0.456, 0.406]
 
 
 # ---- refusals ----
