@@ -132,6 +132,7 @@ def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult])
 def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     """Print what came of one dataset; returns it for --json."""
     from jobs import link_counts
+    from jobs.report import dataset_page
     from shards import manifest
 
     account = link_counts.Account(
@@ -153,7 +154,8 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     told |= {"address": version.address, "lost": _lost(call, version)}
     told["page"] = _page(call, config, result)
     if account.retryable:
-        say(f"\n{account.retryable:,} links may work later: xtra {call.verb} --retry takes these again")
+        again = dataset_page.retry_command(result.dataset, dataset_page.settings(config))
+        say(f"\n{account.retryable:,} links may work later; this takes these again:\n{again}")
     say(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
     return told
 
