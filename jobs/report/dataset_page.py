@@ -288,7 +288,7 @@ def _host_table(title: str, hosts: Sequence[Host]) -> str:
         f'<td class="n">{h.seconds:.2f} s</td></tr>'
         for h in hosts
     )
-    head = "".join(f'<th class="n">{name}</th>' for name in ("links", "kept", "failed", "mean time"))
+    head = "".join(f'<th class="n">{name}</th>' for name in ("links", "kept", "failed", "time"))
     return (
         f'<div class="wide"><h3>{safe(title)}</h3><table><thead><tr><th>host</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"

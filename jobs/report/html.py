@@ -99,8 +99,8 @@ th.n:last-child, td.n:last-child { padding-right: 0; }
 .grid table { width: 100%; font-size: 13px; }
 .grid td, .grid th { padding-right: 10px; }
 td.host { overflow-wrap: anywhere; min-width: 110px; }
-.events td:first-child { white-space: nowrap; }
-.events td { overflow-wrap: anywhere; }
+.events td { overflow-wrap: anywhere; min-width: 150px; }
+.events td:nth-child(-n+2) { white-space: nowrap; overflow-wrap: normal; min-width: 0; }
 .facts th { font-weight: 400; color: var(--soft); white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 figure { margin: 10px 0 0; }
