@@ -1,5 +1,5 @@
-"""A dataset's README.md: what lies in its folder, for people, and for Hugging Face `load_dataset(FOLDER)`, which without
-it would take the tables of links for the data.
+"""A dataset's README.md: what lies in its folder, for people and for Hugging Face's `load_dataset(FOLDER)`, which would
+take the tables of links for the data without it.
 
 The front matter names the tars of the newest version one by one, since a writer that died may have left others, and
 what each sample has: a sample without the type that most have would otherwise lose its picture there. A README that
@@ -107,7 +107,7 @@ The pictures belong to whoever made them. This folder says where each one came f
 
 
 def _path(shard: Shard) -> str:
-    """As `data_files` takes it: relative to the README, or where a tar of others lies; stars and brackets are literal."""
+    """As `data_files` takes it: relative to the README, or where a tar of others lies, its stars and brackets quoted."""
     return json.dumps(glob.escape(shard.tar), ensure_ascii=False) if shard.foreign else f"shards/{shard.tar}"
 
 

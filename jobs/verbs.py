@@ -341,7 +341,7 @@ def _generate(call: Call) -> Any:
     with Progress("images") as progress:
         result = generate.run(config, progress)
     say("\n".join(f"{result.out.rstrip('/')}/{name}" for name in result.files))
-    say(f"{len(result.keys)} images, loss {result.loss:.4f}: truth, predicted from the truth, free run")
+    say(f"{len(result.keys)} images, loss {result.loss:.4f}: truth, prediction from the truth, context, free run")
     return result
 
 

@@ -1,4 +1,4 @@
-"""A dataset's README.md: Hugging Face's `load_dataset(FOLDER)` finds the pictures by it, and nobody's own is touched."""
+"""A dataset's README.md: by it Hugging Face's `load_dataset(FOLDER)` finds the pictures, and a user's own stays."""
 
 from __future__ import annotations
 
