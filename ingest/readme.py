@@ -107,7 +107,7 @@ The pictures belong to whoever made them. This folder says where each one came f
 
 
 def _path(shard: Shard) -> str:
-    """As `data_files` takes it: relative to the README, or where a tar of others lies, its stars and brackets quoted."""
+    """As `data_files` takes it: relative to the README, or where a tar of others lies, and its stars are literal."""
     return json.dumps(glob.escape(shard.tar), ensure_ascii=False) if shard.foreign else f"shards/{shard.tar}"
 
 

@@ -121,7 +121,7 @@ def thumbnail(body: bytes | None, max_pixels: int, damaged: bool = False) -> byt
         small = salvaged(body, SIDE) if damaged else image.thumbnail(body, SIDE, max_pixels)
     except (image.Undecodable, MemoryError):
         return None
-    return small and encoded(small)
+    return encoded(small) if small is not None else None
 
 
 def encoded(small: Image) -> bytes:

@@ -110,7 +110,7 @@ svg rect { fill: var(--stage); }
 svg path { stroke: var(--line); fill: none; }
 svg text { font-size: 10.5px; fill: var(--soft); text-anchor: middle; }
 .bars text { font-size: 12px; }
-.bars .y { text-anchor: end; }
+.bars .y, .bars .end { text-anchor: end; }
 .bars .first { text-anchor: start; transform: translateX(-40px); }
 .bars .shape { fill: var(--stage); stroke: none; }
 .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 12px; margin: 14px 0; }

@@ -57,10 +57,11 @@ def ranked(title: str, counts: Sequence[int], what: str) -> str:
     path.append(f"V{TOP + HIGH}Z")
     shape = f'<path class="shape" d="{"".join(path)}"/>'
     marks = sorted({1, *(round(len(falling) * part / 4) for part in (1, 2, 3, 4))} - {0})
+    shown = [rank for rank in marks if rank == 1 or rank > len(falling) / 8]
+    kinds = ["end" if 1 < rank == len(falling) else "" for rank in shown]
     below = "".join(
-        _text(LEFT + WIDE * (rank - 0.5) / len(falling), TOP + HIGH + 15, f"{rank:,}", "y" * (1 < rank == len(falling)))
-        for rank in marks
-        if rank == 1 or rank > len(falling) / 8
+        _text(LEFT + WIDE * (rank - 0.5) / len(falling), TOP + HIGH + 15, f"{rank:,}", kind)
+        for rank, kind in zip(shown, kinds)
     )
     words = f"{len(falling):,} {title}: {what} from {falling[0]:,} down to {falling[-1]:,}"
     return _figure(f"{title}, by rank", words, shape + below, top, what, log)
@@ -72,14 +73,15 @@ def _y(n: float, top: int, log: bool = False) -> float:
 
 
 def _text(x: float, y: float, words: str, kind: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}"{f" class={kind}" if kind else ""}>{safe(words, 24)}</text>'
+    named = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{named}>{safe(words, 24)}</text>'
 
 
 def _figure(title: str, words: str, drawn: str, top: int, what: str, log: bool = False) -> str:
     lines = [10**k for k in range(len(str(top)))] if log else sorted({round(tick) for tick in ticks(0, top, 4)})
     grid = "".join(f'<path d="M{LEFT} {_y(n, top, log):.1f}h{WIDE}"/>' for n in lines)
-    beside = "".join(_text(LEFT - 6, _y(n, top, log) + 4, _short(n), '"y"') for n in lines)
-    named = _text(LEFT - 6, 9, f"{what}, log scale" if log else what, '"y first"') + _text(
+    beside = "".join(_text(LEFT - 6, _y(n, top, log) + 4, _short(n), "y") for n in lines)
+    named = _text(LEFT - 6, 9, f"{what}, log scale" if log else what, "y first") + _text(
         LEFT + WIDE / 2, TOP + HIGH + 31, title
     )
     return (
