@@ -115,7 +115,7 @@ def page(version: Manifest, account: Account, seen: Survey, events: Happened, se
     parts = [
         _header(version, account, kind, what),
         _section(f"Where the {what} went", funnel(account, what) + _retry(account, version.dataset, settings)),
-        _section("Reasons, by example", _reasons(account, seen.examples), sample),
+        _section("Reasons, by example", _reasons(account, seen.examples, what), sample),
         _section("Hosts", _hosts(seen), sample),
         _section("Kept pictures", _shapes(seen) + _thumbs(seen.thumbs.get(KEPT, ()), captions=False), sample),
         _section("Classes", _classes(seen, version.classes), sample),
@@ -240,7 +240,7 @@ def _retry(a: Account, dataset: str, settings: Mapping[str, str]) -> str:
     )
 
 
-def _reasons(a: Account, examples: Mapping[str, Sequence[Example]]) -> str:
+def _reasons(a: Account, examples: Mapping[str, Sequence[Example]], what: str) -> str:
     counts = link_counts.ordered(Counter(a.reasons) + Counter(a.deselected))
     rows = []
     for reason, n in counts.items():
@@ -250,7 +250,7 @@ def _reasons(a: Account, examples: Mapping[str, Sequence[Example]]) -> str:
             f"<details><summary><b>{safe(reason)}</b> <span>{safe(MEANINGS.get(reason, ''))}.{again}</span>"
             f"<em>{n:,}</em></summary><ul>{items or '<li>none among the links that were read</li>'}</ul></details>"
         )
-    return f'<div class="reasons">{"".join(rows)}</div>' if rows else "<p>Every link was kept.</p>"
+    return f'<div class="reasons">{"".join(rows)}</div>' if rows else f"<p>Every {what[:-1]} was kept.</p>"
 
 
 def example(key: str, url: str, detail: str, status: int | None = None, linked: bool = False) -> str:
@@ -327,13 +327,18 @@ def _classes(seen: Survey, known: Sequence[str] | None) -> str:
         f"{len(counts):,} classes, from {counts[0]:,} pictures down to {counts[-1]:,}; half have {middle:,} or more."
     )
     empty = [name for name in known or () if name not in seen.classes] if seen.whole else []
+    equal = len(counts) > NAMED and counts[0] == counts[-1]
+    if equal:
+        words = f"{len(counts):,} classes of {middle:,} picture{'s' if middle != 1 else ''} each."
     if len(counts) == 1:
         words = f"One class, {counts[0]:,} picture{'s' if counts[0] != 1 else ''}."
     if empty:
         named = ", ".join(empty[:NAMED_ENDS]) + (", …" if len(empty) > NAMED_ENDS else "")
         words += f" No picture of {len(empty):,} more: {named}."
     all_ = list(seen.classes.items())
-    if len(all_) <= NAMED:
+    if equal:
+        bars = ""
+    elif len(all_) <= NAMED:
         bars = _named(all_, counts[0])
     else:
         largest, smallest = _named(all_[:NAMED_ENDS], counts[0]), _named(all_[-NAMED_ENDS:], counts[0])

@@ -60,6 +60,18 @@ def test_one_class_and_none_have_a_page(tmp_path: Path) -> None:
     assert len(bare.pictures) == 5
 
 
+def test_classes_of_one_size_need_no_chart(tmp_path: Path) -> None:
+    rows = rows_of(0, 60, side=40)
+    for n, row in enumerate(rows):
+        row["labels"] = [f"c{n % 30}"]
+    write_unit(str(tmp_path), 0, rows)
+    write_info(str(tmp_path), DatasetInfo("l", "0" * 64, 1, 60, "c", "t"))
+    make_version(str(tmp_path), "import")
+    page = Path(dataset_page.write(str(tmp_path))).read_text()
+    assert "30 classes of 2 pictures each." in page
+    assert "the smallest" not in page
+
+
 def test_labels_that_others_left_behind_count_for_the_picture_that_stays(tmp_path: Path) -> None:
     version = rule(crawl(tmp_path), {0: [(1, "duplicate", None), (2, None, ["extra", "c2"])]})
     seen = survey.survey(version)
