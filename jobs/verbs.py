@@ -155,7 +155,8 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     told["page"] = _page(call, config, result)
     if account.retryable:
         again = dataset_page.retry_command(result.dataset, dataset_page.settings(config))
-        say(f"\n{account.retryable:,} links may work later; this takes these again:\n{again}")
+        links = f"{account.retryable:,} link{'s' if account.retryable > 1 else ''}"
+        say(f"\n{links} may work later; this asks for them again:\n{again}")
     say(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
     return told
 

@@ -235,7 +235,7 @@ def _retry(a: Account, dataset: str, settings: Mapping[str, str]) -> str:
         return ""
     command = retry_command(dataset, settings)
     return (
-        f"<p>{a.retryable:,} links may work later. This takes exactly these again:</p>"
+        f"<p>{a.retryable:,} link{'s' if a.retryable > 1 else ''} may work later. This asks for them again:</p>"
         f'<p><code class="command">{safe(command, LONGEST_LINK)}</code></p>'
     )
 
