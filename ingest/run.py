@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest import plan
+from ingest import plan, readme
 from ingest.config import Config
 from ingest.crawl import Assignment, Crawl, Underway
 from ingest.events import EventLog
@@ -111,8 +111,10 @@ def run(
                 log.say("finished" if tally.units_done == planned.units else "stopped", config.out)
         tally.underway(())
         made = _version(config, planned, tally) if tally.units_done == planned.units else None
+        remark = ""
         if made:
             forget(config.scratch, config.out)
+            remark = readme.write(made)
         tally.report(force=True)
     return IngestResult(
         dataset=config.out,
@@ -127,7 +129,7 @@ def run(
         deselected=dict(made.deselected) if made else {},
         not_chosen=planned.info.not_chosen,
         not_chosen_by=planned.info.left_out,
-        note=planned.note or (_other_rules(config, made) if made else _kept(config)),
+        note=planned.note or (_other_rules(config, made) if made else _kept(config)) or remark,
     )
 
 

@@ -8,19 +8,25 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from ingest.record import CONTENT, Reason, Verdict
 from shards.dataset import table_bytes
-from shards.pixels import image
+from shards.pixels import HEAD, image, is_costly, salvaged
 
-EACH = 4  # a reason and unit
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EACH = 4  # a reason and unit,
+DAMAGED = 8  # and of `undecodable`, of which not all show anything
 SIDE = 96  # pixels
 QUALITY = 80
+TINY = 32  # pixels: pictures within that are stored for an enlarged view, without blur
 LARGEST = 8 << 20  # bytes; what is larger is named and not shown
-# What must not be decoded for the sake of a picture: it is no sound one, or too large.
-_BLIND = frozenset({Reason.UNDECODABLE, Reason.UNSUPPORTED, Reason.NOT_AN_IMAGE, Reason.TOO_MANY_PIXELS})
+# What must not be decoded for the sake of a picture: it is none, or too large.
+_BLIND = frozenset({Reason.UNSUPPORTED, Reason.NOT_AN_IMAGE, Reason.TOO_MANY_PIXELS})
 
 SCHEMA = pa.schema(
     [
@@ -49,20 +55,23 @@ class Choice:
     """The samples of one unit: of each reason those whose keys' hashes are lowest, so that every attempt at the unit
     chooses the same links if it meets the same verdicts."""
 
-    def __init__(self, each: int = EACH) -> None:
-        self._each = each
+    def __init__(self, each: int = EACH, damaged: int = DAMAGED) -> None:
+        self._each, self._damaged = each, damaged
         self._heaps: dict[str, list[tuple[int, Sample]]] = {}  # largest rank first
 
     def rank(self, key: str, reason: str) -> int | None:
         """The link's rank if it is among the lowest so far, else None."""
         rank = zlib.crc32(key.encode())
         heap = self._heaps.get(reason)
-        return None if heap is not None and len(heap) == self._each and rank >= -heap[0][0] else rank
+        return None if heap is not None and len(heap) == self._most(reason) and rank >= -heap[0][0] else rank
+
+    def _most(self, reason: str) -> int:
+        return self._damaged if reason == Reason.UNDECODABLE else self._each
 
     def take(self, sample: Sample) -> None:
         heap = self._heaps.setdefault(sample.reason, [])
         heapq.heappush(heap, (-sample.rank, sample))
-        if len(heap) > self._each:
+        if len(heap) > self._most(sample.reason):
             heapq.heappop(heap)
 
     def samples(self) -> list[Sample]:
@@ -72,10 +81,14 @@ class Choice:
 
 
 def shown(verdict: Verdict) -> bytes | None:
-    """The bytes that a thumbnail of this verdict may be made of."""
+    """The bytes that a thumbnail of this verdict may be made of. Damaged ones that were judged in a child process, or
+    would have been, are not among them: they may kill their decoder."""
     if verdict.picture is not None:
         return verdict.picture.body
-    return None if verdict.reason in _BLIND or not verdict.body else verdict.body
+    body = verdict.body
+    if verdict.reason in _BLIND or not body:
+        return None
+    return None if verdict.reason is Reason.UNDECODABLE and is_costly(body[:HEAD], len(body)) else body
 
 
 def wanted(reason: Reason | None) -> bool:
@@ -93,20 +106,27 @@ def table(
     rows = []
     for sample in samples:
         with judging(sample.row):
-            jpeg = thumbnail(body(sample), max_pixels)
+            jpeg = thumbnail(body(sample), max_pixels, sample.reason == Reason.UNDECODABLE)
         rows.append((sample.key, sample.row, sample.reason, sample.detail, jpeg))
     columns = [list(column) for column in zip(*rows)] or [[] for _ in SCHEMA]
     return table_bytes(pa.table(columns, schema=SCHEMA))
 
 
-def thumbnail(body: bytes | None, max_pixels: int) -> bytes | None:
-    """A JPEG of at most SIDE pixels a side, upright; None when the bytes do not give one."""
+def thumbnail(body: bytes | None, max_pixels: int, damaged: bool = False) -> bytes | None:
+    """A JPEG of at most SIDE pixels a side, upright; None when the bytes do not give one. Of what is `damaged` as much
+    as can be decoded."""
     if not body or len(body) > LARGEST:
         return None
     try:
-        small = image.thumbnail(body, SIDE, max_pixels)
+        small = salvaged(body, SIDE) if damaged else image.thumbnail(body, SIDE, max_pixels)
     except (image.Undecodable, MemoryError):
         return None
+    return encoded(small) if small is not None else None
+
+
+def encoded(small: Image) -> bytes:
+    """The JPEG of a thumbnail. Of a tiny one every pixel keeps its colour, as it is shown enlarged."""
     out = io.BytesIO()
-    small.save(out, "JPEG", quality=QUALITY)
+    tiny = max(small.size) <= TINY
+    small.save(out, "JPEG", quality=95 if tiny else QUALITY, subsampling=0 if tiny else -1)
     return out.getvalue()

@@ -132,6 +132,7 @@ def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult])
 def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     """Print what came of one dataset; returns it for --json."""
     from jobs import link_counts
+    from jobs.report import dataset_page
     from shards import manifest
 
     account = link_counts.Account(
@@ -153,7 +154,9 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     told |= {"address": version.address, "lost": _lost(call, version)}
     told["page"] = _page(call, config, result)
     if account.retryable:
-        say(f"\n{account.retryable:,} links may work later: xtra {call.verb} --retry takes these again")
+        again = dataset_page.retry_command(result.dataset, dataset_page.settings(config))
+        links = f"{account.retryable:,} link{'s' if account.retryable > 1 else ''}"
+        say(f"\n{links} may work later; this asks for them again:\n{again}")
     say(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
     return told
 
@@ -339,7 +342,7 @@ def _generate(call: Call) -> Any:
     with Progress("images") as progress:
         result = generate.run(config, progress)
     say("\n".join(f"{result.out.rstrip('/')}/{name}" for name in result.files))
-    say(f"{len(result.keys)} images, loss {result.loss:.4f}: truth, predicted from the truth, free run")
+    say(f"{len(result.keys)} images, loss {result.loss:.4f}: truth, prediction from the truth, context, free run")
     return result
 
 

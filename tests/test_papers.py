@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import re
 import subprocess
 import tomllib
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+from jobs import cli
 from jobs.verbs import VERBS
 
 PAPERS = sorted(
@@ -66,6 +70,40 @@ def test_every_target_and_verb_that_a_paper_names_exists() -> None:
         assert used - targets == set(), paper.name
         verbs = {a or b for a, b in re.findall(r"^xtra ([a-z]+)|`xtra ([a-z]+)", text, re.M)}
         assert verbs - set(VERBS) == set(), paper.name
+
+
+def commands(paper: Path) -> list[list[str]]:
+    """The lines of a paper's code blocks that begin with `xtra`, as words, without remarks and what is left out."""
+    blocks = paper.read_text().split("```")[1::2]
+    lines = "\n".join(blocks).replace("\\\n", " ").split("\n")
+    return [
+        line.partition("#")[0].removeprefix("$ ").split() for line in lines if line.removeprefix("$ ")[:5] == "xtra "
+    ]
+
+
+@functools.cache
+def flags(verb: str, first: str) -> frozenset[str]:
+    """Those that the help of a verb names."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        cli.main([verb, *first.split(), "--help"])
+    found = frozenset(re.findall(r"--[a-z][\w.-]*", said.getvalue()))
+    assert "--json" in found, f"xtra {verb} {first} --help"
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", [p for p in PAPERS if p.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_flag_of_a_command_in_a_paper_is_one_of_its_verb(paper: Path) -> None:
+    unknown = []
+    for words in commands(paper):
+        verb, rest = words[1], words[2:]
+        if verb in ("submit", "deploy"):  # of another verb's words, which have tests of their own
+            continue
+        known = flags(verb, rest[0] if verb in ("train", "bench") and rest and rest[0][0] != "-" else "")
+        given = {word.strip("[]").partition("=")[0] for word in rest if word.strip("[]").startswith("--")}
+        unknown += [f"xtra {verb} {flag}" for flag in sorted(given - known)]
+    assert unknown == []
 
 
 def test_the_licence_is_the_packages() -> None:

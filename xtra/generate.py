@@ -1,10 +1,11 @@
-"""`xtra generate`: what a model predicts, as pictures. A row an image, three columns:
+"""`xtra generate`: what a model predicts, as pictures that fit a slide. A column an image, four captioned rows:
 
-1. the image, resized and its centre cropped
+1. the truth: the image, resized and its centre cropped
 2. every block predicted from the true blocks before it: the paper's figure 4. The model predicts pixels normalised by
    their block (xtra/loss.py); mean and spread are the true block's, as in the official src/utils/aim.py, so a first
    block, which nothing predicts, is its flat mean
-3. a free run: the first `given` blocks are true, every other is predicted from predictions and takes mean and spread
+3. the context of the free run: the first `given` blocks
+4. a free run: the first `given` blocks are true, every other is predicted from predictions and takes mean and spread
    from its neighbours that are there already. The official code has no such thing
 
 Shapes: B images, K blocks, P pixel values of a block (channel, row, column).
@@ -13,7 +14,8 @@ Shapes: B images, K blocks, P pixel values of a block (channel, row, column).
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -33,8 +35,11 @@ from xtra.loss import EPS, next_block_loss
 from xtra.model import ModelConfig, Xtra
 from xtra.run import checkpoint
 
-CELL = 128  # least pixels a side that a picture is shown at
-GAP = 4
+SLIDE = (1920, 1080)  # pixels, at least, and of this shape
+LEFT, ABOVE, BELOW = 310, 170, 30  # pixels: captions; the title and the keys of the images; nothing
+MARGIN, GAP = 40, 8
+UNSEEN = 0.75  # gray of blocks that are not given
+INK, SOFT = "#1f2328", "#59616b"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Config:
     data: str  # dataset: URL, URL@VERSION or URL@DIGEST
     out: str  # folder for grid-000.png, grid-001.png, ...
     samples: int = 16  # drawn from the whole set
-    rows: int = 8  # images a grid
+    rows: int = 8  # images a grid, side by side
     given: int = 0  # true blocks that a free run starts from; 0: a quarter of them
     head: int = 0  # which head: 0 predicts the next block, 1 the one after
     resize: int = 0  # short side before the centre crop, pixels; 0: the image size
@@ -60,7 +65,7 @@ class Config:
 class GenerateResult:
     out: str
     files: tuple[str, ...]
-    keys: tuple[str, ...]  # of the images, from the top
+    keys: tuple[str, ...]  # of the images, from the left
     loss: float  # of the head that is shown, over these images
 
 
@@ -68,7 +73,7 @@ class GenerateResult:
 def run(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> GenerateResult:
     """Raises ValueError for a checkpoint or dataset that is not there, or a head or count of blocks that it lacks."""
     store.require(checkpoint=config.checkpoint, data=config.data, out=config.out)
-    model = load_model(config.checkpoint).to(config.device).eval()
+    model, seen = load_model(config.checkpoint).to(config.device).eval(), samples_seen(config.checkpoint)
     c = model.config
     if config.head >= c.predict:
         raise ValueError(f"head is {config.head}; this model has 0..{c.predict - 1}")
@@ -81,12 +86,27 @@ def run(config: Config, progress: Callable[[int, int], None] = lambda done, tota
     losses: list[float] = []
     for start in range(0, len(keys), config.rows):
         x = normalise(pixels[start : start + config.rows].to(config.device))
-        shown = [x, teacher_forced(model, x, order_K, config.head), free_run(model, x, order_K, given)]
+        shown = [
+            Row("truth", f"the images, cropped to {c.image} x {c.image} pixels", x),
+            Row("prediction", _said(config.head), teacher_forced(model, x, order_K, config.head)),
+            Row(
+                "context",
+                f"the first {given} of {c.blocks} blocks: all that the free run is given",
+                only_given(x, c.side, order_K, given),
+            ),
+            Row(
+                "free run",
+                f"the other {c.blocks - given} blocks, one by one, each from predictions",
+                free_run(model, x, order_K, given),
+            ),
+        ]
         targets = target_blocks(x, c.side)[:, order_K.to(x.device)]
         head_loss = next_block_loss([_predict(model, x, order_K)[config.head]], targets[:, config.head :])
         losses += [float(head_loss)] * len(x)
         files.append(f"grid-{len(files):03d}.png")
-        store.put(store.join(config.out, files[-1]), grid(shown))
+        title, facts = _headings(config, c, seen, float(head_loss))
+        picture = slide(shown, title, facts, keys[start : start + config.rows])
+        store.put(store.join(config.out, files[-1]), picture)
         progress(start + len(x), len(keys))
     return GenerateResult(config.out, tuple(files), tuple(keys), sum(losses) / len(losses))
 
@@ -94,6 +114,35 @@ def run(config: Config, progress: Callable[[int, int], None] = lambda done, tota
 def shown_order(config: ModelConfig) -> Tensor:
     """int64 [K]: the blocks in the order in which predictions are shown; of several orders the first."""
     return block_orders(config.blocks, 0)[0] if config.order == "random" else torch.arange(config.blocks)
+
+
+def _said(head: int) -> str:
+    """The caption of predictions from true blocks."""
+    far = f" that end {head} before it" if head else " before it"
+    first = "the first one shows" if head == 0 else f"the first {1 + head} show"
+    return f"each block from the true ones{far}; {first} a mean colour"
+
+
+def samples_seen(path: str) -> int | None:
+    """By a run's newest checkpoint, or the one that is named; None of an official checkpoint, which does not say."""
+    if official.is_official(path):
+        return None
+    return checkpoint.find(path).commit.get("samples_seen")
+
+
+def _headings(config: Config, c: ModelConfig, seen: int | None, loss: float) -> tuple[str, str]:
+    """Title, and the line of facts below it."""
+    parts = [part for part in config.checkpoint.rstrip("/").split("/") if part]
+    run = parts[-3] if len(parts) > 2 and parts[-2] == "checkpoints" else parts[-1]
+    across = c.image // c.side
+    facts = [
+        f"{seen:,} samples seen" if seen is not None else "",
+        f"blocks of {c.side} x {c.side} pixels, {across} x {across} of them",
+        "raster order" if c.order != "random" else "the first of its random orders",
+        f"loss {loss:.3f} on these images",
+        f"images of {config.data.rstrip('/').rpartition('/')[2]}",
+    ]
+    return f"What {run} predicts", "   ·   ".join(filter(None, facts))
 
 
 def load_model(path: str) -> Xtra:
@@ -162,6 +211,15 @@ def free_run(model: Xtra, images_B3HW: Tensor, order_K: Tensor, given: int) -> T
     return join_blocks(blocks_BKP, c.side)
 
 
+def only_given(images_B3HW: Tensor, side: int, order_K: Tensor, given: int) -> Tensor:
+    """[B, 3, H, W]: the first `given` blocks of the images, the others gray."""
+    blocks_BKP = target_blocks(images_B3HW, side).clone()
+    gray_3 = (UNSEEN - torch.tensor(MEAN)) / torch.tensor(STD)
+    gray_P = gray_3.repeat_interleave(side * side).to(blocks_BKP)
+    blocks_BKP[:, order_K[given:].to(blocks_BKP.device)] = gray_P
+    return join_blocks(blocks_BKP, side)
+
+
 def _from_neighbours(blocks_BKP: Tensor, block: int, there: list[int], c: ModelConfig) -> tuple[Tensor, Tensor]:
     """Mean and spread for a block that is not there yet: the mean of the pixel rows and columns that touch it, the
     spread of the blocks that those belong to; of all blocks that are there, if none touches it."""
@@ -190,17 +248,63 @@ def to_pixels(images_B3HW: Tensor) -> np.ndarray:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def grid(columns: list[Tensor]) -> bytes:
-    """A PNG: an image a row, its versions side by side, small ones enlarged by a whole number."""
-    cells = np.stack([to_pixels(column) for column in columns])  # [columns, rows, H, W, 3]
-    times = max(1, -(-CELL // cells.shape[2]))
+@dataclass(frozen=True)
+class Row:
+    """One version of all images."""
+
+    name: str
+    caption: str
+    images_B3HW: Tensor
+
+
+def slide(rows: Sequence[Row], title: str, facts: str, keys: Sequence[str]) -> bytes:
+    """A PNG of at least SLIDE pixels, and of its shape: a row a version, a column an image, small images enlarged by a
+    whole number so that each pixel is a square."""
+    cells = np.stack([to_pixels(row.images_B3HW) for row in rows])  # [rows, images, H, W, 3]
+    size, across, down = cells.shape[2], cells.shape[1], len(rows)
+    room = SLIDE[0] - LEFT - across * GAP, SLIDE[1] - ABOVE - BELOW - down * GAP
+    times = max(1, min(room[0] // (across * size), room[1] // (down * size)))
     cells = cells.repeat(times, 2).repeat(times, 3)
-    size = cells.shape[2] + GAP
-    canvas = np.full((cells.shape[1] * size + GAP, cells.shape[0] * size + GAP, 3), 255, np.uint8)
-    for column, versions in enumerate(cells):
-        for row, pixels in enumerate(versions):
-            top, left = GAP + row * size, GAP + column * size
-            canvas[top : top + len(pixels), left : left + len(pixels)] = pixels
+    step = size * times + GAP
+    width = max(SLIDE[0], LEFT + across * step)
+    height = max(SLIDE[1], ABOVE + down * step + BELOW, -(-width * SLIDE[1] // SLIDE[0]))
+    width = max(width, -(-height * SLIDE[0] // SLIDE[1]))
+    words = [(MARGIN, 30, 34, INK, title), (MARGIN, 84, 20, SOFT, facts)]
+    for row, version in enumerate(rows):
+        top = ABOVE + row * step
+        words.append((MARGIN, top, 26, INK, version.name))
+        words.append((MARGIN, top + 38, 17, SOFT, textwrap.fill(version.caption, 27)))
+    letters = max(4, step // 10)  # of 16 pixels, about as wide as an image
+    for column, key in enumerate(keys):
+        short = key if len(key) <= letters else "…" + key[1 - letters :]  # where keys differ, mostly
+        words.append((LEFT + column * step, ABOVE - 28, 16, SOFT, short))
+    pixels = _lettered(width, height, words)
+    for row, versions in enumerate(cells):
+        for column, cell in enumerate(versions):
+            top, left = ABOVE + row * step, LEFT + column * step
+            pixels[top : top + len(cell), left : left + len(cell)] = cell
     out = io.BytesIO()
-    Image.fromarray(canvas).save(out, "PNG")
+    Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def _lettered(width: int, height: int, words: Sequence[tuple[int, int, int, str, str]]) -> np.ndarray:
+    """uint8 [height, width, 3]: white, with words (left, top, size in pixels, colour, text)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    dots = 100  # an inch
+    figure = Figure((width / dots, height / dots), dpi=dots, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    for left, top, size, colour, text in words:
+        figure.text(
+            left / width,
+            1 - top / height,
+            "".join(c if ord(c) < 0x250 or c == "…" else "?" for c in text),  # the font has these
+            color=colour,
+            fontsize=size * 72 / dots,
+            verticalalignment="top",
+            parse_math=False,
+        )
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]

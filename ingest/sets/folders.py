@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from ingest import readme
 from ingest.filter import FilterConfig, judge
 from ingest.isolate import Judge
 from ingest.record import Fetched, Link, Reason, Verdict
@@ -103,7 +104,8 @@ def run(
     found = find(config.source, config.classes, how(config))
     classes = _classes(config, found.pictures)
     result = make(plan(config, found.pictures, classes), progress, stop)
-    return dataclasses.replace(result, note="; ".join([classes_note(classes), *found.remarks]))
+    said = [classes_note(classes), *found.remarks, result.note]
+    return dataclasses.replace(result, note="; ".join(filter(None, said)))
 
 
 def how(config: Config) -> How:
@@ -182,6 +184,7 @@ def make(
         seconds=time.monotonic() - begun,
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},  # by a selection since the first import
+        note=readme.write(made) if made else "",
     )
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest import readme
 from ingest.filter import judge
 from ingest.isolate import Judge
 from ingest.lists import keys
@@ -102,6 +103,7 @@ def run(
         if progress:
             progress(_progress(found, done))
     made = manifest.make_version(config.out, "import in place") if len(done) == len(found) else None
+    said = [folders.classes_note(sorted(classes)), *sources.remarks(unused), readme.write(made) if made else ""]
     return IngestResult(
         dataset=config.out,
         links=row,
@@ -113,7 +115,7 @@ def run(
         seconds=time.monotonic() - begun,
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},
-        note="; ".join([folders.classes_note(sorted(classes)), *sources.remarks(unused)]),
+        note="; ".join(filter(None, said)),
     )
 
 

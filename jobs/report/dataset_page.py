@@ -10,27 +10,37 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
+import shlex
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
+from urllib.parse import urlsplit
 
+from ingest.config import Config
 from ingest.events import read_events
 from ingest.record import RETRYABLE, Event, Reason
 from jobs import link_counts
 from jobs.ingest_display import size
 from jobs.link_counts import Account, share
-from jobs.report.html import document, safe
-from jobs.report.survey import Example, Histogram, Host, Survey, Thumb, survey
+from jobs.report.draw import histogram, ranked
+from jobs.report.html import document, escaped, safe
+from jobs.report.survey import Class, Example, Host, Survey, Thumb, survey
 from shards import manifest, store
 from shards.dataset import KEPT, read_info
 from shards.manifest import Manifest
+from shards.pixels import image
 
 NAME = "ingest.html"
 EVENTS = 60  # the newest ones are shown; all are counted
 ROUTINE = frozenset({"unit"})  # one for every unit: only counted
+MOST_BYTES = 2_000_000  # of the page
+PICTURES = 1_150_000  # bytes of pictures in it, before base64 makes four of three
+NAMED = 24  # classes that are named one by one; of more, the NAMED_ENDS largest and smallest
+NAMED_ENDS = 5
+TINY = 40  # pixels, below which a picture is drawn as the squares that its pixels are
+LONGEST_LINK = 2_000  # characters
 
 MEANINGS: dict[str, str] = {
     KEPT: "a picture in the shards",
@@ -97,19 +107,44 @@ def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
 
 
 def page(version: Manifest, account: Account, seen: Survey, events: Happened, settings: Mapping[str, str]) -> str:
-    read = f"From {seen.shards_read:,} of {seen.shards:,} shards, evenly spaced ({seen.rows:,} links)."
+    what = "links" if seen.largest else "pictures"  # an import's have no hosts
+    read = f"From {seen.shards_read:,} of {seen.shards:,} shards, evenly spaced ({seen.rows:,} {what})."
     sample = "" if seen.whole else read
+    seen = _lighter(seen)
+    kind = "Ingest" if seen.largest else "Import"
     parts = [
-        _header(version, account),
-        _section("Where the links went", funnel(account) + _retry(account)),
-        _section("Reasons, by example", _reasons(account, seen.examples), sample),
+        _header(version, account, kind, what),
+        _section(f"Where the {what} went", funnel(account, what) + _retry(account, version.dataset, settings)),
+        _section("Reasons, by example", _reasons(account, seen.examples, what), sample),
         _section("Hosts", _hosts(seen), sample),
         _section("Kept pictures", _shapes(seen) + _thumbs(seen.thumbs.get(KEPT, ()), captions=False), sample),
+        _section("Classes", _classes(seen, version.classes), sample),
         _section("Rejected pictures", _rejected(seen), sample),
         _section("What happened on the way", _events(events)),
         _section("Where it came from", _facts(version, settings)),
     ]
-    return document(f"Ingest of {version.list_name}", "\n".join(parts))
+    return document(f"{kind} of {version.list_name}", "\n".join(parts))
+
+
+def _lighter(seen: Survey) -> Survey:
+    """Without the pictures that would make the page larger than MOST_BYTES: of each reason and class the first ones
+    stay longest."""
+    left, turn, kept = PICTURES, 0, set()
+    groups = [*seen.thumbs.values(), *(c.thumbs for c in seen.shown)]
+    for turn in range(max(map(len, groups), default=0)):
+        for group in groups:
+            if turn < len(group) and len(group[turn].jpeg) <= left:
+                left -= len(group[turn].jpeg)
+                kept.add(id(group[turn]))
+
+    def some(thumbs: Sequence[Thumb]) -> tuple[Thumb, ...]:
+        return tuple(thumb for thumb in thumbs if id(thumb) in kept)
+
+    return dataclasses.replace(
+        seen,
+        thumbs={reason: some(thumbs) for reason, thumbs in seen.thumbs.items()},
+        shown=tuple(dataclasses.replace(c, thumbs=some(c.thumbs)) for c in seen.shown),
+    )
 
 
 def settings(config: Any, prefix: str = "") -> dict[str, str]:
@@ -126,6 +161,22 @@ def settings(config: Any, prefix: str = "") -> dict[str, str]:
     return found
 
 
+def retry_command(dataset: str, given: Mapping[str, str]) -> str:
+    """The words that ask again for what may work later, with those of the last run's `settings` that are not the
+    defaults and that a retry needs: how to judge, and how to ask."""
+    words = ["xtra", "ingest", "--retry", "--out", shlex.quote(dataset)]
+    usual = settings(Config())
+    for name, value in given.items():
+        if not name.startswith(("fetch.", "filter.")) or value == usual.get(name, value) or "…@" in value:
+            continue
+        if value in ("True", "False"):
+            room, _, flag = name.partition(".")
+            words.append(f"--{name}" if value == "True" else f"--{room}.no-{flag}")
+        else:
+            words += [f"--{name}", *map(shlex.quote, value.split())]
+    return " ".join(words)
+
+
 def _unsecret(text: str) -> str:
     if "://" not in text:
         return text
@@ -135,28 +186,28 @@ def _unsecret(text: str) -> str:
 # ---- sections ----
 
 
-def _header(version: Manifest, a: Account) -> str:
+def _header(version: Manifest, a: Account, kind: str, what: str) -> str:
     stored = sum(shard.tar_bytes for shard in version.shards)
     tiles = [
-        (f"{a.links:,}", "links"),
-        (f"{a.kept:,}", f"kept, {share(a.kept, a.links)} of the links"),
+        (f"{a.links:,}", what),
+        (f"{a.kept:,}", f"kept, {share(a.kept, a.links)} of the {what}"),
         (f"{a.samples:,}", "samples in this version"),
-        (size(stored), f"in {len(version.shards):,} shards"),
+        (size(stored), f"in {len(version.shards):,} shard{'s' if len(version.shards) != 1 else ''}"),
     ]
     body = "".join(f"<div><b>{safe(number)}</b><span>{safe(what)}</span></div>" for number, what in tiles)
     return (
-        f"<header><p>Ingest</p><h1>{safe(version.list_name)}</h1><p><code>{safe(version.address)}</code></p>"
+        f"<header><p>{kind}</p><h1>{safe(version.list_name)}</h1><p><code>{safe(version.address)}</code></p>"
         f'<div class="tiles">{body}</div></header>'
     )
 
 
-def funnel(a: Account) -> str:
-    """Stages and what fell between them, as bars over the lines of the list."""
+def funnel(a: Account, what: str = "links") -> str:
+    """Stages and what fell between them, as bars over the lines of the list; `what` its usable lines are."""
     rows: list[str] = []
     if a.not_chosen:
         rows.append(_bar("lines in the list", a.lines, a, "stage"))
-        rows += [_bar(what, n, a, "fell") for what, n in link_counts.left_out(a)]
-    rows.append(_bar("links", a.links, a, "stage"))
+        rows += [_bar(rule, n, a, "fell") for rule, n in link_counts.left_out(a)]
+    rows.append(_bar(what, a.links, a, "stage"))
     for kind, (meaning, total, reasons) in zip(_kinds(a), a.grouped()):
         rows.append(_bar(meaning, total, a, f"fell {kind}"))
         rows += [_bar(reason, n, a, f"why {kind}") for reason, n in reasons.items()]
@@ -179,13 +230,17 @@ def _bar(name: str, n: int, a: Account, kind: str) -> str:
     )
 
 
-def _retry(a: Account) -> str:
+def _retry(a: Account, dataset: str, settings: Mapping[str, str]) -> str:
     if not a.retryable:
         return ""
-    return f"<p>{a.retryable:,} links may work later: <code>xtra ingest --retry</code> takes exactly these again.</p>"
+    command = retry_command(dataset, settings)
+    return (
+        f"<p>{a.retryable:,} link{'s' if a.retryable > 1 else ''} may work later. This asks for them again:</p>"
+        f'<p><code class="command">{safe(command, LONGEST_LINK)}</code></p>'
+    )
 
 
-def _reasons(a: Account, examples: Mapping[str, Sequence[Example]]) -> str:
+def _reasons(a: Account, examples: Mapping[str, Sequence[Example]], what: str) -> str:
     counts = link_counts.ordered(Counter(a.reasons) + Counter(a.deselected))
     rows = []
     for reason, n in counts.items():
@@ -195,13 +250,25 @@ def _reasons(a: Account, examples: Mapping[str, Sequence[Example]]) -> str:
             f"<details><summary><b>{safe(reason)}</b> <span>{safe(MEANINGS.get(reason, ''))}.{again}</span>"
             f"<em>{n:,}</em></summary><ul>{items or '<li>none among the links that were read</li>'}</ul></details>"
         )
-    return f'<div class="reasons">{"".join(rows)}</div>' if rows else "<p>Every link was kept.</p>"
+    return f'<div class="reasons">{"".join(rows)}</div>' if rows else f"<p>Every {what[:-1]} was kept.</p>"
 
 
-def example(key: str, url: str, detail: str, status: int | None = None) -> str:
-    """A link as a list item; its URL is text, so that nobody follows it by accident."""
+def example(key: str, url: str, detail: str, status: int | None = None, linked: bool = False) -> str:
+    """A link as a list item. Its URL is text, so that nobody follows it by accident, unless it is asked for."""
     said = " · ".join(filter(None, (key, f"HTTP {status}" if status else "", detail)))
-    return f"<li><code>{safe(url, 300)}</code><br>{safe(said, 300)}</li>"
+    return f"<li><code>{link(url) if linked else safe(url, 300)}</code><br>{safe(said, 300)}</li>"
+
+
+def link(url: str, words: str = "", most: int = 300) -> str:
+    """A stranger's URL that can be followed, if it is one of http or https, else its text. Who follows it says nothing
+    of where from."""
+    text = safe(words or url, most)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return text
+    usable = parts.scheme in ("http", "https") and parts.netloc and url.isprintable() and len(url) <= LONGEST_LINK
+    return f'<a href="{escaped(url)}" rel="noreferrer noopener nofollow">{text}</a>' if usable else text
 
 
 def _hosts(seen: Survey) -> str:
@@ -210,7 +277,8 @@ def _hosts(seen: Survey) -> str:
         ("that failed most", seen.failing),
         ("that were slowest", seen.slowest),
     ]
-    return '<div class="grid">' + "".join(_host_table(title, hosts) for title, hosts in tables if hosts) + "</div>"
+    drawn = "".join(_host_table(title, hosts) for title, hosts in tables if hosts)
+    return f'<div class="grid">{drawn}</div>' if drawn else ""
 
 
 def _host_table(title: str, hosts: Sequence[Host]) -> str:
@@ -220,24 +288,28 @@ def _host_table(title: str, hosts: Sequence[Host]) -> str:
         f'<td class="n">{h.seconds:.2f} s</td></tr>'
         for h in hosts
     )
-    head = "".join(f'<th class="n">{name}</th>' for name in ("links", "kept", "failed", "a link"))
+    head = "".join(f'<th class="n">{name}</th>' for name in ("links", "kept", "failed", "time"))
     return (
         f'<div class="wide"><h3>{safe(title)}</h3><table><thead><tr><th>host</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
+ASPECTS = ("1:3", "1:2", "2:3", "3:4", "0.95", "1.05", "4:3", "3:2", "2:1", "3:1")
+
+
 def _shapes(seen: Survey) -> str:
     total = sum(seen.formats.values())
     formats = ", ".join(f"{name} {share(n, total)}" for name, n in seen.formats.items())
     figures = [
-        _figure("shorter side, pixels", seen.sides, [f"{edge:g}" for edge in seen.sides.edges]),
-        _figure(
-            "width / height", seen.aspects, ["1:3", "1:2", "2:3", "3:4", "0.95", "1.05", "4:3", "3:2", "2:1", "3:1"]
-        ),
-        _figure("bytes stored", seen.sizes, [_short_size(edge) for edge in seen.sizes.edges]),
+        histogram(title, found.counts, edges, "pictures")
+        for title, found, edges in (
+            ("shorter side, pixels", seen.sides, [f"{edge:g}" for edge in seen.sides.edges]),
+            ("width / height", seen.aspects, ASPECTS),
+            ("bytes stored", seen.sizes, [_short_size(edge) for edge in seen.sizes.edges]),
+        )
     ]
-    words = f"<p>Fetched as {safe(formats)}.</p>" if formats else ""
+    words = f"<p>Formats as they came: {safe(formats)}.</p>" if formats else ""
     return words + f'<div class="grid">{"".join(figures)}</div>'
 
 
@@ -245,54 +317,87 @@ def _short_size(count: float) -> str:
     return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k"
 
 
-def _figure(title: str, histogram: Histogram, labels: Sequence[str]) -> str:
-    """Bars between labelled edges, from the first bin that is not empty to the last; both ends are open."""
-    assert len(labels) == len(histogram.edges)
-    used = [at for at, n in enumerate(histogram.counts) if n]
-    if not used:
+def _classes(seen: Survey, known: Sequence[str] | None) -> str:
+    """How many pictures each class has, and some of the pictures of some classes."""
+    if not seen.classes:
         return ""
-    first, last = max(0, used[0] - 1), min(len(labels), used[-1] + 1)
-    names = [f"under {labels[0]}", *(f"{a} to {b}" for a, b in pairwise(labels)), f"{labels[-1]} or more"]
-    bins = list(zip(histogram.counts, names))[first : last + 1]
-    total, most, high, step = sum(histogram.counts), max(histogram.counts), 110.0, 360.0 / len(bins)
-    bars = "".join(
-        f'<rect x="{at * step + 1:.1f}" y="{14 + high * (1 - n / most):.1f}" width="{step - 2:.1f}" '
-        f'height="{high * n / most:.1f}"><title>{safe(name)}: {n:,}</title></rect>'
-        for at, (n, name) in enumerate(bins)
+    counts = list(seen.classes.values())
+    middle = sorted(counts)[len(counts) // 2]
+    words = (
+        f"{len(counts):,} classes, from {counts[0]:,} pictures down to {counts[-1]:,}; half have {middle:,} or more."
     )
-    every = -(-len(bins) // 8)
-    ticks = "".join(
-        f'<text x="{(at + 1) * step:.1f}" y="{high + 30:.0f}">{safe(label)}</text>'
-        for at, label in enumerate(labels[first:last])
-        if at % every == 0
+    empty = [name for name in known or () if name not in seen.classes] if seen.whole else []
+    equal = len(counts) > NAMED and counts[0] == counts[-1]
+    if equal:
+        words = f"{len(counts):,} classes of {middle:,} picture{'s' if middle != 1 else ''} each."
+    if len(counts) == 1:
+        words = f"One class, {counts[0]:,} picture{'s' if counts[0] != 1 else ''}."
+    if empty:
+        named = ", ".join(empty[:NAMED_ENDS]) + (", …" if len(empty) > NAMED_ENDS else "")
+        words += f" No picture of {len(empty):,} more: {named}."
+    all_ = list(seen.classes.items())
+    if equal:
+        bars = ""
+    elif len(all_) <= NAMED:
+        bars = _named(all_, counts[0])
+    else:
+        largest, smallest = _named(all_[:NAMED_ENDS], counts[0]), _named(all_[-NAMED_ENDS:], counts[0])
+        bars = (
+            f'<div class="grid">{ranked("classes", counts, "pictures")}<div><h3>the largest</h3>{largest}</div>'
+            f"<div><h3>the smallest</h3>{smallest}</div></div>"
+        )
+    shown = "".join(map(_class, (c for c in seen.shown if c.thumbs)))
+    more = "" if len(seen.shown) == len(counts) else f"<h3>{len(seen.shown)} of them, by example</h3>"
+    return f'<p>{safe(words)}</p>{bars}{more}<div class="grid">{shown}</div>'
+
+
+def _named(classes: Sequence[tuple[str, int]], most: int) -> str:
+    rows = "".join(
+        f'<tr class="stage"><th title="{safe(name, 200)}">{safe(name, 80)}</th><td class="bar">'
+        f'<i style="width:{100 * n / most:.2f}%"></i></td><td class="n">{n:,}</td></tr>'
+        for name, n in classes
     )
-    top = [n for n, _ in bins].index(most)
-    peak = f'<text x="{(top + 0.5) * step:.1f}" y="10">{share(most, total)}</text>'
-    return (
-        f'<figure><figcaption>{safe(title)}</figcaption><svg viewBox="-14 0 388 {high + 36:.0f}" role="img" '
-        f'aria-label="{safe(title)}">{bars}<path d="M0 {high + 14.5}H360"/>{ticks}{peak}</svg></figure>'
-    )
+    return f'<table class="funnel named"><tbody>{rows}</tbody></table>'
+
+
+def _class(c: Class) -> str:
+    name = f'<span title="{safe(c.name, 200)}">{safe(c.name, 80)}</span><em>{c.pictures:,}</em>'
+    return f'<div class="class"><h3>{name}</h3>{_thumbs(c.thumbs, captions=False)}</div>'
 
 
 def _rejected(seen: Survey) -> str:
     found = [reason for reason in MEANINGS if reason != KEPT and seen.thumbs.get(reason)]
     return "".join(
-        f"<h3>{safe(reason)}</h3><p>{safe(MEANINGS.get(reason, ''))}</p>" + _thumbs(seen.thumbs[reason])
+        f"<h3>{safe(reason)}</h3><p>{safe(MEANINGS.get(reason, ''))}{NEARLY.get(reason, '')}</p>"
+        + _thumbs(seen.thumbs[reason])
         for reason in found
     )
 
 
+NEARLY = {str(Reason.UNDECODABLE): "; shown as far as they decode"}
+
+
 def _thumbs(thumbs: Sequence[Thumb], captions: bool = True) -> str:
-    figures = "".join(thumb(t, (t.detail or t.key) if captions else "") for t in thumbs)
+    figures = "".join(thumb(t, safe(t.detail or t.key, 80) if captions else "") for t in thumbs)
     return f'<div class="thumbs">{figures}</div>' if figures else ""
 
 
 def thumb(t: Thumb, caption: str = "") -> str:
-    """A picture as a figure; hovering shows where it came from."""
+    """A picture as a figure, with a caption of HTML; hovering shows where it came from. Tiny ones are enlarged, pixel
+    by pixel, in a frame."""
     about = safe(" · ".join(filter(None, (t.key, t.detail, t.url))), 400)
-    words = f"<figcaption>{safe(caption, 80)}</figcaption>" if caption else ""
+    words = f"<figcaption>{caption}</figcaption>" if caption else ""
     data = base64.b64encode(t.jpeg).decode()
-    return f'<figure title="{about}"><img alt="{about}" src="data:image/jpeg;base64,{data}">{words}</figure>'
+    kind = ' class="tiny"' if _side(t.jpeg) < TINY else ""
+    return f'<figure title="{about}"><img{kind} alt="{about}" src="data:image/jpeg;base64,{data}">{words}</figure>'
+
+
+def _side(jpeg: bytes) -> int:
+    try:
+        header = image.header(jpeg)
+    except image.Undecodable:
+        return TINY
+    return max(header.width, header.height)
 
 
 def _events(events: Happened) -> str:

@@ -99,8 +99,8 @@ th.n:last-child, td.n:last-child { padding-right: 0; }
 .grid table { width: 100%; font-size: 13px; }
 .grid td, .grid th { padding-right: 10px; }
 td.host { overflow-wrap: anywhere; min-width: 110px; }
-.events td:first-child { white-space: nowrap; }
-.events td { overflow-wrap: anywhere; }
+.events td { overflow-wrap: anywhere; min-width: 150px; }
+.events td:nth-child(-n+2) { white-space: nowrap; overflow-wrap: normal; min-width: 0; }
 .facts th { font-weight: 400; color: var(--soft); white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 figure { margin: 10px 0 0; }
@@ -109,11 +109,25 @@ svg { width: 100%; height: auto; display: block; font-family: inherit; }
 svg rect { fill: var(--stage); }
 svg path { stroke: var(--line); fill: none; }
 svg text { font-size: 10.5px; fill: var(--soft); text-anchor: middle; }
+.bars text { font-size: 12px; }
+.bars .y, .bars .end { text-anchor: end; }
+.bars .first { text-anchor: start; transform: translateX(-40px); }
+.bars .shape { fill: var(--stage); stroke: none; }
 .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 12px; margin: 14px 0; }
 .thumbs figure { margin: 0; min-width: 0; }
 .thumbs.large { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); margin-top: 24px; }
 .thumbs img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; display: block; }
-.thumbs img { background: var(--well); }
+.thumbs img { background: var(--well); border: 1px solid var(--line); }
+.thumbs img.tiny { image-rendering: pixelated; border: 1px dashed var(--soft); border-radius: 0; padding: 12px; }
+.thumbs a, .reasons a { color: inherit; text-decoration-color: var(--soft); text-underline-offset: 2px; }
+.thumbs a:focus-visible, .reasons a:focus-visible { outline: 2px solid var(--stage); outline-offset: 2px; }
+.class h3 { display: flex; gap: 10px; margin: 0; }
+.class h3 span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.class h3 em { font: inherit; font-weight: 400; color: var(--soft); margin-left: auto; white-space: nowrap; }
+.class .thumbs { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; margin: 6px 0 10px; }
+.class { margin-top: 10px; }
+.command { display: block; background: var(--well); border-radius: 8px; padding: 10px 14px; color: var(--ink); }
+.named th { max-width: 200px; overflow: hidden; text-overflow: ellipsis; }
 .thumbs figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px; overflow-wrap: anywhere; }
 @media (max-width: 600px) { main { padding: 24px 16px 56px; } h1 { font-size: 24px; } .tiles b { font-size: 21px; }
   .funnel th { white-space: normal; width: 40%; } .funnel .why th { padding-left: 24px; }

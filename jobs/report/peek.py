@@ -25,6 +25,7 @@ from shards.manifest import Manifest, Shard
 from shards.selection import selected_index
 
 SHARDS = 16  # read at most
+UNFOLLOWED = frozenset({"blocked_address", "bad_url"})  # links that nobody should click on
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,14 @@ def sheet(version: Manifest, config: Config, rows: Sequence[Row], thumbs: Sequen
     """The contact sheet; links without a picture are listed below it."""
     shown = [(row, jpeg) for row, jpeg in zip(rows, thumbs) if jpeg]
     figures = "".join(
-        dataset_page.thumb(Thumb(r.key, r.url, r.reason, r.detail, jpeg), " ".join(r.labels) or r.detail or r.key)
-        for r, jpeg in shown
+        dataset_page.thumb(Thumb(r.key, r.url, r.reason, r.detail, jpeg), _caption(r)) for r, jpeg in shown
     )
     blind = [row for row, jpeg in zip(rows, thumbs) if not jpeg]
-    items = "".join(dataset_page.example(r.key, r.url, r.detail) for r in blind)
+    items = "".join(dataset_page.example(r.key, r.url, r.detail, linked=r.reason not in UNFOLLOWED) for r in blind)
+    nearly = dataset_page.NEARLY.get(config.reason, "") if shown else ""
     meaning = dataset_page.MEANINGS.get(config.reason, "")
     body = (
-        f"<header><p>{len(rows)} of the links that are</p><h1>{safe(config.reason)}</h1><p>{safe(meaning)}</p>"
+        f"<header><p>{len(rows)} of the links that are</p><h1>{safe(config.reason)}</h1><p>{safe(meaning)}{nearly}</p>"
         f"<p><code>{safe(version.address)}</code>, seed {config.seed}</p></header>"
         + (f'<div class="thumbs large">{figures}</div>' if figures else "")
         + (f'<div class="reasons"><ul>{items}</ul></div>' if items else "")
@@ -108,11 +109,23 @@ def sheet(version: Manifest, config: Config, rows: Sequence[Row], thumbs: Sequen
     return document(f"{config.reason} in {version.list_name}", body)
 
 
+def _caption(r: Row) -> str:
+    """What it is, then its key and where it came from."""
+    what = " ".join(r.labels) if r.reason == KEPT else r.detail
+    words = [f"<b>{safe(what, 80)}</b>"] if what else []
+    words.append(safe(r.key, 100))
+    if r.url:
+        shown = r.url.partition("://")[2] or r.url
+        words.append(dataset_page.link(r.url, shown, 60) if r.reason not in UNFOLLOWED else safe(shown, 60))
+    return "<br>".join(words)
+
+
 # ---- choosing ----
 
 
 def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, Any]]]:
-    """Rows of a random few shards, in the order of the dataset."""
+    """Rows of a random few shards, in the order of the dataset. On a contact sheet those that can be shown come before
+    others: of what was not stored only a few of each shard can."""
     draw = np.random.default_rng([config.seed, int(version.digest[:8], 16)])
     weights = _weights(version, config.reason)
     possible = np.flatnonzero(weights)
@@ -135,7 +148,10 @@ def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, An
     sizes = np.array([len(table) for table in tables], np.int64)
     if not sizes.sum():
         return []
-    picked = np.sort(draw.permutation(int(sizes.sum()))[: config.samples])
+    mixed = draw.permutation(int(sizes.sum()))
+    if config.out and config.reason != KEPT:
+        mixed = mixed[np.argsort(~np.concatenate(_visible(version, order, tables))[mixed], kind="stable")]
+    picked = np.sort(mixed[: config.samples])
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
     for place, table in enumerate(tables):
@@ -143,6 +159,18 @@ def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, An
         shard = version.shards[order[place]]
         found += [(shard, row) for row in table.take(pa.array(mine, pa.int64())).to_pylist()]
     return sorted(found, key=lambda f: f[1]["row"])
+
+
+def _visible(version: Manifest, order: np.ndarray, tables: Sequence[pa.Table]) -> list[np.ndarray]:
+    """Of the rows of each table, whether there is a picture: a stored one, or one that the ingest left."""
+
+    def one(number: int, table: pa.Table) -> np.ndarray:
+        left = thumb_rows(version, version.shards[number]) if len(table) else {}
+        rows = np.isin(table["row"].to_numpy(), np.array(sorted(left), np.int64))
+        return rows | table["member"].is_valid().to_numpy()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(one, order, tables))
 
 
 def _weights(version: Manifest, reason: str) -> np.ndarray:

@@ -6,7 +6,6 @@ rows that were. What is read is hostile text and pictures: whoever shows it must
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.record import FINAL, RETRYABLE
+from ingest.thumbs import encoded
 from shards import store
 from shards.dataset import KEPT, read_generations, read_table
 from shards.manifest import Manifest, Shard
@@ -28,8 +28,10 @@ from shards.rules import read_rules
 SHARDS = 48
 READERS = 8
 EXAMPLES = 6  # of a reason
-THUMBS = {KEPT: 24}  # kept pictures shown; of a reason:
+THUMBS = {KEPT: 24}  # kept pictures shown where there are no classes; of a reason:
 THUMBS_A_REASON = 8
+CLASSES = 12  # that are shown by pictures,
+THUMBS_A_CLASS = 4
 THUMB_SIDE = 160
 THUMB_PIXELS = 40_000_000  # larger pictures have no thumbnail: decoding one takes seconds
 THUMB_BYTES = 8 << 20
@@ -78,6 +80,15 @@ class Thumb:
 
 
 @dataclass(frozen=True)
+class Class:
+    """A class, how many kept pictures of it were read, and some of them."""
+
+    name: str
+    pictures: int
+    thumbs: tuple[Thumb, ...]
+
+
+@dataclass(frozen=True)
 class Histogram:
     """counts[i] values lie in [edges[i - 1], edges[i]); the first and the last bin are open."""
 
@@ -98,7 +109,9 @@ class Survey:
     sides: Histogram  # the shorter one, of kept pictures
     aspects: Histogram
     sizes: Histogram  # bytes
-    thumbs: dict[str, tuple[Thumb, ...]]
+    thumbs: dict[str, tuple[Thumb, ...]]  # of kept pictures only where there are no classes
+    classes: dict[str, int] = field(default_factory=dict)  # kept pictures that were read, the most first
+    shown: tuple[Class, ...] = ()  # some of them, the most common first
 
     @property
     def whole(self) -> bool:
@@ -117,6 +130,7 @@ class _Part:
     aspects: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0))
     thumbs: dict[str, list[Thumb]] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
 
 
 def survey(version: Manifest, shards: int = SHARDS) -> Survey:
@@ -127,6 +141,7 @@ def survey(version: Manifest, shards: int = SHARDS) -> Survey:
     replaced = replaced_rows(version)
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(lambda shard: _part(version, shard, replaced, *thumbs), chosen))
+    classes = _summed(part.classes for part in parts)
     hosts = _merged([part.hosts for part in parts if part.hosts is not None])
     asked = [host for host in hosts if host.links >= 0.0005 * sum(h.links for h in hosts)]  # one bad link is no host
     return Survey(
@@ -144,7 +159,10 @@ def survey(version: Manifest, shards: int = SHARDS) -> Survey:
         thumbs={
             reason: tuple(found[: THUMBS.get(reason, THUMBS_A_REASON)])
             for reason, found in _joined(part.thumbs for part in parts).items()
+            if reason != KEPT or not classes
         },
+        classes=classes,
+        shown=_shown(version, replaced, classes, dict(zip(chosen, (part.classes for part in parts)))),
     )
 
 
@@ -172,17 +190,18 @@ def replaced_rows(version: Manifest) -> list[tuple[int, np.ndarray]]:
 
 def read_rows(version: Manifest, shard: Shard, replaced: Sequence[tuple[int, np.ndarray]]) -> pa.Table:
     """The shard's index rows that no retry has replaced, those that the version deselects with their reason in place
-    of `kept`."""
+    of `kept`, and those that took over labels with all of them."""
     table = read_table(store.join(version.dataset, "shards", shard.index), COLUMNS)
     for first_unit, rows in replaced:
         if shard.unit < first_unit:
             table = table.filter(pa.array(~np.isin(table["row"].to_numpy(), rows)))
     if version.rules is None:
         return table
-    fell = read_rules(version.dataset, version.rules, shard.unit).filter(pc.field("reason").is_valid())
-    at = pc.index_in(table["row"], fell["row"].combine_chunks())
-    reasons = pc.coalesce(fell["reason"].take(at), table["reason"])
-    return table.set_column(table.column_names.index("reason"), "reason", reasons)
+    ruled = read_rules(version.dataset, version.rules, shard.unit)
+    at = pc.index_in(table["row"], ruled["row"].combine_chunks())
+    for name in ("reason", "labels"):
+        table = table.set_column(table.column_names.index(name), name, pc.coalesce(ruled[name].take(at), table[name]))
+    return table
 
 
 def _part(
@@ -200,13 +219,14 @@ def _part(
         sides=np.minimum(width, height)[known],
         aspects=(np.where(turned, height, width)[known] / np.where(turned, width, height)[known]),
         sizes=_numbers(kept["length"]),
+        classes={str(label): n for label, n in _counts(pc.list_flatten(kept["labels"])).items() if label is not None},
     )
     small = thumb_rows(version, shard)
     for reason in sorted(_counts(table["reason"])):
         rows = table.filter(pc.equal(table["reason"], reason))
         if reason != KEPT:
             part.examples[reason] = [_example(row) for row in _varied(rows, EXAMPLES)]
-        wanted = thumbs_kept if reason == KEPT else thumbs_reason
+        wanted = thumbs_reason if reason != KEPT else 0 if part.classes else thumbs_kept
         part.thumbs[reason] = list(_thumbs(version, shard, rows, small, wanted))
     return part
 
@@ -231,6 +251,39 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 def _counts(column: pa.ChunkedArray) -> dict[Any, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
+
+
+# ---- classes ----
+
+
+def _shown(
+    version: Manifest,
+    replaced: Sequence[tuple[int, np.ndarray]],
+    classes: Mapping[str, int],
+    counts: Mapping[Shard, Mapping[str, int]],
+) -> tuple[Class, ...]:
+    """Classes from the most common to the rarest, each by pictures of the shard that has most of it."""
+    names = spaced(list(classes), CLASSES)
+    if len(classes) > 1:
+        names = [*names[:-1], list(classes)[-1]]  # the rarest, too
+    at: dict[Shard, list[str]] = defaultdict(list)
+    for name in names:
+        at[max(counts, key=lambda shard: (counts[shard].get(name, 0), -shard.unit))].append(name)
+
+    def of_shard(shard: Shard) -> dict[str, tuple[Thumb, ...]]:
+        table = read_rows(version, shard, replaced)
+        kept = table.filter(pc.equal(table["reason"], KEPT))
+        labels = kept["labels"].to_pylist()
+        found = {}
+        for name in at[shard]:
+            rows = [row for row, own in enumerate(labels) if own and name in own]
+            some = kept.take(pa.array(spaced(rows, THUMBS_A_CLASS), pa.int64()))
+            found[name] = tuple(_thumbs(version, shard, some, {}, THUMBS_A_CLASS))
+        return found
+
+    with ThreadPoolExecutor(READERS) as pool:
+        thumbs = {name: some for found in pool.map(of_shard, at) for name, some in found.items()}
+    return tuple(Class(name, classes[name], thumbs[name]) for name in names)
 
 
 # ---- hosts ----
@@ -305,9 +358,7 @@ def thumbnail(body: bytes, side: int = THUMB_SIDE) -> bytes | None:
         picture = image.thumbnail(body, side, THUMB_PIXELS)
     except image.Undecodable:
         return None
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=80)
-    return out.getvalue()
+    return encoded(picture)
 
 
 # ---- putting parts together ----

@@ -12,3 +12,4 @@ from .isolate import (
     private_folder as private_folder,
     suspects as suspects,
 )
+from .salvage import salvaged as salvaged

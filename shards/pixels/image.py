@@ -144,8 +144,8 @@ def upright(opened: Opened, short: int | None = None) -> Image.Image:
     """
     with _refusals():
         rgb = _to_rgb(_load(opened, "RGB", short))
-        turn = _turn(opened.header)
-        return rgb.transpose(turn) if turn is not None else rgb
+        how = turn(opened.header)
+        return rgb.transpose(how) if how is not None else rgb
 
 
 def glance(opened: Opened) -> Image.Image:
@@ -157,8 +157,8 @@ def glance(opened: Opened) -> Image.Image:
     with _refusals():
         image = _load(opened, "L", GLANCE)
         gray = image if image.mode == "L" else _to_rgb(image).convert("L")
-        turn = _turn(opened.header)
-        return gray.transpose(turn) if turn is not None else gray
+        how = turn(opened.header)
+        return gray.transpose(how) if how is not None else gray
 
 
 def mended(body: bytes) -> bytes:
@@ -374,7 +374,8 @@ def _load(opened: Opened, mode: str, short: int | None) -> Image.Image:
     return image
 
 
-def _turn(head: Header) -> Image.Transpose | None:
+def turn(head: Header) -> Image.Transpose | None:
+    """What makes a decoded picture upright."""
     # Pillow turns a TIFF upright itself while loading it.
     return _TRANSPOSE.get(head.orientation) if head.format != "tiff" else None
 

@@ -35,7 +35,8 @@ def verdict(link: Link) -> Verdict:
     if link.row % 4 == 3:
         return Verdict(fetched, None, Reason.TOO_SMALL, "9x9", "jpeg", 9, "0" * 64, body=picture(link.key, side=9))
     if link.row % 4 == 2:
-        return Verdict(fetched, None, Reason.UNDECODABLE, "cut", "jpeg", 9, "0" * 64, body=body[:99])
+        cut = body[: 99 if link.row % 8 == 2 else len(body) * 3 // 4]  # nothing of it can be shown, or a part
+        return Verdict(fetched, None, Reason.UNDECODABLE, f"cut at {len(cut)}", "jpeg", 9, "0" * 64, body=cut)
     if link.row % 4 == 1:
         return Verdict(fetched, None, Reason.HTTP_404, "status 404")
     digest = hashlib.sha256(body).hexdigest()
@@ -92,14 +93,35 @@ def test_thumbnails_are_the_same_few_every_time(tmp_path: Path) -> None:
         tables.append(read_table(str(tmp_path / name / "thumbs" / commit.index)))
     assert tables[0].equals(tables[1])
     rows = tables[0].to_pylist()
-    assert [row["reason"] for row in rows] == [r for r in ("kept", "too_small", "undecodable") for _ in range(4)]
+    many = {"kept": thumbs.EACH, "too_small": thumbs.EACH, "undecodable": thumbs.DAMAGED}
+    assert [row["reason"] for row in rows] == [reason for reason, n in many.items() for _ in range(n)]
+    assert {row["jpeg"] is None for row in rows if row["reason"] == "undecodable"} == {True, False}
     for row in rows:
-        if row["reason"] == "undecodable":  # never decoded for a picture's sake
-            assert (row["jpeg"], row["detail"]) == (None, "cut")
-        else:
+        assert (row["jpeg"] is None) == (row["detail"] == "cut at 99")
+        if row["jpeg"] is not None:  # of what is damaged as much as there is
             image = Image.open(io.BytesIO(row["jpeg"]))
             assert image.format == "JPEG"
             assert max(image.size) <= thumbs.SIDE
+
+
+def test_a_tiny_picture_keeps_its_colours() -> None:
+    pixels = Image.new("RGB", (3, 1))
+    pixels.putdata([(250, 10, 10), (10, 250, 10), (10, 10, 250)])
+    out = io.BytesIO()
+    pixels.save(out, "PNG")
+    small = thumbs.thumbnail(out.getvalue(), 100)
+    assert small is not None
+    for at, channel in enumerate(range(3)):
+        colour = Image.open(io.BytesIO(small)).getpixel((at, 0))
+        assert colour[channel] == max(colour) > 200 + 2 * min(colour) / 5
+
+
+def test_what_would_be_judged_in_a_child_process_is_not_drawn_where_it_is_damaged() -> None:
+    large = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (5000).to_bytes(4, "big") * 2 + b"\x08\2\0\0\0" + b"x" * 100_000
+    damaged = Verdict(Fetched(LINKS[0], b"", None, "", 200, "", 1, 1, 0.0), None, Reason.UNDECODABLE, "", body=large)
+    assert thumbs.shown(damaged) is None
+    assert thumbs.shown(dataclasses.replace(damaged, body=large[:90] + b"x")) is not None
+    assert thumbs.shown(dataclasses.replace(damaged, reason=Reason.NOT_AN_IMAGE, body=b"<html>")) is None
 
 
 def test_what_may_kill_its_decoder_is_not_drawn(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -322,7 +323,9 @@ def test_ingest_accounts_for_every_link(tmp_path: Path, capsys: pytest.CaptureFi
         "kept": "8",
         "samples": "8",
     }
-    assert "1 links may work later: xtra ingest --retry takes these again" in out
+    again = out[out.index("1 link may work later; this asks for them again:") + 1]
+    kept = ["--fetch.allow-private", "127.0.0.1", "--fetch.retries", "0"]
+    assert shlex.split(again) == ["xtra", "ingest", "--retry", "--out", str(tmp_path / "set"), *kept]
     result = json.loads(out[-1])
     assert result["links"] == result["kept"] + sum(result["reasons"].values()) == 11
     assert result["samples"] == result["kept"] - sum(result["deselected"].values()) == 8

@@ -112,15 +112,39 @@ def test_the_verb_writes_grids_of_the_set(run_folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "grid-001.png" in said
     first, second = (np.asarray(Image.open(tmp_path / "out" / f"grid-00{n}.png")) for n in (0, 1))
-    assert first.shape == (3 * 132 + 4, 3 * 132 + 4, 3)
-    assert second.shape == (2 * 132 + 4, 3 * 132 + 4, 3)
-    cell = first[4:132, 4:132]
-    assert cell.std() > 10  # a picture
-    assert (first[:4] == 255).all()
+    assert first.shape == second.shape == (1080, 1920, 3), "a slide"
+    times = (1080 - generate.ABOVE - generate.BELOW - 4 * generate.GAP) // (4 * 32)
+    step = 32 * times + generate.GAP
+
+    def cell(page: np.ndarray, row: int, column: int) -> np.ndarray:
+        top, left = generate.ABOVE + row * step, generate.LEFT + column * step
+        return page[top : top + 32 * times, left : left + 32 * times]
+
+    truth, context = cell(first, 0, 2), cell(first, 2, 2)
+    assert truth.std() > 10  # a picture
+    assert (truth[::times, ::times].repeat(times, 0).repeat(times, 1) == truth).all(), "each pixel is a square"
+    quarter = truth.shape[0] // 4
+    assert (context[:quarter] == truth[:quarter]).all()
+    assert (context[quarter:] == round(255 * generate.UNSEEN)).all()
+    assert (cell(first, 3, 2)[:quarter] == truth[:quarter]).all()
+    assert (cell(second, 0, 2) == 255).all(), "the second grid has two images"
+    for row in range(4):  # every row has its caption, every column its key
+        top = generate.ABOVE + row * step
+        assert (first[top : top + step, generate.MARGIN : generate.LEFT - generate.GAP] < 128).any()
+    assert (first[generate.ABOVE - 28 : generate.ABOVE, generate.LEFT : generate.LEFT + step] < 128).any()
     again = generate.run(generate.Config(run_folder, data.dataset, str(tmp_path / "again"), samples=5, rows=3))
     assert (tmp_path / "again" / "grid-000.png").read_bytes() == (tmp_path / "out" / "grid-000.png").read_bytes()
     assert len(set(again.keys)) == 5
     assert 0.5 < again.loss < 2
+
+
+def test_of_other_blocks_than_the_given_ones_the_context_shows_nothing(images):
+    order_K = block_orders(16, 7)[3]
+    shown = target_blocks(generate.only_given(images, CONFIG.side, order_K, 5), CONFIG.side)
+    truth = target_blocks(images, CONFIG.side)
+    assert torch.equal(shown[:, order_K[:5]], truth[:, order_K[:5]])
+    other = target_blocks(generate.only_given(torch.randn_like(images), CONFIG.side, order_K, 5), CONFIG.side)
+    assert torch.equal(shown[:, order_K[5:]], other[:, order_K[5:]])
 
 
 def test_an_official_checkpoint_is_shown_alike(run_folder, tmp_path):
@@ -129,15 +153,42 @@ def test_an_official_checkpoint_is_shown_alike(run_folder, tmp_path):
     torch.save({"state_dict": to_official(ours, CONFIG)}, tmp_path / "x.ckpt")
     for name, path in (("a", run_folder), ("b", str(tmp_path / "x.ckpt"))):
         generate.run(generate.Config(path, data, str(tmp_path / name), samples=2))
-    assert (tmp_path / "a" / "grid-000.png").read_bytes() == (tmp_path / "b" / "grid-000.png").read_bytes()
+    ours, theirs = (np.asarray(Image.open(tmp_path / name / "grid-000.png")) for name in "ab")
+    assert np.array_equal(ours[generate.ABOVE :, generate.LEFT :], theirs[generate.ABOVE :, generate.LEFT :])
+    assert not np.array_equal(ours, theirs), "an official checkpoint does not say how many samples it has seen"
 
 
 def test_pixels_are_those_of_the_image():
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     shown = generate.to_pixels(generate.normalise(pixels))
     assert np.array_equal(shown, pixels.permute(0, 2, 3, 1).numpy())
-    picture = Image.open(io.BytesIO(generate.grid([generate.normalise(pixels)])))
-    assert picture.size == (128 + 8, 2 * 132 + 4)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "wide", "high"),
+    [(1, 8, 1920, 1080), (8, 64, 1920, 1080), (8, 224, 2168, 1219), (60, 32, 2712, 1525)],
+    ids=["one", "small", "of 224", "many"],
+)
+def test_a_slide_has_the_shape_of_slides_and_hides_no_pixel(images, size, wide, high):
+    """Larger ones where images would have to be reduced."""
+    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
+    rows = [generate.Row(f"row {n}", "some words that say what it shows", generate.normalise(pixels)) for n in range(4)]
+    picture = Image.open(io.BytesIO(generate.slide(rows, "a $title$ \u6f22", "facts", ["k" * 90] * images)))
+    assert picture.size == (wide, high)
+    assert abs(wide / high - 16 / 9) < 0.01
+
+
+def test_the_headings_say_what_was_seen_and_how_large_blocks_are(run_folder):
+    config = generate.Config(run_folder, "s3://bucket/set@3", "out")
+    assert generate.samples_seen(run_folder) == 64
+    title, facts = generate._headings(config, CONFIG, 64_000, 0.51234)
+    assert title == "What run predicts"
+    side = CONFIG.side
+    for words in ("64,000 samples seen", f"blocks of {side} x {side} pixels, 4 x 4", "loss 0.512", "images of set@3"):
+        assert words in facts
+    named = generate._headings(replace(config, checkpoint="/runs/a/checkpoints/000000000064/"), CONFIG, None, 1.0)
+    assert named[0] == "What a predicts"
+    assert "samples seen" not in named[1]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from .bars import histogram as histogram, ranked as ranked
 from .charts import (
     LABELS as LABELS,
     Along as Along,

@@ -304,12 +304,14 @@ def test_thumbnails_are_of_stored_pictures_and_of_what_the_ingest_left(tmp_path:
     )
     store.put(store.join(str(tmp_path), "thumbs", version.shards[0].index), table_bytes(table))
     seen = survey.survey(version)
-    assert len(seen.thumbs["kept"]) == survey.THUMBS["kept"]
+    assert "kept" not in seen.thumbs, "they are shown by class"
+    shown = [thumb for c in seen.shown for thumb in c.thumbs]
+    assert len(shown) == len({thumb.key for thumb in shown}) == survey.THUMBS_A_CLASS * len(seen.classes)
     (only,) = seen.thumbs["undecodable"]
     assert (only.jpeg, only.key) == (left, rejected[0]["key"])
     assert not seen.thumbs["http_404"]
     page = read(dataset_page.write(str(tmp_path)))
-    assert len(page.pictures) == survey.THUMBS["kept"] + 1
+    assert len(page.pictures) == len(shown) + 1
     assert base64.b64encode(left).decode() in page.pictures[-1]
 
 

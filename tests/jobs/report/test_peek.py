@@ -2,13 +2,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from made_datasets import jpeg, make_dataset
+from made_datasets import jpeg, make_dataset, rows_of, write_unit
 from test_dataset_page import EVIL, Reader, crawl
 
 from jobs.report import peek
 from jobs.report.peek import Config
 from shards import store
-from shards.dataset import table_bytes
+from shards.dataset import DatasetInfo, table_bytes, write_info
+from shards.manifest import make_version
 from shards.selection import selected_index, subset
 
 
@@ -66,6 +67,50 @@ def test_a_contact_sheet_shows_pictures_and_lists_what_has_none(tmp_path: Path):
     for row in rows[1:]:
         assert row.key in page.text
     assert (page.fetched, page.handlers, "script" in page.tags) == ([], [], False)
+
+
+def test_under_each_picture_are_its_key_and_the_link_it_came_from(tmp_path: Path):
+    crawl(tmp_path / "set")
+    out = str(tmp_path / "kept.html")
+    rows = peek.run(Config(str(tmp_path / "set"), out=out, samples=12)).rows
+    html = Path(out).read_text()
+    assert Reader(html).fetched == [row.url for row in rows]
+    assert html.count('rel="noreferrer noopener nofollow"') == 12
+    for row, figure in zip(rows, html.split("<figure")[1:]):
+        caption = Reader(figure.split("<figcaption>")[1]).text
+        assert row.key in caption
+        assert row.url.removeprefix("http://") in caption
+        assert row.labels[0] in caption
+    peek.run(Config(str(tmp_path / "set"), out=out, samples=12, reason="timeout"))
+    assert len(Reader(Path(out).read_text()).fetched) == 6, "those without a picture, too"
+
+
+def test_what_nobody_should_click_on_is_no_link(tmp_path: Path):
+    rows = rows_of(0, 3, bad=(1,))
+    rows[1] |= {"reason": "blocked_address", "url": "http://169.254.169.254/latest"}
+    write_unit(str(tmp_path), 0, rows)
+    write_info(str(tmp_path), DatasetInfo("l", "0" * 64, 1, 3, "c", "t"))
+    make_version(str(tmp_path), "ingest")
+    out = str(tmp_path / "x.html")
+    peek.run(Config(str(tmp_path), out=out, reason="blocked_address"))
+    page = Reader(Path(out).read_text())
+    assert page.fetched == []
+    assert "169.254.169.254" in page.text
+
+
+def test_a_contact_sheet_prefers_what_can_be_shown(tmp_path: Path):
+    """Of what was not stored the ingest leaves a few pictures; rows on the terminal are a fair choice."""
+    version = crawl(tmp_path / "set", units=1, each=200)
+    rows = peek.run(Config(version.address, reason="undecodable", samples=99)).rows
+    shown = [int(row.key[1:]) for row in rows[::4]]
+    table = pa.table({"row": shown, "jpeg": [jpeg(1)] * len(shown)})
+    store.put(store.join(version.dataset, "thumbs", version.shards[0].index), table_bytes(table))
+    for seed in range(3):
+        out = str(tmp_path / "x.html")
+        config = Config(version.address, out=out, reason="undecodable", samples=len(shown), seed=seed)
+        assert [int(row.key[1:]) for row in peek.run(config).rows] == shown
+        assert "shown as far as they decode" in Path(out).read_text()
+    assert keys(Config(version.address, reason="undecodable", samples=len(shown))) != [f"k{n:06d}" for n in shown]
 
 
 def test_rows_fit_the_terminal_and_cannot_write_to_it(tmp_path: Path):
