@@ -59,6 +59,9 @@ VERBS = {
     "train": Verb(TRAIN, "run", torch=True),
     "probe": Verb(PROBE, "run", "run", torch=True),
     "scale": Verb(SCALE, "study", torch=True),
+    # The same with two workers on Ray, for kills at random: what the workers write is not counted.
+    "ingest-2": Verb(("ingest", "--urls", "{inputs}/list.tsv", "--out", "{out}", *INGEST, "--workers", "2"), "dataset"),
+    "train-2": Verb((*TRAIN, "--workers", "2"), "run", torch=True),
 }
 
 
