@@ -35,7 +35,7 @@ def load(path: Place) -> Encoder:
 
 
 def embed(
-    encoder: Encoder | Place, dataset: Dataset | Place, out: Place, *, progress: bool = True, **settings: Any
+    encoder: Encoder | Place, /, dataset: Dataset | Place, out: Place, *, progress: bool = True, **settings: Any
 ) -> embedding.Embedded:
     """The vectors of a dataset's pictures, in `out` as Parquet files of key, label, vector; a rerun makes the missing
     parts. `settings`: the fields of `xtra.probe.embedding.Config`, the flags of `xtra embed`.
@@ -49,13 +49,14 @@ def embed(
 
     words = {"data": _address(dataset), "out": os.fspath(out)}
     given = _named(encoder, words)
-    config = changed(embedding.Config(), words | settings)
+    config = changed(embedding.Config(), settings | words)
     with bar("images", progress) as report:
         return embedding.run(config, report, encoder=given)
 
 
 def evaluate(
     encoder: Encoder | Place,
+    /,
     train: Dataset | Place,
     eval: Dataset | Place,  # noqa: A002  (the flag's own name)
     *,
@@ -75,10 +76,9 @@ def evaluate(
     from xtra import probe
     from xtra.device import chosen
 
-    words = {"train": _address(train), "eval": _address(eval), "device": "auto"}
+    words = {"train": _address(train), "eval": _address(eval)}
     given = _named(encoder, words)
-    asked = words | settings
-    config = changed(probe.Config(), asked | {"device": chosen(asked["device"])})
+    config = changed(probe.Config(), settings | words | {"device": chosen(settings.get("device", "auto"))})
     with bar("images", progress) as report, scratch.folder("xtra-evaluate-") as aside:
         if given is not None and not config.out:
             config = changed(config, {"out": str(aside)})

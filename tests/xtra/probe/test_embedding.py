@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from places import ROOT
 
 import shards
 import xtra
-from jobs import cli
+from jobs import cli, probe_verb
 from shards import store
 from xtra.data import centred, normalise
 from xtra.model import SIZES, build
@@ -187,3 +188,21 @@ def test_the_verb_says_what_it_made_and_where_it_goes_on(world, tmp_path, capsys
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("xtra embed: checkpoint is empty")
     assert said[1].startswith("xtra embed: out is empty")
+
+
+@pytest.mark.parametrize("at", [10, 20, 50])
+def test_ctrl_c_ends_the_verb_after_a_batch_and_the_same_words_go_on(world, tmp_path, monkeypatch, capsys, at):
+    shown = probe_verb.Progress.__call__
+
+    def interrupted(self: Any, done: int, total: int) -> None:
+        shown(self, done, total)
+        if done == at:
+            signal.raise_signal(signal.SIGINT)
+
+    words = ["embed", world["run"], "--data", world["eval"].dataset, "--rows", "20", "--encode-batch", "10", "--out"]
+    with monkeypatch.context() as patched:
+        patched.setattr(probe_verb.Progress, "__call__", interrupted)
+        assert cli.main([*words, str(tmp_path / "out")]) == 130
+    assert f"{at // 20 * 20} of 61 vectors" in capsys.readouterr().out
+    assert cli.main([*words, str(tmp_path / "out")]) == cli.main([*words, str(tmp_path / "whole")]) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
