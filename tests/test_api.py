@@ -65,7 +65,7 @@ def test_every_snippet_of_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     assert "kept + {" in said["ingest.ingest"]
     assert "classes: digit-0, digit-1, digit-2" in said["ingest.import_set"]
     assert "(32, 32)" in said["shards.open"]
-    assert said["xtra.pretrain"].startswith("1024 ")
+    assert said["xtra.pretrain"].startswith("512 ")
     assert said["xtra.load"] == "torch.Size([2, 64, 96])\n"
     assert said["xtra.embed"].startswith("['key', 'label', 'vector'] ")
     assert "('knn', " in said["xtra.evaluate"]

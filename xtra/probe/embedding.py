@@ -205,6 +205,8 @@ def _begin(out: str, about: About) -> None:
     url = store.join(out, ABOUT)
     if not store.exists(url) and (others := [name for name in store.names(out) if not name.startswith(".")]):
         raise ValueError(f"{out}: holds {others[0]} and no vectors: give out a new or an empty folder")
+    if not store.is_local(out) and not store.exists(url):
+        store.check_writable(out)
     if store.put_json_if_absent(url, dataclasses.asdict(about)):
         return
     there = typed_json.read(About, url)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import buckets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,6 +81,18 @@ def test_an_official_checkpoint_is_an_encoder_too(world, tmp_path):
     assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
 
 
+@pytest.mark.usefixtures("on_moto")
+def test_in_a_bucket_the_parts_are_the_same(world, tmp_path):
+    bucket = buckets.bucket()
+    config = embedding.Config(world["run"], world["eval"].dataset, f"{bucket}/vectors", **SMALL)
+    assert embedding.run(config).done == 61
+    embedding.run(dataclasses.replace(config, out=str(tmp_path / "out")))
+    store.delete(f"{bucket}/vectors/part-000002.parquet")
+    assert embedding.run(config).found == 41
+    there = {name: store.read(f"{bucket}/vectors/{name}") for name in store.names(f"{bucket}/vectors")}
+    assert there == files(tmp_path / "out")
+
+
 def test_a_lost_part_is_made_again_and_the_others_are_left(world, tmp_path):
     xtra.embed(world["run"], world["eval"].dataset, tmp_path / "out", progress=False, **SMALL)
     whole = files(tmp_path / "out")
@@ -131,6 +145,16 @@ def test_half_written_parts_of_the_killed_are_no_parts(world, tmp_path):
     (tmp_path / "out" / ".aside-1").write_bytes(b"PAR1")
     assert embedding.run(config).done == 61
     assert len(pq.read_table(tmp_path / "out")) == 61
+
+
+def test_what_the_killed_left_in_an_abandoned_folder_is_swept(world, tmp_path):
+    embedding.run(embedding.Config(world["run"], world["eval"].dataset, str(tmp_path / "out"), **SMALL))
+    whole = files(tmp_path / "out")
+    for name in (".aside-x", ".probe-1-2"):
+        (tmp_path / "out" / name).write_bytes(b"half")
+        os.utime(tmp_path / "out" / name, (1, 1))
+    assert cli.main(["sweep", str(tmp_path / "out")]) == 0
+    assert files(tmp_path / "out") == whole
 
 
 def test_a_folder_of_something_else_or_of_other_vectors_is_refused(world, tmp_path):
