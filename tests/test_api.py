@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -160,3 +161,25 @@ def test_evaluating_an_encoder_in_memory_is_probing_its_run(tmp_path: Path) -> N
     assert len({repr(dataclasses.replace(one, **aside)) for one in (named, given, kept)}) == 1
     assert (named.encoder, given.encoder) == ("trained", "given")
     assert len(list((tmp_path / "run" / "probes").iterdir())) == len(list((tmp_path / "results/probes").iterdir())) == 1
+
+
+WORKERS = """
+import sys, shards
+from torch.utils.data import DataLoader
+if __name__ == "__main__":
+    found = shards.open(sys.argv[1])
+    found["k000001"], found[2]  # what this process has open is not the workers'
+    for way in ("fork", "spawn"):
+        batches = list(DataLoader(found, 16, shuffle=True, num_workers=2, collate_fn=list, multiprocessing_context=way))
+        print(len(batches), sorted(sample.key for batch in batches for sample in batch) == [s.key for s in found])
+"""
+
+
+@pytest.mark.slow
+def test_torchs_loader_takes_an_open_dataset_into_its_workers(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "set", [40, 33])
+    (tmp_path / "workers.py").write_text(WORKERS)
+    words = [sys.executable, tmp_path / "workers.py", tmp_path / "set"]
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=200)
+    assert done.stdout == "5 True\n5 True\n"
