@@ -116,6 +116,7 @@ class Dataset:
     def _items(self, source: Stream | Once, progress: bool) -> Iterator[Item]:
         done = 0
         with closing(source), bar("samples", progress) as report:
+            report(0, len(self))
             for encoded in source:
                 items = list(map(_item, encoded))
                 encoded.release()
