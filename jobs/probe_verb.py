@@ -1,4 +1,5 @@
-"""The words of `xtra probe` beyond one probe: a suite of sets, following a run, and doing so beside its training."""
+"""The words of `xtra probe` beyond one probe: a suite of sets, following a run, and doing so beside its training; and
+those of `xtra embed`."""
 
 from __future__ import annotations
 
@@ -37,6 +38,25 @@ def config(call: Call, first: str = "checkpoint") -> probe.Config:
     also = "\n".join(textwrap.fill(line, 80) for line in _ALSO)
     settings = call.config(probe.Config, first, also=also)
     return dataclasses.replace(settings, augment=_RECIPES[recipe] if recipe else None)
+
+
+def embed(call: Call) -> Any:
+    """`xtra embed RUN --data DATASET --out FOLDER`."""
+    wanted = call.config(probe.embedding.Config, "checkpoint")
+    stop, begun = call.stoppable(), False
+    with Progress("images") as progress:
+
+        def show(done: int, total: int) -> None:
+            nonlocal begun
+            if done and not begun:
+                say(f"xtra embed: going on at {done:,} of {total:,}", file=sys.stderr, flush=True)
+            begun = True
+            progress(done, total)
+
+        result = probe.embedding.run(wanted, show, stop.is_set)
+    say(f"{result.done:,} of {result.samples:,} vectors of {result.vector:,} numbers, {result.seconds:,.0f} s")
+    say(f"{result.out.rstrip('/')}/part-*.parquet: {result.parts:,} files of key, label, vector")
+    return {**vars(result), "stopped": result.stopped}
 
 
 def suite(call: Call, name: str) -> Any:

@@ -4,7 +4,7 @@ Goes when it is older than `older_than` by the store's clock, and its attempt ha
 
     checkpoints/SAMPLES/ATTEMPT/     where SAMPLES has no COMMIT.json, or one that names another attempt
     probes-unfinished/DIGEST/        the state of a probe that has its results; tensors that no state names
-    .aside-*, .probe-*               objects that were half put, in every folder of a run
+    .aside-*, .probe-*               objects that were half put, in every folder of a run, or beside vectors
     uploads in parts                 that nobody completed (S3)
 
 The state of a probe without results stays, however old: the same command goes on from it.
@@ -16,7 +16,7 @@ import re
 
 from shards import store, sweep, typed_json
 from shards.sweep import HALF_PUT, Config, Found, SweepResult
-from xtra.probe import unneeded_states
+from xtra.probe import embedding, unneeded_states
 from xtra.run import checkpoint, records
 
 LEAST = 3600.0  # seconds: a checkpoint's first part waits half an hour for the others
@@ -27,7 +27,7 @@ _SAMPLES = re.compile(r"\d{12}")
 
 
 def run(config: Config) -> SweepResult:
-    """Sweep a run, a folder that probes write to, or all of these directly in the folder.
+    """Sweep a run, a folder that probes or embeddings write to, or all of these directly in the folder.
 
     Raises ValueError when there is none, and StoreError when a COMMIT cannot be read: then nothing goes.
     """
@@ -50,7 +50,7 @@ def run(config: Config) -> SweepResult:
 
 def _is_run(url: str) -> bool:
     names = set(store.names(url))
-    return bool(names & {"config.json", "run.json", "probes", "probes-unfinished"})
+    return bool(names & {"config.json", "run.json", "probes", "probes-unfinished", embedding.ABOUT})
 
 
 def _runs_in(url: str) -> list[str]:

@@ -334,6 +334,12 @@ def _probe_lines(results: list[ProbeResult]) -> list[str]:
 _POINT = {"weight_decay": "decay"}
 
 
+def _embed(call: Call) -> Any:
+    from jobs import probe_verb
+
+    return probe_verb.embed(call)
+
+
 def _generate(call: Call) -> Any:
     from jobs.progress import Progress
     from xtra import generate
@@ -425,6 +431,7 @@ VERBS = {
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
     "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
+    "embed": Verb("RUN", "write the vectors of a dataset's pictures as Parquet", _embed),
     "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),
     "export": Verb("CHECKPOINT", "write a checkpoint as other programs read it", _export),
     "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),

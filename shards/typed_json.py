@@ -8,10 +8,14 @@ refuse. Whatever is wrong is a `StoreError` of one line that names the object an
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import json
 import math
+import os
 import re
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -59,6 +63,51 @@ def checked(kind: type[T], value: Any, url: str) -> T:
         text = text.rpartition(" - at ")[0] if found else text
         field = f"field {found[1]!r}: " if found and found[1] else ""
         raise StoreError(f"{url}: {field}{text}: the file is damaged or from another version") from None
+
+
+def changed(config: T, changes: Mapping[str, Any]) -> T:
+    """A Config with other settings, as they are given in Python: a dict changes fields of a Config within it.
+
+    Raises ValueError naming a setting that there is not, or whose value is of another type or refused by its Config.
+    """
+    values = _with(config, changes, "")
+    try:
+        return msgspec.convert(values, type(config))
+    except msgspec.ValidationError as error:
+        if error.__cause__ is not None:  # the Config's own complaint, which names all that it needs
+            raise ValueError(str(error.__cause__)) from None
+        text, _, path = str(error).replace("`", "").partition(" - at $.")
+        value: Any = values
+        for name in re.findall(r"[^.\[\]]+", path):
+            value = value[int(name) if isinstance(value, list | tuple) else name]
+        choices = _choices(type(config), re.findall(r"[^.\[\]0-9][^.\[\]]*", path))
+        text = f"it must be one of {', '.join(choices)}" if choices else f"{text[:1].lower()}{text[1:]}"
+        raise ValueError(f"{path} is {value!r}: {text}") from None
+
+
+def _choices(kind: Any, path: list[str]) -> list[str]:
+    """The words that a setting may be, where it is one of some."""
+    for name in path:
+        kind = typing.get_type_hints(kind)[name]
+    kinds = [kind, *typing.get_args(kind)]
+    return [str(word) for one in kinds if typing.get_origin(one) is typing.Literal for word in typing.get_args(one)]
+
+
+def _with(config: Any, changes: Mapping[str, Any], inside: str) -> dict[str, Any]:
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    for name, value in changes.items():
+        if name not in values:
+            near = difflib.get_close_matches(name, values, n=1, cutoff=0.5)
+            like = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{inside}{name} is not a setting{like}: there are {', '.join(values)}")
+        holds = values[name]
+        if dataclasses.is_dataclass(holds) and isinstance(value, Mapping):
+            value = _with(holds, value, f"{inside}{name}.")
+        values[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in values.items()
+    }
 
 
 def parse(body: bytes | str, url: str, finite: bool = True) -> Any:

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 import zipfile
 from pathlib import Path
 
+import api_page
 import pytest
 from places import ROOT
 
@@ -76,6 +78,26 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.fixture(scope="module")
+def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """The Python of an environment into which pip has installed the wheel with all that it asks for, and the wall
+    seconds of each step. torch comes first and from where `make setup` takes it: TORCH, TORCH_INDEX."""
+    if os.environ.get("XTRA_TEST_REGISTRY") != "1":
+        pytest.skip("downloads some 400 MB from the package registry: run it with XTRA_TEST_REGISTRY=1")
+    folder, seconds = tmp_path_factory.mktemp("fresh"), {}
+    index = os.environ.get("TORCH_INDEX", "")
+    torch = [os.environ.get("TORCH") or "torch==2.13.0", *(["--index-url", index] if index else [])]
+    for step, words in {
+        "python -m venv": [sys.executable, "-m", "venv", folder],
+        f"pip install {' '.join(torch)}": [folder / "bin/python", "-m", "pip", "install", "-q", *torch],
+        f"pip install {wheel.name}": [folder / "bin/python", "-m", "pip", "install", "-q", wheel],
+    }.items():
+        begun = time.monotonic()
+        run(*words, at=folder)
+        seconds[step] = time.monotonic() - begun
+    return folder / "bin" / "python", seconds
+
+
 def run(*words: object, at: Path) -> str:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([str(word) for word in words], cwd=at, env=env, capture_output=True, text=True)
@@ -102,3 +124,28 @@ def test_an_installed_package_runs_decodes_and_isolates(installed: Path, tmp_pat
         words = ["compiler"]
     assert run(installed, "-c", LOOK, *words, at=tmp_path) == "whole\n"
     assert "xtra ingest" in run(installed.with_name("xtra"), "ingest", "--help", at=tmp_path)
+
+
+@pytest.mark.timeout(900)
+def test_the_snippets_of_the_api_page_run_where_the_wheel_is_installed(installed: Path, tmp_path: Path) -> None:
+    with api_page.folder(tmp_path) as at:
+        done = api_page.run_all(installed, at)
+    assert list(done) == list(api_page.snippets())
+
+
+@pytest.mark.timeout(1800)
+def test_a_fresh_environment_has_all_that_the_api_page_needs(
+    fresh: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of docs/api.md: XTRA_TEST_REGISTRY=1 python -m pytest -s tests/test_wheel.py -k fresh."""
+    python, seconds = fresh
+    (home,) = {
+        Path(run(python, "-c", f"import {room}; print({room}.__file__)", at=tmp_path)).parents[1]
+        for room in ("shards", "ingest", "xtra", "jobs")
+    }
+    assert home.is_relative_to(python.parents[1])
+    with api_page.folder(tmp_path) as at:
+        done = {name: wall for name, (wall, _) in api_page.run_all(python, at).items()}
+    with capsys.disabled():
+        print("\n" + "\n".join(f"| `{step}` | {wall:.1f} |" for step, wall in (seconds | done).items()))
+    assert "usage: xtra VERB" in run(python.with_name("xtra"), "--help", at=tmp_path)

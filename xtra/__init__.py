@@ -1,16 +1,27 @@
-"""XTRA: a block-causal vision transformer pretrained by predicting the next block of pixels (arXiv 2411.15648)."""
+"""XTRA: a block-causal vision transformer pretrained by predicting the next block of pixels (arXiv 2411.15648).
+
+The functions here are the Python side of the commands (docs/api.md). torch is imported when one of them is called.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shards.stream import Dataset
     from xtra.model import Encoder
+    from xtra.probe import ProbeResult, embedding
+    from xtra.train import Config, TrainResult
 
-__all__ = ["load"]
+__all__ = ["embed", "evaluate", "load", "pretrain"]
+
+Place = str | os.PathLike[str]
 
 
-def load(path: str) -> Encoder:
+def load(path: Place) -> Encoder:
     """The trained encoder, in eval mode, of a run folder (its newest checkpoint), of one checkpoint folder, or of an
     official checkpoint (a .ckpt file or a DeepSpeed folder).
 
@@ -19,4 +30,102 @@ def load(path: str) -> Encoder:
     from xtra import official
     from xtra.run import checkpoint
 
+    path = os.fspath(path)
     return official.load_encoder(path) if official.is_official(path) else checkpoint.load_encoder(path)
+
+
+def embed(
+    encoder: Encoder | Place, /, dataset: Dataset | Place, out: Place, *, progress: bool = True, **settings: Any
+) -> embedding.Embedded:
+    """The vectors of a dataset's pictures, in `out` as Parquet files of key, label, vector; a rerun makes the missing
+    parts. `settings`: the fields of `xtra.probe.embedding.Config`, the flags of `xtra embed`.
+
+    `encoder` is one of `load`, which stays as it is, or what `load` takes. Raises ValueError for what is not there, a
+    setting that there is not, and an `out` that holds something else.
+    """
+    from shards.bar import bar
+    from shards.typed_json import changed
+    from xtra.probe import embedding
+
+    words = {"data": _address(dataset), "out": os.fspath(out)}
+    given = _named(encoder, words)
+    config = changed(embedding.Config(), settings | words)
+    with bar("images", progress) as report:
+        return embedding.run(config, report, encoder=given)
+
+
+def evaluate(
+    encoder: Encoder | Place,
+    /,
+    train: Dataset | Place,
+    eval: Dataset | Place,  # noqa: A002  (the flag's own name)
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> list[ProbeResult]:
+    """Probe a frozen encoder: heads are trained on one labelled set and judged on another; one result a kind of head.
+    `settings`: the fields of `xtra.probe.Config`, the flags of `xtra probe`.
+
+    `encoder` is one of `load`, which stays as it is, or what `xtra probe` takes: then the results are also written into
+    `out`, or the run's folder. Raises ValueError for what is not there, sets without usable labels, and a setting that
+    there is not.
+    """
+    from shards import scratch
+    from shards.bar import bar
+    from shards.typed_json import changed
+    from xtra import probe
+    from xtra.device import chosen
+
+    words = {"train": _address(train), "eval": _address(eval)}
+    given = _named(encoder, words)
+    config = changed(probe.Config(), settings | words | {"device": chosen(settings.get("device", "auto"))})
+    with bar("images", progress) as report, scratch.folder("xtra-evaluate-") as aside:
+        if given is not None and not config.out:
+            config = changed(config, {"out": str(aside)})
+        return probe.run(config, lambda what, done, total: report(done, total, what), given)
+
+
+def pretrain(
+    config: Config | str,
+    *,
+    progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+    **settings: Any,
+) -> TrainResult:
+    """Train in this process, without Ray, until `samples` are seen; a rerun goes on from the newest checkpoint.
+    `config` is the name of a recipe or a whole Config, `settings` its fields, as the flags of `xtra train`: `data` and
+    `out` at least; a dict changes fields within one (`optim={"lr": 1e-3}`).
+
+    `stop` is asked after every step; True ends the run with a checkpoint. Raises ValueError for what is not there, a
+    setting that there is not, and a run that was begun with other settings.
+    """
+    from shards.bar import bar
+    from shards.typed_json import changed
+    from xtra import recipes, train
+
+    whole = changed(recipes.get(config) if isinstance(config, str) else config, settings)
+    with bar("samples", progress) as report:
+
+        def show(row: dict[str, Any]) -> None:
+            if "remark" in row:
+                logging.getLogger("xtra").info(row["remark"])
+            else:
+                report(row["samples_seen"], row["samples"], note=f"loss {row['loss']:.4f}" if row["loss"] else "")
+
+        return train.run(whole, stop, show)
+
+
+def _named(encoder: Encoder | Place, words: dict[str, str]) -> Encoder | None:
+    """The encoder that is given; of one that is named, the words that name it go into `words`."""
+    if not isinstance(encoder, str | os.PathLike):
+        return encoder
+    name = os.fspath(encoder)
+    words |= {"encoder": name} if name.startswith(("timm:", "torch:")) else {"checkpoint": name}
+    return None
+
+
+def _address(dataset: Dataset | Place) -> str:
+    """Of a version: the one that is open, or the one that is named."""
+    if isinstance(dataset, str | os.PathLike):
+        return os.fspath(dataset)
+    return f"{dataset.manifest.dataset}@{dataset.manifest.digest}"

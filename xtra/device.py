@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def chosen(name: str) -> str:
+    """`auto` is the GPU where there is one, else the CPU; any other name is itself."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def sent(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, begun but not waited for: pinned memory is what the host need not wait for."""
     return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)

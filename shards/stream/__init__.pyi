@@ -30,3 +30,4 @@ from .stream import (
     seen_in as seen_in,
     state_of as state_of,
 )
+from .view import Dataset as Dataset

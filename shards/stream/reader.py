@@ -4,7 +4,7 @@ Local tars are read where they lie, one `preadv` a sample straight into the batc
 (`order.chunk` neighbours, about one ranged read), `connections` at once, into a slab, in which a sample waits for its
 turn and from which its blocks are free again at once: memory is that of one window of the order, and stays so.
 
-A `Reader` is planned and read by one thread; `locate`, `tar_url` and `read_apart` are open to all.
+A `Reader` is planned and read by one thread; `locate`, `tar_url`, `key` and `read_apart` are open to all.
 """
 
 from __future__ import annotations
@@ -131,6 +131,11 @@ class Reader:
     def tar_url(self, shard: int) -> str:
         manifest, number = self._shards[shard]
         return manifest.tar_url(number)
+
+    def key(self, sample: int) -> str:
+        """Of one sample number, from any thread."""
+        shard, number = self.locate(np.array([sample]))
+        return self._index(int(shard[0])).key(int(number[0]))
 
     def _index(self, shard: int) -> Index:
         index = self._indexes.get(shard)

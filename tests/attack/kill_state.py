@@ -1,5 +1,5 @@
-"""What a dataset, a run or a study holds, as plain values that must be equal after any death: no times, no names of
-attempts. And which of its files belong to nothing."""
+"""What a dataset, a run, a study or a folder of vectors holds, as plain values that must be equal after any death: no
+times, no names of attempts. And which of its files belong to nothing."""
 
 from __future__ import annotations
 
@@ -199,6 +199,18 @@ def _below(folder: str, depth: int) -> list[str]:
     return files
 
 
+# --- vectors ---
+
+
+def vectors_state(url: str) -> dict[str, Any]:
+    """Nothing in it is of chance: every byte counts."""
+    return {name: sha(store.join(url, name)) for name in _whole(url)}
+
+
+def vectors_files(url: str) -> list[str]:
+    return sorted(entry.name for entry in store.entries(url))
+
+
 # --- after a rerun ---
 
 
@@ -210,6 +222,7 @@ def settle(kind: str, url: str, tmp: str) -> dict[str, Any]:
         "dataset": (dataset_state, dataset_files),
         "run": (run_state, run_files),
         "study": (study_state, study_files),
+        "vectors": (vectors_state, vectors_files),
     }[kind]
     found: dict[str, Any] = {"state": state(url), "files": files(url)}
     found["sweep"] = sweep(url)

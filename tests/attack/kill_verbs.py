@@ -30,6 +30,10 @@ PROBE = (
     *("--lrs", "1e-3", "1e-2", "--augment", "published", "--save-minutes", "0.0001", "--heads", "linear"),
     *("--threads", "1", "--no-pixels"),
 )
+EMBED = (
+    *("embed", "{inputs}/run", "--data", "{data}", "--out", "{out}", "--rows", "8", "--encode-batch", "4"),
+    *("--threads", "1", "--device", "cpu"),
+)
 SCALE = (
     *("scale", "--data", "{data}", "--out", "{out}", "--recipes", "demo32", "--samples", "8", "16"),
     *("--probe.train", "{data}", "--probe.eval", "{data}", "--probe.epochs", "1", "--probe.views", "1"),
@@ -42,8 +46,9 @@ class Verb:
     """In its words, {inputs} is the folder of inputs on this disk, {data} the dataset to read, {out} the outcome."""
 
     words: tuple[str, ...]
-    kind: str  # dataset, run or study
+    kind: str  # dataset, run, study or vectors
     before: str = ""  # the inputs' folder that {out} begins as a copy of
+    reads: str = ""  # one that it reads
     torch: bool = False
 
 
@@ -58,6 +63,7 @@ VERBS = {
     "sweep": Verb(("sweep", "{out}", "--older-than", "1h"), "dataset", "littered"),
     "train": Verb(TRAIN, "run", torch=True),
     "probe": Verb(PROBE, "run", "run", torch=True),
+    "embed": Verb(EMBED, "vectors", reads="run", torch=True),
     "scale": Verb(SCALE, "study", torch=True),
     # The same with two workers on Ray, for kills at random: what the workers write is not counted.
     "ingest-2": Verb(("ingest", "--urls", "{inputs}/list.tsv", "--out", "{out}", *INGEST, "--workers", "2"), "dataset"),

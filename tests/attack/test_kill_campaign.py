@@ -86,7 +86,7 @@ def campaign(out: Path, *words: str) -> dict[str, dict]:
 
 SAMPLES = [
     ("import", "in-place", "ingest", "retry", "select", "sweep"),
-    ("train", "probe", "scale"),
+    ("train", "probe", "scale", "embed"),
 ]
 
 

@@ -13,6 +13,7 @@ beat.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 from shards import store
 from shards.manifest import Manifest, read_manifest
-from xtra.model import build, model_config
+from xtra.model import Encoder, build, model_config
 from xtra.probe import heads
 from xtra.probe.augmented_features import Augmented
 from xtra.probe.config import Config, check_device, in_words
@@ -54,15 +55,16 @@ class Probed:
     samples_seen: int = 0  # 0 for encoders that are not from a run of ours
 
 
-def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
+def run(config: Config, progress: Progress | None = None, encoder: Encoder | None = None) -> list[ProbeResult]:
     """Train, choose and evaluate: one result a kind of head, each also written to
     `probes/<set>-<head>-<encoder>-<samples seen>.json` (`ProbeResult.name`). Without `train`, `checkpoint` is an
     official probe checkpoint, which is evaluated as it is.
 
     Memory: without `augment` a cache holds `views` x training images, each of tokens x width values of `cache_dtype`
     for every layer set (attentive), width float32 (linear) and the bytes of the image (pixels): 50,000 images of 64
-    tokens and 192 channels are 1.2 GB a view. Raises ValueError for sets without usable labels, a cache above
-    `cache_gb`, a layer set deeper than the encoder and, if `strict`, sets that share images.
+    tokens and 192 channels are 1.2 GB a view. `encoder` is one of ours, in memory, which stays as it is; else the
+    config names one. Raises ValueError for sets without usable labels, a cache above `cache_gb`, a layer set deeper
+    than the encoder and, if `strict`, sets that share images.
     """
     since, say = time.monotonic(), progress or (lambda what, done, total: None)
     if not config.eval:
@@ -72,7 +74,7 @@ def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
         raise ValueError(f"mask is {config.mask}, but an official probe has been trained with its own: leave it out")
     if not config.train:
         return [evaluate_official(config, read_manifest(config.eval), since, say)]
-    probed = open_probed(config)
+    probed = open_probed(config) if encoder is None else _given(config, encoder)
     published = config.protocol == "published"
     train_set, eval_set, labels = labelled(
         read_manifest(config.train), read_manifest(config.eval), 0.0 if published else config.holdout
@@ -127,6 +129,14 @@ def open_probed(config: Config) -> Probed:
     frozen = of_xtra(encoder.requires_grad_(False), config.encoder, config.mask)
     mark, out = frozen.fingerprint(), store.absolute(config.out) if config.out else run
     return Probed(frozen.to(config.device), config.encoder, out, mark, out == run, url, seen)
+
+
+def _given(config: Config, encoder: Encoder) -> Probed:
+    if not config.out:
+        raise ValueError("out is empty: name the folder that gets the results of an encoder that is given")
+    frozen = of_xtra(copy.deepcopy(encoder).requires_grad_(False), "given")
+    mark = frozen.fingerprint()
+    return Probed(frozen.to(config.device), frozen.name, config.out, mark)
 
 
 def _shared(config: Config, training: Manifest, evaluation: Manifest) -> Shared:
