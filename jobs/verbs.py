@@ -230,12 +230,14 @@ def _train(call: Call) -> Any:
     if name not in recipes.names():
         raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
     workers = call.workers()
-    asked = call.prefixed("probe")
+    asked, take_over = call.prefixed("probe"), call.switch("take-over")
     also = """--workers N trains on N processes (1: this one, unless RAY_ADDRESS names a
 cluster). --workers MIN..MAX takes what there is between, and more as it comes
 (--resize-every 300 seconds). --wait-for-workers SECONDS (60; in a job for ever)
 ends with exit code 75. --stall 600: seconds without a step after which a worker
 counts as lost.
+--take-over goes on with a run that another command is provably at work on; that
+one ends when it next saves. Without it such a run is refused.
 --probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
 probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it."""
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
@@ -253,7 +255,7 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
 
     _start_group(call, workers.most)
     with followed, Progress("samples") as progress:
-        results = cluster.train_all([config], workers, call.stoppable(), show)
+        results = cluster.train_all([config], workers, call.stoppable(), show, take_over)
     if not results:
         say("stopped before the workers began, or between two groups of them")
         return {}

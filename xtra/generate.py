@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shards import store
+from shards import folder_kind, store
 from shards.manifest import read_manifest
 from shards.pixels import image
 from shards.stream import Order, Stream
@@ -68,6 +68,7 @@ class GenerateResult:
 def run(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> GenerateResult:
     """Raises ValueError for a checkpoint or dataset that is not there, or a head or count of blocks that it lacks."""
     store.require(checkpoint=config.checkpoint, data=config.data, out=config.out)
+    folder_kind.require(config.out, "pictures")
     model = load_model(config.checkpoint).to(config.device).eval()
     c = model.config
     if config.head >= c.predict:

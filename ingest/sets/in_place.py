@@ -35,7 +35,7 @@ from ingest.record import Link, Reason
 from ingest.run import IngestResult, Progress
 from ingest.sets import folders, sources, tars
 from ingest.unit import judged_row
-from shards import manifest, store
+from shards import folder_kind, manifest, store
 from shards.dataset import (
     INDEX_SCHEMA,
     KEPT,
@@ -81,6 +81,7 @@ def run(
         raise ValueError(f"filter.resize is {config.filter.resize}: pictures that stay where they lie keep their size")
     store.require(source=config.source, out=config.out)
     begun = time.monotonic()
+    folder_kind.require(config.out, "a dataset", "dataset")
     found = find(config.source)
     names = sources.class_names(config.classes) if config.classes else None
     _check_apart(found, config.out)

@@ -99,7 +99,7 @@ def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.Mo
     def start_ray() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray got the signal"))
 
-    def train_all(configs: Any, workers: int, stop: Any, progress: Any) -> list[TrainResult]:
+    def train_all(configs: Any, workers: int, stop: Any, *_: Any) -> list[TrainResult]:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.is_set()
         return [TrainResult("run", 1, 64, 0.5, 1.0, stopped=True)]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shards import store
+from shards import folder_kind, store
 from xtra.data import MEAN, STD
 from xtra.model import ModelConfig, Xtra
 from xtra.official.weights import is_official, read_official, to_official
@@ -76,6 +76,7 @@ class _Source:
 def run(config: Config) -> ExportResult:
     """Raises ValueError for a checkpoint that is none, does not fit, or lacks what the target needs."""
     store.require(checkpoint=config.checkpoint, out=config.out)
+    folder_kind.require(config.out, "an export", "run" if config.to == "run" else "export")
     source = _source(config)
     if source.encoder_only and config.to != "encoder":
         raise ValueError(f"{config.checkpoint}: holds the encoder alone: use --to encoder")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shards import store
+from shards import folder_kind, store
 from shards.manifest import Manifest, read_manifest
 from xtra.model import build, model_config
 from xtra.probe import heads
@@ -66,6 +66,8 @@ def run(config: Config, progress: Progress | None = None) -> list[ProbeResult]:
     since, say = time.monotonic(), progress or (lambda what, done, total: None)
     if not config.eval:
         raise ValueError("eval is empty: give the labelled dataset that the result is about")
+    if config.out:
+        folder_kind.require(config.out, "results of probes", "run", "probes")
     check_device(config.device)
     if not config.train:
         return [evaluate_official(config, read_manifest(config.eval), since, say)]
