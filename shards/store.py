@@ -347,7 +347,10 @@ def size(url: str) -> int | None:
 def clock(url: str) -> float:
     """What time it is by the store's clock, seconds since 1970: the age of a new object in the folder is none."""
     name = f".probe-{os.getpid()}-{time.time_ns():x}"
-    put(join(url, name), b"")
+    try:
+        put(join(url, name), b"")
+    except StoreError as error:
+        raise StoreError(str(error).replace(join(url, name), url)) from None
     try:
         for entry in entries(url):
             if entry.name == name:

@@ -8,6 +8,21 @@ import torch
 from torch import Tensor
 
 
+def chosen(name: str) -> str:
+    """The device of a setting: of "auto" the GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: str) -> None:
+    """Raises ValueError when torch cannot compute there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such word; not compiled for it; no such card
+        raise ValueError(f"device is {name}: {str(error).partition(chr(10))[0]}: give one of this machine") from None
+
+
 def sent(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, begun but not waited for: pinned memory is what the host need not wait for."""
     return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
