@@ -88,6 +88,8 @@ def make(config: Config) -> Plan:
         raise ValueError("--out is missing: xtra ingest --urls LIST --out FOLDER")
     store.require(out=config.out, **({} if config.retry and not config.urls else {"urls": config.urls}))
     folder_kind.require(config.out, "a dataset", "dataset")
+    if config.urls and not is_dataset(config.urls) and (held := _held(config.urls)):
+        raise ValueError(f"{config.urls}: holds {held}, no list: check --urls")
     with _no_empty_folder(config.out):
         store.check_writable(config.out)
         info = _the_list(config)
@@ -106,6 +108,12 @@ def make(config: Config) -> Plan:
         else:
             note = f"{config.out}: nothing to retry: no link ended with {', '.join(reasons)}"
     return Plan(info, links, units, note)
+
+
+def _held(urls: str) -> folder_kind.Held | None:
+    """What of ours a folder is that was given as a list."""
+    held = folder_kind.look(urls) if store.is_local(urls) and store.local_path(urls).is_dir() else None
+    return held if held and held.kind in ("run", "export") else None
 
 
 @contextlib.contextmanager

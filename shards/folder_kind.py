@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shards import store
+from shards.local_files import refuse_no_folder
 
 Kind = Literal["dataset", "run", "export", "probes", "study"]
 
@@ -55,13 +56,21 @@ def look(url: str) -> Held | None:
     return None
 
 
+def instead(url: str) -> str:
+    """What to add to a message that says what a folder lacks: what it holds; "" where nothing is ours."""
+    held = look(url)
+    return f", but {held}" if held else ""
+
+
 def require(url: str, makes: str, *kinds: Kind, flag: str = "--out") -> None:
     """Raises ValueError where a folder holds another kind than these; `makes` says what is to be written there.
 
     A dataset or run of that kind goes on, even where an older build let another kind be mixed into it.
     """
-    if url.startswith(("http://", "https://")) or (store.is_local(url) and not store.local_path(url).is_dir()):
-        return  # a web server, or a file in the place of a folder, is refused by whoever writes
+    if url.startswith(("http://", "https://")):
+        return  # which nobody can write to, and whoever tries says so
+    if store.is_local(url):
+        refuse_no_folder(store.local_path(url), url)
     if any(store.exists(store.join(url, _BEGUN[kind])) for kind in kinds if kind in _BEGUN):
         return
     held = look(url)

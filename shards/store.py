@@ -25,7 +25,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import store_remote
-from shards.local_files import in_words, is_local, local_path, refuse_no_folder, refuse_special, require_utf8
+from shards.local_files import (
+    in_words,
+    is_local,
+    local_path,
+    refuse_half_url,
+    refuse_no_folder,
+    refuse_special,
+    require_utf8,
+)
 from shards.store_remote import Missing, StoreError
 from shards.url_secrets import refuse_secrets
 
@@ -40,6 +48,7 @@ def require(**places: str) -> None:
     refuse_secrets(**places)
     for name, url in places.items():
         require_utf8(name, [url])
+        refuse_half_url(name, url)
         if not url.strip():
             raise ValueError(f"{name} is empty: give a folder or URL (was a shell variable not set?)")
 

@@ -125,7 +125,8 @@ def open_probed(config: Config) -> Probed:
     else:
         url = given if is_checkpoint else checkpoint.latest(run) or ""
         if not url:
-            raise ValueError(f"{run}: holds no committed checkpoint: name a run folder or one of its checkpoints")
+            also = folder_kind.instead(run)
+            raise ValueError(f"{run}: holds no committed checkpoint{also}: name a run folder or one of its checkpoints")
         seen = checkpoint.read_commit(url)["samples_seen"]
         encoder = checkpoint.load_encoder(url)
     frozen = of_xtra(encoder.requires_grad_(False), config.encoder)
