@@ -107,7 +107,7 @@ class Ground:
         ground = cls(killer.Place(folder), folder / "inputs", servers=servers)
         ground.place.clear()
         killer.apart(make_inputs, ground.inputs, _Served(servers[0].url))
-        needed = {verb.before for verb in verbs}
+        needed = {name for verb in verbs for name in (verb.before, verb.reads)}
         for name in sorted(needed & set(MADE)):
             words = [word.replace("{inputs}", str(ground.inputs)) for word in MADE[name]]
             outcome = killer.run(words, ground.place)

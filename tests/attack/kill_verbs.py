@@ -30,6 +30,11 @@ PROBE = (
     *("--lrs", "1e-3", "1e-2", "--augment", "published", "--save-minutes", "0.0001", "--heads", "linear"),
     *("--threads", "1", "--no-pixels"),
 )
+VIEWS = (
+    *("probe", "{out}", "--train", "{data}", "--eval", "{data}", "--epochs", "6", "--batch", "8", "--views", "4"),
+    *("--lrs", "1e-3", "1e-2", "--heads", "linear", "knn", "--knn", "1", "2", "--encode-batch", "4"),
+    *("--threads", "1", "--no-pixels"),
+)
 SCALE = (
     *("scale", "--data", "{data}", "--out", "{out}", "--recipes", "demo32", "--samples", "8", "16"),
     *("--probe.train", "{data}", "--probe.eval", "{data}", "--probe.epochs", "1", "--probe.views", "1"),
@@ -42,8 +47,9 @@ class Verb:
     """In its words, {inputs} is the folder of inputs on this disk, {data} the dataset to read, {out} the outcome."""
 
     words: tuple[str, ...]
-    kind: str  # dataset, run or study
+    kind: str  # dataset, run, study or files
     before: str = ""  # the inputs' folder that {out} begins as a copy of
+    reads: str = ""  # another of these that its words name
     torch: bool = False
 
 
@@ -59,6 +65,14 @@ VERBS = {
     "train": Verb(TRAIN, "run", torch=True),
     "probe": Verb(PROBE, "run", "run", torch=True),
     "scale": Verb(SCALE, "study", torch=True),
+    "views": Verb(VIEWS, "run", "run", torch=True),
+    "generate": Verb(
+        ("generate", "{inputs}/run", "--data", "{data}", "--out", "{out}", "--samples", "24", "--rows", "2"),
+        "files",
+        reads="run",
+        torch=True,
+    ),
+    "export": Verb(("export", "{inputs}/run", "--out", "{out}"), "files", reads="run", torch=True),
 }
 
 
