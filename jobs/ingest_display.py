@@ -111,10 +111,9 @@ class Live:
 
     def __call__(self, p: Progress) -> None:
         with self._lock:
-            if self._newest is None and 0 < p.done < p.links and not p.done_now:
-                (self._screen.console.print if self._screen else self._print)(
-                    f"going on at {p.done:,} of {p.links:,} {self.things}"
-                )
+            if self._newest is None and 0 < p.done - p.done_now < p.links:
+                say = self._screen.console.print if self._screen else self._print
+                say(f"going on at {p.done - p.done_now:,} of {p.links:,} {self.things}")
             self.pace.add(p)
             self._newest, self._at = p, time.monotonic()
             if self._screen is None and self._at - self._said >= self.every:

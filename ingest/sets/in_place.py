@@ -94,6 +94,7 @@ def run(
         seen.unique(known.combine_chunks(), np.arange(row, row + len(known)), np.ones(len(known), bool))
         row += len(known)
         classes.update(pc.unique(pc.list_flatten(read_plan(config.out, unit)["labels"])).to_pylist())
+    earlier = row
     left = [(unit, url) for unit, (url, _) in enumerate(found) if unit not in done]
     for unit, indexed in _indexed(config, left, names, stop):
         done[unit] = _commit(config.out, unit, indexed, row, seen)
@@ -101,7 +102,7 @@ def run(
         unused.kinds.update(indexed.unused.kinds)
         classes.update(label for each in indexed.rows for label in each[_LABELS])
         if progress:
-            progress(_progress(found, done))
+            progress(_progress(found, done, row - earlier))
     made = manifest.make_version(config.out, "import in place") if len(done) == len(found) else None
     return IngestResult(
         dataset=config.out,
@@ -135,13 +136,14 @@ def _reasons(done: dict[int, Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 
-def _progress(tars: list[tuple[str, int]], done: dict[int, Commit]) -> Progress:
+def _progress(tars: list[tuple[str, int]], done: dict[int, Commit], now: int) -> Progress:
     """How many samples there will be in all is told by the bytes of those tars that were read."""
     links = sum(commit.links for commit in done.values())
     read, size = sum(commit.tar_bytes for commit in done.values()), sum(size for _, size in tars)
     kept = sum(commit.kept for commit in done.values())
     likely = links if len(done) == len(tars) else round(links * size / max(read, 1))
-    return Progress(likely, len(tars), links, len(done), kept, dict(sorted(_reasons(done).items())), read)
+    reasons = dict(sorted(_reasons(done).items()))
+    return Progress(likely, len(tars), links, len(done), kept, reasons, read, done_now=now)
 
 
 # --- which tars ----------------------------------------------------------------------------------------------------
