@@ -25,15 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import store_remote
-from shards.local_files import (
-    in_words,
-    is_local,
-    local_path,
-    refuse_half_url,
-    refuse_no_folder,
-    refuse_special,
-    require_utf8,
-)
+from shards.local_files import in_words, is_local, local_path, refuse_no_folder, refuse_special, require_place
 from shards.store_remote import Missing, StoreError
 from shards.url_secrets import refuse_secrets
 
@@ -47,8 +39,7 @@ def require(**places: str) -> None:
     a URL that carries a secret or is not UTF-8."""
     refuse_secrets(**places)
     for name, url in places.items():
-        require_utf8(name, [url])
-        refuse_half_url(name, url)
+        require_place(name, url)
         if not url.strip():
             raise ValueError(f"{name} is empty: give a folder or URL (was a shell variable not set?)")
 

@@ -44,7 +44,8 @@ def probe_all(
 
     read = [url for config in configs for url in (config.train, config.eval) if url]
     require_nodes(dict.fromkeys(read), configs[0].out, progress)
-    configs = [dataclasses.replace(config, device=probing_device(config.device)) for config in configs]
+    auto = probing_device("auto") if any(config.device == "auto" for config in configs) else ""
+    configs = [dataclasses.replace(c, device=auto) if c.device == "auto" else c for c in configs]
     gpus = any(config.device.startswith("cuda") for config in configs)
     need("GPU" if gpus else "CPU", Workers())
     task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=0, scheduling_strategy="SPREAD")(_probe)

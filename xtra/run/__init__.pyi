@@ -13,8 +13,6 @@ from .folder import (
 )
 from .leftovers import remove_leftovers as remove_leftovers
 from .live import (
-    Driver as Driver,
-    Other as Other,
     at_work as at_work,
     say_driver as say_driver,
     this_process as this_process,

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from run_folders import write_run
 
-from xtra.run import Driver, at_work, live, this_process
+from xtra.run import at_work, live, this_process
+from xtra.run.live import Driver
 
 
 @pytest.fixture
