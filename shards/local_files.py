@@ -74,7 +74,7 @@ def require_utf8(where: str, names: Iterable[str]) -> None:
 
 
 def require_place(where: str, url: str) -> None:
-    """Raises ValueError for a name that is not UTF-8, and for `s3:/bucket`, which would be a folder called `s3:` here."""
+    """Raises ValueError for a name that is not UTF-8, and for `s3:/bucket`, which would be a folder called `s3:`."""
     require_utf8(where, [url])
     scheme, colon, rest = url.partition(":/")
     if colon and scheme.lower() in ("s3", "file", "http", "https") and not rest.startswith("/"):
