@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -227,3 +228,19 @@ def test_who_means_it_takes_a_live_run_over(
     assert "going on in its place; it ends when it next saves" in err
     assert "going on at 32 samples" in err
     assert sorted(path.name for path in (place / "study/live/attempts").iterdir()) == ["000001.json", "000002.json"]
+
+
+def test_where_nobody_knows_a_line_says_so_and_the_run_goes_on(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    shutil.copytree(place / "study/live", tmp_path / "live")
+    for later in (tmp_path / "live/attempts").glob("000002*"):
+        later.unlink()
+    file = tmp_path / "live/attempts/000001.json"
+    begun = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in begun.items() if name != "driver"}))  # of an older build
+    xtra("train", "demo32", "--data", "data", "--out", str(tmp_path / "live"), *TRAIN)
+    said = [line for line in capsys.readouterr().err.splitlines() if "may still be at work on it" in line]
+    assert len(said) == 1
+    assert said[0].endswith("going on in its place; it ends when it next saves")
