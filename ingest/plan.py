@@ -6,6 +6,7 @@ are put if absent, and what makes them count (dataset.json, a generation) is wri
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,7 @@ from ingest.lists import (
     skipped,
 )
 from ingest.record import RETRYABLE
-from shards import manifest, store
+from shards import folder_kind, manifest, store
 from shards.dataset import (
     PLAN_SCHEMA,
     DatasetInfo,
@@ -86,8 +87,12 @@ def make(config: Config) -> Plan:
     if not config.out:
         raise ValueError("--out is missing: xtra ingest --urls LIST --out FOLDER")
     store.require(out=config.out, **({} if config.retry and not config.urls else {"urls": config.urls}))
-    store.check_writable(config.out)
-    info = _the_list(config)
+    folder_kind.require(config.out, "a dataset", "dataset")
+    if config.urls and not is_dataset(config.urls) and (held := _held(config.urls)):
+        raise ValueError(f"{config.urls}: holds {held}, no list: check --urls")
+    with _no_empty_folder(config.out):
+        store.check_writable(config.out)
+        info = _the_list(config)
     links = (info.units - 1) * info.unit + len(read_plan(config.out, info.units - 1))
     if links > CONTACT_FROM and not config.fetch.contact:
         need_contact(config, links if not config.fetch.allow_private else _strangers_of(config, info.units))
@@ -103,6 +108,25 @@ def make(config: Config) -> Plan:
         else:
             note = f"{config.out}: nothing to retry: no link ended with {', '.join(reasons)}"
     return Plan(info, links, units, note)
+
+
+def _held(urls: str) -> folder_kind.Held | None:
+    """What of ours a folder is that was given as a list."""
+    held = folder_kind.look(urls) if store.is_local(urls) and store.local_path(urls).is_dir() else None
+    return held if held and held.kind in ("run", "export") else None
+
+
+@contextlib.contextmanager
+def _no_empty_folder(out: str) -> Iterator[None]:
+    """A list or a setting that is refused leaves no folder behind that was not there."""
+    there = not store.is_local(out) or store.local_path(out).exists()
+    try:
+        yield
+    except ValueError:
+        if not there:
+            with contextlib.suppress(OSError):  # it is not empty
+                store.local_path(out).rmdir()
+        raise
 
 
 def asked_before(plan: pa.Table) -> Counter[str]:

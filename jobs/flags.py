@@ -67,6 +67,12 @@ class Call:
                 return value
         return None
 
+    def switch(self, name: str) -> bool:
+        """Take a flag of the command that has no value; whether it was given."""
+        given = f"--{name}" in self.words
+        self.words = [word for word in self.words if word != f"--{name}"]
+        return given
+
     def seconds(self, name: str) -> float | None:
         """Take a flag of the command that is a time in seconds; None if it is not given."""
         value = self.value(name)

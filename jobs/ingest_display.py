@@ -72,8 +72,8 @@ class Pace:
 class Live:
     """Call it with each Progress, from any one thread; use it in a `with` block, which gives the terminal back."""
 
-    def __init__(self, title: str, out: TextIO | None = None, every: float = EVERY_SECONDS):
-        self.title, self.out, self.every = title, out or sys.stderr, every
+    def __init__(self, title: str, out: TextIO | None = None, every: float = EVERY_SECONDS, things: str = "links"):
+        self.title, self.out, self.every, self.things = title, out or sys.stderr, every, things
         self.pace = Pace()
         self._lock = threading.Lock()
         self._newest: Progress | None = None
@@ -111,11 +111,17 @@ class Live:
 
     def __call__(self, p: Progress) -> None:
         with self._lock:
+            if self._newest is None and 0 < p.done - p.done_now < p.links:
+                say = self._screen.console.print if self._screen else self._print
+                say(f"going on at {p.done - p.done_now:,} of {p.links:,} {self.things}")
             self.pace.add(p)
             self._newest, self._at = p, time.monotonic()
             if self._screen is None and self._at - self._said >= self.every:
                 self._said = self._at
-                print(line(p, self.pace), file=self.out, flush=True)
+                self._print(line(p, self.pace, self.things))
+
+    def _print(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
 
     def _drawn(self, width: int, height: int) -> RenderableType:
         from rich.text import Text
@@ -124,26 +130,26 @@ class Live:
             if self._newest is None:
                 return Text(f"{clean(self.title, width)}\nreading the list", overflow="crop", no_wrap=True)
             since = time.monotonic() - self._at  # the clock goes on while one big step is under way
-            return drawn(self.title, self._newest, self.pace, width, height, since, self.stopping)
+            return drawn(self.title, self._newest, self.pace, width, height, since, self.stopping, self.things)
 
 
 # ---- words ----
 
 
-def line(p: Progress, pace: Pace) -> str:
+def line(p: Progress, pace: Pace, things: str = "links") -> str:
     """All of it in one line, for logs."""
     rates = pace.rates(p)
-    words = [f"{p.done:,} of {p.links:,} links ({share(p.done, p.links)})"]
+    words = [f"{p.done:,} of {p.links:,} {things} ({share(p.done, p.links)})"]
     if rates:
-        words += [f"{rates[0]:,.0f} links/s", f"{size(rates[1])}/s"]
+        words += [f"{rates[0]:,.0f} {things}/s", f"{size(rates[1])}/s"]
     words.append(f"kept {share(p.kept, p.done)}")
-    return "  ".join(word for word in (*words, remaining(p, pace), clean(p.note, 200)) if word)
+    return "  ".join(word for word in (*words, remaining(p, pace, things), clean(p.note, 200)) if word)
 
 
-def remaining(p: Progress, pace: Pace) -> str:
+def remaining(p: Progress, pace: Pace, things: str = "links") -> str:
     left = pace.left(p)
     if p.done >= p.links:
-        return "all links done"
+        return f"all {things} done"
     if left is None:
         return "" if p.note else "time left not known yet"
     return f"paused: {span(left)} of work left" if pace.paused else f"{span(left)} left"
@@ -178,7 +184,14 @@ def clean(text: str, width: int, tail: bool = False) -> str:
 
 
 def drawn(
-    title: str, p: Progress, pace: Pace, width: int, height: int, since: float = 0.0, stopping: bool = False
+    title: str,
+    p: Progress,
+    pace: Pace,
+    width: int,
+    height: int,
+    since: float = 0.0,
+    stopping: bool = False,
+    things: str = "links",
 ) -> RenderableType:
     """The whole table, `width` by at most `height` characters."""
     from rich.console import Group
@@ -189,14 +202,14 @@ def drawn(
     bar = Table.grid(padding=(0, 1))
     bar.add_row(ProgressBar(total=max(1, p.links), completed=p.done, width=width - 9), Text(share(p.done, p.links)))
     rates = pace.rates(p)
-    speed = f"{rates[0]:,.0f} links/s   {size(rates[1])}/s   " if rates else ""
-    mean = f"{p.done_now / p.seconds:,.0f} links/s since the start" if rates and p.seconds else ""
-    counts = f"{p.done:,} of {p.links:,} links   {p.units_done:,} of {p.units:,} units"
+    speed = f"{rates[0]:,.0f} {things}/s   {size(rates[1])}/s   " if rates else ""
+    mean = f"{p.done_now / p.seconds:,.0f} {things}/s since the start" if rates and p.seconds else ""
+    counts = f"{p.done:,} of {p.links:,} {things}   {p.units_done:,} of {p.units:,} units"
     parts: list[RenderableType] = [
         _ends(title, span(p.seconds + since), width, "bold"),
         bar,
-        _ends(counts, "stopping" if stopping else remaining(p, pace), width),
-        _ends(f"{speed}{size(p.fetched_bytes)} fetched", mean, width),
+        _ends(counts, "stopping" if stopping else remaining(p, pace, things), width),
+        _ends(f"{speed}{size(p.fetched_bytes)} {'fetched' if things == 'links' else 'read'}", mean, width),
     ]
     if note := STOPPING if stopping else p.note:
         parts.append(Text(clean(note, width), style="yellow", no_wrap=True))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ingest.record import CONTENT, FINAL, RETRYABLE, Reason
-from shards.manifest import Manifest
+from shards.manifest import Manifest, Version
 
 SHOWN = 20  # lines of what was excluded
 WIDTH = 28  # of a name in a table
@@ -56,6 +56,18 @@ def excluded(counts: list[tuple[str, int]], name: str) -> str:
     return f"{shown}\n{len(counts):,} lines of {name}; {nothing:,} name no picture here"
 
 
+def meaning(chosen: Manifest, before: Version | None, now: Version | None) -> str:
+    """Whether a dataset's bare name means another version since one was chosen; in one line."""
+    bare = chosen.dataset
+    if now is None or (now.digest != chosen.digest and now == before):
+        still = f"{bare} still means {bare}@{now.number}" if now else f"{bare} still means no version"
+        return f"{still}; this one has no number: name it as above"
+    if now == before:
+        return f"{bare} means this version, {bare}@{now.number}, as before"
+    until = f"; until now it meant {bare}@{before.number}" if before else ""
+    return f"{bare} now means this version, {bare}@{now.number}{until}"
+
+
 def of_manifest(manifest: Manifest, not_chosen: Mapping[str, int] = {}) -> Account:
     return Account(manifest.links, manifest.kept, manifest.reasons, manifest.deselected, not_chosen=dict(not_chosen))
 
@@ -76,13 +88,14 @@ def share(part: int, whole: int) -> str:
     return "<0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
 
 
-def text(account: Account) -> str:
-    """The account as a table of at most 60 columns; each stage is what remains of the one before."""
+def text(account: Account, things: str = "links") -> str:
+    """The account as a table of at most 60 columns; each stage is what remains of the one before. `things`: what the
+    source has, "links" or "pictures"."""
     a = account
     rows: list[tuple[str, int]] = []
     if a.not_chosen:
         rows += [("lines in the list", a.lines), *((f"  {what}"[:WIDTH], n) for what, n in left_out(a))]
-    rows.append(("links", a.links))
+    rows.append((things, a.links))
     for meaning, total, reasons in a.grouped():
         rows.append((f"  {meaning}", total))
         rows += [(f"    {reason}", n) for reason, n in reasons.items()]

@@ -32,6 +32,14 @@ _ALSO = (
 )
 
 
+def going_on(what: str) -> bool:
+    """Whether a probe's progress says where it goes on; printed as a line of its own then."""
+    if what.startswith("going on at"):
+        say(what, file=sys.stderr, flush=True)
+        return True
+    return False
+
+
 def config(call: Call, first: str = "checkpoint") -> probe.Config:
     """The words as one probe."""
     recipe = call.choice("augment", list(_RECIPES))
@@ -88,7 +96,12 @@ def follow(call: Call) -> Any:
         say(f"xtra probe: {line}", file=sys.stderr, flush=True)
 
     with Progress("images") as bar:
-        result = following.run(wanted, tell, None if parent else lambda what, n, of: bar(n, of, what), stop)
+
+        def show(what: str, done: int, total: int) -> None:
+            if not (going_on(what) or parent):
+                bar(done, total, what)
+
+        result = following.run(wanted, tell, show, stop)
     ending = "it has ended" if result.finished else "it has not ended"
     say(f"{result.run}: {len(result.probed)} checkpoints probed, {len(result.failed)} failed; {ending}")
     call.exit_code = 1 if result.failed else 0

@@ -25,7 +25,7 @@ ENDED = (
     800_000  # first number of the parts that drivers and stalled ranks leave (xtra/run/folder.py, which needs torch)
 )
 SHOWN = 5  # attempts before the newest one
-_ENDS = {"done": "done", "stop": "stopped", "superseded": "superseded", "stalled": "stalled"}
+_ENDS = {"done": "done", "stop": "stopped", "superseded": "superseded", "stalled": "stalled", "failed": "failed"}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 LOST = 4  # objects named in a line
+_THINGS = {"ingest": "links", "import": "pictures"}  # what a source has, in words
 PARITY = 1e-9  # largest relative error against the official float64 numbers
 
 
@@ -105,7 +106,7 @@ def _import_benchmark(call: Call, config: folders.Config) -> Any:
     from jobs.ingest_display import Live
 
     stop = call.stoppable()
-    with Live(f"xtra {call.verb}  {config.set} of {config.source} to {config.out}") as live:
+    with Live(f"xtra {call.verb}  {config.set} of {config.source} to {config.out}", things="pictures") as live:
         call.on_stop = live.stop
         result = import_benchmark.run(config, benchmarks.BENCHMARKS[config.set], live, stop.is_set)
         call.on_stop = None
@@ -122,7 +123,7 @@ def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult])
     from jobs.ingest_display import Live
 
     stop = call.stoppable()
-    with Live(f"xtra {call.verb}  {title}") as live:
+    with Live(f"xtra {call.verb}  {title}", things=_THINGS[call.verb]) as live:
         call.on_stop = live.stop
         result = run(config, live, stop.is_set)
         call.on_stop = None
@@ -143,7 +144,7 @@ def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
         left=result.links - result.kept - sum(result.reasons.values()),
         not_chosen=result.not_chosen_by,
     )
-    say(link_counts.text(account))
+    say(link_counts.text(account, _THINGS[call.verb]))
     if result.note:
         say(f"\n{result.note}")
     told = {**vars(result), "stopped": result.stopped, "retryable": account.retryable, "address": None, "page": None}
@@ -193,8 +194,10 @@ def _select(call: Call) -> Any:
     from ingest import select
     from jobs import link_counts
     from jobs.progress import Progress
+    from shards import manifest
 
     config = call.config(select.Config, "dataset")
+    before = manifest.newest_version(manifest.split(config.dataset)[0])
     with Progress("") as progress:
         chosen = select.run(config, lambda what, done, total: progress(done, total, what))
     say(link_counts.selection(link_counts.of_manifest(chosen)))
@@ -202,7 +205,8 @@ def _select(call: Call) -> Any:
     if config.exclude is not None:
         told["excluded"] = select.counts(chosen, config.exclude)
         say("\n" + link_counts.excluded(told["excluded"], config.exclude))
-    say(f"\ndataset  {chosen.address}")
+    now = manifest.newest_version(chosen.dataset)
+    say(f"\ndataset  {chosen.address}\n         {link_counts.meaning(chosen, before, now)}")
     told |= {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
     return told | {"deselected": chosen.deselected, "samples": chosen.samples}
 
@@ -233,14 +237,17 @@ def _train(call: Call) -> Any:
     if name not in recipes.names():
         raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
     workers = call.workers()
-    asked = call.prefixed("probe")
+    asked, take_over = call.prefixed("probe"), call.switch("take-over")
     also = """--workers N trains on N processes (1: this one, unless RAY_ADDRESS names a
 cluster). --workers MIN..MAX takes what there is between, and more as it comes
 (--resize-every 300 seconds). --wait-for-workers SECONDS (60; in a job for ever)
 ends with exit code 75. --stall 600: seconds without a step after which a worker
 counts as lost.
+--take-over goes on with a run that another command is provably at work on; that
+one ends when it next saves. Without it such a run is refused.
 --probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
-probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it."""
+probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it
+(on the CPU, unless --probe.device says otherwise)."""
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
     followed: AbstractContextManager[None] = contextlib.nullcontext()
     if asked:
@@ -256,7 +263,7 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
 
     _start_group(call, workers.most)
     with followed, Progress("samples") as progress:
-        results = cluster.train_all([config], workers, call.stoppable(), show)
+        results = cluster.train_all([config], workers, call.stoppable(), show, take_over)
     if not results:
         say("stopped before the workers began, or between two groups of them")
         return {}
@@ -301,7 +308,8 @@ def _probe(call: Call) -> Any:
     with Progress("images") as progress:
 
         def show(what: str, done: int, total: int) -> None:
-            progress(done, total, what)
+            if not probe_verb.going_on(what):
+                progress(done, total, what)
             call.heed()  # a probe with augmentation saves its state then
 
         results = probe.run(config, show)

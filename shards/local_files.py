@@ -73,6 +73,14 @@ def require_utf8(where: str, names: Iterable[str]) -> None:
             raise ValueError(f"{where} {shown}: is a name that is not UTF-8: rename it") from None
 
 
+def require_place(where: str, url: str) -> None:
+    """Raises ValueError for a name that is not UTF-8, and for `s3:/bucket`, which would be a folder called `s3:`."""
+    require_utf8(where, [url])
+    scheme, colon, rest = url.partition(":/")
+    if colon and scheme.lower() in ("s3", "file", "http", "https") and not rest.startswith("/"):
+        raise ValueError(f"{where} {url}: lacks a slash: give {scheme}://{'/' if scheme == 'file' else ''}{rest}")
+
+
 def in_words(error: OSError) -> str:
     """What the system says; of a link that leads back to itself, what that is."""
     if error.errno == errno.ELOOP:

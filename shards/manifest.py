@@ -158,6 +158,15 @@ def read_version(dataset: str, number: int) -> Version:
     return typed_json.read(Version, store.join(dataset, "versions", f"{number:06d}.json"))
 
 
+def newest_version(dataset: str) -> Version | None:
+    """What a dataset's name means without a version; None for one that has none, or whose file says nothing."""
+    numbered = numbers(dataset, "versions", ".json")
+    try:
+        return read_version(dataset, numbered[-1]) if numbered else None
+    except store.StoreError:
+        return None
+
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import store_remote
-from shards.local_files import in_words, is_local, local_path, refuse_no_folder, refuse_special, require_utf8
+from shards.local_files import in_words, is_local, local_path, refuse_no_folder, refuse_special, require_place
 from shards.store_remote import Missing, StoreError
 from shards.url_secrets import refuse_secrets
 
@@ -39,7 +39,7 @@ def require(**places: str) -> None:
     a URL that carries a secret or is not UTF-8."""
     refuse_secrets(**places)
     for name, url in places.items():
-        require_utf8(name, [url])
+        require_place(name, url)
         if not url.strip():
             raise ValueError(f"{name} is empty: give a folder or URL (was a shell variable not set?)")
 
@@ -347,7 +347,10 @@ def size(url: str) -> int | None:
 def clock(url: str) -> float:
     """What time it is by the store's clock, seconds since 1970: the age of a new object in the folder is none."""
     name = f".probe-{os.getpid()}-{time.time_ns():x}"
-    put(join(url, name), b"")
+    try:
+        put(join(url, name), b"")
+    except StoreError as error:
+        raise StoreError(str(error).replace(join(url, name), url)) from None
     try:
         for entry in entries(url):
             if entry.name == name:

@@ -9,8 +9,18 @@ from torch import Tensor
 
 
 def chosen(name: str) -> str:
-    """`auto` is the GPU where there is one, else the CPU; any other name is itself."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """The device of a setting: of "auto" the GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: str) -> None:
+    """Raises ValueError when torch cannot compute there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such word; not compiled for it; no such card
+        raise ValueError(f"device is {name}: {str(error).partition(chr(10))[0]}: give one of this machine") from None
 
 
 def sent(numbers: Tensor, device: torch.device) -> Tensor:

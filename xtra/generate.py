@@ -24,13 +24,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shards import store
+from shards import folder_kind, store
 from shards.manifest import read_manifest
 from shards.pixels import image
 from shards.stream import Order, Stream
 from xtra import official
 from xtra.blocks import block_orders, join_blocks, target_blocks
 from xtra.data import MEAN, STD, centred, normalise
+from xtra.device import check_device, chosen
 from xtra.loss import EPS, next_block_loss
 from xtra.model import ModelConfig, Xtra
 from xtra.run import checkpoint
@@ -53,7 +54,7 @@ class Config:
     head: int = 0  # which head: 0 predicts the next block, 1 the one after
     resize: int = 0  # short side before the centre crop, pixels; 0: the image size
     seed: int = 0  # which samples
-    device: str = "cpu"
+    device: str = "auto"  # "cpu" or "cuda"; auto: the GPU where there is one
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("rows", 1), ("given", 0), ("head", 0), ("resize", 0)):
@@ -73,7 +74,10 @@ class GenerateResult:
 def run(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> GenerateResult:
     """Raises ValueError for a checkpoint or dataset that is not there, or a head or count of blocks that it lacks."""
     store.require(checkpoint=config.checkpoint, data=config.data, out=config.out)
-    model, seen = load_model(config.checkpoint).to(config.device).eval(), samples_seen(config.checkpoint)
+    folder_kind.require(config.out, "pictures")
+    device = chosen(config.device)
+    check_device(device)
+    model, seen = load_model(config.checkpoint).to(device).eval(), samples_seen(config.checkpoint)
     c = model.config
     if config.head >= c.predict:
         raise ValueError(f"head is {config.head}; this model has 0..{c.predict - 1}")
@@ -85,7 +89,7 @@ def run(config: Config, progress: Callable[[int, int], None] = lambda done, tota
     files: list[str] = []
     losses: list[float] = []
     for start in range(0, len(keys), config.rows):
-        x = normalise(pixels[start : start + config.rows].to(config.device))
+        x = normalise(pixels[start : start + config.rows].to(device))
         shown = [
             Row("truth", f"the images, cropped to {c.image} x {c.image} pixels", x),
             Row("prediction", _said(config.head), teacher_forced(model, x, order_K, config.head)),

@@ -33,7 +33,7 @@ from ingest.sets.pictures import Missing, Picture, links
 from ingest.sets.sources import How, class_names, find
 from ingest.sets.tars import LabelFrom
 from ingest.unit import UnitWriter
-from shards import manifest, store
+from shards import folder_kind, manifest, store
 from shards.dataset import (
     PLAN_SCHEMA,
     Commit,
@@ -101,11 +101,27 @@ def run(
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
     not committed is dropped, a rerun does it. Raises ValueError for a source, a store or a setting that cannot work."""
     store.require(source=config.source, out=config.out)
+    refuse_out(config)
     found = find(config.source, config.classes, how(config))
     classes = _classes(config, found.pictures)
     result = make(plan(config, found.pictures, classes), progress, stop)
     said = [classes_note(classes), *found.remarks, result.note]
     return dataclasses.replace(result, note="; ".join(filter(None, said)))
+
+
+def refuse_out(config: Config) -> None:
+    """Raises ValueError where a dataset must not be made: in its source, or in a folder of another kind; and for a
+    source that is one of ours, which has nothing to import."""
+    folder_kind.require(config.out, "a dataset", "dataset")
+    if not store.is_local(config.source) or not store.local_path(config.source).is_dir():
+        return
+    held = folder_kind.look(config.source)
+    if held is not None and held.kind in ("dataset", "run", "export"):
+        raise ValueError(f"{config.source}: holds {held}, not pictures to import: check SOURCE")
+    if store.is_local(config.out):
+        source, out = store.local_path(config.source).resolve(), store.local_path(config.out).resolve()
+        if out.is_relative_to(source):
+            raise ValueError(f"{config.out}: lies in SOURCE, {config.source}, which stays as it is: give another --out")
 
 
 def how(config: Config) -> How:

@@ -19,7 +19,7 @@ from ingest.sets import folders, layouts
 from ingest.sets.benchmarks import Benchmark
 from ingest.sets.layouts import Found
 from ingest.sets.pictures import Picture
-from shards import store
+from shards import folder_kind, store
 from shards.pixels import MAX_PIXELS
 
 
@@ -55,6 +55,9 @@ def run(
     store.require(source=config.source, out=config.out)
     if not store.is_local(config.source):
         raise ValueError(f"{config.source}: sets are imported from local disks: copy it there")
+    folder_kind.require(config.out, "two datasets, train and eval,", "study")
+    for split in ("train", "eval"):
+        folder_kind.require(store.join(config.out, split), "a dataset", "dataset")
     rules = dataclasses.replace(config.filter, min_side=1, max_aspect=math.inf, max_pixels=MAX_PIXELS)
     with scratch_folder(config.scratch) as scratch:
         found, layout = layouts.find(store.local_path(config.source), benchmark, scratch.folder)

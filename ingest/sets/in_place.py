@@ -36,7 +36,7 @@ from ingest.record import Link, Reason
 from ingest.run import IngestResult, Progress
 from ingest.sets import folders, sources, tars
 from ingest.unit import judged_row
-from shards import manifest, store
+from shards import folder_kind, manifest, store
 from shards.dataset import (
     INDEX_SCHEMA,
     KEPT,
@@ -82,6 +82,7 @@ def run(
         raise ValueError(f"filter.resize is {config.filter.resize}: pictures that stay where they lie keep their size")
     store.require(source=config.source, out=config.out)
     begun = time.monotonic()
+    folder_kind.require(config.out, "a dataset", "dataset")
     found = find(config.source)
     names = sources.class_names(config.classes) if config.classes else None
     _check_apart(found, config.out)
@@ -94,6 +95,7 @@ def run(
         seen.unique(known.combine_chunks(), np.arange(row, row + len(known)), np.ones(len(known), bool))
         row += len(known)
         classes.update(pc.unique(pc.list_flatten(read_plan(config.out, unit)["labels"])).to_pylist())
+    earlier = row
     left = [(unit, url) for unit, (url, _) in enumerate(found) if unit not in done]
     for unit, indexed in _indexed(config, left, names, stop):
         done[unit] = _commit(config.out, unit, indexed, row, seen)
@@ -101,7 +103,7 @@ def run(
         unused.kinds.update(indexed.unused.kinds)
         classes.update(label for each in indexed.rows for label in each[_LABELS])
         if progress:
-            progress(_progress(found, done))
+            progress(_progress(found, done, row - earlier))
     made = manifest.make_version(config.out, "import in place") if len(done) == len(found) else None
     said = [folders.classes_note(sorted(classes)), *sources.remarks(unused), readme.write(made) if made else ""]
     return IngestResult(
@@ -136,13 +138,14 @@ def _reasons(done: dict[int, Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 
-def _progress(tars: list[tuple[str, int]], done: dict[int, Commit]) -> Progress:
+def _progress(tars: list[tuple[str, int]], done: dict[int, Commit], now: int) -> Progress:
     """How many samples there will be in all is told by the bytes of those tars that were read."""
     links = sum(commit.links for commit in done.values())
     read, size = sum(commit.tar_bytes for commit in done.values()), sum(size for _, size in tars)
     kept = sum(commit.kept for commit in done.values())
     likely = links if len(done) == len(tars) else round(links * size / max(read, 1))
-    return Progress(likely, len(tars), links, len(done), kept, dict(sorted(_reasons(done).items())), read)
+    reasons = dict(sorted(_reasons(done).items()))
+    return Progress(likely, len(tars), links, len(done), kept, reasons, read, done_now=now)
 
 
 # --- which tars ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 from .follow_job import Follower as Follower
 from .group import Progress as Progress, ingest_all as ingest_all, train_all as train_all
 from .preflight import check_nodes as check_nodes
-from .probes import probe_all as probe_all
+from .probes import probe_all as probe_all, probing_device as probing_device
 from .side_by_side import side_by_side as side_by_side
 from .start import start_ray as start_ray
 from .submit import (

@@ -106,6 +106,22 @@ def run(
         return trainer.result
 
 
+def this_job() -> dict[str, str]:
+    """The Ray session that this driver is in, and its job there."""
+    return {"cluster": _session(), "job": ray.get_runtime_context().get_job_id()}
+
+
+def job_lives(cluster: str, job: str) -> bool | None:
+    """Whether a driver's job has not ended; None where this process is not in that session, or knows no such job."""
+    if not ray.is_initialized() or _session() != cluster:
+        return None
+    return next((not row["IsDead"] for row in ray._private.state.jobs() if row["JobID"] == job), None)
+
+
+def _session() -> str:
+    return ray._private.worker.global_worker.node.session_name
+
+
 def mistake(result: Result) -> str | None:
     """What a rank's ValueError says, if that is what ended the group: the user's to correct."""
     for failure in getattr(result.error, "worker_failures", {}).values():

@@ -39,7 +39,7 @@ from jobs.cluster.gauges import Gauges
 from jobs.cluster.rank import work
 from jobs.cluster.wanted import TryLater, Workers, in_a_job
 from shards.store import StoreError
-from xtra.run import attempts as numbers_of, checkpoint, ended as record
+from xtra.run import attempts as numbers_of, checkpoint, ended as record, this_process
 from xtra.train import Config, TrainResult
 
 Progress = Callable[[dict[str, Any]], None]
@@ -225,6 +225,7 @@ class Attempts:
             "desk": self.desk.actor,
             "group": group,
             "stall": self.workers.stall,
+            "driver": dataclasses.asdict(this_process()) | attempt.this_job(),
         }
         try:
             result = attempt.run(work, job, places, watch)

@@ -30,12 +30,14 @@ def train_all(
     workers: Workers | int = 1,
     stop: threading.Event | None = None,
     progress: Progress = lambda row: None,
+    take_over: bool = False,
 ) -> list[TrainResult]:
     """Train the runs one after another: in this process, or on a Ray Train group for several workers or on a cluster.
 
     `stop` makes every rank save a checkpoint and return at the end of its step. Workers and nodes may be lost, go and
-    come meanwhile. Raises ValueError for what train.run() raises it for, and TryLater when the cluster had no place for
-    the workers in the time that they may wait.
+    come meanwhile. Raises ValueError for what train.run() raises it for, for a run that another process is at work on
+    (unless `take_over`, and only where that is proved), and TryLater when the cluster had no place for the workers in
+    the time that they may wait.
     """
     from xtra import train
     from xtra.run import terms
@@ -46,13 +48,33 @@ def train_all(
     for config in configs:
         terms(config.out, config)  # refuse now what every worker would refuse later
     if workers.most > 1 or on_a_cluster():
-        return _train_on_ray(configs, workers, stop, progress)
+        return _train_on_ray(configs, workers, stop, progress, take_over)
+    _look_for_others(configs, take_over, progress)
     results: list[TrainResult] = []
     for config in configs:
         if stop.is_set():
             break
         results.append(train.run(config, stop.is_set, lambda row, c=config: progress({"run": c.out, **row})))
     return results
+
+
+def _look_for_others(
+    configs: Sequence[Config],
+    take_over: bool,
+    progress: Progress,
+    job_lives: Callable[[str, str], bool | None] = lambda *job: None,
+) -> None:
+    """Raises ValueError for a run whose newest attempt is provably at work; says so where that may be."""
+    from xtra.run import at_work, attempts
+
+    for run in (config.out for config in configs):
+        newest = max(attempts(run), default=0)
+        other = at_work(run, newest, job_lives) if newest else None
+        if other is None:
+            continue
+        if other.proved and not take_over:
+            raise ValueError(f"{other}: wait for it, stop it, or give --take-over to go on in its place")
+        progress({"run": run, "remark": f"{other}: going on in its place; it ends when it next saves"})
 
 
 def ingest_all(
@@ -125,15 +147,17 @@ def _absolute(c: Config) -> Config:
 
 
 def _train_on_ray(
-    configs: Sequence[Config], workers: Workers, stop: threading.Event, progress: Progress
+    configs: Sequence[Config], workers: Workers, stop: threading.Event, progress: Progress, take_over: bool
 ) -> list[TrainResult]:
     start_ray()
     import ray
 
+    from jobs.cluster import attempt
     from jobs.cluster.attempts import Attempts
     from shards.stream import split_part
 
     read = [url for c in configs for url in (c.data, c.val.data, *(split_part(part)[0] for part in c.mix))]
+    _look_for_others(configs, take_over, progress, attempt.job_lives)
     require_nodes(dict.fromkeys(read), configs[0].out, progress)
     devices = {config.device for config in configs}
     gpus = devices != {"cpu"} and ray.cluster_resources().get("GPU", 0) > 0

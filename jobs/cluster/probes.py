@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ def probe_all(
 
     read = [url for config in configs for url in (config.train, config.eval) if url]
     require_nodes(dict.fromkeys(read), configs[0].out, progress)
+    auto = probing_device("auto") if any(config.device == "auto" for config in configs) else ""
+    configs = [dataclasses.replace(c, device=auto) if c.device == "auto" else c for c in configs]
     gpus = any(config.device.startswith("cuda") for config in configs)
     need("GPU" if gpus else "CPU", Workers())
     task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=0, scheduling_strategy="SPREAD")(_probe)
@@ -69,6 +72,18 @@ def probe_all(
         for reference in running:
             ray.cancel(reference, force=True)
     return done
+
+
+def probing_device(name: str) -> str:
+    """Where probes with this setting are made: of "auto" a GPU, where this machine or the cluster has one."""
+    from xtra.device import chosen
+
+    if name != "auto" or not on_a_cluster():
+        return chosen(name)
+    start_ray()
+    import ray
+
+    return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
 
 
 def _nodes() -> frozenset[str]:

@@ -18,9 +18,10 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError, a plain one that any process can read, for what train.run() raises it for.
     """
     from xtra import train
-    from xtra.run import stalled
+    from xtra.run import say_driver, stalled
 
     leave_no_core()
+    say_driver(job["driver"])
     rank = ray.train.get_context().get_world_rank()
     talk = Talk(job["desk"], job["group"], job["stall"], rank)
     results: list[dict[str, Any]] = []

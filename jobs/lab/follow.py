@@ -139,6 +139,8 @@ def beside(run: str, words: Sequence[str], stop: threading.Event, tell: Tell) ->
     `words` are those of `xtra probe RUN --follow`. Its output is our standard error. It ends when we do, however.
     """
     command = [sys.executable, "-m", "jobs.cli", "probe", run, "--follow", "--parent", str(os.getpid()), *words]
+    if not any(word.partition("=")[0] == "--device" for word in words):
+        command += ["--device", "cpu"]  # the GPU's memory is the training's, which has taken what it found free
     # One thread: on cores that both want, the threads of two would spin while they wait for each other.
     env = {"OMP_NUM_THREADS": "1", **os.environ}
     # A session of its own: Ctrl-C is ours, and we pass it on once the training has saved what it has.

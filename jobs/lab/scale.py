@@ -17,7 +17,7 @@ from typing import Any, Literal
 from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Trial
-from shards import store
+from shards import folder_kind, store
 from shards.manifest import read_manifest
 from xtra import probe, recipes, train
 from xtra.run import terms
@@ -71,6 +71,7 @@ class StudyResult:
 def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
     """Train and probe what is missing. Raises ValueError for a dataset, recipe or probe set that is not there."""
     stop = stop or threading.Event()
+    folder_kind.require(config.out, "a study", "study", "probes")
     for flag, url in (("probe.train", config.probe.train), ("probe.eval", config.probe.eval)):
         if not url:
             raise ValueError(f"--{flag} is missing: give the labelled dataset")
@@ -82,7 +83,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         terms(trial.run.out, trial.run)
     if config.workers > 1:
         missing = [trial.run for trial in trials if not chain.is_trained(trial.run)]
-        results = cluster.train_all(missing, config.workers, stop, progress) if missing else []
+        results = cluster.train_all(missing, config.workers, stop, progress, True) if missing else []
         probes = [p for trial in trials if chain.is_trained(trial.run) for p in chain.missing_probes(trial)]
         probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
         done = [chain.Done(sum(each.loss is not None and not each.stopped for each in results), probed)]

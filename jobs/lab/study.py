@@ -19,7 +19,7 @@ from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
 from jobs.lab.rows import recorded, write_rows
 from jobs.report import NOT_SETTINGS, read_metrics
-from shards import store
+from shards import folder_kind, store
 from shards.manifest import Manifest, read_manifest
 from shards.selection import subset
 from xtra import probe, recipes, train
@@ -100,6 +100,7 @@ class _Sets:
 def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
     """Raises ValueError for a set that is missing, and for a study that was begun with other settings or recipes."""
     stop = stop or threading.Event()
+    folder_kind.require(config.out, "a study", "study", "probes")
     sets = _sets(config)
     _pin(config, sets)
     done: list[chain.Done] = []

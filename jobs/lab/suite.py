@@ -98,7 +98,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     Raises ValueError when no benchmark lies under the root, or there is no encoder to probe.
     """
     stop = stop or threading.Event()
-    base = absolute(config.probe)
+    base = absolute(dataclasses.replace(config.probe, device=cluster.probing_device(config.probe.device)))
     seen, image, mark = existing.samples_seen(base), image_side(base), existing.fingerprint(base)
     root = store.absolute(config.root)
     asked = [name for name in BENCHMARKS if name in (config.only or BENCHMARKS)]

@@ -103,8 +103,10 @@ def read_history(run: str) -> History:
         remarks += [remark] if remark else []
     checkpoints = _checkpoints(run)
     trunk, remark = _trunk(run, config, found)
-    lineage = _joined(run, found, config["batch"], info["manifest"], _until(trunk, found[0].start) if trunk else [])
-    parts.setdefault(info["manifest"], _parts(info))
+    batch = config.get("batch", 1)  # imported weights were trained elsewhere: they have no batch, and no attempts
+    lineage = _joined(run, found, batch, info["manifest"], _until(trunk, found[0].start) if trunk else [])
+    if info["manifest"]:
+        parts.setdefault(info["manifest"], _parts(info))
     mixed |= {info["manifest"]} if "mixture" in info else set()
     remarks += [remark] if remark else []
     names = [name for of_one in events.values() for name in of_one]

@@ -69,6 +69,11 @@ ROWS = {
     "fuzz-robots": Row("mutated robots.txt, 20 URLs each", 2_000, fuzz_rows.robots),
     "guard": Row("ways to name a private address, redirects to them, names that rebind", 314, other_rows.guard),
     "secrets": Row("verbs on S3 with planted keys and tokens, everything searched", 1, other_rows.secrets),
+    "interrupts": Row(
+        f"Ctrl-C at three random moments, then run again: {', '.join(other_rows.INTERRUPTED)}",
+        other_rows.MOMENTS * len(other_rows.INTERRUPTED),
+        other_rows.interrupts,
+    ),
     "small-worlds": Row("verbs with few descriptors, little memory, without HOME and the like", 36, other_rows.worlds),
     "bad-input": Row("the tests of bad input", 1, other_rows.bad_input),
 }

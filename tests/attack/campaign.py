@@ -4,12 +4,15 @@
     python tests/attack/campaign.py train probe scale --out docs/campaigns/kills.json --points 60 --seed 7
     python tests/attack/campaign.py ingest train --out docs/campaigns/kills.json --points 20 --store s3
     python tests/attack/campaign.py import select --out docs/campaigns/kills.json --points 20 --how twice
+    python tests/attack/campaign.py train probe --out kills.json --points 3 --how ctrl-c
 
 Every round begins with an empty place (or with what the verb needs), kills the command once, runs the same command
 again to its end, and compares: what is there must be equal, and no file may be left over but those that `xtra sweep`
 removes. --how points: at change n, before it, inside it (half of its bytes are written) or after it. random: at random
-times, up to three times. twice: one command is held at change n while another of the same words runs to its end, then
-goes on. full-disk: on disks of that many sizes that are too small (needs root); then the disk is enlarged.
+times, up to three times. ctrl-c: one SIGINT at a random time, after which the command must end by itself, with exit
+130 and one line that says how to go on. twice: one command is held at change n while another of the same words runs
+to its end, then goes on. full-disk: on disks of that many sizes that are too small (needs root); then the disk is
+enlarged.
 
 The same command goes on where it was stopped. Results are rewritten after every few rounds.
 """
@@ -45,7 +48,7 @@ from kill_state import put_back, without_suspects  # noqa: E402
 from kill_verbs import VERBS, Verb  # noqa: E402
 from killer import Outcome, Stop  # noqa: E402
 
-HOWS = ("points", "random", "twice", "full-disk")
+HOWS = ("points", "random", "ctrl-c", "twice", "full-disk")
 COUNTS = ("rounds", "missed", "kills", "differences", "half_files", "for_sweep", "in_tmp", "seconds")
 KEPT_FAILURES = 8
 EVERY = 10  # rounds between writings of the results
@@ -162,6 +165,28 @@ def at_random(work: Work, seed: Stop) -> Round:
     return work.compare(faults, kills)
 
 
+def interrupted(work: Work, seed: Stop) -> Round:
+    """One Ctrl-C at a random time, then the same command again."""
+    chance = random.Random(seed.change)
+    work.ground.begin(work.verb)
+    running = killer.start(work.words, work.ground.place)
+    outcome, faults = running.wait(chance.uniform(0.02, 0.98) * work.seconds), []
+    stopped = outcome is None
+    if stopped:
+        running.interrupt()
+        outcome = running.wait()
+    if outcome is None:
+        faults.append(f"Ctrl-C: no end within {killer.LIMIT:.0f} s")
+        outcome = running.end()
+    elif outcome.status not in (0, 130, -signal.SIGINT):  # it was done; stopped; stopped before it had begun
+        faults.append(f"Ctrl-C: exit {outcome.status}: {outcome.last}")
+    elif outcome.status == 130 and "stopped by SIGINT: rerun the same command to go on" not in outcome.last:
+        faults.append(f"Ctrl-C: says {outcome.last!r}")
+    if outcome.status != 0:
+        _again(work, faults)
+    return work.compare(faults, int(stopped and outcome.status != 0))
+
+
 def twice(work: Work, stop: Stop) -> Round:
     """Hold one command at a point while another does it all, then let it go on."""
     work.ground.begin(work.verb)
@@ -218,7 +243,7 @@ def _used(disk: Path) -> int:
 def choose(work: Work, how: str, points: str, seed: int) -> list[Stop]:
     """Which points: all, or so many, of each kind of change in turn, so that a thousand equal writes are not all."""
     chance = random.Random(seed)
-    if how in ("random", "full-disk"):
+    if how in ("random", "ctrl-c", "full-disk"):
         count = int(points)
         return [Stop(1000 * n // count if how == "full-disk" else seed * 1000 + n) for n in range(count)]
     every = work.points()
@@ -248,6 +273,7 @@ def choose(work: Work, how: str, points: str, seed: int) -> list[Stop]:
 ROUNDS: dict[str, Callable[[Work, Stop], Round]] = {
     "points": killed,
     "random": at_random,
+    "ctrl-c": interrupted,
     "twice": twice,
     "full-disk": full_disk,
 }
@@ -273,9 +299,11 @@ def _rounds(name: str, work: Work, args: argparse.Namespace, row: dict[str, Any]
         stop = Stop.parse(row["left"][0])
         found = ROUNDS[args.how](work, stop)
         row["left"].pop(0)
-        if args.how in ("points", "twice") and not found.kills and not found.faults:
+        if args.how in ("points", "twice", "ctrl-c") and not found.kills and not found.faults:
             row["missed"] += 1  # the command made fewer changes than the one that was measured: some go by the clock
-            if args.points != "all":
+            if args.how == "ctrl-c":  # it was done before
+                row["left"].append(str(Stop(args.seed * 1000 + 500 + row["missed"])))
+            elif args.points != "all":
                 other = random.Random(f"{args.seed} {row['missed']}").randrange(max(1, len(work.changes) * 3 // 4))
                 row["left"].append(str(Stop(other, stop.moment)))
             continue
@@ -296,7 +324,7 @@ def _rounds(name: str, work: Work, args: argparse.Namespace, row: dict[str, Any]
 
 
 def _at(work: Work, how: str, stop: Stop) -> str:
-    if how in ("random", "full-disk") or stop.change >= len(work.changes):
+    if how in ("random", "ctrl-c", "full-disk") or stop.change >= len(work.changes):
         return ""
     call, size, path = work.changes[stop.change]
     return f"{stop.moment} {call} {path.removeprefix(str(work.ground.place.disk))} {size or ''}".rstrip()
@@ -362,7 +390,7 @@ LIGHT = (
 )
 HEAVY = (
     *("jobs.cluster.group", "jobs.lab.scale", "jobs.probe_verb", "jobs.report.ledger", "jobs.run_sweep"),
-    *("torch._dynamo", "webdataset", "xtra.official", "xtra.recipes", "xtra.train"),
+    *("torch._dynamo", "webdataset", "xtra.generate", "xtra.official.export", "xtra.recipes", "xtra.train"),
 )
 
 

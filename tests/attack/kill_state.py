@@ -199,15 +199,19 @@ def _below(folder: str, depth: int) -> list[str]:
     return files
 
 
-# --- vectors ---
+# --- vectors and other files ---
+
+
+def files_state(url: str) -> dict[str, Any]:
+    """Nothing in them is of chance: every byte counts."""
+    return {name: sha(store.join(url, name)) for name in files_files(url)}
 
 
 def vectors_state(url: str) -> dict[str, Any]:
-    """Nothing in it is of chance: every byte counts."""
     return {name: sha(store.join(url, name)) for name in _whole(url)}
 
 
-def vectors_files(url: str) -> list[str]:
+def files_files(url: str) -> list[str]:
     return sorted(entry.name for entry in store.entries(url))
 
 
@@ -222,10 +226,11 @@ def settle(kind: str, url: str, tmp: str) -> dict[str, Any]:
         "dataset": (dataset_state, dataset_files),
         "run": (run_state, run_files),
         "study": (study_state, study_files),
-        "vectors": (vectors_state, vectors_files),
+        "vectors": (vectors_state, files_files),
+        "files": (files_state, files_files),
     }[kind]
     found: dict[str, Any] = {"state": state(url), "files": files(url)}
-    found["sweep"] = sweep(url)
+    found["sweep"] = 0 if kind == "files" else sweep(url)
     found["kept"] = files(url)
     found["tmp"] = sorted(_left_in(Path(tmp)))
     return found

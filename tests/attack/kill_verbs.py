@@ -34,6 +34,11 @@ EMBED = (
     *("embed", "{inputs}/run", "--data", "{data}", "--out", "{out}", "--rows", "8", "--encode-batch", "4"),
     *("--threads", "1", "--device", "cpu"),
 )
+VIEWS = (
+    *("probe", "{out}", "--train", "{data}", "--eval", "{data}", "--epochs", "6", "--batch", "8", "--views", "4"),
+    *("--lrs", "1e-3", "1e-2", "--heads", "linear", "knn", "--knn", "1", "2", "--encode-batch", "4"),
+    *("--threads", "1", "--no-pixels"),
+)
 SCALE = (
     *("scale", "--data", "{data}", "--out", "{out}", "--recipes", "demo32", "--samples", "8", "16"),
     *("--probe.train", "{data}", "--probe.eval", "{data}", "--probe.epochs", "1", "--probe.views", "1"),
@@ -46,9 +51,9 @@ class Verb:
     """In its words, {inputs} is the folder of inputs on this disk, {data} the dataset to read, {out} the outcome."""
 
     words: tuple[str, ...]
-    kind: str  # dataset, run, study or vectors
+    kind: str  # dataset, run, study, vectors or files
     before: str = ""  # the inputs' folder that {out} begins as a copy of
-    reads: str = ""  # one that it reads
+    reads: str = ""  # another of these that its words name
     torch: bool = False
 
 
@@ -68,6 +73,14 @@ VERBS = {
     # The same with two workers on Ray, for kills at random: what the workers write is not counted.
     "ingest-2": Verb(("ingest", "--urls", "{inputs}/list.tsv", "--out", "{out}", *INGEST, "--workers", "2"), "dataset"),
     "train-2": Verb((*TRAIN, "--workers", "2"), "run", torch=True),
+    "views": Verb(VIEWS, "run", "run", torch=True),
+    "generate": Verb(
+        ("generate", "{inputs}/run", "--data", "{data}", "--out", "{out}", "--samples", "24", "--rows", "2"),
+        "files",
+        reads="run",
+        torch=True,
+    ),
+    "export": Verb(("export", "{inputs}/run", "--out", "{out}"), "files", reads="run", torch=True),
 }
 
 

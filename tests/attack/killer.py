@@ -144,6 +144,11 @@ class Running:
             time.sleep(0.004)
         return None
 
+    def interrupt(self) -> None:
+        """Ctrl-C, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGINT)
+
     def end(self) -> Outcome:
         """Kill it, if it still runs."""
         with contextlib.suppress(ProcessLookupError):
@@ -181,7 +186,8 @@ def _child(words: Sequence[str], place: Place, stop: Stop | None, name: str, cha
     status = 99
     try:
         os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT):  # until the command takes them
+            signal.signal(number, signal.SIG_DFL)
         _print_to(place.file(f"{name}.log"))
         faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)  # where it waits, if it does not end
         os.environ.update(place.env)

@@ -103,5 +103,28 @@ def _outcome(what: str, code: int, said: str) -> str:
     return "fine" if code == 0 else "refused"
 
 
+# --- Ctrl-C --------------------------------------------------------------------------------------------------------
+
+INTERRUPTED = (
+    *("ingest", "retry", "import", "in-place", "select", "sweep"),
+    *("train", "probe", "views", "scale", "generate", "export"),
+)
+MOMENTS = 3  # of each
+
+
+def interrupts(folder: Path, seed: int, first: int, last: int) -> Iterator[str]:
+    """Round n is verb n // MOMENTS, interrupted once, run again, and compared with an undisturbed run."""
+    script = Path(__file__).with_name("campaign.py")
+    for verb in range(first // MOMENTS, -(-last // MOMENTS)):
+        results, name = folder / f"{verb}.json", INTERRUPTED[verb]
+        words = [name, "--how", "ctrl-c", "--points", str(MOMENTS), "--seed", str(seed), "--out", str(results)]
+        done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True)
+        if not results.exists():
+            raise RuntimeError(f"{name}: {done.stderr[-500:]}")
+        faults = json.loads(results.read_text())["rows"][f"{name} ctrl-c disk"]["failures"]
+        outcomes = [f"{name}: {fault}" for fault in faults] + ["fine"] * (MOMENTS - len(faults))
+        yield from outcomes[max(0, first - verb * MOMENTS) : last - verb * MOMENTS]
+
+
 def is_root() -> bool:
     return os.geteuid() == 0

@@ -104,6 +104,16 @@ def test_a_verb_that_is_killed_and_run_again_leaves_what_an_undisturbed_one_does
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("verbs", [("ingest", "import", "select"), ("train", "views", "scale")], ids=lambda v: v[0])
+def test_a_verb_that_is_interrupted_and_run_again_ends_like_an_undisturbed_one(tmp_path: Path, verbs) -> None:
+    """`make attack ROW=interrupts` does it to every long verb, at three moments."""
+    seed = str(os.getpid() % 1000)
+    rows = campaign(tmp_path / "interrupts.json", *verbs, "--points", "1", "--how", "ctrl-c", "--seed", seed)
+    assert {name: row["kills"] for name, row in rows.items()} == {f"{verb} ctrl-c disk": 1 for verb in verbs}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_at_once_make_one(tmp_path: Path) -> None:
     rows = campaign(tmp_path / "twice.json", "import", "in-place", "select", "--points", "2", "--how", "twice")
     assert [row["kills"] for row in rows.values()] == [2, 2, 2]

@@ -260,11 +260,15 @@ def worlds(run: Path) -> list[int]:
 
 
 def overlap(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
-    """Two drivers, one run: the later one goes on, the first says so and exits 1, and no checkpoint is torn."""
+    """Two drivers, one run: the later one is refused; with --take-over it goes on, the first says so and exits 1, and
+    no checkpoint is torn."""
     words = ("--workers=1", "--samples=8000")
     with training(cluster, "run", *words) as first:
         start = first.until_commit(160) - first.began
         with training(cluster, "run", *words) as second:
+            assert second.end() == 2, second.said
+            assert "is at work on it" in second.said
+        with training(cluster, "run", *words, "--take-over") as second:
             assert first.end() == 1, first.said
             assert "a later attempt has taken" in first.said
             assert second.end() == 0, second.said

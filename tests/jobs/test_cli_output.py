@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from made_datasets import jpeg
+from made_datasets import jpeg, make_dataset
 
 from jobs import cli, verbs
 from jobs.progress import Progress
+from shards import store
+from shards.manifest import read_manifest
 
 
 def test_json_has_no_number_that_json_does_not_have():
@@ -108,3 +110,52 @@ def test_a_machine_that_is_too_small_is_said_in_one_line(
     said = capsys.readouterr().err
     assert why in said
     assert said.count("\n") == 1
+
+
+def test_select_says_what_the_bare_name_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = str(tmp_path / "data")
+    make_dataset(Path(data), [14, 10])
+
+    def said(*words: str) -> list[str]:
+        assert cli.main(["select", *words]) == 0
+        return [line.strip() for line in capsys.readouterr().out.splitlines()[-2:]]
+
+    first, meaning = said(data, "--subset", "8")
+    assert meaning == f"{data} still means {data}@1; this one has no number: name it as above"
+    assert read_manifest(first.split()[1]).samples < 24
+    rules = (data, "--rules.near-distance", "0", "--rules.min-per-class", "2")
+    second, meaning = said(*rules)
+    assert meaning == f"{data} now means this version, {data}@2; until now it meant {data}@1"
+    assert read_manifest(data).address == second.split()[1]
+    still = f"{data} still means {data}@2; this one has no number: name it as above"
+    assert said(f"{data}@1", "--subset", "8") == [first, still]
+    assert said(*rules) == [second, f"{data} means this version, {data}@2, as before"]
+    _, meaning = said(first.split()[1], "--rules.near-distance", "0")  # rules on a subset are a subset, too
+    assert meaning == still
+
+
+def test_an_import_speaks_of_pictures_and_says_where_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(6):
+        path = tmp_path / "set" / f"class{number % 3}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number) if number else b"no picture")
+    words = ["import", str(tmp_path / "set"), "--out", str(tmp_path / "data"), "--unit", "4"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr()
+    assert "link" not in said.out + said.err
+    assert "\npictures  " in "\n" + said.out
+    assert "3 classes: class0, class1, class2" in said.out
+    (tmp_path / "data/commits/000001.json").unlink()  # as where it was stopped before its second unit
+    assert cli.main(words) == 0
+    assert capsys.readouterr().err.splitlines()[0] == "going on at 4 of 6 pictures"
+
+
+def test_what_cannot_be_written_is_named_as_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shards.store._publish", full)
+    for write in (store.clock, store.check_writable):
+        with pytest.raises(store.StoreError) as refused:
+            write(str(tmp_path))
+        assert str(refused.value) == f"{tmp_path}: cannot write: No space left on device"

@@ -46,6 +46,38 @@ def test_a_signal_stops_a_run_and_says_how_to_go_on(tmp_path: Path, number: sign
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
+def test_a_second_train_is_refused_while_the_first_lives_and_takes_over_where_it_is_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    make_dataset(tmp_path / "set", [40])
+    run = tmp_path / "run"
+    words = ["train", "demo32", "--data", str(tmp_path / "set"), "--out", str(run), "--samples", "1000000", "--batch"]
+    words += ["32", "--checkpoint-every", "32", "--device", "cpu", "--threads", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as first:
+        try:
+            wait_for(lambda: list(run.glob("checkpoints/*/COMMIT.json")), first)
+            assert cli.main(words) == 2
+            assert f"attempt 1 is at work on it (process {first.pid} on " in capsys.readouterr().err
+            assert store.names(str(run / "attempts")) == ["000001.json"], "it was not disturbed"
+            with subprocess.Popen([sys.executable, "-m", "jobs.cli", *words, "--take-over"], cwd=ROOT) as second:
+                _, err = first.communicate(timeout=120)
+                second.send_signal(signal.SIGINT)
+                second.wait(60)
+        finally:
+            first.kill()
+    assert first.returncode == 1
+    assert "a later attempt has taken" in err
+    assert second.returncode == 130
+
+
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -99,7 +131,7 @@ def test_a_signal_still_stops_a_run_when_ray_has_taken_it(monkeypatch: pytest.Mo
     def start_ray() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray got the signal"))
 
-    def train_all(configs: Any, workers: int, stop: Any, progress: Any) -> list[TrainResult]:
+    def train_all(configs: Any, workers: int, stop: Any, *_: Any) -> list[TrainResult]:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.is_set()
         return [TrainResult("run", 1, 64, 0.5, 1.0, stopped=True)]

@@ -160,7 +160,8 @@ def test_anywhere_else_it_is_a_line_now_and_then():
     with Live("title", out, every=0.0) as table:
         for point in points:
             table(point)
-    lines = out.getvalue().splitlines()
+    first, *lines = out.getvalue().splitlines()
+    assert first == "going on at 1,000 of 10,000 links"
     assert len(lines) == 21
     assert lines[10].startswith("1,100 of 10,000 links (11.0 %)  10 links/s  10 kB/s  kept 68.2 %  15 min left")
     assert lines[20].endswith("15 min left  no network")
@@ -168,7 +169,17 @@ def test_anywhere_else_it_is_a_line_now_and_then():
     with Live("title", quiet, every=1000.0) as table:
         for point in points:
             table(point)
-    assert quiet.getvalue() == ""
+    assert quiet.getvalue() == f"{first}\n"
+
+
+def test_an_import_counts_pictures():
+    out = io.StringIO()
+    with Live("title", out, every=0.0, things="pictures") as table:
+        for second in range(12):
+            table(at(second, 10 * second))
+    assert "links" not in out.getvalue()
+    assert "going on at 1,000 of 10,000 pictures" in out.getvalue()
+    assert "10 pictures/s" in out.getvalue()
 
 
 DRAWS = """

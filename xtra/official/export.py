@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shards import scratch, store
+from shards import folder_kind, scratch, store
 from xtra.model import Mask, ModelConfig, Xtra
 from xtra.official import card, encoder_files
 from xtra.official.encoder_files import Masked
@@ -87,6 +87,7 @@ class _Source:
 def run(config: Config) -> ExportResult:
     """Raises ValueError for a checkpoint that is none, does not fit, or lacks what the target needs."""
     store.require(checkpoint=config.checkpoint, out=config.out)
+    folder_kind.require(config.out, "an export", "run" if config.to == "run" else "export")
     source = _source(config)
     if source.encoder_only and config.to in ("official", "run"):
         raise ValueError(f"{config.checkpoint}: holds the encoder alone: use --to encoder")

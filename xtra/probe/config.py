@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from xtra.augment import Augment
+from xtra.device import chosen
 from xtra.model import Mask
 
 
@@ -52,7 +51,7 @@ class Config:
     strict: bool = False  # refuse sets that share images
     resize: int | None = None  # short side before the centre crop; the image size if None
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"; auto: the GPU where there is one
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; heads train in fp32
     encode_batch: int = 128
     threads: int = 2  # that decode
@@ -89,6 +88,11 @@ class Config:
         if self.mask != "own" and self.encoder not in ("trained", "random"):
             raise ValueError(f"mask is {self.mask}, but {self.encoder} takes none: leave it out")
 
+    @property
+    def on(self) -> str:
+        """The device here."""
+        return chosen(self.device)
+
     def _check_numbers(self) -> None:
         for name in ("attention_heads", "batch", "epochs", "views", "encode_batch", "threads"):
             if getattr(self, name) < 1:
@@ -109,14 +113,6 @@ class Config:
         ):
             if bad := [value for value in values if not 0 <= value < math.inf]:
                 raise ValueError(f"{name} has {bad[0]}; it must be at least 0")
-
-
-def check_device(name: str) -> None:
-    """Raises ValueError when torch cannot compute there."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such word; not compiled for it; no such card
-        raise ValueError(f"device is {name}: {str(error).partition(chr(10))[0]}: give one of this machine") from None
 
 
 def published_resize(image: int) -> int:

@@ -26,7 +26,7 @@ from shards import store, typed_json
 from shards.dataset import table_bytes
 from shards.manifest import Manifest, read_manifest
 from xtra import official
-from xtra.device import chosen
+from xtra.device import check_device, chosen
 from xtra.model import Encoder
 from xtra.probe import config as probe_config
 from xtra.probe.encoders import FrozenEncoder, of_xtra
@@ -122,7 +122,7 @@ def run(
     since = time.monotonic()
     store.require(data=config.data, out=config.out)
     device = chosen(config.device)
-    probe_config.check_device(device)
+    check_device(device)
     manifest = read_manifest(config.data)
     frozen, checkpoint = _open(config, device, encoder)
     if config.layers > frozen.depth:

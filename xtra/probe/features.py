@@ -268,17 +268,22 @@ class Cache:
                 "the machine has the memory"
             )
         self.features = encode.empty(views * self.images)
+        self.filled = 0  # the first rows, whole batches: view after view, images in the order of `train.kept`
 
     def fill(self, say: Progress) -> None:
-        """Encode every view once. Raises ValueError when a feature does not fit its storage type."""
+        """Encode every view once, but for what is filled already. Raises ValueError when a feature does not fit its
+        storage type."""
         row_N = np.cumsum(~self.train.held_N) - 1
-        for view in range(self.views):
-            done, what = 0, f"encode view {view + 1} of {self.views} (cache {self.gigabytes:.3g} GB)"
-            for batch in self.encode.batches(self.train.manifest, view, self.train.kept):
+        for view in range(self.filled // self.images, self.views):
+            done = self.filled - view * self.images
+            what = f"encode view {view + 1} of {self.views} (cache {self.gigabytes:.3g} GB)"
+            for batch in self.encode.batches(self.train.manifest, view, self.train.kept[done:]):
                 sample_B = np.asarray(batch.sample_B)
                 row = torch.from_numpy(row_N[sample_B] + view * self.images)
+                assert int(row[0]) == self.filled, "rows are filled in order"
                 self.features.put(row, self.encode(batch.images_B3HW, self.train.class_N[sample_B]))
                 done += len(batch.keys)
+                self.filled += len(batch.keys)
                 batch.release()
                 say(what, done, self.images)
         for feature, values in self.features.values.items():

@@ -32,7 +32,8 @@ def unneeded_states(out: str) -> list[tuple[str, store.Entry]]:
             if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
                 continue  # damaged: the probe itself will say so
             if not _is_finished(state["settings"], results):
-                needed = {STATE, DAMAGED, state.get("tensors", "")}
+                parts = state.get("parts", ())  # of kept views
+                needed = {STATE, DAMAGED, state.get("tensors", ""), *(parts if isinstance(parts, list) else ())}
         found += [(f"{FOLDER}/{digest}/{entry.name}", entry) for entry in entries if entry.name not in needed]
     return found
 
@@ -56,7 +57,8 @@ def _is_finished(settings: Mapping[str, Any], results: list[Mapping[str, Any]]) 
     try:
         names = {setting.name for setting in dataclasses.fields(Config)} & settings.keys() - {"train"}
         values = _tuples({name: settings[name] for name in names})
-        values["augment"] = Augment(**_tuples(settings["augment"]))
+        augment = settings["augment"]
+        values["augment"] = None if augment is None else Augment(**_tuples(augment))
         config = dataclasses.replace(Config(), **values)
         return bool(config.heads) and all(
             any(_fits(settings, config, head, r) for r in results) for head in config.heads

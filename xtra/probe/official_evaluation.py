@@ -35,7 +35,7 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
     keys, found = keys_and_labels(evaluation)
     if not (labels := evaluation.classes):
         raise ValueError(f"{evaluation.dataset}: names no classes, whose order the probe counts by: import it anew")
-    module = heads.of_official(official.kind, official.attention_heads, official.state).to(config.device)
+    module = heads.of_official(official.kind, official.attention_heads, official.state).to(config.on)
     if official.classes != len(labels):
         raise ValueError(
             f"{at}: tells {official.classes} classes apart, {evaluation.dataset} has {len(labels)}: "
@@ -43,14 +43,14 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
         )
     frozen = of_xtra(official.encoder.requires_grad_(False), "official")
     mark = frozen.fingerprint()
-    frozen = frozen.to(config.device)
+    frozen = frozen.to(config.on)
     feature = Feature("tokens" if official.kind == "attentive" else "pooled", official.layers)
     resize = config.resize or published_resize(frozen.image)
     encode = Encode(
         encoder=frozen,
         wanted=(feature,),
         token_dtype=torch.float32,
-        device=config.device,
+        device=config.on,
         batch=config.encode_batch,
         resize=resize,
         seed=config.seed,

@@ -20,16 +20,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shards import store
+from shards import folder_kind, store
 from shards.manifest import Manifest, read_manifest
+from xtra.device import check_device
 from xtra.model import Encoder, build, model_config
 from xtra.probe import heads
 from xtra.probe.augmented_features import Augmented
-from xtra.probe.config import Config, check_device, in_words
+from xtra.probe.config import Config, in_words
 from xtra.probe.encoders import FrozenEncoder, of_xtra, open_encoder
 from xtra.probe.evaluate import Score, accuracy, choose, score
 from xtra.probe.features import DTYPES, Cache, Encode, Feature, Features, Labelled, Progress, labelled
 from xtra.probe.heads import Candidates, Head
+from xtra.probe.kept_views import KeptViews
 from xtra.probe.knn_logreg import Logistic, Neighbours
 from xtra.probe.official_evaluation import evaluate_official
 from xtra.probe.overlap import Shared, shared
@@ -69,7 +71,9 @@ def run(config: Config, progress: Progress | None = None, encoder: Encoder | Non
     since, say = time.monotonic(), progress or (lambda what, done, total: None)
     if not config.eval:
         raise ValueError("eval is empty: give the labelled dataset that the result is about")
-    check_device(config.device)
+    if config.out:
+        folder_kind.require(config.out, "results of probes", "run", "probes")
+    check_device(config.on)
     if not config.train and config.mask != "own":
         raise ValueError(f"mask is {config.mask}, but an official probe has been trained with its own: leave it out")
     if not config.train:
@@ -82,18 +86,21 @@ def run(config: Config, progress: Progress | None = None, encoder: Encoder | Non
     both = _shared(config, train_set.manifest, eval_set.manifest)
     encode = _encode(config, probed.encoder)
     unfinished = _unfinished(config, probed, train_set.manifest, since)
+    kept = _kept_views(config, probed, train_set.manifest, since, say)
+    say = kept.say
 
-    found = _fit(config, unfinished, encode, train_set, len(labels), say)
+    found = _fit(config, unfinished, kept, encode, train_set, len(labels), say)
     evaluated = score(found, encode.evaluation(eval_set, "evaluate", say))
     selected = evaluated
     if not published:
         selected = score(found, encode.evaluation(train_set, "choose", say, only=train_set.held))
     count = len(eval_set.class_N) if published else len(train_set.held)
     best = choose(found, selected, evaluated, count)
-    seconds = round(time.monotonic() - unfinished.since, 3)
+    seconds = round(time.monotonic() - min(unfinished.since, kept.since), 3)
     results = [_result(config, probed, one, train_set, eval_set, labels, both, seconds) for one in best]
     for result in results:
         write(probed.out, result, probed.own)
+    kept.remove()
     unfinished.remove()  # only now: until here an hour of training may still be lost to a full disk
     return results
 
@@ -108,7 +115,7 @@ def open_probed(config: Config) -> Probed:
             raise ValueError(f"out is empty: name the folder that gets the results of {config.encoder}")
         encoder = open_encoder(config.encoder)
         mark = encoder.fingerprint()
-        return Probed(encoder.to(config.device), encoder.name, config.out, mark, checkpoint=config.encoder)
+        return Probed(encoder.to(config.on), encoder.name, config.out, mark, checkpoint=config.encoder)
     if not (config.checkpoint or (config.encoder == "random" and config.out)):
         raise ValueError("checkpoint is empty: give a run folder, or one of its checkpoints")
     given = store.absolute(config.checkpoint or config.out)  # absolute, since the run is found by going up
@@ -123,12 +130,13 @@ def open_probed(config: Config) -> Probed:
     else:
         url = given if is_checkpoint else checkpoint.latest(run) or ""
         if not url:
-            raise ValueError(f"{run}: holds no committed checkpoint: name a run folder or one of its checkpoints")
+            also = folder_kind.instead(run)
+            raise ValueError(f"{run}: holds no committed checkpoint{also}: name a run folder or one of its checkpoints")
         seen = checkpoint.read_commit(url)["samples_seen"]
         encoder = checkpoint.load_encoder(url)
     frozen = of_xtra(encoder.requires_grad_(False), config.encoder, config.mask)
     mark, out = frozen.fingerprint(), store.absolute(config.out) if config.out else run
-    return Probed(frozen.to(config.device), config.encoder, out, mark, out == run, url, seen)
+    return Probed(frozen.to(config.on), config.encoder, out, mark, out == run, url, seen)
 
 
 def _given(config: Config, encoder: Encoder) -> Probed:
@@ -136,7 +144,7 @@ def _given(config: Config, encoder: Encoder) -> Probed:
         raise ValueError("out is empty: name the folder that gets the results of an encoder that is given")
     frozen = of_xtra(copy.deepcopy(encoder).requires_grad_(False), "given")
     mark = frozen.fingerprint()
-    return Probed(frozen.to(config.device), frozen.name, config.out, mark)
+    return Probed(frozen.to(config.on), frozen.name, config.out, mark)
 
 
 def _shared(config: Config, training: Manifest, evaluation: Manifest) -> Shared:
@@ -165,7 +173,7 @@ def _encode(config: Config, encoder: FrozenEncoder) -> Encode:
         encoder=encoder,
         wanted=tuple(wanted),
         token_dtype=DTYPES[config.cache_dtype],
-        device=config.device,
+        device=config.on,
         batch=config.encode_batch,
         resize=config.resize,
         seed=config.seed,
@@ -178,7 +186,13 @@ def _encode(config: Config, encoder: FrozenEncoder) -> Encode:
 
 
 def _fit(
-    config: Config, unfinished: Unfinished, encode: Encode, train_set: Labelled, classes: int, say: Progress
+    config: Config,
+    unfinished: Unfinished,
+    kept: KeptViews,
+    encode: Encode,
+    train_set: Labelled,
+    classes: int,
+    say: Progress,
 ) -> list[Candidates]:
     """Everything that the config asks for, trained on what is not held out."""
     asked = [(kind, feature) for kind in _kinds(config) for feature in _features(config, encode.encoder, kind)]
@@ -194,7 +208,7 @@ def _fit(
         return [head.trained() for head in stepped]
     from_views = bool(stepped) and config.augment is None
     cache = Cache(encode, train_set, config.views if from_views else 1, config.batch, config.cache_gb)
-    cache.fill(say)
+    kept.fill(cache)
     if from_views:
         schedule = _schedule(config, cache.images, config.epochs * cache.images)
         train(stepped, cache.epochs(config.epochs), schedule, say)
@@ -226,7 +240,7 @@ def new_head(config: Config, kind: str, feature: Feature, encode: Encode, classe
         module = heads.AttentiveHeads(len(points), width, classes, config.attention_heads, config.seed)
     else:
         module = heads.LinearHeads(len(points), width, classes, config.seed)
-    module = module.to(config.device)
+    module = module.to(config.on)
     return Head(kind, feature, points, module, heads.StackedAdamW(module, points, config.betas, config.clip))
 
 
@@ -247,6 +261,16 @@ def train(
     assert seen == schedule.samples, "the source shows what the schedule counts"
 
 
+def _kept_views(config: Config, probed: Probed, train: Manifest, since: float, say: Progress) -> KeptViews:
+    """The views that an interrupted probe of these settings had encoded."""
+    aside = {"checkpoint", "encoder", "train", "eval", "out", "threads", "save_minutes", "cache_gb", "strict"}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
+    settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]
+    settings |= {"quick": [kind for kind in config.heads if kind in _QUICK]}
+    settings |= {"fingerprint": probed.fingerprint, "train": train.digest, "device": config.on, "kept": "views"}
+    return KeptViews(probed.out, settings, 60 * config.save_minutes, since, say)
+
+
 def _unfinished(config: Config, probed: Probed, train: Manifest, since: float) -> Unfinished:
     """The state of this probe's training, by all that the training follows from and nothing else."""
     aside = {"checkpoint", "encoder", "train", "eval", "out", "threads", "save_minutes", "cache_gb", "cache_dtype"}
@@ -255,7 +279,7 @@ def _unfinished(config: Config, probed: Probed, train: Manifest, since: float) -
     if config.mask == "own":  # as in states of older builds, which do not know the others
         del settings["mask"]
     settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]
-    settings |= {"fingerprint": probed.fingerprint, "train": train.digest}
+    settings |= {"fingerprint": probed.fingerprint, "train": train.digest, "device": config.on}
     return Unfinished(probed.out, settings, 60 * config.save_minutes, since)
 
 
@@ -270,6 +294,8 @@ def _train_augmented(
     """From where an interrupted probe of the same settings left off, if one did. The last state is always saved."""
     assert config.augment is not None
     position = unfinished.load(stepped)
+    if position is not None:
+        say(f"going on at {position.trained:,} samples", position.trained, config.epochs * len(train_set.kept))
     source = Augmented(encode, train_set, config.augment, config.batch, config.epochs, position)
 
     def keep(what: str, done: int, total: int) -> None:
@@ -288,8 +314,8 @@ def _train_augmented(
 
 def _quick(config: Config, kind: str, feature: Feature, cache: Cache, classes: int, say: Progress) -> Candidates:
     """From the first view of every image, the centre crop."""
-    x_TD = cache.features.of(feature)[: cache.images].to(config.device)
-    label_T = cache.features.labels_B[: cache.images].to(config.device)
+    x_TD = cache.features.of(feature)[: cache.images].to(config.on)
+    label_T = cache.features.labels_B[: cache.images].to(config.on)
     say(kind, 0, cache.images)
     if kind == "knn":
         neighbours = Neighbours(x_TD, label_T, classes, config.knn)

@@ -12,6 +12,11 @@ from .folder import (
     terms as terms,
 )
 from .leftovers import remove_leftovers as remove_leftovers
+from .live import (
+    at_work as at_work,
+    say_driver as say_driver,
+    this_process as this_process,
+)
 from .meter import attention_ends as attention_ends, cost as cost, memory_bytes as memory_bytes, shape_of as shape_of
 from .recover import load_newest as load_newest
 from .sinks import Recorder as Recorder, gaps as gaps, require as require

@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shards import scratch, store, typed_json
+from shards import folder_kind, scratch, store, typed_json
 from xtra.model import Encoder, ModelConfig, Xtra, model_config
 from xtra.run import records
 
@@ -308,7 +308,8 @@ def find(path: str) -> Saved:
     """
     checkpoint = path if store.exists(store.join(path, COMMIT)) else latest(path)
     if checkpoint is None:
-        raise ValueError(f"{path}: holds no committed checkpoint: name a run folder or one of its checkpoints")
+        also = folder_kind.instead(path)
+        raise ValueError(f"{path}: holds no committed checkpoint{also}: name a run folder or one of its checkpoints")
     run = checkpoint.rstrip("/").rsplit("/", 2)[0]
     try:
         config = records.read_settings(run)

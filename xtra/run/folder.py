@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shards import store
+from shards import folder_kind, store
 from shards.dataset import numbers
 from shards.manifest import Manifest, read_manifest
 from shards.pixels import crop
 from shards.stream import Mixture, read_mixture
-from xtra.run import checkpoint, records
+from xtra.run import checkpoint, live, records
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -101,6 +101,7 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
             raise ValueError(f"--{name} is missing: give {what}")
     mixed = {f"mix {number}": part for number, part in enumerate(config.get("mix", ()), 1)}
     store.require(data=config["data"], out=config["out"], **mixed)
+    folder_kind.require(run, "a run", "run")
     remarks = []
     before, recorded = _if_there(records.read_settings, run), _if_there(records.read_facts, run)
     if before is not None:
@@ -253,7 +254,7 @@ def _git() -> str | None:
 
 
 def _who() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "driver": asdict(live.driver())}
 
 
 def now() -> str:
@@ -290,7 +291,9 @@ class Parts:
     def __enter__(self) -> Parts:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self.kind == "events":
+            self.tell({"event": "failed", "error": f"{type(error).__name__}: {error}"[:300]})
         self.flush()
 
 

@@ -19,7 +19,7 @@ def load_newest(
 ) -> tuple[int, list[str]]:
     """Fill the model and the optimiser from the first of `checkpoints` (newest first) that every rank finds whole.
 
-    Returns the samples it has seen, 0 without any checkpoint, and a remark for each damaged one. Those lose their
+    Returns the samples it has seen, 0 without any checkpoint, and remarks: one for each damaged one. Those lose their
     COMMIT to a name beside it: the run will save at their sample counts again, and a COMMIT is never written twice.
     Raises ValueError when all are damaged; nothing is changed then.
     """
@@ -39,7 +39,8 @@ def load_newest(
         seen = int(state["cursor"]["samples_seen"])
         for url, _ in damaged:
             _set_aside(url, attempt)
-        return seen, [f"{error}; set aside: the run goes on from {seen:,} samples" for _, error in damaged]
+        aside = [f"{error}; set aside: the run goes on from {seen:,} samples" for _, error in damaged]
+        return seen, [*aside, f"going on at {seen:,} samples"]
     if damaged:
         raise ValueError(
             f"{attempt.run}: none of its {len(damaged)} checkpoints is whole ({damaged[0][1]}): "

@@ -12,8 +12,10 @@ from forked import run_ranks
 from made_datasets import make_dataset
 from test_train import config, losses, one_rank, same_weights
 
+from jobs.cluster import attempt
 from jobs.cluster.group import train_all
 from shards import store
+from xtra.run import this_process
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,14 @@ def test_the_users_mistakes_come_back_as_one_line(data, tmp_path):
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="workers is 0"):
         train_all([dataclasses.replace(config(data, tmp_path / "run"))], workers=0)
+
+
+@pytest.mark.slow
+def test_an_attempt_names_the_command_that_drives_it_and_ray_knows_that_it_lives(data, tmp_path):
+    train_all([config(data, tmp_path / "run", samples=20)], workers=2)
+    driver = store.read_json(str(tmp_path / "run/attempts/000001.json"))["driver"]
+    ours = dataclasses.asdict(this_process()) | attempt.this_job()
+    assert driver == ours, "not the rank's own process"
+    assert attempt.job_lives(driver["cluster"], driver["job"]) is True
+    assert attempt.job_lives("a session of another cluster", driver["job"]) is None
+    assert attempt.job_lives(driver["cluster"], "fefefefe") is None

@@ -294,7 +294,8 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
     train, _, _ = features.labelled(world["train"], world["eval"], 0.1)
     probed = probe.open_probed(config)
     unfinished = probe._unfinished(config, probed, train.manifest, 0.0)
-    (found,) = probe._fit(config, unfinished, probe._encode(config, probed.encoder), train, 3, lambda *_: None)
+    kept = probe._kept_views(config, probed, train.manifest, 0.0, lambda *_: None)
+    (found,) = probe._fit(config, unfinished, kept, probe._encode(config, probed.encoder), train, 3, kept.say)
     head = found.logits.state_dict()
     state = {"0.running_mean": head["norm.running_mean"], "0.running_var": head["norm.running_var"]}
     state |= {"1.weight": head["weight_GCD"][0], "1.bias": head["bias_GC"][0]}
