@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from jobs import deploy_verb, submit_verb, upkeep_verbs
 from jobs.flags import nearest
+from jobs.ingest_verbs import import_verb, ingest_verb, peek_verb, select_verb, start_group
 from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
 from jobs.terminal import say
 from jobs.trace_verb import trace
@@ -20,205 +20,11 @@ from jobs.trace_verb import trace
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from ingest.config import Config as IngestConfig
-    from ingest.run import IngestResult
-    from ingest.sets import folders
     from jobs.flags import Call
     from jobs.progress import Progress
-    from shards.manifest import Manifest
     from xtra.probe import ProbeResult
 
-C = TypeVar("C")
-LOST = 4  # objects named in a line
-_THINGS = {"ingest": "links", "import": "pictures"}  # what a source has, in words
 PARITY = 1e-9  # largest relative error against the official float64 numbers
-
-
-def _ingest(call: Call) -> Any:
-    _spare_pandas()
-    from ingest import run as ingest
-    from ingest.config import Config
-
-    workers = call.workers()
-    if "--retry" in call.words[:-1]:  # REASON … may follow it
-        at = call.words.index("--retry") + 1
-        reasons = list(itertools.takewhile(lambda word: not word.startswith("-"), call.words[at:]))
-        call.words[at : at + len(reasons)] = ["--retry-reasons", *reasons] if reasons else []
-    also = "--workers N or MIN..MAX ingests with N processes (1: this one).\n--retry REASON … asks again."
-    config = call.config(Config, also=also)
-    if config.dry_run:
-        return _dry_run(call, config)
-    title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
-    from jobs import cluster
-
-    if workers.most == 1 and not cluster.on_a_cluster():
-        return _gather(call, config, title, ingest.run)
-    _start_group(call, workers.most)
-    title += f", {workers} workers"
-    return _gather(
-        call, config, title, lambda config, progress, _: cluster.ingest_all(config, workers, call.stop, progress)
-    )
-
-
-def _spare_pandas() -> None:
-    """Keep pyarrow from importing pandas, which it does on its first array wherever pandas is installed: a third of a
-    second and 40 MB of every process that ingests, for conversions that nothing here asks for."""
-    import pyarrow
-
-    class Absent:
-        @staticmethod
-        def find_spec(name: str, path: object = None, target: object = None) -> None:
-            if name == "pandas":
-                raise ModuleNotFoundError(name)
-
-    sys.meta_path.insert(0, Absent)  # type: ignore[arg-type]
-    try:
-        pyarrow.array([])  # it looks once, and remembers
-    finally:
-        sys.meta_path.remove(Absent)  # type: ignore[arg-type]
-
-
-def _dry_run(call: Call, config: IngestConfig) -> Any:
-    from ingest import dry_run
-    from jobs.ingest_display import Live
-
-    stop = call.stoppable()
-    with Live(f"xtra {call.verb}  a dry run of {config.urls}") as live:
-        call.on_stop = live.stop
-        forecast = dry_run.run(config, config.dry_run, live, stop.is_set)
-        call.on_stop = None
-    say("\n".join(dry_run.lines(forecast)))
-    return forecast
-
-
-def _import(call: Call) -> Any:
-    from ingest.sets import folders, in_place
-
-    config = call.config(folders.Config, "source")
-    if config.set:
-        return _import_benchmark(call, config)
-    run = in_place.run if config.in_place else folders.run
-    return _gather(call, config, f"{config.source} to {config.out}", run)
-
-
-def _import_benchmark(call: Call, config: folders.Config) -> Any:
-    from ingest.sets import benchmarks, import_benchmark
-    from jobs.ingest_display import Live
-
-    stop = call.stoppable()
-    with Live(f"xtra {call.verb}  {config.set} of {config.source} to {config.out}", things="pictures") as live:
-        call.on_stop = live.stop
-        result = import_benchmark.run(config, benchmarks.BENCHMARKS[config.set], live, stop.is_set)
-        call.on_stop = None
-    told = {}
-    for split, part in zip(("train", "eval"), result.splits):
-        say(f"\n{split}")
-        told[split] = _told(call, config, part)
-    say("\n" + "\n".join(import_benchmark.lines(result)))
-    call.exit_code = 1 if result.counted and result.lost else 0
-    return {**vars(result), "lost": result.lost, "stopped": result.stopped, "splits": told}
-
-
-def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult]) -> dict[str, Any]:
-    from jobs.ingest_display import Live
-
-    stop = call.stoppable()
-    with Live(f"xtra {call.verb}  {title}", things=_THINGS[call.verb]) as live:
-        call.on_stop = live.stop
-        result = run(config, live, stop.is_set)
-        call.on_stop = None
-    return _told(call, config, result)
-
-
-def _told(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
-    """Print what came of one dataset; returns it for --json."""
-    from jobs import link_counts
-    from jobs.report import dataset_page
-    from shards import manifest
-
-    account = link_counts.Account(
-        links=result.links,
-        kept=result.kept,
-        reasons=result.reasons,
-        deselected=result.deselected,
-        left=result.links - result.kept - sum(result.reasons.values()),
-        not_chosen=result.not_chosen_by,
-    )
-    say(link_counts.text(account, _THINGS[call.verb]))
-    if result.note:
-        say(f"\n{result.note}")
-    told = {**vars(result), "stopped": result.stopped, "retryable": account.retryable, "address": None, "page": None}
-    if result.version is None:
-        say(f"\n{result.dataset}: not finished")
-        return told
-    version = manifest.read_manifest(f"{result.dataset}@{result.version}")
-    told |= {"address": version.address, "lost": _lost(call, version)}
-    told["page"] = _page(call, config, result)
-    if account.retryable:
-        again = dataset_page.retry_command(result.dataset, dataset_page.settings(config))
-        links = f"{account.retryable:,} link{'s' if account.retryable > 1 else ''}"
-        say(f"\n{links} may work later; this asks for them again:\n{again}")
-    say(f"\ndataset  {told['address']}" + (f"\npage     {told['page']}" if told["page"] else ""))
-    return told
-
-
-def _lost(call: Call, version: Manifest) -> list[str]:
-    """What commits name and the store no longer has; a rerun does not notice, as the commits are there."""
-    from shards import check
-
-    lost = check.absent(version)
-    if lost:
-        call.exit_code = 1
-        more = f" and {len(lost) - LOST:,} more" if len(lost) > LOST else ""
-        say(
-            f"xtra {call.verb}: {version.dataset}/shards: committed, and gone or of another size: "
-            f"{', '.join(lost[:LOST])}{more}: xtra check {version.dataset} says what that costs",
-            file=sys.stderr,
-        )
-    return lost
-
-
-def _page(call: Call, config: Any, result: IngestResult) -> str | None:
-    """The page of a finished ingest. The dataset is whole without it, so a store that fails now is only a remark."""
-    from jobs.report import dataset_page
-    from shards.store import StoreError
-
-    try:
-        return dataset_page.write(result.dataset, settings=dataset_page.settings(config))
-    except StoreError as error:
-        say(f"xtra {call.verb}: the page was not written: {error}", file=sys.stderr)
-        return None
-
-
-def _select(call: Call) -> Any:
-    from ingest import select
-    from jobs import link_counts
-    from jobs.progress import Progress
-    from shards import manifest
-
-    config = call.config(select.Config, "dataset")
-    before = manifest.newest_version(manifest.split(config.dataset)[0])
-    with Progress("") as progress:
-        chosen = select.run(config, lambda what, done, total: progress(done, total, what))
-    say(link_counts.selection(link_counts.of_manifest(chosen)))
-    told: dict[str, Any] = {}
-    if config.exclude is not None:
-        told["excluded"] = select.counts(chosen, config.exclude)
-        say("\n" + link_counts.excluded(told["excluded"], config.exclude))
-    now = manifest.newest_version(chosen.dataset)
-    say(f"\ndataset  {chosen.address}\n         {link_counts.meaning(chosen, before, now)}")
-    told |= {"lost": _lost(call, chosen), "address": chosen.address, "digest": chosen.digest, "kept": chosen.kept}
-    return told | {"deselected": chosen.deselected, "samples": chosen.samples}
-
-
-def _peek(call: Call) -> Any:
-    import shutil
-
-    from jobs.report import peek
-
-    result = peek.run(call.config(peek.Config, "dataset"))
-    say(peek.text(result.rows, shutil.get_terminal_size().columns) if result.page is None else result.page)
-    return result
 
 
 def _train(call: Call) -> Any:
@@ -261,7 +67,7 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it
             say(line, file=sys.stderr, flush=True)
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
-    _start_group(call, workers.most)
+    start_group(call, workers.most)
     with followed, Progress("samples") as progress:
         results = cluster.train_all([config], workers, call.stoppable(), show, take_over)
     if not results:
@@ -282,15 +88,6 @@ def _show(bar: Progress, row: dict[str, Any], what: str, note: str) -> None:
         say(row["remark"], file=sys.stderr, flush=True)
     else:
         bar(row["samples_seen"], row["samples"], what, note)
-
-
-def _start_group(call: Call, workers: int) -> None:
-    """Start Ray before the work, because it takes SIGTERM for itself and would die of it instead of saving."""
-    from jobs import cluster
-
-    if workers > 1 or cluster.on_a_cluster():
-        cluster.start_ray()
-        call.listen()
 
 
 def _probe(call: Call) -> Any:
@@ -376,7 +173,7 @@ def _scale(call: Call) -> Any:
     if config.power:
         return power(len(config.seeds), config.sd, config.arms)
     stop = call.stoppable()
-    _start_group(call, config.workers)
+    start_group(call, config.workers)
     with Progress("") as bar:
         result = scale.run(config, functools.partial(_show_study, bar), stop)
     say(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
@@ -430,10 +227,10 @@ class Verb:
 
 
 VERBS = {
-    "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", _ingest),
-    "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", _import),
-    "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", _select),
-    "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", _peek),
+    "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", ingest_verb),
+    "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", import_verb),
+    "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", select_verb),
+    "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", peek_verb),
     "trace": Verb("PLACE", "what became of samples, and which steps of runs saw them", trace),
     "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
