@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs import deploy_verb, submit_verb, upkeep_verbs
+from jobs import deploy_verb, launch, submit_verb, upkeep_verbs
 from jobs.flags import nearest
 from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
 from jobs.terminal import say
@@ -229,13 +229,13 @@ def _train(call: Call) -> Any:
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
     if name not in recipes.names():
         raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
-    workers = call.workers()
+    workers = launch.workers(call)
     asked = call.prefixed("probe")
     also = """--workers N trains on N processes (1: this one, unless RAY_ADDRESS names a
 cluster). --workers MIN..MAX takes what there is between, and more as it comes
 (--resize-every 300 seconds). --wait-for-workers SECONDS (60; in a job for ever)
 ends with exit code 75. --stall 600: seconds without a step after which a worker
-counts as lost.
+counts as lost. What torchrun or srun has started is found (docs/launchers.md).
 --probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
 probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it."""
     config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
@@ -251,9 +251,10 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it.
             say(line, file=sys.stderr, flush=True)
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
-    _start_group(call, workers.most)
-    with followed, Progress("samples") as progress:
-        results = cluster.train_all([config], workers, call.stoppable(), show)
+    if call.place is None:
+        _start_group(call, workers.most)
+    with launch.joined(call, config, workers, followed) as placed, Progress("samples") as progress:
+        results = cluster.train_all([placed], workers, call.stoppable(), show)
     if not results:
         say("stopped before the workers began, or between two groups of them")
         return {}
@@ -420,7 +421,7 @@ VERBS = {
     "trace": Verb("PLACE", "what became of samples, and which steps of runs saw them", trace),
     "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
-    "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
+    "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", launch.heard(_train)),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
     "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),
     "export": Verb("CHECKPOINT", "write a checkpoint as timm or the official code reads it", _export),

@@ -31,13 +31,15 @@ def train_all(
     stop: threading.Event | None = None,
     progress: Progress = lambda row: None,
 ) -> list[TrainResult]:
-    """Train the runs one after another: in this process, or on a Ray Train group for several workers or on a cluster.
+    """Train the runs one after another: in this process, which may be a rank of a group that a launcher has started, or
+    on a Ray Train group for several workers or on a cluster.
 
     `stop` makes every rank save a checkpoint and return at the end of its step. Workers and nodes may be lost, go and
     come meanwhile. Raises ValueError for what train.run() raises it for, and TryLater when the cluster had no place for
     the workers in the time that they may wait.
     """
     from xtra import train
+    from xtra.distributed import world_of
     from xtra.run import terms
 
     workers = Workers(workers, workers) if isinstance(workers, int) else workers
@@ -45,7 +47,7 @@ def train_all(
     configs = [_absolute(config) for config in configs]
     for config in configs:
         terms(config.out, config)  # refuse now what every worker would refuse later
-    if workers.most > 1 or on_a_cluster():
+    if world_of()[1] == 1 and (workers.most > 1 or on_a_cluster()):
         return _train_on_ray(configs, workers, stop, progress)
     results: list[TrainResult] = []
     for config in configs:
