@@ -16,7 +16,7 @@
 #SBATCH --output=xtra-%j.log
 set -u
 XTRA=${XTRA:-xtra}         # the command, e.g. "uv run xtra" or "/path/.venv/bin/xtra"
-MAX_STARTS=${MAX_STARTS:-100}
+MAX_STARTS=${MAX_STARTS:-20}
 
 if [ $# -lt 1 ]; then
     echo "slurm.sh: RECIPE is missing: sbatch slurm.sh RECIPE --data DATASET --out RUN" >&2
@@ -38,11 +38,11 @@ step=$!
 code=0
 while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done
 
-# 75: a rank was lost, or did not come. Mistakes (2) and the user's own scancel are not tried again.
+# 75: a rank was lost, or did not come; from 134 on a process died of a signal. Mistakes (2) are not tried again.
 if [ "$again" = yes ] && [ "$code" -ne 0 ]; then
     echo "slurm.sh: saved before the time limit (exit $code)"
-elif [ "$code" -eq 75 ]; then
-    echo "slurm.sh: a rank was lost"
+elif [ "$code" -eq 75 ] || { [ "$code" -ge 134 ] && [ "$code" -ne 143 ]; }; then
+    echo "slurm.sh: a rank was lost (exit $code)"
 else
     exit "$code"
 fi
