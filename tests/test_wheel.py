@@ -123,7 +123,7 @@ def test_no_other_distribution_provides_our_top_level_names(installed: Path, tmp
     look = "import json; from importlib import metadata; print(json.dumps(metadata.packages_distributions()))"
     found = json.loads(run(installed, "-c", look, at=tmp_path))
     ours = {room: {*found[room]} for room in ("shards", "ingest", "xtra", "jobs")}
-    assert ours == dict.fromkeys(ours, {"xtra-pretrain"})
+    assert ours == {room: {"xtra-pretrain"} for room in ours}
 
 
 def test_an_installed_package_runs_decodes_and_isolates(installed: Path, tmp_path: Path) -> None:

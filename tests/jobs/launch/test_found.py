@@ -6,8 +6,8 @@ import pytest
 
 from jobs import cli
 from jobs.flags import Call
-from jobs.launch import Place, find, workers
-from jobs.launch.found import first_host
+from jobs.launch import workers
+from jobs.launch.found import Place, find, first_host
 
 TORCHRUN = {
     "RANK": "3",
@@ -33,7 +33,8 @@ def test_the_tasks_of_srun_are_found_and_meet_at_the_first_node() -> None:
     assert find(SRUN) == Place("srun", 5, 8, 1, 0, "gpu003", 29500)
     one = SRUN | {"SLURM_NODELIST": "gpu003"}
     assert find(one) == Place("srun", 5, 8, 1, 8, "gpu003", 29500)  # all on one machine
-    assert find(SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"}) == Place("srun", 5, 8, 1, 0, "10.0.0.1", 4000)
+    given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"}
+    assert find(SRUN | given) == Place("srun", 5, 8, 1, 0, "10.0.0.1", 4000)
 
 
 def test_a_step_smaller_than_its_job_counts_its_own_tasks() -> None:
@@ -95,7 +96,7 @@ def test_a_wrong_variable_is_named(environ: dict[str, str], message: str) -> Non
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("a", "a"), ("a1,a2", "a1"), ("n[01-04]", "n01"), ("r[2,4]n[7-9],x", "r2n7"), ("n[3,5-7]-ib,z", "n3-ib"), ("", "")],
+    [("a1,a2", "a1"), ("n[01-04]", "n01"), ("r[2,4]n[7-9],x", "r2n7"), ("n[3,5-7]-ib,z", "n3-ib"), ("", "")],
 )
 def test_the_first_host_of_a_compressed_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
@@ -107,7 +108,9 @@ def test_workers_may_say_what_the_launcher_did() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"), [(TORCHRUN, "torchrun has started 4 (WORLD_SIZE)"), (SRUN, "srun has started 8 (SLURM_NTASKS)")]
+    ("environ", "said"),
+    [(TORCHRUN, "torchrun has started 4 (WORLD_SIZE)"), (SRUN, "srun has started 8 (SLURM_NTASKS)")],
+    ids=["torchrun", "srun"],
 )
 def test_workers_that_contradict_the_launcher_are_one_line(
     environ: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -119,7 +122,8 @@ def test_workers_that_contradict_the_launcher_are_one_line(
     assert capsys.readouterr() == ("", "")  # not rank 0
     monkeypatch.setenv("RANK" if "RANK" in environ else "SLURM_PROCID", "0")
     assert cli.main(words) == 2
-    assert capsys.readouterr() == ("", f"xtra train: --workers is 3, but {said}: leave --workers out, or start as many\n")
+    line = f"xtra train: --workers is 3, but {said}: leave --workers out, or start as many\n"
+    assert capsys.readouterr() == ("", line)
 
 
 def test_a_world_of_one_trains_in_this_process_and_no_more(

@@ -47,7 +47,7 @@ def test_bash_reads_it_and_shellcheck_finds_nothing() -> None:
     lines = SCRIPT.read_text().splitlines()
     assert {"#SBATCH --requeue", "#SBATCH --signal=B:USR1@180", "#SBATCH --open-mode=append"} <= {*lines}
     first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
-    assert max(number for number, line in enumerate(lines) if line.startswith("#SBATCH")) < first  # sbatch reads no more
+    assert max(n for n, line in enumerate(lines) if line.startswith("#SBATCH")) < first  # sbatch reads no further
 
 
 @pytest.mark.parametrize(
