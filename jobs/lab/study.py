@@ -129,6 +129,8 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
             terms(trial.run.out, trial.run)
         done += _side_by_side(config, chains, stop, progress)
     trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
+    if trained or probed:
+        _write_rows(config.out, config.rows)  # of two that end together the slower one may not have seen the other's
     return StudyResult(config.out, rates, trained, probed, stop.is_set())
 
 
@@ -148,11 +150,14 @@ class _Job:
 def _work(job: _Job, stop: threading.Event, progress: Progress) -> chain.Done:
     """A chain; then the rows of all that is there."""
     done = chain.work(job.chain, stop, progress)
-    if job.rows:
-        for part in ("sweep", "grid"):
-            if store.names(store.join(job.out, part)):
-                write_rows(store.join(job.out, part), job.rows, part)
+    _write_rows(job.out, job.rows)
     return done
+
+
+def _write_rows(out: str, rows: str) -> None:
+    for part in ("sweep", "grid") if rows else ():
+        if store.names(store.join(out, part)):
+            write_rows(store.join(out, part), rows, part)
 
 
 # ---- what the study is ----
