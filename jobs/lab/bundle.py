@@ -8,7 +8,7 @@ study's own subsets (docs/study): the images that train probe heads, and those o
 training pictures have what is left, in the order of the hash that makes subsets, so that fewer are nested in more.
 
 It is compressed in pieces, each an xz stream of its own, so that what a piece costs is known before it is written.
-Pictures of 64 px have much in common (their tables are half of them): they shrink to about two thirds.
+Pictures of 64 px have much in common (their tables are half of them): they shrink to about three fifths.
 """
 
 from __future__ import annotations
