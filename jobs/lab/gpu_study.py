@@ -101,10 +101,15 @@ def run(values: argparse.Namespace, stop: threading.Event) -> StudyResult:
         if "remark" not in row and time.monotonic() - said >= SAY_SECONDS:
             said = time.monotonic()
             name = row["run"].rpartition("/")[2]
-            what = row.get("note") or f"{row.get('samples_seen', 0):,} of {row.get('samples', 0):,} samples"
-            print(f"{name}: {what}, {row.get('samples_per_s', 0):,.0f}/s", file=sys.stderr, flush=True)
+            print(f"{name}: {_words(row)}", file=sys.stderr, flush=True)
 
     return study.run(config, show, stop)
+
+
+def _words(row: dict[str, Any]) -> str:
+    if "samples_per_s" in row:
+        return f"{row['samples_seen']:,} of {row['samples']:,} samples, {row['samples_per_s']:,.0f}/s"
+    return row.get("note") or "probed"
 
 
 def _import(tars: str, data: str, stop: threading.Event) -> None:

@@ -147,6 +147,7 @@ def test_a_python_without_the_libraries_is_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five starts of a process that imports torch: half a minute where nothing else runs
 def test_the_command_inside_trains_probes_and_goes_on(data: str, tmp_path: Path) -> None:
     """Two seeds of a hundred samples a run on the CPU, stopped by its minutes and run again."""
     out = tmp_path / "b.tar.xz"
