@@ -31,6 +31,7 @@ PREPARED = "XTRA_STUDY_PREPARED"  # set for the process that has the bundle's cr
 WIND_DOWN = 45.0  # seconds before the end of the minutes in which runs save and probes end
 SAY_SECONDS = 15.0
 SAMPLES = (100_000, 1_000_000, 10_000_000)  # a trunk a run, and a branch for each count
+NOT_WHOLE = "gpu-study: not whole yet: the same command goes on"
 BATCH = 256  # larger than on a CPU, where 16 make the most of few samples
 
 
@@ -126,6 +127,13 @@ def _import(tars: str, data: str, stop: threading.Event) -> None:
             in_place.run(folders.Config(where, str(Path(data, name)), name=name, in_place=True), None, stop.is_set)
 
 
+def _cut_off() -> None:
+    """The minutes are over, and runs have saved: only a probe can still be under way, and is done again next time.
+    Processes of runs end with this one."""
+    print(NOT_WHOLE, file=sys.stderr, flush=True)
+    os._exit(os.EX_TEMPFAIL)
+
+
 def main(words: Sequence[str]) -> int:
     values = parsed(words)
     from jobs.bench.gpu import FOLDER, environment
@@ -143,9 +151,10 @@ def main(words: Sequence[str]) -> int:
         signal.signal(number, lambda *_: stop.set())
     if values.minutes:
         seconds = 60 * values.minutes
-        timer = threading.Timer(max(seconds - WIND_DOWN, seconds / 2), stop.set)
-        timer.daemon = True
-        timer.start()
+        for when, what in ((max(seconds - WIND_DOWN, seconds / 2), stop.set), (seconds, _cut_off)):
+            timer = threading.Timer(when, what)
+            timer.daemon = True
+            timer.start()
     try:
         result = run(values, stop)
     except ValueError as error:
@@ -153,7 +162,7 @@ def main(words: Sequence[str]) -> int:
         return 2
     print(f"{result.trained} runs trained and {result.probed} probed now; rates {result.rates}: {result.out}")
     if result.stopped:
-        print("gpu-study: not whole yet: the same command goes on", file=sys.stderr)
+        print(NOT_WHOLE, file=sys.stderr)
     return os.EX_TEMPFAIL if result.stopped else 0
 
 
