@@ -64,6 +64,10 @@ bench-gpu: ## measure this machine's GPU, with any python that has torch, Pillow
 gpu-bundle: ## fill .gpu/ with what a machine with a GPU needs besides this tree: ARGS='--vectors DIR --tar SMALL.tar'
 	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m jobs.bench.gpu.bundle $(ARGS)
 
+study-bundle: ## pack the block-size study for a machine with a GPU, at most 60 MiB: DATA=folder of its datasets OUT=…
+	@test -n "$(DATA)" || { echo "make study-bundle: DATA is missing: make study-bundle DATA=DS (docs/study)" >&2; exit 2; }
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m jobs.lab.bundle --data $(DATA) $(if $(OUT),--out $(OUT)) $(ARGS)
+
 lock: setup ## write requirements.lock anew from pyproject.toml
 	$(PIP) install -q uv
 	printf 'torch==2.13.0\n' > .venv/overrides.txt
@@ -83,5 +87,5 @@ clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo demo-cluster image ingest check test test-all attack bench bench-gpu gpu-bundle lock clean
+.PHONY: help setup demo demo-cluster image ingest check test test-all attack bench bench-gpu gpu-bundle study-bundle lock clean
 .DEFAULT_GOAL := help

@@ -52,7 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except Stopped:
         return _stopped(call)
     except ValueError as error:
-        say(f"xtra {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        if not call.shown:
+            say(f"xtra {name}: {' '.join(str(error).split())}", file=sys.stderr)
         code = getattr(error, "exit_code", 2)  # 75: nothing is wrong, and the same command may go on later
         if getattr(error, "at_once", False):
             sys.stdout.flush()

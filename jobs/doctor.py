@@ -29,6 +29,7 @@ PACKAGES = {  # what pillow-simd's build may miss -> the Debian package that has
     "lcms2.h": "liblcms2-dev",
     "tiffio.h": "libtiff-dev",
 }
+ROOMS = ("shards", "ingest", "xtra", "jobs")
 CODECS = ("jpg", "zlib", "webp", "littlecms2", "libtiff")
 AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 AWS_OTHER = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
@@ -80,8 +81,20 @@ def _checks(config: Config) -> Iterator[Check]:
     ]
     for check in checks:
         yield check()
+    if shadowed := clashes():
+        yield Check(
+            "fail", "names", f"also provided by others: {', '.join(shadowed)}", "use an environment without them"
+        )
     if config.url:
         yield object_store(config.url)
+
+
+def clashes() -> list[str]:
+    """Our top-level packages that another installed distribution provides as well, each with its name: whichever comes
+    first on the path would be imported."""
+    providers = metadata.packages_distributions()
+    others = {room: sorted({*providers.get(room, ())} - {"xtra-pretrain"}) for room in ROOMS}
+    return [f"{room} by {', '.join(names)}" for room, names in others.items() if names]
 
 
 def python() -> Check:

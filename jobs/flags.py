@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,10 @@ class Call:
     stop: threading.Event = field(default_factory=threading.Event)
     json: bool = False  # the command ends with one JSON object
     quiet: bool = False  # of signals: it runs beside another command, which tells of them
+    echo: float = 0.0  # seconds after a signal in which another one is the same wish
+    shown: bool = False  # what it raises has been printed, or another rank prints it
+    place: Any = None  # this process's among the ranks that a launcher has started (jobs/launch)
+    _since: float = 0.0
 
     def first(self) -> str | None:
         """Take the leading word that is no flag, if there is one."""
@@ -153,8 +158,10 @@ class Call:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """The first asks a verb that can to wind down; any other ends it at once."""
+        if self.signal and time.monotonic() - self._since < self.echo:
+            return
         urgent = self.signal or not self.can_stop
-        self.signal = number
+        self.signal, self._since = number, time.monotonic()
         self.stop.set()
         if urgent:
             raise Stopped

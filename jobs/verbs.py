@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs import deploy_verb, submit_verb, upkeep_verbs
+from jobs import deploy_verb, launch, submit_verb, upkeep_verbs
 from jobs.flags import nearest
 from jobs.ingest_verbs import import_verb, ingest_verb, peek_verb, select_verb, start_group
 from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
@@ -42,13 +42,13 @@ def _train(call: Call) -> Any:
         raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
     if name not in recipes.names():
         raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
-    workers = call.workers()
+    workers = launch.workers(call)
     asked, take_over = call.prefixed("probe"), call.switch("take-over")
     also = """--workers N trains on N processes (1: this one, unless RAY_ADDRESS names a
 cluster). --workers MIN..MAX takes what there is between, and more as it comes
 (--resize-every 300 seconds). --wait-for-workers SECONDS (60; in a job for ever)
 ends with exit code 75. --stall 600: seconds without a step after which a worker
-counts as lost.
+counts as lost. What torchrun or srun has started is found (docs/launchers.md).
 --take-over goes on with a run that another command is provably at work on; that
 one ends when it next saves. Without it such a run is refused.
 --probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
@@ -67,9 +67,10 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it
             say(line, file=sys.stderr, flush=True)
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
-    start_group(call, workers.most)
-    with followed, Progress("samples") as progress:
-        results = cluster.train_all([config], workers, call.stoppable(), show, take_over)
+    if call.place is None:
+        start_group(call, workers.most)
+    with launch.joined(call, config, workers, followed) as placed, Progress("samples") as progress:
+        results = cluster.train_all([placed], workers, call.stoppable(), show, take_over)
     if not results:
         say("stopped before the workers began, or between two groups of them")
         return {}
@@ -234,7 +235,7 @@ VERBS = {
     "trace": Verb("PLACE", "what became of samples, and which steps of runs saw them", trace),
     "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
     "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
-    "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", _train),
+    "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", launch.heard(_train)),
     "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
     "embed": Verb("RUN", "write the vectors of a dataset's pictures as Parquet", _embed),
     "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),

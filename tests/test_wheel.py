@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -113,6 +114,38 @@ def test_the_wheel_has_every_file_that_is_needed_and_the_licence(wheel: Path) ->
     assert sources <= set(names)
     assert {name.split("/")[0] for name in names} == {"shards", "ingest", "xtra", "jobs", names[-1].split("/")[0]}
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_a_wheel_made_of_the_sdist_has_the_same_files(wheel: Path, tmp_path: Path) -> None:
+    make = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    tree = wheel.parent / "tree"
+    subprocess.run([sys.executable, "-c", make, tmp_path], cwd=tree, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("xtra_pretrain-*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, sdist], check=True)
+    (again,) = tmp_path.glob("*.whl")
+    first, second = zipfile.ZipFile(wheel), zipfile.ZipFile(again)
+    assert sorted(first.namelist()) == sorted(second.namelist())
+    for name in first.namelist():
+        if not name.endswith("/RECORD"):
+            assert first.read(name) == second.read(name), name
+
+
+def test_the_metadata_name_the_command_the_pythons_and_the_licence(wheel: Path) -> None:
+    files = zipfile.ZipFile(wheel)
+    (info,) = {name.split("/")[0] for name in files.namelist() if ".dist-info/" in name}
+    metadata = files.read(f"{info}/METADATA").decode()
+    assert "\nRequires-Python: <3.14,>=3.11\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert "\nDescription-Content-Type: text/markdown\n" in metadata
+    assert files.read(f"{info}/entry_points.txt").decode().splitlines() == ["[console_scripts]", "xtra = jobs.cli:main"]
+
+
+def test_no_other_distribution_provides_our_top_level_names(installed: Path, tmp_path: Path) -> None:
+    look = "import json; from importlib import metadata; print(json.dumps(metadata.packages_distributions()))"
+    found = json.loads(run(installed, "-c", look, at=tmp_path))
+    ours = {room: {*found[room]} for room in ("shards", "ingest", "xtra", "jobs")}
+    assert ours == {room: {"xtra-pretrain"} for room in ours}
 
 
 def test_an_installed_package_runs_decodes_and_isolates(installed: Path, tmp_path: Path) -> None:

@@ -97,13 +97,18 @@ def pretrain(
     `out` at least; a dict changes fields within one (`optim={"lr": 1e-3}`).
 
     `stop` is asked after every step; True ends the run with a checkpoint. Raises ValueError for what is not there, a
-    setting that there is not, and a run that was begun with other settings.
+    setting that there is not, a run that was begun with other settings, and one that another process is provably at
+    work on.
     """
     from shards.bar import bar
     from shards.typed_json import changed
     from xtra import recipes, train
+    from xtra.run import at_work, attempts
 
     whole = changed(recipes.get(config) if isinstance(config, str) else config, settings)
+    newest = max(attempts(whole.out), default=0) if whole.out else 0
+    if newest and (other := at_work(whole.out, newest)) is not None and other.proved:
+        raise ValueError(f"{other}: wait for it or stop it")
     with bar("samples", progress) as report:
 
         def show(row: dict[str, Any]) -> None:

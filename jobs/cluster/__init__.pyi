@@ -1,5 +1,6 @@
 from .follow_job import Follower as Follower
 from .group import Progress as Progress, ingest_all as ingest_all, train_all as train_all
+from .node_facts import interface_of as interface_of
 from .preflight import check_nodes as check_nodes
 from .probes import probe_all as probe_all, probing_device as probing_device
 from .side_by_side import side_by_side as side_by_side
@@ -12,6 +13,7 @@ from .submit import (
 )
 from .wanted import (
     SUBMITTED_WITH as SUBMITTED_WITH,
+    TryLater as TryLater,
     Workers as Workers,
     on_a_cluster as on_a_cluster,
     parse_workers as parse_workers,

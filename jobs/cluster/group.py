@@ -32,7 +32,8 @@ def train_all(
     progress: Progress = lambda row: None,
     take_over: bool = False,
 ) -> list[TrainResult]:
-    """Train the runs one after another: in this process, or on a Ray Train group for several workers or on a cluster.
+    """Train the runs one after another: in this process, which may be a rank of a group that a launcher has started, or
+    on a Ray Train group for several workers or on a cluster.
 
     `stop` makes every rank save a checkpoint and return at the end of its step. Workers and nodes may be lost, go and
     come meanwhile. Raises ValueError for what train.run() raises it for, for a run that another process is at work on
@@ -40,6 +41,7 @@ def train_all(
     the time that they may wait.
     """
     from xtra import train
+    from xtra.distributed import world_of
     from xtra.run import terms
 
     workers = Workers(workers, workers) if isinstance(workers, int) else workers
@@ -47,9 +49,11 @@ def train_all(
     configs = [_absolute(config) for config in configs]
     for config in configs:
         terms(config.out, config)  # refuse now what every worker would refuse later
-    if workers.most > 1 or on_a_cluster():
+    rank, world = world_of()
+    if world == 1 and (workers.most > 1 or on_a_cluster()):
         return _train_on_ray(configs, workers, stop, progress, take_over)
-    _look_for_others(configs, take_over, progress)
+    if rank == 0:
+        _look_for_others(configs, take_over, progress)
     results: list[TrainResult] = []
     for config in configs:
         if stop.is_set():

@@ -27,6 +27,7 @@ from xtra.run import terms
 
 SWEEP_SEED = 1000  # not one of the grid's
 LEAST_RATE, LARGEST_RATE = 1.25e-4, 3.2e-2  # a sweep that ends at one of these ends there
+EVERY_STEPS = 2_000  # between checkpoints, where the batch is not the recipe's
 PINNED = "study.json"
 
 
@@ -48,6 +49,12 @@ class Config:
     held_out_images: int = 1_000  # for the pretraining loss
     probe_epochs: int = 20
     at_once: int = 2  # runs side by side, a process each
+    arms: tuple[str, ...] = ()  # of ARMS, by name; empty: all
+    secondary: tuple[Literal["tin", "grocery"], ...] = ("tin", "grocery")  # probed at the largest count of a stage
+    batch: int = 0  # images a step; 0: the recipe's
+    warmup: int = 0  # samples; 0: the recipe's
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1  # that decode, of each run
 
     def __post_init__(self) -> None:
         for name in ("samples", "seeds", "stages", "lrs"):
@@ -55,6 +62,12 @@ class Config:
                 raise ValueError(f"{name} is empty; a study needs at least one")
         if SWEEP_SEED in self.seeds:
             raise ValueError(f"seeds has {SWEEP_SEED}, which is that of the sweep: use others")
+        for name in self.arms:
+            if name not in (known := [arm.name for arm in ARMS]):
+                raise ValueError(f"arms has {name!r}; it must be of {', '.join(known)}")
+        if not self.arms or {PRIMARY["arm"], PRIMARY["against"]} <= {*self.arms}:
+            return
+        raise ValueError(f"arms lacks {PRIMARY['arm']} or {PRIMARY['against']}, which the primary comparison is of")
 
 
 @dataclass(frozen=True)
@@ -92,9 +105,9 @@ class _Sets:
     train: Manifest
     few: Manifest
     held_out: Manifest
-    tin: tuple[Manifest, Manifest]  # trains heads, evaluates them
+    tin: tuple[Manifest, ...]  # trains heads, evaluates them; empty where nothing is probed on it
     cifar: tuple[Manifest, Manifest]
-    grocery: tuple[Manifest, Manifest]
+    grocery: tuple[Manifest, ...]
 
 
 def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
@@ -117,6 +130,8 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
             terms(trial.run.out, trial.run)
         done += _side_by_side(config, chains, stop, progress)
     trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
+    if trained or probed:
+        _write_rows(config.out, config.rows)  # of two that end together the slower one may not have seen the other's
     return StudyResult(config.out, rates, trained, probed, stop.is_set())
 
 
@@ -136,11 +151,14 @@ class _Job:
 def _work(job: _Job, stop: threading.Event, progress: Progress) -> chain.Done:
     """A chain; then the rows of all that is there."""
     done = chain.work(job.chain, stop, progress)
-    if job.rows:
-        for part in ("sweep", "grid"):
-            if store.names(store.join(job.out, part)):
-                write_rows(store.join(job.out, part), job.rows, part)
+    _write_rows(job.out, job.rows)
     return done
+
+
+def _write_rows(out: str, rows: str) -> None:
+    for part in ("sweep", "grid") if rows else ():
+        if store.names(store.join(out, part)):
+            write_rows(store.join(out, part), rows, part)
 
 
 # ---- what the study is ----
@@ -155,19 +173,19 @@ def _sets(config: Config) -> _Sets:
         of("tin-train"),
         of("tin-train", config.few_images),
         of("tin-val", config.held_out_images),
-        (of("tin-train", config.head_images), of("tin-val")),
+        (of("tin-train", config.head_images), of("tin-val")) if "tin" in config.secondary else (),
         (of("cifar10-train", config.head_images), of("cifar10-test")),
-        (of("grocery-train"), of("grocery-test")),
+        (of("grocery-train"), of("grocery-test")) if "grocery" in config.secondary else (),
     )
 
 
 def _pin(config: Config, sets: _Sets) -> None:
     """Write down what the study is, or compare with what it was begun as."""
-    free = ("data", "out", "rows", "seeds", "stages", "at_once")
+    free = ("data", "out", "rows", "seeds", "stages", "at_once", "device", "threads")
     settings = {name: value for name, value in vars(config).items() if name not in free}
-    used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in ARMS}
+    used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in _arms(config)}
     digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
-    arms = {arm.name: dataclasses.asdict(arm) for arm in ARMS}
+    arms = {arm.name: dataclasses.asdict(arm) for arm in _arms(config)}
     primary = {**PRIMARY, "set": sets.cifar[1].list_name, "head": "linear", "samples_seen": max(config.samples)}
     whole = {"primary": primary, "settings": settings, "arms": arms, "recipes": used, "manifests": digests}
     now = json.loads(json.dumps(whole))
@@ -175,13 +193,34 @@ def _pin(config: Config, sets: _Sets) -> None:
     pins = {config.rows: {name: value for name, value in now.items() if name != "manifests"}} if config.rows else {}
     for folder, pin in {**pins, config.out: now}.items():
         where = store.join(folder, PINNED)
-        before = pin if not store.exists(where) else store.read_json(where)
+        before = pin if not store.exists(where) else _with_defaults(store.read_json(where))
         for name, old, new in _differences("", before, pin):
             raise ValueError(
                 f"{where}: the study was begun with {name} = {old!r}, now {new!r}: use the old value or another folder"
             )
     for folder, pin in {**pins, config.out: now}.items():
         store.put_json_if_absent(store.join(folder, PINNED), pin)
+
+
+def _with_defaults(pin: dict[str, Any]) -> dict[str, Any]:
+    """A setting that an older study did not have is taken to have been what is now its default."""
+    defaults = {
+        f.name: f.default for f in dataclasses.fields(Config) if f.name in ("arms", "secondary", "batch", "warmup")
+    }
+    return pin | {"settings": json.loads(json.dumps(defaults)) | pin["settings"]}
+
+
+def _arms(config: Config) -> list[Arm]:
+    return [arm for arm in ARMS if not config.arms or arm.name in config.arms]
+
+
+def _base(config: Config, recipe: str) -> train.Config:
+    """The recipe on this study's machine."""
+    base = dataclasses.replace(recipes.get(recipe), device=config.device, threads=config.threads)
+    optim = dataclasses.replace(base.optim, warmup=config.warmup or base.optim.warmup)
+    batch = config.batch or base.batch
+    every = max(base.checkpoint_every, EVERY_STEPS * config.batch)
+    return dataclasses.replace(base, optim=optim, batch=batch, checkpoint_every=every)
 
 
 def _shaping(recipe: train.Config) -> dict[str, Any]:
@@ -205,7 +244,7 @@ def _sweep(config: Config, sets: _Sets) -> Iterator[Trial]:
     """A run for each block size and rate that is in the sweep by now."""
     for block, recipe in SWEPT.items():
         for lr in _rates(config, block):
-            base = recipes.get(recipe)
+            base = _base(config, recipe)
             run = dataclasses.replace(
                 base,
                 data=sets.train.address,
@@ -275,14 +314,14 @@ def _grid(config: Config, sets: _Sets, rates: dict[str, float], last: int) -> li
     """The counts up to `last`; by seed, so that every finished seed is a whole answer."""
     chains = []
     for seed in config.seeds:
-        for arm in ARMS:
+        for arm in _arms(config):
             counts = [n for n in sorted(config.samples)[:: -arm.every][::-1] if n <= last]
             chains += [_chain(config, sets, rates, arm, seed, counts)] if counts else []
     return chains
 
 
 def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed: int, counts: list[int]) -> Chain:
-    base = recipes.get(arm.recipe)
+    base = _base(config, arm.recipe)
     folder = store.join(store.absolute(config.out), "grid")
     optim = dataclasses.replace(base.optim, lr=rates[f"block{base.model.block}"], schedule=arm.schedule)
     runs = [
@@ -335,9 +374,10 @@ def _linear(config: Config, sets: _Sets, out: str, seed: int) -> probe.Config:
         epochs=config.probe_epochs,
         views=1,
         seed=seed,
+        device=config.device,
         precision="bf16",
-        encode_batch=32,
-        threads=1,
+        encode_batch=32 if config.device == "cpu" else 512,
+        threads=config.threads,
     )
 
 
@@ -345,5 +385,5 @@ def _secondary(config: Config, sets: _Sets, out: str, seed: int) -> tuple[probe.
     base = dataclasses.replace(_linear(config, sets, out, seed), heads=("linear", "attentive"))
     return tuple(
         dataclasses.replace(base, train=training.address, eval=evaluation.address)
-        for training, evaluation in (sets.tin, sets.grocery)
+        for training, evaluation in filter(None, (sets.tin, sets.grocery))
     )

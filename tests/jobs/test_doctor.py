@@ -30,6 +30,20 @@ def test_variables_are_named_and_their_values_never_shown(
     assert "visible-" not in capsys.readouterr().out
 
 
+def test_no_other_distribution_here_has_our_names_and_one_that_does_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    assert doctor.clashes() == []
+    other = tmp_path / "thief-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: thief\nVersion: 1.0\n")
+    (other / "top_level.txt").write_text("shards\nthief\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor.clashes() == ["shards by thief"]
+    (found,) = [check for check in doctor.run(doctor.Config()) if check.what == "names"]
+    assert (found.level, found.detail) == ("fail", "also provided by others: shards by thief")
+
+
 def test_half_of_the_credentials_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)

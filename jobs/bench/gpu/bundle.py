@@ -31,14 +31,7 @@ def make(folder: Path, vectors: str = "", tar: str = "", wheels: str = "") -> li
     """Fill the folder: every file and its bytes. Raises ValueError where something is missing or it gets too large."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    built = sorted(NATIVE.glob("_*.so"))
-    if not built:
-        raise ValueError(f"{NATIVE} has no compiled croppers: run make setup first")
-    for library in built:
-        shutil.copy2(library, folder)
-        for needed in _linked(library):
-            if "jpeg" in needed.name:
-                shutil.copy2(needed.resolve(), folder / needed.name)
+    put_croppers(folder)
     (folder / "commit").write_text(commit())
     if vectors:
         _require(vectors)
@@ -61,6 +54,18 @@ def make(folder: Path, vectors: str = "", tar: str = "", wheels: str = "") -> li
         said = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in largest)
         raise ValueError(f"{folder} has {total / 2**20:.0f} MiB, above {LIMIT >> 20} MiB; the largest: {said}")
     return sorted(files)
+
+
+def put_croppers(folder: Path) -> None:
+    """Copy the compiled croppers, and the libjpeg that they are linked to. Raises ValueError where none are built."""
+    built = sorted(NATIVE.glob("_*.so"))
+    if not built:
+        raise ValueError(f"{NATIVE} has no compiled croppers: run make setup first")
+    for library in built:
+        shutil.copy2(library, folder)
+        for needed in _linked(library):
+            if "jpeg" in needed.name:
+                shutil.copy2(needed.resolve(), folder / needed.name)
 
 
 def environment(folder: Path) -> dict[str, str]:

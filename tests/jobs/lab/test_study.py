@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ SETS = {
 }
 CONSTANT = OptimConfig(lr=9.0, warmup_lr=0.0, warmup=32, schedule="constant")
 ORIGINAL = recipes.get
+ALL_ARMS = study.ARMS
 
 
 def tiny(name: str) -> train.Config:
@@ -164,3 +166,37 @@ def test_a_missing_set_is_named(config: study.Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tin-train"):
         study.run(dataclasses.replace(config, data=str(tmp_path / "none")))
     assert store.names(config.out) == []
+
+
+def test_a_part_of_the_arms_is_a_study_of_its_own(config: study.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "ARMS", ALL_ARMS)
+    part = dataclasses.replace(config, samples=(160,), stages=(160,), seeds=(0,), arms=("block4", "block1"))
+    with pytest.raises(ValueError, match="arms has 'block9'; it must be of block4, "):
+        dataclasses.replace(part, arms=("block9",))
+    with pytest.raises(ValueError, match="arms lacks block4 or block1, which the primary comparison is of"):
+        dataclasses.replace(part, arms=("block4-cosine",))
+    small = dataclasses.replace(part, secondary=(), batch=20, warmup=40)
+    stop = threading.Event()
+    stop.set()
+    study.run(small, stop=stop)
+    pinned = store.read_json(store.join(small.out, "study.json"))
+    assert set(pinned["manifests"]) >= {"tin", "grocery"}
+    assert pinned["manifests"]["grocery"] == []
+    for name, value in (("batch", 10), ("warmup", 0), ("secondary", ("tin",))):
+        with pytest.raises(ValueError, match=rf"the study was begun with settings\.{name} = "):
+            study.run(dataclasses.replace(small, **{name: value}), stop=stop)
+
+
+def test_a_study_of_an_older_build_has_todays_defaults(config: study.Config) -> None:
+    stop = threading.Event()
+    stop.set()
+    study.run(config, stop=stop)
+    for folder in (config.out, config.rows):
+        where = Path(folder, "study.json")
+        pin = json.loads(where.read_text())
+        for name in ("arms", "secondary", "batch", "warmup"):
+            del pin["settings"][name]
+        where.write_text(json.dumps(pin))
+    study.run(config, stop=stop)
+    with pytest.raises(ValueError, match=r"begun with settings\.batch = 0, now 20"):
+        study.run(dataclasses.replace(config, batch=20), stop=stop)

@@ -1,0 +1,1 @@
+from .ranks import heard as heard, joined as joined, workers as workers
