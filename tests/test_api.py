@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import pkgutil
 import subprocess
@@ -140,6 +141,15 @@ def test_pretraining_from_python_is_the_commands_to_the_bit_and_goes_on(tmp_path
     words = {"data": str(tmp_path / "set"), "batch": 16, "checkpoint_every": 16, "progress": False}
     half = xtra.pretrain("demo32", out=tmp_path / "a", samples=64, stop=iter([False, True]).__next__, **words)
     assert (half.samples_seen, half.stopped) == (32, True)
+    begun = tmp_path / "a/attempts/000002.json"
+    with subprocess.Popen(["sleep", "60"]) as other:  # a command that is at work on the run
+        there = json.loads((tmp_path / "a/attempts/000001.json").read_text())
+        started = int(Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        begun.write_text(json.dumps(there | {"driver": there["driver"] | {"pid": other.pid, "started": started}}))
+        with pytest.raises(ValueError, match=f"attempt 2 is at work on it .process {other.pid}"):
+            xtra.pretrain("demo32", out=tmp_path / "a", samples=64, **words)
+        other.kill()
+    begun.unlink()
     done = xtra.pretrain("demo32", out=tmp_path / "a", samples=64, **words)
     flags = ["--data", str(tmp_path / "set"), "--batch", "16", "--checkpoint-every", "16", "--samples", "64"]
     assert cli.main(["train", "demo32", "--out", str(tmp_path / "b"), *flags]) == 0
