@@ -243,7 +243,12 @@ def walk(source: Walkable, links: bool = False) -> Iterator[Placed]:
         end = at + BLOCK + length
         at = source.pass_to(end + -length % BLOCK)
         if at < end:
-            raise ValueError(f"the tar ends inside {name} at byte {at}: it was cut short")
+            raise ValueError(f"the tar ends inside {_shown(name)} at byte {at}: it was cut short")
+
+
+def _shown(name: str) -> str:
+    """A member's name in a message of one line."""
+    return name[:200] if name.isprintable() else ascii(name[:200])
 
 
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -265,7 +270,9 @@ def _parse(head: bytes, at: int) -> tuple[str, int, bytes]:
     except tarfile.HeaderError as error:
         raise ValueError(f"the tar has no valid header at byte {at}: {error}") from None
     if info.type == tarfile.GNUTYPE_SPARSE:
-        raise ValueError(f"the tar holds {info.name} at byte {at} as a sparse file: pack it again without --sparse")
+        raise ValueError(
+            f"the tar holds {_shown(info.name)} at byte {at} as a sparse file: pack it again without --sparse"
+        )
     return info.name, info.size, info.type
 
 

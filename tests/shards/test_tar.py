@@ -142,3 +142,12 @@ def extended(record: bytes) -> bytes:
 def test_lengths_that_lead_nowhere_are_damage(tar, what):
     with pytest.raises(ValueError, match=f"the tar has no valid {what}"):
         list(itertools.islice(walk(Source([memoryview(tar)])), 10))
+
+
+def test_a_torn_member_with_a_wild_name_is_said_in_one_short_line():
+    info = tarfile.TarInfo("new\nline\x1b[31m" + "x" * 3000)
+    info.size = 4000
+    head = info.tobuf(tarfile.GNU_FORMAT)
+    with pytest.raises(ValueError, match=r"the tar ends inside 'new\\nline\\x1b\[31mx+' at byte \d+: it") as caught:
+        list(walk(Source([memoryview(head + b"y" * 100)])))
+    assert len(str(caught.value)) < 400
