@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterable
@@ -86,3 +87,21 @@ def in_words(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "a link that leads to itself"
     return error.strerror or str(error)
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents, each of which is synced: a new name that is not may be gone after a power cut."""
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    if not folder.is_dir():
+        refuse_no_folder(folder, str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

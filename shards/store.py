@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import io
-import itertools
 import json
 import os
 import shutil
@@ -25,7 +24,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import store_remote
-from shards.local_files import in_words, is_local, local_path, refuse_no_folder, refuse_special, require_place
+from shards.local_files import (
+    in_words,
+    is_local,
+    local_path,
+    make_folder,
+    refuse_no_folder,
+    refuse_special,
+    require_place,
+    sync,
+)
 from shards.store_remote import Missing, StoreError
 from shards.url_secrets import refuse_secrets
 
@@ -185,14 +193,15 @@ def put(url: str, body: bytes) -> None:
 def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None:
     """Upload a local file whole or not at all; replaces what was there. With `move` the file may be gone afterwards:
     on the same local disk it then gets its new name without being copied."""
-    with open(path, "rb"):  # a missing source is no fault of the store
-        pass
-    if is_local(url):
-        with _local_errors("write", url), _aside(url) as (aside, target):
-            if not (move and _renamed(path, aside)):
-                shutil.copyfile(path, aside)
-            _publish(aside, target)
-        return
+    with open(path, "rb") as source:  # a missing source is no fault of the store
+        if is_local(url):
+            with _local_errors("write", url), _aside(url) as (aside, target):
+                with contextlib.suppress(OSError):  # for a file that is moved takes the place of the one that is locked
+                    fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not (move and _renamed(path, aside)):
+                    shutil.copyfile(path, aside)
+                _publish(aside, target)
+            return
     fs, remote_path = store_remote.client(url)
     parts = {"chunksize": PART, "max_concurrency": PARTS} if url.startswith("s3://") else {}
     store_remote.call("write", url, lambda: fs.put_file(os.fspath(path), remote_path, **parts))
@@ -407,8 +416,14 @@ def check_writable(url: str) -> None:
 def _aside(url: str) -> Iterator[tuple[Path, Path]]:
     """A temporary name beside the target, gone afterwards, and locked until then: a lock ends with its process."""
     target = local_path(url)
-    _make_folder(target.parent)
-    handle, name = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
+    for attempt in range(3):
+        try:
+            make_folder(target.parent)
+            handle, name = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
+            break
+        except FileNotFoundError:  # another process has just removed the empty folder
+            if attempt == 2:
+                raise
     try:
         with contextlib.suppress(OSError):  # a file system without locks: what is left there goes by age alone
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -428,24 +443,6 @@ def remove_left_aside(url: str) -> None:
                 path.unlink()
 
 
-def _make_folder(folder: Path) -> None:
-    """With its parents, each of which is synced: a new name that is not may be gone after a power cut."""
-    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
-    if not folder.is_dir():
-        refuse_no_folder(folder, str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in reversed(missing):
-        _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _publish(aside: Path, target: Path, exclusive: bool = False) -> None:
     """fsync, then give the file its name in one step, then fsync the folder."""
     with aside.open("rb") as file:
@@ -454,4 +451,4 @@ def _publish(aside: Path, target: Path, exclusive: bool = False) -> None:
         os.link(aside, target)
     else:
         os.replace(aside, target)
-    _sync(target.parent)
+    sync(target.parent)

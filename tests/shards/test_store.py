@@ -1,5 +1,7 @@
 """The door to storage, the same on a folder, on moto and on a real S3 store."""
 
+import os
+import tempfile
 import threading
 
 import pytest
@@ -119,3 +121,31 @@ def test_a_place_without_a_name_is_never_the_root_folder():
     with pytest.raises(AssertionError, match=r"dataset\.json would be in the root folder"):
         store.join("", "dataset.json")
     assert store.join("/", "a", "b") == "/a/b"
+
+
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
+    """A probe that ends removes the folder of unfinished ones, just when another begins to save into it."""
+    real = tempfile.mkstemp
+
+    def late(*args, **words):
+        monkeypatch.setattr("tempfile.mkstemp", real)
+        (tmp_path / "unfinished").rmdir()
+        return real(*args, **words)
+
+    monkeypatch.setattr("tempfile.mkstemp", late)
+    store.put(str(tmp_path / "unfinished" / "state.json"), b"{}")
+    assert (tmp_path / "unfinished" / "state.json").read_bytes() == b"{}"
+
+
+def test_a_file_that_is_moved_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
+    real = store._publish
+
+    def swept(aside, target, exclusive=False):
+        store.remove_left_aside(str(tmp_path / "out"))
+        real(aside, target, exclusive)
+
+    (tmp_path / "made").write_bytes(b"tensors")
+    os.utime(tmp_path / "made", (1e9, 1e9))
+    monkeypatch.setattr(store, "_publish", swept)
+    store.put_file(str(tmp_path / "out" / "state.safetensors"), tmp_path / "made", move=True)
+    assert (tmp_path / "out" / "state.safetensors").read_bytes() == b"tensors"
