@@ -4,6 +4,7 @@ next process where one was killed."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.pixels import own_file
+from shards.store_remote import StoreError
 
 LOCK = "lock"
 UNLOCKED = 86_400.0  # seconds; a folder without a lock that is older was left by a process that was killed
@@ -22,12 +24,19 @@ UNLOCKED = 86_400.0  # seconds; a folder without a lock that is older was left b
 @contextlib.contextmanager
 def folder(prefix: str) -> Iterator[Path]:
     """A folder of ours alone among the system's temporary files; removes those that killed processes left there under
-    this prefix. Raises OSError."""
+    this prefix. Raises StoreError where it cannot be made, and where the disk is full while it is there."""
     root = Path(tempfile.gettempdir())
-    for _ in dead(prefix, root):
-        pass
-    with locked(prefix, root) as made:
-        yield made
+    made: Path | None = None
+    try:
+        for _ in dead(prefix, root):
+            pass
+        with locked(prefix, root) as made:
+            yield made
+    except OSError as error:
+        if made is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        why = error.strerror or str(error)
+        raise StoreError(f"{root}: cannot hold scratch files ({why}): free space, or set TMPDIR") from error
 
 
 @contextlib.contextmanager

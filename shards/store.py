@@ -416,14 +416,7 @@ def check_writable(url: str) -> None:
 def _aside(url: str) -> Iterator[tuple[Path, Path]]:
     """A temporary name beside the target, gone afterwards, and locked until then: a lock ends with its process."""
     target = local_path(url)
-    for attempt in range(3):
-        try:
-            make_folder(target.parent)
-            handle, name = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
-            break
-        except FileNotFoundError:  # another process has just removed the empty folder
-            if attempt == 2:
-                raise
+    handle, name = _named_beside(target)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: what is left there goes by age alone
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -432,6 +425,16 @@ def _aside(url: str) -> Iterator[tuple[Path, Path]]:
     finally:
         Path(name).unlink(missing_ok=True)
         os.close(handle)
+
+
+def _named_beside(target: Path, tries: int = 3) -> tuple[int, str]:
+    try:
+        make_folder(target.parent)
+        return tempfile.mkstemp(prefix=".aside-", dir=target.parent)
+    except FileNotFoundError:  # another process has just removed the empty folder
+        if tries == 1:
+            raise
+    return _named_beside(target, tries - 1)
 
 
 def remove_left_aside(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shards import scratch
+from shards.store import StoreError
 
 HOLD = """
 import sys
@@ -94,3 +96,18 @@ def test_the_lock_is_the_last_to_go(root: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         list(scratch.dead("xtra-x-", root))
     assert [path.name for path in left.iterdir()] == ["lock"]
+
+
+def test_a_full_disk_is_said_with_the_folder_and_other_errors_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(StoreError, match=f"^{tmp_path}: cannot hold scratch files .No space left"),
+        scratch.folder("x-"),
+    ):
+        raise full
+    with pytest.raises(FileNotFoundError), scratch.folder("x-"):
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match="none: cannot hold scratch files"), scratch.folder("x-"):
+        pass

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from xtra.blocks import raster_order
@@ -25,6 +24,7 @@ from xtra.data import MEAN, STD
 from xtra.model import NORM_EPS, Encoder, ModelConfig
 from xtra.official import modeling_xtra
 from xtra.official.weights import make_encoder, to_official
+from xtra.run import save_tensors
 
 Masked = Literal["causal", "none"]
 SHORT_SIDE = 0.875  # the centre crop is this share of the short side, as in timm; published probes: 224/256 and 256/300
@@ -45,7 +45,7 @@ _TIMM = {
 def write_transformers(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, mask: Masked) -> list[str]:
     """The names of what was written; the last is what makes it a model."""
     named = {f"encoder.{name}": w for name, w in timm_weights(weights, c).items()}
-    save_file(named, folder / MODEL, metadata={"format": "pt"})
+    save_tensors(folder / MODEL, named, {"format": "pt"})
     shutil.copyfile(MODELING, folder / MODELING.name)
     _write_json(folder / PREPROCESSOR, preprocessor(c))
     _write_json(folder / CONFIG, transformers_config(c, mask))
@@ -53,7 +53,7 @@ def write_transformers(folder: Path, weights: Mapping[str, Tensor], c: ModelConf
 
 
 def write_timm(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig) -> list[str]:
-    save_file(timm_weights(weights, c), folder / MODEL, metadata={"format": "pt"})
+    save_tensors(folder / MODEL, timm_weights(weights, c), {"format": "pt"})
     _write_json(folder / PREPROCESSOR, preprocessor(c))
     _write_json(folder / CONFIG, timm_config(c))
     return [MODEL, PREPROCESSOR, CONFIG]

@@ -13,8 +13,11 @@ refused before anything is written: its features would be others, without a word
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +179,12 @@ def _write_official(out: str, source: _Source) -> tuple[list[str], list[str]]:
     state = {name: w.contiguous() for name, w in to_official(source.weights, source.model).items()}
     with scratch.folder("xtra-export-") as folder:
         path = folder / "xtra.ckpt"
-        torch.save({"state_dict": state, OURS: dataclasses.asdict(source.model)}, path)
+        try:
+            torch.save({"state_dict": state, OURS: dataclasses.asdict(source.model)}, path)
+        except RuntimeError as error:  # torch says nothing of the disk
+            if shutil.disk_usage(folder).free > sum(w.nbytes for w in state.values()):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         store.put_file(store.join(out, path.name), path)
     return ["xtra.ckpt"], [f"note: {line}" for line in unlike_official(source.model)]
 

@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 from shards import scratch, store, typed_json
 from shards.typed_json import Count
 from xtra.probe.augmented_features import Position
 from xtra.probe.heads import Head
+from xtra.run import save_tensors
 
 FOLDER, STATE, DAMAGED = "probes-unfinished", "state.json", "state-damaged.json"
 
@@ -111,7 +112,7 @@ class Unfinished:
         name = f"{position.trained:012d}-{self._attempt}.safetensors"
         tensors = {f"{n}/{key}": t.contiguous() for n, head in enumerate(heads) for key, t in head.state().items()}
         with scratch.folder("xtra-probe-") as aside:
-            save_file(tensors, aside / name)
+            save_tensors(aside / name, tensors)
             store.put_file(store.join(self.folder, name), aside / name, move=True)
         steps = heads[0].optimiser.steps if heads else 0
         state = {"tensors": name, "position": asdict(position), "steps": steps, "settings": self.settings}

@@ -1,5 +1,6 @@
 from . import checkpoint as checkpoint, poison as poison, records as records
 from .branch import require_trunk as require_trunk
+from .checkpoint import save_tensors as save_tensors
 from .checkpoint_writer import Saver as Saver
 from .folder import (
     Opened as Opened,

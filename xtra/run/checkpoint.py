@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards import folder_kind, scratch, store, typed_json
@@ -191,6 +192,16 @@ def _write_file(path: Path, name: str, taken: Snapshot) -> dict[str, Any]:
             while piece := piece[file.write(piece) :]:  # a write may take less than it is given, 2 GB at most
                 pass
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A local safetensors file. Raises OSError for a disk that is full or fails, as the library does not."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        if (said := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from None
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:

@@ -290,3 +290,8 @@ def test_every_store_holds_checkpoints(base):
     store.delete(weights)
     with pytest.raises(store.Missing, match=r"model\.safetensors"):
         checkpoint.load(url, other)
+
+
+def test_what_the_disk_refuses_is_an_oserror(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none/part"):
+        checkpoint.save_tensors(tmp_path / "none" / "part", {"a": torch.zeros(2)})
