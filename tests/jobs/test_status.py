@@ -122,7 +122,7 @@ def test_a_damaged_run_is_a_problem_and_not_a_crash(tmp_path: Path):
     (folder / "run.json").write_text("{")
     (status,) = read_status(str(folder))
     said = text(status, NOW)
-    assert "run.json: is not JSON" in "".join(line.strip() for line in said.splitlines())
+    assert "run.json:isnotJSON" in "".join(said.split())  # lines may end anywhere in a long path
     assert max(map(len, said.splitlines())) <= 80
 
 

@@ -138,7 +138,7 @@ def test_an_unknown_recipe_lists_those_there_are():
 
 
 def test_the_command_says_which_account_of_a_run_it_trains(monkeypatch, capsys):
-    def train_all(configs, workers, stop, progress):
+    def train_all(configs, workers, stop, progress, take_over):
         assert configs[0].recipe == "b16_in1k"
         progress({"samples_seen": 2048, "samples": 4096})
         return []
