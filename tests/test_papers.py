@@ -60,7 +60,7 @@ def test_every_section_that_a_paper_links_to_is_there(paper: Path) -> None:
 def test_the_readme_is_short_and_its_layout_names_every_folder() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 180
-    for name in ("README.md", "docs/stream.md", "docs/train.md", "docs/probe.md"):
+    for name in ("README.md", "docs/layout.md", "docs/stream.md", "docs/train.md", "docs/probe.md"):
         assert [line for line in (ROOT / name).read_text().splitlines() if len(line) > 130] == [], name
     layout = text[text.index("## Layout") :].split("```")[1]
     folders = {path.split("/")[0] for path in tracked() if "/" in path and path[0] != "."}
