@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,27 @@ def test_every_snippet_of_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     assert said["xtra.embed"].startswith("['key', 'label', 'vector'] ")
     assert "('knn', " in said["xtra.evaluate"]
     assert "('linear', " in said["xtra.evaluate"]
+
+
+SMALLER = {  # than the README's snippet, whose links are the web's: a list on loopback, and the smallest model
+    '"small64", ': '"demo32", samples=256, ',
+    'fetch={"contact": "you@lab.org"}': 'fetch={"contact": "you@lab.org", "allow_private": ["127.0.0.1"]}',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_lines_of_the_readme_run(tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.M)
+    for theirs, ours in SMALLER.items():
+        assert snippet.count(theirs) == 1
+        snippet = snippet.replace(theirs, ours)
+    with api_page.folder(tmp_path) as at:
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", snippet], cwd=at, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert list((at / "vectors").glob("part-*.parquet"))
+        assert list((at / "runs/1/checkpoints").glob("*/COMMIT.json"))
 
 
 # ---- settings as keywords ----

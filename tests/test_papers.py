@@ -43,9 +43,32 @@ def test_every_path_that_a_paper_names_exists(paper: Path) -> None:
     assert missing == []
 
 
-def test_every_file_of_the_layout_is_there_and_every_room_file_is_in_the_layout() -> None:
+def headings(paper: Path) -> set[str]:
+    """As GitHub makes anchors of them."""
+    text = re.sub(r"^```.*?^```", "", paper.read_text(), flags=re.M | re.DOTALL)
+    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.M)]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_section_that_a_paper_links_to_is_there(paper: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", paper.read_text())
+    missing = [f"{name}#{at}" for name, at in links if at not in headings(paper.parent / name if name else paper)]
+    assert missing == []
+
+
+def test_the_readme_is_short_and_its_layout_names_every_folder() -> None:
     text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 180
+    for name in ("README.md", "docs/layout.md", "docs/stream.md", "docs/train.md", "docs/probe.md"):
+        assert [line for line in (ROOT / name).read_text().splitlines() if len(line) > 130] == [], name
     layout = text[text.index("## Layout") :].split("```")[1]
+    folders = {path.split("/")[0] for path in tracked() if "/" in path and path[0] != "."}
+    assert {line.split("/")[0] for line in layout.strip().splitlines()} == folders
+
+
+def test_every_file_of_the_layout_is_there_and_every_room_file_is_in_the_layout() -> None:
+    layout = (ROOT / "docs" / "layout.md").read_text().split("```")[1]
     named = set(re.findall(r"\b(\w+\.(?:py|c))\b", layout))
     rooms = {path for path in tracked() if path.split("/")[0] in ("shards", "ingest", "xtra", "jobs")}
     there = {Path(path).name for path in rooms if path.endswith((".py", ".c"))}

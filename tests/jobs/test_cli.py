@@ -92,7 +92,10 @@ def test_every_flag_of_a_dataset_says_what_it_is(
     assert [flag for flag, words in said if len(kinds.sub("", words).strip()) < 4] == []
 
 
-def test_the_readme_names_flags_and_reasons_that_there_are(
+MANUAL = ("ingest", "stream", "train", "probe")
+
+
+def test_the_manual_names_flags_and_reasons_that_there_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "200")
@@ -100,9 +103,11 @@ def test_the_readme_names_flags_and_reasons_that_there_are(
         with pytest.raises(SystemExit):
             cli.main([*verb.split(), "--help"])
     there = set(re.findall(r"--[a-z][a-z0-9.-]*", capsys.readouterr().out))
-    readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"--[a-z][a-z0-9.]*(?:-[a-z0-9]+)*", readme)) - there == set()
-    assert all(f"| `{reason}` | {dataset_page.MEANINGS[reason]} |" in readme for reason in Reason)
+    pages = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{name}.md" for name in MANUAL))}
+    named = {flag for text in pages.values() for flag in re.findall(r"--[a-z][a-z0-9.]*(?:-[a-z0-9]+)*", text)}
+    assert len(named) > 60
+    assert named - there == set()
+    assert all(f"| `{reason}` | {dataset_page.MEANINGS[reason]} |" in pages["docs/ingest.md"] for reason in Reason)
 
 
 # ---- mistakes ----

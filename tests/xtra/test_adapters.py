@@ -150,9 +150,9 @@ def step(*what):
 """
 
 
-def test_the_readmes_trainers_run(data):
-    """Both of its snippets, on a small dataset; only the names that it leaves to the reader are given here."""
-    section = (ROOT / "README.md").read_text().partition("## In your own trainer")[2].partition("\n## ")[0]
+def test_the_trainers_of_the_manual_run(data):
+    """Both snippets of docs/stream.md, on a small dataset; only names that it leaves to the reader are given here."""
+    section = (ROOT / "docs/stream.md").read_text().partition("## 4. In your own trainer")[2].partition("\n## ")[0]
     snippets = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(snippets) == 2
     parts = [GIVEN]
