@@ -232,3 +232,11 @@ def test_a_probes_folder_says_what_it_holds(tmp_path: Path):
     (status,) = read_status(str(tmp_path / "p"))
     assert as_dict(status)["kind"] == "probes"
     assert "25.0 %  mine linear trained at 12,800 samples" in text(status)
+
+
+def test_a_wrong_number_of_workers_costs_a_line(tmp_path: Path):
+    folder = run_folders.write_run(tmp_path / "a")
+    (folder / "attempts").mkdir(exist_ok=True)
+    (folder / "attempts/000001.json").write_text('{"attempt": 1, "world": [2]}')
+    (status,) = read_status(str(folder))
+    assert "attempts/000001.json:field'world'" in "".join(text(status, NOW).split())

@@ -88,6 +88,7 @@ class Begun:
     host: str | None = None
     pid: Count | None = None
     since: str | None = None
+    world: Count | None = None
 
 
 @dataclass(frozen=True)
