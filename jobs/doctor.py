@@ -167,7 +167,7 @@ def cropper() -> Check:
     packages = ", ".join(PACKAGES[name] for name in missing)
     step = f"install {packages}; make setup" if missing else "python -m shards.pixels.crop says why"
     why = f": no {', '.join(missing)}" if missing else ""
-    return Check("warn", "crops", f"Pillow alone, at three times the cost{why}", step)
+    return Check("warn", "crops", f"Pillow alone, at two to three times the CPU{why}", step)
 
 
 def gpu_decode() -> Check:

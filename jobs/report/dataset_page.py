@@ -66,7 +66,7 @@ MEANINGS: dict[str, str] = {
     Reason.TOO_MANY_PIXELS: "more pixels than the cap",
     Reason.BAD_ASPECT: "too long and thin",
     Reason.UNSUPPORTED: "a picture of a format or sample type that we do not take",
-    Reason.PLACEHOLDER: "a stand-in for a photo that is gone, the same under many links",
+    Reason.PLACEHOLDER: "a placeholder for a photo that is gone, the same under many links",
     Reason.DUPLICATE: "the same bytes as an earlier link, which took over its labels",
     Reason.HASH_MISMATCH: "other bytes than those whose hash the list gives",
     # What only a selection says:

@@ -20,7 +20,7 @@ WORDS = {
     "line": "In charts: all runs with the same settings on the same images, whatever their seed and length.",
     "samples seen": "Images that the training has been shown, repeats included. It is what a training costs.",
     "unique images": "Different images among them. It is what must be collected.",
-    "FLOPs": "Floating-point operations of the training, by the paper's count.",
+    "FLOPs": "Floating-point operations of the training, our count of what the official code computes.",
     "trunk, branch": "A training at a constant learning rate, and a run that goes on from one of its checkpoints while "
     "the rate decays to 0. A branch is the result for its number of samples.",
     "seed": "The number that chance is drawn from. Runs that differ in it alone are repetitions.",

@@ -25,7 +25,7 @@ Along = Literal["samples_seen", "unique_images", "flops"]
 LABELS: dict[Along, str] = {
     "samples_seen": "samples seen in pretraining",
     "unique_images": "unique images in pretraining",
-    "flops": "pretraining FLOPs, the paper's count",
+    "flops": "pretraining FLOPs, as the official code computes",
 }
 
 
