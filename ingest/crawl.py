@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class _Unit:
     ) -> None:
         self.number, self.careful = task.unit, task.careful
         self.writer, self.folder, self.binding = writer, folder, binding
-        self.links = by_url(links)
+        self.links = by_url(list(links))
         self.same = {same[0].row: same[1:] for same in self.links if len(same) > 1}  # who waits for whose answer
         self.journal = journal.Journal(folder, binding)
         self.had: set[int] = set()  # rows of links whose answers an earlier run had
@@ -81,8 +81,10 @@ class _Unit:
         self.journal.close()
 
 
-def by_url(links: Iterable[Link]) -> list[list[Link]]:
+def by_url(links: Sequence[Link]) -> list[list[Link]]:
     """The links in groups that one answer serves, in order: those of one URL, of whose bytes the same is said."""
+    if len({link.url for link in links}) == len(links):
+        return [[link] for link in links]
     groups: dict[tuple[str, str | None], list[Link]] = {}
     for link in links:
         groups.setdefault((link.url, link.hash), []).append(link)
@@ -91,9 +93,11 @@ def by_url(links: Iterable[Link]) -> list[list[Link]]:
 
 def with_all(entries: list[Link | BadLine]) -> list[Link | BadLine]:
     """The entries; the first link of each URL also says what the others of that URL do."""
+    if len({entry.url for entry in entries}) == len(entries):
+        return entries
     firsts = {
         same[0].row: replace(same[0], also=f"[{', '.join(map(_said, same[1:]))}]")
-        for same in by_url(entry for entry in entries if isinstance(entry, Link))
+        for same in by_url([entry for entry in entries if isinstance(entry, Link)])
         if len(same) > 1
     }
     return [firsts.get(entry.row, entry) for entry in entries] if firsts else entries
@@ -332,7 +336,8 @@ class Crawl:
         if fetched.body is None:
             return judge(fetched, self._rules)
         with self._judging.decoding(fetched.link.row):
-            fetched = replace(fetched, body=taken(fetched.body))
+            if not isinstance(fetched.body, bytes):  # it is needed twice where memory is short
+                fetched = replace(fetched, body=taken(fetched.body))
             try:
                 return judge(fetched, self._rules)
             except MemoryError:

@@ -19,7 +19,7 @@ _VALUE = re.compile(rf"((?:^|[?&;])({_NAMES})=)[^&;#\s]+", re.IGNORECASE)
 
 def carries_secret(url: str) -> bool:
     """Whether a URL has a user name or a query parameter named like a signature, token, key or password."""
-    if "://" not in url:
+    if "://" not in url or not ("?" in url or "@" in url):
         return False
     if _USER.search(url):
         return True
