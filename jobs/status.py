@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -261,7 +262,8 @@ def _dataset_lines(s: DatasetStatus, now: datetime, price: float | None) -> list
         lines.append(f"next     {s.units - s.committed:,} units to do: if no ingest is running, rerun the same words")
     elif s.retryable:
         again = f" ({s.retries} retries so far)" if s.retries else ""
-        lines.append(f"next     xtra ingest --retry takes the {s.retryable:,} links that may work later{again}")
+        words = f"xtra ingest --retry --out {shlex.quote(s.dataset)}"
+        lines.append(f"next     {s.retryable:,} links may work later{again}: {words}")
     return lines
 
 
