@@ -1,4 +1,4 @@
-"""What a model costs: the paper's FLOPs of one training image, and its parameters, from its sizes alone."""
+"""What a model costs: the official code's FLOPs of one training image, and its parameters, from its sizes alone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def forward_flops(
 
 
 def flops_per_image(shape: Shape) -> int:
-    """The paper's FLOPs of one training image, forward and backward: what the official code computes, masks dense.
+    """FLOPs of one training image, forward and backward: what the official code computes, masks dense.
 
     2mnk a matmul; the backward pass is twice the forward one, except that pixels need no gradient (equal to torch's
     FlopCounterMode on the official modules: 254,275,485,696 for B/16 at 256, 1,096,620,048,384 for H/14 at 224).

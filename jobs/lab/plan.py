@@ -1,7 +1,7 @@
 """What a run costs before anything is spent: samples, FLOPs, hours, storage, egress, requests, money; and an ingest.
 
 Everything is arithmetic from a recipe and from the prices that are given; nothing is measured here. Hours come from a
-stated utilisation (MFU) of the paper's FLOPs. With a ledger, the fitted law says what the next doubling buys.
+stated utilisation (MFU) of the official code's FLOPs. With a ledger, the fitted law says what the next doubling buys.
 
     python -m jobs.lab.plan docs/costs.md        # print its blocks again
 """
@@ -37,7 +37,7 @@ class Config:
     price: float  # of one GPU for an hour, in the currency of all prices
     gpus: int = 8
     gpu: str = "H100"  # its peak is known for the names in xtra/flops.py
-    mfu: float = 0.4  # share of that peak that the paper's FLOPs reach
+    mfu: float = 0.4  # share of that peak that the official code's FLOPs reach
     images: int = 0  # of the dataset; 0: the paper's, where the recipe's name says which
     image_bytes: int = 110_000  # of a stored image, on average
     months: float = 1.0  # that the dataset is kept, beyond the run itself
@@ -217,7 +217,7 @@ def lines(plan: Plan) -> list[str]:
     """A plan in at most 80 columns; money is in the currency of the prices."""
     t = plan.training
     found = [
-        f"{plan.recipe} on {plan.gpus} x {plan.gpu} at {100 * plan.mfu:g} % MFU (of the paper's FLOPs)",
+        f"{plan.recipe} on {plan.gpus} x {plan.gpu} at {100 * plan.mfu:g} % MFU (of the official code's FLOPs)",
         "",
         _row("samples", f"{t.samples:,}", f"{t.steps:,} steps of {t.batch:,}"),
         _row("parameters", f"{t.params:,}", f"{t.flops_an_image / 1e9:,.1f} GFLOP an image, forward and backward"),

@@ -21,7 +21,7 @@ class Cost:
     peak: float | None  # FLOP/s of all ranks' GPUs together; None where it is not known, as on a CPU
 
     def utilisation(self, samples_per_s: float) -> dict[str, float]:
-        """MFU in the paper's FLOPs (comparable with peers) and in the FLOPs that are really done."""
+        """MFU in the official code's FLOPs (comparable with peers) and in the FLOPs that are really done."""
         if self.peak is None:
             return {}
         return {

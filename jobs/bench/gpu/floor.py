@@ -117,7 +117,7 @@ def memory(shape: Shape, arm: Arm) -> float:
 
 
 def utilisation(shape: Shape, seconds: float, images: int, machine: Ceilings) -> float:
-    """MFU in the paper's FLOPs."""
+    """MFU in the official code's FLOPs."""
     return images / seconds * flops_per_image(shape) / machine.peak
 
 

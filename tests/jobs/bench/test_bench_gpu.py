@@ -185,7 +185,7 @@ def test_the_floor_is_of_the_models_that_it_names_and_falls_with_every_saving():
     for cheaper in ("dropped branches skipped", "skipped, tiled attention", "tiled attention"):
         assert seconds.pop(cheaper) <= best
     assert min(seconds.values()) > best
-    # Where nothing but products takes time, it is the paper's FLOPs over the peak.
+    # Where nothing but products takes time, it is the official code's FLOPs over the peak.
     ideal = replace(REACHED, bf16=1e12, bandwidth=1e30, host=1e30)
     official = Arm("official", "official", images=3)
     assert sum(floor(H14, official, ideal, DENSE, 0.2).values()) == pytest.approx(3 * flops_per_image(H14) / 1e12)
