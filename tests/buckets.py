@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
+
+
+def start_moto() -> ThreadedMotoServer:
+    """An S3 server in this process, for what does not need a real store.
+
+    It looks whether a key is there and then writes it, in threads: puts take turns here, as If-None-Match promises.
+    """
+    from moto.s3.responses import S3Response
+    from moto.server import ThreadedMotoServer
+
+    put, turn = S3Response.put_object, threading.Lock()
+
+    def in_turn(self: S3Response) -> object:
+        with turn:
+            return put(self)
+
+    S3Response.put_object = in_turn
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    return server
 
 
 def bucket() -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from buckets import bucket, need_s3
+from buckets import bucket, need_s3, start_moto
 from places import SHARED
 
 STORES = ["local", "moto", "s3"]
@@ -31,22 +30,8 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
-    """An S3 server in this process (moto), for what does not need a real store.
-
-    It looks whether a key is there and then writes it, in threads: puts take turns here, as If-None-Match promises.
-    """
-    from moto.s3.responses import S3Response
-    from moto.server import ThreadedMotoServer
-
-    put, turn = S3Response.put_object, threading.Lock()
-
-    def in_turn(self: S3Response) -> object:
-        with turn:
-            return put(self)
-
-    S3Response.put_object = in_turn
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    """An S3 server in this process (moto), for what does not need a real store."""
+    server = start_moto()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()

@@ -14,6 +14,7 @@ from typing import Any
 
 import kill_state
 import killer
+from buckets import start_moto
 from fault_proxy import FaultProxy, Rule
 from kill_verbs import MADE, Verb, make_inputs
 from origin import Origin
@@ -71,11 +72,8 @@ def serve_origin(say: Callable[[str], None]) -> None:
 
 def serve_store(say: Callable[[str], None]) -> None:
     """The store's address, and that of the proxy before it."""
-    from moto.server import ThreadedMotoServer
-
     logging.getLogger("werkzeug").disabled = True
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    server = start_moto()
     host, port = server.get_host_and_port()
     with FaultProxy(f"http://{host}:{port}", *FAULTS, seed=7) as proxy:
         say(f"http://{host}:{port} {proxy.url}")

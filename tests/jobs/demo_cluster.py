@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-from buckets import bucket  # noqa: E402
+from buckets import bucket, start_moto  # noqa: E402
 from nodes import Cluster, cluster  # noqa: E402
 from places import ROOT  # noqa: E402
 
@@ -43,11 +43,8 @@ def s3() -> Iterator[dict[str, str]]:
         assert os.environ.get("AWS_ENDPOINT_URL") == os.environ["XTRA_TEST_S3"], "the AWS variables name another store"
         yield {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         return
-    from moto.server import ThreadedMotoServer
-
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    server = start_moto()
     host, port = server.get_host_and_port()
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "us-east-1"}
     os.environ.update(found := {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **keys})
