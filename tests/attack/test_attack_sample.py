@@ -77,3 +77,14 @@ def test_a_row_that_was_stopped_goes_on_with_the_same_rounds(tmp_path: Path) -> 
     drawn = [fuzz_rows.random_of("tar", 7, number).random() for number in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1]
     assert "fuzz-robots" in attack.line("fuzz-robots", again.rows["fuzz-robots"])
+
+
+def test_an_odd_round_is_done_again_and_counted_once(tmp_path: Path) -> None:
+    results = attack.Results(tmp_path / "results.json")
+    state = {"seed": 7, "rounds": 3, "outcomes": {"fine": 2, "fault": 1}, "faults": ["round 1: it stood still"]}
+    results.rows["fuzz-robots"] = state | {"seconds": 0.0, "date": "2026-11-30", "commit": "c", "machine": "m"}
+    state = attack.redo("fuzz-robots", results)
+    assert (state["rounds"], state["faults"], state["redone"]) == (3, [], 1)
+    assert (state["outcomes"]["fine"], state["outcomes"]["fault"]) == (3, 0)
+    kills = json.loads((attack.RESULTS.parent / "kills.json").read_text())["rows"]
+    assert "; 1 done again" in "".join(attack.table(attack.Results(tmp_path / "results.json").rows, kills))
