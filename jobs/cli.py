@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             os._exit(code)
         return code
-    except (MemoryError, ImportError, RuntimeError) as error:
+    except (MemoryError, ImportError, RuntimeError, SystemError) as error:
         if (why := _too_small(error)) is None:
             raise
         say(f"xtra {name}: {why}", file=sys.stderr)
@@ -81,6 +81,8 @@ def _too_small(error: BaseException) -> str | None:
         )
     if isinstance(error, ImportError) and "failed to map" in str(error):
         return f"there is too little memory to load a library ({text}): allow more (ulimit -v)"
+    if isinstance(error, SystemError) and "without exception set" in text:  # of a library that has no memory to say so
+        return f"a library failed without a word ({text}), as where there is too little memory: allow more (ulimit -v)"
     if "can't start new thread" in text:
         return "no thread can be started: allow more memory (ulimit -v) or processes (ulimit -u)"
     return None

@@ -38,6 +38,7 @@ import other_rows  # noqa: E402
 RESULTS = ROOT / "docs" / "campaigns" / "attack.json"
 PAGE = ROOT / "docs" / "reliability.md"
 MARK, END = "<!-- table: python tests/attack/attack.py --page -->", "<!-- end -->"
+WORLDS_MARK, WORLDS_END = "<!-- worlds: python tests/attack/attack.py --page -->", "<!-- end of worlds -->"
 KILLS = (  # of campaign.py: fault, --how, --store
     ("killed before, inside or after a change to the disk", "points", "disk"),
     ("the same over S3 that fails one request in sixteen", "points", "s3"),
@@ -48,6 +49,7 @@ KILLS = (  # of campaign.py: fault, --how, --store
 MINUTES = 30.0  # of one call
 EVERY = 10.0  # seconds between writings of the results
 KEPT = 8  # faults that are listed
+FEW = 64  # rounds of a row whose outcomes are all kept
 Rounds = Callable[[Path, int, int, int], Iterator[str]]  # folder, seed, first, last -> outcome by outcome
 
 
@@ -105,7 +107,7 @@ def attack(name: str, seed: int, minutes: float, results: Results, again: bool =
     try:
         with tempfile.TemporaryDirectory(prefix="xtra-attack-") as folder:
             for outcome in row.run(Path(folder), seed, state["rounds"], row.rounds):
-                _count(state, outcome)
+                _count(state, outcome, few=row.rounds <= FEW)
                 state["seconds"] = round(before + time.monotonic() - began, 1)
                 if time.monotonic() - written > EVERY:
                     written = time.monotonic()
@@ -118,9 +120,12 @@ def attack(name: str, seed: int, minutes: float, results: Results, again: bool =
     return state
 
 
-def _count(state: dict[str, Any], outcome: str) -> None:
+def _count(state: dict[str, Any], outcome: str, few: bool = False) -> None:
+    """With `few`, each outcome is kept, in order."""
     kind = outcome if outcome in ("fine", "refused") else "fault"
     state["outcomes"][kind] = state["outcomes"].get(kind, 0) + 1
+    if few:
+        state.setdefault("each", []).append(kind)
     if kind == "fault" and len(state["faults"]) < KEPT:
         state["faults"].append(f"round {state['rounds']}: {outcome}"[:400])
     if not state["rounds"]:
@@ -139,6 +144,8 @@ def redo(name: str, results: Results) -> dict[str, Any]:
         state["outcomes"]["fault"] -= 1
         state["rounds"] = number
         _count(state, outcome)
+        if "each" in state:
+            state["each"][number] = outcome if outcome in ("fine", "refused") else "fault"
     state["rounds"], state["redone"] = rounds, state.get("redone", 0) + len(numbers)
     results.write()
     return state
@@ -190,8 +197,22 @@ def table(rows: dict[str, dict[str, Any]], kills: dict[str, dict[str, Any]]) -> 
     return [*lines, "", f"Machine: {machine}, shared with other work."]
 
 
+def worlds(state: dict[str, Any] | None) -> list[str]:
+    """The table of small worlds: what each verb did in each of them."""
+    words = {"fine": "works", "refused": "one line", "fault": "**odd**"}
+    each, verbs = (state or {}).get("each", []), [verb for verb, _ in other_rows.VERBS]
+    lines = [f"| | {' | '.join(verbs)} |", "|---" * (len(verbs) + 1) + "|"]
+    for number, (world, _) in enumerate(other_rows.WORLDS):
+        cells = [words[kind] for kind in each[number :: len(other_rows.WORLDS)]]
+        lines.append(f"| {world} | {' | '.join(cells)} |")
+    return lines
+
+
 def write_page(results: Results) -> None:
     text = PAGE.read_text()
+    before, _, rest = text.partition(WORLDS_MARK + "\n")
+    text = f"{before}{WORLDS_MARK}\n" + "\n".join(worlds(results.rows.get("small-worlds")))
+    text += f"\n{WORLDS_END}{rest.partition(WORLDS_END)[2]}"
     head, _, rest = text.partition(MARK + "\n")
     kills = json.loads((RESULTS.parent / "kills.json").read_text())["rows"]
     PAGE.write_text(f"{head}{MARK}\n" + "\n".join(table(results.rows, kills)) + f"\n{END}{rest.partition(END)[2]}")

@@ -52,7 +52,7 @@ def guard(folder: Path, seed: int, first: int, last: int) -> Iterator[str]:
 
 # --- small worlds --------------------------------------------------------------------------------------------------
 
-_WORLDS = (
+WORLDS = (
     ("24 descriptors", "ulimit -n 24"),
     ("32 descriptors", "ulimit -n 32"),
     ("300 MB of memory", "ulimit -v 300000"),
@@ -63,7 +63,7 @@ _WORLDS = (
     ("C locale", "export LC_ALL=C LANG=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"),
     ("a folder that cannot be written", "OUT=/proc/out"),
 )
-_VERBS = (
+VERBS = (
     ("import", 'import "$DATA/set" --out "$OUT/dataset" --unit 5'),
     ("select", 'select "$DATA/dataset" --rules.near-distance 0'),
     ("status", 'status "$DATA/dataset"'),
@@ -75,7 +75,7 @@ def worlds(folder: Path, seed: int, first: int, last: int) -> Iterator[str]:
     """Round n is verb n // worlds in world n % worlds."""
     data = fuzz_rows.prepared(folder / "data", "make_dataset")
     for number in range(first, last):
-        (verb, words), (world, setup) = _VERBS[number // len(_WORLDS)], _WORLDS[number % len(_WORLDS)]
+        (verb, words), (world, setup) = VERBS[number // len(WORLDS)], WORLDS[number % len(WORLDS)]
         out = folder / f"out-{number}"
         out.mkdir()
         script = f'OUT="{out}"; DATA="{data}"; {setup}; exec "{sys.executable}" -m jobs.cli {words}'

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attack
 import fuzz_rows
+import other_rows
 import pytest
 from places import ROOT
 
@@ -88,3 +89,12 @@ def test_an_odd_round_is_done_again_and_counted_once(tmp_path: Path) -> None:
     assert (state["outcomes"]["fine"], state["outcomes"]["fault"]) == (3, 0)
     kills = json.loads((attack.RESULTS.parent / "kills.json").read_text())["rows"]
     assert "; 1 done again" in "".join(attack.table(attack.Results(tmp_path / "results.json").rows, kills))
+
+
+def test_the_table_of_small_worlds_has_a_cell_for_each_verb_in_each() -> None:
+    each = ["fine"] * attack.ROWS["small-worlds"].rounds
+    each[1] = "refused"  # the first verb in the second world
+    lines = attack.worlds({"each": each})
+    assert lines[0] == "| | import | select | status | train |"
+    assert lines[3] == "| 32 descriptors | one line | works | works | works |"
+    assert len(lines) == 2 + len(other_rows.WORLDS)
