@@ -1,4 +1,4 @@
-"""A dataset's README.md: what lies in its folder, for people and for Hugging Face's `load_dataset(FOLDER)`, which would
+"""A dataset's README.md: what its folder holds, for people and for Hugging Face's `load_dataset(FOLDER)`, which would
 take the tables of links for the data without it.
 
 The front matter names the tars of the newest version one by one, since a writer that died may have left others, and
@@ -102,7 +102,7 @@ pictures[0]["{first}"], pictures[0]["json"]["labels"]{others}
 The tars hold everything that was kept. A version of the dataset leaves some of it out, such as duplicates, and
 `load_dataset` knows nothing of versions; `xtra train`, `xtra probe` and `shards.stream` do.
 
-The pictures belong to whoever made them. This folder says where each one came from, not what you may do with it.
+The pictures belong to their makers. This folder says where each one came from, not what you may do with it.
 """
 
 

@@ -70,7 +70,7 @@ def require(url: str, makes: str, *kinds: Kind, flag: str = "--out") -> None:
     A dataset or run of that kind goes on, even where an older build let another kind be mixed into it.
     """
     if url.startswith(("http://", "https://")):
-        return  # which nobody can write to, and whoever tries says so
+        return  # which nobody can write to: the write itself says so
     if store.is_local(url):
         refuse_no_folder(store.local_path(url), url)
     if any(store.exists(store.join(url, _BEGUN[kind])) for kind in kinds if kind in _BEGUN):

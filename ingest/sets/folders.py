@@ -121,7 +121,7 @@ def refuse_out(config: Config) -> None:
     if store.is_local(config.out):
         source, out = store.local_path(config.source).resolve(), store.local_path(config.out).resolve()
         if out.is_relative_to(source):
-            raise ValueError(f"{config.out}: lies in SOURCE, {config.source}, which stays as it is: give another --out")
+            raise ValueError(f"{config.out}: is in SOURCE, {config.source}, which stays as it is: give another --out")
 
 
 def how(config: Config) -> How:

@@ -83,7 +83,7 @@ ONE_KIND_IN_ANOTHER = [
 ]
 WRONG_FOLDER = [
     Slip(
-        "import pictures --out pictures", "pictures: lies in SOURCE, pictures, which stays as it is: give another --out"
+        "import pictures --out pictures", "pictures: is in SOURCE, pictures, which stays as it is: give another --out"
     ),
     Slip("import data --out new", "data: holds a dataset (dataset.json), not pictures to import: check SOURCE"),
     Slip("import picture --out new", "picture: there is no such folder or tar: check --source"),

@@ -72,7 +72,7 @@ def write_program(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, m
 
 @torch.no_grad()
 def difference(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, mask: Masked) -> tuple[float, float]:
-    """The largest difference between the tokens of what lies in the folder and those of `xtra.load`, on noise, and the
+    """The largest difference between the tokens of the folder's model and those of `xtra.load`, on noise, and the
     largest of these. Neither is finite where the weights are not."""
     images = torch.randn(2, 3, c.image, c.image, generator=torch.Generator().manual_seed(0))
     if (folder / PROGRAM).exists():

@@ -152,9 +152,9 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     return {
         name: torch.frombuffer(
-            data, dtype=_DTYPES[told["dtype"]], count=math.prod(told["shape"]), offset=told["data_offsets"][0]
-        ).view(told["shape"])
-        for name, told in header.items()
+            data, dtype=_DTYPES[entry["dtype"]], count=math.prod(entry["shape"]), offset=entry["data_offsets"][0]
+        ).view(entry["shape"])
+        for name, entry in header.items()
     }
 
 

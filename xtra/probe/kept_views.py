@@ -26,7 +26,7 @@ from torch import Tensor
 from shards import store, typed_json
 from shards.typed_json import Count
 from xtra.probe.features import Cache, Features, Progress
-from xtra.probe.resume import DAMAGED, FOLDER, STATE
+from xtra.probe.resume import DAMAGED, FOLDER, STATE, set_aside
 
 PART = 64 << 20  # bytes of a file, about
 
@@ -99,13 +99,7 @@ class KeptViews:
             if rows != state.rows:
                 raise ValueError(f"its files have {rows} rows, not {state.rows}")
         except (store.StoreError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            store.put(store.join(self.folder, DAMAGED), store.read(url))
-            store.delete(url)
-            why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
-            warnings.warn(
-                f"{url}: is no state to go on from ({why}): the probe begins again; what was there is {DAMAGED}",
-                stacklevel=2,
-            )
+            set_aside(self.folder, error)
             return 0
         self._rows, self._parts = rows, list(state.parts)
         self.since -= state.seconds

@@ -56,6 +56,18 @@ class State:
             raise ValueError("field 'tensors' names a file outside of its folder")
 
 
+def set_aside(folder: str, error: Exception) -> None:
+    """Keep a state that cannot be gone on from as state-damaged.json, and say why in a UserWarning."""
+    url = store.join(folder, STATE)
+    store.put(store.join(folder, DAMAGED), store.read(url))
+    store.delete(url)
+    why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
+    warnings.warn(
+        f"{url}: is no state to go on from ({why}): the probe begins again; what was there is {DAMAGED}",
+        stacklevel=3,
+    )
+
+
 class Unfinished:
     """States of one training; `settings` is all that it follows from, the encoder by its fingerprint."""
 
@@ -92,13 +104,7 @@ class Unfinished:
             if wrong:
                 raise ValueError(f"a tensor has the shape {wrong[0]}")
         except (store.StoreError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            store.put(store.join(self.folder, DAMAGED), store.read(url))
-            store.delete(url)
-            why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
-            warnings.warn(
-                f"{url}: is no state to go on from ({why}): the probe begins again; what was there is {DAMAGED}",
-                stacklevel=2,
-            )
+            set_aside(self.folder, error)
             return None
         for tensor, saved in pairs:
             tensor.copy_(saved)

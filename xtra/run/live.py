@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from shards import store, typed_json
-from shards.typed_json import Count
 from xtra.run import records
+from xtra.run.records import Begun, Driver
 
 VARIABLE = "XTRA_DRIVER"  # what a rank of a group finds its driver in, as JSON
 _PROC = Path("/proc")
@@ -25,32 +25,6 @@ _BOOT = _PROC / "sys/kernel/random/boot_id"
 _LAST = 16  # parts of an attempt's events in which its end is looked for, and as many as it has ranks
 _OVER = {"done", "stopped", "mistake"}  # however it was trained
 _OVER_ALONE = {*_OVER, "stop", "failed"}  # of a group's ranks these may be followed by the next group
-
-
-@dataclass(frozen=True)
-class Driver:
-    """One process, so that no later one of the same number is taken for it."""
-
-    host: str
-    pid: Count
-    boot: str = ""  # of its machine; "" where the system does not say
-    started: Count = 0  # clock ticks since then
-    cluster: str = ""  # the Ray session that its groups of workers are in
-    job: str = ""  # and its number there
-
-    def is_process(self, other: Driver) -> bool:
-        return all(getattr(self, name) == getattr(other, name) for name in ("host", "pid", "boot", "started"))
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What an attempt's file says of who began it."""
-
-    host: str | None = None
-    pid: Count | None = None
-    since: str | None = None
-    world: Count | None = None
-    driver: Driver | None = None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,21 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Driver:
+    """One process, so that no later one of the same number is taken for it."""
+
+    host: str
+    pid: Count
+    boot: str = ""  # of its machine; "" where the system does not say
+    started: Count = 0  # clock ticks since then
+    cluster: str = ""  # the Ray session that its groups of workers are in
+    job: str = ""  # and its number there
+
+    def is_process(self, other: Driver) -> bool:
+        return all(getattr(self, name) == getattr(other, name) for name in ("host", "pid", "boot", "started"))
+
+
+@dataclass(frozen=True)
 class Begun:
     """`attempts/000002.json`."""
 
@@ -89,6 +104,7 @@ class Begun:
     pid: Count | None = None
     since: str | None = None
     world: Count | None = None
+    driver: Driver | None = None
 
 
 @dataclass(frozen=True)
