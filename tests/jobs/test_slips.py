@@ -59,9 +59,7 @@ ONE_KIND_IN_ANOTHER = [
         "train demo32 --data data --out encoder TRAIN", "encoder: holds an exported encoder (model.safetensors), and a"
     ),
     Slip("train demo32 --data data --out probed TRAIN", "probed: holds results of probes (probes), and a run would be"),
-    Slip(
-        "train demo32 --data data --out list.txt TRAIN", "list.txt is a file, and a folder must be there: move it, or"
-    ),
+    Slip("train demo32 --data data --out list.txt TRAIN", "list.txt is a file, but must be a folder: move it, or"),
     Slip(
         "probe study/run --train data --eval data --out data PROBE", "data: holds a dataset (dataset.json), and results"
     ),
@@ -137,7 +135,7 @@ TYPING = [
     Slip("ingest --url list.txt --out new", "--url is not a flag; did you mean --urls?"),
     Slip("probe study/run --train data --eval data --augment publishd", "--augment is 'publishd'; it must be one of"),
     Slip("generate study/run --data data --out new --device gpu", "device is gpu: Expected one of cpu, cuda"),
-    Slip("select data --subset 4 --rules.near-distance 0", "subset and rules: give one, then the other to the version"),
+    Slip("select data --subset 4 --rules.near-distance 0", "subset and rules: use one, then apply the other to the"),
     Slip("peek data --reason undecodeable", "reason 'undecodeable' is none: use kept, dns,"),
 ]
 ALL = ONE_KIND_IN_ANOTHER + WRONG_FOLDER + WRONG_VERSION + SECOND_START + TYPING
