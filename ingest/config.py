@@ -51,7 +51,7 @@ class Config:
         unknown = [reason for reason in self.retry_reasons if reason not in ASKABLE]
         if unknown:
             raise ValueError(
-                f"retry of {unknown[0]!r}: name reasons of links that can be asked for: {', '.join(ASKABLE)}"
+                f"retry of {unknown[0]!r}: give reasons of links that can be fetched: {', '.join(ASKABLE)}"
             )
         if self.retry_reasons and not self.retry:
             raise ValueError(f"retry_reasons are {', '.join(self.retry_reasons)}: give --retry {self.retry_reasons[0]}")

@@ -47,7 +47,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.dry_run and not self.repair:
-            raise ValueError("--dry-run goes with --repair: without it nothing is written anyway")
+            raise ValueError("--dry-run needs --repair: without --repair nothing is written anyway")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def require_place(where: str, url: str) -> None:
     require_utf8(where, [url])
     scheme, colon, rest = url.partition(":/")
     if colon and scheme.lower() in ("s3", "file", "http", "https") and not rest.startswith("/"):
-        raise ValueError(f"{where} {url}: lacks a slash: give {scheme}://{'/' if scheme == 'file' else ''}{rest}")
+        raise ValueError(f"{where} {url}: is missing a slash: give {scheme}://{'/' if scheme == 'file' else ''}{rest}")
 
 
 def in_words(error: OSError) -> str:

@@ -331,7 +331,7 @@ def _pictures(url: str, commit: Commit) -> dict[str, dict[str, Any]]:
     if source.sha256.hexdigest() != commit.tar_sha256:
         raise Unusable("its tar does not have the sha256 of its commit either")
     if found.keys() != about.keys():
-        raise Unusable("its tar has not one json member for each picture")
+        raise Unusable("its tar does not have one json member for each picture")
     return {key: place | about[key] for key, place in found.items()}
 
 
@@ -365,7 +365,7 @@ def _plan_from(index: pa.Table, commit: Commit, older: Older | None) -> pa.Table
         if row["reason"] == "bad_url":
             match = _BAD_LINE.fullmatch(row["detail"] or "")
             if not match:
-                raise Unusable(f"does not say which line {row['key']} was")
+                raise Unusable(f"does not have the line number of {row['key']}")
             line, why = int(match[1]), match[2]
         lines.append(line)
         whys.append(why)

@@ -34,7 +34,9 @@ def subset(manifest: Manifest, samples: int, seed: int = 0) -> Manifest:
     Raises ValueError if `samples` is more than there are, or if `manifest` is a subset with another seed.
     """
     if not 0 < samples <= manifest.samples:
-        raise ValueError(f"subset of {samples} samples: {manifest.dataset} has {manifest.samples}; ask for 1 to that")
+        raise ValueError(
+            f"subset of {samples} samples: {manifest.dataset} has {manifest.samples}: give 1 to {manifest.samples}"
+        )
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}; it must be 0 or more, and fit 64 bits")
     if manifest.subset and manifest.subset.seed != seed:

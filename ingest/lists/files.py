@@ -154,9 +154,9 @@ def _unpacked(url: str, raw: BinaryIO) -> Any:
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         return pa.CompressedInputStream(raw, "zstd")
     if list_name(url).lower().endswith(_SPREADSHEETS) or head.startswith(_OLE):
-        raise ValueError(f"{url}: is a spreadsheet: save it as CSV and give that")
+        raise ValueError(f"{url}: is a spreadsheet: save it as CSV, and give that")
     if head.startswith((b"PK\x03\x04", b"BZh", b"\xfd7zXZ\0")):
-        raise ValueError(f"{url}: this compression is not read: unpack the list, or use .gz or .zst")
+        raise ValueError(f"{url}: this compression is not supported: unpack the list, or use .gz or .zst")
     return raw
 
 

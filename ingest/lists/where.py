@@ -94,13 +94,13 @@ class _Parser:
 
     def _tokens(self) -> list[_Token]:
         if len(self.text) > LONGEST:
-            raise ValueError(f"--where has {len(self.text):,} characters: at most {LONGEST:,} are read")
+            raise ValueError(f"--where has {len(self.text):,} characters: give at most {LONGEST:,}")
         found, at = [], 0
         end = len(self.text.rstrip())
         while at < end:
             match = _TOKEN.match(self.text, at)
             if match is None:
-                raise self.wrong("what is meant", at)
+                raise self.wrong("cannot be parsed", at)
             kind = str(match.lastgroup)
             value, start = match[kind], match.start(kind)
             if kind == "word" and value.lower() in _WORDS:
@@ -211,7 +211,7 @@ class _Parser:
     def _equal(self, left: _Value) -> Test:
         right = self._value()
         if left.column is None or right.column is not None:
-            raise self.wrong("a column, in, and literals are compared", self.tokens[self.at - 1].start)
+            raise self.wrong("`in` compares a column with literals", self.tokens[self.at - 1].start)
         return lambda rows: _compared("=", left, right, rows)
 
     def _value(self) -> _Value:
@@ -258,7 +258,8 @@ def _compared(sign: str, left: _Value, right: _Value, rows: pa.RecordBatch) -> A
         return _COMPARE[sign](one, other)
     except pa.ArrowNotImplementedError:
         raise ValueError(
-            f"--where: {left.column} ({one.type}) and {right.column} ({other.type}) cannot be compared: compare others"
+            f"--where: {left.column} ({one.type}) and {right.column} ({other.type}) cannot be compared: "
+            "use columns of one type"
         ) from None
 
 
@@ -285,7 +286,9 @@ def _alike(name: str, column: pa.Array, literal: Any) -> tuple[pa.Array, pa.Scal
             return column, pa.scalar(literal).cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             pass
-    raise ValueError(f"--where: the column {name!r} holds {kind} and cannot be compared with {literal!r}: use its kind")
+    raise ValueError(
+        f"--where: the column {name!r} holds {kind} and cannot be compared with {literal!r}: give a {kind}"
+    )
 
 
 def _is_text(column: pa.Array) -> bool:

@@ -100,7 +100,7 @@ def _grouped(source: Walkable, unused: Unused, bodies: Callable[[Placed], bytes]
             if adjacent and key in done and name not in done[key]:
                 raise Refused(
                     f"{member.name} is apart from the other members of {key}: import it without --in-place, or pack "
-                    "the members of a sample side by side"
+                    "the members of a sample next to each other"
                 )
             current = before[-1] if before and name not in {*before[-1].fields, *before[-1].linked} else Sample(key)
             if not adjacent and (not before or before[-1] is not current):

@@ -88,7 +88,7 @@ WRONG_FOLDER = [
     Slip("import notes --out new", "notes: holds no pictures (bmp, gif, jpeg, jpg, mpo, png, tif, tiff, webp)"),
     Slip("ingest --urls lst.txt --out new", "lst.txt: there is no such list: check --urls"),
     Slip("ingest --urls study/run --out new", "study/run: holds a run (run.json), no list: check --urls"),
-    Slip("ingest --urls list.txt --out s3:/bucket/x", "out s3:/bucket/x: lacks a slash: give s3://bucket/x"),
+    Slip("ingest --urls list.txt --out s3:/bucket/x", "out s3:/bucket/x: is missing a slash: give s3://bucket/x"),
     Slip("ingest --urls list.txt --out /proc/none", "/proc/none: cannot write: No such file or directory"),
     Slip("ingest --urls list.txt --out data", "data: was made with another list_sha256"),
     Slip(
@@ -113,7 +113,7 @@ WRONG_VERSION = [
         "train demo32 --data data@abcdef01 --out new TRAIN", "data: 0 manifests start with abcdef01: it has versions 1"
     ),
     Slip("select data@9 --subset 4", "data: has no version 9: it has versions 1"),
-    Slip("select data --subset 400", "subset of 400 samples: data has 24; ask for 1 to that"),
+    Slip("select data --subset 400", "subset of 400 samples: data has 24: give 1 to 24"),
     Slip(
         "export study/run/checkpoints/000000000099 --out new", "checkpoints/000000000099: holds no committed checkpoint"
     ),

@@ -54,4 +54,4 @@ def test_what_cannot_be_rebuilt_is_one_line_each_and_exit_1(tmp_path: Path, caps
 
 def test_dry_run_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["check", str(tmp_path), "--dry-run"]) == 2
-    assert "--dry-run goes with --repair" in capsys.readouterr().err
+    assert "--dry-run needs --repair" in capsys.readouterr().err

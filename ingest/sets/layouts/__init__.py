@@ -79,4 +79,4 @@ def find(source: Path, benchmark: Benchmark, scratch: Path) -> tuple[Found, str]
     )
     there = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
     understood = "; or ".join(layout.description for layout in known)
-    raise ValueError(f"{source}: {benchmark.name} is understood as {understood}. Found there: {there or 'nothing'}")
+    raise ValueError(f"{source}: {benchmark.name} must be {understood}. Found there: {there or 'nothing'}")

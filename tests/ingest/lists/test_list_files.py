@@ -79,7 +79,7 @@ def test_a_damaged_list_names_the_line_that_was_reached(
 
 
 def test_compression_that_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"list.txt: this compression is not read"):
+    with pytest.raises(ValueError, match=r"list.txt: this compression is not supported"):
         links(put(tmp_path / "list.txt", bz2.compress(b"http://a/1.jpg\n")))
 
 

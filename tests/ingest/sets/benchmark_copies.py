@@ -49,7 +49,7 @@ def put_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
         table.writerows(rows)
 
 
-# --- folders with lists next to them ---------------------------------------------------------------------------------
+# --- folders with lists next to them -------------------------------------------------------------------------------
 
 
 def folders(root: Path, train: str, evaluation: str, classes: Sequence[str]) -> None:

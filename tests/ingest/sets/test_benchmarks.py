@@ -212,7 +212,7 @@ def test_a_layout_that_is_none_is_one_line_of_those_that_are(tmp_path: Path):
     put(tmp_path / "source/pictures/1.jpg", body(1))
     put(tmp_path / "source/list.txt", "")
     assert refused("pets", tmp_path / "source", tmp_path).endswith(
-        "pets is understood as annotations/trainval.txt, test.txt and images/; or folders train/CLASS/ and "
+        "pets must be annotations/trainval.txt, test.txt and images/; or folders train/CLASS/ and "
         "test/CLASS/; or SPLIT-00000-of-00001.parquet files as Hugging Face has them. Found there: list.txt, pictures/"
     )
     assert "there is no such folder" in refused("pets", tmp_path / "nothing", tmp_path)
