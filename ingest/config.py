@@ -28,15 +28,15 @@ class Config:
     label_column: str | None = None  # whose values become the samples' classes
     keep_columns: tuple[str, ...] = ("all",)  # other columns kept in each sample's json and in columns/: names, or none
     where: str | None = None  # take only lines that meet this condition: "similarity > 0.3 and width >= 256"
-    hash_column: str | None = None  # with the md5, sha1 or sha256 that bytes must have; for a dataset as list: recorded
+    hash_column: str | None = None  # with the md5, sha1 or sha256 that bytes must have; if the list is a dataset: recorded
     classes: ClassConfig = field(default_factory=ClassConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
     scratch_bytes: int | None = None  # that a worker may use there; the free space, less a reserve, if None
-    retry: bool = False  # fetch links again, in new units, that failed for a temporary reason
-    retry_reasons: tuple[str, ...] = ()  # reasons that --retry fetches again, final ones too; if empty: the temporary
+    retry: bool = False  # fetch the links that failed for a temporary reason again, in new units
+    retry_reasons: tuple[str, ...] = ()  # reasons that --retry fetches again, also final ones; if empty, all temporary
     dry_run: int = 0  # write nothing: fetch and judge this many links, and forecast the result of the whole list
 
     def __post_init__(self) -> None:
