@@ -28,7 +28,7 @@ class Config:
     label_column: str | None = None  # whose values become the samples' classes
     keep_columns: tuple[str, ...] = ("all",)  # other columns kept in each sample's json and in columns/: names, or none
     where: str | None = None  # take only lines that meet this condition: "similarity > 0.3 and width >= 256"
-    hash_column: str | None = None  # with the md5, sha1 or sha256 that bytes must have; if the list is a dataset: recorded
+    hash_column: str | None = None  # with the md5, sha1 or sha256 that bytes must have; of a dataset as list: recorded
     classes: ClassConfig = field(default_factory=ClassConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)

@@ -267,7 +267,7 @@ def _repair_index(dataset: str, commit: Commit, plan: pa.Table | None, done: Uni
     if made_body != body:
         done.rebuilt.append(Rebuilt(name, how, made_body))
     if digest != commit.index_sha256:  # written after the index: a repair killed in between finds the rebuilt index
-        done.lost.append(Line(name, f"rebuilt, but these columns are lost and null: {_words(LOST_COLUMNS)}"))
+        done.lost.append(Line(name, f"rebuilt, but these columns are lost and are null: {_words(LOST_COLUMNS)}"))
         done.commit = dataclasses.replace(commit, index_sha256=digest)
         commit_name = f"commits/{unit_name(commit.unit)}.json"
         done.rebuilt = [made for made in done.rebuilt if made.name != commit_name]

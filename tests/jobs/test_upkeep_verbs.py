@@ -46,7 +46,7 @@ def test_what_cannot_be_rebuilt_is_one_line_each_and_exit_1(tmp_path: Path, caps
         in out
     )
     assert f"rebuilt shards/{made.shards[1].index}: is gone: rebuilt from the tar and the plan\n" in out
-    assert f"lost shards/{made.shards[1].index}: rebuilt, but these columns are lost and null: " in out
+    assert f"lost shards/{made.shards[1].index}: rebuilt, but these columns are lost and are null: " in out
     assert "final_url, detail, http_status" in out
     assert cli.main(["check", str(tmp_path), "--repair"]) == 1, "the tar is still gone"
     assert "rebuilt 0 objects, lost 1" in capsys.readouterr().out
