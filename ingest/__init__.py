@@ -1,4 +1,4 @@
-"""Links in, shards out: read a URL list, fetch politely, judge every byte string, commit tars one unit at a time.
+"""Links in, shards out: read a URL list, fetch politely, judge every body, commit tars one unit at a time.
 
 The functions here are the Python side of the commands (docs/api.md).
 """
@@ -25,11 +25,10 @@ def ingest(
     **settings: Any,
 ) -> IngestResult:
     """Fetch and judge the links of a list, in this process, into a dataset; a rerun does what is missing.
-    `settings` are the fields of `Config`, the flags of `xtra ingest`: `urls` and `out` at least; a dict changes fields
-    within one (`fetch={"contact": "you@lab.org"}`).
 
-    `stop` is asked all the time; True ends it soon and cleanly. Raises ValueError for a list, a store or a setting that
-    cannot work.
+    `settings` are fields of `Config`, the flags of `xtra ingest`, at least `urls` and `out`; a dict changes fields of a
+    nested Config (`fetch={"contact": "you@lab.org"}`). `stop` is called often; once it returns True, the run ends
+    soon and cleanly. Raises ValueError for a list, a store or a setting that cannot work.
     """
     from ingest import run
     from ingest.config import Config
@@ -37,7 +36,7 @@ def ingest(
 
     asked = changed(config or Config(), settings)
     if asked.dry_run:
-        raise ValueError(f"dry_run is {asked.dry_run}: a forecast is `xtra ingest --dry-run`; here it must be 0")
+        raise ValueError(f"dry_run is {asked.dry_run}: here it must be 0; for a forecast use `xtra ingest --dry-run`")
     with _shown(progress) as report:
         return run.run(asked, report, stop)
 
@@ -50,10 +49,11 @@ def import_set(
     stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> IngestResult:
-    """Make a dataset of labelled pictures: a folder of class folders, tars, Parquet files; a rerun does what is
-    missing. `settings` are the fields of `ingest.sets.folders.Config`, the flags of `xtra import`.
+    """Make a dataset of labelled pictures (class folders, tars or Parquet files); a rerun does what is missing.
 
-    Raises ValueError for a source, a store or a setting that cannot work.
+    `settings` are fields of `ingest.sets.folders.Config`, the flags of `xtra import`. `stop` is called often; once it
+    returns True, the import ends soon and cleanly. Raises ValueError for a source, a store or a setting that cannot
+    work.
     """
     from ingest.sets import folders, in_place
     from shards.typed_json import changed
@@ -67,7 +67,7 @@ def import_set(
 
 @contextmanager
 def _shown(progress: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar of links, until the end of the block."""
+    """A progress bar of links, until the end of the block."""
     from shards.bar import bar
 
     with bar("links", progress) as report:

@@ -1,7 +1,7 @@
-"""What a list says of the bytes behind a URL: an md5, sha1 or sha256, and whether what came has it.
+"""The md5, sha1 or sha256 that a list gives for a URL's bytes: parse it, and compare the fetched bytes.
 
-An algorithm is known by the column's name, or by the length: in hexadecimal 32, 40 or 64 digits, in base64 (as Open
-Images and Google's TsvHttpData-1.0 have it) 24, 28 or 44 characters.
+The algorithm is known by the column's name or the length: 32, 40 or 64 hexadecimal digits, or 24, 28 or 44 characters
+of base64 (as in Open Images and Google's TsvHttpData-1.0).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _HEX = re.compile("[0-9a-f]+")
 
 
 def parse(text: str | None, column: str) -> str | None:
-    """`algorithm:hexadecimal`, or `?` and the text where it is no hash; None where nothing is said."""
+    """`algorithm:hexadecimal`, or `?` and the text if it is not a hash; None for an empty cell."""
     text = (text or "").strip()
     if not text:
         return None
@@ -31,7 +31,7 @@ def parse(text: str | None, column: str) -> str | None:
 
 
 def _digits(text: str, size: int) -> str:
-    """The hexadecimal digits of a hash of `size` bytes; empty where the text is none."""
+    """The hexadecimal digits of a hash of `size` bytes; "" if the text is not one."""
     if len(text) == 2 * size:
         return text.lower() if _HEX.fullmatch(text.lower()) else ""
     if len(text) == 4 * -(-size // 3):
@@ -44,11 +44,11 @@ def _digits(text: str, size: int) -> str:
 
 
 def difference(body: bytes, sha256: str, expected: str | None) -> str:
-    """In what the bytes are not what was said of them, for people; empty where they are. `sha256` is the bytes' own."""
+    """How the bytes' hash differs from the expected one, in words; "" if it does not. `sha256` is that of the bytes."""
     if expected is None:
         return ""
-    name, _, said = expected.partition(":")
+    name, _, digits = expected.partition(":")
     if expected.startswith("?"):
         return f"the list says {expected[1:60]!r}, which is no md5, sha1 or sha256"
     own = sha256 if name == "sha256" else hashlib.new(name, body, usedforsecurity=False).hexdigest()
-    return "" if own == said else f"{name} is {own}, the list says {said}"
+    return "" if own == digits else f"{name} is {own}, the list says {digits}"

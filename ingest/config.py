@@ -27,17 +27,17 @@ class Config:
     id_column: str | None = None  # whose values become the samples' keys
     label_column: str | None = None  # whose values become the samples' classes
     keep_columns: tuple[str, ...] = ("all",)  # other columns kept in each sample's json and in columns/: names, or none
-    where: str | None = None  # take only lines whose columns say so: "similarity > 0.3 and width >= 256"
-    hash_column: str | None = None  # the md5, sha1 or sha256 that bytes must have; of a dataset's own: recorded
+    where: str | None = None  # take only lines that meet this condition: "similarity > 0.3 and width >= 256"
+    hash_column: str | None = None  # with the md5, sha1 or sha256 that bytes must have; of a dataset as list: recorded
     classes: ClassConfig = field(default_factory=ClassConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
-    scratch_bytes: int | None = None  # of it, that a worker may fill; what is free, less a reserve, if None
-    retry: bool = False  # ask again for the links that failed in a way that may pass, as units of their own
-    retry_reasons: tuple[str, ...] = ()  # that --retry takes again, final ones too; if empty: those that may pass
-    dry_run: int = 0  # write nothing: fetch and judge this many links and say what all of them would give
+    scratch_bytes: int | None = None  # that a worker may use there; the free space, less a reserve, if None
+    retry: bool = False  # fetch the links that failed for a temporary reason again, in new units
+    retry_reasons: tuple[str, ...] = ()  # reasons that --retry fetches again, also final ones; if empty, all temporary
+    dry_run: int = 0  # write nothing: fetch and judge this many links, and forecast the result of the whole list
 
     def __post_init__(self) -> None:
         if self.unit < 1:
@@ -51,7 +51,7 @@ class Config:
         unknown = [reason for reason in self.retry_reasons if reason not in ASKABLE]
         if unknown:
             raise ValueError(
-                f"retry of {unknown[0]!r}: name reasons of links that can be asked for: {', '.join(ASKABLE)}"
+                f"retry of {unknown[0]!r}: give reasons of links that can be fetched: {', '.join(ASKABLE)}"
             )
         if self.retry_reasons and not self.retry:
             raise ValueError(f"retry_reasons are {', '.join(self.retry_reasons)}: give --retry {self.retry_reasons[0]}")
@@ -60,7 +60,7 @@ class Config:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Those of `where`."""
+        """The rules of `where`."""
         return parse(self.where) if self.where is not None else ()
 
     @property
@@ -75,14 +75,14 @@ class Config:
 
     @property
     def digest(self) -> str:
-        """Of the fields that decide what a unit holds; the others may change between reruns. The first half is of those
-        that read the list, which a retry does not need; the second of those that judge."""
+        """The digest of the fields that decide what a unit holds; others may change between reruns. Its first half
+        covers the fields about reading the list, which a retry does not need; the second those about judging."""
         classes = dataclasses.asdict(self.classes)
-        for name in ("is_a", "words", "file"):  # wherever the file lies today
+        for name in ("is_a", "words", "file"):  # the file may be moved: only its name counts
             classes[name] = list_name(classes[name] or "")
         reads: list[object] = [self.format, self.url_column, self.id_column, self.label_column, classes]
         younger = {"keep_columns": self.keep_columns, "where": self.where, "hash_column": self.hash_column}
-        if younger != {"keep_columns": ("all",), "where": None, "hash_column": None}:  # else as older builds have it
+        if younger != {"keep_columns": ("all",), "where": None, "hash_column": None}:  # else the digest of older builds
             reads.append(younger)
         judges = {"filter": dataclasses.asdict(self.filter), "max_bytes": self.fetch.max_bytes}
         return _digest(reads) + _digest(judges)

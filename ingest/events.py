@@ -1,6 +1,6 @@
-"""What happened during a run, for people to read afterwards: `events/<attempt>-<part>.jsonl` in the dataset's folder.
+"""The log of a run, for people to read: `events/<attempt>-<part>.jsonl` in the dataset's folder.
 
-A bucket cannot append, so a log is a series of immutable parts, written every half minute and at the end.
+Buckets cannot append, so a log is a series of immutable segments, written every half minute and at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -21,18 +21,18 @@ from ingest.record import Event
 from shards import store, typed_json
 from shards.dataset import READERS
 
-EVERY = 30.0  # seconds between parts
-PENDING = 10_000  # events that wait for a store that does not answer; later ones are only counted
+EVERY = 30.0  # seconds between segments
+PENDING = 10_000  # events that are held while the store does not answer; later ones are only counted
 
 
 def attempt_name() -> str:
-    """Of one run of one process: begins with the time, so that names sort by it, and is nobody else's."""
-    host = socket.gethostname()[:20].replace("/", "_")  # pods share their names' beginnings, and are process 1 each
+    """A unique name for one run of one process, which sorts by time."""
+    host = socket.gethostname()[:20].replace("/", "_")  # not unique: pods share prefixes, and each is process 1
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class EventLog:
-    """Takes events from any thread. An ingest never fails for its log: what cannot be written now is tried again."""
+    """Takes events from any thread. An ingest never fails because of its log: failed writes are tried again."""
 
     def __init__(self, dataset: str, attempt: str | None = None, every: float = EVERY) -> None:
         self.attempt = attempt or attempt_name()
@@ -40,7 +40,7 @@ class EventLog:
         self._every = every
         self._part = 0
         self._pending: list[Event] = []
-        self._last = 0.0  # time of the last event that was written
+        self._last = 0.0  # time of the last written event
         self._lost = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -58,11 +58,11 @@ class EventLog:
                 self._thread.start()
 
     def say(self, kind: str, about: str, detail: str = "") -> None:
-        """An event of now."""
+        """Record an event with the current time."""
         self.tell(Event(time.time(), kind, about, detail))
 
     def flush(self) -> None:
-        """Write what is pending as one part."""
+        """Write the pending events as one segment."""
         with self._writing:
             with self._lock:
                 events, self._pending = self._pending, []
@@ -71,7 +71,7 @@ class EventLog:
                     self._lost = 0
             if not events:
                 return
-            # Workers have their own clocks, and their events come in bundles: a log must not run backwards.
+            # Workers have their own clocks and send events in batches; times in the log must not go backwards.
             for at, event in enumerate(sorted(events, key=lambda event: event.at)):
                 self._last = max(self._last, event.at)
                 events[at] = dataclasses.replace(event, at=self._last)
@@ -92,11 +92,8 @@ class EventLog:
             self.flush()
 
 
-Tell = Callable[[Event], None]
-
-
 def parts(dataset: str) -> list[str]:
-    """Names of the parts of all runs, run by run in the order in which they began. Other files do not matter."""
+    """The names of all log segments, run by run in order of their beginning. Other files are ignored."""
     return [name for name in store.names(store.join(dataset, "events")) if _PART.fullmatch(name)]
 
 
@@ -104,8 +101,8 @@ _PART = re.compile(r"[^._].*-\d{6}\.jsonl")
 
 
 def read_events(dataset: str) -> Iterator[Event]:
-    """Every event of every run, run by run in the order in which they began. What is damaged is an event too, of the
-    kind "damaged": nobody who reads a log may fail for it."""
+    """Every event of every run, run by run in order of their beginning. Damage is returned as an event of the kind
+    "damaged", so that reading a log never fails."""
     names = parts(dataset)  # thousands after some days
     with ThreadPoolExecutor(READERS, thread_name_prefix="events") as pool:
         for first in range(0, len(names), READERS):
@@ -114,7 +111,7 @@ def read_events(dataset: str) -> Iterator[Event]:
 
 
 def part_of(dataset: str, name: str) -> list[Event]:
-    """The events of one part; one of the kind "damaged" for all that cannot be read in it."""
+    """The events of one segment, and one event of the kind "damaged" for all that cannot be read in it."""
     url, found, bad = store.join(dataset, "events", name), list[Event](), list[str]()
     try:
         body = store.read(url)

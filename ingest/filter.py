@@ -1,8 +1,8 @@
-"""Bytes -> verdict: is it a picture, is it sound, do we keep it, and what is stored.
+"""Bytes -> verdict: is it a picture, is it sound, is it kept, and what is stored.
 
-The type is told by content, never by name. Cheap rules come first: the header's size before any decoding. JPEG, PNG
-and WebP keep their fetched bytes, untouched, unless `resize` asks for smaller ones; other formats become PNG (first
-frame, upright RGB).
+The type is detected by content, never by name. Cheap rules come first: the header's size before any decoding. JPEG,
+PNG and WebP keep their fetched bytes unless `resize` asks for smaller pictures; other formats become PNG (first frame,
+upright RGB).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ingest import checksum
 from ingest.record import Fetched, Picture, Reason, Verdict
 from shards.pixels import image, phash, promises_too_much
 
-NOTICE_BYTES = 0.03  # a pixel, at most, of a picture that shows only a notice
-NOTICE_AREA = 0.97  # of it, at least, is empty
-MAX_PROFILE = 1 << 20  # bytes of a colour profile that a re-encoded picture takes over
+NOTICE_BYTES = 0.03  # a picture that shows only a notice has at most so many bytes a pixel
+NOTICE_AREA = 0.97  # and at least this share of it is empty
+MAX_PROFILE = 1 << 20  # bytes of a colour profile that a re-encoded picture keeps
 _SUFFIX = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
-# Pictures that servers send, with status 200, in place of one that is gone: sha256 of the bytes.
+# Placeholder images that servers send with status 200 for pictures that are gone: sha256 of the bytes.
 PLACEHOLDERS = {
     # 11 % of the URLs of a fall11 subset, byte for byte the same (github.com/dusty-nv/jetson-inference, issue 124).
     "6f38049c08670c05cf14fc02d1fbcc84d80fc91f8178c86c7cecb588cc1b6f88": "flickr: this photo is no longer available",
-    # 503 bytes, 161x81: what i.imgur.com sends for what is removed (named by this hash in many downloaders).
+    # 503 bytes, 161x81: i.imgur.com's answer for removed pictures (many downloaders know it by this hash).
     "9b5936f4006146e4e1e9025b474c02863c0b5614132ad40db4b925a10e8bfbb9": "imgur: this image is removed",
 }
-# Where servers redirect who asks for a picture that is gone: i.imgur.com/removed.png, Flickr's
-# s.yimg.com/pw/images/en-us/photo_unavailable.png, Photobucket's bwe.png, and pages of errors as pictures.
+# Where servers redirect requests for a picture that is gone: i.imgur.com/removed.png, Flickr's
+# s.yimg.com/pw/images/en-us/photo_unavailable.png, Photobucket's bwe.png, and pictures of error pages.
 _GONE = re.compile(
     r"/(?:removed|(?:photo|image)[_-]?(?:unavailable|not[_-]?available|not[_-]?found|removed)(?:_[a-z])?|bwe|404|not[_-]?found)"
     r"\.(?:png|gif|jpe?g|webp)$",
@@ -43,12 +43,12 @@ _GONE = re.compile(
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """What is kept."""
+    """Which pictures are kept, and in which form."""
 
     min_side: int = 32  # pixels
     max_pixels: int = 89_478_485  # of the header, before decoding; at most 178,956,970
     max_aspect: float = 20.0  # long side over short side
-    decode_check: bool = True  # decode every picture once; without it only headers are looked at
+    decode_check: bool = True  # decode every picture once; without it only headers are checked
     resize: int | None = None  # short side, in pixels, that larger pictures are reduced to, as JPEG; None keeps bytes
     quality: int = 95  # of those JPEGs
 
@@ -71,7 +71,7 @@ class _Rejected(Exception):
 
 
 def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
-    """The verdict on what the network gave. Takes over a body that lies on scratch and removes its file."""
+    """The verdict on a fetched link. A body that is a file on scratch is read and removed."""
     if fetched.body is None:
         return Verdict(fetched, None, fetched.reason, fetched.detail)
     body = taken(fetched.body)
@@ -93,7 +93,7 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
     except image.Undecodable as error:
         reason, detail = Reason.UNDECODABLE, str(error)
     return Verdict(
-        replace(fetched, body=b""),  # the verdict must not hold bytes that nobody needs
+        replace(fetched, body=b""),  # so that the verdict does not keep bytes that are no longer needed
         picture,
         reason,
         detail,
@@ -106,7 +106,7 @@ def judge(fetched: Fetched, config: FilterConfig) -> Verdict:
 
 
 def taken(body: bytes | Path) -> bytes:
-    """A body's bytes; its file, where it is one on scratch, is removed."""
+    """A body's bytes; if it is a file on scratch, the file is removed."""
     if isinstance(body, bytes):
         return body
     whole = body.read_bytes()
@@ -116,29 +116,29 @@ def taken(body: bytes | Path) -> bytes:
 
 @dataclass
 class _Case:
-    """What is known of a body so far; a verdict tells it even where the body is refused."""
+    """What is known of a body so far; it goes into the verdict even if the body is rejected."""
 
-    body: bytes  # as fetched, but for what `image.mended` mends
+    body: bytes  # as fetched, or as `image.repaired` returns it
     digest: str
     format: str | None
     decoded: bool = False
 
 
 def _picture(case: _Case, config: FilterConfig) -> Picture:
-    """What to store of a body. Raises _Rejected, image.Undecodable."""
+    """The picture to store. Raises _Rejected, image.Undecodable."""
     if case.digest in PLACEHOLDERS:
         raise _Rejected(Reason.PLACEHOLDER, PLACEHOLDERS[case.digest])
     if case.format is None:
         raise _Rejected(Reason.NOT_AN_IMAGE, _looks_like(case.body))
-    if config.decode_check and case.format == "png":  # its header may be read only then
-        _mend(case)
+    if config.decode_check and case.format == "png":  # a repair may be needed to read its header
+        _repair(case)
     opened = image.read(case.body, config.max_pixels)
     head = opened.header
     case.format = head.format
     _check_sides(head, config)
     if promises_too_much(head.width, head.height, len(case.body)):
         raise _Rejected(Reason.PLACEHOLDER, f"{head.width}x{head.height} in {len(case.body)} bytes: not decoded")
-    if config.decode_check and case.format != "png" and _mend(case):
+    if config.decode_check and case.format != "png" and _repair(case):
         opened = image.read(case.body, config.max_pixels)
     shrink = config.resize is not None and min(head.width, head.height) > config.resize
     if head.format in _SUFFIX and not shrink:
@@ -146,9 +146,9 @@ def _picture(case: _Case, config: FilterConfig) -> Picture:
     return _reencoded(case, opened, config.resize if shrink else None, config)
 
 
-def _mend(case: _Case) -> bool:
-    """Give the body what `image.mended` gives it; whether that is another one."""
-    whole = image.mended(case.body)
+def _repair(case: _Case) -> bool:
+    """Apply `image.repaired` to the body; returns whether it changed."""
+    whole = image.repaired(case.body)
     if whole is case.body:
         return False
     case.body, case.digest = whole, hashlib.sha256(whole).hexdigest()
@@ -156,7 +156,7 @@ def _mend(case: _Case) -> bool:
 
 
 def _check_redirect(fetched: Fetched) -> None:
-    """Refuse what came from a place where servers send those who ask for a picture that is gone."""
+    """Reject a body from a URL to which servers redirect requests for pictures that are gone."""
     if fetched.final_url in ("", fetched.link.url):
         return
     path = urlsplit(fetched.final_url).path
@@ -180,13 +180,13 @@ def _looks_like(body: bytes) -> str:
 
 
 def _kept(case: _Case, opened: image.Opened, config: FilterConfig) -> Picture:
-    """The bytes as they are."""
+    """The picture with its bytes unchanged."""
     head, likeness = opened.header, 0
     if config.decode_check:
         case.decoded = True
         small = image.glance(opened)
         likeness = phash.phash(small)
-        # Colours, and fine texture at an eighth of the size, can average out to one gray: look closely before refusing.
+        # Colours, and fine texture at an eighth of the size, can average to one gray: decode fully before rejecting.
         if likeness == 0 and _flat(image.decode(case.body, config.max_pixels)):
             raise _Rejected(Reason.PLACEHOLDER, "one flat colour")
         _check_emptiness(len(case.body), head, small)
@@ -194,13 +194,13 @@ def _kept(case: _Case, opened: image.Opened, config: FilterConfig) -> Picture:
 
 
 def _reencoded(case: _Case, opened: image.Opened, short: int | None, config: FilterConfig) -> Picture:
-    """A JPEG of the wanted short side, or a PNG of the same size; upright RGB, decoded once."""
+    """A JPEG with short side `short`, or a PNG of the same size; upright RGB, decoded once."""
     case.decoded = True
     pixels = image.upright(opened, short)
     if _flat(pixels):
         raise _Rejected(Reason.PLACEHOLDER, "one flat colour")
     _check_emptiness(len(case.body), opened.header, pixels)
-    # An RGB profile still describes the decoded pixels; one for CMYK or gray does not. Nothing else is carried over.
+    # An RGB profile still describes the decoded pixels; one for CMYK or gray does not. No other metadata is kept.
     profile = opened.pixels.info.get("icc_profile") if opened.header.mode in ("RGB", "RGBA", "P") else None
     if profile is not None and len(profile) > MAX_PROFILE:
         profile = None
@@ -217,7 +217,7 @@ def _reencoded(case: _Case, opened: image.Opened, short: int | None, config: Fil
 
 
 def _check_emptiness(size: int, head: image.Header, picture: Image.Image) -> None:
-    """Refuse what is nearly all of one gray level and took next to no bytes: "this photo is no longer available".
+    """Reject notices such as "this photo is no longer available": nearly all of one gray level, in very few bytes.
 
     Both must hold. Of 121,000 photographs the emptiest that is not tiny is 92 % of one level and takes 0.08 bytes a
     pixel; three such notices are 97.7 to 99.4 % and take 0.011 to 0.019. At 64x64 the tables of a JPEG alone take 0.1.
@@ -226,7 +226,7 @@ def _check_emptiness(size: int, head: image.Header, picture: Image.Image) -> Non
         return
     gray = picture if picture.mode == "L" else picture.convert("L")
     levels = [0, *gray.histogram(), 0]
-    most = max(map(sum, zip(levels, levels[1:], levels[2:])))  # of a level and its neighbours
+    most = max(map(sum, zip(levels, levels[1:], levels[2:])))  # pixels of a level and its two neighbours
     if most >= NOTICE_AREA * gray.width * gray.height:
         raise _Rejected(Reason.PLACEHOLDER, "a notice on an empty ground")
 

@@ -1,5 +1,5 @@
-"""Bodies that kill the process that judges them, or want more of it than there is: `filter.judge` in a process of its
-own (see `shards.pixels.isolate`)."""
+"""`filter.judge` in a separate process, for bodies that kill the process that judges them or need too much memory (see
+`shards.pixels.isolate`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ingest.filter import FilterConfig, judge, taken
 from ingest.record import Fetched, Link, Picture, Reason, Verdict
 from shards.pixels import HEAD, Child, ChildBroken, Killed, is_costly
 
-WORK = "ingest.isolate:answer"  # what the child is to do
+WORK = "ingest.isolate:answer"  # the function that the child calls
 
 
 def judge_apart(child: Child, fetched: Fetched, config: FilterConfig) -> Verdict:
-    """As `filter.judge`, by a child whose work is WORK; what kills it is `undecodable`. Raises isolate.ChildBroken.
+    """`filter.judge` in a child whose work is WORK; a body that kills it is `undecodable`. Raises isolate.ChildBroken.
 
-    The child has the memory that a picture at the pixel cap may need.
+    The child gets the memory that a picture at the pixel cap may need.
     """
     if fetched.body is None:
         return judge(fetched, config)
@@ -33,8 +33,8 @@ def judge_apart(child: Child, fetched: Fetched, config: FilterConfig) -> Verdict
 
 
 class Judge:
-    """`filter.judge` for any number of threads; what may cost seconds or gigabytes is judged in a child process, one
-    body at a time, and so is once more what asked for more memory than there is."""
+    """`filter.judge` for any number of threads. Bodies that may cost seconds or gigabytes are judged in a child
+    process, one at a time; so are bodies for which this process ran out of memory."""
 
     def __init__(self) -> None:
         self._child = Child(WORK)
@@ -45,19 +45,19 @@ class Judge:
             return judge(fetched, config)
         if costly(fetched):
             return self.apart(fetched, config)
-        fetched = dataclasses.replace(fetched, body=taken(fetched.body))  # it is needed twice where memory is short
+        fetched = dataclasses.replace(fetched, body=taken(fetched.body))  # needed again if memory runs out
         try:
             return judge(fetched, config)
         except MemoryError:
             return self.starved(fetched, config)
 
     def apart(self, fetched: Fetched, config: FilterConfig) -> Verdict:
-        """Raises isolate.ChildBroken."""
+        """The verdict from the child process. Raises isolate.ChildBroken."""
         with self._one_at_a_time:
             return judge_apart(self._child, fetched, config)
 
     def starved(self, fetched: Fetched, config: FilterConfig) -> Verdict:
-        """The verdict on a body in memory for which this process has too little, from one that has its own."""
+        """The verdict, from the child process, on a body for which this process has too little memory."""
         try:
             return self.apart(fetched, config)
         except (MemoryError, ChildBroken):
@@ -70,7 +70,7 @@ class Judge:
 
 
 def costly(fetched: Fetched) -> bool:
-    """Whether judging the body here would hold up all else; see `shards.pixels.is_costly`."""
+    """Whether judging the body here would block everything else; see `shards.pixels.is_costly`."""
     body = fetched.body
     if isinstance(body, Path):
         with body.open("rb") as file:
@@ -87,13 +87,13 @@ def _verdict(words: dict[str, Any], stored: bytes, fetched: Fetched, body: bytes
 
 # --- in the child --------------------------------------------------------------------------------------------------
 
-_NOBODY = Fetched(Link("", "", (), 0), None, None, "", 0, "", 0, 0, 0.0)
+_EMPTY = Fetched(Link("", "", (), 0), None, None, "", 0, "", 0, 0, 0.0)
 
 
 def answer(config: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-    """The verdict on a body as JSON, and the picture to store where that differs from the body."""
-    link = dataclasses.replace(_NOBODY.link, hash=config.pop("hash"))
-    verdict = judge(dataclasses.replace(_NOBODY, link=link, body=body), FilterConfig(**config))
+    """The verdict on a body as JSON, and the bytes to store if they differ from the body."""
+    link = dataclasses.replace(_EMPTY.link, hash=config.pop("hash"))
+    verdict = judge(dataclasses.replace(_EMPTY, link=link, body=body), FilterConfig(**config))
     picture = verdict.picture
     words: dict[str, Any] = {
         "reason": verdict.reason,

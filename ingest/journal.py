@@ -1,11 +1,11 @@
-"""What an open unit has fetched so far, on scratch: a rerun takes it up instead of asking again.
+"""What an open unit has fetched so far, on scratch: a rerun reads it instead of fetching again.
 
-    bodies     the unit's spool (ingest/unit.py); a picture that is kept as it came is nowhere else
-    others     bodies that the spool does not have as they came: of rejected and of converted pictures
-    journal    a line for what it belongs to, then one for the answers of every second: crc32 of the rest, a space, JSON
+    bodies     the unit's spool (ingest/unit.py): bodies that are kept unchanged
+    others     original bodies of rejected and converted pictures
+    journal    a line for its binding, then one for the answers of each second: crc32 of the rest, a space, JSON
 
-Kills are expected at any byte. A line counts when its checksum is right, and a body when its sha256 is; what is wrong
-or missing is asked for again. Answers are judged again, so that a rerun makes of them what one run would have made.
+The process may be killed at any byte. A line counts if its checksum is right, and a body if its sha256 is; the rest is
+fetched again. Answers are judged again, so that a rerun has the same result as a run without interruption.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from shards.url_secrets import without_secrets
 
 FORMAT = 1
 BODIES, OTHERS, JOURNAL = "bodies", "others", "journal"
-_SETTINGS = ("allow_private", "max_bytes", "redirects", "robots", "opt_out", "proxy")  # that decide what an answer is
+_SETTINGS = ("allow_private", "max_bytes", "redirects", "robots", "opt_out", "proxy")  # that affect answers
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What a journal belongs to; an answer is taken up only where all of it is equal."""
+    """What a journal belongs to; its answers are used only if all of it is equal."""
 
     dataset: str
     unit: int
     plan: str  # sha256 over rows, keys and URLs
-    fetch: str  # sha256 over the settings that decide what an answer is
+    fetch: str  # sha256 over the settings that affect answers
     format: int = FORMAT
 
 
@@ -60,12 +60,12 @@ class Journal:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._lines, self._others = (os.open(folder / name, flags, 0o600) for name in (JOURNAL, OTHERS))
         self._size = 0  # of the others
-        self._waiting: list[tuple[int, list[Any], str]] = []  # rows whose bodies the spool is to have
+        self._waiting: list[tuple[int, list[Any], str]] = []  # answers whose bodies are not in the spool yet
         self._ready: list[list[Any]] = []
         _write(self._lines, _line({"begun": time.time(), **dataclasses.asdict(binding)}))
 
     def note(self, fetched: Fetched, verdict: Verdict) -> None:
-        """One answer and what came of it. A body that has killed its judge is not noted."""
+        """Note an answer and its verdict, except for a body that killed its judge."""
         about = [
             fetched.link.row,
             fetched.reason,
@@ -93,7 +93,8 @@ class Journal:
             self._size += len(body)
 
     def flush(self, place: Callable[[int], tuple[int, int] | None]) -> None:
-        """Write what can be written; `place` has the offset and length of a row's body in the spool, or None."""
+        """Write all answers whose bodies are on scratch; `place(row)` returns the offset and length of a row's body in
+        the spool, or None."""
         waiting = []
         for row, about, digest in self._waiting:
             if (where := place(row)) is None:
@@ -124,8 +125,8 @@ def _write(file: int, body: bytes) -> None:
 
 
 def replay(folder: Path, ours: Binding, links: Mapping[int, Link], since: float = 0.0) -> Iterator[Fetched]:
-    """The answers of a journal that belongs to this unit, by the links of its rows; none of one that began before
-    `since`, in seconds since 1970. What is torn, changed or another's is left out."""
+    """The answers in the journal of this unit, for its `links` by row; none if the journal began before `since`
+    (seconds since 1970). Torn or changed entries and those of other units are left out."""
     try:
         with own_file(folder / JOURNAL) as file:
             lines = file.read().split(b"\n")[:-1]
@@ -148,14 +149,14 @@ def replay(folder: Path, ours: Binding, links: Mapping[int, Link], since: float 
 
 def _answers(lines: Sequence[bytes]) -> Iterator[list[Any]]:
     for line in lines:
-        said = _checked(line)
-        if said is None:
+        answers = _checked(line)
+        if answers is None:
             return
-        yield from said
+        yield from answers
 
 
 def _checked(line: bytes) -> Any:
-    """What a line says; None where it is torn."""
+    """The value of a line; None if it is torn."""
     check, _, text = line.partition(b" ")
     return json.loads(text) if check == b"%08x" % zlib.crc32(text) else None
 

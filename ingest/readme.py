@@ -1,9 +1,9 @@
-"""A dataset's README.md: what its folder holds, for people and for Hugging Face's `load_dataset(FOLDER)`, which would
-take the tables of links for the data without it.
+"""A dataset's README.md: what its folder holds, for people and for Hugging Face's `load_dataset(FOLDER)`, which without
+it would load the tables of links as the data.
 
-The front matter names the tars of the newest version one by one, since a writer that died may have left others, and
-what each sample has: a sample without the type that most have would otherwise lose its picture there. A README that
-somebody wrote or edited is left alone.
+The front matter lists the tars of the newest version one by one, since a writer that died may have left others, and
+the fields of a sample: otherwise pictures of a rarer type would be lost there. A README that somebody wrote or edited
+is left alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shards.dataset import read_columns, read_info, read_table
 from shards.manifest import Manifest, Shard
 
 NAME = "README.md"
-READ = 48  # shards that are looked at; of a dataset of more, every type of picture is declared
+READ = 48  # shards that are read; with more shards, every type of picture is declared
 READERS = 8
 SUFFIXES = ("jpg", "png", "webp")
 _MARK = re.compile(
@@ -32,8 +32,8 @@ _MARK = re.compile(
 
 
 def write(version: Manifest) -> str:
-    """Write or renew it after an ingest, an import or a retry; returns what people must know, else nothing. The dataset
-    is whole without it, so a store that fails now is a remark."""
+    """Write or update it after an ingest, an import or a retry. Returns a remark if the store fails, else "": the
+    dataset is complete without it."""
     url = store.join(version.dataset, NAME)
     shards = [shard for shard in version.shards if shard.kept]
     if not shards:
@@ -53,7 +53,7 @@ def write(version: Manifest) -> str:
 
 
 def is_ours(readme: str) -> bool:
-    """Whether it is as we wrote it."""
+    """Whether it was written by `write` and not edited since."""
     mark = _MARK.search(readme)
     return mark is not None and mark[1] == _digest(readme.replace(mark[0], "", 1))
 
@@ -63,7 +63,7 @@ def _digest(readme: str) -> str:
 
 
 def text(version: Manifest, shards: Sequence[Shard]) -> str:
-    """Raises StoreError naming an index or a table of columns that is damaged."""
+    """The README's text. Raises StoreError naming a damaged index or table of columns."""
     suffixes = list(_suffixes(version, shards))
     front = "\n".join(["---", *_configs(shards), *_features(version, shards, suffixes), "---"]) + "\n"
     name = "".join(c if c.isprintable() and c != "`" else " " for c in version.list_name)[:200]
@@ -107,7 +107,7 @@ The pictures belong to their makers. This folder says where each one came from, 
 
 
 def _path(shard: Shard) -> str:
-    """As `data_files` takes it: relative to the README, or where a tar of others lies, and its stars are literal."""
+    """A tar as `data_files` takes it: relative to the README, or the place of a foreign tar, with escaped stars."""
     return json.dumps(glob.escape(shard.tar), ensure_ascii=False) if shard.foreign else f"shards/{shard.tar}"
 
 
@@ -117,7 +117,7 @@ def _configs(shards: Sequence[Shard]) -> list[str]:
 
 
 def _features(version: Manifest, shards: Sequence[Shard], suffixes: Sequence[str]) -> list[str]:
-    """What a sample of ours has. Of tars of others the reader has to find out."""
+    """The fields of a sample; for foreign tars none, so that the reader infers them."""
     if any(shard.foreign for shard in shards):
         return []
     lines = ["dataset_info:", "  features:"]
@@ -138,7 +138,7 @@ def _features(version: Manifest, shards: Sequence[Shard], suffixes: Sequence[str
 
 
 def _suffixes(version: Manifest, shards: Sequence[Shard]) -> Iterable[str]:
-    """Those of our own that members have."""
+    """The picture types among the members."""
     if len(shards) > READ:
         return SUFFIXES
 
@@ -152,7 +152,7 @@ def _suffixes(version: Manifest, shards: Sequence[Shard]) -> Iterable[str]:
 
 
 def _columns(version: Manifest, shards: Sequence[Shard]) -> dict[str, str]:
-    """Type of each column of the list that a sample's json has, where it is a single value."""
+    """The type of each column of the list in a sample's json, if it is a single value."""
     if not read_info(version.dataset).columns:
         return {}
     some = shards[:: -(-len(shards) // READ)]
@@ -160,13 +160,13 @@ def _columns(version: Manifest, shards: Sequence[Shard]) -> dict[str, str]:
         schemas = list(pool.map(lambda shard: read_columns(version.dataset, shard.unit).schema, some))
     kinds: dict[str, set[str]] = {}
     for schema in schemas:
-        for at in range(2, len(schema)):  # after our own key and row
+        for at in range(2, len(schema)):  # after key and row
             kinds.setdefault(schema.names[at], set()).add(_kind(schema.field(at).type))
     return {name: _common(found) for name, found in sorted(kinds.items()) if "" not in found}
 
 
 def _kind(kind: pa.DataType) -> str:
-    """Of the JSON value; empty for lists and objects."""
+    """The type of the JSON value; "" for lists and objects."""
     if pa.types.is_nested(kind):
         return ""
     if pa.types.is_boolean(kind):

@@ -1,4 +1,4 @@
-"""The nouns of ingest: what falls from one stage to the next, and the closed list of reasons a link can end with."""
+"""The nouns of ingest: what each stage hands to the next, and the closed list of reasons to reject a link."""
 
 from __future__ import annotations
 
@@ -82,20 +82,20 @@ class Link:
     url: str
     labels: tuple[str, ...]
     row: int
-    columns: str = ""  # what the list says besides, an object of JSON
-    hash: str | None = None  # what the bytes must have, as `ingest.checksum.parse` writes it
-    also: str = ""  # what other rows of the same URL say, an array of JSON
+    columns: str = ""  # the list's other columns, a JSON object
+    hash: str | None = None  # of the bytes, as `ingest.checksum.parse` returns it
+    also: str = ""  # other rows with the same URL, a JSON array
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that holds no usable link. It keeps its key and row, so that counts balance; its reason is `bad_url`."""
+    """A line without a usable link. It has a key and a row, so that counts balance; its reason is `bad_url`."""
 
     key: str
     row: int
     line: int  # in the list, from 1
     why: str
-    url: str  # what the line said, cut and printable; never asked for
+    url: str  # the line's text, cut and printable; never requested
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -112,8 +112,8 @@ def from_plan(
     columns: str = "",
     expected: str | None = None,
 ) -> Link | BadLine:
-    """The link of a row of the plan (`manifest.PLAN_SCHEMA`) and of the list's other columns; a retry's `why` is no
-    bad line's."""
+    """The link of a row of the plan (`shards.dataset.PLAN_SCHEMA`) and of the list's other columns. It is a bad line
+    only if it has a `line`: a retry's rows have a `why`, too."""
     if line is None:
         return Link(key, url, tuple(labels or ()), row, columns, expected)
     return BadLine(key, row, line, why or "", url)
@@ -121,7 +121,7 @@ def from_plan(
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What the network gave for a link: a body, or the reason there is none."""
+    """The result of fetching a link: a body, or the reason why there is none."""
 
     link: Link
     body: bytes | Path | None  # a large body is a file on scratch
@@ -132,12 +132,12 @@ class Fetched:
     attempts: int  # requests made, redirects not counted
     ms: int  # from the first request to the end, waits between attempts included
     at: float  # when it ended, seconds since 1970
-    transfer_ms: int = 0  # of its ms, what it was in transfer: a wait holds neither a connection nor its host
+    transfer_ms: int = 0  # the part of `ms` in transfer; waits hold neither a connection nor their host
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is stored for a kept link, and what is known about it."""
+    """The stored picture of a kept link, and its properties."""
 
     body: bytes
     suffix: str  # "jpg", "png" or "webp"
@@ -149,12 +149,12 @@ class Picture:
     progressive: bool | None
     subsampling: str | None
     icc: bool
-    phash: int = 0  # perceptual hash, 64 bits; 0 where the picture was not decoded
+    phash: int = 0  # perceptual hash, 64 bits; 0 if the picture was not decoded
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement on one link: a picture to keep, or a reason."""
+    """The verdict on one link: a picture to keep, or a reason to reject it."""
 
     fetched: Fetched
     picture: Picture | None
@@ -164,7 +164,7 @@ class Verdict:
     fetched_bytes: int | None = None
     fetched_sha256: str | None = None
     decode_checked: bool = False
-    body: bytes | None = None  # of a content reject, so that people can be shown what was rejected
+    body: bytes | None = None  # of a content reject, so that it can be shown
 
     @property
     def keep(self) -> bool:
@@ -173,7 +173,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that people will want to know of afterwards: a host that was paused, a worker that died, an outage."""
+    """Something worth recording: a host was paused, a worker died, the network was down."""
 
     at: Moment  # seconds since 1970
     kind: str

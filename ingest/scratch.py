@@ -1,4 +1,4 @@
-"""The local folder where bodies wait: ours alone, bounded, and gone afterwards, whatever ends the process."""
+"""The local folder where bodies wait: private, bounded, and removed afterwards, however the process ends."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from shards.scratch import dead, locked
 
 PREFIX = "xtra-ingest-"
 KEPT = "xtra-kept-"  # folders, one a dataset, of what its open units had fetched when their run ended
-KEPT_SECONDS = 7 * 86_400.0  # that it waits for the rerun
+KEPT_SECONDS = 7 * 86_400.0  # that such a folder waits for the rerun
 JUDGING = "judging"  # files in which the rows being judged are marked (`shards.pixels.isolate`)
-RESERVE = 1 << 30  # bytes that we leave free on the disk, or a twentieth of it where that is less
-BYTES_A_LINK = 64 << 10  # of a list where a third is dead; ImageNet's pictures have 110 KB
-TAKEN = "taken-"  # before the name of what was kept and is being taken up
+RESERVE = 1 << 30  # bytes that are left free on the disk, or a twentieth of it if that is less
+BYTES_A_LINK = 64 << 10  # for a list in which a third is dead; ImageNet's pictures have 110 KB
+TAKEN = "taken-"  # prefix of a kept unit that is in use again
 COPIES = 2  # the spool and, while it is sealed, the tar
 
 
 @dataclass
 class Scratch:
-    """A folder, how much may lie in it, and what killed runs left there."""
+    """A folder, how much it may hold, and what killed runs left there."""
 
     folder: Path
-    limit: int | None = None  # bytes; None: what the disk has
-    left: tuple[Path, ...] = ()  # the marks of runs of the same dataset that were killed: rows that may have done it
-    kept: Path | None = None  # where what open units have fetched waits for the next run of the same dataset
+    limit: int | None = None  # bytes; None: as much as the disk has
+    left: tuple[Path, ...] = ()  # marks left by killed runs of the same dataset: rows that may have killed them
+    kept: Path | None = None  # where the bodies of open units wait for the next run of the same dataset
 
     def used(self) -> int:
         total = 0
@@ -46,18 +46,19 @@ class Scratch:
         return total
 
     def room(self) -> int:
-        """Bytes that may still be put here; below 0 when there are too many already."""
+        """Bytes that may still be added; negative if there are too many already."""
         disk = shutil.disk_usage(self.folder)
         free = disk.free - min(RESERVE, disk.total // 20)
         return free if self.limit is None else min(free, self.limit - self.used())
 
     def keep(self, folder: Path) -> None:
-        """Put a unit's folder by for the next run. Never raises: what cannot be kept is asked for again."""
+        """Keep a unit's folder for the next run. Never raises: what cannot be kept is fetched again."""
         if self.kept is not None:
             _keep(self.kept, folder)
 
     def take(self, name: str) -> list[Path]:
-        """What earlier runs have kept of a unit, moved here: by the first process that asks alone."""
+        """Move here what earlier runs kept of a unit; returns the folders. Only the first process that asks gets
+        them."""
         found = []
         for path in sorted(self.kept.glob(f"{name}-*")) if self.kept is not None and _ours(self.kept) else ():
             ours = self.folder / f"{TAKEN}{path.name}"
@@ -67,7 +68,7 @@ class Scratch:
         return found
 
     def check(self, links: int) -> None:
-        """Raises ValueError when one unit of so many links would probably not fit."""
+        """Raises ValueError if a unit of so many links would probably not fit."""
         need, room = COPIES * BYTES_A_LINK * links, self.room()
         if need <= room:
             return
@@ -84,10 +85,10 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch_folder(base: str | None, dataset: str = "", limit: int | None = None) -> Iterator[Scratch]:
-    """A folder of our own below `base` (the system's own if None), gone afterwards; also removes those of runs that
-    were killed. Each is locked while its run lives: flock ends with the process, whatever ends it.
+    """A new folder below `base` (the system's own if None), removed afterwards; also removes those of killed runs.
+    Each is locked while its run lives: flock ends with the process, however it ends.
 
-    Raises ValueError when nothing can be written there.
+    Raises ValueError if nothing can be written there.
     """
     root = Path(base or tempfile.gettempdir())
     mark = _mark(dataset)
@@ -106,7 +107,7 @@ def scratch_folder(base: str | None, dataset: str = "", limit: int | None = None
 
 @contextlib.contextmanager
 def holding_a_unit(scratch: Path) -> Iterator[None]:
-    """Raises ValueError for an OSError: storage, network and sources have errors of their own, so it is scratch's."""
+    """Turn an OSError into a ValueError about scratch: storage, network and sources raise their own errors."""
     try:
         yield
     except OSError as error:
@@ -115,8 +116,8 @@ def holding_a_unit(scratch: Path) -> Iterator[None]:
 
 
 def _take_over(root: Path, ours: Path) -> Iterator[Path]:
-    """Remove the folders of killed runs, after what their open units have fetched was put by; keeps, and yields, what
-    they were judging if they were of our dataset."""
+    """Remove the folders of killed runs, but keep what their open units have fetched. Yields the marks of what runs of
+    our dataset were judging, moved to `ours`."""
     prefix = ours.name[: len(PREFIX) + 9]
     for left in dead(PREFIX, root):
         for unit in [*left.glob("unit-*"), *left.glob(f"{TAKEN}*")]:
@@ -142,7 +143,7 @@ def _keep(kept: Path, folder: Path) -> None:
 
 
 def _ours(kept: Path) -> bool:
-    """Whether a folder is one of our own that nobody else can write to: its name can be guessed."""
+    """Whether a folder is ours and not writable by others, who can guess its name."""
     with contextlib.suppress(OSError):
         about = kept.lstat()
         return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o022
@@ -150,13 +151,13 @@ def _ours(kept: Path) -> bool:
 
 
 def waiting(base: str | None, dataset: str) -> tuple[Path, int]:
-    """Where what open units have fetched waits for the rerun, and its bytes."""
+    """The folder where the bodies of open units wait for the rerun, and its size in bytes."""
     kept = Path(base or tempfile.gettempdir(), KEPT + _mark(dataset))
     return kept, sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) if _ours(kept) else 0
 
 
 def forget(base: str | None, dataset: str) -> None:
-    """Remove what was kept of a dataset, all of whose units are done."""
+    """Remove what was kept of a dataset whose units are all done."""
     kept, _ = waiting(base, dataset)
     if _ours(kept):
         shutil.rmtree(kept, ignore_errors=True)
@@ -167,7 +168,7 @@ def _mark(dataset: str) -> str:
 
 
 def _expire(root: Path) -> None:
-    """Remove what no rerun has come for."""
+    """Remove what has waited for a rerun for too long."""
     for kept in root.glob(f"{KEPT}*"):
         with contextlib.suppress(OSError):
             if _ours(kept):

@@ -1,4 +1,4 @@
-"""A few small pictures of each unit, so that people can look at what was kept and what was rejected, and why."""
+"""A few thumbnails of each unit, so that people can see what was kept and what was rejected, and why."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from shards.pixels import HEAD, image, is_costly, salvaged
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EACH = 4  # a reason and unit,
-DAMAGED = 8  # and of `undecodable`, of which not all show anything
+EACH = 4  # thumbnails for each reason in a unit
+DAMAGED = 8  # for `undecodable`, some of which show nothing
 SIDE = 96  # pixels
 QUALITY = 80
-TINY = 32  # pixels: pictures within that are stored for an enlarged view, without blur
-LARGEST = 8 << 20  # bytes; what is larger is named and not shown
-# What must not be decoded for the sake of a picture: it is none, or too large.
+TINY = 32  # pixels: pictures of at most this side are stored for an enlarged view, without blur
+LARGEST = 8 << 20  # bytes; larger bodies are listed, but not shown
+# Not to be decoded for a thumbnail: not pictures, or too large.
 _BLIND = frozenset({Reason.UNSUPPORTED, Reason.NOT_AN_IMAGE, Reason.TOO_MANY_PIXELS})
 
 SCHEMA = pa.schema(
@@ -34,14 +34,14 @@ SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("reason", pa.string()),  # as in the index
         ("detail", pa.string()),
-        ("jpeg", pa.binary()),  # null where there is nothing that can be shown
+        ("jpeg", pa.binary()),  # null if there is nothing to show
     ]
 )
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Sample:
-    """A link that was chosen, and where its bytes are: (offset, length) in a file of the unit's."""
+    """A chosen link, and the place of its bytes: (offset, length) in a file of the unit."""
 
     rank: int
     key: str
@@ -52,8 +52,8 @@ class Sample:
 
 
 class Choice:
-    """The samples of one unit: of each reason those whose keys' hashes are lowest, so that every attempt at the unit
-    chooses the same links if it meets the same verdicts."""
+    """The samples of one unit: for each reason, the links with the lowest key hashes, so that every attempt with the
+    same verdicts chooses the same links."""
 
     def __init__(self, each: int = EACH, damaged: int = DAMAGED) -> None:
         self._each, self._damaged = each, damaged
@@ -81,8 +81,8 @@ class Choice:
 
 
 def shown(verdict: Verdict) -> bytes | None:
-    """The bytes that a thumbnail of this verdict may be made of. Damaged ones that were judged in a child process, or
-    would have been, are not among them: they may kill their decoder."""
+    """The bytes to make a thumbnail of, or None. Damaged bodies that were judged in a child process, or would have
+    been, are not decoded here: they may kill their decoder."""
     if verdict.picture is not None:
         return verdict.picture.body
     body = verdict.body
@@ -92,7 +92,7 @@ def shown(verdict: Verdict) -> bytes | None:
 
 
 def wanted(reason: Reason | None) -> bool:
-    """Kept links and content rejects have something to show; of the others the reason says it all."""
+    """Whether a link has something to show: kept links and content rejects do."""
     return reason is None or reason in CONTENT
 
 
@@ -113,8 +113,8 @@ def table(
 
 
 def thumbnail(body: bytes | None, max_pixels: int, damaged: bool = False) -> bytes | None:
-    """A JPEG of at most SIDE pixels a side, upright; None when the bytes do not give one. Of what is `damaged` as much
-    as can be decoded."""
+    """An upright JPEG within SIDE x SIDE pixels; None if the bytes cannot be shown. If `damaged`, as much as can be
+    decoded."""
     if not body or len(body) > LARGEST:
         return None
     try:
@@ -125,7 +125,7 @@ def thumbnail(body: bytes | None, max_pixels: int, damaged: bool = False) -> byt
 
 
 def encoded(small: Image) -> bytes:
-    """The JPEG of a thumbnail. Of a tiny one every pixel keeps its colour, as it is shown enlarged."""
+    """The JPEG of a thumbnail. A tiny one is shown enlarged, so its chroma is not subsampled."""
     out = io.BytesIO()
     tiny = max(small.size) <= TINY
     small.save(out, "JPEG", quality=95 if tiny else QUALITY, subsampling=0 if tiny else -1)

@@ -1,8 +1,8 @@
-"""How far a running ingest is, in its dataset's folder: `underway/ATTEMPT.json`, from its first second to its end.
+"""The progress of a running ingest, in its dataset's folder: `underway/ATTEMPT.json`, from its beginning to its end.
 
-Commits come a unit at a time, which may be an hour apart; this is written again every few seconds, so that `xtra
-status` sees inside a unit from anywhere. It counts for nothing: a rerun does not read it, and one that a killed run
-left goes with the next run.
+Commits come once a unit, perhaps an hour apart. This file is rewritten every few seconds, so that `xtra status` sees
+progress inside a unit from anywhere. Nothing depends on it: a rerun does not read it, and removes what a killed run
+left.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from shards import store
 FOLDER = "underway"
 EVERY = 2.0  # seconds between writes to a folder
 EVERY_REMOTE = 15.0  # to a bucket, where each is paid for
-STALE = 600.0  # seconds without a word after which a run is taken to have died
+STALE = 600.0  # seconds without an update after which a run counts as dead
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a running ingest last said of itself; counts are over the whole dataset, links of earlier runs included."""
+    """The last progress of a running ingest; counts are over the whole dataset, including links of earlier runs."""
 
     at: float  # seconds since 1970
     host: str
@@ -43,8 +43,8 @@ class Beat:
 
 
 class Beats:
-    """Writes what it was last given, from a thread of its own; a context that removes it at the end. An ingest never
-    fails for this: what the store does not take is written the next time."""
+    """Writes the newest beat from its own thread; a context manager that removes the file at the end. An ingest never
+    fails because of it: a failed write is followed by the next."""
 
     def __init__(self, dataset: str) -> None:
         self._folder = store.join(dataset, FOLDER)
@@ -85,19 +85,19 @@ class Beats:
 
 
 def here(**counts: object) -> Beat:
-    """A beat of this process, now."""
+    """A beat of this process with the current time."""
     return Beat(time.time(), socket.gethostname(), os.getpid(), **counts)  # type: ignore[arg-type]
 
 
 def read_beats(dataset: str) -> list[Beat]:
-    """What running ingests, and those that died, last said; the newest first."""
+    """The last beats of running and of dead ingests, newest first."""
     folder, found = store.join(dataset, FOLDER), []
     known = {field.name for field in dataclasses.fields(Beat)}
     for name in store.names(folder):
         if name.endswith(".json"):
             with contextlib.suppress(store.Missing, ValueError, TypeError):
-                said = store.read_json(store.join(folder, name))
-                found.append(Beat(**{key: value for key, value in said.items() if key in known}))
+                values = store.read_json(store.join(folder, name))
+                found.append(Beat(**{key: value for key, value in values.items() if key in known}))
     return sorted(found, key=lambda beat: -beat.at)
 
 

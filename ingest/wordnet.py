@@ -1,8 +1,8 @@
-"""Which classes of a labelled list are taken: by subtree of WordNet, by name, by a file, by how many links they have.
+"""Which classes of a labelled list are taken: by WordNet subtree, by name, by a file, by their number of links.
 
 Two companion files of ImageNet are read: `wordnet.is_a.txt`, a line `parent child` for every edge (a synset may have
-several parents, so it is no tree), and `words.txt`, a line `wnid<TAB>lemma, lemma, …` for every synset. Both are small
-(82,115 synsets) and held whole.
+several parents, so it is not a tree), and `words.txt`, a line `wnid<TAB>lemma, lemma, …` for every synset. Both are
+small (82,115 synsets) and held in memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _SHOWN = 8  # candidates that an error lists
 
 @dataclass(frozen=True)
 class ClassConfig:
-    """Which labels are taken. Every rule that is set narrows the choice; none set takes every link, labelled or not."""
+    """Which labels are taken. Each rule that is set narrows the choice; with none, every link is taken."""
 
     subtree: tuple[str, ...] = ()  # wnids (or names, with words) whose class and all classes below are taken
     is_a: str | None = None  # wordnet.is_a.txt, for subtree: a line "parent child" for every edge
     words: str | None = None  # words.txt, for names in subtree: a line "wnid<TAB>lemma, lemma" for every synset
-    file: str | None = None  # the classes to take, one a line: the first word where it is a wnid, else the first column
+    file: str | None = None  # the classes to take, one a line: the first word if it is a wnid, else the first column
     min_count: int = 0  # links that a class must have in the list (ImageNet-21K-P takes more than 500: 501)
 
     def __post_init__(self) -> None:
@@ -42,27 +42,27 @@ class ClassConfig:
         for name in self.subtree:
             if WNID.fullmatch(name) is None and self.words is None:
                 raise ValueError(
-                    f"classes.subtree {name!r} is not a wnid like n02084071: name it so, or set --classes.words"
+                    f"classes.subtree {name!r} is not a wnid like n02084071: give the wnid, or set --classes.words"
                 )
 
     @property
     def all(self) -> bool:
-        """No rule is set."""
+        """Whether no rule is set."""
         return not (self.subtree or self.file is not None or self.min_count)
 
 
 def chosen(config: ClassConfig, counts: Callable[[], Mapping[str, int]]) -> frozenset[str] | None:
-    """The labels that are taken; None: every one, and links without a label too.
+    """The labels that are taken; None: all links, also those without labels.
 
-    `counts` gives the links of every label (`source.label_counts` of a list; of kept rows when selecting). It is called
-    only where min_count is set. Raises ValueError for a file that is missing or broken, a class that is not in the
-    hierarchy, an ambiguous name, and when nothing is left.
+    `counts` returns the number of links of each label (`source.label_counts` of a list; of kept rows when selecting).
+    It is called only if min_count is set. Raises ValueError for a file that is missing or broken, a class that is not
+    in the hierarchy, an ambiguous name, and if no class is left.
     """
     if config.all:
         return None
     rules: list[Collection[str]] = []
     if config.subtree:
-        assert config.is_a is not None  # ClassConfig saw to it
+        assert config.is_a is not None  # checked by ClassConfig
         names = None if config.words is None else read_words(config.words)
         tops = [resolve(name, names, config.words) for name in config.subtree]
         rules.append(subtree(tops, read_is_a(config.is_a), config.is_a))
@@ -77,7 +77,7 @@ def chosen(config: ClassConfig, counts: Callable[[], Mapping[str, int]]) -> froz
 
 
 def takes(labels: pa.ListArray, classes: Collection[str]) -> pa.BooleanArray:
-    """For every row whether it has a label among `classes`; labels are a list of strings (or bytes) a row."""
+    """Whether each row has a label among `classes`, bool [rows]; each row has a list of strings (or bytes)."""
     flat = labels.flatten()
     mine = pc.is_in(flat, value_set=pa.array(sorted(classes), pa.string()).cast(flat.type))
     hits = np.concatenate([[0], np.cumsum(mine.to_numpy(zero_copy_only=False))])
@@ -101,15 +101,15 @@ def read_is_a(url: str) -> dict[str, list[str]]:
 
 
 def subtree(tops: Iterable[str], children: Mapping[str, Iterable[str]], url: str) -> set[str]:
-    """The tops and everything below them, each once, however many parents it has and even where the file has a cycle.
-    Raises ValueError for a top that the hierarchy of `url` does not know."""
+    """The tops and all synsets below them, each once, with any number of parents and even in a cycle. Raises ValueError
+    for a top that is not in the hierarchy, which was read from `url`."""
     known = set(children).union(*children.values())
     found: set[str] = set()
     todo = list(tops)
     for top in todo:
         if top not in known:
             raise ValueError(
-                f"classes.subtree: {top} is not in {url}: check the wnid, or that it is the right hierarchy"
+                f"classes.subtree: {top} is not in {url}: check the wnid, and that this is the right hierarchy"
             )
     while todo:
         synset = todo.pop()
@@ -131,13 +131,13 @@ def read_words(url: str) -> dict[str, str]:
 
 
 def resolve(name: str, words: Mapping[str, str] | None, url: str | None) -> str:
-    """The wnid of a wnid, of a synset's whole line of lemmas, or of one lemma that no other synset has.
-    Raises ValueError for a name that nobody has, and one listing the candidates for one that several have."""
+    """The wnid of a name: a wnid, a synset's whole line of lemmas, or a lemma that no other synset has. Raises
+    ValueError for an unknown name, and for an ambiguous one, with the candidates."""
     if WNID.fullmatch(name):
         return name
-    assert words is not None  # ClassConfig saw to it
+    assert words is not None  # checked by ClassConfig
     wanted = name.strip()
-    # One whose only name this is gets no preference: "dog" alone is an insult, the animal is "dog, domestic dog, ...".
+    # A synset with only this name is not preferred: "dog" alone is an insult; the animal is "dog, domestic dog, ...".
     found = [wnid for wnid, lemmas in words.items() if lemmas == wanted or wanted in lemmas.split(", ")]
     if not found:
         raise ValueError(
@@ -151,7 +151,7 @@ def resolve(name: str, words: Mapping[str, str] | None, url: str | None) -> str:
 
 
 def read_classes(url: str) -> frozenset[str]:
-    """The labels that a file names, one a line. Raises ValueError when it names none."""
+    """The labels that a file names, one a line. Raises ValueError if it names none."""
     found = set()
     for _, line in _lines(url):
         word = line.split()[0]
@@ -162,7 +162,7 @@ def read_classes(url: str) -> frozenset[str]:
 
 
 def _lines(url: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) of what is not blank."""
+    """(number from 1, line) of the lines that are not blank."""
     try:
         text = store.read(url).decode("utf-8", "replace")
     except store.Missing:

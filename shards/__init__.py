@@ -1,4 +1,4 @@
-"""The dataset on the bucket: bytes and objects. Knows no torch, no fetching, no Ray."""
+"""The dataset on disk or in a bucket: bytes and objects, without torch, fetching or Ray."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["open"]
 
 
 def open(url: str) -> Dataset:  # noqa: A001  (read as `shards.open`; the modules here have Python's own)
-    """A version of a dataset, to look into: `DATASET` (its newest), `DATASET@3` or `DATASET@DIGEST`; no Ray, no torch.
+    """Open a version of a dataset for reading: `DATASET` (the newest), `DATASET@3` or `DATASET@DIGEST`; needs no torch.
 
-    `len`, `dataset[3]`, `dataset["key"]`, iteration in row order, and `dataset.shuffled(seed, epoch)`.
-    Raises ValueError when there is no such version, naming what there is.
+    It has `len`, `dataset[3]`, `dataset["key"]`, iteration in row order, and `dataset.shuffled(seed, epoch)`.
+    Raises ValueError if there is no such version, naming those there are.
     """
     from shards.stream import Dataset
 

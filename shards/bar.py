@@ -1,5 +1,5 @@
-"""The progress bar of what is called from Python: tqdm's, which draws itself in a notebook too. A command has
-`jobs/progress.py`, which also writes lines into a log."""
+"""The progress bar of the Python functions: tqdm's, which also works in notebooks. Commands use `jobs/progress.py`,
+which also writes lines to a log."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 
 class Report(Protocol):
-    """Takes how many are done, of how many, and in words what is being done and what there is to say of it."""
+    """Reports that `done` of `total` are done; `what` says what is being done, `note` is shown after the bar."""
 
     def __call__(self, done: int, total: int, what: str = "", note: str = "") -> None: ...
 
 
 @contextmanager
 def bar(unit: str, shown: bool) -> Iterator[Report]:
-    """Until the end of the block; a new `what` begins a new bar. Where it is not `shown`, tqdm is not imported."""
+    """A bar until the end of the block; a new `what` begins a new bar. Unless it is `shown`, tqdm is not imported."""
     if not shown:
         yield lambda done, total, what="", note="": None
         return
@@ -30,7 +30,7 @@ def bar(unit: str, shown: bool) -> Iterator[Report]:
         if now is None or what != doing:
             if now is not None:
                 now.close()
-            # What was found done counts as done, not as fast.
+            # Work done by an earlier run must not count towards the rate.
             now, doing = tqdm(total=total, initial=done, desc=what or None, unit=f" {unit}"), what
         if note:
             now.set_postfix_str(note, refresh=False)

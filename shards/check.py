@@ -1,9 +1,9 @@
 """Verify a dataset version: one pass over every tar and index, each problem named by shard and key.
 
-What must agree: the manifest with the commits and with its rules, the commit with the tar's and index's bytes (size,
-sha256), the index with the plan (the same links), with the commit's counts, and with the tar's members (offset, length,
-json; when the sha256 of each is computed, `check_tar` says). A link that was asked for again counts once, with its
-newest verdict.
+These must agree: the manifest with the commits and its rules; the commit with the bytes of tar and index (size,
+sha256); the index with the plan (the same links), with the commit's counts, and with the tar's members (offset, length,
+json; `check_tar` says when the sha256 of each is computed). A link that was fetched again counts once, with its newest
+verdict.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from shards.parquet_damage import DAMAGE, in_one_line
 @dataclass(frozen=True)
 class Config:
     dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # shards checked at once, each at a core's speed
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # shards checked in parallel, each on one core
     decode: bool = False  # also decode every image in full
     problems_per_shard: int = 20  # more are counted, not listed
-    repair: bool = False  # write again what other objects of the dataset still say, list what none says; then check
-    dry_run: bool = False  # with --repair: say the same, write nothing
+    repair: bool = False  # rebuild damaged objects from others of the dataset, list what is lost; then check
+    dry_run: bool = False  # with --repair: report the same, but write nothing
 
     def __post_init__(self) -> None:
         if self.dry_run and not self.repair:
-            raise ValueError("--dry-run goes with --repair: without it nothing is written anyway")
+            raise ValueError("--dry-run needs --repair: without --repair nothing is written anyway")
 
 
 @dataclass(frozen=True)
 class Problem:
-    shard: str  # the tar's name; "manifest" for what concerns the version as a whole
+    shard: str  # the tar's name; "manifest" for problems of the whole version
     key: str | None
     what: str
 
@@ -68,7 +68,7 @@ class CheckResult:
     links: int
     kept: int
     samples: int
-    bytes: int  # of tar that were read
+    bytes: int  # of tars that were read
     problems: tuple[Problem, ...]
 
     @property
@@ -77,16 +77,16 @@ class CheckResult:
 
 
 def absent(version: manifest.Manifest) -> list[str]:
-    """Tars and indexes of a version that are not there with their sizes: one listing, no object is read."""
+    """Tars of a version that are missing or have another size, and missing indexes: one listing, no object is read."""
     there = {entry.name: entry.bytes for entry in store.entries(store.join(version.dataset, "shards"))}
     lost = [s.tar for s in version.shards if not s.foreign and there.get(s.tar) != s.tar_bytes]
     return sorted([*lost, *(s.index for s in version.shards if s.index not in there)])
 
 
 def run(config: Config, progress: Callable[[int, int], None] | None = None) -> CheckResult:
-    """Check every shard of the version; `progress(shards done, shards)`. Damage is a problem in the result.
+    """Check every shard of the version; `progress(shards done, shards)`. Damage is reported as problems in the result.
 
-    Raises ValueError when there is no such dataset or version, or its manifest, the list of what to check, is damaged.
+    Raises ValueError if there is no such dataset or version, or if its manifest, which lists what to check, is damaged.
     """
     if config.jobs < 1:
         raise ValueError(f"jobs is {config.jobs}; it must be at least 1")
@@ -132,7 +132,7 @@ def run(config: Config, progress: Callable[[int, int], None] | None = None) -> C
 
 
 def _check_counts(version: manifest.Manifest, totals: Counter[str], ruled: Counter[str]) -> Iterator[Problem]:
-    """links = kept + sum(reasons) and samples = kept - deselected, counted from the indexes themselves."""
+    """links = kept + sum(reasons) and samples = kept - deselected, counted from the indexes."""
     claimed = Counter({KEPT: version.kept, **version.reasons})
     for reason in sorted({*claimed, *totals}):
         if claimed[reason] != totals[reason]:
@@ -151,7 +151,7 @@ def _check_counts(version: manifest.Manifest, totals: Counter[str], ruled: Count
 
 
 class _Report:
-    """What one shard adds to the result."""
+    """What one shard contributes to the result."""
 
     def __init__(self, shard: str):
         self.shard = shard
@@ -169,7 +169,7 @@ class _Report:
 
 
 class _Verdicts:
-    """The verdict of every row so far, where there was a retry: a byte for each link. Shards come oldest first."""
+    """The verdict of every row so far, if there was a retry: a byte for each link. Shards are added oldest first."""
 
     def __init__(self, version: manifest.Manifest):
         generations = read_generations(version.dataset)
@@ -178,7 +178,7 @@ class _Verdicts:
         self._code_N = np.zeros(0, np.uint8)  # by row; 0: no verdict yet
 
     def add(self, report: _Report) -> None:
-        """A retry must replace the verdicts that its commit says, and none that kept a picture."""
+        """Check that a retry replaces the verdicts that its commit lists, and none that kept a picture."""
         rows = report.rows
         if self.first_retry is None or not len(rows):
             return
@@ -246,7 +246,7 @@ _PLANNED = ["key", "url", "labels", "row"]
 def _check_index(
     version: manifest.Manifest, number: int, index: pa.Table, commit: Commit | None, report: _Report
 ) -> None:
-    """The index against the plan, the commit's counts, and the manifest's selection."""
+    """Check the index against the plan, the commit's counts, and the manifest's selection."""
     shard = version.shards[number]
     report.rows, report.reasons = index["row"].to_numpy(), index["reason"].to_pylist()
     report.counts = Counter(report.reasons)
@@ -265,12 +265,12 @@ def _check_index(
             for row, link in zip(rows.to_pylist(), planned.to_pylist()):
                 if row != link:
                     report.add(f"row {row['row']} of the index is not the link that was planned", link["key"])
-    for name in ("key", "offset" if shard.foreign else "member"):  # in tars of others a name may stand more than once
+    for name in ("key", "offset" if shard.foreign else "member"):  # foreign tars may repeat a name
         column = index[name].drop_null()
         if pc.count_distinct(column).as_py() < len(column):
             for value, times in Counter(column.to_pylist()).items():
                 if times > 1:
-                    report.add(f"{name} {value} stands {times} times in the index", str(value))
+                    report.add(f"{name} {value} is {times} times in the index", str(value))
     try:
         _check_rules(version, number, index, report)
         selected = report.counts[KEPT]
@@ -284,18 +284,18 @@ def _check_index(
 
 
 def _check_columns(dataset: str, unit: int, index: pa.Table, report: _Report) -> None:
-    """What the list knows besides belongs to the same rows."""
+    """Check that the list's other columns belong to the same rows."""
     try:
         table = read_columns(dataset, unit)
     except (store.StoreError, pa.ArrowException) as error:
         report.add(f"the list's other columns cannot be read: {error}")
         return
     if table.schema.names[:2] != ["key", "row"] or not table.select([0, 1]).equals(index.select(["key", "row"])):
-        report.add("the list's other columns are of other rows than the index")
+        report.add("the list's other columns belong to other rows than the index")
 
 
 def _check_rules(version: manifest.Manifest, number: int, index: pa.Table, report: _Report) -> None:
-    """Every rule is about a row that the index keeps, and does one thing to it."""
+    """Check that every rule is about a row that the index keeps, and does one thing to it."""
     if not version.rules:
         return
     kept = {row for row, reason in zip(report.rows.tolist(), report.reasons) if reason == KEPT}

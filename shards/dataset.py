@@ -1,9 +1,9 @@
 """What ingest and import write into a dataset's folder: dataset.json, the plan, commits and generations.
 
-A dataset is a folder (docs/design.md, "Dataset"): `dataset.json`, the plan `links/` and what the list knows besides in
-`columns/`, the tars and indexes in `shards/`,
-one commit a unit in `commits/` (written last, put if absent); `generations/` says which units were planned by a retry.
-A unit without a commit never happened. Versions of a dataset are in `shards.manifest`.
+A dataset is a folder (docs/design.md, "Dataset"): `dataset.json`, the plan in `links/`, the list's other columns in
+`columns/`, the tars and indexes in `shards/`, and one commit a unit in `commits/` (written last, put if absent).
+`generations/` records which units were planned by a retry. A unit without a commit does not exist. For versions of a
+dataset see `shards.manifest`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shards.typed_json import Count
 
 FORMAT = 1
 KEPT = "kept"
-READERS = 32  # small objects asked for at once
+READERS = 32  # small objects read in parallel
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -32,8 +32,8 @@ PLAN_SCHEMA = pa.schema(
         ("url", pa.string()),
         ("labels", pa.list_(pa.string())),
         ("row", pa.int64()),
-        ("line", pa.int64()),  # of the list, from 1, where it holds no usable link; else null
-        ("why", pa.string()),  # it does not
+        ("line", pa.int64()),  # of the list, from 1, if the line is bad; else null
+        ("why", pa.string()),  # the line is bad, or the older verdict of a link in a retry; else null
     ]
 )
 INDEX_SCHEMA = pa.schema(
@@ -71,7 +71,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """`dataset.json`: what the dataset was made from; a rerun must agree with all of it."""
+    """`dataset.json`: what the dataset was made from; a rerun must have the same."""
 
     list_name: str
     list_sha256: str
@@ -83,12 +83,12 @@ class DatasetInfo:
     format: int = FORMAT
     not_chosen: int = 0  # lines of the list that were left out before any unit was planned,
     not_chosen_by: dict[str, int] = field(default_factory=dict)  # by rule: "classes", or a part of --where
-    columns: tuple[str, ...] = ()  # other columns of the list that are kept; with any, every unit has them in columns/
-    hash_column: str | None = None  # the one of them that says what hash the bytes must have
+    columns: tuple[str, ...] = ()  # other columns of the list that are kept, in columns/ for every unit
+    hash_column: str | None = None  # the one of them with the hashes that the bytes must have
 
     @property
     def left_out(self) -> dict[str, int]:
-        """`not_chosen_by`, also of a dataset of an older build, which knows no rule but the choice of classes."""
+        """`not_chosen_by`, also for datasets of older builds, whose only rule is the choice of classes."""
         return self.not_chosen_by or ({"classes": self.not_chosen} if self.not_chosen else {})
 
 
@@ -98,7 +98,7 @@ class Commit:
 
     unit: Count
     attempt: str
-    tar: str  # object name under shards/, or where a foreign tar lies
+    tar: str  # object name under shards/, or the place of a foreign tar
     tar_bytes: Count
     tar_sha256: str
     index: str
@@ -110,18 +110,18 @@ class Commit:
 
     def __post_init__(self) -> None:
         assert self.links == self.kept + sum(self.reasons.values()), f"unit {self.unit}: links do not balance"
-        assert KEPT not in self.supersedes, f"unit {self.unit}: a kept row is never asked for again"
+        assert KEPT not in self.supersedes, f"unit {self.unit}: a kept row is never fetched again"
 
 
 @dataclass(frozen=True)
 class Generation:
-    """`generations/000001.json`: the units in which a retry asks again for rows of an older version.
+    """`generations/000001.json`: the units in which a retry fetches rows of an older version again.
 
-    Their links keep the key and row they had; their commits say, in `supersedes`, which verdicts they replace.
+    Their links keep their key and row; `supersedes` in their commits counts the verdicts that they replace.
     """
 
     number: int  # from 1; the units of dataset.json are generation 0
-    parent: str  # digest of the version whose retryable rows these are
+    parent: str  # digest of the version that the rows are from
     first_unit: int
     units: int
 
@@ -137,7 +137,7 @@ def unit_name(unit: int) -> str:
 
 
 def read_info(dataset: str) -> DatasetInfo:
-    """Raises ValueError when there is no dataset or it is of a newer format."""
+    """The dataset's `dataset.json`. Raises ValueError if there is no dataset or its format is newer."""
     store.require(dataset=dataset)
     url = store.join(dataset, "dataset.json")
     try:
@@ -149,7 +149,7 @@ def read_info(dataset: str) -> DatasetInfo:
     if not isinstance(value, dict) or "format" not in value or "units" not in value:
         raise ValueError(f"{url}: is not one of ours: give the folder of a dataset")
     if isinstance(value["format"], int) and value["format"] > FORMAT:
-        raise ValueError(f"{dataset}: is of format {value['format']}, this build reads {FORMAT}: upgrade to read it")
+        raise ValueError(f"{dataset}: has format {value['format']}, this build reads {FORMAT}: upgrade to read it")
     return typed_json.checked(DatasetInfo, value, url)
 
 
@@ -173,7 +173,7 @@ def _short(value: object) -> str:
 
 
 def write_plan(dataset: str, unit: int, plan: pa.Table) -> None:
-    """Put if absent. Raises ValueError when another list was planned here, by an earlier or a concurrent driver."""
+    """Put if absent. Raises ValueError if another list was planned here, by an earlier or a concurrent driver."""
     url = store.join(dataset, "links", unit_name(unit) + ".parquet")
     plan = plan.cast(PLAN_SCHEMA)
     if not store.put_if_absent(url, table_bytes(plan)) and not read_table(url).equals(plan):
@@ -185,16 +185,16 @@ def read_plan(dataset: str, unit: int) -> pa.Table:
 
 
 def write_columns(dataset: str, unit: int, columns: pa.Table) -> None:
-    """Put if absent, before the plan: key, row and the list's other columns, a row for each of the plan. Raises
-    ValueError when other columns were planned here."""
+    """Put if absent, before the plan: key, row and the list's other columns, with the rows of the plan. Raises
+    ValueError if other columns were planned here."""
     url = store.join(dataset, "columns", unit_name(unit) + ".parquet")
     if not store.put_if_absent(url, table_bytes(columns)) and not read_table(url).equals(columns):
         raise ValueError(f"{url}: keeps other columns than this list gives: use the same list, or another --out")
 
 
 def read_columns(dataset: str, unit: int) -> pa.Table:
-    """key, row, and what the list says besides, of whatever types it has. Raises as `read_table`."""
-    own = {name: _KINDS[name] for name in ("key", "row")}  # another column may have the name of one of ours
+    """key, row and the list's other columns, of any types. Raises as `read_table`."""
+    own = {name: _KINDS[name] for name in ("key", "row")}  # the list may have columns with names of ours
     return read_table(store.join(dataset, "columns", unit_name(unit) + ".parquet"), kinds=own)
 
 
@@ -203,7 +203,7 @@ def planned_units(dataset: str) -> list[int]:
 
 
 def numbers(dataset: str, folder: str, suffix: str) -> list[int]:
-    """Of the objects `000017<suffix>` in a folder; what else lies there (.DS_Store, .nfs0001) is no matter."""
+    """The numbers of the objects `000017<suffix>` in a folder; others (.DS_Store, .nfs0001) are ignored."""
     ours = re.compile(r"(\d+)" + re.escape(suffix))
     names = store.names(store.join(dataset, folder))
     return sorted(int(found[1]) for found in map(ours.fullmatch, names) if found)
@@ -218,16 +218,16 @@ def table_bytes(table: pa.Table) -> bytes:
 def read_table(
     url: str, columns: list[str] | None = None, kinds: Mapping[str, tuple[pa.DataType, ...]] | None = None
 ) -> pa.Table:
-    """A Parquet object, or some of its columns, with the types of `kinds`, by default those that our own columns have.
+    """A Parquet object, or some of its columns, with the types in `kinds`; by default the types of our own columns.
 
     Raises Missing, and StoreError naming an object that is damaged, lacks a column or has one of another type.
     """
     body = store.read(url)
     try:
-        # Without threads: an index takes 2 ms, and many are read side by side.
+        # Without threads: an index takes 2 ms, and many are read in parallel.
         table = pq.ParquetFile(pa.BufferReader(body)).read(columns=columns, use_threads=False)
         table.validate(full=True)
-        if lacking := set(columns or ()) - set(table.column_names):  # Arrow leaves them out without a word
+        if lacking := set(columns or ()) - set(table.column_names):  # Arrow silently leaves them out
             raise LookupError(f"it lacks the column {min(lacking)!r}")
         for at, column in enumerate(table.schema):
             known = (_KINDS if kinds is None else kinds).get(column.name, (column.type,))
@@ -238,7 +238,7 @@ def read_table(
     return table
 
 
-# Of the columns that we write, by name.
+# The types of the columns that we write, by name.
 _KINDS = {column.name: (column.type,) for schema in (PLAN_SCHEMA, INDEX_SCHEMA) for column in schema}
 
 
@@ -250,25 +250,25 @@ def committed_units(dataset: str) -> list[int]:
 
 
 def read_commit(dataset: str, unit: int) -> Commit:
-    """Raises Missing, and StoreError for a commit that is damaged or of another unit."""
+    """The commit of a unit. Raises Missing, and StoreError for one that is damaged or of another unit."""
     url = store.join(dataset, "commits", unit_name(unit) + ".json")
     found = typed_json.read(Commit, url)
     if found.unit != unit:
-        raise store.StoreError(f"{url}: field 'unit': is {found.unit}: the file is damaged, or another's")
+        raise store.StoreError(f"{url}: field 'unit': is {found.unit}: the file is damaged, or of another unit")
     return found
 
 
 def read_commits(dataset: str, units: Sequence[int]) -> list[Commit]:
-    """The commits of these units, in their order; many small objects, so many are asked for at once."""
+    """The commits of these units, in their order, read in parallel."""
     found: list[Commit] = []
     with ThreadPoolExecutor(READERS, thread_name_prefix="commits") as pool:
-        for first in range(0, len(units), 4096):  # the pool keeps a future for each that it was given
+        for first in range(0, len(units), 4096):  # bounds the pool's futures, one for each unit
             found += pool.map(lambda unit: read_commit(dataset, unit), units[first : first + 4096])
     return found
 
 
 def commit(dataset: str, ours: Commit) -> Commit:
-    """Put the commit if no other attempt has; returns the winner, which is whoever the object read back names."""
+    """Put the commit if the unit has none yet; returns the winning commit, as read back from the store."""
     store.put_json_if_absent(store.join(dataset, "commits", unit_name(ours.unit) + ".json"), dataclasses.asdict(ours))
     return read_commit(dataset, ours.unit)
 
@@ -277,9 +277,9 @@ def commit(dataset: str, ours: Commit) -> Commit:
 
 
 def write_generation(dataset: str, generation: Generation) -> None:
-    """Put if absent, LAST, after the plans of its units: a retry without it never happened.
+    """Put if absent, LAST, after the plans of its units: a retry without it does not exist.
 
-    Raises ValueError when another driver has planned another retry of this number meanwhile.
+    Raises ValueError if another driver has meanwhile planned another retry with this number.
     """
     url = store.join(dataset, "generations", f"{generation.number:06d}.json")
     if store.put_json_if_absent(url, dataclasses.asdict(generation)):

@@ -1,6 +1,6 @@
-"""What a folder holds already, so that no verb mixes its own files into those of another kind.
+"""What a folder already holds, so that no verb mixes its own files with those of another kind.
 
-Each kind is known by names that its writer puts first. Other files in a folder do not matter (docs/design.md).
+Each kind is recognised by the names that its writer puts first. Other files are ignored (docs/design.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shards.local_files import refuse_no_folder
 
 Kind = Literal["dataset", "run", "export", "probes", "vectors", "study"]
 
-LOOKED = 32  # folders inside, in which a run or a dataset is looked for
+LOOKED = 32  # subfolders that are searched for a run or a dataset
 _MADE = {
     "dataset": "a dataset",
     "run": "a run",
@@ -26,7 +26,7 @@ _MARKS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("dataset", ("dataset.json", "links")),  # plans of a list come before its dataset.json
     ("run", ("run.json",)),
     ("export", ("model.safetensors", "preprocessor_config.json", "encoder.pt2", "xtra.ckpt")),
-    ("run", ("config.json",)),  # which an export has, too
+    ("run", ("config.json",)),  # after "export", which has one, too
     ("probes", ("probes", "probes-unfinished")),
     ("vectors", ("_embedding.json",)),
 )
@@ -35,7 +35,7 @@ _BEGUN: dict[Kind, str] = {"dataset": "dataset.json", "run": "run.json"}
 
 @dataclass(frozen=True)
 class Held:
-    """What a folder holds, and the name in it that says so."""
+    """What a folder holds, and the name in it that shows it."""
 
     kind: Kind
     name: str
@@ -45,7 +45,7 @@ class Held:
 
 
 def look(url: str) -> Held | None:
-    """The kind of a folder; None for one that is not there, is empty, or has nothing of ours."""
+    """What a folder holds; None if it does not exist, is empty, or has nothing of ours."""
     names = store.names(url)
     for kind, those in _MARKS:
         found = next((name for name in those if name in names), None)
@@ -59,18 +59,18 @@ def look(url: str) -> Held | None:
 
 
 def instead(url: str) -> str:
-    """What to add to a message that says what a folder lacks: what it holds; "" where nothing is ours."""
+    """What a folder holds, to append to a message about what it lacks: ", but a run (run.json)"; "" for unknown."""
     held = look(url)
     return f", but {held}" if held else ""
 
 
 def require(url: str, makes: str, *kinds: Kind, flag: str = "--out") -> None:
-    """Raises ValueError where a folder holds another kind than these; `makes` says what is to be written there.
+    """Raises ValueError if a folder holds another kind than these; `makes` says what is to be written there.
 
-    A dataset or run of that kind goes on, even where an older build let another kind be mixed into it.
+    A dataset or run of these kinds may go on, even if an older build mixed another kind into it.
     """
     if url.startswith(("http://", "https://")):
-        return  # which nobody can write to: the write itself says so
+        return  # read-only: the write itself will fail
     if store.is_local(url):
         refuse_no_folder(store.local_path(url), url)
     if any(store.exists(store.join(url, _BEGUN[kind])) for kind in kinds if kind in _BEGUN):

@@ -1,4 +1,4 @@
-"""Which URLs are the local disk, and what must be there: regular files, folders, names that are UTF-8."""
+"""URLs on the local disk, and checks of what is there: regular files, folders, names that are UTF-8."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """Of a plain path or a file URL; its host may be left out or be localhost (RFC 8089)."""
+    """The path of a plain path or a file URL, whose host may be empty or localhost (RFC 8089)."""
     if url[:7].lower() != "file://":
         return Path(url)
     path = url[7:]
@@ -32,9 +32,9 @@ def local_path(url: str) -> Path:
 
 
 def refuse_special(path: str | os.PathLike[str], url: str = "", mode: int | None = None) -> None:
-    """Raises StoreError for a FIFO, a socket or a device, by the name `url`: opening or reading it may never end.
+    """Raises StoreError for a FIFO, a socket or a device, calling it `url`: opening or reading it may never end.
 
-    `mode` is that of a stat that was made already. What does not exist is left to whoever opens it.
+    `mode` is that of an earlier stat. A missing file is not an error here; opening it will be.
     """
     if mode is None:
         try:
@@ -48,20 +48,20 @@ def refuse_special(path: str | os.PathLike[str], url: str = "", mode: int | None
 
 
 def refuse_no_folder(folder: Path, url: str) -> None:
-    """Raises StoreError where a folder cannot be made, as a file or a link to nothing has its name or a parent's."""
+    """Raises StoreError if a folder cannot be made because it or a parent is a file or a broken link."""
     for path in (folder, *folder.parents):
         try:
-            mode = path.stat().st_mode  # one look: another thread may make the folder meanwhile
+            mode = path.stat().st_mode  # one call: another thread may make the folder meanwhile
         except OSError:
             if path.is_symlink() and not path.exists():
                 gone = os.readlink(path)
                 raise StoreError(
-                    f"{url}: cannot write: {path} is a link to {gone}, which is not there: make it, or name another"
+                    f"{url}: cannot write: {path} is a link to {gone}, which does not exist: make it, or give another"
                 ) from None
             continue
         if stat.S_ISDIR(mode):
             return
-        raise StoreError(f"{url}: cannot write: {path} is a file, and a folder must be there: move it, or name another")
+        raise StoreError(f"{url}: cannot write: {path} is a file, but must be a folder: move it, or give another")
 
 
 def require_utf8(where: str, names: Iterable[str]) -> None:
@@ -75,22 +75,22 @@ def require_utf8(where: str, names: Iterable[str]) -> None:
 
 
 def require_place(where: str, url: str) -> None:
-    """Raises ValueError for a name that is not UTF-8, and for `s3:/bucket`, which would be a folder called `s3:`."""
+    """Raises ValueError for a name that is not UTF-8, and for `s3:/bucket`, which would name a local folder `s3:`."""
     require_utf8(where, [url])
     scheme, colon, rest = url.partition(":/")
     if colon and scheme.lower() in ("s3", "file", "http", "https") and not rest.startswith("/"):
-        raise ValueError(f"{where} {url}: lacks a slash: give {scheme}://{'/' if scheme == 'file' else ''}{rest}")
+        raise ValueError(f"{where} {url}: is missing a slash: give {scheme}://{'/' if scheme == 'file' else ''}{rest}")
 
 
 def in_words(error: OSError) -> str:
-    """What the system says; of a link that leads back to itself, what that is."""
+    """The system's message; a clearer one for a link that leads to itself."""
     if error.errno == errno.ELOOP:
         return "a link that leads to itself"
     return error.strerror or str(error)
 
 
 def make_folder(folder: Path) -> None:
-    """With its parents, each of which is synced: a new name that is not may be gone after a power cut."""
+    """Make a folder with its parents, and sync each: unsynced new names may be lost in a power cut."""
     missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     if not folder.is_dir():
         refuse_no_folder(folder, str(folder))

@@ -1,4 +1,4 @@
-"""What Arrow raises for a damaged Parquet file: errors of its own, and those of Python that it borrows."""
+"""The exceptions that Arrow raises for a damaged Parquet file: its own, and Python's."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Repair a dataset: what other objects of it still say exactly is written again, what none says is listed.
+"""Repair a dataset: rebuild objects whose exact content is still in other objects, and list what is lost.
 
     commits/     from the manifest, the index and the plan          shards/*.parquet   from the tar and the plan
     links/       from the index                                     manifests/         from the commits and the rules
-    versions/    from latest.json, or the version after it          generations/       from the units that there are
+    versions/    from latest.json, or the version after it          generations/       from the existing units
     latest.json  from the newest version
 
-A manifest proves by its digest that it is the one that was lost. Tars, dataset.json and rules are rebuilt from nothing.
-Each object is written whole, so a repair that is killed is finished by another; without damage nothing is written.
+A rebuilt manifest is proved right by its digest. Tars, dataset.json and rules cannot be rebuilt. Each object is written
+whole, so a killed repair can be completed by another; without damage nothing is written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from shards.repair_unit import Line, Older, Rebuilt, Unit, Unusable, parsed, rea
 
 
 def _manifest(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
-    """Raises Unusable, AssertionError or TypeError where the two objects are damaged."""
+    """The manifest of these two objects. Raises Unusable, AssertionError or TypeError if they are damaged."""
     try:
         return manifests.parse(dataset, head, table)
     except store.StoreError as error:
@@ -51,7 +51,7 @@ _DIGEST = re.compile(r"([0-9a-f]{64})\.(?:json|parquet)")
 
 @dataclass(frozen=True)
 class RepairResult:
-    """`lost` names what could not be rebuilt, or not all of it."""
+    """What a repair did; `lost` lists what could not be rebuilt, or only in part."""
 
     dataset: str
     rebuilt: tuple[Line, ...]
@@ -66,19 +66,20 @@ def run(
     settings: Sequence[Mapping[str, Any]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> RepairResult:
-    """Repair the dataset at `DATASET` (a version after it is no matter), `jobs` units at once.
+    """Repair the dataset at `DATASET` (a version after it is ignored), `jobs` units in parallel;
+    `progress(units done, units)`.
 
-    `settings` are of selections to try where a manifest that selected is gone; those of the other manifests are tried,
-    too. Raises ValueError when there is no dataset, and StoreError when the store does not answer.
+    `settings` are selection settings to try if the manifest of a selection is gone; those of the other manifests are
+    tried, too. Raises ValueError if there is no dataset, and StoreError if the store does not answer.
     """
     work = _Repair(manifests.split(dataset)[0], dry_run, settings)
     try:
         parsed(read(work.dataset, "dataset.json"))
     except Unusable as error:
         if not numbers(work.dataset, "commits", ".json"):
-            read_info(work.dataset)  # says that it is no dataset
+            read_info(work.dataset)  # raises: this is not a dataset
         again = "rerun the command that made the dataset, with the same list and settings, then repair"
-        work.lose("dataset.json", f"{error}, and its settings are nowhere else: {again}")
+        work.lose("dataset.json", f"{error}, and its settings are not stored elsewhere: {again}")
         return work.result()
     info = read_info(work.dataset)
     work.load_manifests()
@@ -95,8 +96,8 @@ class _Repair:
         self.rebuilt: list[Line] = []
         self.lost: list[Line] = []
         self.history = repair_history.load(dataset)
-        self.manifests: dict[str, Manifest] = {}  # the sound ones by digest
-        self.named: dict[int, Shard] = {}  # what they say of each unit
+        self.manifests: dict[str, Manifest] = {}  # sound ones, by digest
+        self.named: dict[int, Shard] = {}  # their entry for each unit
         self.commits: dict[int, Commit] = {}
 
     def result(self) -> RepairResult:
@@ -106,7 +107,7 @@ class _Repair:
         self.lost.append(Line(name, why))
 
     def write(self, made: Rebuilt) -> None:
-        """Put if absent where nothing is, replaced in one step where something damaged is."""
+        """Put a rebuilt object: if absent where there is none, else in place of the damaged one, in one step."""
         url = store.join(self.dataset, made.name)
         self.rebuilt.append(Line(made.name, made.how))
         if self.dry_run:
@@ -114,7 +115,7 @@ class _Repair:
         if made.name.startswith("shards/") or store.exists(url):
             store.put(url, made.body)
         elif not store.put_if_absent(url, made.body):
-            raise store.StoreError(f"{url}: was written by another meanwhile: repair again")
+            raise store.StoreError(f"{url}: was written by another process meanwhile: repair again")
 
     # --- units ---
 
@@ -123,7 +124,7 @@ class _Repair:
         firsts = [0, *(g.first_unit for g in self.history.generations.values()), 1 + max(units, default=0)]
         done = 0
         with ThreadPoolExecutor(jobs, thread_name_prefix="repair") as pool:
-            for first, end, before in zip(firsts, firsts[1:], [0, *firsts]):  # a retry after what it asks for again
+            for first, end, before in zip(firsts, firsts[1:], [0, *firsts]):  # a retry after the units that it retries
                 older = self._older(range(before, first)) if first else None
                 mine = [unit for unit in units if first <= unit < end]
                 for unit, found in zip(mine, pool.map(self._repair_unit, mine, itertools.repeat(older))):
@@ -149,7 +150,7 @@ class _Repair:
             wanted = pa.array(sorted(rows), pa.int64())
             for unit in units:
                 if unit not in self.commits:
-                    raise Unusable(f"what unit {unit} said before is not known")
+                    raise Unusable(f"the older verdicts of unit {unit} are not known")
                 try:
                     table = table_of(read(self.dataset, f"shards/{self.commits[unit].index}"), INDEX_SCHEMA)
                 except Unusable as error:
@@ -167,16 +168,16 @@ class _Repair:
                 continue
             size = there.get(commit.tar)
             what = "is gone" if size is None else f"has {size:,} bytes, its commit says {commit.tar_bytes:,}"
-            self.lose(f"shards/{commit.tar}", f"{what}: its pictures are nowhere else: restore it from a copy")
+            self.lose(f"shards/{commit.tar}", f"{what}: its pictures are not stored elsewhere: restore it from a copy")
 
     # --- manifests ---
 
     def load_manifests(self) -> None:
-        """The sound ones, and what they say of each unit."""
+        """Load the sound manifests, and their entry for each unit."""
         names = store.names(store.join(self.dataset, "manifests"))
         self._digests = {match[1] for match in map(_DIGEST.fullmatch, names) if match} | self.history.digests()
         self._rules_files = [name for name in names if name.endswith(".rules.parquet")]
-        self._damaged: dict[str, tuple[dict[str, Any] | None, str]] = {}  # its head if that can be read, what is wrong
+        self._damaged: dict[str, tuple[dict[str, Any] | None, str]] = {}  # (its head if readable, what is wrong)
         for digest in sorted(self._digests):
             head: dict[str, Any] | None = None
             try:
@@ -194,17 +195,15 @@ class _Repair:
             else:
                 self.manifests[digest] = found
         age = {value["digest"]: number for number, value in sorted(self.history.versions.items())}
-        for found in sorted(self.manifests.values(), key=lambda found: age.get(found.digest, 0)):  # the newest has it
+        for found in sorted(self.manifests.values(), key=lambda found: age.get(found.digest, 0)):  # the newest wins
             self.named |= {shard.unit: shard for shard in found.shards}
 
     def repair_manifests(self, info: DatasetInfo) -> None:
         for digest, (head, problem) in self._damaged.items():
             found = next((m for m in self._candidates(info, head) if m.digest == digest), None)
             if found is None:
-                again = "restore it from a copy, or xtra select with the settings of then makes it again"
-                self.lose(
-                    f"manifests/{digest}.json", f"{problem}, and no commits and rules that are here give it: {again}"
-                )
+                again = "restore it from a copy, or make it again by xtra select with the same settings"
+                self.lose(f"manifests/{digest}.json", f"{problem}, and the commits and rules do not give it: {again}")
                 continue
             self.manifests[digest] = found
             for ending, body in manifests.objects(found).items():
@@ -213,7 +212,7 @@ class _Repair:
                     self.write(Rebuilt(name, f"{problem}: rebuilt from the commits", body))
 
     def _says(self, name: str, body: bytes) -> bool:
-        """Whether the object is there with this content, though perhaps in other bytes."""
+        """Whether the object has this content, perhaps in other bytes."""
         try:
             old = read(self.dataset, name)
             if name.endswith(".json"):
@@ -223,7 +222,7 @@ class _Repair:
             return False
 
     def _candidates(self, info: DatasetInfo, head: Mapping[str, Any] | None) -> Iterator[Manifest]:
-        """Manifests that the lost one may have been; its digest says which."""
+        """Candidates for the lost manifest; the right one has its digest."""
         subset = None
         if head and head.get("subset"):
             with contextlib.suppress(TypeError):
@@ -233,11 +232,11 @@ class _Repair:
             for made in (plain, *self._ruled(plain, head)):
                 yield made
                 if subset:
-                    with contextlib.suppress(store.StoreError):  # an index is lost, which has been said
+                    with contextlib.suppress(store.StoreError):  # an index is lost, which is already reported
                         yield selection.below(made, subset)
 
     def _unit_sets(self, info: DatasetInfo) -> list[list[int]]:
-        """Which units versions may have had: those of the list, with one retry, with two, and so on."""
+        """The possible sets of units of a version: those of the list, with one retry, with two, and so on."""
         ends = {info.units, *(g.first_unit + g.units for g in self.history.generations.values()), len(self.commits)}
         sets = {tuple(range(end)) for end in ends} | {
             tuple(shard.unit for shard in found.shards) for found in self.manifests.values()
@@ -254,7 +253,7 @@ class _Repair:
             try:
                 some, reasons, out = rules_files.describe(self.dataset, file, {})
             except store.StoreError:
-                continue  # said by `find_lost_rules` where a manifest names it
+                continue  # `find_lost_rules` reports it if a manifest names it
             kept = {shard.unit: shard.kept for shard in plain.shards}
             if any(n > kept.get(unit, 0) for unit, n in out.items()):
                 continue
@@ -287,7 +286,7 @@ def _ruled(plain: Manifest, rules: rules_files.Rules, reasons: Counter[str], out
 
 
 def _rules_problem(dataset: str, file: str) -> str:
-    """Rules are named by the sha256 of their bytes."""
+    """What is wrong with a rules file, whose name has the sha256 of its bytes; "" if nothing is."""
     try:
         body = read(dataset, f"manifests/{file}")
     except Unusable as error:

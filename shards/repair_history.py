@@ -1,7 +1,7 @@
-"""What can be rebuilt of a dataset's history: versions, the hint to the newest, and retries.
+"""Rebuild a dataset's history: versions, the hint to the newest, and retries.
 
-Each version names the digest of the one before it, and `latest.json` repeats the newest. So a lost version's digest is
-known, and with it everything that training reads. When and why a version was made is in that version alone.
+Each version has the digest of the one before it, and `latest.json` repeats the newest. So a lost version's digest is
+known, and with it everything that training reads. When and why it was made is only in the version itself.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _FIELDS = {"number", "digest", "parent", "why", "made_at"}
 
 @dataclass
 class History:
-    """What is there; numbers from 1."""
+    """The objects that exist; numbers are from 1."""
 
     versions: dict[int, dict[str, Any]] = field(default_factory=dict)
-    damaged: dict[int, str] = field(default_factory=dict)  # versions that are there and cannot be read
+    damaged: dict[int, str] = field(default_factory=dict)  # versions that exist, but cannot be read
     latest: dict[str, Any] | None = None
     latest_problem: str = ""
     generations: dict[int, Generation] = field(default_factory=dict)
     damaged_generations: dict[int, str] = field(default_factory=dict)
 
     def digests(self) -> set[str]:
-        """Of the manifests that must be there."""
+        """The digests of the manifests that must exist."""
         found = [*self.versions.values(), *([self.latest] if self.latest else [])]
         return {value[name] for value in found for name in ("digest", "parent") if value[name]}
 
     def newest_without_rules(self, manifests: Mapping[str, Manifest], like: Manifest) -> int | None:
-        """The newest version of the same units that selects nothing: selecting from it makes such a selection again."""
+        """The newest version of the same units without rules: a selection can be made again from it."""
         units = [shard.unit for shard in like.shards]
         found = [(number, manifests.get(value["digest"])) for number, value in self.versions.items()]
         plain = [n for n, m in found if m and not m.rules and [shard.unit for shard in m.shards] == units]
@@ -61,7 +61,7 @@ def load(dataset: str) -> History:
             value = parsed(read(dataset, f"generations/{number:06d}.json"))
             generation = typed_json.checked(Generation, value, "it")
             if generation.number != number:
-                raise Unusable(f"is of retry {generation.number}")
+                raise Unusable(f"belongs to retry {generation.number}")
             found.generations[number] = generation
         except (Unusable, store.StoreError) as error:
             found.damaged_generations[number] = " ".join(str(error).split())
@@ -78,14 +78,14 @@ def _version(body: bytes, number: int | None) -> dict[str, Any]:
     except store.StoreError as error:
         raise Unusable(f"is damaged ({error})") from None
     if number not in (None, value["number"]):
-        raise Unusable(f"is of version {value['number']}")
+        raise Unusable(f"belongs to version {value['number']}")
     return value
 
 
 def repair(
     dataset: str, history: History, info: DatasetInfo, manifests: Mapping[str, Manifest], committed: Sequence[int]
 ) -> tuple[list[Rebuilt], list[Line]]:
-    """What is to be written, in this order, and what is lost; the history is completed."""
+    """(objects to write, in this order; what is lost). Also completes the history."""
     made: list[Rebuilt] = []
     lost: list[Line] = []
     planned = [*numbers(dataset, "links", ".parquet"), *committed]
@@ -126,7 +126,7 @@ def _versions(
         elif after and after["parent"] and (before or number == 1):
             yield from _add(history, number, after["parent"], before["digest"] if before else None, problem)
         else:
-            yield Line(name, f"{problem}, and no other version says which manifest it named: restore it from a copy")
+            yield Line(name, f"{problem}, and no other version has its manifest's digest: restore it from a copy")
             continue
         history.damaged.pop(number, None)
 
@@ -135,14 +135,14 @@ def _add(history: History, number: int, digest: str, parent: str | None, problem
     name = f"versions/{number:06d}.json"
     value = {"number": number, "digest": digest, "parent": parent, "why": "repair", "made_at": None}
     history.versions[number] = value
-    yield Rebuilt(name, f"{problem}: rebuilt, of manifest {digest[:16]}", store.json_bytes(value))
-    yield Line(name, "rebuilt, but why and when it was made was only there")
+    yield Rebuilt(name, f"{problem}: rebuilt for manifest {digest[:16]}", store.json_bytes(value))
+    yield Line(name, "rebuilt, but why and when it was made is lost")
 
 
 def _first_version(
     history: History, manifests: Mapping[str, Manifest], committed: Sequence[int]
 ) -> Iterator[Rebuilt | Line]:
-    """No version is left. Manifests are, if there has been one; subsets have no version."""
+    """Rebuild version 1 if no version is left. If there was one, its manifest is left; subsets have no version."""
     left = {digest: found for digest, found in manifests.items() if not found.subset}
     if len(left) == 1:
         (digest, found), *_ = left.items()
@@ -151,7 +151,7 @@ def _first_version(
             return
     if left:
         which = ", ".join(digest[:16] for digest in sorted(left))
-        yield Line("versions/", f"none is left, and which of the manifests {which} was the newest is nowhere else")
+        yield Line("versions/", f"none is left, and which of the manifests {which} was the newest is not known")
 
 
 # --- retries -------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def _first_version(
 def _generations(
     history: History, info: DatasetInfo, manifests: Mapping[str, Manifest], committed: Sequence[int], planned: int
 ) -> Iterator[Rebuilt | Line]:
-    """A retry's units are those between its neighbours'."""
+    """Rebuild retries: a retry's units are those between its neighbours'."""
     there = history.generations
     end, number = info.units, 1
     while number <= max([*there, *history.damaged_generations], default=0) or end <= max(committed, default=-1):
@@ -174,19 +174,19 @@ def _generations(
         until = after.first_unit if after else planned
         parents = _made_from(history, manifests, end)
         if until <= end or (not after and number + 1 in history.damaged_generations) or not parents:
-            yield Line(name, f"{problem}, and which units it planned, or from which version, is nowhere else")
+            yield Line(name, f"{problem}, and which units it planned, or from which version, is not known")
             return
         made = Generation(number, parents[-1][1], end, until - end)
         there[number] = made
         yield Rebuilt(name, f"{problem}: rebuilt from its units", store.json_bytes(dataclasses.asdict(made)))
         if len(parents) > 1:
             which = ", ".join(str(version) for version, _ in parents)
-            yield Line(name, f"rebuilt, but which of the versions {which} it was planned from was only there")
+            yield Line(name, f"rebuilt, but which of the versions {which} it was planned from is lost")
         end, number = until, number + 1
 
 
 def _made_from(history: History, manifests: Mapping[str, Manifest], units: int) -> list[tuple[int, str]]:
-    """The versions, by number, that have exactly the units before a retry's."""
+    """(number, digest) of the versions that have exactly the units before a retry's."""
     found = [(number, value["digest"]) for number, value in sorted(history.versions.items())]
     return [
         (number, digest) for number, digest in found if digest in manifests and len(manifests[digest].shards) == units

@@ -1,9 +1,9 @@
-"""What can be rebuilt of one unit: its commit, its plan and its index, each from the other two and the tar.
+"""Rebuild the objects of one unit: its commit, its plan and its index, each from the other two and the tar.
 
-What vouches for what: a manifest, whose name is the digest of its content, for the commit's sizes and digests; the
-commit for the bytes of index and tar; the index for the plan. Nothing is made up. Of a lost index the tar and the plan
-have the links and the pictures; how a link was fetched, and for which reason it was rejected, is nowhere else. So those
-columns are null afterwards, and a unit whose rejected links ended for several reasons is not rebuilt at all.
+A manifest, whose name is the digest of its content, proves the commit's sizes and digests; the commit proves the bytes
+of index and tar; the index proves the plan. Nothing is made up. For a lost index, the tar and the plan have the links
+and the pictures, but nothing else has how a link was fetched or why it was rejected. So those columns become null, and
+a unit whose links were rejected for several reasons is not rebuilt at all.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from shards.parquet_damage import DAMAGE, in_one_line
 _BAD_LINE = re.compile(r"line (\d+): (.*)", re.DOTALL)  # the detail of a link whose reason is bad_url
 _PLANNED = ["key", "url", "labels", "row"]
 _OF_A_PICTURE = ["sha256", "width", "height", "member", "offset", "length"]
-_REBUILT = [*_PLANNED, "reason", *_OF_A_PICTURE]  # columns that the plan, the tar and the commit have as well
+_REBUILT = [*_PLANNED, "reason", *_OF_A_PICTURE]  # columns that the plan, the tar and the commit also have
 LOST_COLUMNS = [name for name in INDEX_SCHEMA.names if name not in _REBUILT]
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """An object that is to be written again."""
+    """A rebuilt object, to be written."""
 
     name: str  # below the dataset's folder
     how: str
@@ -44,7 +44,7 @@ class Rebuilt:
 
 @dataclass(frozen=True)
 class Line:
-    """What is said of one object: how it was rebuilt, or what of it is lost."""
+    """A line about one object: how it was rebuilt, or what is lost."""
 
     name: str  # below the dataset's folder
     what: str
@@ -55,7 +55,7 @@ class Line:
 
 @dataclass
 class Unit:
-    """What came of one unit; `rebuilt` is in the order in which it is to be written."""
+    """The result for one unit; `rebuilt` is in the order of writing."""
 
     commit: Commit | None = None
     rebuilt: list[Rebuilt] = field(default_factory=list)
@@ -63,11 +63,11 @@ class Unit:
 
 
 class Unusable(ValueError):
-    """An object that is gone or damaged, or from which something cannot be rebuilt: says why."""
+    """An object is gone or damaged, or something cannot be rebuilt from it; the message says why."""
 
 
 def read(dataset: str, name: str) -> bytes:
-    """Raises Unusable where there is no such object, and StoreError where the store does not answer."""
+    """The object's bytes. Raises Unusable if it does not exist, and StoreError if the store does not answer."""
     try:
         return store.read(store.join(dataset, name))
     except store.Missing:
@@ -75,7 +75,7 @@ def read(dataset: str, name: str) -> bytes:
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """Raises Unusable."""
+    """The JSON object in `body`. Raises Unusable."""
     try:
         value = typed_json.parse(body, "")
     except store.StoreError:
@@ -86,7 +86,7 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 
 def table_of(body: bytes, schema: pa.Schema) -> pa.Table:
-    """Raises Unusable."""
+    """The Parquet table in `body`. Raises Unusable, also for another schema."""
     try:
         table = pq.read_table(io.BytesIO(body))
         table.validate(full=True)
@@ -97,13 +97,14 @@ def table_of(body: bytes, schema: pa.Schema) -> pa.Table:
     return table
 
 
-Older = Callable[[set[int]], Mapping[int, str]]  # the verdicts of rows before a unit asked for them again
+Older = Callable[[set[int]], Mapping[int, str]]  # rows -> their verdicts before the retry
 
 
 def repair(dataset: str, unit: int, named: Shard | None, older: Older | None) -> Unit:
-    """`named` is what a sound manifest says of the unit; `older` is given for the units of a retry.
+    """Check one unit and rebuild what can be; nothing is written. `named` is the unit's entry in a sound manifest;
+    `older` is given for the units of a retry.
 
-    Raises StoreError where the store does not answer.
+    Raises StoreError if the store does not answer.
     """
     done = Unit()
     plan_name, commit_name = f"links/{unit_name(unit)}.parquet", f"commits/{unit_name(unit)}.json"
@@ -138,20 +139,20 @@ def repair(dataset: str, unit: int, named: Shard | None, older: Older | None) ->
 
 
 def _asked(plan: pa.Table) -> Counter[str]:
-    """What the links of a retry ended with before; of other units nothing."""
+    """The older verdicts of a retry's links, counted; empty for other units."""
     whys, lines = plan["why"].to_pylist(), plan["line"].to_pylist()
     return Counter(why for why, line in zip(whys, lines) if why and line is None)
 
 
 def _who_miscounts(plan: pa.Table, older: Older, commit_name: str, done: Unit) -> str:
-    """A retry's plan and commit disagree on what it asks again: repairs the commit, or returns what is wrong with the
-    plan."""
+    """For a retry whose plan and commit disagree on the older verdicts: repairs the commit, or returns what is wrong
+    with the plan."""
     assert done.commit is not None
     if _asked(plan) != Counter(older(set(plan["row"].to_pylist())).values()):
-        return "asks again for other verdicts"
+        return "has other older verdicts"
     done.commit = dataclasses.replace(done.commit, supersedes=dict(sorted(_asked(plan).items())))
     value = store.json_bytes(dataclasses.asdict(done.commit))
-    done.rebuilt.append(Rebuilt(commit_name, "miscounts what is asked again: recounted from the older indexes", value))
+    done.rebuilt.append(Rebuilt(commit_name, "miscounts the older verdicts: recounted from the older indexes", value))
     return ""
 
 
@@ -165,19 +166,19 @@ def _read_commit(dataset: str, name: str, unit: int, named: Shard | None) -> Com
     except store.StoreError as error:
         raise Unusable(f"is damaged ({error})") from None
     if found.unit != unit:
-        raise Unusable(f"is of unit {found.unit}")
-    if "/" in str(found.index):  # it is written to: a dataset of others must not say where outside of its folder
+        raise Unusable(f"belongs to unit {found.unit}")
+    if "/" in str(found.index):  # the index is written: a hostile dataset must not make that happen outside its folder
         raise Unusable("names an index outside of shards/")
     for what in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept") if named else ():
         if getattr(found, what) != getattr(named, what):
             raise Unusable(f"has another {what} than the manifest")
     if named and _attempt(named) not in ("", found.attempt):
-        raise Unusable(f"is of attempt {found.attempt}, its index of {_attempt(named)}")
+        raise Unusable(f"belongs to attempt {found.attempt}, its index to {_attempt(named)}")
     return found
 
 
 def _attempt(named: Shard) -> str:
-    """By the index's name, which every attempt at a unit writes; "" where others have named it."""
+    """The attempt in the index's name; "" if the name has none."""
     head, tail = f"{unit_name(named.unit)}-", ".parquet"
     return named.index[len(head) : -len(tail)] if named.index.startswith(head) and named.index.endswith(tail) else ""
 
@@ -194,7 +195,7 @@ def _repair_commit(
         if plan is None:
             raise Unusable("its plan is gone or damaged, too")
         if "/" in named.index:
-            raise Unusable("it lies outside of shards/")
+            raise Unusable("it is outside of shards/")
         body = read(dataset, f"shards/{named.index}")
         done.commit = _commit_from(named, body, plan)
     except Unusable as error:
@@ -212,7 +213,7 @@ def _commit_from(named: Shard, index_body: bytes, plan: pa.Table) -> Commit:
     if (len(index), counts[KEPT]) != (named.links, named.kept):
         raise Unusable(f"it keeps {counts[KEPT]} of {len(index)} links, the manifest {named.kept} of {named.links}")
     if not _attempt(named):
-        raise Unusable("its name does not say of which attempt it is")
+        raise Unusable("its name has no attempt")
     del counts[KEPT]
     return Commit(
         unit=named.unit,
@@ -233,7 +234,7 @@ def _commit_from(named: Shard, index_body: bytes, plan: pa.Table) -> Commit:
 
 
 def _repair_index(dataset: str, commit: Commit, plan: pa.Table | None, done: Unit) -> pa.Table | None:
-    """The index that the commit names, rebuilt if need be; None where it is lost."""
+    """The index that the commit names, rebuilt if needed; None if it is lost."""
     name = f"shards/{commit.index}"
     body, index, problem = None, None, "does not have the sha256 of its commit"
     try:
@@ -255,7 +256,7 @@ def _repair_index(dataset: str, commit: Commit, plan: pa.Table | None, done: Uni
         done.lost.append(Line(name, f"{problem}, and cannot be rebuilt: {error}"))
         return None
     if index is not None and not index.equals(made) and index.select(_REBUILT).equals(made.select(_REBUILT)):
-        why = f"{problem}; tar and plan agree with it in all that they hold, so which of the two is wrong is not known"
+        why = f"{problem}; tar and plan agree with it in all they hold, so whether it or the commit is wrong is unknown"
         done.lost.append(Line(name, f"{why}: restore one of them from a copy, or delete the index and repair again"))
         return None
     made_body = body if body is not None and index is not None and index.equals(made) else table_bytes(made)
@@ -265,8 +266,8 @@ def _repair_index(dataset: str, commit: Commit, plan: pa.Table | None, done: Uni
         done.rebuilt.append(Rebuilt(name + ".damaged", "the damaged index, kept", body))
     if made_body != body:
         done.rebuilt.append(Rebuilt(name, how, made_body))
-    if digest != commit.index_sha256:  # after the index: a kill between the two finds an index that is the rebuilt one
-        done.lost.append(Line(name, f"rebuilt, but these columns were only there and are null: {_words(LOST_COLUMNS)}"))
+    if digest != commit.index_sha256:  # written after the index: a repair killed in between finds the rebuilt index
+        done.lost.append(Line(name, f"rebuilt, but these columns are lost and are null: {_words(LOST_COLUMNS)}"))
         done.commit = dataclasses.replace(commit, index_sha256=digest)
         commit_name = f"commits/{unit_name(commit.unit)}.json"
         done.rebuilt = [made for made in done.rebuilt if made.name != commit_name]
@@ -276,7 +277,7 @@ def _repair_index(dataset: str, commit: Commit, plan: pa.Table | None, done: Uni
 
 
 def _repair_reasons(index: pa.Table, commit: Commit, done: Unit) -> None:
-    """The commit's counts by reason, where they are not those of the index that it vouches for."""
+    """Correct the commit's counts by reason if they differ from those of its proven index."""
     counts = Counter(index["reason"].to_pylist())
     kept = counts.pop(KEPT, 0)
     if counts != Counter(commit.reasons) and (len(index), kept) == (commit.links, commit.kept):
@@ -288,13 +289,12 @@ def _repair_reasons(index: pa.Table, commit: Commit, done: Unit) -> None:
 
 
 def _index_from(dataset: str, commit: Commit, plan: pa.Table | None) -> pa.Table:
-    """The index of a tar of ours. Raises Unusable saying what is nowhere else, and what `tar.walk` raises."""
+    """The index of a tar of ours, from the tar and the plan. Raises Unusable if that is not enough, and ValueError as
+    `tar.walk`."""
     if plan is None:
         raise Unusable("its plan is gone or damaged, too")
     if "://" in commit.tar or commit.tar.startswith("/"):
-        raise Unusable(
-            "its tar is another's, and which of its pictures were kept is nowhere else: restore it from a copy"
-        )
+        raise Unusable("its tar is foreign, and which of its pictures were kept is not known: restore it from a copy")
     if len(plan) != commit.links:
         raise Unusable(f"its plan has {len(plan)} links, its commit {commit.links}")
     pictures = _pictures(store.join(dataset, "shards", commit.tar), commit)
@@ -309,14 +309,14 @@ def _index_from(dataset: str, commit: Commit, plan: pa.Table | None) -> pa.Table
         raise Unusable("its tar keeps other links than its commit says")
     if len(left) > 1:
         which = _words([f"{reason} ({n:,})" for reason, n in sorted(left.items())])
-        raise Unusable(f"which of its links ended as {which} is nowhere else: restore it from a copy")
+        raise Unusable(f"which of its links ended as {which} is not known: restore it from a copy")
     for row in open_rows:
         (row["reason"],) = left
     return pa.Table.from_pylist(rows, INDEX_SCHEMA)
 
 
 def _pictures(url: str, commit: Commit) -> dict[str, dict[str, Any]]:
-    """By key, what a tar of ours says of each picture, once it has proved to be the one that was committed."""
+    """Key -> columns of each picture in a tar of ours. Raises Unusable if it is not the committed tar."""
     found: dict[str, dict[str, Any]] = {}
     about: dict[str, dict[str, Any]] = {}
     with closing(tar.pieces(url)) as body:
@@ -331,7 +331,7 @@ def _pictures(url: str, commit: Commit) -> dict[str, dict[str, Any]]:
     if source.sha256.hexdigest() != commit.tar_sha256:
         raise Unusable("its tar does not have the sha256 of its commit either")
     if found.keys() != about.keys():
-        raise Unusable("its tar has not one json member for each picture")
+        raise Unusable("its tar does not have one json member for each picture")
     return {key: place | about[key] for key, place in found.items()}
 
 
@@ -340,7 +340,7 @@ def _row(link: Mapping[str, Any], picture: Mapping[str, Any] | None) -> dict[str
     if picture is not None:
         for name in ("url", "labels"):
             if (picture.get(name) or None) != (link[name] or None):
-                raise Unusable(f"its tar and its plan have another {name} of {link['key']}")
+                raise Unusable(f"its tar and its plan have different {name} of {link['key']}")
         return row | {"reason": KEPT} | {name: picture.get(name) for name in _OF_A_PICTURE}
     if link["line"] is not None:
         row |= {"reason": "bad_url", "detail": f"line {link['line']}: {link['why'] or ''}"}
@@ -355,7 +355,7 @@ def _words(names: list[str]) -> str:
 
 
 def _plan_from(index: pa.Table, commit: Commit, older: Older | None) -> pa.Table:
-    """The plan of an index that its commit vouches for. Raises Unusable."""
+    """The plan, from an index that its commit proves. Raises Unusable."""
     rows = index.select([*_PLANNED, "reason", "detail"]).to_pylist()
     before = older({row["row"] for row in rows}) if older else {}
     lines: list[int | None] = []
@@ -365,13 +365,13 @@ def _plan_from(index: pa.Table, commit: Commit, older: Older | None) -> pa.Table
         if row["reason"] == "bad_url":
             match = _BAD_LINE.fullmatch(row["detail"] or "")
             if not match:
-                raise Unusable(f"does not say which line {row['key']} was")
+                raise Unusable(f"does not have the line number of {row['key']}")
             line, why = int(match[1]), match[2]
         lines.append(line)
         whys.append(why)
     asked = Counter(why for why, line in zip(whys, lines) if why and line is None)
     if asked != Counter(commit.supersedes):
-        raise Unusable(f"and older ones say {dict(asked)} of what is asked again, the commit {commit.supersedes}")
+        raise Unusable(f"and older ones have the older verdicts {dict(asked)}, the commit {commit.supersedes}")
     plan = index.select(_PLANNED)
     for name, values in (("line", lines), ("why", whys)):
         plan = plan.append_column(name, pa.array(values, PLAN_SCHEMA.field(name).type))

@@ -1,8 +1,8 @@
-"""What selecting did to single rows: the rules file of a manifest.
+"""The rules file of a manifest: what selecting did to single rows.
 
-A row that a rule took out has the reason; a row that stays in place of others has the labels of all of them. 14 million
-links have about two million such rows, so they lie in a Parquet of their own beside the manifest, sorted by unit and
-row. A unit's rules never straddle two row groups: reading one shard's costs one ranged read.
+A row that a rule took out has the reason; a row that replaces others has the labels of all of them. 14 million links
+have about two million such rows, so they are in a separate Parquet file next to the manifest, sorted by unit and row. A
+unit's rules are in one row group, so that reading them costs one ranged read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         ("unit", pa.int64()),
         ("row", pa.int64()),
         ("reason", pa.string()),  # why the row is not selected; null where it is
-        ("labels", pa.list_(pa.string())),  # what its labels are here; null where they are the index's
+        ("labels", pa.list_(pa.string())),  # its labels in this version; null where they are the index's
     ]
 )
 _GROUP = 16_384  # rows a row group: about 100 KB
@@ -39,17 +39,17 @@ _GROUP = 16_384  # rows a row group: about 100 KB
 
 @dataclass(frozen=True)
 class Rules:
-    """A rules file. Its digest is of what it says, so that it does not depend on who wrote the Parquet."""
+    """A rules file. `sha256` is of its content, not of the bytes, so that it does not depend on the Parquet writer."""
 
     sha256: str
     rows: Count
     how: dict[str, Any]  # the settings that made it
-    file: str  # object name under manifests/, by the sha256 of its bytes
+    file: str  # object name under manifests/: the sha256 of its bytes, and an ending
     bytes: Count
 
 
 def write_rules(dataset: str, tables: Iterable[pa.Table], how: dict[str, Any], scratch: Path) -> Rules:
-    """Write the rules of each unit that has some, units ascending, rows ascending; memory is that of a row group."""
+    """Write the rules: a table for each unit that has some, units and rows ascending. Memory holds one row group."""
     path, digest, rows = scratch / "rules.parquet", _Digest(), 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for group in _groups(digest.of(table.cast(SCHEMA)) for table in tables):
@@ -85,7 +85,7 @@ def read_rules(dataset: str, rules: Rules, unit: int) -> pa.Table:
 
 
 def verify(dataset: str, rules: Rules) -> Iterator[str]:
-    """What is wrong with the file as a whole, in words; nothing if it says what its digest promises."""
+    """What is wrong with the file as a whole, in words; nothing if its content has the digest of the manifest."""
     url = store.join(dataset, "manifests", rules.file)
     digest, rows, before = _Digest(), 0, (-1, -1)
     try:
@@ -105,7 +105,7 @@ def verify(dataset: str, rules: Rules) -> Iterator[str]:
 
 
 def describe(dataset: str, file: str, how: dict[str, Any]) -> tuple[Rules, Counter[str], Counter[int]]:
-    """A rules file as a manifest would name it, and how many rows it takes out by reason and by unit.
+    """(a rules file as a manifest would name it, rows it takes out by reason, by unit).
 
     Raises StoreError naming a damaged file.
     """
@@ -147,7 +147,7 @@ def _footer(url: str, size: int) -> pq.FileMetaData:
 
 @contextlib.contextmanager
 def _damage_named(url: str) -> Iterator[None]:
-    """Arrow's complaints about a file, as an error that names it."""
+    """Turn Arrow's exceptions into a StoreError that names the file."""
     try:
         yield
     except store.StoreError:
@@ -161,7 +161,7 @@ def _open(url: str, size: int) -> pa.PythonFile:
 
 
 class _Ranged(io.RawIOBase):
-    """An object of known size as a file: every read is one ranged read."""
+    """An object of known size as a file; each read is one ranged read."""
 
     def __init__(self, url: str, size: int):
         self.url, self.size, self.at = url, size, 0
@@ -187,7 +187,7 @@ class _Ranged(io.RawIOBase):
 
 
 class _Digest:
-    """sha256 of what rules say, taken column by column so that it does not depend on how rows are cut into tables."""
+    """The sha256 of rules, taken column by column, so that it does not depend on how rows are split into tables."""
 
     def __init__(self) -> None:
         self._columns = {
@@ -195,7 +195,7 @@ class _Digest:
         }
 
     def of(self, table: pa.Table) -> pa.Table:
-        """Takes the table in, and hands it on."""
+        """Add a table to the digest; returns the table."""
         table = table.combine_chunks()
         for name in ("unit", "row"):
             self._add(name, table[name].to_numpy().astype("<i8").tobytes())
@@ -220,12 +220,12 @@ def _array(column: pa.ChunkedArray) -> Any:
 
 
 def _lengths(lengths: pa.Array) -> bytes:
-    """-1 stands for null."""
+    """The lengths as bytes of int64; -1 for null."""
     return lengths.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i8").tobytes()
 
 
 def _text(strings: pa.StringArray) -> bytes:
-    """All characters, one string after the other, as UTF-8."""
+    """All strings, concatenated, as UTF-8."""
     strings = strings.drop_null()
     _, ends, text = strings.buffers()
     if text is None or not len(strings):

@@ -1,5 +1,5 @@
-"""Local folders for what is needed only while a process lives: locked meanwhile, gone afterwards, and removed by the
-next process where one was killed."""
+"""Local folders for what is needed only while a process lives: locked meanwhile, removed afterwards, or by the next
+process if this one was killed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ UNLOCKED = 86_400.0  # seconds; a folder without a lock that is older was left b
 
 @contextlib.contextmanager
 def folder(prefix: str) -> Iterator[Path]:
-    """A folder of ours alone among the system's temporary files; removes those that killed processes left there under
-    this prefix. Raises StoreError where it cannot be made, and where the disk is full while it is there."""
+    """A private folder among the system's temporary files; also removes those with this prefix that killed processes
+    left. Raises StoreError if it cannot be made, and if the disk becomes full inside the block."""
     root = Path(tempfile.gettempdir())
     made: Path | None = None
     try:
@@ -41,13 +41,13 @@ def folder(prefix: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(prefix: str, root: Path) -> Iterator[Path]:
-    """A new folder below `root`, locked until the block ends (flock ends with the process, whatever ends it) and gone
-    then. Raises OSError."""
+    """A new folder below `root`, locked until the block ends (flock ends with the process, however it ends) and then
+    removed. Raises OSError."""
     made = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
     try:
         with (made / f"{LOCK}.new").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            (made / f"{LOCK}.new").rename(made / LOCK)  # only now can others see that it is locked
+            (made / f"{LOCK}.new").rename(made / LOCK)  # so that others never see an unlocked lock file
             yield made
     finally:
         with contextlib.suppress(OSError):
@@ -55,12 +55,12 @@ def locked(prefix: str, root: Path) -> Iterator[Path]:
 
 
 def dead(prefix: str, root: Path) -> Iterator[Path]:
-    """Our folders below `root` whose processes were killed; each is removed when the next one is asked for."""
+    """Our folders below `root` whose processes were killed; each is removed when the iteration moves on."""
     for path in root.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             about = path.lstat()
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
-                continue  # a link or a folder of somebody else
+                continue  # a link, or another user's folder
             try:
                 with own_file(path / LOCK) as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +74,7 @@ def dead(prefix: str, root: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """The lock last: if we are killed on the way, others still see what this is."""
+    """Remove a folder, its lock last: if we are killed before, others still recognise it."""
     for entry in list(path.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)

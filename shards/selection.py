@@ -1,4 +1,4 @@
-"""Which samples of a dataset a manifest selects: reading the selection, and making random subsets that nest.
+"""Which samples of a dataset a manifest selects: reading the selection, and making nested random subsets.
 
 Selecting makes a new manifest, never a new tar (docs/design.md, "Manifest").
 """
@@ -18,23 +18,25 @@ from shards.dataset import INDEX_SCHEMA, KEPT, read_table
 from shards.manifest import Manifest, Subset, write_manifest
 from shards.rules import read_rules
 
-_AT_ONCE = 8  # indexes read at once, each a few MB
+_AT_ONCE = 8  # indexes read in parallel, each a few MB
 
 
 def key_hash(keys: list[str], seed: int) -> np.ndarray:
-    """uint64 [n]: the number a subset's threshold is compared with."""
+    """uint64 [n]: the hash of each key that is compared with a subset's threshold."""
     salt = seed.to_bytes(8, "little", signed=False)
     digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8, salt=salt).digest() for key in keys)
     return np.frombuffer(digests, "<u8")
 
 
 def subset(manifest: Manifest, samples: int, seed: int = 0) -> Manifest:
-    """Write and return the manifest of about `samples` random samples of this one; smaller subsets nest in larger.
+    """Write and return the manifest of about `samples` random samples of this one; larger subsets contain smaller ones.
 
-    Raises ValueError when more are asked for than there are, or a subset is taken of a subset with another seed.
+    Raises ValueError if `samples` is more than there are, or if `manifest` is a subset with another seed.
     """
     if not 0 < samples <= manifest.samples:
-        raise ValueError(f"subset of {samples} samples: {manifest.dataset} has {manifest.samples}; ask for 1 to that")
+        raise ValueError(
+            f"subset of {samples} samples: {manifest.dataset} has {manifest.samples}: give 1 to {manifest.samples}"
+        )
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}; it must be 0 or more, and fit 64 bits")
     if manifest.subset and manifest.subset.seed != seed:
@@ -48,7 +50,7 @@ def subset(manifest: Manifest, samples: int, seed: int = 0) -> Manifest:
 
 
 def below(manifest: Manifest, subset: Subset) -> Manifest:
-    """The manifest whose samples are those that its rules leave, below the subset's threshold; it is not written."""
+    """The manifest with this subset: of the samples that its rules leave, those below the threshold. Not written."""
     chosen = dataclasses.replace(manifest, subset=subset)
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="index") as pool:
         counts = pool.map(lambda number: len(selected_index(chosen, number, [])), range(len(manifest.shards)))
@@ -63,7 +65,7 @@ def _ceiling(manifest: Manifest) -> int:
 
 
 def selected_index(manifest: Manifest, shard_number: int, columns: list[str] | None = None) -> pa.Table:
-    """Index rows of the selected samples of one shard, in row order, with the labels that they have in this version.
+    """Index rows of the selected samples of one shard, in row order, with their labels in this version.
 
     Raises StoreError naming a damaged index or rules file.
     """
@@ -71,7 +73,7 @@ def selected_index(manifest: Manifest, shard_number: int, columns: list[str] | N
     url = store.join(manifest.dataset, "shards", shard.index)
     columns = INDEX_SCHEMA.names if columns is None else columns
     table = read_table(url, list(dict.fromkeys([*columns, "key", "row", "reason"])))
-    # A mask, not an expression: that would go through a query plan with threads for each small index.
+    # A mask, not an expression, which would run a threaded query plan for each small index.
     table = table.filter(pc.equal(table["reason"], KEPT))
     if manifest.rules:
         table = _ruled(table, read_rules(manifest.dataset, manifest.rules, shard.unit))
@@ -82,7 +84,7 @@ def selected_index(manifest: Manifest, shard_number: int, columns: list[str] | N
 
 
 def _ruled(table: pa.Table, rules: pa.Table) -> pa.Table:
-    """Rows that a rule took out are gone; rows that stand for others have the labels of all of them."""
+    """Drop the rows that a rule takes out; give rows that replace others the labels of all of them."""
     out = rules.filter(pc.is_valid(rules["reason"]))["row"]
     table = table.filter(pc.invert(pc.is_in(table["row"], out.combine_chunks())))
     if "labels" in table.column_names:

@@ -1,9 +1,9 @@
 """Ranged reads of remote objects into the caller's memory: how samples are read in bulk.
 
-fsspec's clients build a request in Python, some 300 us each, and hand every body over as a new object whose pages the
-kernel must clear first. Here fsspec only signs an object's URL, once an hour; the bytes come through libcurl, one
-handle and one kept-alive connection a thread, into memory that is used again and again. Where the client cannot sign
-(keys that are being renewed, say), objects are read through fsspec.
+fsspec's clients build each request in Python, some 300 us, and return every body as a new object whose pages the
+kernel must clear first. Here fsspec only signs an object's URL, every 40 minutes; the bytes come through libcurl, with
+one handle and one kept-alive connection a thread, into memory that is reused. If the client cannot sign (for example
+while keys are being renewed), objects are read through fsspec.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from shards import store_remote
 SIGNED_FOR = 3600  # seconds
 _SIGNED_AGAIN = 2400  # seconds after which a signature is renewed
 _BLOCK = 512 << 10  # bytes that libcurl hands over at once
-_SLOW, _SILENCE = 1024, 20  # a transfer of fewer bytes a second for so many seconds ends
+_SLOW, _SILENCE = 1024, 20  # a transfer slower than so many bytes a second is ended after so many seconds
 
-_signatures: dict[str, tuple[str | None, float]] = {}  # url -> (where to get it, when signed); None: by fsspec
+_signatures: dict[str, tuple[str | None, float]] = {}  # url -> (signed URL, when signed); None: read by fsspec
 _local = threading.local()
 
 
 class _Refused(Exception):
-    """An HTTP answer that is not the range asked for, in botocore's shape, which `remote` understands."""
+    """An HTTP answer that is not the requested range, in the form of botocore's errors, which `store_remote` reads."""
 
     def __init__(self, status: int, body: bytes) -> None:
         code = re.search(rb"<Code>(\w+)</Code>", body)
         name = code[1].decode() if code else ""
-        ignored = "the server sent something else than the range asked for; it must serve ranges"
+        ignored = "the server did not send the requested range; it must serve ranges"
         super().__init__(ignored if status in (200, 206) else f"HTTP {status} {name}".strip())
         self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": name}}
 
 
 def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | None = None) -> None:
-    """Fill `view` with the object's bytes from `offset`. Raises Missing, and StoreError also where it ends before."""
+    """Fill `view` with the object's bytes from `offset`. Raises Missing, and StoreError, also if the object ends
+    before."""
     where = _signed(url)
     if where is None:
         fs, path = store_remote.client(url)
@@ -66,8 +67,8 @@ def _signed(url: str) -> str | None:
         try:
             where = fs.sign(path, expiration=SIGNED_FOR)
         except Exception:
-            # Whatever hinders signing (no such verb, no key to sign with) concerns only this way of reading: fsspec's
-            # own reading, the other way, says what is wrong with the credentials if something is.
+            # A failure to sign (not supported, no key) is not final: reading through fsspec, the fallback, reports what
+            # is wrong with the credentials.
             where = None
         _signatures[url] = (where, time.monotonic())
     return where
@@ -75,7 +76,7 @@ def _signed(url: str) -> str | None:
 
 def _attempt(url: str, offset: int, view: memoryview, stop: threading.Event | None) -> int:
     where = _signed(url)
-    if where is None:  # it could be signed before: the keys are being renewed, say
+    if where is None:  # signing worked before: perhaps the keys are being renewed
         raise ConnectionError("its URL could not be signed again")
     try:
         return _get(where, offset, view, stop)
@@ -83,21 +84,21 @@ def _attempt(url: str, offset: int, view: memoryview, stop: threading.Event | No
         if refused.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
             raise FileNotFoundError(str(refused)) from None
         if not url.startswith("http"):
-            _signatures.pop(url, None)  # keys may have changed since, or a clock be wrong: sign anew before giving up
-            # AWS says 400 of keys that have expired.
+            _signatures.pop(url, None)  # the keys may have changed, or a clock is wrong: sign again before giving up
+            # AWS answers 400 for expired keys.
             if refused.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 401, 403) and (again := _signed(url)):
                 return _get(again, offset, view, stop)
         raise
 
 
 def _get(where: str, offset: int, view: memoryview, stop: threading.Event | None) -> int:
-    """One ranged GET (RFC 9110, 14.2): bytes received. 416 is an object that ends before the range."""
+    """One ranged GET (RFC 9110, 14.2); returns the bytes received. 416 means that the object ends before the range."""
     curl = _handle()
     body = _Body(view)
     curl.setopt(pycurl.URL, where)
     curl.setopt(pycurl.RANGE, f"{offset}-{offset + len(view) - 1}")
     curl.setopt(pycurl.WRITEFUNCTION, body.write)
-    if stop is not None:  # asked about every second at least, also while nothing comes
+    if stop is not None:  # libcurl calls this at least once a second, even without data
         curl.setopt(pycurl.XFERINFOFUNCTION, lambda *_: stop.is_set())
     curl.setopt(pycurl.NOPROGRESS, stop is None)
     try:
@@ -110,14 +111,14 @@ def _get(where: str, offset: int, view: memoryview, stop: threading.Event | None
     status = curl.getinfo(pycurl.RESPONSE_CODE)
     if status == 416:
         return 0
-    # Some servers (rclone) send the range asked for with status 200; others ignore ranges and send the whole object.
+    # Some servers (rclone) send the requested range with status 200; others ignore ranges and send the whole object.
     if status not in (200, 206) or body.too_long or (status == 200 and offset and body.at != len(view)):
         raise _Refused(status, bytes(view[: min(body.at, 4096)]))
     return body.at
 
 
 class _Body:
-    """Where a body goes: into the view, as far as it reaches."""
+    """Receives a body into the view; ends the transfer if it does not fit."""
 
     def __init__(self, view: memoryview) -> None:
         self.view = view
@@ -128,14 +129,14 @@ class _Body:
         end = self.at + len(piece)
         if end > len(self.view):
             self.too_long = True
-            return 0  # libcurl ends the transfer
+            return 0  # makes libcurl end the transfer
         self.view[self.at : end] = piece
         self.at = end
         return None
 
 
 def _handle() -> Any:
-    """This thread's libcurl handle; a process that was forked makes its own."""
+    """This thread's libcurl handle; a forked process makes its own."""
     curl, process = getattr(_local, "handle", (None, 0))
     if curl is None or process != os.getpid():
         curl = pycurl.Curl()
@@ -154,8 +155,8 @@ def _handle() -> Any:
 
 
 def _certificates() -> list[tuple[int, str]]:
-    """The store's own certificates where AWS's variable names them, else this system's: libcurl inside a wheel looks
-    where its builder's system has them."""
+    """The certificates that AWS's variable names, else this system's: libcurl in a wheel looks for them where the
+    build system has them."""
     paths = ssl.get_default_verify_paths()
     bundle = os.environ.get("AWS_CA_BUNDLE") or paths.cafile
     if bundle and os.path.isfile(bundle):

@@ -1,6 +1,6 @@
-"""Clients of remote stores, and how long they are asked again.
+"""Clients of remote stores, and how long calls are retried.
 
-Endpoint, region and keys of S3 come from the standard AWS variables or the instance's role and are never arguments.
+Endpoint, region and keys of S3 come from the standard AWS variables or the instance's role, never from arguments.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ import fsspec
 
 T = TypeVar("T")
 
-# Others that fsspec knows may overwrite where two writers put one name: datasets and runs would lose units there.
+# Other schemes of fsspec may overwrite when two writers put the same name: datasets and runs would lose units there.
 SCHEMES = ("s3", "http", "https")
 SUPPORTED = "give s3://BUCKET/NAME or a folder; http:// and https:// only to read from"
 
-PATIENCE = 120.0  # seconds that a remote call is tried again for, so that a store may go away for a minute
-FIRST_PATIENCE = 10.0  # ... while this process has never reached the store: it may be a slip in its name
+PATIENCE = 120.0  # seconds for which a remote call is retried, so that a store may be down for a minute
+FIRST_PATIENCE = 10.0  # the same until this process has reached the store: its name may be misspelt
 LONGEST_WAIT = 8.0  # seconds between two tries
-SINGLE_PUT = (
-    64 << 20
-)  # larger bodies go multipart, unless they are put if absent (some stores ignore the condition there)
-LARGEST_PUT = 4 << 30  # of one request; S3 takes 5 GiB
+# Bytes; larger bodies are uploaded multipart, unless put if absent: some stores ignore that condition for multipart.
+SINGLE_PUT = 64 << 20
+LARGEST_PUT = 4 << 30  # bytes of one request; S3 takes 5 GiB
 
 
 class StoreError(ValueError):
-    """A storage call failed for a reason that a retry did not mend."""
+    """A storage call failed, and retries did not help."""
 
 
 class Missing(StoreError):
@@ -42,7 +41,10 @@ _filesystems_lock = threading.Lock()
 
 
 def client(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a remote URL, made in the process that uses it (clients do not survive a fork)."""
+    """(fsspec file system, path) of a remote URL; each process makes its own client, as they do not survive a fork.
+
+    Raises StoreError for an unsupported scheme or a client that cannot be made.
+    """
     scheme, path = url.split("://", 1)
     if scheme not in SCHEMES:
         raise StoreError(f"{url}: {scheme}:// is not supported: {SUPPORTED}")
@@ -64,14 +66,14 @@ def _open_filesystem(scheme: str, url: str) -> Any:
             use_listings_cache=False,
             skip_instance_cache=True,
             default_block_size=SINGLE_PUT,
-            max_concurrency=1,  # more would ask for the size before every read
+            max_concurrency=1,  # with more, fsspec would request the size before every read
             config_kwargs={
-                "signature_version": "s3v4",  # also of URLs, which are signed by version 2 elsewise
+                "signature_version": "s3v4",  # also for signed URLs, whose default is version 2
                 "connect_timeout": 5,
                 "read_timeout": 60,
                 "max_pool_connections": 32,
-                "retries": {"total_max_attempts": 3, "mode": "standard"},  # of a request; `_call` retries whole calls
-                # Stores that are not AWS (Ceph, rclone) refuse or store the newer SDKs' trailing checksums.
+                "retries": {"total_max_attempts": 3, "mode": "standard"},  # of a request; `call` retries whole calls
+                # Stores other than AWS (Ceph, rclone) refuse or store the trailing checksums of newer SDKs.
                 "request_checksum_calculation": "when_required",
                 "response_checksum_validation": "when_required",
             },
@@ -99,23 +101,23 @@ _FINAL = (
     *("Credentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "AccessDenied", "Forbidden"),
     *("ParamValidation", "Invalid endpoint", "Invalid bucket"),
 )
-_PASSING = (408, 409, 425, 429)  # statuses below 500 that may be another one the next time
+_PASSING = (408, 409, 425, 429)  # temporary statuses below 500
 _PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "NoSuchUpload")  # S3's, with status 400 or 404
 _OURS = (TypeError, AttributeError, NameError, AssertionError, MemoryError)
 
 
 def _final(error: BaseException) -> bool:
-    """Whether trying again is useless: the store has understood, and said no."""
+    """Whether a retry is useless: the store understood the request and refused it."""
     if any(mark in f"{type(error).__name__}: {error}" for mark in _FINAL):
         return True
     status, code = _answer(error)
-    if status in (200, 206):  # an error all the same: a server that does not serve ranges
+    if status in (200, 206):  # yet an error: the server does not serve ranges
         return True
     return 400 <= status < 500 and status not in _PASSING and code not in _PASSING_CODES
 
 
 def _answer(error: BaseException) -> tuple[int, str]:
-    """The HTTP status and S3's code, where a store's answer is behind the error; (0, "") elsewise."""
+    """The HTTP status and S3's error code of the store's answer behind an error; (0, "") if there was none."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if not isinstance(response, dict):
         return 0, ""
@@ -136,8 +138,8 @@ _reached: set[tuple[int, str]] = set()  # (process, scheme) of stores that have 
 
 
 def call(verb: str, url: str, action: Callable[[], T], stop: threading.Event | None = None) -> T:
-    """Run one remote action, again and again while its failure may pass and patience lasts; what is left becomes an
-    error that names the object. The action must be harmless when repeated. `stop`, once set, ends the patience."""
+    """Run a remote action, and retry it while its failure may be temporary and patience lasts. The action must be safe
+    to repeat. `stop`, once set, ends the retries. Raises Missing, and StoreError naming the object."""
     begun, wait, tries = time.monotonic(), 0.25, 0
     here = (os.getpid(), url.split("://", 1)[0])
     while True:
@@ -147,12 +149,12 @@ def call(verb: str, url: str, action: Callable[[], T], stop: threading.Event | N
         except _OURS:
             raise
         except Exception as error:
-            # fsspec and botocore raise many unrelated types here; only the kinds that `_final` knows are known to last.
+            # fsspec and botocore raise many unrelated types; only those that `_final` recognises are permanent.
             if isinstance(error, FileNotFoundError):
                 _reached.add(here)
                 if "bucket" in f"{error} {_answer(error)[1]}".lower():
                     raise _explain(verb, url, error) from None
-                if verb != "write":  # there, what is missing is the upload: it was completed, and the reply lost
+                if verb != "write":  # when writing, the upload is missing: it was completed, but the reply was lost
                     raise Missing(f"{url}: there is no such object") from None
             elif _final(error):
                 raise _explain(verb, url, error) from None

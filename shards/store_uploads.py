@@ -1,6 +1,6 @@
-"""Multipart uploads to S3 that nobody completed: a writer that was killed leaves its parts, which are paid for.
+"""Incomplete multipart uploads to S3: a killed writer leaves its parts, which cost money.
 
-No listing of objects shows them (Amazon S3 API reference: ListMultipartUploads, ListParts, AbortMultipartUpload).
+Listings of objects do not show them (Amazon S3 API reference: ListMultipartUploads, ListParts, AbortMultipartUpload).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from shards import store_remote
 
 @dataclass(frozen=True)
 class Upload:
-    name: str  # of the object that it was to become, below the folder
+    name: str  # of the intended object, below the folder
     upload_id: str
     begun: float  # seconds since 1970, by the store's clock
 
 
 def unfinished(url: str) -> list[Upload]:
-    """Those under a folder, by name; none where the store is not S3. Raises StoreError."""
+    """The incomplete uploads under a folder, by name; none if the store is not S3. Raises StoreError."""
     if not url.startswith("s3://"):
         return []
     bucket, prefix = _place(url)
@@ -35,8 +35,8 @@ def unfinished(url: str) -> list[Upload]:
 
 
 def parts(url: str, upload: Upload) -> tuple[int, float]:
-    """Bytes of the parts that have come, and when the last one did: a living writer's upload may have begun long ago.
-    Raises Missing when it has ended, StoreError."""
+    """(bytes of the uploaded parts, time of the last one): a living writer's upload may have begun long ago. Raises
+    Missing if it has ended, StoreError."""
     bucket, prefix = _place(url)
     name = {"Bucket": bucket, "Key": prefix + upload.name, "UploadId": upload.upload_id}
     size, last = 0, upload.begun
@@ -59,7 +59,7 @@ def abort(url: str, upload: Upload) -> None:
 
 
 def _place(url: str) -> tuple[str, str]:
-    """Bucket and prefix: all keys of a folder, and of no folder whose name only begins alike."""
+    """Bucket and key prefix of a folder, ending in a slash, so that no other folder's name matches."""
     bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
     return bucket, prefix + "/" if prefix else ""
 

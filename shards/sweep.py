@@ -1,10 +1,10 @@
 """Remove what no version will ever name: attempts at a unit that another one beat, and what dead writers left.
 
-Of `shards/` and `thumbs/`, objects of an attempt go when the unit's commit names another attempt, at whatever age, and,
-while the unit has no commit, when they are older than `older_than`: a writer that lives commits within minutes of its
-last object. Rules that no manifest names, objects that were half put when their writer died and uploads in parts that
-nobody completed go by age, too. What a version or a subset names is never removed, nor anything whose name we did not
-give. (What runs and probes leave: `jobs.run_sweep`.)
+In `shards/` and `thumbs/`, an attempt's objects are removed if the unit's commit names another attempt, at any age;
+while the unit has no commit, if they are older than `older_than`: a living writer commits within minutes of its last
+object. Rules that no manifest names, partly written objects of dead writers and incomplete multipart uploads are also
+removed by age. Objects that a version or a subset names are never removed, nor any with foreign names. (For runs and
+probes see `jobs.run_sweep`.)
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(t
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifests", "versions", "events", "underway")
-HALF_PUT = (".aside-", ".probe-")  # how names begin of objects whose writer died while it put them
+HALF_PUT = (".aside-", ".probe-")  # prefixes of objects whose writer died while it put them
 
 
 @dataclass(frozen=True)
 class Config:
     url: str  # the folder of a dataset, of a run, or of probes or several runs
-    older_than: str = "7d"  # age of what no commit decides about: a number and m, h, d or w
-    dry_run: bool = False  # only say what would go
+    older_than: str = "7d"  # remove what no commit decides about from this age: a number and m, h, d or w
+    dry_run: bool = False  # only show what would be removed
 
     def __post_init__(self) -> None:
         match = _AGE.fullmatch(self.older_than)
         if not match:
             raise ValueError(f"older_than is {self.older_than!r}: give a number and m, h, d or w, such as 7d")
         if self.seconds < 600:
-            raise ValueError(f"older_than is {self.older_than}: what is that young may still be committed; give 10m")
+            raise ValueError(f"older_than is {self.older_than}: such young objects may still be committed; give 10m")
 
     @property
     def seconds(self) -> float:
@@ -44,30 +44,31 @@ class Config:
         return float(number) * _SECONDS[unit]
 
     def before(self) -> float:
-        """What is older than this may go, by the store's clock: this machine's may be days off."""
+        """Objects older than this time may be removed; by the store's clock, as this machine's may be days off."""
         return store.clock(self.url) - self.seconds
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What was removed, or would be; `young` objects may go when they are older."""
+    """What was removed, or would be; `young` objects may be removed later."""
 
     url: str
     objects: tuple[str, ...]  # names below the folder
-    uploads: tuple[str, ...]  # names of objects whose uploads nobody completed
+    uploads: tuple[str, ...]  # names of objects whose uploads are incomplete
     bytes: int
-    beaten: int  # of the objects, by a commit
-    stale: int  # of the objects, by age
-    young: int  # uploads included
+    beaten: int  # objects removed because of a commit
+    stale: int  # objects removed by age
+    young: int  # including uploads
     dry_run: bool
-    remark: str = ""  # what could not be looked at
+    remark: str = ""  # what could not be checked
 
 
 Found = list[tuple[str, store.Entry]]  # name below the folder
 
 
 def run(config: Config) -> SweepResult:
-    """Raises ValueError when there is no dataset, and StoreError when a manifest cannot be read: then nothing goes."""
+    """Sweep a dataset. Raises ValueError if there is none, and StoreError, removing nothing, if a manifest cannot be
+    read."""
     read_info(config.url)
     before = config.before()
     beaten, undecided = _attempts(config.url)
@@ -75,7 +76,7 @@ def run(config: Config) -> SweepResult:
 
 
 def remove(config: Config, beaten: Found, undecided: Found, before: float) -> SweepResult:
-    """Remove what is beaten, and what is undecided or was uploaded in part and is older than `before`."""
+    """Remove beaten objects, and undecided objects and incomplete uploads older than `before`."""
     stale = [(name, entry) for name, entry in undecided if entry.modified < before]
     going = beaten + stale
     if not config.dry_run:
@@ -93,7 +94,7 @@ def remove(config: Config, beaten: Found, undecided: Found, before: float) -> Sw
             size += bytes_
             if not config.dry_run:
                 store_uploads.abort(config.url, upload)
-    except store.StoreError as error:  # it needs permissions of its own, and some stores do not know it
+    except store.StoreError as error:  # listing uploads needs extra permissions, and some stores do not support it
         remark = f"incomplete uploads were not removed: {error}"
     return SweepResult(
         url=config.url,
@@ -109,7 +110,7 @@ def remove(config: Config, beaten: Found, undecided: Found, before: float) -> Sw
 
 
 def _parts(url: str, upload: store_uploads.Upload, before: float) -> tuple[int, float]:
-    """Bytes, and when the upload was last written to; parts are only asked for where its beginning is old enough."""
+    """(bytes, time of the last write) of an upload; its parts are listed only if it began before `before`."""
     if upload.begun >= before:
         return 0, upload.begun
     try:
@@ -119,8 +120,8 @@ def _parts(url: str, upload: store_uploads.Upload, before: float) -> tuple[int, 
 
 
 def _attempts(dataset: str) -> tuple[Found, Found]:
-    """Objects of attempts that lost, and of attempts at units that have no commit."""
-    # Listed before commits are read: an attempt that appears later is not looked at, one that commits meanwhile wins.
+    """(objects of attempts that lost, objects of attempts at units without a commit)."""
+    # Listed before commits are read: later attempts are not seen, and one that commits meanwhile is the winner.
     found = [
         (f"{folder}/{entry.name}", entry, match)
         for folder in ("shards", "thumbs")
@@ -149,25 +150,25 @@ def _named_by_manifests(dataset: str) -> set[str]:
         if name.endswith(".parquet") and not name.endswith(".rules.parquet"):
             table = read_table(store.join(dataset, "manifests", name), ["tar", "index"])
             for column in table.itercolumns():
-                # A tar of others is named by its whole path: it may lie here, too, and is not ours to remove.
+                # A foreign tar is named by its whole path, which may be in this folder: it must not be removed.
                 named.update(value.rpartition("/")[2].rpartition(".")[0] for value in column.to_pylist())
     return named
 
 
 def _leftovers(dataset: str) -> Found:
-    """Rules that no manifest names, last words of ingests that were killed, and objects that were half put."""
+    """Rules that no manifest names, progress files of killed ingests, and partly written objects."""
     manifests = store.join(dataset, "manifests")
     entries = store.entries(manifests)
     rules = [(f"manifests/{entry.name}", entry) for entry in entries if entry.name.endswith(".rules.parquet")]
     heads = [entry.name for entry in entries if entry.name.endswith(".json")]
     named = {_rules_of(store.join(manifests, name)) for name in heads}
-    words = [(f"underway/{entry.name}", entry) for entry in store.entries(store.join(dataset, "underway"))]
-    words = [found for found in words if found[1].name.endswith(".json")]
-    return [found for found in rules if found[1].name not in named] + words + list(_half_put(dataset))
+    beats = [(f"underway/{entry.name}", entry) for entry in store.entries(store.join(dataset, "underway"))]
+    beats = [found for found in beats if found[1].name.endswith(".json")]
+    return [found for found in rules if found[1].name not in named] + beats + list(_half_put(dataset))
 
 
 def _rules_of(head: str) -> str | None:
-    """The rules file of a manifest. Raises StoreError: what a damaged one names must not be swept."""
+    """The rules file that a manifest names. Raises StoreError for a damaged manifest, whose rules must not be swept."""
     rules = typed_json.read(Head, head).rules
     return rules.file if rules else None
 

@@ -1,4 +1,4 @@
-"""One tar: deterministic writing, and reading that names what is torn.
+"""One tar: deterministic writing, and reading with errors that name the damage.
 
 POSIX ustar (IEEE 1003.1-1988), uid = gid = mtime = 0, mode 0644: the same members give the same bytes. Any WebDataset
 reader can read the result; ours reads members by offset from the index.
@@ -22,36 +22,36 @@ from shards import store
 
 BLOCK = 512
 END = bytes(2 * BLOCK)  # two zero blocks close a tar
-PIECE = 1 << 20  # bytes of a local tar in hand, few enough to be hashed in the processor's cache
+PIECE = 1 << 20  # bytes of a local tar read at once, few enough to be hashed in the processor's cache
 RANGE = 8 << 20  # bytes of one read of a remote tar
-AHEAD = 4  # of those under way for one tar
+AHEAD = 4  # such reads in flight for one tar
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file to be written: its name (at most 100 ASCII characters) and its bytes, in memory or spooled to a path."""
+    """A file to write: its name (at most 100 ASCII characters) and its bytes, in memory or in a file."""
 
     name: str
     body: bytes | Path
 
 
 class Placed(NamedTuple):
-    """Where a member's data (not its header) lies in the tar, in bytes."""
+    """The place of a member's data (not its header) in the tar, in bytes."""
 
     name: str
     offset: int
     length: int
-    link: str | None = None  # what it is a link to; then it has no data
+    link: str | None = None  # the target if it is a link; then it has no data
 
 
 def header(name: str, length: int) -> bytes:
-    """The 512-byte ustar header of a regular file. Raises UnicodeEncodeError or ValueError for a name that has no place
+    """The 512-byte ustar header of a regular file. Raises UnicodeEncodeError or ValueError for a name that cannot be
     in one: more than 100 characters, or not ASCII."""
     raw = name.encode("ascii")
     if len(raw) > 100 or length > _LARGEST:
         return _rare_header(name, length)
     size = b"%011o" % length
-    # The checksum is the sum of all bytes, its own field counted as spaces; all but name and size is fixed.
+    # The checksum is the sum of all bytes, with its own field as spaces; all but name and size is fixed.
     total = _FIXED_SUM + sum(raw) + sum(size)
     return b"".join((raw, _ZEROS[len(raw) :], _MODE_TO_GID, size, _MTIME, b"%06o" % total, _FROM_TYPE))
 
@@ -72,7 +72,7 @@ _FIXED_SUM = sum(_PLAIN[:124]) + sum(_PLAIN[135:148]) + 8 * ord(" ") + sum(_PLAI
 
 
 def segment(name: str, body: bytes) -> tuple[bytes, bytes, bytes]:
-    """A member as it lies in a tar: its header, its body, and what fills the last block."""
+    """A member as it is stored: its header, its body, and the padding of the last block."""
     return header(name, len(body)), body, _ZEROS_OF_A_BLOCK[: -len(body) % BLOCK]
 
 
@@ -80,7 +80,7 @@ _ZEROS_OF_A_BLOCK = bytes(BLOCK)
 
 
 def write_tar(out: BinaryIO, members: Iterable[Member]) -> Iterator[Placed]:
-    """Write members in the order given; yields each one's place once it is written. The end mark follows the last."""
+    """Write the members in order; yields each one's place after writing it. The end mark follows the last."""
     at = 0
     for member in members:
         body = member.body if isinstance(member.body, bytes) else member.body.read_bytes()
@@ -92,7 +92,7 @@ def write_tar(out: BinaryIO, members: Iterable[Member]) -> Iterator[Placed]:
 
 
 def pieces(url: str) -> Generator[memoryview]:
-    """The object's bytes in order, each view good until the next; of remote ones some ranges are read ahead."""
+    """The object's bytes in order, each view valid until the next. Remote objects are read ahead by some ranges."""
     with store.open_read(url) as file:
         if store.is_local(url) or not file.seekable():
             buffer = memoryview(bytearray(PIECE))
@@ -119,9 +119,9 @@ def pieces(url: str) -> Generator[memoryview]:
 
 
 class Source:
-    """A tar, or what claims to be one, read once from front to end; its sha256 and size are of what has passed.
+    """A tar, or what claims to be one, read once from front to end; its sha256 and size are of the bytes read so far.
 
-    `pieces` are its bytes in order, each good until the next is asked for, so that all may lie in one reused buffer.
+    `pieces` are its bytes in order, each valid until the next is requested, so that one buffer may be reused for all.
     """
 
     def __init__(self, pieces: Iterable[memoryview]):
@@ -130,7 +130,7 @@ class Source:
 
     @property
     def at(self) -> int:
-        """The next byte's place in the tar."""
+        """The next byte's offset in the tar."""
         return self.size - len(self._piece) + self._at
 
     def take(self, length: int) -> bytes:
@@ -142,7 +142,7 @@ class Source:
         return b"".join(map(bytes, self.views(length)))
 
     def views(self, length: int) -> Iterator[memoryview]:
-        """The next `length` bytes where they lie, each view good until the next."""
+        """The next `length` bytes without copying, each view valid until the next."""
         while length > 0 and (self._at < len(self._piece) or self._next()):
             view = self._piece[self._at : self._at + length]
             self._at += len(view)
@@ -150,7 +150,7 @@ class Source:
             yield view
 
     def pass_to(self, place: int) -> int:
-        """Pass over the bytes before this place in the tar, or as many as there are; returns where it is then."""
+        """Skip to this offset in the tar, or to its end; returns the offset reached."""
         before = self.size - len(self._piece)
         self._at = place - before
         while self._at > len(self._piece):
@@ -159,7 +159,7 @@ class Source:
         return before + self._at
 
     def drain(self) -> None:
-        """Pass over all that is left."""
+        """Skip the rest."""
         while self._next():
             pass
         self._at = 0
@@ -172,7 +172,7 @@ class Source:
 
 
 class Walkable(Protocol):
-    """What a tar is walked on: a Source, or Headers where only some members' bytes are wanted."""
+    """What `walk` reads: a Source, or Headers if only some members' bytes are needed."""
 
     @property
     def at(self) -> int: ...
@@ -183,7 +183,7 @@ class Walkable(Protocol):
 
 
 class Headers:
-    """A local tar of which only headers, and what else is taken, are read."""
+    """A local tar of which only headers, and the bytes that are taken, are read."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._size = file, file.seek(0, os.SEEK_END)
@@ -196,19 +196,19 @@ class Headers:
         return body
 
     def pass_to(self, place: int) -> int:
-        """Go to this place in the tar, or to its end; returns where it is then."""
+        """Go to this offset in the tar, or to its end; returns the offset reached."""
         self.at = self._file.seek(min(place, self._size))
         return self.at
 
 
 def walk(source: Walkable, links: bool = False) -> Iterator[Placed]:
-    """Each regular file in turn, whatever tar wrote it: long names of GNU's and of POSIX.1-2001's (pax) are read. With
-    `links` hard and symbolic links are given too.
+    """Each regular file in turn, also with long names of GNU tar and POSIX.1-2001 (pax). With `links`, hard and
+    symbolic links, too.
 
-    Until the next is asked for, its body is the caller's to take from the source; what is left of it is passed over.
-    Raises ValueError naming the offset where the tar is torn or damaged.
+    Until the next is requested, the caller may take the body from the source; the rest of it is skipped. Raises
+    ValueError naming the offset where the tar is torn or damaged.
     """
-    long_name, long_size = None, None  # said by the headers before the file's own
+    long_name, long_size = None, None  # from extended headers before the file's own
     at = source.at
     while True:
         head = source.take(BLOCK)
@@ -217,7 +217,7 @@ def walk(source: Walkable, links: bool = False) -> Iterator[Placed]:
         if len(head) < BLOCK:
             raise ValueError(f"the tar ends at byte {at + len(head)} without its end mark: it was cut short")
         name, length, kind = _parse(head, at)
-        if length < 0:  # to follow it would be to read the same members for ever
+        if length < 0:  # following it would loop forever
             raise ValueError(f"the tar has no valid header at byte {at}: its member's size is {length}")
         if kind in _ABOUT_THE_NEXT and length > PIECE:  # no name is that long: the header is damaged
             raise ValueError(f"the tar has no valid extended header at byte {at}")
@@ -247,7 +247,7 @@ def walk(source: Walkable, links: bool = False) -> Iterator[Placed]:
 
 
 def _shown(name: str) -> str:
-    """A member's name in a message of one line."""
+    """A member's name for a one-line message."""
     return name[:200] if name.isprintable() else ascii(name[:200])
 
 
@@ -259,7 +259,7 @@ _BODILESS = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
 
 def _parse(head: bytes, at: int) -> tuple[str, int, bytes]:
     """(name, length, type) of the header at this byte."""
-    try:  # most are our own, and what `header` gives needs no second look
+    try:  # most headers are our own, and equal what `header` makes
         name, length = head[:100].rstrip(b"\0").decode("ascii"), int(head[124:135], 8)
         if header(name, length) == head:
             return name, length, tarfile.REGTYPE
@@ -277,7 +277,7 @@ def _parse(head: bytes, at: int) -> tuple[str, int, bytes]:
 
 
 def _pax(body: bytes, at: int) -> dict[str, str]:
-    """The records of an extended header, each "LENGTH KEY=VALUE\\n"; LENGTH counts all of it (POSIX.1-2001)."""
+    """The records of an extended header, each "LENGTH KEY=VALUE\\n"; LENGTH counts the whole record (POSIX.1-2001)."""
     records = {}
     while body.strip(b"\0"):
         length, _, rest = body.partition(b" ")
@@ -298,7 +298,7 @@ def _pax_size(records: dict[str, str], at: int) -> int | None:
 
 
 def read_tar(file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
-    """(name, data offset, body) of each regular file. Raises ValueError naming the offset where a tar is torn."""
+    """(name, data offset, body) of each regular file. Raises ValueError naming the offset where the tar is torn."""
     source = Source(map(memoryview, iter(lambda: file.read(PIECE), b"")))
     for member in walk(source):
         body = source.take(member.length)

@@ -1,8 +1,8 @@
 """The one reader of our JSON objects: `dataset.json`, commits, versions, manifests, events, runs, probe results.
 
-A dataclass says which fields an object has and of which types; msgspec compares. A field that an older build did not
-write has a default there, one that this build does not know is passed over, and a newer `format` is for the caller to
-refuse. Whatever is wrong is a `StoreError` of one line that names the object and the field.
+A dataclass defines the fields and types of an object, and msgspec checks them. Fields that older builds did not write
+have defaults; unknown fields are ignored; a newer `format` must be refused by the caller. Anything wrong is a
+`StoreError` of one line that names the object and the field.
 """
 
 from __future__ import annotations
@@ -24,37 +24,34 @@ from shards import store
 from shards.store_remote import StoreError
 
 T = TypeVar("T")
-MAX_DEPTH = 64  # of objects and arrays in one another; ours have at most 6
-MAX_INTEGER = 2**64 - 1  # of a subset's threshold
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what a column of a table holds
-Unsigned = Annotated[int, msgspec.Meta(ge=0)]  # of 64 bits
+MAX_DEPTH = 64  # of nested objects and arrays; ours have at most 6
+MAX_INTEGER = 2**64 - 1  # as a subset's threshold may be
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # fits an int64 column
+Unsigned = Annotated[int, msgspec.Meta(ge=0)]  # 64 bits
 Moment = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]  # seconds since 1970, to the end of 9999
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 
 
 def read(kind: type[T], url: str) -> T:
-    """The object as a `kind`. Raises Missing, and StoreError for one that is damaged or not of that kind."""
+    """The object as a `kind`. Raises Missing, and StoreError for an object that is damaged or of another kind."""
     return decode(kind, store.read(url), url)
 
 
 def decode(kind: type[T], body: bytes | str, url: str) -> T:
-    """Bytes that were read from `url` as a `kind`. Raises StoreError."""
+    """A `kind` from bytes that were read from `url`. Raises StoreError."""
     return checked(kind, parse(body, url), url)
 
 
 def read_object(kind: type[Any], url: str) -> dict[str, Any]:
-    """The object as it is, with fields that `kind` does not have, after the fields that it has were checked.
-
-    Raises as `read`.
-    """
+    """The whole object, including fields that `kind` does not have; the others are checked. Raises as `read`."""
     value = parse(store.read(url), url)
     checked(kind, value, url)
     return value
 
 
 def checked(kind: type[T], value: Any, url: str) -> T:
-    """Raises StoreError naming the field that is missing or of another type."""
+    """A JSON value as a `kind`. Raises StoreError naming the field that is missing or of another type."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, AssertionError, TypeError, ValueError, OverflowError) as error:
@@ -66,15 +63,15 @@ def checked(kind: type[T], value: Any, url: str) -> T:
 
 
 def changed(config: T, changes: Mapping[str, Any]) -> T:
-    """A Config with other settings, as they are given in Python: a dict changes fields of a Config within it.
+    """A copy of a Config with these settings changed; a dict changes fields of a nested Config.
 
-    Raises ValueError naming a setting that there is not, or whose value is of another type or refused by its Config.
+    Raises ValueError for an unknown setting, and for a value of another type or one that its Config refuses.
     """
     values = _with(config, changes, "")
     try:
         return msgspec.convert(values, type(config))
     except msgspec.ValidationError as error:
-        if error.__cause__ is not None:  # the Config's own complaint, which names all that it needs
+        if error.__cause__ is not None:  # the Config's own error, which is complete
             raise ValueError(str(error.__cause__)) from None
         text, _, path = str(error).replace("`", "").partition(" - at $.")
         value: Any = values
@@ -86,7 +83,7 @@ def changed(config: T, changes: Mapping[str, Any]) -> T:
 
 
 def _choices(kind: Any, path: list[str]) -> list[str]:
-    """The words that a setting may be, where it is one of some."""
+    """The words that a setting may be, if its type is a Literal."""
     for name in path:
         kind = typing.get_type_hints(kind)[name]
     kinds = [kind, *typing.get_args(kind)]
@@ -111,7 +108,7 @@ def _with(config: Any, changes: Mapping[str, Any], inside: str) -> dict[str, Any
 
 
 def parse(body: bytes | str, url: str, finite: bool = True) -> Any:
-    """Any JSON value whose size, depth and numbers are sensible; `finite` refuses NaN and infinities.
+    """Any JSON value within the limits of depth and numbers; `finite` refuses NaN and infinities.
 
     Raises StoreError.
     """
@@ -125,14 +122,14 @@ def parse(body: bytes | str, url: str, finite: bool = True) -> Any:
 
 
 def lines(body: bytes) -> Iterator[Any]:
-    """The values of a log that are whole, a line each; others are left out, as a line is nothing but a remark."""
+    """The values of a log, one a line; damaged lines are left out, as nothing depends on them."""
     for line in body.splitlines():
         with contextlib.suppress(StoreError):
             yield parse(line, "a line", finite=False)
 
 
 def last_line(url: str) -> Any:
-    """The newest value of a log that is whole; None without any. Raises Missing, StoreError."""
+    """The last undamaged value of a log; None if there is none. Raises Missing, StoreError."""
     return next(iter([*lines(store.read(url))][-1:]), None)
 
 
@@ -155,11 +152,11 @@ def _bound(value: Any, finite: bool) -> None:
         if not below:
             return
         level = below
-    raise ValueError(f"more than {MAX_DEPTH} objects or arrays in one another")
+    raise ValueError(f"more than {MAX_DEPTH} nested objects or arrays")
 
 
 def _refuse_surrogates(texts: Any) -> None:
-    """Half a character cannot be printed, nor written to a page or a table."""
+    """Raises UnicodeEncodeError for lone surrogates, which cannot be printed or written to a page or table."""
     for text in texts:
         if not text.isascii():
             text.encode()

@@ -1,8 +1,8 @@
-"""URLs that carry a secret: a user name, or a query parameter that grants access. None may get into what we write.
+"""URLs that carry a secret: a user name, or a query parameter that grants access. These must not be written anywhere.
 
-A dataset, a run or a page is shared; a signed link or a password in one of them is shared with it. Keys of stores come
-from the environment, so a place whose URL holds one is refused. URLs of pictures are somebody's list and stay as they
-are; where a server redirected them is stored without what it signed.
+Datasets, runs and pages are shared, and a signed link or password in them would be shared, too. Keys of stores come
+from the environment, so a place whose URL holds a secret is refused. The URLs of pictures are part of the user's list
+and stay unchanged; the URLs that they redirect to are stored without secrets.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def refuse_secrets(**places: str) -> None:
     for name, url in places.items():
         if carries_secret(url):
             raise ValueError(
-                f"{name} is a URL with a user name, signature or key, which would be stored: give it without; keys "
+                f"{name} is a URL with a user name, signature or key, which would be stored: leave that out; keys "
                 "come from the standard AWS variables or the machine's role"
             )
 
 
 def masked(text: str) -> str:
-    """Any text, such as a line of a list or an error: user names and secret values in it become "…"."""
+    """A text, such as a list's line or an error, with user names and secret values in its URLs replaced by "…"."""
     if "://" not in text:
         return text
     return _VALUE.sub(r"\1…", _USER.sub("…@", text))
 
 
 def without_secrets(url: str) -> str:
-    """A URL without its user name and its secret parameters; the same string where it has none."""
+    """A URL without its user name and secret parameters; the same string if it has none."""
     if not carries_secret(url):
         return url
     try:

@@ -1,4 +1,4 @@
-"""What a list knows besides its URLs: columns that go along with the plan, as a table of their own, and as JSON."""
+"""The other columns of a list: carried along with the plan, split into their own table, and written as JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ingest import checksum
 from ingest.lists.columns import KEPT
 from shards.dataset import PLAN_SCHEMA
 
-CLASSES = "classes"  # the rule that the choice of classes is
+CLASSES = "classes"  # the name under which the choice of classes counts the lines it left out
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """The rows of all; a column that some do not have is null there, and one of several types is text."""
+    """All rows in one table. A column that a table does not have is null there; one of several types becomes text."""
     if all(table.schema.equals(tables[0].schema) for table in tables[1:]):
         return pa.concat_tables(tables)
     try:
@@ -41,7 +41,7 @@ def _text(value: Any) -> str:
 
 
 def names(table: pa.Table) -> list[str]:
-    """The list's other columns among those of a plan, as `columns/` calls them."""
+    """The names that `columns/` gives to the list's other columns in a plan; key and row become list_key, list_row."""
     own = [name.removeprefix(KEPT) for name in table.schema.names[len(PLAN_SCHEMA) :]]
     return [f"list_{name}" if name in ("key", "row") else name for name in own]
 
@@ -64,8 +64,7 @@ def unsplit(plan: pa.Table, others: pa.Table) -> pa.Table:
 
 
 def json_objects(columns: pa.Table) -> Iterator[str]:
-    """For each row of a table of `split`, its columns as an object of JSON, without those that are null; names are
-    sorted."""
+    """A JSON object for each row of the second table of `split`: its columns sorted by name, without nulls."""
     fields = sorted((name, at) for at, name in enumerate(columns.schema.names) if at > 1)
     cells = [_written(columns.schema.field(at).type, columns.column(at)) for _, at in fields]
     heads = [f"{quoted(name)}: " for name, _ in fields]
@@ -89,7 +88,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of Parquet as one of JSON: what JSON has no numbers for is null, bytes are text or hexadecimal."""
+    """A Parquet value as a JSON value: NaN and infinities become null, bytes become text or hexadecimal."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
@@ -108,14 +107,16 @@ def _plain(value: Any) -> Any:
 
 
 def check_hashes(urls: str, table: pa.Table, hashed: str | None) -> None:
-    """Raises ValueError where a column that is said to hold hashes holds other things; `table` are rows of a plan."""
-    said = [text for text in expected(split(table)[1], hashed) if text is not None]
-    if said and all(text.startswith("?") for text in said):
-        raise ValueError(f"{urls}: its column {hashed!r} holds no md5, sha1 or sha256, but {said[0][1:40]!r}: check it")
+    """Raises ValueError where the hash column `hashed` has values, but no hashes; `table` holds rows of a plan."""
+    found = [text for text in expected(split(table)[1], hashed) if text is not None]
+    if found and all(text.startswith("?") for text in found):
+        raise ValueError(
+            f"{urls}: its column {hashed!r} holds no md5, sha1 or sha256, but {found[0][1:40]!r}: check it"
+        )
 
 
 def expected(columns: pa.Table, hashed: str | None) -> Iterator[str | None]:
-    """For each row, what its bytes must have, as `ingest.checksum` writes it; None where nothing is said."""
+    """The hash that each row's bytes must have, as `ingest.checksum.parse` returns it; None where the cell is empty."""
     if hashed is None or hashed not in columns.schema.names[2:]:
         return repeat(None, len(columns))
     cells = columns.column(columns.schema.names.index(hashed, 2)).to_pylist()

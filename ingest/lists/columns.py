@@ -1,7 +1,7 @@
-"""Which columns of a table hold the URL, the id and the labels: as asked for, by name, or by what they hold.
+"""Which columns of a table hold the URL, the id and the labels: the user's choice, else by name or content.
 
-A column called `url` wins. Without one it is the column that holds http(s) URLs; where several do, one called
-`image_url` is meant, and otherwise the user is asked.
+A column called `url` wins; else the column that holds http(s) URLs. If several do, one called `image_url` wins;
+otherwise the user must choose.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import NamedTuple
 
 from ingest.lists.rows import is_url
 
-SAMPLE = 100  # rows that are looked at
+SAMPLE = 100  # rows that are inspected
 NOWHERE = sys.maxsize  # the place of a column that a table does not have
 
-KEPT, ASKED = "+", "?"  # before the name of a column that is carried along: to keep, or only for --where
-MOST = 1000  # columns of a list that are carried
+KEPT, ASKED = "+", "?"  # prefix of the name of a column that is carried along: to keep, or only for --where
+MOST = 1000  # columns of a list that can be carried along
 
 URL_NAMES = ("url", "urls", "image_url", "image", "link")
 ID_NAMES = ("id", "key")
 LABEL_NAMES = ("label", "labels", "class")
-_OF_PICTURES = ("image_url", "image_urls", "imageurl", "img_url", "imgurl")  # beside the URL of a page, say
+_OF_PICTURES = ("image_url", "image_urls", "imageurl", "img_url", "imgurl")  # preferred to, say, the URL of a page
 
 
 class NoColumn(ValueError):
-    """A list does not have a column that the user names: of JSON that may only be known after the last line."""
+    """The list has no column of a name that the user gave. For JSON that may be known only after the last line."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns a table's URL, id and labels are in: names, or numbers from 0. None: by name, or what they hold."""
+    """The columns of a table's URL, id and labels: names, or numbers from 0. None: found by name or content."""
 
     url: str | None = None
     id: str | None = None
@@ -40,19 +40,19 @@ class Columns:
     asked: tuple[str, ...] = ()  # others that --where needs
 
     def mark(self, name: str, is_url: bool = False) -> str | None:
-        """The name under which a column is carried along; None where it is not."""
+        """The prefixed name under which a column is carried along; None if it is not carried."""
         if name in self.keep if self.keep is not None else not is_url:
             return KEPT + name
         return ASKED + name if name in self.asked else None
 
     @property
     def plain(self) -> Columns:
-        """The same without what is carried along."""
+        """The same without columns to carry along."""
         return Columns(self.url, self.id, self.label)
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The columns, besides the URL's, id's and labels', that a list must have."""
+        """The columns that a list must have in addition to those of the URL, id and labels."""
         return (*(self.keep or ()), *self.asked)
 
 
@@ -63,9 +63,9 @@ class Places(NamedTuple):
 
 
 def places(urls: str, header: Sequence[str] | None, sample: Sequence[Sequence[bytes]], columns: Columns) -> Places:
-    """Where the URL, id and label are. `sample` holds cells of some rows; those of a row may be fewer than others'.
+    """The places of the URL, id and label. `sample` holds the cells of some rows, which may differ in length.
 
-    Raises ValueError for a column that is not there, and where none or several may be meant by the URL's.
+    Raises ValueError for a missing column, and when no column or several could hold the URLs.
     """
     width = len(header) if header is not None else max(map(len, sample), default=0)
     names = [cell.strip() for cell in header] if header is not None else [str(at) for at in range(width)]
@@ -76,10 +76,9 @@ def places(urls: str, header: Sequence[str] | None, sample: Sequence[Sequence[by
 
 
 def carried(urls: str, header: Sequence[str], url_at: int, columns: Columns) -> list[tuple[int, str]]:
-    """(place, marked name) of each column to carry along. A column whose name is empty or not its own is called by its
-    number.
+    """(place, prefixed name) of each column to carry along. A column with an empty or repeated name goes by its number.
 
-    Raises ValueError for a column that is not there.
+    Raises ValueError for a missing column.
     """
     names = [name.strip() for name in header]
     names = [name if name and names.count(name) == 1 else str(at) for at, name in enumerate(names)]
@@ -89,7 +88,7 @@ def carried(urls: str, header: Sequence[str], url_at: int, columns: Columns) -> 
 
 
 def require(urls: str, names: Collection[str], columns: Columns) -> None:
-    """Raises NoColumn for a column that the user names and the list does not have, and ValueError for too many."""
+    """Raises NoColumn for a column that the user named and the list lacks, and ValueError for too many columns."""
     for name in columns.named:
         if name not in names:
             raise NoColumn(f"{urls}: has no column {name!r}: it has {', '.join(names)[:300] or 'no named columns'}")
@@ -98,7 +97,7 @@ def require(urls: str, names: Collection[str], columns: Columns) -> None:
 
 
 def find(urls: str, names: Sequence[str], wanted: str | None, usual: tuple[str, ...]) -> int:
-    """The place of the column that is wanted, by its name or its number; else of the first with a usual name."""
+    """The place of the wanted column, given by name or number; without one, of the first column with a usual name."""
     if wanted is None:
         return next((at for at, name in enumerate(names) if name.lower() in usual), NOWHERE)
     if names.count(wanted) > 1:
@@ -129,6 +128,6 @@ def _url_place(urls: str, names: Sequence[str], sample: Sequence[Sequence[bytes]
 
 
 def _holds_urls(cells: list[bytes]) -> bool:
-    """Whether most of the cells that are not empty are URLs."""
-    said = [cell for cell in cells if cell.strip()]
-    return 2 * sum(map(is_url, said)) > len(said)
+    """Whether most of the non-empty cells are URLs."""
+    filled = [cell for cell in cells if cell.strip()]
+    return 2 * sum(map(is_url, filled)) > len(filled)

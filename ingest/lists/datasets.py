@@ -1,4 +1,4 @@
-"""A dataset of ours as a list: the samples of a version, to be asked for again, with the hash that each had."""
+"""A dataset as a list: the samples of a version, to be fetched again, with their recorded hashes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ingest.lists.rows import ROWS
 from shards import manifest, selection, store
 from shards.dataset import read_columns, read_info
 
-RECORDED = "recorded"  # the column of the sha256 of what was fetched
+RECORDED = "recorded"  # the column with the sha256 of the fetched bytes
 
 
 def is_dataset(urls: str) -> bool:
-    """Whether a list's name is that of a dataset, perhaps with a version."""
+    """Whether `urls` names a dataset, perhaps with a version."""
     if urls.startswith(("http://", "https://")) or files.has_ending(urls):
         return False
     return store.exists(store.join(manifest.split(urls)[0], "dataset.json"))
@@ -29,9 +29,9 @@ def digest(urls: str) -> str:
 
 
 def dataset_rows(urls: str, columns: Columns) -> Iterator[pa.RecordBatch]:
-    """The samples of a version in its order, with the labels that they have there and what their list knew of them.
+    """The samples of a version in its order, with their labels in that version and the other columns of their list.
 
-    Raises ValueError for a column that it does not have.
+    Raises ValueError for a missing column.
     """
     version = manifest.read_manifest(urls)
     kept = read_info(version.dataset).columns

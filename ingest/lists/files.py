@@ -1,7 +1,7 @@
 """URL lists as bytes: which files, their compression and encoding -> blocks of whole lines, in constant memory.
 
-Compression (gzip, zstd) is told by content. UTF-8, and any bytes that are none, pass as they are; UTF-16 becomes UTF-8
-where a byte order mark says so. A list may be several files: a folder, or a pattern like `s3://b/lists/part-*.csv`.
+Compression (gzip, zstd) is detected by content. UTF-16 with a byte order mark becomes UTF-8; all other bytes pass
+unchanged, valid UTF-8 or not. A list may be several files: a folder, or a pattern like `s3://b/lists/part-*.csv`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ACCEPTED = (
     "a URL a line, id<TAB>url, a CSV or TSV table, JSON (lines, or one array), or Parquet, "
     "each with a column of URLs (--format, --url-column)"
 )
-MAX_LINE = 64 << 10  # bytes; a longer line is bad, and is skipped without being held
-BLOCK = 2 << 20  # bytes of a list in hand
-_OLE = b"\xd0\xcf\x11\xe0"  # Microsoft's older files
-_PIECE = 64 << 10  # bytes of one read: so near to damage the line is known
+MAX_LINE = 64 << 10  # bytes; a longer line is bad, and is skipped without being held in memory
+BLOCK = 2 << 20  # bytes of a list in memory
+_OLE = b"\xd0\xcf\x11\xe0"  # older files of Microsoft Office
+_PIECE = 64 << 10  # bytes of one read: errors name the line to this precision
 
 _SUFFIXES = {
     **{"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "json"},
     **{"parquet": "parquet", "pq": "parquet", "txt": "text", "lst": "text", "list": "text"},
 }
-# What may be next to lists and is no list; a name without an ending (part-00000) may be one.
+# Endings of files that may be next to lists and are not lists; a name without an ending (part-00000) may be a list.
 _NO_LISTS = frozenset(
     "md rst html htm pdf py ipynb sh yaml yml toml xml log crc sha1 sha256 md5 arrow tar zip jpg jpeg png gif webp "  # noqa: SIM905
     "xlsx xls ods".split()
@@ -44,10 +44,10 @@ _PACKED = (".gz", ".zst", ".zstd")
 
 
 def list_files(urls: str) -> list[str]:
-    """The files of a list in order: itself, those of a folder, or those that a pattern (* ? []) names in one.
+    """The files of a list in order: the file itself, or the files that a folder holds or a pattern (* ? []) matches.
 
-    Names that begin with . or _ are none (what Spark and editors leave), nor is what `skipped` names. Raises ValueError
-    when there are none.
+    Names that begin with . or _ (left by Spark and editors) and those that `skipped` returns are left out. Raises
+    ValueError when no file is left.
     """
     folder, names = _named(urls)
     if folder is None:
@@ -60,13 +60,13 @@ def list_files(urls: str) -> list[str]:
 
 
 def skipped(urls: str) -> list[str]:
-    """The names of those files of a folder or pattern that are no part of the list."""
+    """The names of the files in a folder or pattern that are not part of the list."""
     folder, names = _named(urls)
     return sorted(set(names) - set(_lists_of(names))) if folder is not None else []
 
 
 def _lists_of(names: list[str]) -> list[str]:
-    """Those that are lists: Parquet alone where there is some, as others describe it; JSON only where nothing else is
+    """The names of lists. If there is Parquet, only Parquet, as other files describe it; JSON only if nothing else is
     a list."""
     shown = [name for name in names if name[0] not in "._" and _ending(name) not in _NO_LISTS]
     shown = [name for name in shown if name.upper() not in ("LICENSE", "README", "NOTICE", "CHECKSUMS")]
@@ -80,7 +80,7 @@ def _lists_of(names: list[str]) -> list[str]:
 
 
 def has_ending(url: str) -> bool:
-    """Whether a name says that it is a list of some format."""
+    """Whether a name has the ending of a list format."""
     return _ending(list_name(url)) in _SUFFIXES
 
 
@@ -92,7 +92,7 @@ def _ending(name: str) -> str:
 
 
 def _named(urls: str) -> tuple[str | None, list[str]]:
-    """The folder and the names in it that a list's name stands for; (None, []) where it is one file."""
+    """The folder of a list and the names in it that `urls` matches; (None, []) for a single file."""
     folder, _, last = urls.rstrip("/").rpartition("/")
     if any(mark in last for mark in _marks(urls)) and not (store.is_local(urls) and store.local_path(urls).exists()):
         assert "/" in urls or not folder
@@ -103,7 +103,7 @@ def _named(urls: str) -> tuple[str | None, list[str]]:
 
 
 def _marks(urls: str) -> str:
-    """The signs of a pattern; in a web address `?` begins the query."""
+    """The wildcard characters; in a web address `?` begins the query."""
     return "*[" if urls.startswith(("http://", "https://")) else "*?["
 
 
@@ -114,7 +114,8 @@ def list_name(urls: str) -> str:
 
 
 def list_sha256(urls: str) -> str:
-    """Of the list's bytes as stored; of several files, of their bytes and names. Raises ValueError when unreadable."""
+    """The sha256 of the list's bytes as stored; of several files, of their names and bytes. Raises ValueError when
+    unreadable."""
     digest = hashlib.sha256()
     files = list_files(urls)
     for url in files:
@@ -127,7 +128,7 @@ def list_sha256(urls: str) -> str:
 
 
 def kind_of(url: str) -> str:
-    """The format that a name tells, compression aside; text where it tells none."""
+    """The format by the name's ending, before that of a compression; text where the ending is unknown."""
     name = list_name(url).lower()
     for end in _PACKED:
         name = name.removesuffix(end)
@@ -145,7 +146,7 @@ def open_list(url: str) -> BinaryIO:
 
 
 def _unpacked(url: str, raw: BinaryIO) -> Any:
-    """The file itself or what it holds compressed; by its first bytes, for names lie."""
+    """The file, or a reader of its decompressed bytes. Decided by the first bytes, since names can be wrong."""
     head = raw.read(6)
     raw.seek(0)
     if head.startswith(b"\x1f\x8b"):
@@ -153,15 +154,15 @@ def _unpacked(url: str, raw: BinaryIO) -> Any:
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         return pa.CompressedInputStream(raw, "zstd")
     if list_name(url).lower().endswith(_SPREADSHEETS) or head.startswith(_OLE):
-        raise ValueError(f"{url}: is a spreadsheet: save it as CSV and give that")
+        raise ValueError(f"{url}: is a spreadsheet: save it as CSV, and give that")
     if head.startswith((b"PK\x03\x04", b"BZh", b"\xfd7zXZ\0")):
-        raise ValueError(f"{url}: this compression is not read: unpack the list, or use .gz or .zst")
+        raise ValueError(f"{url}: this compression is not supported: unpack the list, or use .gz or .zst")
     return raw
 
 
 def pieces(url: str, lines: Callable[[], int]) -> Iterator[bytes]:
-    """The list's bytes in order, unpacked, as UTF-8 or what is none, without a mark. Raises ValueError for damage,
-    naming the line that was reached; `lines` says how many were read in the pieces so far."""
+    """The list's bytes in order, decompressed, without a byte order mark; UTF-16 as UTF-8. Raises ValueError for
+    damage, naming the line that was reached; `lines` returns how many lines were read in the pieces so far."""
     started = False
     decode: Callable[[bytes], bytes] | None = None
     with closing(open_list(url)) as raw, closing(_unpacked(url, raw)) as file:
@@ -186,10 +187,10 @@ def pieces(url: str, lines: Callable[[], int]) -> Iterator[bytes]:
 
 
 def blocks(url: str) -> Iterator[tuple[int, bytes]]:
-    """(number of its first line, whole lines, each with its newline). Of a line longer than MAX_LINE a little more
-    than that is left, which tells it. Raises ValueError for damage, naming the line that was reached."""
+    """(number of the first line, whole lines with their newlines). A line longer than MAX_LINE is cut to a little more
+    than that, so that readers recognise it. Raises ValueError for damage, naming the line that was reached."""
     line, rest = 1, b""
-    for piece in pieces(url, lambda: line - 1):  # noqa: B023 it is asked while the loop is here
+    for piece in pieces(url, lambda: line - 1):  # noqa: B023 only called inside this loop
         piece = rest + piece
         cut = piece.rfind(b"\n") + 1
         rest = piece[cut:][: MAX_LINE + 1]
@@ -201,7 +202,7 @@ def blocks(url: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _decoder(start: bytes) -> Callable[[bytes], bytes] | None:
-    """UTF-16 -> UTF-8 where the list begins with its mark: PowerShell and spreadsheets write such."""
+    """UTF-16 -> UTF-8 if the list begins with its byte order mark, as PowerShell and spreadsheets write it."""
     if not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return None
     decode = codecs.getincrementaldecoder("utf-16")("replace").decode

@@ -1,6 +1,6 @@
 """URL lists as JSON -> rows: an entry a line, or one array of entries; an entry is an object or the URL itself.
 
-Columns are looked for in every entry: what the first does not have, a later one may.
+Each entry may have other columns than the first.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ingest.lists.files import MAX_LINE, blocks, pieces
 from ingest.lists.rows import Row, chunked, columns_batch, grouped, id_of, row_batch, row_of
 
 LARGEST = 1 << 20  # characters of one entry of an array
-SHAPES = 1000  # sets of names in hand
+SHAPES = 1000  # shapes (sets of names) that are cached
 _NESTED = (list, dict)
 _BETWEEN = re.compile(r"[\s,]*")
 _raw = json.JSONDecoder().raw_decode
 _from_json = json.JSONDecoder().decode
 
-Entry = tuple[int, Any, str | None]  # its first line, the value, and why there is none
+Entry = tuple[int, Any, str | None]  # its first line, its value, and why it has no value
 
 
 class _Names(NamedTuple):
-    """Where an object of one shape has its URL, id and labels; and what is carried along, under which name."""
+    """The names of the URL, id and labels in objects of one shape, and (name, prefixed name) of columns to carry."""
 
     url: str | None
     id: str | None = None
@@ -39,7 +39,7 @@ class _Names(NamedTuple):
 
 
 def json_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
-    """The rows of a list in JSON. Raises ValueError for a column that no entry has, and for a damaged array."""
+    """The rows of a JSON list. Raises ValueError for a column that no entry has, and for a damaged array."""
     entries = _array(url) if _is_array(url) else _lines(url)
     first = list(islice(entries, SAMPLE))
     objects = [value for _, value, _ in first if isinstance(value, dict)]
@@ -52,7 +52,7 @@ def json_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
 
 
 class _Shapes:
-    """Which names the objects of each shape (a tuple of names) have for what, and all names seen so far."""
+    """The `_Names` of each shape (a tuple of names), and all names seen so far."""
 
     def __init__(self, url: str, url_name: str | None, columns: Columns) -> None:
         self.seen: dict[str, None] = {}
@@ -61,12 +61,12 @@ class _Shapes:
         self._names: dict[tuple[str, ...], _Names] = {}
 
     def names(self, shape: tuple[str, ...]) -> _Names:
-        """Raises ValueError where there are now too many columns."""
+        """Raises ValueError once there are too many columns."""
         found = self._names.get(shape)
         if found is None:
             found = _names(shape, self.url_name, self._columns)
             self.seen.update(dict.fromkeys(shape))
-            # Which column is missing is known at the end alone.
+            # Checks only the number of columns: whether one is missing is known after the last entry.
             require(self._url, self.seen, Columns(keep=self._columns.keep and ()))
             if len(self._names) >= SHAPES:
                 self._names.clear()
@@ -75,14 +75,14 @@ class _Shapes:
 
 
 def _batches(entries: Iterable[Entry], shapes: _Shapes) -> Iterator[pa.RecordBatch]:
-    """The rows of some entries at a time: by the column where they are plain and alike, else one by one."""
+    """Batches of rows: made by the column if the entries are plain and have one shape, else one by one."""
     for some in chunked(entries):
         batch = _by_column(some, shapes)
         yield row_batch(list(_rows(some, shapes)), None) if batch is None else batch
 
 
 def _by_column(entries: Sequence[Entry], shapes: _Shapes) -> pa.RecordBatch | None:
-    """The rows of objects of one shape that have a URL and an id, as text; None where some have not."""
+    """The rows of objects of one shape whose URL and id are text; None if any entry is different."""
     lines, values, _ = zip(*entries)
     if set(map(type, values)) != {dict} or len(alike := set(map(tuple, values))) != 1:
         return None
@@ -100,14 +100,14 @@ def _by_column(entries: Sequence[Entry], shapes: _Shapes) -> pa.RecordBatch | No
         text = {name: _texts(cells[name]) for name in {url, key, *(name for name, _ in carry)} if name is not None}
         labels = cells[label] if label is not None else ()
         flat = text[label] if label in text and all(labels) else _texts([cell for cell in labels if cell])
-    except UnicodeEncodeError:  # bytes that are no UTF-8, or half of a character
+    except UnicodeEncodeError:  # invalid UTF-8, or a lone surrogate
         return None
     others = {mark: text[name] for name, mark in carry}
     return columns_batch(lines, None if key is None else text[key], text[url], labels, flat, others)
 
 
 def _texts(cells: Sequence[Any]) -> pa.BinaryArray:
-    """Each as the bytes of `_cell`, null as null."""
+    """The bytes that `_cell` gives for each; nulls stay null."""
     if not set(map(type, cells)) <= {str, NoneType}:
         cells = [value if value is None or isinstance(value, str) else json.dumps(value) for value in cells]
     return pa.array(cells, pa.string()).cast(pa.binary())
@@ -142,12 +142,12 @@ def _names(shape: tuple[str, ...], url_name: str | None, columns: Columns) -> _N
 
 
 def _others(value: dict[str, Any], carry: tuple[tuple[str, str], ...]) -> dict[str, bytes | None]:
-    """What is carried along of an entry; numbers and lists as they are written, null as nothing."""
+    """The cells of an entry that are carried along; numbers and lists as their JSON, null as None."""
     return {mark: None if value[name] is None else _cell(value[name]) for name, mark in carry}
 
 
 def _url_name(url: str, names: list[str], objects: list[dict[str, Any]], columns: Columns) -> str | None:
-    """The name of the URL in objects; None where the first entries are none."""
+    """The name of the URL in objects; None, or the name the user gave, if none of the first entries is an object."""
     if not objects:
         return columns.url
     sample = [[_cell(value.get(name)) for name in names] for value in objects]
@@ -164,7 +164,7 @@ def _name(names: tuple[str, ...], wanted: str | None, usual: tuple[str, ...]) ->
 
 
 def _lines(url: str) -> Iterator[Entry]:
-    """An entry a line; empty lines are none."""
+    """An entry for each line that is not empty."""
     for first, block in blocks(url):
         for number, line in enumerate(block.split(b"\n")[:-1], first):
             if not line.strip():
@@ -188,7 +188,7 @@ def _array(url: str) -> Iterator[Entry]:
     """The entries of an array (or of several, one after the other), in constant memory."""
     text, at, line, depth = "", 0, 1, 0
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-    for piece in chain(pieces(url, lambda: line - 1), [b""]):  # noqa: B023 it is asked while the loop is here
+    for piece in chain(pieces(url, lambda: line - 1), [b""]):  # noqa: B023 only called inside this loop
         text, at = text[at:] + decode(piece, not piece), 0
         while True:
             between = _BETWEEN.match(text, at)
@@ -203,11 +203,11 @@ def _array(url: str) -> Iterator[Entry]:
                 value, end = _raw(text, at)
             except (ValueError, RecursionError) as error:
                 if piece and len(text) - at < LARGEST and not isinstance(error, RecursionError):
-                    break  # the rest of it is to come
+                    break  # the rest of the entry is in the next piece
                 why = " ".join(str(error).split())[:100]
                 raise ValueError(f"{url}: damaged JSON at line {line} ({why}): repair it or give JSON lines") from None
             if end == len(text) and piece and text[at] not in '{["':
-                break  # a number may go on
+                break  # a number may continue in the next piece
             yield line, value, None if isinstance(value, dict | str) else "not a JSON object"
             line, at = line + text.count("\n", at, end), end
     if depth:
@@ -219,11 +219,11 @@ def _id(value: object) -> bytes:
 
 
 def _cell(value: object) -> bytes:
-    """A value of JSON as the bytes that a list in text would have."""
+    """A JSON value as the bytes that a text list would have."""
     if value is None:
         return b""
     text = value if isinstance(value, str) else json.dumps(value)
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # "\ud800": half of a character, which no bytes can say
+    except UnicodeEncodeError:  # a lone surrogate such as "\ud800", which has no encoding
         return text.encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Keys: the names of samples, valid in a tar and unique in a dataset, made from the ids of a list.
+"""Keys: sample names that are valid in a tar and unique in a dataset, made from the ids of a list.
 
 Memory: 8 bytes an id (16 while sorted runs are merged): at most 16 MB a million, 220 MB for the 14 million of fall11.
 A list without ids costs nothing: its keys are row numbers.
@@ -21,7 +21,7 @@ _WORDS = 12  # of 8 bytes: KEY_LENGTH, rounded up
 
 
 def clean(names: pa.BinaryArray, rows: np.ndarray) -> pa.StringArray:
-    """Valid keys, perhaps repeated: what may not stand in one becomes `_`; a name that is null or empty, its row."""
+    """Valid keys, perhaps repeated: other characters become `_`; a null or empty name becomes its row number."""
     if names.null_count:
         numbers = pc.utf8_lpad(pa.array(rows).cast(pa.string()), 9, "0")
         if names.null_count == len(names):
@@ -40,10 +40,10 @@ def _clean(name: bytes, row: int) -> bytes:
 
 
 class Seen:
-    """Which keys have been given out: the 64-bit hashes of ids in sorted runs, each at least twice as long as the next,
-    and the span of rows that had no id.
+    """The keys in use: 64-bit hashes of ids in sorted runs, each at least twice as long as the next, and the span of
+    rows without an id.
 
-    Two different keys share a hash with probability n^2 / 2^65 (5e-6 for 14 million); the cost is a needless suffix.
+    Any two of n keys share a hash with probability n^2 / 2^65 (5e-6 for 14 million); the cost is a needless suffix.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Seen:
         self._nameless = (1 << 62, -1)  # first and last row whose key is its number
 
     def unique(self, keys: pa.StringArray, rows: np.ndarray, named: np.ndarray) -> pa.StringArray:
-        """The keys, those that were given out before with `_r<row>` appended. `named` says which are made from ids."""
-        if not self._runs and not named.any():  # numbers of rows so far, and these are others
+        """The keys, with `_r<row>` appended to those already in use. `named` [n] marks the keys made from ids."""
+        if not self._runs and not named.any():  # all keys so far are row numbers, and these rows are new
             self._span(rows)
             return keys
         hashes = hashed(keys)
@@ -75,7 +75,7 @@ class Seen:
             self._nameless = (min(self._nameless[0], int(rows[0])), max(self._nameless[1], int(rows[-1])))
 
     def _like_rows(self, keys: pa.StringArray, named: np.ndarray) -> np.ndarray:
-        """Where an id reads as the number of a row in the span without ids (perhaps one that has an id: no matter)."""
+        """Where an id equals a row number in the span without ids. The row may have an id after all, which is safe."""
         numbers = pc.match_substring_regex(keys, "^[0-9]{9,18}$").to_numpy(zero_copy_only=False) & named
         at = np.flatnonzero(numbers)
         value = keys.take(pa.array(at)).cast(pa.int64()).to_numpy()
@@ -84,7 +84,8 @@ class Seen:
     def _renamed(
         self, keys: pa.StringArray, rows: np.ndarray, again: np.ndarray, batch: U64
     ) -> tuple[pa.StringArray, U64]:
-        """The keys with those at `again` renamed so that neither the batch nor an earlier one has them."""
+        """The keys, with those at `again` renamed so that they are unique in this and earlier batches; and the hashes
+        of the new names."""
         old = keys.take(pa.array(again)).to_pylist()
         new: list[str] = list(old)
         made = np.empty(0, np.uint64)
@@ -106,7 +107,7 @@ class Seen:
         return pc.replace_with_mask(keys, mask, pa.array(new, pa.string())), made
 
     def _hold(self, values: U64) -> np.ndarray:
-        """Which of the sorted values have been given out."""
+        """Which of the sorted values are in use."""
         held = np.zeros(len(values), bool)
         for run in self._runs:
             held |= run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values
@@ -126,13 +127,13 @@ def _repeats(values: U64) -> np.ndarray:
 
 
 def hashed(keys: pa.StringArray) -> U64:
-    """64 bits of every key: the sum of its words of 8 bytes, each mixed with its place."""
+    """A 64-bit hash of each key: the sum of its 8-byte words, each mixed with its position."""
     padded = pc.ascii_rpad(keys, 8 * _WORDS, padding="\0")
     words = np.frombuffer(padded.buffers()[2], np.uint64, _WORDS * len(keys)).reshape(-1, _WORDS)
     total = np.zeros(len(keys), np.uint64)
     for place in range(_WORDS):
         word = words[:, place]
-        if not word.any():  # keys that are longer would have one
+        if not word.any():  # no key is longer
             break
         total += np.where(word != 0, mix64(place + 1, word), np.uint64(0))
     return total

@@ -1,4 +1,4 @@
-"""Where rows of a list are in its files: rows count links, lines are those of the file."""
+"""The file and line of a list's rows: rows count links, lines count lines of the file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ingest.lists.source import rows_of_file
 
 
 def row_places(urls: str, rows: Collection[int], columns: Columns = Columns()) -> dict[int, tuple[str, int]]:  # noqa: B008
-    """Row number -> (file, line from 1) of these rows of a list. Raises ValueError when the list is missing or is not
-    what its name says."""
+    """Row number -> (file, line from 1) for these rows of a list. Raises ValueError when the list is missing, or its
+    format is not the one that its name says."""
     wanted, found, first = np.array(sorted(rows), np.int64), dict[int, tuple[str, int]](), 0
     for file in files.list_files(urls):
         for batch in rows_of_file(file, "auto", columns):

@@ -1,4 +1,4 @@
-"""URL lists as Parquet -> rows, by the column."""
+"""URL lists as Parquet -> rows, whole columns at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingest.lists.rows import BATCH, HELD, MAX_CELL, ROWS, id_of, lists_of, shor
 from shards import store
 from shards.parquet_damage import DAMAGE
 
-GROUPS = 100  # of rows whose sizes are looked at
+GROUPS = 100  # row groups whose column sizes are read
 
 
 def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
@@ -39,7 +39,7 @@ def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
                 yield rows
                 number += len(batch)
         except DAMAGE as error:
-            if type(error) in (ValueError, NoColumn, store.StoreError):  # of ours, in words
+            if type(error) in (ValueError, NoColumn, store.StoreError):  # ours, with a clear message
                 raise
             why = " ".join(str(error).split())[:100]
             where = f"damaged Parquet after row {number}" if number else "is not a Parquet file"
@@ -47,7 +47,8 @@ def parquet_rows(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
 
 
 def _rows_at_once(url: str, file: pq.ParquetFile, others: list[str]) -> int:
-    """So few that their other columns fit into HELD bytes. Raises ValueError for a column of large objects."""
+    """How many rows to read at once, so that the other columns fit in HELD bytes. Raises ValueError for a column of
+    large objects."""
     size = dict.fromkeys(others, 0)
     rows = 0
     for number in range(min(file.num_row_groups, GROUPS)):
@@ -68,7 +69,7 @@ def _rows_at_once(url: str, file: pq.ParquetFile, others: list[str]) -> int:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """A column to carry along: dictionaries spelled out, NaN (as pandas writes what is missing) null, long text cut."""
+    """A column to carry along: dictionaries decoded, NaN (pandas' missing value) as null, long text cut."""
     if pa.types.is_floating(column.type):
         return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     if pa.types.is_dictionary(column.type):
@@ -79,7 +80,7 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _sample(file: pq.ParquetFile) -> list[list[bytes]]:
-    """Cells of the first rows, empty where a column is no text; none where a name says which is the URL's."""
+    """The cells of the first rows, empty in columns that are not text. No rows if a column is called `url`."""
     schema = file.schema_arrow
     if [name.strip().lower() for name in schema.names].count("url") == 1:
         return []
@@ -114,7 +115,7 @@ def _parquet_batch(url: str, batch: pa.RecordBatch, first: int, names: list[str 
 
 
 def _whole(column: pa.Array) -> pa.Array:
-    """Ids that became floats on their way, as one null among whole numbers makes them, as the digits that they were."""
+    """Ids that became floats, because of one null among integers, as their original digits."""
     if not pa.types.is_floating(column.type):
         return column
     values = column.to_pylist()
@@ -122,20 +123,22 @@ def _whole(column: pa.Array) -> pa.Array:
 
 
 def _blank(cells: pa.BinaryArray) -> pa.BooleanArray:
-    if pc.all(pc.starts_with(cells, b"http")).as_py():  # nearly always, and ten times as fast
+    if pc.all(pc.starts_with(cells, b"http")).as_py():  # nearly always true, and ten times as fast
         return pa.repeat(pa.scalar(False), len(cells))
     return pc.match_substring_regex(cells, r"^\s*$")
 
 
 def _binary(url: str, column: pa.Array) -> pa.BinaryArray:
-    """Text or numbers as the bytes that are written."""
+    """Text or numbers as bytes. Raises ValueError for other types."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     try:
         plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
         return (column if plain else column.cast(pa.string())).cast(pa.binary())
     except pa.ArrowNotImplementedError:
-        raise ValueError(f"{url}: a column is {column.type}: name one of text, with --url-column and such") from None
+        raise ValueError(
+            f"{url}: a column is {column.type}: name a text column with --url-column, --id-column or --label-column"
+        ) from None
 
 
 def _label_lists(url: str, column: pa.Array | None, n: int) -> pa.ListArray:
@@ -145,5 +148,5 @@ def _label_lists(url: str, column: pa.Array | None, n: int) -> pa.ListArray:
         flat, rows = _binary(url, pc.list_flatten(column)), pc.list_parent_indices(column)
     else:
         flat, rows = _binary(url, column), pa.array(np.arange(n))
-    said = pc.greater(pc.fill_null(pc.binary_length(flat), 0), 0)
-    return lists_of(np.bincount(rows.filter(said).to_numpy(), minlength=n), flat.filter(said))
+    filled = pc.greater(pc.fill_null(pc.binary_length(flat), 0), 0)
+    return lists_of(np.bincount(rows.filter(filled).to_numpy(), minlength=n), flat.filter(filled))

@@ -1,7 +1,7 @@
-"""The rows of a URL list, as columns; and how lines of text become them.
+"""The rows of a URL list as columns, and the reader of text lists.
 
-Text is a URL a line, or `id<TAB>url` as the headerless fall11 list of ImageNet, or `url<TAB>label:confidence<TAB>…`.
-What else follows a URL behind a tab is a column called `rest`.
+A text line is a URL, `id<TAB>url` as in ImageNet's headerless fall11 list, or `url<TAB>label:confidence<TAB>…`.
+Any other text after a URL and a tab becomes a column called `rest`.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ import pyarrow.compute as pc
 from ingest.lists.files import MAX_LINE, blocks
 from ingest.wordnet import WNID
 
-REST = "rest"  # the name of what follows the URL in lines of text
-BATCH = 8192  # rows of formats that are read a row at a time
+REST = "rest"  # the column of what follows the URL in text lines
+BATCH = 8192  # rows of a batch
 HELD = 16 << 20  # bytes of a batch
-CHUNK = 512  # rows that are tried by the column
-MAX_CELL = 8192  # characters of a cell of another column
+CHUNK = 512  # rows that are converted by the column, if all are plain
+MAX_CELL = 8192  # characters of a cell that is carried along
 
 T = TypeVar("T")
 
 ROWS = pa.schema(
     [
-        ("line", pa.int64()),  # of its file, from 1
+        ("line", pa.int64()),  # in its file, from 1
         ("name", pa.binary()),  # its id as written; null where the list has none
         ("url", pa.binary()),  # as written
         ("labels", pa.list_(pa.binary())),
-        ("why", pa.string()),  # it is bad, even before its URL is looked at; null: nothing wrong so far
+        ("why", pa.string()),  # why the row is bad, before its URL is checked; null: nothing wrong so far
     ]
 )
 
 
-Cells = Sequence[bytes | None] | Mapping[str, bytes | None]  # of other columns: in order, or by their marked names
+Cells = Sequence[bytes | None] | Mapping[str, bytes | None]  # of other columns: in order, or by their prefixed names
 
 
 class Row(NamedTuple):
-    """One entry as read; a column of ROWS each, and the cells of columns that are carried along."""
+    """One entry as read: the columns of ROWS, and the cells of columns that are carried along."""
 
     line: int
     name: bytes | None
@@ -54,13 +54,13 @@ class Row(NamedTuple):
 
 
 def id_of(number: float) -> str:
-    """A float that is an id, in digits where it is whole: 1.571717e+18 is how it was kept, not what it is."""
+    """The text of an id that was stored as a float: its digits if it is whole, never 1.571717e+18."""
     return str(int(number)) if number.is_integer() else repr(number)
 
 
 def row_batch(rows: Sequence[Row], names: Sequence[str] | None = ()) -> pa.RecordBatch:
-    """The rows as columns of ROWS, and after these their cells as columns of text with these names; where names is
-    None, the cells of each row say their own."""
+    """The rows as the columns of ROWS, then their cells as text columns with these names. If `names` is None, each
+    row's cells map names to values."""
     batch = _batch(rows)
     if names is None:
         maps: list[Mapping[str, bytes | None]] = [row.cells if isinstance(row.cells, dict) else {} for row in rows]
@@ -73,7 +73,7 @@ def row_batch(rows: Sequence[Row], names: Sequence[str] | None = ()) -> pa.Recor
 
 
 def with_texts(batch: pa.RecordBatch, cells: Mapping[str, pa.BinaryArray]) -> pa.RecordBatch:
-    """The rows with more columns, of text."""
+    """The rows with more text columns."""
     fields = [*batch.schema, *(pa.field(name, pa.string()) for name in cells)]
     return pa.record_batch([*batch.columns, *map(texts, cells.values())], schema=pa.schema(fields))
 
@@ -85,7 +85,7 @@ def chunked(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 
 
 def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Neighbours with the same columns as one batch, until that has BATCH rows or HELD bytes."""
+    """Consecutive batches with the same columns joined into one of at least BATCH rows or HELD bytes."""
     held: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
@@ -106,12 +106,12 @@ def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def texts(cells: pa.BinaryArray) -> pa.StringArray:
-    """The cells as text: what is no UTF-8 is replaced, and what is very long is cut, and ends with an ellipsis."""
+    """The cells as text: invalid UTF-8 is replaced; cells longer than MAX_CELL are cut and end with an ellipsis."""
     try:
         text = cells.cast(pa.string())
     except pa.ArrowInvalid:
-        said = [None if cell is None else cell.decode("utf-8", "replace") for cell in cells.to_pylist()]
-        text = pa.array(said, pa.string())
+        decoded = [None if cell is None else cell.decode("utf-8", "replace") for cell in cells.to_pylist()]
+        text = pa.array(decoded, pa.string())
     return shortened(text)
 
 
@@ -139,8 +139,8 @@ def columns_batch(
     label_cells: pa.BinaryArray | None = None,
     cells: Mapping[str, pa.BinaryArray] = MappingProxyType({}),
 ) -> pa.RecordBatch:
-    """Rows without a fault, as `row_batch` makes them, by the column. `label_cells` has one item for each of `labels`
-    that is not empty."""
+    """Good rows as `row_batch` makes them, from whole columns. `label_cells` has one item for each non-empty item of
+    `labels`."""
     n = len(lines)
     counts = np.fromiter(map(bool, labels), np.int32, n) if labels else np.zeros(n, np.int32)
     flat = pa.array([], pa.binary()) if label_cells is None else label_cells
@@ -150,13 +150,13 @@ def columns_batch(
 
 
 def lists_of(counts: np.ndarray, flat: pa.Array) -> pa.ListArray:
-    """`flat` as one list a row, of counts[k] items."""
+    """`flat` as one list a row; row k has counts[k] items."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), flat)
 
 
 def row_of(number: int, name: bytes, url: bytes, labels: tuple[bytes, ...], named: bool, cells: Cells = ()) -> Row:
-    """A row of a table; `named` says whether it has a column of ids."""
+    """A row of a table; `named` says whether the table has a column of ids."""
     if named and not name.strip():
         return Row(number, None, url, labels, "empty id", cells)
     return Row(number, name if named else None, url, labels, None if url.strip() else "no url", cells)
@@ -170,13 +170,13 @@ def is_url(text: bytes) -> bool:
 
 _PLAIN_ID = {"fall11": r"^n[0-9]{8}_[0-9]+$", "ids": "^[A-Za-z0-9_-]+$"}
 _WNID_NUMBER = re.compile(WNID.pattern.encode() + rb"_\d+")
-# 4097:1<TAB>865:0.9, as the URL lists of Tencent's ML-Images: a confidence, so never a time or an aspect.
+# 4097:1<TAB>865:0.9, as in the URL lists of Tencent's ML-Images. A confidence is 0 to 1: 12:30 and 16:9 do not match.
 _CONFIDENCES = re.compile(rb"(?:\t[^\s:]+:(?:0?\.[0-9]+|0|1(?:\.0+)?))+")
 
 
 def text_rows(url: str, rest: str | None = None) -> Iterator[pa.RecordBatch]:
-    """The lines of a text list; what follows URLs becomes a column of the name `rest`. Raises ValueError when it is
-    missing or damaged."""
+    """The rows of a text list; what follows the URLs becomes a column of the name `rest`. Raises ValueError when the
+    list is missing or damaged."""
     style = None
     for line, block in blocks(url):
         if style is None:
@@ -186,7 +186,7 @@ def text_rows(url: str, rest: str | None = None) -> Iterator[pa.RecordBatch]:
 
 
 def _style(block: bytes) -> str:
-    """What the lines hold, by the majority of the first 1,000: fall11 (`wnid_number<TAB>url`, the wnid is the label),
+    """The style of most of the first 1,000 lines: fall11 (`wnid_number<TAB>url`, the wnid is the label),
     ids (`id<TAB>url`), labelled (`url<TAB>label:confidence…`) or urls."""
     head = [line.rstrip(b"\r") for line in block.split(b"\n", 1000)[:1000]]
     tabbed = [line for line in head if b"\t" in line]
@@ -201,7 +201,7 @@ def _style(block: bytes) -> str:
 
 
 def _check_one_url(url: str, block: bytes) -> None:
-    """Raises ValueError for lines of several URLs each, of which only one is the picture's."""
+    """Raises ValueError if most lines have several URLs, of which only one is the picture's."""
     lines = [line for line in block.split(b"\n", 1000)[:1000] if line.strip()]
     columns = Counter(at for line in lines for at, field in enumerate(line.split(b"\t")) if is_url(field))
     both = [str(at) for at, count in sorted(columns.items()) if 2 * count > len(lines)]
@@ -213,7 +213,7 @@ def _check_one_url(url: str, block: bytes) -> None:
 
 
 def _text_batch(first: int, block: bytes, style: str, rest: str | None) -> pa.RecordBatch:
-    """The rows of whole lines. Lines of the list's own style are cut all at once, the others one by one."""
+    """The rows of whole lines. Lines in the list's own style are parsed all at once, the others one by one."""
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == 10)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -258,16 +258,16 @@ def _text_batch(first: int, block: bytes, style: str, rest: str | None) -> pa.Re
 
 
 def _cut(block: bytes, starts: np.ndarray, stops: np.ndarray) -> pa.BinaryArray:
-    """block[starts[k]:stops[k]] for every k; the pieces are in order and apart."""
+    """block[starts[k]:stops[k]] for every k; the pieces are in order and do not overlap."""
     offsets = np.empty(2 * len(starts) + 1, np.int32)
     offsets[:-1:2], offsets[1::2], offsets[-1:] = starts, stops, stops[-1:]
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(block)]
-    pieces = pa.Array.from_buffers(pa.binary(), 2 * len(starts), buffers)  # and, by turns, what lies between them
+    pieces = pa.Array.from_buffers(pa.binary(), 2 * len(starts), buffers)  # each piece, then the gap after it
     return pieces.take(pa.array(np.arange(0, 2 * len(starts), 2)))
 
 
 def _text_row(number: int, line: bytes, style: str) -> Row | None:
-    """The rule for any line; None for an empty one."""
+    """The row of any line; None for an empty one."""
     if len(line) > MAX_LINE:
         return Row(number, None, b"", (), f"line longer than {MAX_LINE} bytes")
     line = line.rstrip(b"\r")
@@ -294,7 +294,7 @@ def _text_row(number: int, line: bytes, style: str) -> Row | None:
 
 
 def _confident(rest: bytes) -> tuple[bytes, ...]:
-    """`<TAB>4097:1<TAB>865:0.9` -> 4097, 865; nothing when it is something else."""
+    """`<TAB>4097:1<TAB>865:0.9` -> 4097, 865; () for any other text."""
     if not _CONFIDENCES.fullmatch(rest):
         return ()
     return tuple(pair.partition(b":")[0] for pair in rest[1:].split(b"\t"))

@@ -1,12 +1,11 @@
-"""URL lists -> links with unique keys, one pass, in batches of columns: what the plan of a dataset is made of.
+"""URL lists -> the rows of a dataset's plan: links with unique keys, in one pass, in batches of columns.
 
-Other columns that the list has come along after those of the plan, under marked names (`ingest.lists.columns`), a
-batch at a time.
+The list's other columns follow those of the plan, under prefixed names (`ingest.lists.columns`).
 
-`ingest.lists.rows` and `ingest.lists.tables` read the rows of any format; here their URLs are judged and quoted, their
-keys made unique, and lines whose classes are not wanted left out. A line that holds no usable link becomes a bad one
-with its line number, never an exception. Rows that are as plain as nearly all are done by the column; the others one by
-one, by the same rules.
+`ingest.lists.rows`, `tables`, `json_lists` and `parquet_lists` read the rows. Here their URLs are checked and quoted,
+their keys made unique, and lines whose classes are not wanted left out. A line without a usable link becomes a bad
+line with its number, never an exception. Plain rows, nearly all, are handled by the column; the others one by one, by
+the same rules.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from shards.url_secrets import masked
 MAX_URL = 4096  # bytes after quoting
 MAX_LABEL = 200  # characters
 
-# The URLs that check_url finds nothing wrong with and quote leaves as they are; not all of them, but nearly.
+# Nearly all URLs that check_url accepts and quote leaves unchanged.
 _PLAIN_URL = r"https?://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,4})?(?:/[!-\"$-~]*)?"
 _PLAIN = re.compile(_PLAIN_URL)
 _UNQUOTED = re.compile(r"[\0- \x7f]")
@@ -47,9 +46,9 @@ _UNQUOTED = re.compile(r"[\0- \x7f]")
 
 @dataclass(frozen=True)
 class Planned:
-    """The next links of a list and how many lines before and between them were left out."""
+    """The next links of a list, and how many lines before and between them were left out."""
 
-    links: pa.Table  # PLAN_SCHEMA, and columns that the list has besides
+    links: pa.Table  # PLAN_SCHEMA, then the list's other columns
     left_out: Mapping[str, int]  # lines, by the rule that left them out: "classes", or a part of --where
 
     @property
@@ -59,21 +58,21 @@ class Planned:
 
 def read_links(
     urls: str,
-    format: str = "auto",  # noqa: A002 the name that a user sees
+    format: str = "auto",  # noqa: A002 named as the flag
     url_column: str | None = None,
     id_column: str | None = None,
     label_column: str | None = None,
 ) -> Iterator[Link | BadLine]:
-    """The links of a list in order, with unique keys. Columns are header names, or numbers from 0 where there is none.
+    """The links of a list in order, with unique keys. Columns are header names, or numbers from 0 without a header.
 
-    Raises ValueError when the list is missing, is not what its name says, or lacks a column.
+    Raises ValueError when the list is missing, has another format than its name says, or has no such column.
     """
     for planned in plan_batches(urls, format, Columns(url_column, id_column, label_column)):
         yield from links_of(planned.links)
 
 
 def links_of(table: pa.Table, columns: pa.Table | None = None, hashed: str | None = None) -> Iterator[Link | BadLine]:
-    """The rows of a plan as links, with what the list says in other columns; `hashed` names the one of hashes."""
+    """The rows of a plan as links, with the list's other columns; `hashed` names the column of hashes."""
     cells = [table[name].to_pylist() for name in ("key", "url", "labels", "row", "line", "why")]
     if columns is None:
         return map(from_plan, *cells)
@@ -88,8 +87,8 @@ def plan_units(
     classes: Collection[str] | None = None,
     where: Sequence[Rule] = (),
 ) -> Iterator[Planned]:
-    """`plan_batches` in pieces of `unit` links; the last may have fewer or, after an exact fit, none, and then only
-    says how many more lines were left out."""
+    """`plan_batches` in pieces of `unit` links. The last may have fewer, or none if it only counts lines that were left
+    out."""
     held: list[pa.Table] = []
     count, left_out = 0, Counter[str]()
     for planned in plan_batches(urls, format, columns, classes, where):
@@ -117,8 +116,8 @@ def plan_batches(
 ) -> Iterator[Planned]:
     """The links of a list as rows of the plan, some ten thousand at a time; rows are numbered over the whole list.
 
-    With `classes` only lines that have one of these labels, and bad lines that have no label at all; with `where` only
-    lines that meet its rules. A line counts for the first rule that leaves it out. Raises ValueError as `read_links`.
+    `classes` selects lines that have one of these labels, and bad lines without labels; `where` selects lines that
+    meet all its rules. A line is counted under the first rule that leaves it out. Raises ValueError as `read_links`.
     """
     seen = keys.Seen()
     row = 0
@@ -184,10 +183,10 @@ def label_counts(
 _JUDGED = pa.schema(
     [
         ("line", pa.int64()),
-        ("name", pa.binary()),  # null where there is none
-        ("url", pa.string()),  # quoted; of a bad row what it said, cut and printable
-        ("labels", pa.list_(pa.string())),  # of a bad row too, where they are known
-        ("why", pa.string()),  # it is bad; else null
+        ("name", pa.binary()),  # its id; null where the list has none
+        ("url", pa.string()),  # quoted; of a bad row the original text, cut and printable
+        ("labels", pa.list_(pa.string())),  # of bad rows too, where they are known
+        ("why", pa.string()),  # why the row is bad; null if it is good
     ]
 )
 
@@ -208,7 +207,7 @@ def _judged(urls: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch
 
 
 def rows_of_file(url: str, format: str, columns: Columns) -> Iterator[pa.RecordBatch]:  # noqa: A002
-    """The entries of one file in order, as batches of ROWS; empty lines are none."""
+    """The entries of one file in order, as batches of ROWS; empty lines are skipped."""
     kind = files.kind_of(url) if format == "auto" else format
     if kind == "parquet":
         return parquet_rows(url, columns)
@@ -221,11 +220,11 @@ def rows_of_file(url: str, format: str, columns: Columns) -> Iterator[pa.RecordB
 
 
 def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
-    """The rows with their URLs quoted or found bad; `where` goes before every complaint."""
+    """The rows with their URLs quoted, or with a reason why they are bad; `where` is put before each reason."""
     url = rows["url"]
     fine = pc.and_(pc.match_substring_regex(url, f"^(?:{_PLAIN_URL})$"), pc.less_equal(pc.binary_length(url), MAX_URL))
-    said = _bytes_of(url)
-    if b"&" in said and b"&amp;" in said:  # one byte is looked for at the speed of memory
+    text = _bytes_of(url)
+    if b"&" in text and b"&amp;" in text:  # searching for one byte is much faster
         fine = pc.and_not(fine, pc.match_substring(url, "&amp;"))
     odd = ~pc.and_(fine, rows["why"].is_null()).to_numpy(zero_copy_only=False)
     why = rows["why"]
@@ -233,7 +232,7 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
         some = rows.filter(pa.array(odd))
         judged = [_judge_one(*row) for row in zip(*(some[name].to_pylist() for name in ("name", "url", "why")))]
         urls, whys = zip(*judged)
-        url = pc.replace_with_mask(url, odd, pa.array([text.encode() for text in urls], pa.binary()))
+        url = pc.replace_with_mask(url, odd, pa.array([each.encode() for each in urls], pa.binary()))
         whys = [reason and where + reason for reason in whys]
         why = pc.replace_with_mask(why, odd, pa.array(whys, pa.string()))
     columns = [rows["line"], rows["name"], url.cast(pa.string()), _text_lists(rows["labels"]), why]
@@ -244,7 +243,7 @@ def _judge(rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
 
 
 def _bytes_of(cells: pa.BinaryArray) -> bytes:
-    """All of them together: to look at once for what nearly none has."""
+    """The bytes of all cells, concatenated: one search finds what hardly any cell has."""
     if not len(cells):
         return b""
     offsets = np.frombuffer(cells.buffers()[1], np.int32)[cells.offset :]
@@ -252,20 +251,20 @@ def _bytes_of(cells: pa.BinaryArray) -> bytes:
 
 
 def _judge_one(name: bytes | None, url: bytes, why: str | None) -> tuple[str, str | None]:
-    """What the plan says for the URL, and why it is bad."""
-    said = url.decode("utf-8", "surrogateescape").replace("&amp;", "&")  # as a page's source writes it
-    quoted = quote(said)
+    """The URL to put into the plan, and why it is bad; None if it is good."""
+    text = url.decode("utf-8", "surrogateescape").replace("&amp;", "&")  # as copied from a page's source
+    quoted = quote(text)
     why = why or ("NUL byte" if "\0" in quoted else check_url(quoted))
     if why is None:
         return quoted, None
-    return _printable(masked(said or (name or b"").decode("utf-8", "surrogateescape")), 200), why
+    return _printable(masked(text or (name or b"").decode("utf-8", "surrogateescape")), 200), why
 
 
 def _text_lists(labels: pa.ListArray) -> pa.ListArray:
     flat = labels.flatten()
-    said = np.frombuffer(_bytes_of(flat), np.uint8)
+    codes = np.frombuffer(_bytes_of(flat), np.uint8)
     longest = pc.max(pc.binary_length(flat)).as_py() or 0
-    if not longest or (said.min() >= 0x20 and said.max() < 0x7F and longest <= MAX_LABEL):
+    if not longest or (codes.min() >= 0x20 and codes.max() < 0x7F and longest <= MAX_LABEL):
         return labels.cast(pa.list_(pa.string()))
     text = [_printable(label.decode("utf-8", "surrogateescape"), MAX_LABEL) for label in flat.to_pylist()]
     return lists_of(labels.value_lengths().to_numpy(zero_copy_only=False), pa.array(text, pa.string()))
@@ -275,7 +274,7 @@ def _text_lists(labels: pa.ListArray) -> pa.ListArray:
 
 
 def check_url(url: str) -> str | None:
-    """Why we would never ask for this URL, or None. The one rule for lists, plans and redirects."""
+    """Why this URL must not be requested; None if it may be. The same rule for lists, plans and redirects."""
     if len(url) > MAX_URL:
         return f"url of {len(url)} bytes, more than {MAX_URL}"
     if _PLAIN.fullmatch(url):
@@ -297,8 +296,8 @@ def check_url(url: str) -> str | None:
 
 
 def quote(url: str) -> str:
-    """Percent-encode what may not stand in a URL, byte for byte: a list in latin-1 asks for the bytes it was made with.
-    Host names are the exception: they are IDNA-encoded."""
+    """Percent-encode the characters that a URL must not contain, byte for byte, so that a latin-1 list keeps its bytes.
+    Host names are IDNA-encoded instead."""
     url = url.strip(" \t\r\n")
     if url.isascii() and "#" not in url and " " not in url:
         return url
@@ -308,21 +307,21 @@ def quote(url: str) -> str:
     if mark and not host.isascii():
         host = _ascii_host(host)
         if not host:
-            return url  # check_url says why
+            return url  # which check_url rejects
     raw = f"{scheme}{mark}{host}{path}".encode("utf-8", "surrogateescape").partition(b"#")[0]
     return "".join(chr(b) if b < 0x80 and b != 0x20 else f"%{b:02X}" for b in raw)
 
 
 _HOST = re.compile(r"[^/?#]*")
-# Deviations of IDNA 2003 and what is mapped to nothing (Unicode TS 46, table "ignored"), as browsers have it.
+# Characters that browsers drop from host names (Unicode TS 46, table "ignored").
 _IGNORED = re.compile("[\u00ad\u034f\u180b-\u180f\u200b\u2060\u2064\ufe00-\ufe0f\ufeff]")
 _DOTS = re.compile("[\u3002\uff0e\uff61]")
 _FORBIDDEN = re.compile(r"[\0-\x20\"#%/:<>?@\[\\\]^`{|}\x7f]")  # in a host (the URL standard, 3.5)
 
 
 def _ascii_host(host: str) -> str:
-    """A host name in ASCII as browsers encode it: UTS 46, non-transitional, so that `faß` keeps its ß. Empty where it
-    is none: a label that is too long, or that would gain a sign that ends a host."""
+    """A host name in ASCII as browsers encode it: UTS 46, non-transitional, so that `faß` keeps its ß. Empty if it is
+    invalid: a label that is too long, or that would gain a character that ends a host."""
     name, colon, port = host.partition(":")
     if "@" in host or (colon and not port.isdigit()):
         return ""
@@ -332,7 +331,7 @@ def _ascii_host(host: str) -> str:
     for label in _DOTS.sub(".", mapped).split("."):
         try:
             text = label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii")
-        except UnicodeError:  # half of a character
+        except UnicodeError:  # a lone surrogate
             return ""
         if _FORBIDDEN.search(label) or len(text) > 63 or (label and unicodedata.category(label[0])[0] == "M"):
             return ""

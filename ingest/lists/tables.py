@@ -1,7 +1,7 @@
 """URL lists as CSV and TSV, with or without a header -> rows.
 
-A quote belongs to a table's syntax only if it opens and closes a field. One that opens and does not close is text, and
-never takes the rows after it: a field may go on over lines only while none of them is a row by itself.
+Quotes are syntax only if they open and close a field. A quote that is never closed is text, and does not swallow the
+rows after it: a field may span lines only while none of them is a row by itself.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ingest.lists.columns import NOWHERE, SAMPLE, Columns, Places, carried, plac
 from ingest.lists.files import MAX_LINE, blocks
 from ingest.lists.rows import CHUNK, Row, chunked, columns_batch, grouped, is_url, row_batch, row_of
 
-MAX_LINES = 1000  # of one field
+MAX_LINES = 1000  # that one field may span
 SIGNATURES = ("TsvHttpData-1.0",)  # first lines that are neither a header nor a row (Google Storage Transfer's lists)
-_OTHERS = ";\t|"  # delimiters that a CSV may have in truth
+_OTHERS = ";\t|"  # delimiters that a file called CSV may really have
 
 csv.field_size_limit(min(sys.maxsize, 4 * MAX_LINE))
 
@@ -27,10 +27,10 @@ Record = tuple[int, list[str] | str]  # its first line, and its cells or why the
 
 
 def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[pa.RecordBatch]:
-    """The rows of a table. Raises ValueError for a column that is missing or may be one of several."""
+    """The rows of a table. Raises ValueError for a column that is missing or ambiguous."""
     found = _records(url, delimiter, columns)
     first = list(islice(found, SAMPLE))
-    readable = [cells for _, cells in first if not isinstance(cells, str) and _says(cells)]
+    readable = [cells for _, cells in first if not isinstance(cells, str) and _has_text(cells)]
     if not readable:
         bad = (Row(at, None, b"", (), why) for at, why in chain(first, found) if isinstance(why, str))
         yield from grouped(row_batch(rows) for rows in chunked(bad))
@@ -51,7 +51,7 @@ def table_rows(url: str, delimiter: str, columns: Columns) -> Iterator[pa.Record
 
 
 def _batches(records: Iterable[Record], where: Places, carry: Sequence[tuple[int, str]]) -> Iterator[pa.RecordBatch]:
-    """The rows of some records at a time: by the column where they are plain, as nearly all are, else one by one."""
+    """Batches of rows: made by the column if the records are plain, as nearly all are, else one by one."""
     places, names = [at for at, _ in carry], [name for _, name in carry]
     for some in chunked(records):
         batch = _by_column(some, where, carry)
@@ -62,7 +62,7 @@ def _batches(records: Iterable[Record], where: Places, carry: Sequence[tuple[int
 
 
 def _by_column(records: Sequence[Record], where: Places, carry: Sequence[tuple[int, str]]) -> pa.RecordBatch | None:
-    """The rows of records that are all as wide, with a URL and an id; None where some are not."""
+    """The rows of records of equal width that all have a URL and an id; None if any differs."""
     lines, cells = zip(*records)
     if set(map(type, cells)) != {list} or len(set(map(len, cells))) != 1:
         return None
@@ -72,10 +72,10 @@ def _by_column(records: Sequence[Record], where: Places, carry: Sequence[tuple[i
     if max(needed) >= len(columns) or not all(all(map(str.strip, columns[at])) for at in needed):
         return None
     labels = columns[label_at] if label_at < len(columns) else ()
-    said = [cell for cell in labels if cell]
+    filled = [cell for cell in labels if cell]
     found = {at: _binary(columns[at]) for at in needed}
-    flat = _binary(said)
-    if len(said) == len(lines):
+    flat = _binary(filled)
+    if len(filled) == len(lines):
         found[label_at] = flat
     nothing = pa.nulls(len(lines), pa.binary())
     others: dict[str, pa.BinaryArray] = {}
@@ -87,20 +87,20 @@ def _by_column(records: Sequence[Record], where: Places, carry: Sequence[tuple[i
 
 
 def _binary(cells: Sequence[str | None]) -> pa.BinaryArray:
-    """The bytes of cells in latin-1."""
+    """The cells encoded as latin-1."""
     if "".join(filter(None, cells)).isascii():
         return pa.array(cells, pa.string()).cast(pa.binary())
     return pa.array([None if cell is None else cell.encode("latin-1") for cell in cells], pa.binary())
 
 
 def _rows(records: Iterable[Record], where: Places, carry: Sequence[int]) -> Iterator[Row]:
-    """The rows, with their cells at the places to carry; an empty cell says nothing."""
+    """The rows, with their cells at the places to carry; an empty cell becomes None."""
     url_at, id_at, label_at = where
     for number, cells in records:
         if isinstance(cells, str):
             yield Row(number, None, b"", (), cells)
             continue
-        if not _says(cells):
+        if not _has_text(cells):
             continue
         width = len(cells)
         link = cells[url_at].encode("latin-1") if url_at < width else b""
@@ -110,13 +110,13 @@ def _rows(records: Iterable[Record], where: Places, carry: Sequence[int]) -> Ite
         yield row_of(number, name, link, (label,) if label else (), id_at != NOWHERE, others)
 
 
-def _says(cells: list[str]) -> bool:
+def _has_text(cells: list[str]) -> bool:
     return any(map(str.strip, cells))
 
 
 def _records(url: str, delimiter: str, columns: Columns) -> Iterator[Record]:
-    """The records in order, in latin-1: byte for byte, cells are encoded back."""
-    held: list[str] = []  # the lines of a record that the last block cut
+    """The records in order, decoded as latin-1, so that cells can be encoded back byte for byte."""
+    held: list[str] = []  # the lines of a record that the last block cut off
     width, number = 0, 1
     for first, block in blocks(url):
         text = block.decode("latin-1")
@@ -157,7 +157,7 @@ def _records(url: str, delimiter: str, columns: Columns) -> Iterator[Record]:
 
 
 def _delimiter(head: str, delimiter: str, columns: Columns) -> str:
-    """What parts the header: another sign only where a column that the user names is then there."""
+    """The header's delimiter. Another than the given one only if the header then has the column that the user named."""
     if delimiter == "," and "," not in head and columns.url is not None:
         for other in filter(head.__contains__, _OTHERS):
             if columns.url in [cell.strip().strip('"') for cell in head.split(other)]:
@@ -166,7 +166,7 @@ def _delimiter(head: str, delimiter: str, columns: Columns) -> str:
 
 
 def _one_line_each(lines: Sequence[str], delimiter: str) -> list[list[str]] | None:
-    """The cells of all lines where the quotes of each are right and none goes on to the next; else None."""
+    """The cells of all lines if each has correct quotes and is a record by itself; else None."""
     if max(map(len, lines)) > MAX_LINE:
         return None
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -180,7 +180,8 @@ def _one_line_each(lines: Sequence[str], delimiter: str) -> list[list[str]] | No
 def _record(
     lines: Sequence[str], at: int, delimiter: str, width: int, whole: bool
 ) -> tuple[list[str] | str | None, int]:
-    """The record that begins at a line, and the line after it; None where that may be on lines to come."""
+    """The record that begins at line `at` (its cells, or why it cannot be read), and the line after it; None if it may
+    end beyond these lines."""
     line = lines[at]
     if len(line) > MAX_LINE:
         return f"line longer than {MAX_LINE} bytes", at + 1
@@ -195,7 +196,7 @@ def _record(
         if isinstance(cells, list):
             return cells, end + 1
         end += 1
-        if cells is False or end - at > MAX_LINES:  # what follows a closing quote, which no further line corrects
+        if cells is False or end - at > MAX_LINES:  # text after a closing quote: no further line makes it valid
             break
         if end == len(lines):
             if not whole:
@@ -208,7 +209,7 @@ def _record(
 
 
 def _strict(text: str, delimiter: str) -> list[str] | bool:
-    """The cells; True where a field is still open, False where the quotes are wrong."""
+    """The cells; True if a field is still open, False if the quotes are wrong."""
     try:
         return next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:
@@ -216,7 +217,8 @@ def _strict(text: str, delimiter: str) -> list[str] | bool:
 
 
 def _is_row(line: str, before: str, delimiter: str, width: int) -> bool:
-    """Whether a line is a row by itself: one URL where the row before has its first, or a URL and the right width."""
+    """Whether a line is a row by itself: it has its first URL in the same place as the row before, or a URL and the
+    right width."""
     places, first = _url_cells(line, delimiter), _url_cells(before, delimiter)[:1]
     return bool(places) and (places[:1] == first or not width or line.count(delimiter) + 1 == width)
 
@@ -226,7 +228,7 @@ def _url_cells(line: str, delimiter: str) -> list[int]:
 
 
 def _lenient(line: str, delimiter: str, width: int) -> list[str] | str:
-    """The cells of one line whose quotes are wrong: those that do not close are text."""
+    """The cells of one line with wrong quotes: quotes that are not closed are text."""
     line = line.rstrip("\r")
     plain = [_unquoted(cell) for cell in line.split(delimiter)]
     if delimiter == "\t" or len(plain) == width:

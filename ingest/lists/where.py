@@ -10,7 +10,7 @@
     column     = a word, or any name in `backticks`
     literal    = a number | "text" | 'text' | true | false
 
-Text that is compared with a number is read as one. What is missing, or is no number where one is needed, compares as
+Text that is compared with a number is parsed as a number. A missing value, or text that is not a number, compares as
 unknown, as in SQL; a row is taken only where the condition is true.
 """
 
@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 
 from ingest.lists.columns import ASKED, KEPT
 
-DEEPEST = 50  # parentheses and nots within each other
-LONGEST = 10_000  # characters
+DEEPEST = 50  # nested parentheses and nots
+LONGEST = 10_000  # characters of a condition
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))"
     r"|(?P<text>'[^']*'|\"[^\"]*\")|`(?P<quoted>[^`]+)`|(?P<word>[^\W\d][\w.\-]*)|(?P<sign><=|>=|==|!=|[<>=(),]))"
@@ -44,14 +44,14 @@ Test = Callable[[pa.RecordBatch], Any]  # rows -> boolean [rows]; null: unknown
 
 @dataclass(frozen=True)
 class Rule:
-    """One part of the condition, of those that "and" joins: what it says, and the columns it needs."""
+    """One of the parts of the condition that "and" joins: its text, the columns it needs, and its test."""
 
     text: str
     columns: tuple[str, ...]
     test: Test
 
     def takes(self, rows: pa.RecordBatch) -> pa.BooleanArray:
-        """Which rows it is true of. Bad rows of which none of its columns is known stay, to be counted as bad."""
+        """The rows for which it is true, and bad rows in which all its columns are null: those are counted as bad."""
         true = pc.fill_null(self.test(rows), False)
         lost = rows["why"].is_valid()
         for name in self.columns:
@@ -60,12 +60,12 @@ class Rule:
 
 
 def parse(text: str) -> tuple[Rule, ...]:
-    """The rules of a condition, all of which a row must meet. Raises ValueError naming the place that is wrong."""
+    """The rules of a condition, all of which a row must meet. Raises ValueError that quotes the wrong place."""
     return _Parser(text).rules()
 
 
 class _Token(NamedTuple):
-    kind: str  # number, text, column, a sign or a word such as "and"; "end"
+    kind: str  # "number", "text", "column", "end", or the sign or word itself, such as "and"
     value: str
     start: int
     end: int
@@ -83,7 +83,7 @@ class _Parser:
         self.text = text
         self.tokens = self._tokens()
         self.at = 0
-        self.columns: list[str] = []  # of the rule that is being read
+        self.columns: list[str] = []  # of the rule that is being parsed
         self.depth = 0
 
     def wrong(self, why: str, at: int) -> ValueError:
@@ -94,13 +94,13 @@ class _Parser:
 
     def _tokens(self) -> list[_Token]:
         if len(self.text) > LONGEST:
-            raise ValueError(f"--where has {len(self.text):,} characters: at most {LONGEST:,} are read")
+            raise ValueError(f"--where has {len(self.text):,} characters: give at most {LONGEST:,}")
         found, at = [], 0
         end = len(self.text.rstrip())
         while at < end:
             match = _TOKEN.match(self.text, at)
             if match is None:
-                raise self.wrong("what is meant", at)
+                raise self.wrong("cannot be parsed", at)
             kind = str(match.lastgroup)
             value, start = match[kind], match.start(kind)
             if kind == "word" and value.lower() in _WORDS:
@@ -135,7 +135,7 @@ class _Parser:
     def rules(self) -> tuple[Rule, ...]:
         start = self.at
         parts = self._and_parts()
-        if self.next.kind == "or":  # then "and" binds closer, and the whole is one rule
+        if self.next.kind == "or":  # "and" binds more tightly, so the whole condition is one rule
             self.at, self.columns = start, []
             whole = self._either()
             parts = [Rule(self.text.strip(), tuple(dict.fromkeys(self.columns)), whole)]
@@ -168,7 +168,7 @@ class _Parser:
     def _not(self) -> Test:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise ValueError(f"--where: more than {DEEPEST} parentheses within each other: write it flatter")
+            raise ValueError(f"--where: more than {DEEPEST} nested parentheses: write it flatter")
         if self.take("not"):
             inner = self._not()
             test: Test = lambda rows: pc.invert(inner(rows))  # noqa: E731
@@ -211,7 +211,7 @@ class _Parser:
     def _equal(self, left: _Value) -> Test:
         right = self._value()
         if left.column is None or right.column is not None:
-            raise self.wrong("a column, in, and literals are compared", self.tokens[self.at - 1].start)
+            raise self.wrong("`in` compares a column with literals", self.tokens[self.at - 1].start)
         return lambda rows: _compared("=", left, right, rows)
 
     def _value(self) -> _Value:
@@ -233,7 +233,7 @@ def _joined(join: Callable[[Any, Any], Any], one: Test, other: Test) -> Test:
 
 
 def _column(rows: pa.RecordBatch, name: str) -> pa.Array:
-    """Nulls where these rows do not have it: of JSON every entry may have others."""
+    """The column, or nulls if these rows do not have it: entries of JSON may have different columns."""
     for mark in (KEPT, ASKED):
         if mark + name in rows.schema.names:
             return rows[mark + name]
@@ -248,7 +248,7 @@ def _compared(sign: str, left: _Value, right: _Value, rows: pa.RecordBatch) -> A
         column, literal = _alike(name, column, literal)
         one, other = (column, literal) if isinstance(one, pa.Array) else (literal, column)
         return _COMPARE[sign](one, other)
-    if _is_text(one) and _is_text(other):  # numbers where both are, else as text
+    if _is_text(one) and _is_text(other):  # as numbers in rows where both are numbers, else as text
         numbers = _COMPARE[sign](_numbers(one), _numbers(other))
         return pc.coalesce(numbers, _COMPARE[sign](one, other))
     one, other = (_numbers(values) if _is_text(values) else values for values in (one, other))
@@ -258,12 +258,13 @@ def _compared(sign: str, left: _Value, right: _Value, rows: pa.RecordBatch) -> A
         return _COMPARE[sign](one, other)
     except pa.ArrowNotImplementedError:
         raise ValueError(
-            f"--where: {left.column} ({one.type}) and {right.column} ({other.type}) cannot be compared: compare others"
+            f"--where: {left.column} ({one.type}) and {right.column} ({other.type}) cannot be compared: "
+            "use columns of one type"
         ) from None
 
 
 def _alike(name: str, column: pa.Array, literal: Any) -> tuple[pa.Array, pa.Scalar]:
-    """The column and the literal as values of one type."""
+    """The column and the literal as values of one type. Raises ValueError where their types cannot be compared."""
     kind, types = column.type, pa.types
     if types.is_null(kind):
         column, kind = column.cast(pa.string()), pa.string()
@@ -285,7 +286,9 @@ def _alike(name: str, column: pa.Array, literal: Any) -> tuple[pa.Array, pa.Scal
             return column, pa.scalar(literal).cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             pass
-    raise ValueError(f"--where: the column {name!r} holds {kind} and cannot be compared with {literal!r}: use its kind")
+    raise ValueError(
+        f"--where: the column {name!r} holds {kind} and cannot be compared with {literal!r}: give a {kind}"
+    )
 
 
 def _is_text(column: pa.Array) -> bool:
@@ -293,12 +296,12 @@ def _is_text(column: pa.Array) -> bool:
 
 
 def _floats(column: pa.Array) -> pa.Array:
-    """Numbers as float64, rounded where they are larger than it can hold."""
+    """Numbers as float64, rounded if they do not fit exactly."""
     number = pa.types.is_integer(column.type) or pa.types.is_decimal(column.type)
     return column.cast(pa.float64(), safe=False) if number else column
 
 
 def _numbers(text: pa.Array) -> pa.Array:
-    """float64; null where the text is no number."""
+    """The texts as float64; null where a text is not a number."""
     fine = pc.match_substring_regex(text, _NUMBER)
     return pc.utf8_trim_whitespace(pc.if_else(fine, text, pa.scalar(None, text.type))).cast(pa.float64())

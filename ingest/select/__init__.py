@@ -1,4 +1,4 @@
-"""Duplicates, placeholder images and classes across units -> a version that leaves them out."""
+"""Duplicates, placeholder images and unwanted classes across units -> a version that leaves them out."""
 
 from shards.door import door
 

@@ -1,11 +1,11 @@
-"""Which kept pictures a dataset version holds: duplicates, placeholders and classes across all units.
+"""Which kept pictures a dataset version holds: rules about duplicates, placeholders and classes across all units.
 
-Selecting writes a new manifest, never a new tar. It looks at every kept row of the parent's units, whatever rules the
-parent itself had, so the same settings on the same units give the same version; a parent that is a subset gives the
-same subset of the result. One pass over the indexes writes the columns that matter to scratch (about 80 bytes a kept
-row); what follows sorts and compares these columns in parts of bounded size (`ingest.select.duplicates`), so memory
-grows only with what is found. A billion rows are the same steps on 64 parts, 70 GB of scratch, and 70 sorts of the
-perceptual hashes, each of which could run on a machine of its own.
+Selecting writes a new manifest, never a new tar. It looks at every kept row of the parent's units and ignores the
+parent's own rules, so the same settings on the same units give the same version; a parent that is a subset gives the
+same subset of the result. One pass over the indexes writes the needed columns to scratch (about 80 bytes a kept row).
+They are then sorted and compared in parts of bounded size (`ingest.select.duplicates`), so memory grows only with what
+is found. A billion rows take the same steps on 64 parts, 70 GB of scratch, and 70 sorts of the perceptual hashes,
+each of which could run on its own machine.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from shards import manifest as versions, rules, selection
 from shards.manifest import Manifest
 from shards.pixels import phash
 
-METHOD = 3  # of the rules below; another number is another version even with the same settings
+METHOD = 3  # number of the rules below: another number gives another version even with the same settings
 MAX_DISTANCE = 6
-ASPECT = 0.05  # of a difference in the logarithm of width over height, beyond which no two pictures are the same
+ASPECT = 0.05  # log(width / height) of two copies of a picture differs by at most this
 
-Tell = Callable[[str, int, int], None]  # what, done, of how many
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 
 class Rule(StrEnum):
@@ -44,20 +44,20 @@ class Rule(StrEnum):
 
     DUPLICATE = "duplicate"  # the same bytes as a lower row's
     NEAR_DUPLICATE = "near_duplicate"  # looks like a lower row that stays
-    PLACEHOLDER = "placeholder"  # stands for pictures that are gone
+    PLACEHOLDER = "placeholder"  # a placeholder image, served in place of pictures that are gone
     CLASS = "class"  # none of its labels was chosen
     SMALL_CLASS = "small_class"  # all of its labels have too few pictures
-    EXCLUDED = "excluded"  # a list names it that was given to take out what it names
+    EXCLUDED = "excluded"  # an exclusion list names it
 
 
 @dataclass(frozen=True)
 class SelectConfig:
     """Which of the kept pictures a version holds."""
 
-    duplicates: bool = True  # the same bytes once: the lowest row, with the labels of all; no: near ones stay, too
+    duplicates: bool = True  # keep equal bytes once: the lowest row, with all labels; no: keep near-duplicates, too
     near_distance: int = phash.NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
-    placeholder_from: int = 64  # URLs of few sites with the same bytes make these a placeholder image; 0: never
-    placeholder_labels: int = 16  # so do this many URLs if they have as many labels; 0: labels say nothing
+    placeholder_from: int = 64  # bytes served by this many URLs of few sites are a placeholder image; 0: never
+    placeholder_labels: int = 16  # so are bytes served by this many URLs with as many labels; 0: ignore labels
     classes: ClassConfig = field(default_factory=ClassConfig)
     min_per_class: int = 0  # pictures that a class must have left; classes with fewer are left out
 
@@ -73,10 +73,10 @@ class SelectConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Which version of a dataset to make: what the rules leave, or a random subset of the version that is given."""
+    """Which version of a dataset to make: what the rules leave, or a random subset of the given version."""
 
     dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    subset: int | None = None  # about this many random samples; smaller subsets of one seed lie in larger ones
+    subset: int | None = None  # about this many random samples; with one seed, larger subsets contain smaller ones
     seed: int = 0  # of the subset
     rules: SelectConfig = field(default_factory=SelectConfig)
     exclude: str | None = None  # a file of URLs, keys, hosts, sha256 or phash:HEX/BITS to take out, now and for good
@@ -84,13 +84,17 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.subset is not None and self.rules != SelectConfig():
-            raise ValueError("subset and rules: give one, then the other to the version that comes of it")
+            raise ValueError("subset and rules: use one, then apply the other to the version that results")
         if self.subset is not None and self.exclude is not None:
-            raise ValueError("subset and exclude: give one, then the other to the version that comes of it")
+            raise ValueError("subset and exclude: use one, then apply the other to the version that results")
 
 
-def run(config: Config, progress: Tell | None = None) -> Manifest:
-    """The version asked for. Rules make a numbered version, a subset is known by its digest alone."""
+def run(config: Config, progress: Progress | None = None) -> Manifest:
+    """Make the version and return its manifest. Rules make a numbered version; a subset is known only by its digest.
+
+    Raises ValueError and StoreError as `select` and `shards.selection.subset` do, and ValueError for a bad exclusion
+    list.
+    """
     manifest = versions.read_manifest(config.dataset)
     if config.subset is not None:
         return selection.subset(manifest, config.subset, config.seed)
@@ -101,7 +105,7 @@ def run(config: Config, progress: Tell | None = None) -> Manifest:
 
 
 def _settings(how: Mapping[str, Any]) -> SelectConfig:
-    """The settings that made a version, as far as it says them."""
+    """The settings that made a version, as far as its manifest has them."""
     names = {each.name for each in dataclasses.fields(SelectConfig)} - {"classes"}
     classes: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in how.get("classes", {}).items()
@@ -113,36 +117,36 @@ def select(
     manifest: Manifest,
     config: SelectConfig,
     scratch: Path | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
     given: exclude.Given | None = None,
 ) -> Manifest:
-    """Apply the rules to every kept row of the manifest's units, and make the result the newest version. What lists of
-    the dataset name is taken out first, and so is what `given` names, which the dataset then remembers.
+    """Apply the rules to every kept row of the manifest's units, and make the result the newest version.
 
+    Rows named by the dataset's exclusion lists or by `given` are taken out first; `given` is stored in the dataset.
     Raises ValueError when the rules leave nothing or scratch cannot be written, and StoreError naming a damaged index.
     """
-    tell = progress or (lambda what, done, total: None)
+    report = progress or (lambda what, done, total: None)
     how = settings(config)
     names, what = exclude.all_of(manifest.dataset, given)
     how |= {"excluded": names} if names else {}
     if manifest.rules and manifest.rules.how == how and config.classes.all:
-        return manifest  # made by these very rules; what class files hold may have changed
+        return manifest  # made by the same rules (with classes, a class file may have changed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch_folder(str(scratch) if scratch else None, "select")).folder
         stack.enter_context(_full_disk_named(folder))
-        rows = read_kept(manifest, folder, lambda done, total: tell("shards read", done, total))
+        rows = read_kept(manifest, folder, lambda done, total: report("shards read", done, total))
         found = _Found(rows)
         if what.lines:
             out = [np.flatnonzero(named) for named, _ in exclude.matches(manifest, what)]
             found.drop(np.concatenate([at + start for at, start in zip(out, rows.start)]), Rule.EXCLUDED)
         _identical(found, config)
         if config.duplicates and config.near_distance >= 0:
-            _alike(found, config.near_distance, lambda done, total: tell("comparisons", done, total))
+            _alike(found, config.near_distance, lambda done, total: report("comparisons", done, total))
         found.join_labels()
         how |= _classes(found, config)
         if not (found.fate_N == 0).any():
             raise ValueError(f"{manifest.address}: these rules leave none of {rows.count:,} pictures: loosen them")
-        if given is not None:  # before the version: a rerun that finds that made has nothing more to do
+        if given is not None:  # before the version: once the version is there, a rerun does nothing more
             exclude.remember(manifest.dataset, given)
         result = _ruled(manifest, found, how, folder)
     if manifest.subset:
@@ -154,13 +158,13 @@ def select(
 
 
 def settings(config: SelectConfig) -> dict[str, Any]:
-    """What a manifest says of how it was selected, but for what class files hold."""
+    """What a manifest records about its selection, except for the content of class files."""
     return json.loads(json.dumps({"method": METHOD, **dataclasses.asdict(config)}))
 
 
 @contextlib.contextmanager
 def _full_disk_named(folder: Path) -> Iterator[None]:
-    """Storage has errors of its own: an OSError is scratch's."""
+    """Turn an OSError into a ValueError about scratch: storage raises its own errors."""
     try:
         yield
     except OSError as error:
@@ -171,18 +175,18 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
 
 # --- what is found, row by row -------------------------------------------------------------------------------------
 
-_FATES: tuple[Rule, ...] = tuple(Rule)  # fate 0 stays, fate i + 1 goes for _FATES[i]
+_FATES: tuple[Rule, ...] = tuple(Rule)  # fate 0: the row stays; fate i + 1: it goes, by rule _FATES[i]
 
 
 class _Found:
-    """What becomes of each kept row, by its position among them."""
+    """The fate of each kept row, by its position among the kept rows."""
 
     def __init__(self, rows: Kept) -> None:
         self.rows = rows
         self.fate_N = np.zeros(rows.count, np.uint8)
-        self.gone: list[np.ndarray] = []  # positions that another one stands for, and
-        self.stands: list[np.ndarray] = []  # the one that does; one may later go itself, for a third
-        self.joined_P = np.empty(0, np.int64)  # positions whose labels are others than the index's, ascending,
+        self.gone: list[np.ndarray] = []  # positions that another row replaces, and
+        self.stands: list[np.ndarray] = []  # the row that replaces each; a third row may later replace that one
+        self.joined_P = np.empty(0, np.int64)  # positions whose labels differ from the index's, ascending,
         self.joined = pa.array([], pa.list_(pa.string()))  # and their labels
 
     def drop(self, at: np.ndarray, rule: Rule) -> None:
@@ -194,7 +198,7 @@ class _Found:
         self.stands.append(stands)
 
     def join_labels(self) -> None:
-        """Who stands for others gets the labels of all of them, each once, in row order."""
+        """Give rows that replace others the labels of all of them, each once, in row order."""
         if not self.gone:
             return
         gone, stands = np.concatenate(self.gone), np.concatenate(self.stands)
@@ -212,15 +216,15 @@ class _Found:
         order = np.lexsort((self.rows.row_N[member], group))
         group_L, label_L, names = self.rows.flat_labels(member[order], group[order])
         own = self.rows.distinct_labels(keep, np.arange(len(keep)), len(keep))
-        # Own labels come first: who stands for others is the lowest row of all.
+        # A row's own labels come first: it is lower than all rows that it replaces.
         self.joined_P, self.joined = _unions(keep, group_L, label_L, names, own)
 
 
 def _unions(
     keep: np.ndarray, group_L: np.ndarray, label_L: np.ndarray, names: pa.Array, own: np.ndarray
 ) -> tuple[np.ndarray, pa.ListArray]:
-    """The labels of each group, each once, in the order in which they come, for the groups where that is more than the
-    first row's own."""
+    """The labels of each group, each once, in order of first appearance; only groups with more labels than the first
+    row's own."""
     _, first = np.unique(group_L * max(1, len(names)) + label_L, return_index=True)
     first.sort()
     group_L, label_L = group_L[first], label_L[first]
@@ -236,7 +240,7 @@ def _unions(
 
 
 def _identical(found: _Found, config: SelectConfig) -> None:
-    """Placeholders, known and found, go with all their copies; of other equal bytes the lowest row stays."""
+    """Drop placeholders, known and found, with all their copies; of other equal bytes keep the lowest row."""
     rows = found.rows
     known = rows.known_placeholders
     found.drop(known[found.fate_N[known] == 0], Rule.PLACEHOLDER)
@@ -247,7 +251,7 @@ def _identical(found: _Found, config: SelectConfig) -> None:
     if config.placeholder_from:
         placeholder |= _crowded(rows, group_M, at_M, size, config.placeholder_from)
     if config.placeholder_labels:
-        # One URL under many labels is a picture that shows many things, or has many captions.
+        # Not so for one URL with many labels: its picture shows many things, or has many captions.
         most = config.placeholder_labels
         crowd = _crowded(rows, group_M, at_M, size, most)[group_M]
         labels = rows.distinct_labels(at_M[crowd], group_M[crowd], len(size))
@@ -262,15 +266,15 @@ def _identical(found: _Found, config: SelectConfig) -> None:
 
 
 def _crowded(rows: Kept, group_M: np.ndarray, at_M: np.ndarray, size: np.ndarray, most: int) -> np.ndarray:
-    """Which groups have at least `most` different URLs, of which one for each site does not count: a picture that many
-    sites show is popular, and one that a site shows under many URLs stands for what is gone there."""
+    """Which groups have at least `most` different URLs, not counting one for each site beyond the first. A picture on
+    many sites is popular; one that a site serves under many URLs is its placeholder."""
     looked = size >= most
     urls = _distinct(group_M, rows.url_N, at_M, looked)
     return looked & (urls - _distinct(group_M, rows.site_N, at_M, looked) + 1 >= most)
 
 
 def _distinct(group_M: np.ndarray, value_N: np.ndarray, at_M: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """How many different values each of these groups has; 0 for the other ones."""
+    """How many different values each of these groups has; 0 for other groups."""
     looked = groups[group_M]
     group, value = group_M[looked], value_N[at_M[looked]]
     order = np.lexsort((value, group))
@@ -280,8 +284,8 @@ def _distinct(group_M: np.ndarray, value_N: np.ndarray, at_M: np.ndarray, groups
     return np.bincount(group[new], minlength=len(groups))
 
 
-def _alike(found: _Found, distance: int, tell: Callable[[int, int], None]) -> None:
-    """Near-duplicates go: a few bits between their hashes, and the same shape. Hash 0: unknown, or one colour."""
+def _alike(found: _Found, distance: int, report: Callable[[int, int], None]) -> None:
+    """Drop near-duplicates: hashes a few bits apart, and the same shape. Hash 0: unknown, or one colour."""
     rows, row_N = found.rows, found.rows.row_N
     hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for hash_P, place_P in duplicates.parts(rows.phash_N):
@@ -294,7 +298,7 @@ def _alike(found: _Found, distance: int, tell: Callable[[int, int], None]) -> No
     first_U = np.flatnonzero(np.concatenate([[True], hash_L[1:] != hash_L[:-1]])[: len(hash_L)])
     hash_U = hash_L[first_U]
     del hash_L
-    near = np.searchsorted(hash_U, duplicates.near_pairs(hash_U, distance, tell=tell))
+    near = np.searchsorted(hash_U, duplicates.near_pairs(hash_U, distance, report=report))
     first_U = np.append(first_U, len(place_L))
     with_itself = np.flatnonzero(np.diff(first_U) > 1)
     one, other = _all_pairs(np.concatenate([near, np.stack([with_itself, with_itself], 1)]), first_U)
@@ -309,8 +313,8 @@ def _alike(found: _Found, distance: int, tell: Callable[[int, int], None]) -> No
 
 
 def _with_one_hash(found: _Found, hash_P: np.ndarray, place_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of rows with one and the same hash and about the same shape only the lowest leads, and the others go: (hash,
-    position) of those that lead, hashes ascending as they came."""
+    """Of rows with the same hash and about the same shape keep only the lowest, the leader. Returns (hash, position) of
+    the leaders, hashes ascending."""
     rows = found.rows
     same = hash_P[1:] == hash_P[:-1]
     several = np.zeros(len(hash_P), bool)
@@ -340,7 +344,7 @@ def _all_pairs(pair_M: np.ndarray, first_U: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _classes(found: _Found, config: SelectConfig) -> dict[str, Any]:
-    """Pictures without a label that was chosen go; returns what there is to say of how."""
+    """Drop pictures without a chosen label; returns what the manifest records about the choice."""
     if config.classes.all and not config.min_per_class:
         return {}
     counts = _class_counts(found)
@@ -364,7 +368,7 @@ def _leave_out(found: _Found, mine: slice, labels: pa.ListArray, classes: list[s
 
 
 def _class_counts(found: _Found) -> Mapping[str, int]:
-    """Pictures that stay so far by label."""
+    """How many pictures with each label stay so far."""
     counts: Counter[str] = Counter()
     mine = np.zeros(found.rows.count, bool)
     mine[found.joined_P] = True
@@ -396,7 +400,7 @@ def _ruled(manifest: Manifest, found: _Found, how: dict[str, Any], folder: Path)
 
 
 def _tables(manifest: Manifest, found: _Found) -> Iterator[pa.Table]:
-    """The rules of each shard that has some."""
+    """The rules of each shard that has any."""
     names = pa.array([None, *map(str, _FATES)])
     stays = found.fate_N[found.joined_P] == 0
     joined_P, joined = found.joined_P[stays], found.joined.filter(pa.array(stays))

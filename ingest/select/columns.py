@@ -1,6 +1,6 @@
 """The kept rows of a dataset as columns on scratch, read once from its indexes: what selecting compares.
 
-A row is known by its position: rows of one shard lie together, shards in the manifest's order.
+A row is identified by its position: shards are in the manifest's order, each shard's rows are contiguous.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shards import store
 from shards.dataset import KEPT, read_table
 from shards.manifest import Manifest, Shard
 
-_AHEAD = 8  # indexes read at once
+_AHEAD = 8  # indexes read in parallel
 _COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]
 _DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "site": "<u8", "shape": "<f4"}
 _SITE = (
@@ -34,7 +34,7 @@ _LABELS = pa.schema([("labels", pa.list_(pa.string()))])
 
 @dataclass(frozen=True)
 class Kept:
-    """Columns of the kept rows. Those of numbers are mapped anew by whoever asks, and count as memory only so long."""
+    """Columns of the kept rows [N]. Numeric columns are memory-mapped on each access."""
 
     start: np.ndarray  # int64 [shards + 1]: positions of shard i are start[i] to start[i + 1]
     known_placeholders: np.ndarray  # int64, positions
@@ -66,17 +66,17 @@ class Kept:
 
     @property
     def url_N(self) -> np.ndarray:
-        """Some hash of the URL, uint64, good for counting different ones."""
+        """A hash of the URL, uint64, for counting distinct URLs."""
         return self._column("url")
 
     @property
     def site_N(self) -> np.ndarray:
-        """Some hash of the site that the URL is of, uint64; that of a URL without a host name is 0."""
+        """A hash of the URL's site, uint64; 0 for a URL without a host name."""
         return self._column("site")
 
     @property
     def shape_N(self) -> np.ndarray:
-        """Logarithm of width over height, upright, float32."""
+        """log(width / height) of the upright picture, float32."""
         return self._column("shape")
 
     def _column(self, name: str) -> np.ndarray:
@@ -89,7 +89,7 @@ class Kept:
         return np.abs(shape_N[one] - shape_N[other]) <= within
 
     def labels(self) -> Iterator[tuple[int, pa.ListArray]]:
-        """(first position, labels) of each shard; a null is no labels."""
+        """(first position, labels) of each shard; null means no labels."""
         with pa.OSFile(str(self.folder / _LABELS_FILE)) as file, pa.ipc.open_file(file) as batches:
             for number in range(batches.num_record_batches):
                 yield int(self.start[number]), batches.get_batch(number)["labels"]
@@ -101,7 +101,8 @@ class Kept:
         return np.bincount(pairs // max(1, len(names)), minlength=groups)
 
     def flat_labels(self, at_P: np.ndarray, group_P: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-        """The labels of these rows, one after the other: (group of the row [L], number of the label [L], the names)."""
+        """The labels of these rows, concatenated: (group of the row [L], index of the label among the names [L], the
+        names)."""
         order = np.argsort(at_P, kind="stable")
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
@@ -112,7 +113,7 @@ class Kept:
         return np.repeat(group_P, lengths), label_L, coded.dictionary
 
     def _take(self, at_P: np.ndarray) -> pa.ListArray:
-        """Labels of these positions, which ascend."""
+        """The labels of these ascending positions."""
         bounds = np.searchsorted(at_P, self.start)
         pieces = [pa.array([], _LABELS.field(0).type)]
         with pa.OSFile(str(self.folder / _LABELS_FILE)) as file, pa.ipc.open_file(file) as batches:
@@ -122,10 +123,10 @@ class Kept:
         return pa.concat_arrays(pieces)
 
 
-def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]) -> Kept:
-    """Read every index once and lay the columns down in `folder`.
+def read_kept(manifest: Manifest, folder: Path, report: Callable[[int, int], None]) -> Kept:
+    """Read every index once and write the columns to `folder`; `report(shards read, shards)`.
 
-    Raises StoreError naming an index that is damaged or does not keep what the manifest says.
+    Raises StoreError naming an index that is damaged or keeps another number of rows than the manifest says.
     """
     start, known, at = np.zeros(len(manifest.shards) + 1, np.int64), [np.empty(0, np.int64)], 0
     files = {name: (folder / name).open("wb") for name in _DTYPES}
@@ -139,7 +140,7 @@ def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]
                 labels.write_batch(pa.record_batch([column], schema=_LABELS))
                 at += len(table)
                 start[number + 1] = at
-                tell(number + 1, len(manifest.shards))
+                report(number + 1, len(manifest.shards))
     finally:
         for file in files.values():
             file.close()
@@ -147,7 +148,7 @@ def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]
 
 
 def _indexes(manifest: Manifest) -> Iterator[pa.Table]:
-    """The kept rows of each shard, in order, a few read ahead."""
+    """The kept rows of each shard, in order; a few indexes are read ahead."""
     with ThreadPoolExecutor(_AHEAD, thread_name_prefix="index") as pool:
         coming: deque[Future[pa.Table]] = deque()
         for shard in manifest.shards:
@@ -169,14 +170,14 @@ def _index(dataset: str, shard: Shard) -> pa.Table:
 def _columns(table: pa.Table) -> dict[str, np.ndarray]:
     sha, sha2 = _sha_numbers(table["sha256"])
     width, height = (_numbers(table[name], 1).astype(np.float64) for name in ("width", "height"))
-    turned = _numbers(table["orientation"], 1) >= 5  # EXIF: stored on its side
+    turned = _numbers(table["orientation"], 1) >= 5  # EXIF: width and height are swapped
     shape = np.log(np.maximum(width, 1) / np.maximum(height, 1))
     return {
         "row": _numbers(table["row"], 0),
         "sha": sha,
         "sha2": sha2,
         "phash": _numbers(table["phash"], 0),
-        # Python's own hash differs from process to process; only this one counts different values with it.
+        # Python's hash differs between processes, but these values never leave this one.
         "url": np.fromiter(map(hash, table["url"].to_pylist()), np.int64, len(table)).view(np.uint64),
         "site": sites(table["url"]),
         "shape": np.where(turned, -shape, shape),
@@ -184,7 +185,8 @@ def _columns(table: pa.Table) -> dict[str, np.ndarray]:
 
 
 def sites(urls: pa.ChunkedArray) -> np.ndarray:
-    """A hash of each URL's site: its host's last two labels (three below co.uk and the like), or its address."""
+    """A hash of each URL's site, uint64: the last two labels of its host (three below co.uk and the like), or its
+    address."""
     found = pc.extract_regex(pc.utf8_lower(urls), _SITE)
     site = pc.coalesce(pc.struct_field(found, "site"), "").combine_chunks().dictionary_encode()
     hashes = np.array([hash(name) if name else 0 for name in site.dictionary.to_pylist()], np.int64).view(np.uint64)

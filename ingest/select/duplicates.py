@@ -1,8 +1,7 @@
-"""Which of many hashes are equal, and which are nearly so: pure functions over columns of 64-bit numbers.
+"""Which of many hashes are equal or nearly equal: pure functions over columns of 64-bit numbers.
 
-Columns may be memory-mapped and longer than memory. Everything works on one part of the key space at a time: the rows
-whose key starts with the same bits, about `AT_ONCE` of them. So memory does not grow with the number of rows, except
-for what is found.
+Columns may be memory-mapped and larger than memory. One part of the key space is handled at a time: about `AT_ONCE`
+rows whose keys start with the same bits. So memory grows only with what is found, not with the number of rows.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from itertools import combinations, pairwise
 import numpy as np
 
 AT_ONCE = 1 << 22  # rows sorted at once
-WINDOW = 256  # rows of one bucket that each of its rows is compared with
-_CHUNK = 1 << 20  # rows of a column looked at in one step
+WINDOW = 256  # the next rows of its bucket that a row is compared with
+_CHUNK = 1 << 20  # rows of a column that are read in one step
 
 
 def parts(key_N: np.ndarray, at_once: int = AT_ONCE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(keys, positions) of each part of the key space, by key and then position; keys of 0 mean "unknown", left out."""
+    """(keys, positions) of each part of the key space, sorted by key, then position, without keys of 0 ("unknown")."""
     bits = max(0, math.ceil(math.log2(max(1, len(key_N)) / at_once)))
     for part in range(1 << bits):
         keys, places = [], []
@@ -42,7 +41,7 @@ def equal_groups(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions with equal (first, second), in groups of at least two, and the bounds of the groups.
 
-    Returns (positions [M], bounds [groups + 1]); inside a group positions are by row. A first key of 0 equals nothing.
+    Returns (positions [M], bounds [groups + 1]); each group is sorted by row. A first key of 0 equals nothing.
     """
     found, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for key_P, place_P in parts(first_N, at_once):
@@ -63,15 +62,15 @@ def equal_groups(
 
 
 def near_pairs(
-    hash_N: np.ndarray, distance: int, at_once: int = AT_ONCE, tell: Callable[[int, int], None] | None = None
+    hash_N: np.ndarray, distance: int, at_once: int = AT_ONCE, report: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
-    """All pairs of these different hashes that are at most `distance` bits apart, [pairs, 2], the smaller hash first.
+    """All pairs of these distinct hashes that are at most `distance` bits apart, [pairs, 2], the smaller hash first.
 
     Multi-index hashing (Norouzi, Punjani, Fleet: Fast Exact Search in Hamming Space with Multi-Index Hashing, 2014): of
-    m bands of bits, two such hashes agree in at least m - distance. So for every choice of that many bands the hashes
-    are sorted with these bands in front, and those that agree in them lie side by side, where neighbours are compared.
-    A bucket of more than WINDOW rows is compared within that window only: a crowd of alike hashes costs linear time,
-    and may lose a pair that no other choice of bands brings together.
+    m bands of bits, two such hashes agree in at least m - distance. So for every choice of that many bands, the hashes
+    are sorted with these bands in front; hashes that agree in them become neighbours and are compared. In a bucket of
+    more than WINDOW rows only rows within that window are compared: a crowd of similar hashes costs linear time, and a
+    pair may be missed if no other choice of bands finds it.
     """
     bands = _bands(len(hash_N), distance)
     choices = list(combinations(range(len(bands)), len(bands) - distance)) if distance else []
@@ -86,17 +85,17 @@ def near_pairs(
             sorted_P.sort()
             pairs = _window(sorted_P, 64 - agree, distance)
             found.append(_restored(pairs, front))
-        if tell:
-            tell(done, len(choices))
+        if report:
+            report(done, len(choices))
     pair_M = np.concatenate(found)
     pair_M.sort(axis=1)
     return np.unique(pair_M, axis=0) if len(pair_M) else pair_M
 
 
 def _bands(rows: int, distance: int) -> list[tuple[int, int]]:
-    """(shift, width) of each band, chosen so that sorting and comparing together cost least.
+    """(shift, width) of each band, chosen to minimise the cost of sorting and comparing.
 
-    Real hashes are not uniform: a bucket is taken to be as full as if a fifth of the bits said nothing.
+    Real hashes are not uniform: buckets are assumed as full as if a fifth of the bits were constant.
     """
 
     def bucket(count: int) -> float:
@@ -111,11 +110,11 @@ def _bands(rows: int, distance: int) -> list[tuple[int, int]]:
 
 
 def _permuted_part(hash_N: np.ndarray, front: list[tuple[int, int]], bits: int, part: int) -> np.ndarray:
-    """The hashes with their bands in this order, those that then start with the bits of `part`."""
+    """The hashes with their bands in this order; only those that then start with the bits of `part`."""
     chunks = [np.empty(0, np.uint64)]
     for start in range(0, len(hash_N), _CHUNK):
         chunk, left = np.asarray(hash_N[start : start + _CHUNK]), bits
-        for shift, width in front:  # those of other parts are left out before anything is moved
+        for shift, width in front:  # drop hashes of other parts before any bits are moved
             if left <= 0:
                 break
             here = min(left, width)
@@ -140,7 +139,7 @@ def _restored(moved: np.ndarray, front: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _window(sorted_P: np.ndarray, rest: int, distance: int) -> np.ndarray:
-    """Pairs [pairs, 2] that agree in all but their last `rest` bits and are at most `distance` apart."""
+    """Pairs [pairs, 2] that agree in all but the last `rest` bits and are at most `distance` bits apart."""
     found = [np.empty((0, 2), np.uint64)]
     bucket = np.uint64((1 << rest) - 1)
     for start in range(0, len(sorted_P), _CHUNK):
@@ -158,17 +157,17 @@ def _window(sorted_P: np.ndarray, rest: int, distance: int) -> np.ndarray:
 
 
 def leaders(lower_M: np.ndarray, higher_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Who stands for whom, given pairs (lower, higher) of rows that look alike: (gone, stands for it), each [gone].
+    """Which rows go and which replace them, given pairs (lower, higher) of similar rows: (removed, replacement) [n].
 
-    In row order, a row that no kept lower row resembles is kept, and those that resemble it go. So whoever goes
-    resembles the one that stands for it, and no two that stay resemble each other. The transitive closure (union-find)
-    would also make one of a long chain whose ends have nothing in common, and among millions of rows there are chains.
+    In row order, a row that resembles no lower kept row is kept, and higher rows that resemble it are removed. So each
+    removed row resembles its replacement, and no two kept rows resemble each other. The transitive closure (union-find)
+    would also merge long chains whose ends have nothing in common, and millions of rows contain such chains.
     """
     names, ends = np.unique(np.concatenate([lower_M, higher_M]), return_inverse=True)
     ends = ends.reshape(2, -1)
     low, high = ends[:, np.lexsort((ends[1], ends[0]))].tolist()
     stands = list(range(len(names)))
-    for a, b in zip(low, high):  # when the pairs of `a` come, all pairs in which it is the higher one have been
+    for a, b in zip(low, high):  # the pairs in which `a` is the higher row came before those in which it is the lower
         if stands[a] == a and stands[b] == b:
             stands[b] = a
     stands_N = np.array(stands, np.int64)

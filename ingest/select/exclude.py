@@ -1,7 +1,7 @@
-"""Which kept pictures are to be taken out for good: lines that name URLs, keys, hosts or the pictures themselves.
+"""Exclusion lists: lines that name URLs, keys, hosts or pictures (by hash) to remove for good.
 
-A list that was given once is stored in the dataset (`excluded/`), and every later selection follows it: what was
-withdrawn does not come back with the next version.
+Each list is stored in the dataset (`excluded/`) and applied by every later selection, so that withdrawn pictures do not
+come back with the next version.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What the lines name, each with the number of its line."""
+    """What the lines name, each with the index of its line in `lines`."""
 
     lines: tuple[str, ...]
     urls: dict[str, int] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
     digests: dict[str, int] = field(default_factory=dict)
-    hosts: dict[str, int] = field(default_factory=dict)  # with all below them
+    hosts: dict[str, int] = field(default_factory=dict)  # with their subdomains
     looks: list[tuple[int, int, int]] = field(default_factory=list)  # (hash, bits, line)
 
 
 def parse(url: str, text: str) -> Exclusion:
-    """Raises ValueError for a line that names nothing."""
+    """The exclusions in the text of a list; `url` names the list in errors. Raises ValueError for a line that names
+    nothing."""
     lines = dict.fromkeys(line.strip() for line in text.splitlines())
     found = Exclusion(tuple(line for line in lines if line and line[0] != "#"))
     for number, line in enumerate(found.lines):
@@ -68,14 +69,14 @@ def parse(url: str, text: str) -> Exclusion:
 
 @dataclass(frozen=True)
 class Given:
-    """A list of lines by its name in the dataset."""
+    """An exclusion list: its name in the dataset and its bytes."""
 
     name: str
     body: bytes
 
 
 def read(url: str) -> Given:
-    """Raises ValueError for a list that is missing or empty, or has a line that names nothing."""
+    """The list at `url`. Raises ValueError if it is missing or empty, or has a line that names nothing."""
     try:
         body = store.read(url)
     except store.Missing:
@@ -86,7 +87,7 @@ def read(url: str) -> Given:
 
 
 def all_of(dataset: str, given: Given | None = None) -> tuple[list[str], Exclusion]:
-    """The names of the lists that a dataset holds, this one too, and all of their lines together."""
+    """The names of the dataset's exclusion lists, including `given`, and all their exclusions."""
     folder = store.join(dataset, FOLDER)
     bodies = {name: b"" for name in store.names(folder) if name.endswith(".txt")}
     bodies |= {given.name: given.body} if given is not None else {}
@@ -108,7 +109,8 @@ def counts(manifest: Manifest, url: str) -> list[tuple[str, int]]:
 
 
 def matches(manifest: Manifest, what: Exclusion) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each shard: which of its kept rows, in order, some line names; and how many each line names, [lines]."""
+    """For each shard: whether a line names each of its kept rows, bool [kept], and how many each line names, int
+    [lines]."""
     for shard in manifest.shards:
         table = read_table(store.join(manifest.dataset, "shards", shard.index), COLUMNS)
         table = table.filter(pc.equal(table["reason"], KEPT)).combine_chunks()
@@ -119,7 +121,7 @@ def matches(manifest: Manifest, what: Exclusion) -> Iterator[tuple[np.ndarray, n
 
 
 def named_columns(what: Exclusion) -> list[str]:
-    """The columns of an index that `named_rows` looks at for these lines."""
+    """The columns of an index that `named_rows` needs for these lines."""
     wanted = {
         "key": what.keys,
         "url": what.urls or what.hosts,
@@ -132,8 +134,8 @@ def named_columns(what: Exclusion) -> list[str]:
 
 
 def named_rows(table: pa.Table, what: Exclusion) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of an index, or of a plan, that lines name: int64 [n] row, int64 [n] line. A column that the table does not
-    have names nothing."""
+    """Rows of an index or a plan that lines name, as pairs: int64 [n] row, int64 [n] line. Columns that the table lacks
+    match nothing."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for names, columns in (
         (what.urls, ("url", "final_url")),
@@ -163,7 +165,7 @@ def _pairs(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _host_lines(urls: pa.ChunkedArray, hosts: dict[str, int]) -> np.ndarray:
-    """The line that names the host of each URL, or one above it; -1 where none does."""
+    """The line that names each URL's host or a parent domain; -1 where none does."""
     starts = pc.struct_field(pc.extract_regex(urls, r"^(?P<start>[A-Za-z]+://[^/?#]*)"), "start").combine_chunks()
     coded = starts.dictionary_encode()
     found = [_line_of(start, hosts) for start in coded.dictionary.to_pylist()]

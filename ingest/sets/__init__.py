@@ -1,4 +1,4 @@
-"""Labelled folders, archives and tars -> the same format as a crawled list."""
+"""Labelled folders, archives and tars -> the same dataset format as a crawled list."""
 
 from shards.door import door
 

@@ -9,16 +9,16 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One evaluation set: what Table 7 counts, and what its own publishers call the two splits that were used."""
+    """One evaluation set: the counts of Table 7, and its publishers' names of the two splits that the paper used."""
 
-    name: str  # of `xtra import --set`, and of the folder under a suite's root
+    name: str  # for `xtra import --set`, and of the folder in a suite's root
     title: str  # as the paper writes it
     train: int  # pictures
     eval: int
     classes: int
-    train_split: str  # what the set's publishers call what the paper trained on
+    train_split: str  # the publishers' name of the split that the paper trained on
     eval_split: str
-    train_names: tuple[str, ...] = ("train",)  # of folders and Parquet files that make up the split, those there are
+    train_names: tuple[str, ...] = ("train",)  # folders or Parquet files that, where present, make up the split
     eval_names: tuple[str, ...] = ("test",)
 
 
@@ -30,7 +30,7 @@ def _table(*rows: Benchmark) -> Mapping[str, Benchmark]:
 
 
 # In the order of Table 7. Splits are those that the official code loads (src/data/dataset.py): the paper evaluates
-# iWildCam and Camelyon17 on their out-of-distribution validation hospitals and places, and PCAM on valid, not test.
+# iWildCam and Camelyon17 on their out-of-distribution validation splits, and PCAM on valid, not test.
 BENCHMARKS: Mapping[str, Benchmark] = _table(
     Benchmark("imagenet1k", "ImageNet-1k", 1_281_167, 50_000, 1000, "train", "val", eval_names=_VAL),
     Benchmark(

@@ -1,7 +1,7 @@
 """Labelled sets on disk -> the same dataset format as an ingest: plan, tars, indexes, commits, a version.
 
-Which pictures a source holds is said in `ingest.sets.sources`. Links are the pictures in sorted order; the url of a
-link is its path relative to the source (`shard.tar/KEY.jpg` inside tars).
+`ingest.sets.sources` finds the pictures of a source. They become links in sorted order; the url of a link is its path
+relative to the source (`shard.tar/KEY.jpg` inside tars).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from shards.dataset import (
 )
 from shards.pixels import IMAGE_BUILD
 
-MAX_BYTES = 32 << 20  # of a picture, as of one that an ingest fetches
+MAX_BYTES = 32 << 20  # of a picture; the default of an ingest, too
 SHOWN = 6  # classes in a line
 Judging = Callable[[Fetched, FilterConfig], Verdict]  # `judge`, or a `Judge`
 SLICE = 256  # pictures between two looks at `stop` and two reports
@@ -60,14 +60,14 @@ class Config:
     classes: str | None = None  # JSON that names the numbers in .cls files: a list, {"3": "cat"} or [{"label", "name"}]
     name: str | None = None  # of the set, as results show it; the source's own if None
     filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))  # a set is what it is
-    max_bytes: int = MAX_BYTES  # of one picture; what is larger is too_large, and is not read
+    max_bytes: int = MAX_BYTES  # of one picture; larger ones are not read, and are rejected as too_large
     scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
     threads: int = 2  # that decode
-    in_place: bool = False  # index WebDataset tars where they lie (also s3://, https://), copy nothing
+    in_place: bool = False  # index WebDataset tars where they are (also s3://, https://), copy nothing
     set: str = ""  # SOURCE is this evaluation set (cifar10, …) as its publishers pack it: makes OUT/train and OUT/eval
-    counts: Literal["table", "any"] = "table"  # of --set: what the paper counts, or whatever SOURCE holds
+    counts: Literal["table", "any"] = "table"  # with --set: require the paper's counts, or accept any
     label_from: LabelFrom = "auto"  # auto, or the first folder, the last one (parent), or the tar that a picture is in
-    labels: bool = True  # --no-labels: pictures need none, and get none
+    labels: bool = True  # --no-labels: import pictures without labels
     split: str | None = None  # the folder or Parquet files of one split, such as train
 
     def __post_init__(self) -> None:
@@ -98,20 +98,21 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> IngestResult:
-    """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what is
-    not committed is dropped, a rerun does it. Raises ValueError for a source, a store or a setting that cannot work."""
+    """Import the units that have no commit, then make a version. When `stop` returns True, it ends soon and cleanly:
+    the unit in progress is dropped, and a rerun does the rest. Raises ValueError for a source, a store or a setting
+    that cannot work."""
     store.require(source=config.source, out=config.out)
     refuse_out(config)
     found = find(config.source, config.classes, how(config))
     classes = _classes(config, found.pictures)
     result = make(plan(config, found.pictures, classes), progress, stop)
-    said = [classes_note(classes), *found.remarks, result.note]
-    return dataclasses.replace(result, note="; ".join(filter(None, said)))
+    notes = [classes_note(classes), *found.remarks, result.note]
+    return dataclasses.replace(result, note="; ".join(filter(None, notes)))
 
 
 def refuse_out(config: Config) -> None:
-    """Raises ValueError where a dataset must not be made: in its source, or in a folder of another kind; and for a
-    source that is one of ours, which has nothing to import."""
+    """Raises ValueError if `out` is inside the source or is a folder of another kind, and if the source is a dataset,
+    run or export."""
     folder_kind.require(config.out, "a dataset", "dataset")
     if not store.is_local(config.source) or not store.local_path(config.source).is_dir():
         return
@@ -129,7 +130,7 @@ def how(config: Config) -> How:
 
 
 def classes_note(classes: Sequence[str]) -> str:
-    """How many classes were found, and some."""
+    """A note of how many classes were found, with the first few names."""
     if not classes:
         return "no classes: pictures without labels"
     more = ", …" if len(classes) > SHOWN else ""
@@ -138,17 +139,17 @@ def classes_note(classes: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """A dataset to be made of pictures that were found."""
+    """A dataset to be made from the pictures that were found."""
 
-    config: Config  # says where to
+    config: Config
     pictures: Sequence[Picture]
-    entries: list[Link]  # one a picture
-    units: list[slice]  # of both
+    entries: list[Link]  # one for each picture
+    units: list[slice]  # of pictures and entries
     info: DatasetInfo
 
 
 def plan(config: Config, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Planned:
-    """Writes nothing. Raises ValueError for a dataset that was begun with other pictures or settings."""
+    """Plan the dataset without writing anything. Raises ValueError if it was begun with other pictures or settings."""
     entries = links(pictures)
     judges = judged_by(config)
     units = [slice(at, at + config.unit) for at in range(0, len(entries), config.unit)]
@@ -162,13 +163,13 @@ def plan(config: Config, pictures: Sequence[Picture], classes: tuple[str, ...]) 
         classes=classes,
     )
     if store.exists(store.join(config.out, "dataset.json")):
-        write_info(config.out, info)  # only compares then
+        write_info(config.out, info)  # compares only, as there is one
     return Planned(config, pictures, entries, units, info)
 
 
 def judged_by(config: Config) -> dict[str, Any]:
-    """The settings that decide what a unit holds; a rerun must agree with them. The cap of bytes is younger than
-    datasets that were made at its default."""
+    """The settings that decide what a unit holds; a rerun must have the same. A default `max_bytes` is left out, as
+    older datasets did not record it."""
     caps = {"max_bytes": config.max_bytes} if config.max_bytes != MAX_BYTES else {}
     return dataclasses.asdict(config.filter) | caps
 
@@ -178,7 +179,7 @@ def make(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> IngestResult:
-    """`run` for what is planned."""
+    """Import what was planned, as `run` does."""
     begun = time.monotonic()
     config, entries, units = planned.config, planned.entries, planned.units
     with scratch_folder(config.scratch) as scratch:
@@ -210,7 +211,7 @@ def _units(
     progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
 ) -> dict[int, Commit]:
-    """The commits of all units, those of earlier runs included; some lack when stopped."""
+    """The commits of all units, including those of earlier runs; some are missing when stopped."""
     config, entries, units = planned.config, planned.entries, planned.units
     done = {unit: read_commit(config.out, unit) for unit in committed_units(config.out)}
     begun, earlier = time.monotonic(), _sums(done)
@@ -248,7 +249,7 @@ def _units(
 
 
 def _sums(done: dict[int, Commit]) -> tuple[int, int]:
-    """Links, and bytes of tars."""
+    """(links, bytes of tars)."""
     return sum(commit.links for commit in done.values()), sum(commit.tar_bytes for commit in done.values())
 
 
@@ -257,7 +258,7 @@ def _reasons(done: dict[int, Commit]) -> Counter[str]:
 
 
 def _begin(planned: Planned) -> None:
-    """dataset.json first, so that nothing is planned into the dataset of another set; then the plans that lack."""
+    """Write dataset.json first, so that nothing is planned into another set's dataset; then the missing plans."""
     out = planned.config.out
     store.check_writable(out)
     write_info(out, planned.info)
@@ -277,7 +278,7 @@ def _unit(
     report: Callable[[UnitWriter], None],
     stop: Callable[[], bool],
 ) -> Commit | None:
-    """One unit up to its commit; None when stopped on the way, and then nothing of it is left."""
+    """Import one unit and commit it. When stopped before that, returns None and leaves nothing behind."""
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
         closing(UnitWriter(config.out, unit, entries, Path(folder))) as writer,
@@ -308,7 +309,7 @@ def _judge(picture: Picture, link: Link, config: Config, judging: Judging) -> Ve
 
 
 def too_large(link: Link, size: int, most: int) -> Verdict:
-    """The verdict on a picture that is not read, as it has more bytes than the cap."""
+    """The verdict on a picture that is not read because it has more than `most` bytes."""
     why = f"{size} bytes, more than {most}"
     missing = Fetched(link, None, Reason.TOO_LARGE, why, status=0, final_url="", attempts=0, ms=0, at=time.time())
     return Verdict(missing, None, Reason.TOO_LARGE, why)
@@ -326,14 +327,14 @@ def judged(link: Link, body: bytes, rules: FilterConfig, judging: Judging = judg
     fetched = Fetched(link, body, None, "", status=0, final_url="", attempts=0, ms=0, at=time.time())
     verdict = judging(fetched, rules)
     if verdict.reason is Reason.PLACEHOLDER and verdict.decode_checked:
-        # On the web a picture of one colour stands for one that is gone; in a set it may be the sea. It decoded.
+        # On the web a picture of one colour is a placeholder; in a set it may be the sea. It did decode.
         verdict = judging(fetched, dataclasses.replace(rules, decode_check=False))
         verdict = dataclasses.replace(verdict, decode_checked=True)
     return verdict
 
 
 def set_name(source: str) -> str:
-    """The folder's name, or that of the tars without their numbers: `cifar10-train-*.tar` is `cifar10-train`."""
+    """The folder's name, or the tars' name without numbers: `cifar10-train-*.tar` gives `cifar10-train`."""
     name = Path(store.local_path(source)).absolute().name.removesuffix(".tar")
     return re.sub(r"[-_.]?[*?\[].*$|[-_.]\d+$", "", name) or name
 
@@ -346,7 +347,7 @@ def _classes(config: Config, pictures: Sequence[Picture]) -> tuple[str, ...]:
 
 
 def _listing_sha256(pictures: Sequence[Picture]) -> str:
-    """What a rerun must agree on: names, labels and sizes in order."""
+    """The sha256 of names, labels and sizes in order, which must be the same in a rerun."""
     digest = hashlib.sha256()
     for picture in pictures:
         label = picture.label if len(picture.labels) < 2 else list(picture.labels)

@@ -1,7 +1,7 @@
 """Parquet files of pictures as the Hugging Face Hub publishes them, of any set: rows of {bytes, path}, perhaps labels.
 
-What the columns mean is in the schema's "huggingface" metadata (features Image and ClassLabel), as for the paper's
-sets in `ingest.sets.layouts.parquet`; here a row without bytes is a picture that is missing, and counts as one.
+The schema's "huggingface" metadata (features Image and ClassLabel) says what the columns mean, as for the paper's sets
+in `ingest.sets.layouts.parquet`. Here a row without bytes counts as a missing picture.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LABELS = ("label", "labels", "class", "fine_label")
 class _Columns(NamedTuple):
     image: str
     label: str | None
-    names: tuple[str, ...]  # of the labels' numbers; () where labels are the values themselves
+    names: tuple[str, ...]  # class names by label number; () if the values are the labels themselves
 
 
 def files(root: Path, split: str | None) -> list[Path]:
-    """The Parquet files in a folder or below it, those of a split if one is named. Raises ValueError where there are
-    several splits and none is."""
+    """The Parquet files in a folder or below it; with `split` only that split's. Raises ValueError for several splits
+    without `split`."""
     found: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*.parquet")):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
@@ -47,12 +47,12 @@ def files(root: Path, split: str | None) -> list[Path]:
 
 
 def pictures(root: Path, paths: list[Path], labels: bool) -> list[Picture]:
-    """A picture a row. Raises ValueError for files without a column of pictures, or without one of labels."""
+    """A picture for each row. Raises ValueError for files without a column of pictures, or without one of labels."""
     columns = _columns(paths[0], labels)
     for path in paths[1:]:
         if _columns(path, labels) != columns:
-            raise ValueError(f"{paths[0]} and {path}: have other columns or class names: import them one by one")
-    places: list[tuple[Path, int]] = []  # of each block: file and row group
+            raise ValueError(f"{paths[0]} and {path}: have different columns or class names: import them one by one")
+    places: list[tuple[Path, int]] = []  # file and row group of each block
     blocks = Blocks(lambda block: _bodies(*places[block], columns.image))
     return [row for path in paths for row in _rows(root, path, columns, places, blocks)]
 
@@ -61,7 +61,7 @@ def _columns(path: Path, labels: bool) -> _Columns:
     schema = _open(path).schema_arrow
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        features = {name: said for name, said in features.items() if isinstance(said, dict)}
+        features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         features = {}
     images = [field.name for field in schema if _is_image(field.type)]
@@ -70,8 +70,8 @@ def _columns(path: Path, labels: bool) -> _Columns:
     named = [name for name in _LABELS if name in schema.names] or classed
     if len(images) != 1:
         raise ValueError(
-            f"{path}: has the columns {', '.join(schema.names)[:300]}: it must have one of pictures {{bytes, path}} (a "
-            "list of URLs is for xtra ingest)"
+            f"{path}: has the columns {', '.join(schema.names)[:300]}: it must have one of pictures {{bytes, path}} "
+            "(for a list of URLs use xtra ingest)"
         )
     if not labels:
         return _Columns(images[0], None, ())
@@ -104,7 +104,7 @@ def _rows(
 
 
 def _label(path: Path, label: Any, names: tuple[str, ...]) -> str:
-    """The class of a row; none where its label is null, or -1 as of splits whose labels are secret."""
+    """The class of a row; "" where its label is null, or -1 as in splits whose labels are secret."""
     if label is None or (names and label == -1):
         return ""
     if isinstance(label, list):
@@ -115,7 +115,7 @@ def _label(path: Path, label: Any, names: tuple[str, ...]) -> str:
 
 
 def _bodies(path: Path, group: int, column: str) -> list[bytes]:
-    """The encoded pictures of one row group; empty where there is none."""
+    """The encoded pictures of one row group; b"" where a row has none."""
     bodies = pa.chunked_array([chunk.field("bytes") for chunk in _read(path, column, group).chunks], pa.binary())
     return [body or b"" for body in bodies.to_pylist()]
 

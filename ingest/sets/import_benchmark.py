@@ -1,8 +1,8 @@
 """An evaluation set on disk -> two datasets, OUT/train and OUT/eval: the splits that the paper used, counted first.
 
-Nothing is written before both splits are found and their pictures and classes counted; the one call makes both, so that
-labels mean the same in both. A set is taken whole: of `filter`, only what a stored picture looks like counts
-(decode_check, resize, quality), as a picture that is tall or huge is in the paper's numbers too.
+Nothing is written before both splits are found and their pictures and classes counted. One call makes both, so that
+labels mean the same in both. A set is taken whole, since tall or huge pictures count in the paper's numbers, too: of
+`filter` only decode_check, resize and quality apply.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from shards.pixels import MAX_PIXELS
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What came of a set; splits that a stop kept from being begun are missing."""
+    """The result of importing a set; splits that were not begun because of a stop are missing."""
 
     name: str
-    layout: str  # as it was recognised
+    layout: str  # that was recognised
     classes: int
-    counted: bool  # against the table; else the set was taken as it is
-    differs: tuple[str, ...]  # where it differs from the table, when taken as it is
+    counted: bool  # checked against the table; else the set was taken as it is
+    differs: tuple[str, ...]  # where it differs from the table, if it was taken as it is
     splits: tuple[IngestResult, ...]  # train, then eval
 
     @property
     def lost(self) -> int:
-        """Pictures of the source that are not in the datasets, each with its reason in the index."""
+        """The number of pictures that were rejected; the indexes have their reasons."""
         return sum(sum(split.reasons.values()) for split in self.splits)
 
     @property
@@ -50,8 +50,8 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> BenchmarkResult:
-    """Do what is left of both splits. Raises ValueError for a layout that is none of the set's, for what cannot be read
-    and, unless `config.counts` is "any", for pictures or classes that are more or fewer than the table says."""
+    """Import what is left of both splits. Raises ValueError for an unknown layout, for files that cannot be read and,
+    unless `config.counts` is "any", for numbers of pictures or classes that differ from the table."""
     store.require(source=config.source, out=config.out)
     if not store.is_local(config.source):
         raise ValueError(f"{config.source}: sets are imported from local disks: copy it there")
@@ -68,7 +68,7 @@ def run(
                 f"{config.source}: is not {benchmark.name} as the paper has it: {'; '.join(differs)}: complete it, or "
                 "take it as it is with --counts any"
             )
-        planned = []  # both, before either is imported: a name or a setting that cannot be is refused at once
+        planned = []  # both, before either is imported, so that a bad name or setting is refused at once
         for split, name, pictures in (
             ("train", f"{benchmark.name}-train", found.train),
             ("eval", benchmark.name, found.eval),
@@ -78,12 +78,12 @@ def run(
             )
             planned.append(folders.plan(part, pictures, found.classes))
         results: list[IngestResult] = []
-        told = _Both(progress or (lambda part: None), found, config.unit)
+        both = _Both(progress or (lambda part: None), found, config.unit)
         for part in planned:
-            results.append(folders.make(part, told, stop))
+            results.append(folders.make(part, both, stop))
             if results[-1].stopped:
                 break
-            told.finished(results[-1])
+            both.finished(results[-1])
     return BenchmarkResult(
         name=benchmark.name,
         layout=layout,
@@ -95,7 +95,7 @@ def run(
 
 
 def differences(benchmark: Benchmark, found: Found) -> list[str]:
-    """Where a set has other counts than the table: what it has, not what the paper has."""
+    """The counts of a set that differ from the table, such as "9 classes, not 10"."""
     counts = (
         ("pictures in " + benchmark.train_split, len(found.train), benchmark.train),
         ("pictures in " + benchmark.eval_split, len(found.eval), benchmark.eval),
@@ -105,7 +105,7 @@ def differences(benchmark: Benchmark, found: Found) -> list[str]:
 
 
 def _check_labels(benchmark: Benchmark, found: Found) -> None:
-    """Raises ValueError for an empty split, two classes of one name, or a label that is no class."""
+    """Raises ValueError for an empty split, two classes of one name, or a label that is not a class."""
     twice = [name for name, times in Counter(found.classes).items() if times > 1]
     if twice:
         raise ValueError(f"{benchmark.name}: two classes are called {twice[0]!r}: get the set again")
@@ -121,7 +121,7 @@ def _check_labels(benchmark: Benchmark, found: Found) -> None:
 
 
 class _Both:
-    """Progress of one split after the other, told as that of both."""
+    """Reports the progress of the two splits, one after the other, as progress of both."""
 
     def __init__(self, progress: Callable[[Progress], None], found: Found, unit: int) -> None:
         splits: tuple[Sequence[Picture], ...] = (found.train, found.eval)
@@ -131,7 +131,7 @@ class _Both:
             "units": sum(-(-len(pictures) // unit) for pictures in splits),
         }
         self._before: list[IngestResult] = []
-        self._links = self._bytes = 0  # that this run did in splits before this one
+        self._links = self._bytes = 0  # done by this run in earlier splits
         self._newest = (0, 0)
 
     def finished(self, split: IngestResult) -> None:
@@ -157,14 +157,14 @@ class _Both:
 
 
 def lines(result: BenchmarkResult) -> list[str]:
-    """What people must know of it, beside the accounts of both splits."""
-    said = [f"{result.name}: laid out as {result.layout}; {result.classes:,} classes"]
+    """Lines to show in addition to the results of both splits."""
+    shown = [f"{result.name}: laid out as {result.layout}; {result.classes:,} classes"]
     if result.differs:
-        said.append(f"taken as it is (--counts any): it has {'; '.join(result.differs)}")
+        shown.append(f"taken as it is (--counts any): it has {'; '.join(result.differs)}")
     for split, part in zip(("train", "eval"), result.splits):
         if part.reasons:
-            said.append(
+            shown.append(
                 f"{split}: {part.kept:,} of {part.links:,} pictures kept: results on it are not the paper's set's "
                 f"(xtra peek {part.dataset} --reason {max(part.reasons, key=part.reasons.__getitem__)})"
             )
-    return said
+    return shown

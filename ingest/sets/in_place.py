@@ -1,9 +1,9 @@
-"""WebDataset tars of others -> our dataset format around them: indexed once, where they lie, and never copied.
+"""Foreign WebDataset tars -> a dataset around them: each is indexed once, where it is, and never copied.
 
-Each tar is one unit, read once from front to end; `ingest.sets.tars` says what its samples are, we say where the
-picture is. Commits name the tar by its absolute path or URL; plan, index, commits and versions are as everywhere, so
-everything else (stream, subset, mixture, check) works on it. A tar that changes afterwards is found by its header at
-the next read, or by check.
+Each tar is one unit, read once from front to end; `ingest.sets.tars` finds its samples, this module the places of their
+pictures. Commits name the tar by its absolute path or URL. Plan, index, commits and versions are as in any dataset, so
+everything else (stream, subset, mixture, check) works. A tar that changes later is noticed by its headers at the next
+read, or by check.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ from shards.dataset import (
 from shards.pixels import IMAGE_BUILD
 from shards.tar import Placed, Source, pieces
 
-_STATS = 16  # sizes asked for at once
+_STATS = 16  # sizes requested in parallel
 _KEY, _DETAIL, _ROW, _LABELS = (INDEX_SCHEMA.names.index(name) for name in ("key", "detail", "row", "labels"))
 
 
 @dataclass
 class Indexed:
-    """A tar that was read: its rows lack their key and number, which follow from the tars before it."""
+    """A tar that was read. Its rows have no key and row number yet: these depend on the tars before it."""
 
     url: str
     bytes: int
     sha256: str
-    names: list[str] = field(default_factory=list)  # what the tar calls its samples
+    names: list[str] = field(default_factory=list)  # the tar's own keys of its samples
     rows: list[list[Any]] = field(default_factory=list)  # in the order of manifest.INDEX_SCHEMA
     unused: tars.Unused = field(default_factory=tars.Unused)
 
@@ -76,10 +76,12 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> IngestResult:
-    """Index the tars that have no commit, then make a version. `stop` returning True ends it soon and cleanly: a rerun
-    does the tars that are left. Raises ValueError naming the tar that cannot be read or indexed."""
+    """Index the tars that have no commit, then make a version. When `stop` returns True, it ends soon and cleanly, and
+    a rerun does the remaining tars. Raises ValueError naming a tar that cannot be read or indexed."""
     if config.filter.resize is not None:
-        raise ValueError(f"filter.resize is {config.filter.resize}: pictures that stay where they lie keep their size")
+        raise ValueError(
+            f"filter.resize is {config.filter.resize}: pictures indexed in place keep their size: leave it out"
+        )
     store.require(source=config.source, out=config.out)
     begun = time.monotonic()
     folder_kind.require(config.out, "a dataset", "dataset")
@@ -105,7 +107,7 @@ def run(
         if progress:
             progress(_progress(found, done, row - earlier))
     made = manifest.make_version(config.out, "import in place") if len(done) == len(found) else None
-    said = [folders.classes_note(sorted(classes)), *sources.remarks(unused), readme.write(made) if made else ""]
+    notes = [folders.classes_note(sorted(classes)), *sources.remarks(unused), readme.write(made) if made else ""]
     return IngestResult(
         dataset=config.out,
         links=row,
@@ -117,7 +119,7 @@ def run(
         seconds=time.monotonic() - begun,
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},
-        note="; ".join(filter(None, said)),
+        note="; ".join(filter(None, notes)),
     )
 
 
@@ -139,7 +141,7 @@ def _reasons(done: dict[int, Commit]) -> Counter[str]:
 
 
 def _progress(tars: list[tuple[str, int]], done: dict[int, Commit], now: int) -> Progress:
-    """How many samples there will be in all is told by the bytes of those tars that were read."""
+    """The progress; the total number of samples is estimated from the bytes of the tars read so far."""
     links = sum(commit.links for commit in done.values())
     read, size = sum(commit.tar_bytes for commit in done.values()), sum(size for _, size in tars)
     kept = sum(commit.kept for commit in done.values())
@@ -152,9 +154,9 @@ def _progress(tars: list[tuple[str, int]], done: dict[int, Commit], now: int) ->
 
 
 def find(source: str) -> list[tuple[str, int]]:
-    """(absolute path or URL, bytes) of each tar: of a folder, or what wildcards in the last part of a path and brace
-    lists ({0000..0099}) stand for. Raises ValueError where there is none, or one cannot be read by ranges."""
-    from braceexpand import braceexpand  # as the webdataset library takes lists
+    """(absolute path or URL, bytes) of each tar in a folder, or named by wildcards in the last part of a path and by
+    brace lists ({0000..0099}). Raises ValueError if there is none, or one cannot be read by ranges."""
+    from braceexpand import braceexpand  # as in the webdataset library
 
     if store.is_local(source):
         urls = _local(source)
@@ -175,7 +177,7 @@ def _local(source: str) -> list[str]:
 
 def _expand(pattern: str) -> list[str]:
     if pattern.startswith(("http://", "https://")):
-        return [pattern]  # a web server lists nothing
+        return [pattern]  # web servers have no listings
     if not pattern.endswith(".tar"):
         pattern = pattern.rstrip("/") + ("" if glob.has_magic(pattern) else "/*.tar")
     folder, _, name = pattern.rpartition("/")
@@ -185,12 +187,12 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _check_apart(tars: list[tuple[str, int]], out: str) -> None:
-    """Raises ValueError for a tar among what a dataset there writes itself, and removes again once it is of no use."""
+    """Raises ValueError for a tar in a folder of the dataset `out` itself, where sweeping could remove it."""
     ours = {_place(store.join(store.absolute(out), folder)) for folder in ("shards", "thumbs")}
     parents = {url.rpartition("/")[0] for url, _ in tars}
     within = sorted(url for url in parents if any(f"{_place(url)}/".startswith(f"{own}/") for own in ours))
     if within:
-        raise ValueError(f"{within[0]}: lies in the dataset's own folder: give another --out, or move the tars")
+        raise ValueError(f"{within[0]}: is in the dataset's own folder: give another --out, or move the tars")
 
 
 def _place(url: str) -> str:
@@ -210,7 +212,7 @@ def _size(url: str) -> int:
 def _indexed(
     config: folders.Config, left: list[tuple[int, str]], names: dict[str, str] | None, stop: Callable[[], bool]
 ) -> Iterator[tuple[int, Indexed]]:
-    """The tars in order, some read side by side; fewer when stopped."""
+    """The tars in order, some read in parallel; fewer when stopped."""
     waiting: deque[tuple[int, Future[Indexed | None]]] = deque()
     coming = iter(left)
     with closing(Judge()) as judging, ThreadPoolExecutor(config.threads, thread_name_prefix="tar") as pool:
@@ -237,10 +239,10 @@ def _index(
     stop: Callable[[], bool],
     judging: folders.Judging = judge,
 ) -> Indexed | None:
-    """One tar, read once; None when stopped on the way."""
+    """Index one tar, reading it once; None when stopped before its end."""
     indexed = Indexed(url, 0, "")
     found: list[str | None] = []  # the pictures' names in the tar, and
-    own: list[list[str]] = []  # the labels that samples have themselves
+    own: list[list[str]] = []  # the samples' own labels
     with closing(pieces(url)) as body:
         source = Source(body)
 
@@ -267,7 +269,7 @@ def _index(
 def _label_by_place(
     config: folders.Config, indexed: Indexed, found: list[str | None], names: dict[str, str] | None
 ) -> None:
-    """Give the rows the labels of their folders, or of the tar, where these are classes."""
+    """Label the rows by their folders or by the tar, where these are classes."""
     members = [name for name in found if name is not None]
     labels = iter(tars.labels_by_place(indexed.url, members, config.label_from) or ())
     for row, name in zip(indexed.rows, found):
@@ -284,7 +286,7 @@ def _row(
     config: folders.Config,
     judging: folders.Judging,
 ) -> list[Any]:
-    """A row of the index but for its key and number."""
+    """A row of the index, without key and row number."""
     name = found[0].name if isinstance(found, tuple) else sample.key
     link = Link("", f"{url.rpartition('/')[2]}/{tars.utf8(name)}", tuple(labels), 0)
     if isinstance(found, tuple) and name != tars.utf8(name):
@@ -304,7 +306,7 @@ def _row(
 
 
 def _commit(dataset: str, unit: int, indexed: Indexed, first_row: int, seen: keys.Seen) -> Commit:
-    """Give the rows their keys and numbers, then write plan, index and commit; returns the commit that counts."""
+    """Set the rows' keys and numbers, then write plan, index and commit; returns the winning commit."""
     numbers = np.arange(first_row, first_row + len(indexed.rows))
     written = pa.array([name.encode("utf-8", "surrogateescape") for name in indexed.names], pa.binary())
     made = seen.unique(keys.clean(written, numbers), numbers, np.ones(len(numbers), bool)).to_pylist()

@@ -1,7 +1,7 @@
-"""Labelled pictures of a set on disk: where each one lies, and how it is read when its turn comes.
+"""Labelled pictures of a set on disk: where each one is, and how it is read when needed.
 
-A set has up to 1.3 million of them, so none holds its bytes: a file's picture is its name, an array's or a table's is a
-row number, and rows are read in blocks of which two are in memory.
+A set has up to 1.3 million pictures, so their bytes are not held: a picture is a file's name, or a row number of an
+array or table. Rows are read in blocks, two of which are in memory.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Picture(Protocol):
 
     @property
     def key(self) -> str:
-        """Not yet unique, and of any letters."""
+        """Not yet unique; may contain any characters."""
         ...
 
     @property
     def label(self) -> str:
-        """The first one; empty where there is none."""
+        """The first label; "" if there is none."""
         ...
 
     @property
@@ -49,16 +49,16 @@ class Picture(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of the picture, or of the file that it is a row of: what a rerun must find again."""
+        """Bytes of the picture, or of the file that it is a row of; must be the same in a rerun."""
         ...
 
     @property
     def bytes_before_reading(self) -> int:
-        """Of the picture alone, where that is known before it is read; else 0."""
+        """The picture's own size in bytes if known without reading it; else 0."""
         ...
 
     def read(self) -> bytes:
-        """An encoded picture. Raises ValueError naming what cannot be read."""
+        """The encoded picture. Raises ValueError naming the file that cannot be read."""
         ...
 
 
@@ -86,7 +86,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A picture that is a stretch of a file, such as a member of a tar."""
+    """A picture that is part of a file, such as a member of a tar."""
 
     path: Path
     name: str
@@ -110,7 +110,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A sample of a tar that has no picture; it is a link all the same, so that it is counted."""
+    """A sample of a tar that has no picture; it is still a link, so that it is counted."""
 
     name: str
     key: str
@@ -157,12 +157,12 @@ class Row:
 
 
 class Blocks:
-    """Rows of a source, read a block at a time; the last two blocks are kept, as threads that judge are never further
-    apart. `load(block)` gives encoded pictures, or uint8 pixels [H, W, 3] each."""
+    """Rows of a source, read a block at a time. The last two blocks are kept: the judging threads are never further
+    apart. `load(block)` returns encoded pictures, or pixels uint8 [pictures, H, W, 3]."""
 
     def __init__(self, load: Callable[[int], Sequence[bytes] | np.ndarray]) -> None:
         self._load = functools.lru_cache(maxsize=2)(load)
-        self._lock = threading.Lock()  # so that two threads never read one block twice
+        self._lock = threading.Lock()  # so that no block is read twice by two threads
 
     def __getitem__(self, block: int) -> Sequence[bytes] | np.ndarray:
         with self._lock:
@@ -170,7 +170,7 @@ class Blocks:
 
 
 def png(pixels_HW3: np.ndarray) -> bytes:
-    """Losslessly; the same pixels give the same bytes wherever the same image library is built in."""
+    """The pixels uint8 [H, W, 3] as a PNG. The same pixels and image library give the same bytes."""
     out = io.BytesIO()
     Image.fromarray(pixels_HW3).save(out, "PNG")
     return out.getvalue()
@@ -182,7 +182,7 @@ def _read(path: Path, offset: int, size: int) -> bytes:
             file.seek(offset)
             body = file.read(size)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}): rerun when it can") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}): rerun when it can be read") from None
     if len(body) < size:
         raise ValueError(f"{path}: became shorter during the import: rerun into another --out")
     return body
@@ -194,17 +194,17 @@ def _read(path: Path, offset: int, size: int) -> bytes:
 def listed(root: Path, name: str, label: str, where: Path) -> File:
     """The file that a list names. Raises ValueError when it is not there, or outside the set."""
     if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"{where}: {name!r} lies outside the set: get the list again")
+        raise ValueError(f"{where}: {name!r} is outside the set: get the list again")
     try:
         about = os.stat(root / name)
     except OSError:
-        raise ValueError(f"{root / name}: is listed in {where.name} and is not there: unpack the set again") from None
+        raise ValueError(f"{root / name}: is listed in {where.name}, but missing: unpack the set again") from None
     refuse_special(root / name, mode=about.st_mode)
     return File(root, name, file_key(name, label), label, about.st_size)
 
 
 def file_key(name: str, label: str) -> str:
-    """The file's own name where that tells its class, else its whole path."""
+    """The file's own name if it starts with the label, else its whole path with `_` for `/`; without the ending."""
     stem, dot, _ = name.rpartition(".")
     stem = stem if dot else name
     last = stem.rpartition("/")[2]
@@ -219,8 +219,7 @@ def is_picture(name: str) -> bool:
 
 
 def links(pictures: Sequence[Picture]) -> list[Link]:
-    """Links with unique keys of the allowed letters; a repeated one gets `_r<row>`. Raises ValueError for a name that
-    no table can hold."""
+    """Links with valid, unique keys; a repeated key gets `_r<row>`. Raises ValueError for a name that is not UTF-8."""
     seen: set[str] = set()
     found = []
     for row, picture in enumerate(pictures):

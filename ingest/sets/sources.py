@@ -1,7 +1,7 @@
 """Which pictures a set on disk holds, and their labels: class folders, WebDataset tars, the Hub's folders and Parquet.
 
-Nothing is passed over in silence: what is no picture of the set is in the note, and where the labels may be meant in
-two ways the user is asked for --split, --label-from or --no-labels.
+Nothing is skipped silently: files that are not pictures of the set are counted in a note, and where labels are
+ambiguous the user must give --split, --label-from or --no-labels.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ WILDS = {  # columns of metadata.csv as the WILDS package unpacks it, by --set (
     "rxrx1": {"dataset", "experiment", "plate", "well", "site", "sirna_id"},
     "iwildcam": {"split", "filename", "y"},
 }
-NAMED = 4  # in a line
+NAMED = 4  # names shown in a message
 
 
 @dataclass(frozen=True)
 class How:
-    """What the user says of labels."""
+    """The user's choices about labels."""
 
     label_from: LabelFrom = "auto"
-    labels: bool = True  # no: pictures need none, and get none
+    labels: bool = True  # False: pictures get no labels
     split: str | None = None
 
 
 @dataclass(frozen=True)
 class Found:
     pictures: Sequence[Picture]
-    remarks: list[str] = field(default_factory=list)  # what people must know of what was not taken
+    remarks: list[str] = field(default_factory=list)  # about files that were not taken
 
 
 def find(source: str, classes: str | None = None, how: How = How()) -> Found:
-    """The pictures of a source, in order. Raises ValueError naming what has no label or cannot be read, and where
-    labels may be meant in two ways."""
+    """The pictures of a source, in order. Raises ValueError naming what has no label or cannot be read, and for
+    ambiguous labels."""
     if not store.is_local(source):
         raise ValueError(f"{source}: sets are imported from local disks: copy it there, or index tars with --in-place")
     path = store.local_path(source)
     names = class_names(classes) if classes else None
     if not path.is_dir():
-        of = [Path(name) for name in local_tars(source)]
-        if not of:
+        given = [Path(name) for name in local_tars(source)]
+        if not given:
             raise ValueError(f"{source}: there is no such folder or tar: check --source")
-        refuse_packed(source, [tar.name for tar in of])
-        found = _in_tars(of, names, how)
+        refuse_packed(source, [tar.name for tar in given])
+        found = _in_tars(given, names, how)
     elif here := tars_of(path):
         found = _in_tars(here, names, how)
     else:
@@ -76,25 +76,25 @@ def find(source: str, classes: str | None = None, how: How = How()) -> Found:
 
 
 def local_tars(source: str) -> list[str]:
-    """What a path with wildcards and brace lists ({0000..0099}) stands for. Raises ValueError where it names a tar that
-    is not there beside others that are."""
-    from braceexpand import braceexpand  # as the webdataset library takes lists
+    """The files that a path with wildcards and brace lists ({0000..0099}) names. Raises ValueError if some of them are
+    missing."""
+    from braceexpand import braceexpand  # as in the webdataset library
 
     expanded = list(dict.fromkeys(str(store.local_path(each)) for each in braceexpand(source)))
     found = {each: [each] if os.path.exists(each) else sorted(glob.glob(each)) for each in expanded}
     absent = [each for each, names in found.items() if not names]
     if absent and len(absent) < len(expanded):
-        raise ValueError(f"{source}: names {absent[0]}, which is not there: get it, or leave it out")
+        raise ValueError(f"{source}: names {absent[0]}, which does not exist: get it, or leave it out")
     return list(dict.fromkeys(name for names in found.values() for name in names))
 
 
 def tars_of(folder: Path) -> list[Path]:
-    """The tars right in a folder. Raises ValueError where compressed ones or folders of pictures are beside them."""
+    """The tars directly in a folder. Raises ValueError if it also has compressed tars or folders of pictures."""
     inside = sorted(folder.iterdir())
     found = [path for path in inside if path.suffix.lower() == ".tar" and path.name[0] not in "._"]
     refuse_packed(str(folder), [path.name for path in inside])
-    beside = [path for path in inside if path.is_dir() and not _is_junk(path.name)] if found else []
-    for path in beside:
+    others = [path for path in inside if path.is_dir() and not _is_junk(path.name)] if found else []
+    for path in others:
         if next(walk(path), None) is not None:
             raise ValueError(
                 f"{folder}: holds tars ({found[0].name}) and folders of pictures ({path.name}): give one as SOURCE, "
@@ -104,7 +104,7 @@ def tars_of(folder: Path) -> list[Path]:
 
 
 def refuse_packed(source: str, names: Iterable[str]) -> None:
-    """Raises ValueError naming compressed archives and what unpacks them."""
+    """Raises ValueError naming compressed archives and the command that unpacks them."""
     packed = [name for name in names if name.lower().endswith(PACKED) and not name.startswith(".")]
     if packed:
         command = next((how for end, how in _UNPACK.items() if packed[0].lower().endswith(end)), "tar -xf")
@@ -127,7 +127,7 @@ def _in_tars(paths: Sequence[Path], names: dict[str, str] | None, how: How) -> F
 
 
 def remarks(unused: tars.Unused) -> list[str]:
-    """What to say of members that no sample uses."""
+    """A remark about members that no sample uses, if there are any."""
     kinds = [f"{count:,} {kind}" for kind, count in unused.kinds.most_common(NAMED + 1)]
     more = f" and {len(unused.kinds) - len(kinds)} more kinds" if len(unused.kinds) > len(kinds) else ""
     return [f"members of the tars that no sample uses: {', '.join(kinds)}{more}"] if kinds else []
@@ -148,7 +148,7 @@ def _in_tar(tar: Path, names: dict[str, str] | None, how: How, unused: tars.Unus
                 tars.samples(headers, str(tar), unused, bodies, adjacent=False), key=lambda sample: sample.key
             )
     except OSError as error:
-        raise ValueError(f"{tar}: cannot be read ({error.strerror}): rerun when it can") from None
+        raise ValueError(f"{tar}: cannot be read ({error.strerror}): rerun when it can be read") from None
     except ValueError as error:
         damaged = str(error).endswith("WebDataset tar")
         raise ValueError(str(error).replace(f"{tar}: ", f"{tar}: cannot be read: ", damaged)) from None
@@ -199,7 +199,8 @@ def _of_folder(root: Path, names: dict[str, str] | None, how: How) -> Found:
 
 
 def _split_of(root: Path, split: str | None) -> Path:
-    """The folder of a split. Raises ValueError where there is none of the name."""
+    """The folder of a split; the root itself for Parquet files, or without a split. Raises ValueError if there is no
+    folder of that name."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not _is_junk(path.name))
     if split is None or hub.files(root, split):
         return root
@@ -209,11 +210,11 @@ def _split_of(root: Path, split: str | None) -> Path:
 
 
 def _check_classes(root: Path, paths: list[list[str]], how: How) -> None:
-    """Raises ValueError where a picture has no folder, or where the folders may be classes in two ways."""
+    """Raises ValueError if a picture has no folder, or if it is ambiguous which folders are the classes."""
     outside = next((parts for parts in paths if len(parts) < 2), None)
     if outside is not None:
         raise ValueError(
-            f"{root}/{outside[0]}: lies outside a class folder: put it into {root}/CLASS/, or import the set with "
+            f"{root}/{outside[0]}: is outside a class folder: put it into {root}/CLASS/, or import the set with "
             "--no-labels"
         )
     if how.label_from != "auto":
@@ -223,14 +224,14 @@ def _check_classes(root: Path, paths: list[list[str]], how: How) -> None:
     last = {parts[-2] for parts in paths}
     if paths and all(len(parts) > 2 for parts in paths) and len(last) > len(first):
         raise ValueError(
-            f"{root}: has folders in folders: say which are the classes, the {len(first):,} first ones "
+            f"{root}: has folders in folders: choose the classes, the {len(first):,} first ones "
             f"({_some(sorted(first))}) with --label-from folder or the {len(last):,} last ones "
             f"({_some(sorted(last))}) with --label-from parent"
         )
 
 
 def _passed_over(root: Path) -> list[str]:
-    """What to say of files in a folder of classes that are no pictures, by ending."""
+    """A remark about files in a folder of classes that are not pictures, by ending, if there are any."""
     kinds: Counter[str] = Counter()
     for _, below, files in os.walk(root):
         kinds.update(f"in {name}" for name in below if _is_junk(name))
@@ -246,11 +247,11 @@ def _is_junk(folder: str) -> bool:
 
 
 def in_folder(root: Path, names: dict[str, str] | None = None) -> Iterator[File]:
-    """The pictures below a folder of class folders. Raises ValueError for one that lies outside a class folder."""
+    """The pictures below a folder of class folders. Raises ValueError for one outside a class folder."""
     for relative, size in walk(root):
         label, slash, _ = relative.partition("/")
         if not slash:
-            raise ValueError(f"{root / relative}: lies outside a class folder: put it into {root}/CLASS/")
+            raise ValueError(f"{root / relative}: is outside a class folder: put it into {root}/CLASS/")
         key = file_key(relative, label)
         yield File(root, relative, key, named(label, names, root / relative), size)
 
@@ -258,7 +259,7 @@ def in_folder(root: Path, names: dict[str, str] | None = None) -> Iterator[File]
 def walk(root: Path) -> Iterator[tuple[str, int]]:
     """(path relative to root, bytes) of every picture file, folder by folder, in sorted order. Raises ValueError for
     one that cannot be read."""
-    walked: set[str] = set()  # folders may be links; a circle of them must end
+    walked: set[str] = set()  # folders may be links; this ends a cycle of links
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if not _is_junk(name))
         real = os.path.realpath(folder)
@@ -270,7 +271,7 @@ def walk(root: Path) -> Iterator[tuple[str, int]]:
         for name in sorted(filter(is_picture, files)):
             try:
                 about = os.stat(os.path.join(folder, name))
-            except OSError as error:  # such as a link to nothing
+            except OSError as error:  # such as a broken link
                 raise ValueError(f"{folder}/{name}: cannot be read ({error.strerror}): remove or repair it") from None
             refuse_special(name, f"{folder}/{name}", about.st_mode)
             yield place.removeprefix("./") + name, about.st_size
@@ -280,7 +281,7 @@ def walk(root: Path) -> Iterator[tuple[str, int]]:
 
 
 def _in_metadata(root: Path, path: Path, names: dict[str, str] | None, how: How) -> Found:
-    """The pictures that a metadata file names. Raises ValueError for a row without one, or without a label."""
+    """The pictures that a metadata file names. Raises ValueError for a row without a picture or a label."""
     found: list[Picture] = []
     for number, row in _metadata_rows(path):
         name = row.get("file_name")
@@ -303,7 +304,7 @@ def _in_metadata(root: Path, path: Path, names: dict[str, str] | None, how: How)
 
 
 def _not_the_hubs(row: Mapping[str, Any]) -> str:
-    """What to do about a table of metadata that has no column file_name."""
+    """An error text for a metadata table without a column file_name, with what to do."""
     for name, columns in WILDS.items():
         if columns <= row.keys():
             return f"is that of WILDS' {name}: give --set {name}, which knows its splits and classes"
@@ -337,7 +338,10 @@ def named(label: str, names: dict[str, str] | None, where: Path | str) -> str:
 
 
 def class_names(url: str) -> dict[str, str]:
-    """Label as written -> name. A "wnid" is preferred to a "name", which is not always unique."""
+    """Label as written -> class name, from a JSON file. A "wnid" is preferred to a "name", which may not be unique.
+
+    Raises ValueError for a file of another form or with repeated names.
+    """
     value = store.read_json(url)
     entries: list[tuple[Any, Any]]
     if isinstance(value, dict):

@@ -1,12 +1,11 @@
-"""What a WebDataset-like tar of others holds: its samples, and for each its picture and labels. Copying and indexing in
-place read tars by these rules alone, so that they agree.
+"""What a foreign, WebDataset-like tar holds: its samples, and the picture and labels of each. Copying and indexing in
+place both use these rules, so that they agree.
 
-Members of one sample share a key: their path up to the first dot of the file's name (a dot before a digit is no such
-dot, so `v1.0_7.jpg` is a sample of its own). Of a sample the picture is the field jpg, png, …, else the only field
-that ends so; its labels are the field cls, else all that end so; else "labels" or "label" in json; else a single line
-of at most 100 characters in txt. Where no sample of a tar has a label of its own, the folders in the tar are the
-classes, or the tar is one (ImageNet-21K's form). What is neither picture nor label of a sample is counted by what it
-is.
+Members of one sample share a key: their path up to the first dot of the file's name (dots before a digit do not count,
+so `v1.0_7.jpg` is a sample of its own). A sample's picture is the field jpg, png, …, else the only field with such an
+ending. Its labels are the field cls, else all fields with that ending; else "labels" or "label" in json; else a single
+line of at most 100 characters in txt. If no sample of a tar has its own label, the folders in the tar are the classes,
+or the tar is one (ImageNet-21K's form). Members that are neither picture nor label are counted by kind.
 """
 
 from __future__ import annotations
@@ -26,24 +25,24 @@ LabelFrom = Literal["auto", "folder", "parent", "tar"]
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
 LABELS = ("cls", "json", "txt")
-MAX_LABEL_BYTES = 32 << 20  # of a member; a larger one is no label, and is not read
+MAX_LABEL_BYTES = 32 << 20  # of a member; a larger one is not a label, and is not read
 LONGEST_LABEL = 100  # characters of a txt that is taken for a label; a longer one is a caption
 _PREFERRED = ("jpg", "jpeg", "png", "webp")
-_META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library passes over
+_META = re.compile(r"__[^/]*__($|/)")  # names that the webdataset library skips
 _LEFTOVER = re.compile(r"(^|/)(\._[^/]*|__MACOSX/.*|\.DS_Store|Thumbs\.db|PaxHeaders[^/]*/.*|@eaDir/.*)$")
-_ROOT = re.compile(r"^(?:\.?/+)+")  # of `tar -C FOLDER .`: where a tar begins is no part of a name
+_ROOT = re.compile(r"^(?:\.?/+)+")  # written by `tar -C FOLDER .`; not part of a name
 _KEY = re.compile(r"^((?:.*/|)[^./]+(?:\.\d[^.]*)*?)\.((?!\d[^.]*\.)[^/]*)$")
 
-Field = tuple[Placed, bytes]  # where a member is, and its bytes where they may be wanted
+Field = tuple[Placed, bytes]  # a member's place, and its bytes if they may be needed
 
 
 class Refused(ValueError):
-    """A whole tar whose members cannot be made samples of; says why, and of which."""
+    """A whole tar whose members do not form samples; the message says which, and why."""
 
 
 @dataclass
 class Sample:
-    """Members of one key, by field; `linked` are those that are links to others and have no bytes of their own."""
+    """The members of one key, by field; `linked` holds those that are links to other members, without bytes."""
 
     key: str
     fields: dict[str, Field] = field(default_factory=dict)
@@ -52,7 +51,7 @@ class Sample:
 
 @dataclass
 class Unused:
-    """How many members of which kind no sample uses."""
+    """How many members no sample uses, by kind."""
 
     kinds: Counter[str] = field(default_factory=Counter)
 
@@ -63,10 +62,11 @@ class Unused:
 def samples(
     source: Walkable, url: str, unused: Unused, bodies: Callable[[Placed], bytes], adjacent: bool
 ) -> Iterator[Sample]:
-    """The tar's samples in order; `bodies` gives a member's bytes, or b"" where they are not wanted now.
+    """The tar's samples in order; `bodies` returns a member's bytes, or b"" if they are not needed now.
 
-    With `adjacent` each is given once the next begins, and members of one key that are apart are a ValueError, as is a
-    tar that is damaged, sparse, or has two members of one field side by side. Without it they may be anywhere.
+    With `adjacent` each sample is yielded once the next begins, and its members must be next to each other; otherwise
+    they may be anywhere in the tar. Raises ValueError for scattered members, for two members of one field next to each
+    other, and for a damaged or sparse tar.
     """
     try:
         for sample in _grouped(source, unused, bodies, adjacent):
@@ -80,7 +80,7 @@ def samples(
 
 
 def _grouped(source: Walkable, unused: Unused, bodies: Callable[[Placed], bytes], adjacent: bool) -> Iterator[Sample]:
-    done: dict[str, set[str]] = {}  # of samples that were given
+    done: dict[str, set[str]] = {}  # fields of the samples that were yielded, by key
     held: dict[str, list[Sample]] = {}
     current: Sample | None = None
     for member in walk(source, links=True):
@@ -100,7 +100,7 @@ def _grouped(source: Walkable, unused: Unused, bodies: Callable[[Placed], bytes]
             if adjacent and key in done and name not in done[key]:
                 raise Refused(
                     f"{member.name} is apart from the other members of {key}: import it without --in-place, or pack "
-                    "the members of a sample side by side"
+                    "the members of a sample next to each other"
                 )
             current = before[-1] if before and name not in {*before[-1].fields, *before[-1].linked} else Sample(key)
             if not adjacent and (not before or before[-1] is not current):
@@ -118,7 +118,7 @@ def _grouped(source: Walkable, unused: Unused, bodies: Callable[[Placed], bytes]
 
 
 def _apart(sample: Sample) -> list[Sample]:
-    """Samples whose keys have dots: pictures that have sidecars of their own. Raises ValueError for two pictures of one
+    """The sample split where its key has dots: pictures with their own sidecars. Raises Refused for two pictures of one
     name."""
     pictures = [name for name in sample.fields if is_picture(name)]
     if len(pictures) < 2:
@@ -151,8 +151,8 @@ def is_wanted(name: str) -> bool:
 
 
 def picture_of(sample: Sample, unused: Unused, labelled: bool) -> Field | str:
-    """The sample's picture, or why there is not one; members that are neither it nor, if it is `labelled`, its own
-    labels are counted, and so are links."""
+    """The sample's picture, or why it has none. Counts the other members in `unused`, including links; if `labelled`,
+    not its labels."""
     fields = sample.fields
     pictures = [name for name in fields if is_picture(name)]
     name = next((name for name in _PREFERRED if name in fields), None)
@@ -177,7 +177,7 @@ def picture_of(sample: Sample, unused: Unused, labelled: bool) -> Field | str:
 
 
 def _label_fields(sample: Sample) -> list[str]:
-    """The fields that labels are taken from: those of the first kind that may say some."""
+    """The fields that labels are taken from: those of the first kind that may have labels."""
     for kind in LABELS:
         named = _of_kind(sample.fields, kind)
         if named and (kind != "json" or _json_labels(sample.fields[named[0]][1])):
@@ -186,7 +186,7 @@ def _label_fields(sample: Sample) -> list[str]:
 
 
 def labels_of(sample: Sample) -> list[str]:
-    """The sample's own labels, each once. Raises ValueError where they are links to other members."""
+    """The sample's own labels, each once. Raises ValueError if a label member is a link."""
     if any(name.rpartition(".")[2] == "cls" for name in sample.linked):
         raise ValueError(f"{sample.key}.cls is a link: pack the tar again with --hard-dereference --dereference")
     fields = sample.fields
@@ -224,7 +224,7 @@ def _text(value: Field) -> str:
 
 
 def utf8(text: str) -> str:
-    """The text, with ? for lone surrogates: names in tars and strings in json may hold some, an index cannot."""
+    """The text with ? for lone surrogates, which names in tars and JSON strings may have, but an index cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -232,8 +232,8 @@ def utf8(text: str) -> str:
 
 
 def labels_by_place(tar: str, members: Sequence[str], label_from: LabelFrom) -> list[str] | None:
-    """A label for each picture of a tar of which none has a label of its own, or None. Raises ValueError where folders
-    may be classes or splits."""
+    """A label for each picture of a tar in which no sample has its own label, or None. Raises ValueError if folders may
+    be either classes or splits."""
     folders = [[part for part in name.split("/")[:-1] if part not in ("", ".")] for name in members]
     stem = stem_of(tar)
     if label_from == "tar":
@@ -259,12 +259,12 @@ def stem_of(tar: str) -> str:
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder's name says that it is a part of a set, such as `imagenet21k_train` or `val2018`."""
+    """Whether a folder's name is that of a split, such as `imagenet21k_train` or `val2018`."""
     return any(word in SPLITS for word in re.split(r"[^a-z]+", name.lower()))
 
 
 def ask_about_splits(where: object, folders: Iterable[str]) -> None:
-    """Raises ValueError for folders that are splits and not classes."""
+    """Raises ValueError if the folders look like splits, not classes."""
     names = set(folders)
     splits = sorted(filter(is_split, names))
     if 2 * len(splits) >= len(names) and (len(splits) > 1 or (splits and len(names) == 1)):

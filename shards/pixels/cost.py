@@ -1,20 +1,20 @@
-"""What a picture would cost to decode, from its first bytes alone: no decoder is asked, and nothing is allocated."""
+"""What a picture would cost to decode, from its first bytes only: no decoder runs, nothing is allocated."""
 
 from __future__ import annotations
 
 import struct
 
-HEAD = 64  # bytes of a body that are looked at
+HEAD = 64  # bytes of a body that are read
 LARGE = 1 << 24  # pixels
-PIXELS_A_BYTE = 1_000  # of a file; the emptiest of 121,000 photographs has 12.5
+PIXELS_A_BYTE = 1_000  # more is a bomb; the emptiest of 121,000 photographs has 12.5
 
 
 def is_costly(head: bytes, size: int) -> bool:
-    """Whether decoding may take seconds or hundreds of megabytes: more than LARGE pixels in a format of which all must
-    be decoded. Of a JPEG an eighth of the side is enough.
+    """Whether decoding may take seconds or hundreds of megabytes: more than LARGE pixels in a format that must be
+    decoded whole. A JPEG is never costly: an eighth of its side is enough.
 
-    `head` are the first HEAD bytes or more of a body of `size` bytes. A TIFF does not say its size there; one that is
-    large enough to hold LARGE pixels counts. Smaller files are refused as bombs, see `promises_too_much`.
+    `head` are at least the first HEAD bytes of a body of `size` bytes. A TIFF does not have its size there; it is
+    costly if it is large enough to hold LARGE pixels. Smaller files are refused as bombs, see `promises_too_much`.
     """
     if size * PIXELS_A_BYTE < LARGE:
         return False
@@ -25,12 +25,12 @@ def is_costly(head: bytes, size: int) -> bool:
 
 
 def promises_too_much(width: int, height: int, size: int) -> bool:
-    """Whether a picture's header promises more pixels than a file of so many bytes holds, if it is not a bomb."""
+    """Whether a header claims so many pixels for a file of `size` bytes that it must be a bomb."""
     return width * height > PIXELS_A_BYTE * size
 
 
 def _sides(head: bytes) -> tuple[int, int]:
-    """Width and height; (0, 0) where the format does not say them here."""
+    """(width, height); (0, 0) if this format does not have them here."""
     if head.startswith(b"\x89PNG") and len(head) >= 24:
         return struct.unpack(">II", head[16:24])  # type: ignore[return-value]
     if head.startswith((b"GIF87a", b"GIF89a")) and len(head) >= 10:
@@ -44,7 +44,7 @@ def _sides(head: bytes) -> tuple[int, int]:
 
 
 def _webp(head: bytes) -> tuple[int, int]:
-    """RFC 9649, 2.5 to 2.7."""
+    """(width, height) of a WebP (RFC 9649, 2.5 to 2.7)."""
     if head[12:16] == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1

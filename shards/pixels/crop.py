@@ -1,12 +1,12 @@
-"""Views of plain JPEGs decoded in one go, straight into a batch: the reference's pixels for some 40 % of the CPU.
+"""Views of plain JPEGs decoded straight into a batch: the reference's pixels for some 40 % of the CPU.
 
-An accelerator that is never needed: `make setup` compiles `crop.c` where there are a C compiler and libjpeg-turbo's
-headers (python -m shards.pixels.crop). It answers only for files that the reference decoder (`shards.pixels.image`)
-accepts too, and with the same pixels; every other file is refused, all of them without the compiled library, and goes
-to the reference.
+An optional accelerator: `make setup` compiles `crop.c` if there are a C compiler and libjpeg-turbo's headers
+(python -m shards.pixels.crop). It decodes only files that the reference decoder (`shards.pixels.image`) also accepts,
+with the same pixels; it refuses every other file, and without the compiled library all files. The reference decodes
+what it refuses.
 
-Decoding at 1/2 or less (DCT scaling) is left out: pixels stay within 50 dB of the reference only where what it leaves
-is still three times too large, so it would serve crops above 1,300 pixels alone (`xtra bench decode`).
+Decoding at 1/2 or less (DCT scaling) is left out: pixels stay within 50 dB of the reference only if the scaled picture
+is still three times too large, so it would only help crops above 1,300 pixels (`xtra bench decode`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIBRARIES = ("-ljpeg", "-lm")
 
 
 class Cropper:
-    """The loaded library. Calls from several threads run side by side."""
+    """The loaded library. Calls from several threads run in parallel."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError when it cannot be loaded here."""
@@ -43,7 +43,7 @@ class Cropper:
         self.codec = loaded.crop_codec().decode()
 
     def sizes(self, bodies: Sequence[Body]) -> list[tuple[int, int] | None]:
-        """(width, height) by the header, of each picture that is taken if its data is sound; None of the others."""
+        """(width, height) by the header of each picture that can be decoded if its data is sound; None for others."""
         lent, places, lengths = _lent(bodies)
         found = np.empty((len(bodies), 2), np.int32)
         self._sizes(len(bodies), places.ctypes.data, lengths.ctypes.data, found.ctypes.data)
@@ -53,8 +53,8 @@ class Cropper:
     def decode_batch(
         self, bodies: Sequence[Body], views: Sequence[View | None], size: int, out_B3HW: np.ndarray
     ) -> list[int]:
-        """Decode into uint8 [B, 3, size, size]. Returns the indices that are refused, whose pixels may be anything:
-        what is not plain, not sound, or has no view."""
+        """Decode into uint8 [B, 3, size, size]. Returns the indices that are refused (not plain, not sound, or without
+        a view), whose pixels are undefined."""
         assert (out_B3HW.shape, out_B3HW.dtype) == ((len(bodies), 3, size, size), np.uint8), out_B3HW.shape
         assert out_B3HW.flags.c_contiguous
         lent, places, lengths = _lent(bodies)
@@ -77,26 +77,26 @@ _NONE = (0,) * len(View._fields)
 
 
 def _lent(bodies: Sequence[Body]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Arrays over the bodies' memory, to be held as long as it is read; where they begin; how long they are."""
+    """Arrays over the bodies' memory, to be kept while it is read; their addresses; their lengths."""
     lent = [np.frombuffer(body, np.uint8) for body in bodies]
     places = np.array([array.ctypes.data for array in lent], np.uintp)
     return lent, places, np.array([len(array) for array in lent], np.uintp)
 
 
 def sizes(bodies: Sequence[Body]) -> list[tuple[int, int] | None]:
-    """`Cropper.sizes`; all None where the library was not built or does not load."""
+    """`Cropper.sizes`; all None if the library was not built or does not load."""
     cropper = loaded()
     return cropper.sizes(bodies) if cropper is not None else [None] * len(bodies)
 
 
 def decode_batch(bodies: Sequence[Body], views: Sequence[View | None], size: int, out_B3HW: np.ndarray) -> list[int]:
-    """`Cropper.decode_batch`; refuses all where the library was not built or does not load."""
+    """`Cropper.decode_batch`; refuses all if the library was not built or does not load."""
     cropper = loaded()
     return cropper.decode_batch(bodies, views, size, out_B3HW) if cropper is not None else list(range(len(bodies)))
 
 
 def build_name() -> str:
-    """What decodes for training here, for the record of a run."""
+    """The name of the decoder for training, for the record of a run."""
     cropper = loaded()
     return IMAGE_BUILD if cropper is None else f"crop.c with {cropper.codec}, and {IMAGE_BUILD}"
 
@@ -110,12 +110,12 @@ def loaded() -> Cropper | None:
 
 
 def library() -> Path:
-    """Where the compiled library of this very source lies, if it was built."""
+    """The path of the library compiled from this exact source, if it was built."""
     return native.library(SOURCE)
 
 
 def build(target: Path | None = None) -> str:
-    """Compile the library; says in a few words why it could not, or nothing."""
+    """Compile the library; returns why it could not be compiled, or ""."""
     return native.build(SOURCE, target or library(), FLAGS, LIBRARIES)
 
 

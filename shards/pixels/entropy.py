@@ -1,8 +1,8 @@
-"""The gray picture of a sound baseline JPEG at an eighth of its size, for half of what decoding it so costs.
+"""The gray picture of a sound baseline JPEG at an eighth of its size, at half the cost of decoding it at that size.
 
-An accelerator that is never needed: `make setup` compiles `entropy.c` where there is a C compiler (python -m
-shards.pixels.entropy). It answers only for files that the reference decoder accepts too, with the same pixels; for
-every other file, or without the compiled library, the answer is None and the reference decoder is asked.
+An optional accelerator: `make setup` compiles `entropy.c` if there is a C compiler (python -m shards.pixels.entropy).
+It decodes only files that the reference decoder also accepts, with the same pixels; for every other file, or without
+the compiled library, it returns None and the reference decoder is used.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 from shards.pixels import native
 
 SOURCE = Path(__file__).with_suffix(".c")
-LARGEST = 8 << 20  # bytes; each thread keeps scratch of the size of its largest body
+LARGEST = 8 << 20  # bytes; each thread keeps a buffer of the size of its largest body
 FLAGS = ("-O2", "-std=c11")
 
 
 def library() -> Path:
-    """Where the compiled library of this very source lies, if it was built."""
+    """The path of the library compiled from this exact source, if it was built."""
     return native.library(SOURCE)
 
 
 def build(target: Path | None = None) -> str:
-    """Compile the library; says in a few words why it could not, or nothing."""
+    """Compile the library; returns why it could not be compiled, or ""."""
     return native.build(SOURCE, target or library(), FLAGS)
 
 
 class Walker:
-    """The library, and what one thread at a time needs to use it."""
+    """The library and its buffers; for one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError when it cannot be loaded here."""
@@ -44,7 +44,7 @@ class Walker:
         self._scratch = ctypes.create_string_buffer(self._overrun)
 
     def plane(self, body: bytes, width: int, height: int) -> tuple[tuple[int, int], bytes] | None:
-        """(width, height) and the rows of a picture of width x height pixels at an eighth of its size; or None."""
+        """((width, height), gray rows) of a picture of width x height pixels at an eighth of its size; or None."""
         if len(body) > LARGEST:
             return None
         need = len(body) + self._overrun
@@ -60,7 +60,7 @@ _threads = threading.local()
 
 
 def plane(body: bytes, width: int, height: int) -> tuple[tuple[int, int], bytes] | None:
-    """`Walker.plane` of this thread's own walker; None where the library was not built or does not load."""
+    """`Walker.plane` of this thread's walker; None if the library was not built or does not load."""
     walker = getattr(_threads, "walker", _threads)
     if walker is _threads:
         walker = _threads.walker = _load()

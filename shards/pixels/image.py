@@ -1,13 +1,13 @@
-"""The one door to pixels on the CPU: what a byte string is, whether it is sound, and its pixels as RGB.
+"""The only way to pixels on the CPU: a body's format, whether it is sound, and its pixels as RGB.
 
-Every input is hostile. A body is opened only by the decoder its first bytes name; its pixel count is checked before
-anything is decoded; every failure is an `Undecodable` that says why. This decoder is the reference for what is bad.
+Every input may be hostile. A body is opened only by the decoder that its first bytes name; its pixel count is checked
+before decoding; every failure is an `Undecodable` that says why. This decoder is the reference for what is damaged.
 
-Policy: JPEG (of an MPO the first picture), PNG, WebP, GIF, BMP, TIFF, told by content; of animations the first frame.
+Policy: JPEG (of an MPO the first picture), PNG, WebP, GIF, BMP, TIFF, by content; of animations the first frame.
 Pixels are 8-bit RGB, upright by EXIF orientation: gray is repeated, palettes are looked up, CMYK and YCCK are read in
 Adobe's inverted sense, 16-bit samples keep their high byte (32-bit ones are unsupported), alpha is laid over white; ICC
 profiles are not applied (the index says which samples have one). It is strict: a truncated file is refused even if most
-of it could be shown, and so is a JPEG whose data is damaged, as far as `shards.pixels.jpeg` can tell.
+of it could be shown, and so is a JPEG with damaged data, as far as `shards.pixels.jpeg` can detect it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from PIL import Image, PngImagePlugin
 
 from shards.pixels import jpeg, png
 
-MAX_PIXELS = 178_956_970  # Pillow refuses more than this itself; a lower cap can be asked for
+MAX_PIXELS = 178_956_970  # Pillow's own limit; callers may set a lower one
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"
 
 _PILLOW_NAMES = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
-MAX_PIECES = 100_000  # strips or tiles of a TIFF; one a row is usual, and the cap of pixels has no use for more
-GLANCE = 32  # pixels, of the short side
+MAX_PIECES = 100_000  # strips or tiles of a TIFF; one a row is usual, and no picture within the pixel cap needs more
+GLANCE = 32  # pixels of the short side
 FORMATS = frozenset({*_PILLOW_NAMES, "mpo"})
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,7 +44,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Text chunks of a PNG are inflated when it is opened: 1 MiB each is Pillow's own cap, this is the one for all together.
+# Text chunks of a PNG are inflated when it is opened. Pillow's cap is 1 MiB for each; this is the cap for all together.
 PngImagePlugin.MAX_TEXT_MEMORY = 8 << 20  # type: ignore[bad-assignment]
 _SILENT = re.compile(r"PIL\.")
 
@@ -63,7 +63,7 @@ class TooManyPixels(Undecodable):
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture's header says, before any pixel is decoded."""
+    """The properties in a picture's header, read before any pixel is decoded."""
 
     format: str  # one of FORMATS
     width: int  # as stored
@@ -78,7 +78,7 @@ class Header:
 def sniff(body: bytes) -> str | None:
     """The format by content: one of FORMATS, the name of a picture format we do not take, or None for anything else.
 
-    An MPO begins like any JPEG and is told apart by `header`.
+    An MPO begins like any JPEG; only `header` distinguishes it.
     """
     for name, starts in _MAGIC.items():
         if body.startswith(starts):
@@ -108,7 +108,7 @@ _BMP_HEADERS = {struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 12
 
 @dataclass(frozen=True)
 class Opened:
-    """A body whose header has been read. Its pixels can be had once: every decoding needs an `Opened` of its own."""
+    """A body whose header has been read. It can be decoded once: every decoding needs its own `Opened`."""
 
     header: Header
     body: bytes
@@ -116,14 +116,14 @@ class Opened:
 
 
 def read(body: bytes, max_pixels: int = MAX_PIXELS) -> Opened:
-    """Parse the header alone. Raises Undecodable, Unsupported, TooManyPixels."""
+    """Parse only the header. Raises Undecodable, Unsupported, TooManyPixels."""
     with _refusals():
         image = _open(body, max_pixels)
         return Opened(_header(image), body, image)
 
 
 def header(body: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """What `read` says of a body. Raises Undecodable, Unsupported, TooManyPixels."""
+    """The header of a body. Raises Undecodable, Unsupported, TooManyPixels."""
     return read(body, max_pixels).header
 
 
@@ -133,14 +133,15 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def check(body: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Prove that `decode` will work, for less; see `glance`. Raises Undecodable, Unsupported, TooManyPixels."""
+    """Prove at lower cost that `decode` will work; see `glance`. Raises Undecodable, Unsupported, TooManyPixels."""
     return glance(read(body, max_pixels))
 
 
 def upright(opened: Opened, short: int | None = None) -> Image.Image:
     """The picture as RGB, orientation applied. Raises Undecodable.
 
-    With `short`, a JPEG comes at 1/2, 1/4 or 1/8 of its size, decoded for less, if its short side keeps so many pixels.
+    With `short`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, at lower cost, if its short side keeps so many
+    pixels.
     """
     with _refusals():
         rgb = _to_rgb(_load(opened, "RGB", short))
@@ -151,8 +152,8 @@ def upright(opened: Opened, short: int | None = None) -> Image.Image:
 def glance(opened: Opened) -> Image.Image:
     """A small upright gray picture, as proof that all of the data can be decoded. Raises Undecodable.
 
-    All entropy-coded data of a JPEG is read, but only an eighth of its side is reconstructed (more where that would be
-    under 32 pixels), and no colour. Other formats are decoded whole.
+    All entropy-coded data of a JPEG is read, but only an eighth of its side is reconstructed (more if that would be
+    under 32 pixels), without colour. Other formats are decoded whole.
     """
     with _refusals():
         image = _load(opened, "L", GLANCE)
@@ -161,22 +162,22 @@ def glance(opened: Opened) -> Image.Image:
         return gray.transpose(how) if how is not None else gray
 
 
-def mended(body: bytes) -> bytes:
-    """The same bytes; or, of a JPEG that provably lacks nothing but its end marker, with it, and of a PNG without
-    damaged chunks that no picture needs. Raises Undecodable."""
+def repaired(body: bytes) -> bytes:
+    """The body with the missing end marker of a JPEG, if nothing else is missing, or without damaged ancillary chunks
+    of a PNG; any other body unchanged. Raises Undecodable."""
     if body.startswith(png.START):
-        return png.mended(body)
+        return png.repaired(body)
     if not body.startswith(_MAGIC["jpeg"]):
         return body
     with _refusals():
-        return jpeg.mended(body)
+        return jpeg.repaired(body)
 
 
 def shrink(image: Image.Image, short: int) -> Image.Image:
     """Reduced to a short side of `short` pixels, proportions kept, each pixel the average of the area that it covers.
 
-    Never for enlarging. (Area averages are what OpenCV's INTER_AREA gives; Pillow's bicubic filter costs 2.5 times as
-    much, and pictures are resampled once more when they are cropped for training.)
+    Not for enlarging. (These area averages are those of OpenCV's INTER_AREA. Pillow's bicubic filter costs 2.5 times as
+    much, and pictures are resampled again when they are cropped for training.)
     """
     scale = short / min(image.size)
     assert scale <= 1, f"{image.size} is not larger than {short}"
@@ -185,7 +186,7 @@ def shrink(image: Image.Image, short: int) -> Image.Image:
 
 
 def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture within side x side pixels, upright, as RGB; of a JPEG no more is reconstructed than that takes.
+    """The picture within side x side pixels, upright, as RGB; a JPEG is decoded at the smallest sufficient scale.
 
     Raises Undecodable, Unsupported, TooManyPixels.
     """
@@ -195,28 +196,28 @@ def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Ima
 
 
 class View(NamedTuple):
-    """What is shown of an upright picture, all in pixels: a box is cut out of it, the cut is resized (bicubic,
-    antialiased), and of that a square window is taken, perhaps mirrored. The window's side is said beside it."""
+    """A view of an upright picture, in pixels: a box is cut out, the cut is resized (bicubic, antialiased), and a
+    square window is taken from that, perhaps mirrored. The side of the window is given separately."""
 
     x: int
     y: int
     width: int
     height: int
-    to_width: int  # of the whole cut, resized
+    to_width: int  # of the whole resized cut
     to_height: int
-    left: int  # of the window in that
+    left: int  # of the window in the resized cut
     top: int
     mirrored: bool = False
 
 
 def crop_view(box: tuple[int, int, int, int], size: int, mirrored: bool = False) -> View:
-    """A box (x, y, width, height), resized to size x size."""
+    """The view of a box (x, y, width, height), resized to size x size."""
     return View(*box, size, size, 0, 0, mirrored)
 
 
 def centre_view(width: int, height: int, resize: int, size: int) -> View:
-    """Of a picture of width x height: its short side to `resize`, the central size x size of that (torchvision's
-    Resize, CenterCrop). Raises ValueError when that is too small."""
+    """The view of a picture of width x height resized to short side `resize`, then cropped to its central size x size
+    (torchvision's Resize, CenterCrop). Raises ValueError if size > resize."""
     if size > resize:
         raise ValueError(f"crop {size} is larger than the resized short side {resize}: ask for at most {resize}")
     if width <= height:
@@ -230,8 +231,8 @@ def centre_view(width: int, height: int, resize: int, size: int) -> View:
 def show(picture: Image.Image, view: View, out_3HW: np.ndarray) -> None:
     """Write the view of an upright RGB picture into uint8 [3, size, size].
 
-    The box is cut out first, as torchvision does: nothing outside it has any part in the pixels.
-    Raises TooManyPixels where the resized picture would be that large, as a very narrow one may.
+    The box is cut out first, as in torchvision: nothing outside it affects the pixels.
+    Raises TooManyPixels if the resized picture would be too large, as for a very narrow one.
     """
     size = out_3HW.shape[-1]
     if view.to_width * view.to_height > MAX_PIXELS:
@@ -250,9 +251,9 @@ def show(picture: Image.Image, view: View, out_3HW: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """Turn whatever Pillow raises on hostile bytes into an Undecodable; keep its warnings off the user's terminal."""
-    # Once per process (not catch_warnings, which is not safe among threads): what Pillow warns of is either harmless
-    # (unreadable EXIF) or refused here. Tests reset the filters, hence the look before every call.
+    """Turn any exception of Pillow on hostile bytes into an Undecodable; keep its warnings off the user's terminal."""
+    # Once per process, as catch_warnings is not thread-safe: what Pillow warns of is either harmless (unreadable EXIF)
+    # or refused here. Tests reset the filters, hence the check in every call.
     if not warnings.filters or warnings.filters[0][3] != _SILENT:
         warnings.filterwarnings("ignore", module=_SILENT.pattern)
     try:
@@ -287,12 +288,12 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
 
 
 def _check_pieces(body: bytes) -> None:
-    """Of how many strips or tiles the first picture of a TIFF is made: Pillow builds an object for each that is listed,
-    needed or not, 2 GB from a file of 26 MB."""
+    """Raises Undecodable if the first picture of a TIFF lists too many strips or tiles: Pillow makes an object for
+    each, needed or not, 2 GB from a file of 26 MB."""
     order = "<" if body[:2] == b"II" else ">"
     big = 43 in body[2:4]
     where, number, entry = ("Q", "Q", "HHQ8x") if big else ("I", "H", "HHI4x")
-    with contextlib.suppress(struct.error):  # Pillow says what is wrong with it
+    with contextlib.suppress(struct.error):  # Pillow will report the damage
         (start,) = struct.unpack_from(order + where, body, 8 if big else 4)
         (entries,) = struct.unpack_from(order + number, body, start)
         at = start + struct.calcsize("<" + number)
@@ -332,7 +333,7 @@ def _header(image: Image.Image) -> Header:
 
 
 def _is_ultra_hdr(photo: jpeg.Jpeg) -> bool:
-    """Whether what follows the picture is only a gain map for it (Ultra HDR), which every reader may ignore."""
+    """Whether only a gain map for the picture (Ultra HDR), which readers may ignore, follows it."""
     return any(name == "APP1" and b' hdrgm:Version="' in data for name, data in photo.applist)
 
 
@@ -343,7 +344,7 @@ _INTEGERS = {3: "H", 4: "I"}
 
 
 def _ifd_value(data: bytes, tag: int) -> int | None:
-    """An integer in the first IFD of a TIFF structure, read directly: Pillow's parser copies all it points to."""
+    """An integer in the first IFD of a TIFF structure, read directly: Pillow's parser copies all data it refers to."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return None
@@ -362,7 +363,7 @@ def _ifd_value(data: bytes, tag: int) -> int | None:
 
 
 def _load(opened: Opened, mode: str, short: int | None) -> Image.Image:
-    """Decode, as strictly as each format allows. Only a JPEG saves work by `mode` and `short`, and may ignore them."""
+    """Decode, as strictly as each format allows. `mode` and `short` are hints that only JPEGs use, to save work."""
     image, body = opened.pixels, opened.body
     if isinstance(image, jpeg.Jpeg):
         return jpeg.load(image, body, mode, (short, short) if short else None)
@@ -375,13 +376,13 @@ def _load(opened: Opened, mode: str, short: int | None) -> Image.Image:
 
 
 def turn(head: Header) -> Image.Transpose | None:
-    """What makes a decoded picture upright."""
+    """The transposition that makes a decoded picture upright."""
     # Pillow turns a TIFF upright itself while loading it.
     return _TRANSPOSE.get(head.orientation) if head.format != "tiff" else None
 
 
 def _check_png(body: bytes) -> None:
-    """Checksums of the critical chunks, which Pillow does not look at for picture data, and the end chunk."""
+    """Check the checksums of critical chunks, which Pillow ignores for picture data, and the end chunk."""
     at = 8
     while at + 12 <= len(body):
         length = int.from_bytes(body[at : at + 4], "big")
@@ -407,7 +408,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _over_white(image: Image.Image) -> Image.Image:
     out = Image.new("RGB", image.size)
-    for top in range(0, image.height, 256):  # in strips: a large picture would otherwise be in memory four times
+    for top in range(0, image.height, 256):  # in strips, as a large picture would otherwise be in memory four times
         box = (0, top, image.width, min(top + 256, image.height))
         rgba = image.crop(box).convert("RGBA")
         out.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), box)

@@ -1,9 +1,9 @@
-"""When a body kills the process that decodes it: which one it was, and how to decode it without dying.
+"""Bodies that kill the process that decodes them: find which one it was, and decode it in a child process.
 
-A decoder with a hole ends its process (SIGSEGV), eats its memory (SIGKILL) or never comes back; no `except` catches
-that. So the number of what is being decoded stands in a small mapped file, which outlives the process (`InFlight`);
-whoever takes over reads it (`suspects`) and has those bodies decoded in a process of their own (`Child`), where a death
-is an answer like any other.
+A decoder with a bug ends its process (SIGSEGV), uses up its memory (SIGKILL) or never returns; no `except` catches
+that. So the numbers of the bodies being decoded are in a small mapped file, which outlives the process (`InFlight`).
+The next process reads it (`suspects`) and decodes those bodies in a child process (`Child`), whose death is an ordinary
+result.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ _NUMBER = struct.Struct("<q")
 
 
 def private_folder(root: str = "") -> Path:
-    """A folder of this user alone in the system's temporary one, or in `root`, where others know our names beforehand.
+    """A folder private to this user in the system's temporary folder, or in `root`, under a name that others can guess.
 
-    Raises ValueError when somebody else has made it, or opened it to others.
+    Raises ValueError if another user has made it, or it is open to others.
     """
     folder = Path(root or tempfile.gettempdir()) / f"xtra-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(0o700)
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
-        raise ValueError(f"{folder}: is not a folder of yours alone: remove it, or set TMPDIR to another folder")
+        raise ValueError(f"{folder}: is not a private folder of yours: remove it, or set TMPDIR to another folder")
     return folder
 
 
 @contextlib.contextmanager
 def own_file(path: Path) -> Iterator[BinaryIO]:
-    """A regular file of our own, to read: never through a link, never a pipe that does not end, never another user's.
+    """Open a regular file of this user for reading: never through a link, a pipe, or a file of another user.
 
     Raises OSError.
     """
@@ -62,30 +62,30 @@ def own_file(path: Path) -> Iterator[BinaryIO]:
 
 
 class InFlight:
-    """A mapped file that says which bodies, by number, this process is decoding now; `slots` of them at one time.
+    """A mapped file with the numbers of the bodies that this process is decoding, at most `slots` at a time.
 
-    It is locked while its process lives, however that ends, and deleted when all ends well.
+    It is locked while its process lives, and deleted by `close` unless memory ran out.
     """
 
     def __init__(self, path: Path, slots: int = 64) -> None:
         self._path = path
         aside = path.with_name(path.name + ".new")
-        aside.unlink(missing_ok=True)  # of a process that died right here
+        aside.unlink(missing_ok=True)  # left by a process that died before the rename
         handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "w+b") as file:
             file.write(bytes(slots * _NUMBER.size))
             file.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
-            self._map = mmap.mmap(file.fileno(), 0)  # holds a copy of the descriptor, and with it the lock
-        aside.rename(path)  # only now can others see it, and that it is locked
+            self._map = mmap.mmap(file.fileno(), 0)  # holds a copy of the descriptor, and so the lock
+        aside.rename(path)  # so that others never see it unlocked
         self._free = list(range(slots))
         self._starved = False
 
     @contextlib.contextmanager
     def decoding(self, *numbers: int) -> Iterator[None]:
-        """The bodies count as being decoded from here to the end of the block. Thread-safe.
+        """Mark the bodies as being decoded until the end of the block. Thread-safe.
 
-        After a MemoryError they still do: what comes next is a traceback, and another attempt must find them.
+        After a MemoryError they stay marked: the process is about to fail, and the next attempt must find them.
         """
         slots = [self._free.pop() * _NUMBER.size for _ in numbers]
         for slot, number in zip(slots, numbers):
@@ -113,7 +113,7 @@ class InFlight:
 
 
 def suspects(path: Path) -> frozenset[int]:
-    """The numbers that stood in this file when the process that wrote it died; none if it never lived."""
+    """The numbers that were marked in this file when its process died; none if there is no such file."""
     try:
         with own_file(path) as file:
             data = file.read()
@@ -124,7 +124,7 @@ def suspects(path: Path) -> frozenset[int]:
 
 
 def alive(path: Path) -> bool:
-    """Whether the process whose file this is still lives."""
+    """Whether the process that wrote this file still lives."""
     try:
         with own_file(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -136,19 +136,18 @@ def alive(path: Path) -> bool:
 
 
 class Killed(RuntimeError):
-    """What the body did to the process that decoded it."""
+    """The body killed the process that decoded it, or exceeded a limit; the message says which."""
 
 
 class ChildBroken(RuntimeError):
-    """The child process cannot work at all: nothing can be said of any body."""
+    """The child process does not work at all: no body can be judged."""
 
 
 class Child:
-    """Does one thing to bodies in a process of its own, which is started when first needed and replaced when it dies.
+    """Applies one function to bodies in a child process, which is started on first use and replaced when it dies.
 
-    `work` names, as "module:function", what it does: (words, body) -> (words, body), where words go as JSON. The child
-    inherits nothing but its pipes (no sockets, locks or credentials) and ends when its parent does. Not for several
-    threads at once.
+    `work` names the function as "module:function": (words, body) -> (words, body), where words are JSON objects. The
+    child inherits only its pipes (no sockets, locks or credentials) and ends when its parent does. Not thread-safe.
     """
 
     def __init__(self, work: str, seconds: float = 60.0) -> None:
@@ -165,16 +164,16 @@ class Child:
         self.close()
 
     def ask(self, words: dict[str, Any], body: bytes, memory: int) -> tuple[dict[str, Any], bytes]:
-        """What the work makes of them, with so many bytes of memory beyond what the child began with.
+        """The function's result for words and body, with `memory` bytes beyond what the child began with.
 
-        Raises Killed when the body ends the child, takes too long or wants more memory; ChildBroken.
+        Raises Killed if the body kills the child, takes too long or needs more memory; ChildBroken.
         """
         why = ""
-        for _ in range(2):  # a second child must die as well: the first may have been killed by somebody else
+        for _ in range(2):  # a second child must die as well: something else may have killed the first
             process = self._started()
             try:
                 _send(process.stdin, {"seconds": self.seconds, "memory": memory, "words": words}, body)
-                said, made = _receive(process.stdout, time.monotonic() + self.seconds)
+                answer, made = _receive(process.stdout, time.monotonic() + self.seconds)
             except TimeoutError:
                 self.close()
                 raise Killed(f"takes its decoder more than {self.seconds:g} s") from None
@@ -182,9 +181,9 @@ class Child:
                 why = f"kills its decoder ({_death(process)})"
                 self.close()
                 continue
-            if "starved" in said:
+            if "starved" in answer:
                 raise Killed(f"needs more than {memory >> 20} MiB to decode")
-            return said["words"], made
+            return answer["words"], made
         raise Killed(why)
 
     def close(self) -> None:
@@ -205,7 +204,7 @@ class Child:
             except (OSError, ValueError):
                 how = _death(self._process)
                 self.close()
-                raise ChildBroken(f"the process that decodes suspects does not start: {how}") from None
+                raise ChildBroken(f"the child process that decodes suspects does not start: {how}") from None
             assert ready == {"ready": True}
         return self._process
 
@@ -219,7 +218,7 @@ def _spawn(work: str) -> subprocess.Popen[bytes]:
 
 
 def _death(process: subprocess.Popen[bytes]) -> str:
-    """What became of a process that closed its pipe or talks nonsense."""
+    """How a process ended that closed its pipe or sent nonsense."""
     try:
         code = process.wait(5)
     except subprocess.TimeoutExpired:
@@ -243,7 +242,8 @@ def _send(pipe: IO[bytes] | None, words: dict[str, Any], body: bytes) -> None:
 
 
 def _receive(pipe: IO[bytes] | None, deadline: float = float("inf")) -> tuple[dict[str, Any], bytes]:
-    """Raises TimeoutError, ConnectionError when the other side is gone, ValueError on nonsense."""
+    """The words and body of one message. Raises TimeoutError, ConnectionError if the other side is gone, ValueError for
+    nonsense."""
     assert pipe is not None
     fd = pipe.fileno()
     words, body = _LENGTHS.unpack(_read(fd, _LENGTHS.size, deadline))
@@ -252,7 +252,7 @@ def _receive(pipe: IO[bytes] | None, deadline: float = float("inf")) -> tuple[di
 
 def _read(fd: int, size: int, deadline: float) -> bytes:
     pieces = bytearray()
-    ready = select.poll()  # not select.select, which knows no descriptor above 1023
+    ready = select.poll()  # not select.select, which is limited to descriptors below 1024
     ready.register(fd, select.POLLIN)
     while len(pieces) < size:
         left = deadline - time.monotonic()
@@ -271,10 +271,10 @@ Work = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
 
 
 def main(name: str) -> None:
-    """Do the work named "module:function" on what comes over standard input until that ends."""
+    """Apply the function named "module:function" to messages from standard input until that ends."""
     leave_no_core()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # so that what libraries print is not taken for an answer
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     module, _, function = name.partition(":")
     work: Work = getattr(importlib.import_module(module), function)
@@ -295,13 +295,12 @@ def main(name: str) -> None:
 
 
 def leave_no_core() -> None:
-    """From here on this process leaves no memory image when it dies: pictures of strangers kill decoders, and keys of
-    stores are in our memory."""
+    """Disable core dumps of this process: untrusted pictures may kill it, and its memory holds keys of stores."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _limit(memory: int, seconds: float) -> None:
-    """Bound the memory of this process, bytes, and its processor time from here on."""
+    """Limit the memory of this process, in bytes, and its CPU time from now on."""
     spent = resource.getrusage(resource.RUSAGE_SELF)
     for what, soft in (
         (resource.RLIMIT_AS, memory),
@@ -312,7 +311,7 @@ def _limit(memory: int, seconds: float) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """The pipe tells a waiting child that its parent is gone; this tells one that is decoding."""
+    """End the child when its parent is gone, even while it decodes. (A waiting child notices the closed pipe.)"""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)

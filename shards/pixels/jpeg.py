@@ -1,15 +1,15 @@
-"""JPEG data that decodes and yet is damaged: what libjpeg only warns of, and Pillow does not even say.
+"""JPEG data that decodes although it is damaged: libjpeg only warns, and Pillow ignores the warnings.
 
-libjpeg never refuses entropy-coded data: it fills gaps with gray and skips what is left over. What is proved here:
+libjpeg never refuses entropy-coded data: it fills gaps with gray and skips what is left over. What is checked here:
 
 - One sequential scan (nearly every JPEG): that the decoder needs all of the data and nothing more. Damage shifts the
-  code, so the decoder then finishes before the data ends, or runs out of it (`_Gauge`).
+  code, so the decoder finishes before the data ends, or runs out of it (`_Gauge`).
 - Several scans (progressive): that the file ends, that no scan is empty, that each scan follows from the ones before
   it, and that every component has data. Damaged bytes inside a scan are not found.
-- Restart markers: that each is there, in order; of one sequential scan also, as above, that the decoder needs all of
-  the data between each two of them (Photoshop writes one a row of blocks: 7 % of pictures on the web).
+- Restart markers: that each is there, in order; for one sequential scan also, as above, that the decoder needs all of
+  the data between each two of them (Photoshop writes one for each row of blocks: 7 % of pictures on the web).
 
-Sources: ITU-T T.81 (B.1, B.2, G.1); libjpeg-turbo's jdhuff.c and jdmarker.c for what the decoder forgives.
+Sources: ITU-T T.81 (B.1, B.2, G.1); libjpeg-turbo's jdhuff.c and jdmarker.c for what the decoder tolerates.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from shards.pixels import entropy
 
 END = b"\xff\xd9"
 MAX_SEGMENTS = 10_000  # of a file; a photograph has some 20, a profile of 16 MB some 250
-MAX_JUNK = 65_536  # bytes between those of the header
+MAX_JUNK = 65_536  # bytes between the segments of the header
 LARGE = 1 << 20  # bytes
-MAX_SCANS = 100  # each costs a pass over the whole picture, however short it is; encoders write about ten
+MAX_SCANS = 100  # each costs a pass over the whole picture, however short the scan; encoders write about ten
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # as libjpeg: junk between segments is skipped
 _SCAN_STOP = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not a stuffed zero, a fill byte or a restart
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
-MAX_INTERVALS = 1024  # between restart markers, that are looked at one by one; with more of them only the order is
+MAX_INTERVALS = 1024  # intervals between restart markers that are decoded one by one; with more, only order is checked
 
 _RESTART_INTERVAL = b"\xff\xdd\x00\x04"
-# What a decoder would read in place of missing data; no 0xff among them. Any two that differ in every byte would do.
+# Bytes that a decoder would read in place of missing data; no 0xff. Any two strings that differ in every byte would do.
 _FILLERS = bytes(range(3, 195, 3)), bytes(range(194, 2, -3))
 
 
@@ -47,7 +47,7 @@ class Damaged(ValueError):
 
 
 class Jpeg(JpegImagePlugin.JpegImageFile):
-    """Pillow's reader without its look at the EXIF resolution, whose parser a hostile file can make copy gigabytes."""
+    """Pillow's reader without reading the EXIF resolution: a hostile file can make that parser copy gigabytes."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
@@ -55,7 +55,7 @@ class Jpeg(JpegImagePlugin.JpegImageFile):
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan: which components and coefficients, and where its data lies."""
+    """One scan: its components and coefficients, and the place of its data."""
 
     components: tuple[int, ...]
     first: int  # coefficients in zigzag order, T.81 G.1.1.1.1
@@ -68,7 +68,7 @@ class Scan:
 
 
 def opened(body: bytes) -> Jpeg:
-    """Read the header. Raises Damaged where that would take long, and whatever Pillow raises."""
+    """Read the header. Raises Damaged if that would take long, and whatever Pillow raises."""
     if len(body) > LARGE:  # Pillow's reader looks at every byte of junk and every segment, in Python
         _check_head(body)
     return Jpeg(io.BytesIO(body))
@@ -77,8 +77,8 @@ def opened(body: bytes) -> Jpeg:
 def load(image: Jpeg, body: bytes, mode: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
     """Decode an opened JPEG, strictly. Returns the picture, which may be another object.
 
-    With a size, at the smallest of 1/1, 1/2, 1/4, 1/8 that reaches it on both sides, and in `mode` ("RGB", "L") if that
-    is a simplification (Pillow's `draft`).
+    With a size, decodes at the smallest of 1/1, 1/2, 1/4, 1/8 that is at least as large on both sides, and in `mode`
+    ("RGB", "L") if that is a simplification (Pillow's `draft`).
 
     Raises Damaged, and whatever Pillow raises.
     """
@@ -90,7 +90,7 @@ def load(image: Jpeg, body: bytes, mode: str | None = None, size: tuple[int, int
     if _plain(image, body, start):
         if _measured(_drafted(image, mode, size), body, start, len(body) - len(END)):
             return image
-        image = Jpeg(io.BytesIO(body))  # perhaps the file goes on after the picture's end: look closely
+        image = Jpeg(io.BytesIO(body))  # the file may continue after the picture's end: check in detail
     scans, end = scans_of(body)
     _check_scans(image, scans, body)
     if end is None:
@@ -105,7 +105,7 @@ def load(image: Jpeg, body: bytes, mode: str | None = None, size: tuple[int, int
 
 
 def _walked(image: Jpeg, body: bytes, mode: str | None, size: tuple[int, int] | None) -> Image.Image | None:
-    """The gray picture at an eighth, if that is what is wanted and the accelerator knows the body to be whole."""
+    """The gray picture at an eighth, if that is what is asked for and the accelerator finds the body sound."""
     if mode != "L" or size is None or min(image.width // size[0], image.height // size[1]) < 8:
         return None
     if _progressive(image) or "mp" in image.info or not _begins_with_gray(image):
@@ -122,11 +122,11 @@ def _begins_with_gray(image: Jpeg) -> bool:
     return image.layers == 1
 
 
-def mended(body: bytes) -> bytes:
-    """The body with the end marker that it lacks, if nothing else is missing; else the body as it is.
+def repaired(body: bytes) -> bytes:
+    """The body with its missing end marker, if nothing else is missing; else the body unchanged.
 
-    Whether data is missing shows in what the decoder makes of bytes that follow it: it has no use for them if the data
-    is whole, so two different continuations give the same picture. Several scans are left alone: one could be missing.
+    If the data is whole, the decoder does not use bytes that follow it, so two different continuations give the same
+    picture. Files of several scans are not repaired: a scan could be missing.
     """
     if body.endswith(END):
         return body
@@ -141,7 +141,7 @@ def mended(body: bytes) -> bytes:
             image = Jpeg(io.BytesIO(body + filler + END))
             image.load()
             pictures.add(image.tobytes())
-    except (OSError, Damaged):  # it wants still more
+    except (OSError, Damaged):  # the decoder needs more data
         return body
     return body + END if len(pictures) == 1 else body
 
@@ -206,7 +206,7 @@ def _drafted(image: Jpeg, mode: str | None, size: tuple[int, int] | None) -> Jpe
 
 
 def _plain(image: Jpeg, body: bytes, start: int) -> bool:
-    """Whether this looks like one scan of all components that ends where the file does: no need to search for it."""
+    """Whether this looks like one scan of all components that ends with the file, so that no search is needed."""
     header = 6 + 2 * image.layers
     scan = body[start - header : start - header + 3]
     return (
@@ -219,20 +219,20 @@ def _plain(image: Jpeg, body: bytes, start: int) -> bool:
 
 
 def _measured(image: Jpeg, body: bytes, start: int, end: int) -> bool:
-    """Decode, and say whether all of the data was needed. Raises OSError where more was."""
+    """Decode; returns whether all of the data was needed. Raises OSError if more was needed."""
     gauge = image.fp = _Gauge(body, start, end)
     image.load()
     return gauge.pieces == 2
 
 
 class _Gauge(io.BytesIO):
-    """A JPEG with one scan, as a file that notices how much of its data the decoder needs.
+    """A JPEG with one scan, as a file that measures how much of its data the decoder needs.
 
-    It is handed out in two pieces: all but the last bytes of the scan, then these with a few zeros in place of the end
-    marker. A sound picture needs the second piece and nothing after it (Pillow raises when it asks for more).
+    It is read in two pieces: all but the last bytes of the scan, then these with a few zeros in place of the end
+    marker. A sound picture needs the second piece and nothing after it (Pillow raises if it needs more).
     """
 
-    LAST = 16  # bytes; some encoders leave a few over, damage usually more
+    LAST = 16  # bytes; some encoders leave a few unused, damage usually leaves more
     AHEAD = 8  # bytes that libjpeg reads beyond those it needs
 
     def __init__(self, body: bytes, start: int, end: int) -> None:
@@ -247,12 +247,12 @@ class _Gauge(io.BytesIO):
 
 
 def _check_scans(image: Jpeg, scans: Sequence[Scan], body: bytes) -> None:
-    """Raises Damaged if the scans cannot all be there as they were written."""
+    """Raises Damaged if scans are invalid or missing."""
     known = {layer[0]: layer for layer in image.layer}
-    progress: dict[int, list[int | None]] = {component: [None] * 64 for component in known}  # bits still to come
+    progress: dict[int, list[int | None]] = {component: [None] * 64 for component in known}  # bits not yet read
     for scan in scans:
         if not set(scan.components) <= set(known):
-            raise Damaged("damaged jpeg: a scan of a component that there is not")
+            raise Damaged("damaged jpeg: a scan refers to a component that does not exist")
         if scan.stop == scan.start:
             raise Damaged("damaged jpeg: an empty scan")
         if scan.restarts:
@@ -260,7 +260,7 @@ def _check_scans(image: Jpeg, scans: Sequence[Scan], body: bytes) -> None:
         if not _progressive(image):
             scan = Scan(scan.components, 0, 63, 0, 0, scan.start, scan.stop, 0)
         elif not 0 <= scan.first <= scan.last <= 63:
-            raise Damaged("damaged jpeg: a scan of coefficients that there are not")
+            raise Damaged("damaged jpeg: a scan refers to coefficients that do not exist")
         for component in scan.components:
             bits = progress[component]
             before = set(bits[scan.first : scan.last + 1])
@@ -289,8 +289,8 @@ def _blocks(image: Jpeg, scan: Scan) -> int:
 
 
 def _intervals_sound(image: Jpeg, scan: Scan, body: bytes) -> bool:
-    """Whether the decoder needs all data between restart markers, after which it starts afresh whatever came before:
-    each interval is decoded as a picture of its own, one MCU high."""
+    """Whether the decoder needs all data between restart markers. It starts afresh after each marker, so each interval
+    is decoded as a separate picture, one MCU high."""
     if not scan.restarts:
         return True
     cuts = [scan.start - 2, *(marker.start() for marker in _RESTART.finditer(body, scan.start, scan.stop)), scan.stop]
@@ -314,7 +314,7 @@ def _intervals_sound(image: Jpeg, scan: Scan, body: bytes) -> bool:
 
 
 def _head(body: bytes, end: int, width: int, height: int) -> bytes:
-    """What the decoder needs of a header that ends at `end`, for a picture of another size."""
+    """The segments of a header ending at `end` that the decoder needs, for a picture of another size."""
     pieces, at = [body[:2]], 2
     while marker := _MARKER.search(body, at, end):
         code, at = marker[1][0], marker.end()
@@ -330,7 +330,7 @@ def _head(body: bytes, end: int, width: int, height: int) -> bytes:
 
 
 def sampling(image: Jpeg) -> str | None:
-    """Of the chroma: "4:2:0", or "HxV" of the first component if unusual; None for gray."""
+    """The chroma subsampling: "4:2:0", or "HxV" of the first component if unusual; None for gray."""
     if image.layers < 2:
         return None
     named = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image))

@@ -1,10 +1,10 @@
-"""A 64-bit perceptual hash of a picture: pictures that look alike have hashes a small Hamming distance apart.
+"""A 64-bit perceptual hash of a picture: similar pictures have hashes a small Hamming distance apart.
 
 As in pHash (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010): gray, 32x32, DCT-II,
-64 low frequencies without the mean, and a bit each that says whether its coefficient is above their median. But the 64
-are those of the lowest radius, not a square of 8x8: at equal chance of a false alarm they change less under rescaling.
+64 low frequencies without the mean; a bit is set if its coefficient is above their median. But the 64 frequencies are
+those of the lowest radius, not a square of 8x8: at the same false-alarm rate they change less under rescaling.
 
-Measured on 400 pictures of ImageNet (short side 256), and for unrelated ones on 7.8e8 pairs that also took in 55,000
+Measured on 400 pictures of ImageNet (short side 256), and for unrelated pictures on 7.8e8 pairs that include 55,000
 pictures of Tiny ImageNet:
 
     share at a distance of at most     2       4       6       8
@@ -17,9 +17,9 @@ pictures of Tiny ImageNet:
     3 % cropped off each side      12.2 %  36.5 %  64.5 %  86.8 %
     unrelated pictures              <1e-9   <1e-9    1e-9    2e-8
 
-14 million pictures are 1e14 pairs. From 4 to 6 the false ones grow from some thousands to some hundred thousand, so 4
-is the distance to take (`NEAR`). Copies that are cropped, mirrored or turned are not found. Distances are even, because
-half of the bits are set; only a picture of one colour has hash 0, which says nothing and must not be compared.
+14 million pictures are 1e14 pairs. From distance 4 to 6, false pairs grow from some thousands to some hundred thousand,
+so 4 is the distance to use (`NEAR`). Copies that are cropped, mirrored or turned are not found. Distances are even,
+because half of the bits are set. Only pictures of one colour have hash 0, which must not be compared.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import numpy as np
 from PIL import Image
 
 SIDE = 32
-NEAR = 4  # bits; at most so many differ between copies of one picture
+NEAR = 4  # hashes of copies of one picture differ in at most so many bits
 
 _FREQUENCIES = sorted(
     ((v, u) for v in range(11) for u in range(11) if u + v), key=lambda f: (f[0] ** 2 + f[1] ** 2, f)
 )[:64]
 _CHOSEN = np.array([11 * v + u for v, u in _FREQUENCIES])
-# Whole numbers, so that every sum is exact and the hash does not depend on the order a BLAS adds in.
+# Integers, so that every sum is exact and the hash does not depend on the order of additions in BLAS.
 _DCT = np.rint(1024 * np.cos(np.pi / SIDE * np.outer(np.arange(11), np.arange(SIDE) + 0.5)))
 _DCT_T = np.ascontiguousarray(_DCT.T)
 
@@ -43,7 +43,7 @@ def phash(image: Image.Image) -> int:
     """The hash of an upright picture of any size and mode; 0 if it is of one colour."""
     factor = min(image.size) // (2 * SIDE)
     if factor > 1:
-        image = image.reduce(factor)  # what decoding a JPEG at a fraction of its size does too
+        image = image.reduce(factor)  # as decoding a JPEG at a fraction of its size does
     gray = image if image.mode == "L" else image.convert("L")
     small = gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     levels = np.frombuffer(small.tobytes(), np.uint8).reshape(SIDE, SIDE)  # np.asarray(small) costs 10 us more

@@ -1,7 +1,7 @@
-"""PNG files whose picture is whole while a remark in them is damaged: the remark goes, the picture stays.
+"""Repair of PNG files whose picture is whole, but whose ancillary chunks are damaged: these chunks are removed.
 
-A chunk is ancillary where its type begins with a small letter (PNG 3, 5.4): no decoder needs it. One whose CRC or
-length is wrong is left out, before or after the data; what decides pixels (tRNS, transparency) is no such remark.
+A chunk is ancillary if its type begins with a small letter (PNG 3, 5.4): no decoder needs it. If its CRC or length is
+wrong it is removed, before or after the data; except tRNS (transparency), which affects pixels.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ END = b"\0\0\0\0IEND\xaeB`\x82"
 _KINDS = re.compile(rb"IDAT|IEND|PLTE|tRNS|gAMA|pHYs|tEXt|zTXt|iTXt|iCCP|sRGB|cHRM|tIME|eXIf|bKGD|sBIT|hIST|sPLT")
 
 
-def mended(body: bytes) -> bytes:
-    """The same bytes; or those without damaged ancillary chunks, with the end mark if it is lost among these. Bytes
-    that are damaged in another way are given back as they are: their decoder says why."""
+def repaired(body: bytes) -> bytes:
+    """The body without damaged ancillary chunks, and with the end chunk if it was lost among them. A body that is sound
+    or damaged in another way is returned unchanged: its decoder reports the damage."""
     kept, at, data, bad = [START], len(START), False, False
     while at < len(body):
         kind, end = body[at + 4 : at + 8], at + 12 + int.from_bytes(body[at : at + 4], "big")
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"):
             if end > len(body):
-                return body  # cut inside of what counts
+                return body  # cut inside a chunk that affects pixels
             kept.append(body[at:end])
             data |= kind == b"IDAT"
             if kind == b"IEND":
@@ -35,7 +35,7 @@ def mended(body: bytes) -> bytes:
         elif len(kind) < 4 or not kind.isalpha() or 0x61 <= kind[0] <= 0x7A:
             bad, at = True, _next(body, at, end)
         else:
-            return body  # a critical chunk that nobody knows
+            return body  # an unknown critical chunk
     return b"".join([*kept, END]) if bad and data else body
 
 
@@ -46,8 +46,8 @@ def _is_sound(body: bytes, at: int, end: int) -> bool:
 
 
 def _next(body: bytes, at: int, end: int) -> int:
-    """Where the chunk after a damaged one begins: where its length says, if a sound one is there; else the next sound
-    one of a known kind; else the end."""
+    """The offset of the chunk after a damaged one: by its length, if a sound chunk is there; else the next sound chunk
+    of a known kind; else the end."""
     length = int.from_bytes(body[end : end + 4], "big")
     if end + 12 <= len(body) and _is_sound(body, end, end + 12 + length):
         return end

@@ -1,8 +1,8 @@
-"""What a damaged picture shows as far as it can be decoded: for people who look at what was refused, not for training.
+"""The part of a damaged picture that can be decoded: to show people what was refused, not for training.
 
-A JPEG is given the end marker that it lacks, and libjpeg fills what is missing with gray. Of a PNG what can be inflated
-is kept, the rest is gray, too, and the chunks are written again. Of the other formats nothing is shown: their decoders
-give all or nothing. The caps of `image` hold here, too, and a lower one for pixels.
+A JPEG gets a missing end marker, and libjpeg fills missing data with gray. Of a PNG the data that can be inflated is
+kept, the rest becomes gray, and the chunks are written again. Other formats are not shown: their decoders give all or
+nothing. The caps of `image` also hold here, with a lower one for pixels.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from PIL import Image
 from shards.pixels import image, jpeg, png
 from shards.pixels.cost import promises_too_much
 
-MAX_PIXELS = 16_000_000  # of what is worth a look
+MAX_PIXELS = 16_000_000  # of a picture that is shown
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types (PNG 3, 11.2.1)
 
 
 def salvaged(body: bytes, side: int) -> Image.Image | None:
-    """What there is of a damaged picture within side x side pixels, as upright RGB. None where that is nothing: a
-    header alone, a format that is all or nothing, or more than MAX_PIXELS."""
+    """The decodable part of a damaged picture within side x side pixels, as upright RGB. None if there is none: only a
+    header, a format that is all or nothing, or more than MAX_PIXELS."""
     kind = image.sniff(body)
     whole = {"jpeg": _jpeg, "png": _png}[kind](body) if kind in ("jpeg", "png") else None
     if whole is None:
@@ -34,9 +34,9 @@ def salvaged(body: bytes, side: int) -> Image.Image | None:
             small = image.thumbnail(whole, side, MAX_PIXELS)
         else:
             small = _lenient(whole, side, header)
-    except Exception:  # of damaged bytes Pillow raises whatever comes; there is nothing to show then
+    except Exception:  # for damaged bytes Pillow may raise anything; then there is nothing to show
         return None
-    return None if small.getcolors(1) else small  # one colour: nothing of it was there
+    return None if small.getcolors(1) else small  # one colour: no part was decoded
 
 
 def _lenient(whole: bytes, side: int, header: image.Header) -> Image.Image:
@@ -50,7 +50,7 @@ def _lenient(whole: bytes, side: int, header: image.Header) -> Image.Image:
 
 
 def _jpeg(body: bytes) -> bytes | None:
-    """The body up to where its data ends, and an end marker; None where there is no data."""
+    """The body with an end marker; None if it has no data."""
     try:
         scans, end = jpeg.scans_of(body)
     except jpeg.Damaged:
@@ -61,7 +61,7 @@ def _jpeg(body: bytes) -> bytes | None:
 
 
 def _png(body: bytes) -> bytes | None:
-    """The same picture in sound chunks, what is missing of its data as gray; None where that cannot be known."""
+    """The same picture in sound chunks, with missing data as gray; None if it cannot be rebuilt."""
     chunks = list(_chunks(body))
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
         return None
@@ -80,7 +80,7 @@ def _png(body: bytes) -> bytes | None:
 
 
 def _chunks(body: bytes) -> list[tuple[bytes, bytes]]:
-    """(type, data) of each chunk, whatever its checksum says; the last one may be cut short."""
+    """(type, data) of each chunk, without checking checksums; the last one may be cut short."""
     found, at = [], len(png.START)
     while at + 8 < len(body) and body[at + 4 : at + 8].isalpha():
         length = int.from_bytes(body[at : at + 4], "big")
@@ -95,7 +95,7 @@ def _chunk(chunk: tuple[bytes, bytes]) -> bytes:
 
 
 def _inflated(data: bytes, size: int) -> bytes:
-    """At most `size` bytes of what can be inflated. A damaged stream gives what came before the damage."""
+    """At most `size` bytes of the inflated data; of a damaged stream the part before the damage."""
     inflate, out = zlib.decompressobj(), bytearray()
     try:
         for at in range(0, len(data), 512):

@@ -127,7 +127,7 @@ def test_named_reasons_are_asked_for_again_final_ones_too(origin: Origin, tmp_pa
 
 @pytest.mark.parametrize("reason", ["bad_url", "kept", "near_duplicate", "404"])
 def test_a_reason_that_no_link_can_be_asked_for_is_refused_with_those_that_can(reason: str) -> None:
-    with pytest.raises(ValueError, match=f"retry of '{reason}': name reasons .*: dns, connect, timeout"):
+    with pytest.raises(ValueError, match=f"retry of '{reason}': give reasons .*: dns, connect, timeout"):
         Config(out="/d", retry=True, retry_reasons=(reason,))
 
 

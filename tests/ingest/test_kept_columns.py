@@ -251,7 +251,7 @@ def test_a_lost_or_foreign_sidecar_is_found(tmp_path: Path, origin: Origin) -> N
     one.unlink()
     said = [problem.what for problem in check.run(check.Config(made.out)).problems]
     assert ["cannot be read" in what for what in said] == [True, False]
-    assert "of other rows" in said[1]
+    assert "belong to other rows" in said[1]
 
 
 def test_a_dry_run_counts_them_in_bytes(tmp_path: Path, origin: Origin) -> None:

@@ -59,9 +59,7 @@ ONE_KIND_IN_ANOTHER = [
         "train demo32 --data data --out encoder TRAIN", "encoder: holds an exported encoder (model.safetensors), and a"
     ),
     Slip("train demo32 --data data --out probed TRAIN", "probed: holds results of probes (probes), and a run would be"),
-    Slip(
-        "train demo32 --data data --out list.txt TRAIN", "list.txt is a file, and a folder must be there: move it, or"
-    ),
+    Slip("train demo32 --data data --out list.txt TRAIN", "list.txt is a file, but must be a folder: move it, or"),
     Slip(
         "probe study/run --train data --eval data --out data PROBE", "data: holds a dataset (dataset.json), and results"
     ),
@@ -90,7 +88,7 @@ WRONG_FOLDER = [
     Slip("import notes --out new", "notes: holds no pictures (bmp, gif, jpeg, jpg, mpo, png, tif, tiff, webp)"),
     Slip("ingest --urls lst.txt --out new", "lst.txt: there is no such list: check --urls"),
     Slip("ingest --urls study/run --out new", "study/run: holds a run (run.json), no list: check --urls"),
-    Slip("ingest --urls list.txt --out s3:/bucket/x", "out s3:/bucket/x: lacks a slash: give s3://bucket/x"),
+    Slip("ingest --urls list.txt --out s3:/bucket/x", "out s3:/bucket/x: is missing a slash: give s3://bucket/x"),
     Slip("ingest --urls list.txt --out /proc/none", "/proc/none: cannot write: No such file or directory"),
     Slip("ingest --urls list.txt --out data", "data: was made with another list_sha256"),
     Slip(
@@ -115,7 +113,7 @@ WRONG_VERSION = [
         "train demo32 --data data@abcdef01 --out new TRAIN", "data: 0 manifests start with abcdef01: it has versions 1"
     ),
     Slip("select data@9 --subset 4", "data: has no version 9: it has versions 1"),
-    Slip("select data --subset 400", "subset of 400 samples: data has 24; ask for 1 to that"),
+    Slip("select data --subset 400", "subset of 400 samples: data has 24: give 1 to 24"),
     Slip(
         "export study/run/checkpoints/000000000099 --out new", "checkpoints/000000000099: holds no committed checkpoint"
     ),
@@ -137,7 +135,7 @@ TYPING = [
     Slip("ingest --url list.txt --out new", "--url is not a flag; did you mean --urls?"),
     Slip("probe study/run --train data --eval data --augment publishd", "--augment is 'publishd'; it must be one of"),
     Slip("generate study/run --data data --out new --device gpu", "device is gpu: Expected one of cpu, cuda"),
-    Slip("select data --subset 4 --rules.near-distance 0", "subset and rules: give one, then the other to the version"),
+    Slip("select data --subset 4 --rules.near-distance 0", "subset and rules: use one, then apply the other to the"),
     Slip("peek data --reason undecodeable", "reason 'undecodeable' is none: use kept, dns,"),
 ]
 ALL = ONE_KIND_IN_ANOTHER + WRONG_FOLDER + WRONG_VERSION + SECOND_START + TYPING

@@ -41,9 +41,12 @@ def test_what_cannot_be_rebuilt_is_one_line_each_and_exit_1(tmp_path: Path, caps
     (tmp_path / "shards" / made.shards[1].index).unlink()
     assert cli.main(["check", str(tmp_path), "--repair"]) == 1
     out = capsys.readouterr().out
-    assert f"lost shards/{made.shards[0].tar}: is gone: its pictures are nowhere else: restore it from a copy\n" in out
+    assert (
+        f"lost shards/{made.shards[0].tar}: is gone: its pictures are not stored elsewhere: restore it from a copy\n"
+        in out
+    )
     assert f"rebuilt shards/{made.shards[1].index}: is gone: rebuilt from the tar and the plan\n" in out
-    assert f"lost shards/{made.shards[1].index}: rebuilt, but these columns were only there and are null: " in out
+    assert f"lost shards/{made.shards[1].index}: rebuilt, but these columns are lost and are null: " in out
     assert "final_url, detail, http_status" in out
     assert cli.main(["check", str(tmp_path), "--repair"]) == 1, "the tar is still gone"
     assert "rebuilt 0 objects, lost 1" in capsys.readouterr().out
@@ -51,4 +54,4 @@ def test_what_cannot_be_rebuilt_is_one_line_each_and_exit_1(tmp_path: Path, caps
 
 def test_dry_run_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["check", str(tmp_path), "--dry-run"]) == 2
-    assert "--dry-run goes with --repair" in capsys.readouterr().err
+    assert "--dry-run needs --repair" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_an_index_that_points_elsewhere(dataset: Path) -> None:
     )
     found = problems(dataset)
     assert sum(", the index says " in p for p in found) == 11
-    assert "k000000: lies at 512+" in found[0]
+    assert "k000000: is at 512+" in found[0]
 
 
 def test_an_index_that_says_other_digests_than_a_sound_tar(dataset: Path) -> None:

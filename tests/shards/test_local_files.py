@@ -51,7 +51,10 @@ def test_what_may_never_end_is_refused_by_name(tmp_path: Path, kind: str) -> Non
 def test_a_link_to_nothing_and_a_file_in_the_way_are_named(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "file").write_text("x")
-    for name, why in (("link", "is a link to .*gone, which is not there"), ("file", "is a file, and a folder must be")):
+    for name, why in (
+        ("link", "is a link to .*gone, which does not exist"),
+        ("file", "is a file, but must be a folder"),
+    ):
         for place in (tmp_path / name, tmp_path / name / "below"):
             with pytest.raises(store.StoreError, match=why) as refused:
                 store.check_writable(str(place))

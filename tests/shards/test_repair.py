@@ -237,19 +237,19 @@ def test_an_index_whose_verdicts_are_nowhere_else_is_not_made_up(tmp_path: Path)
     path.unlink()
     left = snapshot(base)
     done = repair.run(base)
-    why = "which of its links ended as dns (1), http_404 (1) is nowhere else: restore it from a copy"
+    why = "which of its links ended as dns (1), http_404 (1) is not known: restore it from a copy"
     assert lines(done.lost) == [f"shards/000000-a1.parquet: is gone, and cannot be rebuilt: {why}"]
     assert (done.rebuilt, snapshot(base)) == ((), left)
 
 
 def test_an_index_that_only_its_commit_doubts_is_left_alone(dataset: str) -> None:
-    """All that can be compared agrees: which of the two is wrong is not known."""
+    """All that can be compared agrees: whether the index or its commit is wrong is unknown."""
     path = Path(dataset, "commits/000001.json")
     path.write_text(path.read_text().replace('"index_sha256": "', '"index_sha256": "0')[:-1])
     left = snapshot(dataset)
     done = repair.run(dataset)
     assert [line.name for line in done.lost] == ["shards/000001-a1.parquet"]
-    assert "which of the two is wrong is not known" in done.lost[0].what
+    assert "whether it or the commit is wrong is unknown" in done.lost[0].what
     assert (done.rebuilt, snapshot(dataset)) == ((), left)
 
 
@@ -271,7 +271,7 @@ def test_a_lost_version_has_its_digest_from_its_neighbours(dataset: str, number:
     new = versions(dataset)
     name = f"versions/{number:06d}.json"
     assert [line.name for line in done.rebuilt] == [name]
-    assert lines(done.lost) == ([] if exact else [f"{name}: rebuilt, but why and when it was made was only there"])
+    assert lines(done.lost) == ([] if exact else [f"{name}: rebuilt, but why and when it was made is lost"])
     if not exact:
         assert (new[number - 1].pop("why"), new[number - 1].pop("made_at")) == ("repair", None)
         del old[number - 1]["why"], old[number - 1]["made_at"]
@@ -289,7 +289,7 @@ def test_versions_that_nothing_names_any_more_are_listed(dataset: str) -> None:
         Path(dataset, name).unlink()
     done = repair.run(dataset)
     assert [line.name for line in done.lost] == ["versions/"]
-    assert "was the newest is nowhere else" in done.lost[0].what
+    assert "was the newest is not known" in done.lost[0].what
     assert done.rebuilt == ()
 
 
@@ -308,7 +308,7 @@ def test_a_lost_retry_is_found_by_its_units(dataset: str) -> None:
     Path(dataset, name).write_bytes(b"{}")
     done = repair.run(dataset)
     assert [line.name for line in done.rebuilt] == [name]
-    assert lines(done.lost) == [f"{name}: rebuilt, but which of the versions 1, 2 it was planned from was only there"]
+    assert lines(done.lost) == [f"{name}: rebuilt, but which of the versions 1, 2 it was planned from is lost"]
     assert read_generations(dataset) == before
     Path(dataset, name).unlink()
     Path(dataset, "manifests", versions(dataset)[0]["digest"] + ".json").unlink()

@@ -1,7 +1,7 @@
-"""The layouts in which people have the evaluation sets on disk: which are understood for which set, and their readers.
+"""The known layouts of each evaluation set on disk, and their readers.
 
-A reader looks at a source and gives None when it is laid out otherwise, the pictures of both splits when it is its own,
-and a ValueError when it is its own and damaged.
+A reader returns None for a source in another layout and the pictures of both splits for one in its own; it raises
+ValueError for one in its own layout that is damaged.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ingest.sets.layouts.found import Found
 
 __all__ = ["LAYOUTS", "Found", "Layout", "find"]
 
-SHOWN = 8  # names of a source that is laid out otherwise
+SHOWN = 8  # names in the error about an unknown layout
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`read(source, benchmark, scratch)`; scratch is a local folder for what must be unpacked first."""
+    """`read(source, benchmark, scratch)`; scratch is a local folder for files that must be unpacked first."""
 
-    says: str  # what it looks like, in a few words
+    description: str  # a short description
     read: Callable[[Path, Benchmark, Path], Found | None]
 
 
@@ -36,7 +36,7 @@ LAYOUTS: Mapping[str, tuple[Layout, ...]] = MappingProxyType(
     {
         "imagenet1k": (
             Layout("folders train/WNID/ and val/WNID/", folders.read),
-            Layout("train/WNID/ and a flat val/ with its labels beside it", folders.read_flat_val),
+            Layout("train/WNID/ and a flat val/ with its labels next to it", folders.read_flat_val),
         ),
         "inat18": (
             Layout("train2018.json, val2018.json and train_val2018/", lists.read_inat),
@@ -64,19 +64,19 @@ LAYOUTS: Mapping[str, tuple[Layout, ...]] = MappingProxyType(
 
 
 def find(source: Path, benchmark: Benchmark, scratch: Path) -> tuple[Found, str]:
-    """The pictures of a set, and which layout it was. Raises ValueError in one line."""
+    """The pictures of a set, and the description of its layout. Raises ValueError for an unknown layout."""
     if not source.exists():
         raise ValueError(f"{source}: there is no such folder or file: check SOURCE")
     known = (*LAYOUTS[benchmark.name], _PARQUET)
     for layout in known:
         found = layout.read(source, benchmark, scratch)
         if found is not None:
-            return found, layout.says
+            return found, layout.description
     names = (
         sorted(path.name + "/" * path.is_dir() for path in source.iterdir() if path.name[0] != ".")
         if source.is_dir()
         else ["a file"]
     )
     there = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
-    understood = "; or ".join(layout.says for layout in known)
-    raise ValueError(f"{source}: {benchmark.name} is understood as {understood}. Found there: {there or 'nothing'}")
+    understood = "; or ".join(layout.description for layout in known)
+    raise ValueError(f"{source}: {benchmark.name} must be {understood}. Found there: {there or 'nothing'}")

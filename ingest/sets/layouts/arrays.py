@@ -53,16 +53,16 @@ def _cifar(source: Path, folder: str, meta: str, names: str, labels: str, parts:
 
 
 def _cifar_files(source: Path, folder: str, wanted: list[str]) -> Callable[[str], bytes] | None:
-    """What reads a member of the archive, packed or not; None where there is none."""
+    """A function that reads a member of the archive, packed or not; None if there is no archive."""
     packed = [source] if source.is_file() else sorted(source.glob(folder.split("-batches")[0] + "*.tar.gz"))
     if root := below(source, *wanted):
         return lambda name: (root / name).read_bytes()
     if not packed or not tarfile.is_tarfile(packed[0]):
         return None
     try:
-        with tarfile.open(packed[0]) as tar:  # all of it: 180 MB, which is less than an array and its copy
+        with tarfile.open(packed[0]) as tar:  # read whole: 180 MB, less than an array and its copy
             bodies = {name: member.read() for name in wanted if (member := tar.extractfile(f"{folder}/{name}"))}
-            while tar.fileobj and tar.fileobj.read(1 << 20):  # gzip compares its checksum only at the end
+            while tar.fileobj and tar.fileobj.read(1 << 20):  # gzip checks its checksum only at the end
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{packed[0]}: cannot be read ({error}): get the archive again") from None
@@ -70,7 +70,7 @@ def _cifar_files(source: Path, folder: str, wanted: list[str]) -> Callable[[str]
 
 
 def _batch(get: Callable[[str], bytes], name: str, labels: str, classes: tuple[str, ...]) -> list[Row]:
-    """The pictures of one pickle: data is uint8 [N, 3072], a row is 3 planes of 32 x 32."""
+    """The pictures of one pickle: data is uint8 [N, 3072], each row 3 planes of 32 x 32."""
     batch = _unpickled(get, name)
     data, numbers = _array(batch.get("data")), batch.get(labels)
     if data is None or data.ndim != 2 or data.shape[1] != 3072:
@@ -97,10 +97,10 @@ def _field(get: Callable[[str], bytes], name: str, field: str, kind: type) -> An
 
 
 def _unpickled(get: Callable[[str], bytes], name: str) -> dict[str, Any]:
-    """Pickles can call anything; CIFAR's hold strings, lists, numbers and one array, and nothing else is made."""
+    """A pickle's dictionary. Pickles can call anything; only CIFAR's strings, lists, numbers and one array are made."""
     try:
         value = _Reader(io.BytesIO(get(name)), encoding="latin1").load()
-    except Exception as error:  # what a wrong pickle raises is not in any list
+    except Exception as error:  # a bad pickle may raise anything
         raise ValueError(f"{name}: is not a batch of CIFAR ({error}): get the archive again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{name}: is not a batch of CIFAR ({type(value).__name__}): get the archive again")
@@ -108,8 +108,8 @@ def _unpickled(get: Callable[[str], bytes], name: str) -> dict[str, Any]:
 
 
 class _Reader(pickle.Unpickler):
-    """Names mean what is written here, never a callable of numpy or codecs: numpy's own unpickling is not safe from
-    crafted states (an object array over any bytes is a list of pointers)."""
+    """Resolves names only to the functions below, never to those of numpy or codecs: numpy's own unpickling is not safe
+    against crafted states (an object array over arbitrary bytes is a list of pointers)."""
 
     def find_class(self, module: str, name: str) -> _Named:
         made = _NAMES.get((module.replace("numpy._core", "numpy.core"), name))
@@ -119,7 +119,7 @@ class _Reader(pickle.Unpickler):
 
 
 class _Recorded:
-    """What a pickle made: its state may be set once, by BUILD, and is only kept."""
+    """An object that a pickle made. BUILD may set its state once, which is only stored."""
 
     __slots__ = ("kind", "state")
 
@@ -129,12 +129,12 @@ class _Recorded:
 
     def __setstate__(self, state: Any) -> None:
         if self.state is not None or not isinstance(state, tuple):
-            raise pickle.UnpicklingError(f"it sets a state of {self.kind} that is none")
+            raise pickle.UnpicklingError(f"it sets an invalid state of {self.kind}")
         self.state = state
 
 
 class _Named:
-    """A name that a pickle may call. Has no state that BUILD could set."""
+    """A name that a pickle may call; it has no state that BUILD could set."""
 
     __slots__ = ("make",)
 
@@ -157,7 +157,7 @@ def _dtype(code: Any, *_: Any) -> _Recorded:
 
 
 def _encoded(text: Any, codec: Any) -> bytes:
-    """How protocol 2 of Python 3 writes bytes."""
+    """Bytes as protocol 2 of Python 3 pickles them."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it encodes as {codec!r}"[:100])
     return text.encode("latin1")
@@ -173,7 +173,7 @@ _BYTES = ("numpy.dtype('u1')", "numpy.dtype('|u1')", "numpy.dtype('uint8')")
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """The uint8 array of numpy's state (version, shape, dtype, column-major, bytes); None if it is another or none."""
+    """The uint8 array in numpy's state (version, shape, dtype, column-major, bytes); None for any other value."""
     if not isinstance(value, _Recorded) or value.kind != "numpy.ndarray" or len(value.state or ()) != 5:
         return None
     _, shape, dtype, fortran, raw = value.state
@@ -191,7 +191,7 @@ def _array(value: Any) -> np.ndarray | None:
 
 def read_pcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     """camelyonpatch_level_2_split_{train,valid}_{x,y}.h5 (as torchvision.datasets.PCAM reads them), also as .h5.gz:
-    data sets x, uint8 [N, 96, 96, 3], and y, 0 or 1 [N, 1, 1, 1]. Packed ones are unpacked to scratch: 8 GB."""
+    data sets x, uint8 [N, 96, 96, 3], and y, 0 or 1 [N, 1, 1, 1]. The .gz are unpacked to scratch: 8 GB."""
     for ending in ("", ".gz"):
         names = [PCAM.format(split=s, what=w) + ending for s in ("train", "valid") for w in "xy"]
         if root := below(source, *names):
@@ -215,8 +215,8 @@ def _patches(split: str, x: Path, y: Path) -> list[Row]:
 
 
 def _hdf5(path: Path, name: str) -> Any:
-    """A data set whose bytes are in this very file, which stays open as long as it is in use. HDF5 can also point to
-    other files, of this machine or of a server, and to libraries that decode them: none of that is followed."""
+    """A data set whose bytes are all in this file, which stays open while it is in use. HDF5 can also refer to other
+    files, local or remote, and to libraries that decode them: such references are refused."""
     h5py = library("h5py", "PCAM's HDF5")
     try:
         file = h5py.File(path, "r")
@@ -233,9 +233,9 @@ def _hdf5(path: Path, name: str) -> Any:
 
 
 def _elsewhere(h5py: Any, found: Any) -> str:
-    """Why the bytes of a data set are not all in its own file, or nothing. None: a link that leads out of it."""
+    """Why the bytes of a data set are not all in its own file; "" if they are. `found` is None for an external link."""
     if not isinstance(found, h5py.Dataset):
-        return "leads to another file or is no data set"
+        return "leads to another file or is not a data set"
     if found.external is not None:
         return "keeps its data in other files"
     if found.is_virtual:

@@ -1,6 +1,6 @@
-"""Stanford Cars as its authors packed it: pictures, and MATLAB files that say their classes.
+"""Stanford Cars as its authors packed it: pictures, and MATLAB files with their classes.
 
-Fields as in torchvision.datasets.StanfordCars, and in the one-file form of the same archive.
+Fields are those of torchvision.datasets.StanfordCars and of the one-file form of the same archive.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ingest.sets.layouts.found import Found, below, matlab
 from ingest.sets.pictures import File, listed
 
 WHOSE = "Stanford Cars' development kit"
-LABELLED = "cars_test_annos_withlabels.mat"  # published beside the development kit, whose own test has no labels
+LABELLED = "cars_test_annos_withlabels.mat"  # published separately: the development kit has no labels for test
 
 
 def read_devkit(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """cars_train/, cars_test/, devkit/cars_meta.mat and cars_train_annos.mat, and cars_test_annos_withlabels.mat beside
-    or in devkit/."""
+    """cars_train/, cars_test/, devkit/cars_meta.mat and cars_train_annos.mat, and cars_test_annos_withlabels.mat next
+    to devkit/ or in it."""
     root = below(source, "devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train", "cars_test")
     if root is None:
         return None
     test = next((path for path in (root / LABELLED, root / "devkit" / LABELLED) if path.exists()), None)
     if test is None:
-        raise ValueError(f"{root}: lacks {LABELLED}, and devkit's own test has no classes: put it there")
+        raise ValueError(f"{root}: {LABELLED} is missing, and devkit/ has no classes for test: put it there")
     classes = _classes(root / "devkit/cars_meta.mat")
     train = root / "devkit/cars_train_annos.mat"
     return Found(

@@ -1,6 +1,6 @@
 """Folders of splits: SPLIT/CLASS/…/NAME.jpg, as torchvision's ImageFolder reads each split; and ImageNet's flat val.
 
-iNat-18 has SPLIT/SUPERCATEGORY/CLASS (torchvision.datasets.INaturalist of 2018): there the last folder is the class.
+iNat-18 has SPLIT/SUPERCATEGORY/CLASS (torchvision.datasets.INaturalist, version 2018): the last folder is the class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 
 
 def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """train/CLASS/ and val/CLASS/ (or test/CLASS/), whatever is below them."""
+    """train/CLASS/ and val/CLASS/ (or test/CLASS/), with pictures at any depth."""
     splits = _splits(source, benchmark)
     if splits is None or _flat(splits[1][0]):
         return None
@@ -29,7 +29,7 @@ def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
 
 
 def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """train/SUPERCATEGORY/CLASS/ and val/SUPERCATEGORY/CLASS/; without the supercategories as well."""
+    """train/SUPERCATEGORY/CLASS/ and val/SUPERCATEGORY/CLASS/, with or without the supercategories."""
     splits = _splits(source, benchmark)
     if splits is None:
         return None
@@ -43,13 +43,13 @@ def _by_last_folder(root: Path) -> Iterator[File]:
     for name, size in sources.walk(root):
         folder, slash, _ = name.rpartition("/")
         if not slash:
-            raise ValueError(f"{root / name}: lies outside a class folder: put it into {root}/CLASS/")
+            raise ValueError(f"{root / name}: is outside a class folder: put it into {root}/CLASS/")
         label = folder.rpartition("/")[2]
         yield File(root, name, file_key(name, label), label, size)
 
 
 def read_flat_val(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """ImageNet-1k as it is downloaded: train/WNID/, and val/ without folders. Labels of val come from one of Kaggle's
+    """ImageNet-1k as downloaded: train/WNID/, and val/ without folders. The labels of val come from Kaggle's
     LOC_val_solution.csv, TensorFlow's imagenet_2012_validation_synset_labels.txt (a WNID a line), or the development
     kit (as torchvision.datasets.imagenet reads it)."""
     splits = _splits(source, benchmark)
@@ -82,10 +82,10 @@ def _flat(folder: Path) -> bool:
 
 
 def _wnids_of_val(source: Path, names: list[str]) -> tuple[list[str], Path]:
-    """The label of each file of val, and the file that says so."""
+    """The label of each file of val, and the file that the labels come from."""
     if folder := below(source, SOLUTION):
         path = folder / SOLUTION
-        rows = table(path, "ImageId", "PredictionString")  # of the latter the first word; boxes follow
+        rows = table(path, "ImageId", "PredictionString")  # a prediction is the WNID, then boxes
         known = {row["ImageId"]: row["PredictionString"].partition(" ")[0] for row in rows}
         unknown = [name for name in names if name.partition(".")[0] not in known]
         if unknown:
@@ -97,8 +97,8 @@ def _wnids_of_val(source: Path, names: list[str]) -> tuple[list[str], Path]:
         path, wnids = folder / TRUTH, _of_devkit(folder / TRUTH)
     else:
         raise ValueError(
-            f"{source}: val/ has no class folders, and nothing says the classes of its files: "
-            f"put {SOLUTION}, {SYNSETS} or the unpacked ILSVRC2012_devkit_t12 beside it"
+            f"{source}: val/ has no class folders, and there are no labels for its files: "
+            f"put {SOLUTION}, {SYNSETS} or the unpacked ILSVRC2012_devkit_t12 next to it"
         )
     if len(wnids) != len(names):
         raise ValueError(f"{path}: has {len(wnids):,} labels for {len(names):,} files of val/: get the set again")
@@ -106,7 +106,7 @@ def _wnids_of_val(source: Path, names: list[str]) -> tuple[list[str], Path]:
 
 
 def _of_devkit(truth: Path) -> list[str]:
-    """Numbers of the development kit (ILSVRC2012_ID) -> WNIDs, by the meta.mat beside them."""
+    """Numbers of the development kit (ILSVRC2012_ID) -> WNIDs, by the meta.mat in the same folder."""
     synsets = matlab(truth.with_name("meta.mat"), "synsets", "ImageNet's development kit")
     wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     unknown = [number for number in lines(truth) if number not in wnids]

@@ -1,4 +1,4 @@
-"""What a layout's reader gives back, and what all of them need."""
+"""The result of a layout's reader, and functions that all readers need."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Found:
 
 
 def below(source: Path, *wanted: str) -> Path | None:
-    """The folder that holds all the wanted paths: the source itself, or one right below it, as archives unpack to.
-    Raises ValueError when two folders do."""
+    """The folder that holds all the wanted paths: the source, or a folder directly in it, as archives unpack to; None
+    if there is none. Raises ValueError if there are two."""
     if not source.is_dir():
         return None
     folders = [source, *sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))]
@@ -37,7 +37,7 @@ def below(source: Path, *wanted: str) -> Path | None:
 
 
 def lines(path: Path) -> list[str]:
-    """Without the empty ones, and without a byte order mark. Raises ValueError when it is no text."""
+    """The stripped lines that are not empty, without a byte order mark. Raises ValueError if it is not text."""
     refuse_special(path)
     try:
         return [line for line in map(str.strip, path.read_text("utf-8-sig").splitlines()) if line]
@@ -46,7 +46,7 @@ def lines(path: Path) -> list[str]:
 
 
 def table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file. Raises ValueError when it is none, lacks a column, or a row lacks its value."""
+    """The rows of a CSV file. Raises ValueError if it is not CSV, or a column or a row's value is missing."""
     refuse_special(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -63,23 +63,23 @@ def table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
 
 
 def matlab(path: Path, name: str, whose: str) -> np.ndarray:
-    """A variable of a .mat file, as a vector. Raises ValueError when it is not there, or scipy is not."""
+    """A variable of a .mat file, as a vector. Raises ValueError if the variable or scipy is missing."""
     loadmat = library("scipy.io", whose).loadmat
     refuse_special(path)
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True)[name])
-    except Exception as error:  # of a wrong file, scipy raises whatever comes
+    except Exception as error:  # for a bad file scipy may raise anything
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Each once; numbers as numbers."""
+    """The distinct names, sorted; as numbers if all are numbers."""
     each = set(names)
     return tuple(sorted(each, key=int if all(name.isdecimal() for name in each) else None))
 
 
 def library(name: str, needed: str) -> Any:
-    """A library that only some sets need. Raises ValueError when it is not installed."""
+    """Import a library that only some sets need. Raises ValueError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:

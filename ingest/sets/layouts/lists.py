@@ -1,4 +1,4 @@
-"""Pictures beside the lists that say which split and class they are of."""
+"""Sets of pictures with lists that give their split and class."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_dtd(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
 
 def read_pets(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     """annotations.tar.gz and images.tar.gz: images/NAME_7.jpg, and annotations/{trainval,test}.txt, where a line is
-    `NAME_7 CLASS SPECIES BREED` with CLASS from 1. A class is called what its files are."""
+    `NAME_7 CLASS SPECIES BREED` with CLASS from 1. A class has the name of its files."""
     root = below(source, "annotations/trainval.txt", "annotations/test.txt", "images")
     if root is None:
         return None
@@ -51,12 +51,12 @@ def read_pets(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
 
 def read_domainnet(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     """DomainNet's infograph_{train,test}.txt, a line is `infograph/CLASS/NAME.jpg NUMBER`, and infograph.zip unpacked
-    beside them (http://ai.bu.edu/M3SDA)."""
+    next to them (http://ai.bu.edu/M3SDA)."""
     names = [f"{benchmark.name}_train.txt", f"{benchmark.name}_test.txt"]
     root = below(source, *names)
     if root is None:
         return None
-    images = root if (root / benchmark.name).is_dir() else root.parent  # lists also lie in the picture's own folder
+    images = root if (root / benchmark.name).is_dir() else root.parent  # the lists may be in the pictures' folder
     numbers: dict[str, int] = {}
     splits = []
     for name in names:
@@ -74,8 +74,8 @@ def read_domainnet(source: Path, benchmark: Benchmark, scratch: Path) -> Found |
 
 def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     """train2018.json and val2018.json in the form of COCO (github.com/visipedia/inat_comp, 2018): images with file_name
-    train_val2018/SUPERCATEGORY/CLASS/NAME.jpg, annotations with image_id and category_id. Classes are those numbers, as
-    the files' names of species are obfuscated in the first release and not in the second."""
+    train_val2018/SUPERCATEGORY/CLASS/NAME.jpg, annotations with image_id and category_id. Classes are those numbers:
+    the first release obfuscates the names of species, the second does not."""
     root = below(source, "train2018.json", "val2018.json", "train_val2018")
     if root is None:
         return None
@@ -88,13 +88,13 @@ def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
             named = [(each["file_name"], labels[each["id"]]) for each in table["images"]]
             classes |= {str(each["id"]) for each in table["categories"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{where}: is not iNat-18's list ({error!r}): get it again") from None
+            raise ValueError(f"{where}: is not a list of iNat-18 ({error!r}): get it again") from None
         splits.append([listed(root, name, label, where) for name, label in named])
     return Found(*splits, classes=in_order(classes))
 
 
 def _by_folder(root: Path, where: Path, ending: str = "") -> list[File]:
-    """The files of a list of CLASS/NAME."""
+    """The files in a list of CLASS/NAME lines."""
     return [listed(root, f"images/{name}{ending}", name.partition("/")[0], where) for name in lines(where)]
 
 

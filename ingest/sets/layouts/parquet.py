@@ -1,9 +1,9 @@
-"""Parquet folders as Hugging Face publishes them: of any set.
+"""Parquet folders as Hugging Face publishes them, for any set.
 
 A file is SPLIT-00000-of-00003.parquet (perhaps with -HASH), or default/SPLIT/0000.parquet of an automatic conversion. A
-row is a picture {bytes, path} and a label; the schema's "huggingface" metadata says which column is which, and what the
-labels are called (github.com/huggingface/datasets, features Image and ClassLabel). A column of bare bytes is no picture
-column: nothing in the file tells it from other bytes.
+row is a picture {bytes, path} and a label. The schema's "huggingface" metadata names the columns and the classes
+(github.com/huggingface/datasets, features Image and ClassLabel). A column of bare bytes does not count as pictures: it
+might hold anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LABELS = ("label", "fine_label", "labels")  # the second is CIFAR-100's
 class _Columns:
     image: str
     label: str
-    names: tuple[str, ...]  # of the labels' numbers; () where labels are the values themselves
+    names: tuple[str, ...]  # class names by label number; () if the values are the labels themselves
 
 
 def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
@@ -49,8 +49,8 @@ def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
 
 
 def _files(source: Path, splits: set[str]) -> dict[str, list[Path]]:
-    """The files of each of the splits, in order. Raises ValueError when a split lies in two folders, as two
-    configurations of a data set do, or lacks files that the names of others count."""
+    """The files of each split, in order. Raises ValueError if a split is in two folders, as for two configurations of a
+    data set, or has fewer files than their names say."""
     found, counted = defaultdict[str, list[Path]](list), dict[str, int]()
     for path in sorted(source.rglob("*.parquet")) if source.is_dir() else ():
         shard = _SHARD.fullmatch(path.name)
@@ -62,18 +62,20 @@ def _files(source: Path, splits: set[str]) -> dict[str, list[Path]]:
     for split, paths in found.items():
         folders = sorted({path.parent for path in paths})
         if len(folders) > 1:
-            raise ValueError(f"{source}: {split} lies in {folders[0]} and {folders[1]}: give one of them as SOURCE")
+            raise ValueError(f"{source}: {split} is in {folders[0]} and {folders[1]}: give one of them as SOURCE")
         if len(paths) < counted[split]:
             raise ValueError(f"{folders[0]}: holds {len(paths)} of {split}'s {counted[split]} files: get the others")
     return found
 
 
 def _columns(files: list[Path]) -> _Columns:
-    """Those of all the files. Raises ValueError when two differ: a number would be one class here and another there."""
+    """The columns of all the files. Raises ValueError if two files differ: a number would mean different classes."""
     first = _columns_of(files[0])
     for path in files[1:]:
         if _columns_of(path) != first:
-            raise ValueError(f"{files[0]} and {path}: have other columns or class names: get both from one data set")
+            raise ValueError(
+                f"{files[0]} and {path}: have different columns or class names: get both from one data set"
+            )
     return first
 
 
@@ -82,7 +84,7 @@ def _columns_of(path: Path) -> _Columns:
         schema = file.schema_arrow
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        features = {name: said for name, said in features.items() if isinstance(said, dict)}
+        features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         features = {}
     images = [name for name in schema.names if _is_image(schema.field(name).type)]
@@ -102,8 +104,8 @@ def _is_image(kind: Any) -> bool:
 
 
 def _rows(source: Path, split: str, files: list[Path], columns: _Columns) -> Iterator[Row]:
-    places: list[tuple[Path, int]] = []  # of each block: file and row group
-    blocks = Blocks(lambda block: _pictures(*places[block], columns.image))  # one for all files: rows keep it alive
+    places: list[tuple[Path, int]] = []  # file and row group of each block
+    blocks = Blocks(lambda block: _pictures(*places[block], columns.image))  # shared by all files; rows keep it alive
     number = 0
     for path in files:
         with _open(path) as file:
@@ -120,7 +122,7 @@ def _rows(source: Path, split: str, files: list[Path], columns: _Columns) -> Ite
 
 
 def _label(path: Path, label: Any, names: tuple[str, ...]) -> str:
-    if label in (None, -1):  # the latter is the Hub's for splits whose labels are secret
+    if label in (None, -1):  # the Hub has -1 in splits whose labels are secret
         raise ValueError(f"{path}: has rows without a label ({label}): get the set with its labels")
     if names and not (isinstance(label, int) and 0 <= label < len(names)):
         raise ValueError(f"{path}: label {label!r} is not among the {len(names)} class names: get the file again")

@@ -1,6 +1,6 @@
 """The folders that the WILDS package (github.com/p-lambda/wilds) unpacks: a metadata.csv and pictures.
 
-Which column says what is as in wilds/datasets/{iwildcam,rxrx1,camelyon17,fmow}_dataset.py.
+Columns have the same meaning as in wilds/datasets/{iwildcam,rxrx1,camelyon17,fmow}_dataset.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ingest.sets.pictures import File, listed
 
 
 def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """iwildcam_v2.0: split is train or val (places that train does not have); pictures are train/FILENAME, whatever the
-    split. Classes are named by categories.csv where it is there."""
+    """iwildcam_v2.0: split is train or val (camera locations not in train); pictures are train/FILENAME in all splits.
+    categories.csv, if present, names the classes."""
     root = below(source, "metadata.csv", "train")
     if root is None:
         return None
@@ -29,7 +29,7 @@ def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | 
 
 
 def _species(path: Path, numbers: tuple[str, ...]) -> dict[str, str]:
-    """Number -> name, in the order of numbers; numbers stay where the file is not there or two have one name."""
+    """Number -> name, in the order of numbers; the numbers themselves if the file is missing or names repeat."""
     found = {row["y"]: row["name"] for row in table(path, "y", "name")} if path.exists() else {}
     names = {number: found.get(number, "") for number in numbers}
     usable = all(names.values()) and len(set(names.values())) == len(names)
@@ -38,7 +38,7 @@ def _species(path: Path, numbers: tuple[str, ...]) -> dict[str, str]:
 
 def read_rxrx1(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     """rxrx1_v1.0: dataset is train or val; images/EXPERIMENT/PlatePLATE/WELL_sSITE.png; the class is sirna_id. Of the
-    training experiments site 1 trains: WILDS keeps site 2 for a test of its own (id_test)."""
+    training experiments only site 1 is used: WILDS keeps site 2 for its own test split (id_test)."""
     root = below(source, "metadata.csv", "images")
     if root is None:
         return None
@@ -52,7 +52,7 @@ def read_rxrx1(source: Path, benchmark: Benchmark, scratch: Path) -> Found | Non
 
 
 def read_camelyon17(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """camelyon17_v1.0: of the hospitals (center), 1 is the validation and 2 the test; of the rest, split 0 trains. The
+    """camelyon17_v1.0: hospital (center) 1 is for validation, 2 for test; of the others, split 0 is for training. The
     class is tumor, 0 or 1."""
     root = below(source, "metadata.csv", "patches")
     if root is None:
@@ -69,14 +69,14 @@ def read_camelyon17(source: Path, benchmark: Benchmark, scratch: Path) -> Found 
 
 
 def read_fmow(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
-    """fmow_v1.1: rgb_metadata.csv, whose row r is images/rgb_img_r.png. Train is split train of before 2013, evaluation
-    is split val of 2013 to 2015."""
+    """fmow_v1.1: rgb_metadata.csv, whose row r is images/rgb_img_r.png. Training is split train before 2013, evaluation
+    is split val from 2013 to 2015."""
     root = below(source, "rgb_metadata.csv", "images")
     if root is None:
         return None
     where, train, evaluation = root / "rgb_metadata.csv", list[File](), list[File]()
     for number, row in enumerate(table(where, "split", "timestamp", "category")):
-        year = row["timestamp"][:4]  # of ISO 8601: it sorts as text
+        year = row["timestamp"][:4]  # ISO 8601, which sorts as text
         if row["split"] == "train" and year < "2013":
             train.append(listed(root, f"images/rgb_img_{number}.png", row["category"], where))
         elif row["split"] == "val" and "2013" <= year < "2016":

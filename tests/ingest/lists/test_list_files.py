@@ -49,7 +49,7 @@ def zst(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zst])
-def test_compression_is_told_by_content(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_compression_is_detected_by_content(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     lines = b"".join(b"k%d\thttp://a/%d.jpg\n" % (n, n) for n in range(50_000))
     half = lines.index(b"\n", len(lines) // 2) + 1
     packed = pack(lines[:half]) + pack(lines[half:])
@@ -79,7 +79,7 @@ def test_a_damaged_list_names_the_line_that_was_reached(
 
 
 def test_compression_that_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"list.txt: this compression is not read"):
+    with pytest.raises(ValueError, match=r"list.txt: this compression is not supported"):
         links(put(tmp_path / "list.txt", bz2.compress(b"http://a/1.jpg\n")))
 
 
@@ -124,7 +124,7 @@ def test_hostile_bytes_never_raise(tmp_path: Path) -> None:
 # --- text ----------------------------------------------------------------------------------------------------------
 
 
-def test_labels_with_confidences_beside_a_url(tmp_path: Path) -> None:
+def test_labels_with_confidences_after_a_url(tmp_path: Path) -> None:
     lines = ["http://a/1.jpg\t4097:1\t4089:0.9", "http://a/2.jpg", "http://a/3.jpg\tcat, 14:30", "http://a/4.jpg\t7:.5"]
     assert good(put(tmp_path / "list.txt", "\n".join(lines) + "\n")) == [
         ("000000000", "http://a/1.jpg", ("4097", "4089")),
@@ -135,7 +135,7 @@ def test_labels_with_confidences_beside_a_url(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("caption", ["14:30", "a:b", "cat", "16:9", "see 4097:1", "4097:1 4089:1", "4097:100"])
-def test_captions_beside_a_url_are_no_labels(caption: str, tmp_path: Path) -> None:
+def test_captions_after_a_url_are_not_labels(caption: str, tmp_path: Path) -> None:
     lines = [f"http://a/{n}.jpg\t{caption}" for n in range(3)] + ["http://a/3.jpg\t4097:1"]
     assert [labels for _, _, labels in good(put(tmp_path / "list.txt", "\n".join(lines)))] == [()] * 4
 

@@ -50,11 +50,12 @@ def test_a_crowd_of_alike_hashes_takes_linear_time(monkeypatch):
     assert sum(compared) <= 2 * duplicates.WINDOW * len(crowd)
 
 
-def test_progress_of_the_passes_is_told():
-    told = []
-    duplicates.near_pairs(np.arange(1, 50, dtype=np.uint64), 2, tell=lambda done, total: told.append((done, total)))
-    assert told == [(n, len(told)) for n in range(1, len(told) + 1)]
-    assert told
+def test_progress_of_the_passes_is_reported():
+    reports = []
+    report = lambda done, total: reports.append((done, total))  # noqa: E731
+    duplicates.near_pairs(np.arange(1, 50, dtype=np.uint64), 2, report=report)
+    assert reports == [(n, len(reports)) for n in range(1, len(reports) + 1)]
+    assert reports
 
 
 @settings(max_examples=100, deadline=None)

@@ -293,13 +293,13 @@ def test_rules_and_subsets_go_together_either_way(tmp_path):
 
 def test_the_verb_makes_a_version_or_a_subset(tmp_path):
     manifest = dataset_of(tmp_path, [picture(row, f"picture {row % 20}") for row in range(30)])
-    told = []
-    chosen = apply.run(Config(str(tmp_path), scratch=str(tmp_path)), lambda *what: told.append(what))
+    reports = []
+    chosen = apply.run(Config(str(tmp_path), scratch=str(tmp_path)), lambda *what: reports.append(what))
     assert (chosen.samples, read_manifest(str(tmp_path))) == (20, chosen)
-    assert ("shards read", 1, 1) in told
+    assert ("shards read", 1, 1) in reports
     part = apply.run(Config(manifest.address, subset=10, seed=2))
     assert part.digest == subset(manifest, 10, 2).digest
-    with pytest.raises(ValueError, match="give one, then the other"):
+    with pytest.raises(ValueError, match="use one, then apply the other"):
         Config(str(tmp_path), subset=10, rules=SelectConfig(duplicates=False))
     assert not list(tmp_path.glob("select-*"))
 

@@ -49,7 +49,7 @@ def put_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
         table.writerows(rows)
 
 
-# --- folders, and lists beside them --------------------------------------------------------------------------------
+# --- folders with lists next to them -------------------------------------------------------------------------------
 
 
 def folders(root: Path, train: str, evaluation: str, classes: Sequence[str]) -> None:
@@ -133,7 +133,7 @@ def inat_folders(root: Path) -> Sequence[str]:
 
 
 def inat_split(root: Path) -> Sequence[str]:
-    """Sorted into folders by the lists, which stay beside them."""
+    """Sorted into folders by the lists, which stay next to them."""
     inat_json(root)
     (root / "train_val2018").rename(root / "unsorted")
     return inat_folders(root)
@@ -417,7 +417,7 @@ COPIES: dict[str, dict[str, Writer]] = {
     "inat18": {
         "json": inat_json,
         "folders": inat_folders,
-        "folders beside lists": inat_split,
+        "folders next to lists": inat_split,
         "converted": lambda root: converted(root, "validation"),
     },
     "cifar10": {"pickles": cifar10, "packed": cifar10_packed, "parquet": hugging("train", "test", "extra", "img")},

@@ -95,7 +95,7 @@ def test_other_counts_than_the_papers_are_refused(name: str, tmp_path: Path):
     assert not (tmp_path / "out").exists(), "nothing is written before the counts are right"
 
 
-def test_any_counts_are_taken_on_request_and_told(tmp_path: Path):
+def test_any_counts_are_taken_on_request_and_reported(tmp_path: Path):
     write("eurosat", "folders", tmp_path / "source")
     config = folders.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="eurosat", counts="any")
     result = import_benchmark.run(config, dataclasses.replace(small("eurosat"), train=6, classes=10))
@@ -128,18 +128,18 @@ def test_the_command_makes_both_and_a_rerun_nothing(
     food101(tmp_path / "source")
     words = [str(tmp_path / "source"), "--set", "food101", "--out", str(tmp_path / "out"), "--json"]
     status, out, _ = run_cli(words, capsys)
-    told = json.loads(out.splitlines()[-1])
-    assert (status, told["name"], told["lost"], told["counted"]) == (0, "food101", 0, True)
-    assert not told["stopped"]
-    assert not told["splits"]["eval"]["stopped"]
-    assert {split: part["kept"] for split, part in told["splits"].items()} == {"train": 5, "eval": 2}
+    summary = json.loads(out.splitlines()[-1])
+    assert (status, summary["name"], summary["lost"], summary["counted"]) == (0, "food101", 0, True)
+    assert not summary["stopped"]
+    assert not summary["splits"]["eval"]["stopped"]
+    assert {split: part["kept"] for split, part in summary["splits"].items()} == {"train": 5, "eval": 2}
     assert "food101: laid out as meta/train.txt, meta/test.txt and images/; 2 classes" in out
     files = sorted(path for path in (tmp_path / "out").rglob("*") if path.name != "ingest.html")
     assert run_cli(words, capsys)[0] == 0
     assert sorted(path for path in (tmp_path / "out").rglob("*") if path.name != "ingest.html") == files
 
 
-def test_a_set_that_lost_pictures_is_told(
+def test_a_set_that_lost_pictures_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(benchmarks, "BENCHMARKS", {"food101": small("food101")})
@@ -150,7 +150,7 @@ def test_a_set_that_lost_pictures_is_told(
     assert status == 1
     assert "train: 4 of 5 pictures kept: results on it are not the paper's set's" in out
     assert f"xtra peek {tmp_path}/out/train --reason undecodable" in out
-    assert run_cli([*words, "--counts", "any"], capsys)[0] == 0, "whoever takes any set takes this one"
+    assert run_cli([*words, "--counts", "any"], capsys)[0] == 0, "with --counts any, this set is taken, too"
 
 
 def test_tall_and_huge_pictures_are_part_of_a_set(tmp_path: Path):
@@ -165,20 +165,22 @@ def test_tall_and_huge_pictures_are_part_of_a_set(tmp_path: Path):
 def test_a_stop_between_the_splits_is_finished_by_the_next(tmp_path: Path):
     write("cifar100", "pickles", tmp_path / "source")
     config = folders.Config(str(tmp_path / "source"), str(tmp_path / "out"), set="cifar100", unit=2)
-    told = []
+    reports = []
     first = import_benchmark.run(
         config,
         small("cifar100"),
-        told.append,
+        reports.append,
         stop=lambda: len(committed_units(str(tmp_path / "out/train"))) > 1,
     )
     assert first.stopped
     assert len(first.splits) == 1
-    result = import_benchmark.run(config, small("cifar100"), told.append)
+    result = import_benchmark.run(config, small("cifar100"), reports.append)
     assert not result.stopped
     assert set(samples(str(tmp_path / "out/train"))) == set(TRAIN)
-    assert (told[-1].links, told[-1].done, told[-1].kept, told[-1].units_done) == (7, 7, 7, 4), "of both splits"
-    assert told[-1].done_now == 3, "of this run"
+    assert (reports[-1].links, reports[-1].done, reports[-1].kept, reports[-1].units_done) == (7, 7, 7, 4), (
+        "of both splits"
+    )
+    assert reports[-1].done_now == 3, "of this run"
 
 
 def test_the_settings_that_a_set_has_of_its_own():
@@ -210,7 +212,7 @@ def test_a_layout_that_is_none_is_one_line_of_those_that_are(tmp_path: Path):
     put(tmp_path / "source/pictures/1.jpg", body(1))
     put(tmp_path / "source/list.txt", "")
     assert refused("pets", tmp_path / "source", tmp_path).endswith(
-        "pets is understood as annotations/trainval.txt, test.txt and images/; or folders train/CLASS/ and "
+        "pets must be annotations/trainval.txt, test.txt and images/; or folders train/CLASS/ and "
         "test/CLASS/; or SPLIT-00000-of-00001.parquet files as Hugging Face has them. Found there: list.txt, pictures/"
     )
     assert "there is no such folder" in refused("pets", tmp_path / "nothing", tmp_path)
@@ -221,7 +223,7 @@ def test_damage_is_named(tmp_path: Path):
     food101(tmp_path / "source")
     food = tmp_path / "source/food-101"
     (food / "images/waffles/1001.jpg").unlink()
-    assert "1001.jpg: is listed in train.txt and is not there" in refused("food101", tmp_path / "source", tmp_path)
+    assert "1001.jpg: is listed in train.txt, but missing" in refused("food101", tmp_path / "source", tmp_path)
     shutil.copytree(food, tmp_path / "source/food-102")
     assert "food-101 and " in refused("food101", tmp_path / "source", tmp_path)
     write("eurosat", "folders", tmp_path / "eurosat")
@@ -240,7 +242,7 @@ def test_damage_is_named(tmp_path: Path):
     put(tmp_path / "imagenet/val/more.JPEG", body(1))
     assert "has 2 labels for 3 files of val/" in refused("imagenet1k", tmp_path / "imagenet", tmp_path)
     (tmp_path / "imagenet/imagenet_2012_validation_synset_labels.txt").unlink()
-    assert "nothing says the classes of its files" in refused("imagenet1k", tmp_path / "imagenet", tmp_path)
+    assert "there are no labels for its files" in refused("imagenet1k", tmp_path / "imagenet", tmp_path)
     parquet(tmp_path / "two", "train", "test", "x", ("a", "b"))
     shutil.copytree(tmp_path / "two/data", tmp_path / "two/other")
     assert "give one of them as SOURCE" in refused("eurosat", tmp_path / "two", tmp_path)
@@ -255,7 +257,7 @@ def test_parquet_files_of_one_set_agree(tmp_path: Path):
 
     for odd in (copy("order", ("dog", "cat")), copy("image", image="img")):
         said = refused("eurosat", odd, tmp_path)
-        assert "have other columns or class names" in said
+        assert "have different columns or class names" in said
         assert f"{odd}/train-00000-of-00002" in said
         assert f"{odd}/test-00000-of-00002" in said
     assert "one called label" in refused("eurosat", copy("none", label="z"), tmp_path)
@@ -309,7 +311,7 @@ def test_lists_name_nothing_outside_the_set(name: str, tmp_path: Path):
     write("infograph", "lists", tmp_path / "source")
     put(tmp_path / "secret.png", body(1))
     put(tmp_path / "source/infograph_test.txt", f"{name} 0\n")
-    assert f"infograph_test.txt: '{name}' lies outside the set" in refused("infograph", tmp_path / "source", tmp_path)
+    assert f"infograph_test.txt: '{name}' is outside the set" in refused("infograph", tmp_path / "source", tmp_path)
 
 
 def test_lists_and_tables_of_other_programs(tmp_path: Path):

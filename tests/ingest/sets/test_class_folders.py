@@ -217,7 +217,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     said("s3://bucket/set", "imported from local disks")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.jpg").write_bytes(picture(1))
-    said(tmp_path / "flat", "a.jpg: lies outside a class folder")
+    said(tmp_path / "flat", "a.jpg: is outside a class folder")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     said(tmp_path / "empty", "holds no pictures")
     said(write_tar(tmp_path / "bare.tar", {"k.jpg": picture(1)}), "k.jpg has no label: add a member k.cls")

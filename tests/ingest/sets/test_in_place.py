@@ -24,7 +24,7 @@ from shards import check, manifest, selection, store, sweep
 from shards.dataset import read_plan, read_table
 from shards.stream.stream import once
 
-# Writes a set, then tells what it reads of it. A process of its own: webdataset leaves its files open, which is a
+# Writes a set, then prints what it reads. In a separate process: webdataset leaves its files open, which is a
 # warning, and warnings are errors here.
 WEBDATASET = """
 import hashlib, json, sys, webdataset
@@ -102,10 +102,10 @@ def test_a_rerun_does_what_is_left_and_gives_the_same_as_one_run(tars: Path, tmp
     config = folders.Config(pattern, str(tmp_path / "out"), threads=1, in_place=True)
     stopped = in_place.run(config, stop=lambda: next(asked) > 12)
     assert (stopped.stopped, stopped.units_done) == (True, 1)
-    told = []
-    whole = in_place.run(config, told.append)
+    reports = []
+    whole = in_place.run(config, reports.append)
     assert not whole.stopped
-    assert [(p.units_done, p.links, p.done) for p in told] == [(2, 18, 18)]
+    assert [(p.units_done, p.links, p.done) for p in reports] == [(2, 18, 18)]
     in_place.run(folders.Config(str(tars), str(tmp_path / "other"), in_place=True))
     assert streamed(config.out) == streamed(str(tmp_path / "other"))
     assert [row["row"] for row in rows(config.out)] == list(range(18))
@@ -271,8 +271,8 @@ def test_what_cannot_be_indexed_is_said_in_one_line(tmp_path: Path, tars: Path) 
 def test_the_command(tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     assert cli.main(["import", str(tars), "--out", out, "--in-place", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["links"], told["kept"]) == (18, 18)
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["links"], summary["kept"]) == (18, 18)
     assert cli.main(["check", out]) == 0
     assert cli.main(["peek", out, "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().count("data:image/jpeg") >= 9
@@ -284,19 +284,19 @@ def test_a_source_within_the_datasets_own_folders_is_refused(tmp_path: Path) -> 
     write_tar(theirs, {"a.jpg": picture(1)})
     (tmp_path / "link").symlink_to(mine / "shards")
     for source in (mine / "shards", theirs, tmp_path / "link"):
-        with pytest.raises(ValueError, match="lies in the dataset's own folder: give another --out"):
+        with pytest.raises(ValueError, match="is in the dataset's own folder: give another --out"):
             in_place.run(folders.Config(str(source), str(mine), in_place=True))
     assert [path.name for path in mine.iterdir()] == ["shards"], "nothing was written"
 
 
-def test_sweep_leaves_a_tar_of_others_though_it_is_called_and_lies_like_ours(tmp_path: Path) -> None:
+def test_sweep_leaves_a_foreign_tar_with_the_name_and_place_of_ours(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_tar(tmp_path / "set" / "000000-train.tar", {"a.jpg": picture(1)})
     in_place.run(folders.Config(str(tmp_path / "set"), str(out), in_place=True))
-    lies = out / "shards" / "000000-train.tar"
-    (tmp_path / "set" / "000000-train.tar").rename(lies)
+    moved = out / "shards" / "000000-train.tar"
+    (tmp_path / "set" / "000000-train.tar").rename(moved)
     assert sweep.run(sweep.Config(str(out))).objects == ()
-    assert lies.exists()
+    assert moved.exists()
 
 
 def test_odd_text_costs_a_label_or_a_row_and_never_the_import(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_one_class_in_two_forms_of_unicode(tmp_path: Path, name: str) -> None:
 
 def test_pictures_without_labels(tmp_path: Path) -> None:
     source = put(tmp_path / "set", "1.jpg", "2.jpg", "more/3.jpg")
-    refused(tmp_path, source, r"1.jpg: lies outside a class folder: .* import the set with --no-labels")
+    refused(tmp_path, source, r"1.jpg: is outside a class folder: .* import the set with --no-labels")
     assert imported(tmp_path, source, labels=False) == [(n, [], "kept") for n in ("1.jpg", "2.jpg", "more/3.jpg")]
     assert manifest.read_manifest(str(tmp_path / "out")).classes == ()
 
@@ -120,8 +120,8 @@ def test_a_folder_with_metadata(tmp_path: Path, ending: str) -> None:
 def test_metadata_that_cannot_be_followed(tmp_path: Path) -> None:
     source = put(tmp_path / "set", "a.jpg")
     for text, what in (
-        ("file_name,label\nb.jpg,cat\n", "b.jpg: is listed in metadata.csv and is not there"),
-        ("file_name,label\n../a.jpg,cat\n", "lies outside the set"),
+        ("file_name,label\nb.jpg,cat\n", "b.jpg: is listed in metadata.csv, but missing"),
+        ("file_name,label\n../a.jpg,cat\n", "is outside the set"),
         ("name,label\na.jpg,cat\n", "has no column file_name"),
         ("file_name,label\n,cat\n", "row 1 has no file_name"),
         ("file_name,text\na.jpg,a cat\n", "row 1, a.jpg, has no label: add a column label, or give --no-labels"),
@@ -178,4 +178,4 @@ def test_splits_of_parquet_are_asked_about(tmp_path: Path) -> None:
 def test_parquet_that_holds_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     pq.write_table(pa.table({"url": ["http://a/1.jpg"]}), tmp_path / "set" / "a.parquet")
-    refused(tmp_path, tmp_path / "set", r"has the columns url: .*a list of URLs is for xtra ingest")
+    refused(tmp_path, tmp_path / "set", r"has the columns url: .*for a list of URLs use xtra ingest")

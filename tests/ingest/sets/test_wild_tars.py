@@ -217,21 +217,21 @@ def test_patterns_wherever_a_source_is_named(tmp_path: Path, pattern: str) -> No
 
 def test_a_tar_that_a_pattern_names_and_is_not_there(tmp_path: Path) -> None:
     pack(tmp_path / "train-0000.tar", [("s.jpg", picture(1)), ("s.cls", b"1")])
-    refused(tmp_path, tmp_path / "train-{0000..0002}.tar", "names .*train-0001.tar, which is not there")
+    refused(tmp_path, tmp_path / "train-{0000..0002}.tar", "names .*train-0001.tar, which does not exist")
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.zip", "a.tar.zst"])
-@pytest.mark.parametrize("beside", [True, False])
-def test_compressed_archives_are_named(tmp_path: Path, name: str, beside: bool) -> None:
+@pytest.mark.parametrize("with_tar", [True, False])
+def test_compressed_archives_are_named(tmp_path: Path, name: str, with_tar: bool) -> None:
     path = pack(tmp_path / "set" / "b.tar", [("s.jpg", picture(1)), ("s.cls", b"1")])
     (tmp_path / "set" / name).write_bytes(gzip.compress(path.read_bytes()))
-    if not beside:
+    if not with_tar:
         path.unlink()
     refused(tmp_path, tmp_path / "set", rf"{name} is compressed: unpack it \(")
     refused(tmp_path, tmp_path / "set" / name, rf"{name} is compressed: unpack it \(")
 
 
-def test_tars_beside_folders_of_pictures_are_asked_about(tmp_path: Path) -> None:
+def test_tars_next_to_folders_of_pictures_are_refused(tmp_path: Path) -> None:
     pack(tmp_path / "set" / "b.tar", [("s.jpg", picture(1)), ("s.cls", b"1")])
     (tmp_path / "set" / "cat").mkdir()
     assert len(both(tmp_path, tmp_path / "set")) == 1

@@ -41,7 +41,7 @@ def colours(pixels: Image.Image) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp", "tiff"])
-def test_every_kept_format_is_told_by_content_and_decodes(kind: str) -> None:
+def test_every_kept_format_is_detected_by_content_and_decodes(kind: str) -> None:
     body = encode(picture(), kind)
     assert image.sniff(body) == kind
     head = image.header(body)

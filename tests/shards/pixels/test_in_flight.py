@@ -108,12 +108,12 @@ def test_the_folder_of_marks_is_this_users_alone(tmp_path, monkeypatch):
     assert folder == isolate.private_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o755)
-    with pytest.raises(ValueError, match="is not a folder of yours alone: remove it, or set TMPDIR"):
+    with pytest.raises(ValueError, match="is not a private folder of yours: remove it, or set TMPDIR"):
         isolate.private_folder()
     folder.rmdir()
     (tmp_path / "other").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "other")
-    with pytest.raises(ValueError, match="is not a folder of yours alone"):
+    with pytest.raises(ValueError, match="is not a private folder of yours"):
         isolate.private_folder()
 
 

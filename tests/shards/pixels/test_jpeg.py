@@ -68,7 +68,7 @@ def test_sound_files_are_sound(options: dict[str, Any], mode: str, size: tuple[i
     body = encode(photo(*size, mode), **options)
     assert not refused(body)
     assert not refused(body + b"<html>")
-    assert jpeg.mended(body) is body
+    assert jpeg.repaired(body) is body
 
 
 DAMAGE: dict[str, Callable[[bytes, int, np.random.Generator], bytes]] = {
@@ -114,23 +114,23 @@ def test_restart_markers_must_all_be_there() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_rows": 1}])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_missing_end_marker_is_mended_if_nothing_else_is_missing(options: dict[str, Any], mode: str) -> None:
+def test_a_missing_end_marker_is_repaired_if_nothing_else_is_missing(options: dict[str, Any], mode: str) -> None:
     body = encode(photo(mode=mode), **options)
     cut = body[:-2]
     assert refused(cut)
-    assert jpeg.mended(cut) == body
+    assert jpeg.repaired(cut) == body
     for missing in (1, 2, 3, 5, 10, 40, 200, 2000, len(body) - 1000):
         shorter = cut[:-missing]
-        assert jpeg.mended(shorter) is shorter
+        assert jpeg.repaired(shorter) is shorter
     smooth = encode(photo(mode=mode).resize((8, 6)).resize((320, 240)), quality=30, **options)
     for missing in range(1, 60):
         shorter = smooth[: -2 - missing]
-        assert jpeg.mended(shorter) is shorter
+        assert jpeg.repaired(shorter) is shorter
 
 
-def test_a_progressive_file_without_end_is_not_mended() -> None:
+def test_a_progressive_file_without_end_is_not_repaired() -> None:
     body = encode(photo(), progressive=True)[:-2]
-    assert jpeg.mended(body) is body
+    assert jpeg.repaired(body) is body
     assert refused(body)
 
 
@@ -145,7 +145,7 @@ def test_what_would_take_long_is_refused() -> None:
             image.header(body[:20] + junk + body[20:])  # after the first segment
 
 
-def test_what_is_told_of_scans() -> None:
+def test_scans_are_listed() -> None:
     body = encode(photo(), progressive=True)
     scans, _ = jpeg.scans_of(body)
     assert (scans[0].components, scans[0].first, scans[0].last, scans[0].high) == ((1, 2, 3), 0, 0, 0)

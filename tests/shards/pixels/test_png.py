@@ -45,21 +45,21 @@ DAMAGE = [
 def test_a_damaged_remark_before_or_after_the_data(kind: bytes, damage: dict[str, int]) -> None:
     bad = chunk(kind, b"Comment\0a remark of no use", **damage)
     for body in (HEAD + bad + DATA + END, HEAD + DATA + bad + END, HEAD + bad + bad + DATA + bad + END):
-        assert png.mended(body) == WHOLE
-        assert image.mended(body) == WHOLE
+        assert png.repaired(body) == WHOLE
+        assert image.repaired(body) == WHOLE
     cut = HEAD + DATA + bad[:-6]
-    assert image.decode(png.mended(cut)).tobytes() == PIXELS
+    assert image.decode(png.repaired(cut)).tobytes() == PIXELS
 
 
 def test_a_sound_file_is_given_back_itself() -> None:
     for body in (WHOLE, HEAD + chunk(b"tEXt", b"a\0b") + DATA + END, WHOLE + b"trailing"):
-        assert png.mended(body) is body
+        assert png.repaired(body) is body
 
 
 @pytest.mark.parametrize("kind", [b"IDAT", b"PLTE", b"tRNS", b"ABCD"])
 def test_what_counts_is_never_left_out(kind: bytes) -> None:
     body = HEAD + chunk(kind, b"1234", crc=7) + DATA + END
-    assert png.mended(body) is body
+    assert png.repaired(body) is body
 
 
 @settings(max_examples=300, deadline=None)
@@ -67,7 +67,7 @@ def test_what_counts_is_never_left_out(kind: bytes) -> None:
 def test_no_damage_to_the_data_becomes_a_picture(at: int, byte: int, cut: bool) -> None:
     body = WHOLE[:at] if cut else WHOLE[:at] + bytes([byte]) + WHOLE[at + 1 :]
     try:
-        assert image.decode(png.mended(body)).tobytes() == PIXELS
+        assert image.decode(png.repaired(body)).tobytes() == PIXELS
     except image.Undecodable:
         with pytest.raises(image.Undecodable):
             image.decode(body)
