@@ -5,9 +5,7 @@ A row is known by its position: rows of one shard lie together, shards in the ma
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from ingest.filter import PLACEHOLDERS
 from shards import store
 from shards.dataset import KEPT, read_table
 from shards.manifest import Manifest, Shard
+from shards.parallel import INDEXES, in_order
 
-_AHEAD = 8  # indexes read at once
 _COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]
 _DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "site": "<u8", "shape": "<f4"}
 _SITE = (
@@ -148,14 +146,7 @@ def read_kept(manifest: Manifest, folder: Path, tell: Callable[[int, int], None]
 
 def _indexes(manifest: Manifest) -> Iterator[pa.Table]:
     """The kept rows of each shard, in order, a few read ahead."""
-    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="index") as pool:
-        coming: deque[Future[pa.Table]] = deque()
-        for shard in manifest.shards:
-            coming.append(pool.submit(_index, manifest.dataset, shard))
-            if len(coming) > _AHEAD:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+    return in_order(lambda shard: _index(manifest.dataset, shard), manifest.shards, INDEXES, INDEXES)
 
 
 def _index(dataset: str, shard: Shard) -> pa.Table:
