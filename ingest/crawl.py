@@ -9,33 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import queue
 import shutil
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from ingest import journal
-from ingest.filter import FilterConfig, judge, taken
+from ingest.filter import FilterConfig
 from ingest.http import Fetcher, HostLoad
-from ingest.isolate import Judge, costly
+from ingest.judging import Judging
 from ingest.lists import links_of
+from ingest.open_unit import OpenUnit, with_all
 from ingest.plan import asked_before
-from ingest.record import BadLine, Event, Fetched, Link, Verdict
+from ingest.record import Event, Fetched, Link, Verdict
 from ingest.scratch import BYTES_A_LINK, COPIES, JUDGING, TAKEN, Scratch, holding_a_unit
+from ingest.sealing import Sealing
 from ingest.unit import UnitWriter
 from shards import store
 from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
-from shards.pixels import InFlight, suspects
+from shards.pixels import InFlight
 
 IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
 MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
 PATIENT = 2.0  # seconds of idleness before one more unit is begun
-SEALING = 2  # units that are being written to the store
 TICK = 0.25  # seconds
 JOURNAL_SECONDS = 1.0  # between flushes of what a kill then does not cost
 LAST_WORDS = 5.0  # seconds that a seal has to end in when the run is stopped
@@ -63,51 +60,6 @@ class Underway:
     wants: int = 0  # units that it could begin now
 
 
-class _Unit:
-    """A unit in hand."""
-
-    def __init__(
-        self, task: Assignment, links: Iterable[Link], writer: UnitWriter, folder: Path, binding: journal.Binding
-    ) -> None:
-        self.number, self.careful = task.unit, task.careful
-        self.writer, self.folder, self.binding = writer, folder, binding
-        self.links = by_url(list(links))
-        self.same = {same[0].row: same[1:] for same in self.links if len(same) > 1}  # who waits for whose answer
-        self.journal = journal.Journal(folder, binding)
-        self.had: set[int] = set()  # rows of links whose answers an earlier run had
-
-    def close(self) -> None:
-        self.writer.close()
-        self.journal.close()
-
-
-def by_url(links: Sequence[Link]) -> list[list[Link]]:
-    """The links in groups that one answer serves, in order: those of one URL, of whose bytes the same is said."""
-    if len({link.url for link in links}) == len(links):
-        return [[link] for link in links]
-    groups: dict[tuple[str, str | None], list[Link]] = {}
-    for link in links:
-        groups.setdefault((link.url, link.hash), []).append(link)
-    return list(groups.values())
-
-
-def with_all(entries: list[Link | BadLine]) -> list[Link | BadLine]:
-    """The entries; the first link of each URL also says what the others of that URL do."""
-    if len({entry.url for entry in entries}) == len(entries):
-        return entries
-    firsts = {
-        same[0].row: replace(same[0], also=f"[{', '.join(map(_said, same[1:]))}]")
-        for same in by_url([entry for entry in entries if isinstance(entry, Link)])
-        if len(same) > 1
-    }
-    return [firsts.get(entry.row, entry) for entry in entries] if firsts else entries
-
-
-def _said(link: Link) -> str:
-    columns = f'"columns": {link.columns}, ' if link.columns else ""
-    return f'{{{columns}"key": "{link.key}", "labels": {json.dumps(link.labels)}}}'
-
-
 class Crawl:
     """A worker's state. `run` is the loop; `underway` may be called between its steps."""
 
@@ -120,22 +72,12 @@ class Crawl:
         tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._dataset, self._rules, self._scratch, self._fetcher, self._tell = dataset, rules, scratch, fetcher, tell
-        self._suspects = frozenset[int]().union(*map(suspects, scratch.left))
-        for marks in scratch.left:
-            marks.unlink()
-        self._judging = InFlight(scratch.folder / JUDGING)
+        self._judging = Judging(rules, scratch, tell)
         self._drawing = InFlight(scratch.folder / f"{JUDGING}-thumbs")  # by the threads that seal
-        self._judge_of_risks = Judge()
-        self._costly: queue.SimpleQueue[tuple[_Unit, Fetched] | None] = queue.SimpleQueue()
-        self._costly_judged: queue.SimpleQueue[tuple[_Unit, Fetched, Verdict | BaseException]] = queue.SimpleQueue()
-        self._costly_left = 0
-        self._costly_thread: threading.Thread | None = None
-        self._open: dict[int, _Unit] = {}
-        self._sealing: dict[int, _Unit] = {}
-        self._full: list[_Unit] = []  # complete, waiting for their turn to be sealed
-        self._sealed: queue.SimpleQueue[tuple[int, Commit | BaseException]] = queue.SimpleQueue()
+        self._open: dict[int, OpenUnit] = {}
+        self._sealing = Sealing()
         self._commits: list[Commit] = []  # to be yielded
-        self._by_row: dict[int, _Unit] = {}
+        self._by_row: dict[int, OpenUnit] = {}
         self._crowded_since: float | None = None  # no room on scratch for more links
         self._idle_since: float | None = None  # links wait, and yet transfers could start
         self._may_be_open = IN_FLIGHT
@@ -161,9 +103,9 @@ class Crawl:
                 while self._commits:
                     yield self._commits.pop(0)
             stopped = now = time.monotonic()
-            while self._sealing or self._full or self._costly_left:
+            while self._sealing.units or self._judging.left:
                 if stop():
-                    self._full.clear()
+                    self._sealing.full.clear()
                     if time.monotonic() > stopped + LAST_WORDS:
                         return
                 else:
@@ -174,7 +116,7 @@ class Crawl:
                     yield self._commits.pop(0)
 
     def underway(self) -> Underway:
-        units = [*self._open.values(), *self._full, *self._sealing.values()]
+        units = [*self._open.values(), *self._sealing.units]
         reasons: Counter[str] = Counter()
         for unit in units:
             reasons.update({str(reason): n for reason, n in list(unit.writer.reasons.items())})
@@ -185,7 +127,7 @@ class Crawl:
             fetched_bytes=self._fetched_bytes,
             hosts=tuple(hosts[:SHOWN_HOSTS]),
             note=self._fetcher.paused(),
-            wants=max(0, self._may_be_open - len(self._open)) if self._can_seal else 0,
+            wants=max(0, self._may_be_open - len(self._open)) if self._sealing.room else 0,
         )
 
     @functools.cached_property
@@ -194,14 +136,12 @@ class Crawl:
 
     def close(self) -> None:
         """Ends the worker; what its open units have fetched is put by for the next run."""
-        for unit in [*self._open.values(), *self._full]:
+        for unit in [*self._open.values(), *self._sealing.full]:
             self._put_by(unit)
         for path in self._scratch.folder.glob(f"{TAKEN}*"):  # not taken up to the end
             self._scratch.keep(path)
-        self._costly.put(None)
-        self._judge_of_risks.close()
         self._judging.close()
-        if not self._sealing:  # else a thread that was left behind still writes there
+        if not self._sealing.sealing:  # else a thread that was left behind still writes there
             self._drawing.close()
 
     # --- links ---
@@ -229,21 +169,18 @@ class Crawl:
                     yield None
                 yield same[0]
 
-    @property
-    def _can_seal(self) -> bool:
-        return len(self._sealing) + len(self._full) < SEALING
-
     def _room(self) -> bool:
         """Whether another unit may be begun."""
-        if len(self._open) >= self._may_be_open or not self._can_seal:
+        if len(self._open) >= self._may_be_open or not self._sealing.room:
             return False
-        if not (self._open or self._sealing or self._full):
+        units = [*self._open.values(), *self._sealing.units]
+        if not units:
             return True  # one there must be
         mean = self._seen_bytes / self._seen_links if self._seen_links > 1000 else BYTES_A_LINK
-        last = max(unit.writer.done for unit in [*self._open.values(), *self._full, *self._sealing.values()])
+        last = max(unit.writer.done for unit in units)
         return self._scratch.room() >= COPIES * mean * last
 
-    def _begin(self, task: Assignment) -> _Unit | None:
+    def _begin(self, task: Assignment) -> OpenUnit | None:
         """Open a unit; None when it has nothing to fetch."""
         name = unit_name(task.unit)
         if store.exists(store.join(self._dataset, "commits", name + ".json")):  # by another run, since we looked
@@ -265,11 +202,10 @@ class Crawl:
             others=len(self._open),
         )
         links = [entry for entry in entries if isinstance(entry, Link)]
-        unit = _Unit(
-            task, links, writer, folder, journal.binding(self._dataset, task.unit, entries, self._fetcher.config)
-        )
+        binding = journal.binding(self._dataset, task.unit, entries, self._fetcher.config)
+        unit = OpenUnit(task.unit, task.careful, links, writer, folder, binding)
         if not unit.links:
-            self._seal(unit)
+            self._sealing.add(unit)
             return None
         self._open[task.unit] = unit
         self._by_row.update((same[0].row, unit) for same in unit.links)
@@ -277,7 +213,7 @@ class Crawl:
 
     # --- what an earlier run had fetched ---
 
-    def _take_up(self, unit: _Unit) -> Iterator[None]:
+    def _take_up(self, unit: OpenUnit) -> Iterator[None]:
         """Judge the answers that earlier runs had of a unit; a None now and then, so that the fetcher has its turn."""
         links, until = {same[0].row: same[0] for same in unit.links}, time.monotonic() + TICK
         for left in self._scratch.take(f"unit-{unit_name(unit.number)}"):
@@ -297,7 +233,7 @@ class Crawl:
         info = store.join(self._dataset, "dataset.json")
         return store.local_path(info).stat().st_mtime if store.is_local(info) else 0.0
 
-    def _put_by(self, unit: _Unit) -> None:
+    def _put_by(self, unit: OpenUnit) -> None:
         with contextlib.suppress(OSError):  # a full disk: what is there may still do
             unit.writer.spill()
             unit.journal.flush(unit.writer.place)
@@ -307,17 +243,12 @@ class Crawl:
     # --- verdicts ---
 
     def _take(self, fetched: Fetched) -> None:
-        row = fetched.link.row
-        unit = self._by_row.pop(row)
-        risky = unit.careful or row in self._suspects
-        if risky:
-            self._add(unit, fetched, self._judge_apart(fetched, unit), show=False)
-        elif costly(fetched):
-            self._judge_beside(unit, fetched)
-        else:
-            self._add(unit, fetched, self._judge(fetched, unit))
+        unit = self._by_row.pop(fetched.link.row)
+        judged = self._judging.judge(unit, fetched)
+        if judged is not None:
+            self._add(unit, fetched, *judged)
 
-    def _add(self, unit: _Unit, fetched: Fetched, verdict: Verdict, show: bool = True) -> None:
+    def _add(self, unit: OpenUnit, fetched: Fetched, verdict: Verdict, show: bool) -> None:
         row = fetched.link.row
         unit.writer.add(verdict, show)
         for link in unit.same.pop(row, ()):
@@ -330,87 +261,21 @@ class Crawl:
         self._seen_links += 1
         if unit.writer.done == len(unit.writer.links):
             del self._open[unit.number]
-            self._seal(unit)
-
-    def _judge(self, fetched: Fetched, unit: _Unit) -> Verdict:
-        if fetched.body is None:
-            return judge(fetched, self._rules)
-        with self._judging.decoding(fetched.link.row):
-            if not isinstance(fetched.body, bytes):  # it is needed twice where memory is short
-                fetched = replace(fetched, body=taken(fetched.body))
-            try:
-                return judge(fetched, self._rules)
-            except MemoryError:
-                return self._note(self._judge_of_risks.starved(fetched, self._rules), unit)
-
-    def _judge_beside(self, unit: _Unit, fetched: Fetched) -> None:
-        """In the child, by a thread that waits for it: transfers go on meanwhile. `_look` takes the verdict in."""
-        if self._costly_thread is None:
-            self._costly_thread = threading.Thread(target=self._judge_costly, name="judge-costly", daemon=True)
-            self._costly_thread.start()
-        self._costly_left += 1
-        self._costly.put((unit, fetched))
-
-    def _judge_costly(self) -> None:
-        while (task := self._costly.get()) is not None:
-            unit, fetched = task
-            try:
-                self._costly_judged.put((unit, fetched, self._judge_of_risks.apart(fetched, self._rules)))
-            except BaseException as error:
-                self._costly_judged.put((unit, fetched, error))
-
-    def _take_costly(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                unit, fetched, verdict = self._costly_judged.get_nowait()
-                self._costly_left -= 1
-                if isinstance(verdict, BaseException):
-                    raise verdict
-                self._add(unit, fetched, self._note(verdict, unit), show=False)
-
-    def _judge_apart(self, fetched: Fetched, unit: _Unit) -> Verdict:
-        """In a child process, because something in this unit may have killed a process before."""
-        return self._note(self._judge_of_risks.apart(fetched, self._rules), unit)
-
-    def _note(self, verdict: Verdict, unit: _Unit) -> Verdict:
-        """An event, where the body was too much for its decoder."""
-        fetched = verdict.fetched
-        if "its decoder" in verdict.detail or "to decode" in verdict.detail:
-            self._tell(Event(time.time(), "killed", f"{fetched.link.key} of unit {unit.number}", verdict.detail))
-        return verdict
-
-    # --- sealing ---
-
-    def _seal(self, unit: _Unit) -> None:
-        self._full.append(unit)
-        self._seal_next()
-
-    def _seal_next(self) -> None:
-        while self._full and len(self._sealing) < SEALING:
-            unit = self._full.pop(0)
-            self._sealing[unit.number] = unit
-            # No pool: an upload that hangs must not hold the process when it is told to stop.
-            threading.Thread(target=self._seal_here, args=(unit,), name=f"seal-{unit.number}", daemon=True).start()
-
-    def _seal_here(self, unit: _Unit) -> None:
-        try:
-            self._sealed.put((unit.number, unit.writer.seal()))
-        except BaseException as error:
-            self._sealed.put((unit.number, error))
+            self._sealing.add(unit)
 
     def _look(self, wait: float = 0.0) -> None:
         """Take in what the sealing threads have done, and see how full scratch is."""
-        with contextlib.suppress(queue.Empty):
-            number, result = self._sealed.get(timeout=wait) if wait else self._sealed.get_nowait()
-            unit = self._sealing.pop(number)
+        if (sealed := self._sealing.done(wait)) is not None:
+            unit, result = sealed
             unit.close()
             shutil.rmtree(unit.folder, ignore_errors=True)
             if isinstance(result, BaseException):
                 raise result
             self._commits.append(result)
-            self._tell(Event(time.time(), "unit", str(number), f"{result.kept} kept of {result.links}"))
-        self._take_costly()
-        self._seal_next()
+            self._tell(Event(time.time(), "unit", str(unit.number), f"{result.kept} kept of {result.links}"))
+        for unit, fetched, verdict in self._judging.done():
+            self._add(unit, fetched, verdict, show=False)
+        self._sealing.start()
         self._measure()
         self._notice_idleness()
         if (now := time.monotonic()) >= self._next_flush:
@@ -438,7 +303,7 @@ class Crawl:
             return
         now = time.monotonic()
         self._crowded_since = self._crowded_since or now
-        if len(self._open) == 1 and not (self._sealing or self._full) and now - self._crowded_since > PATIENCE:
+        if len(self._open) == 1 and not self._sealing.units and now - self._crowded_since > PATIENCE:
             raise ValueError(
                 f"{self._scratch.folder.parent}: is full with one unit alone: free space, set --scratch to another "
                 "disk or allow more with --scratch-bytes, or start a dataset with a smaller --unit"

@@ -14,12 +14,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from ingest.record import Event
 from shards import store, typed_json
-from shards.dataset import READERS
+from shards.parallel import READERS, in_order
 
 EVERY = 30.0  # seconds between segments
 PENDING = 10_000  # events that are held while the store does not answer; later ones are only counted
@@ -104,10 +103,8 @@ def read_events(dataset: str) -> Iterator[Event]:
     """Every event of every run, run by run in order of their beginning. Damage is returned as an event of the kind
     "damaged", so that reading a log never fails."""
     names = parts(dataset)  # thousands after some days
-    with ThreadPoolExecutor(READERS, thread_name_prefix="events") as pool:
-        for first in range(0, len(names), READERS):
-            for found in pool.map(lambda name: part_of(dataset, name), names[first : first + READERS]):
-                yield from found
+    for found in in_order(lambda name: part_of(dataset, name), names, ahead=READERS):
+        yield from found
 
 
 def part_of(dataset: str, name: str) -> list[Event]:

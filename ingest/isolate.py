@@ -28,7 +28,7 @@ def judge_apart(child: Child, fetched: Fetched, config: FilterConfig) -> Verdict
     try:
         words, stored = child.ask(dataclasses.asdict(config) | {"hash": fetched.link.hash}, body, memory)
     except Killed as why:
-        return Verdict(light, None, Reason.UNDECODABLE, str(why), fetched_bytes=len(body), body=body)
+        return Verdict(light, None, Reason.UNDECODABLE, str(why), fetched_bytes=len(body), body=body, poison=True)
     return _verdict(words, stored, light, body)
 
 
@@ -63,7 +63,7 @@ class Judge:
         except (MemoryError, ChildBroken):
             assert isinstance(fetched.body, bytes)
             light, why = dataclasses.replace(fetched, body=b""), "needs more memory than there is to decode"
-            return Verdict(light, None, Reason.UNDECODABLE, why, fetched_bytes=len(fetched.body))
+            return Verdict(light, None, Reason.UNDECODABLE, why, fetched_bytes=len(fetched.body), poison=True)
 
     def close(self) -> None:
         self._child.close()

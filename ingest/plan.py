@@ -7,11 +7,10 @@ are put if absent, and what makes them count (dataset.json, a generation) is wri
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,16 +51,14 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
+from shards.parallel import in_order
 from shards.pixels import IMAGE_BUILD
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
 _HOST = r"^(?i:https?)://(?P<host>\[[^\]]*\]|[^/:?#]*)"
 HELD = 64  # units in memory
 NAMED = 8  # files in a line
-AHEAD = 8  # plans being written, or indexes being read, at once
+AT_ONCE = 8  # plans being written, or indexes being read
 _RETRYABLE = tuple(sorted(map(str, RETRYABLE)))
 _RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
 
@@ -137,7 +134,7 @@ def asked_before(plan: pa.Table) -> Counter[str]:
 
 def asked_again(dataset: str, units: Iterable[int]) -> Counter[str]:
     """The same over several units of retries."""
-    asked = _side_by_side(lambda unit: asked_before(read_plan(dataset, unit)), units)
+    asked = in_order(lambda unit: asked_before(read_plan(dataset, unit)), units, AT_ONCE, AT_ONCE)
     return sum(asked, Counter())
 
 
@@ -203,7 +200,7 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
             yield from held
 
     try:
-        for _ in _side_by_side(lambda unit: _write(config.out, *unit), plans()):
+        for _ in in_order(lambda unit: _write(config.out, *unit), plans(), AT_ONCE, AT_ONCE):
             pass
     except NoColumn:
         _forget(config.out, range(units))
@@ -327,7 +324,7 @@ def _plan_retry(
             units += 1
 
     try:
-        for _ in _side_by_side(lambda unit: _write(dataset, *unit), plans()):
+        for _ in in_order(lambda unit: _write(dataset, *unit), plans(), AT_ONCE, AT_ONCE):
             pass
     except ValueError as error:
         raise ValueError(f"{error}; or a retry of other reasons was cut short here: run that one first") from None
@@ -342,10 +339,10 @@ def _newest_with(dataset: str, of_list: int, units: int, reasons: pa.Array, colu
     """Per unit, rows of a plan, with the list's other `columns`, for the links whose newest verdict is in that unit and
     has one of the reasons."""
     again: dict[int, np.ndarray] = {}  # rows that retries have asked for, by unit
-    for unit, rows in zip(range(of_list, units), _side_by_side(lambda u: _rows_of(dataset, u), range(of_list, units))):
-        again[unit] = rows
+    retried = range(of_list, units)
+    again.update(zip(retried, in_order(lambda unit: _rows_of(dataset, unit), retried, AT_ONCE, AT_ONCE)))
     everything = np.concatenate([*again.values(), np.empty(0, np.int64)])
-    ended = _side_by_side(lambda u: _ended(dataset, u, reasons, columns), range(units))
+    ended = in_order(lambda unit: _ended(dataset, unit, reasons, columns), range(units), AT_ONCE, AT_ONCE)
     for unit, table in zip(range(units), ended):
         later = (
             everything if unit < of_list else np.concatenate([again[u] for u in again if u > unit] or [everything[:0]])
@@ -378,15 +375,3 @@ def _cut(tables: Iterable[pa.Table], unit: int) -> Iterator[pa.Table]:
             held = held.slice(unit)
     if len(held):
         yield held
-
-
-def _side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """The results in the items' order, a few at work at once and no more held than that."""
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="plan") as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,10 +20,10 @@ import pyarrow.compute as pc
 from shards import store
 from shards.dataset import read_columns, read_info, read_table
 from shards.manifest import Manifest, Shard
+from shards.parallel import INDEXES, in_order
 
 NAME = "README.md"
 READ = 48  # shards that are read; with more shards, every type of picture is declared
-READERS = 8
 SUFFIXES = ("jpg", "png", "webp")
 _MARK = re.compile(
     r"<!-- Written by xtra \(sha256 ([0-9a-f]{64})\)\. Edit it as you like: then it stays as it is\. -->\n"
@@ -146,8 +145,7 @@ def _suffixes(version: Manifest, shards: Sequence[Shard]) -> Iterable[str]:
         members = read_table(store.join(version.dataset, "shards", shard.index), ["member"])["member"].drop_null()
         return {suffix for suffix in SUFFIXES if pc.any(pc.ends_with(members, f".{suffix}")).as_py()}
 
-    with ThreadPoolExecutor(READERS) as pool:
-        found = set().union(*pool.map(of_shard, shards))
+    found = set().union(*in_order(of_shard, shards, INDEXES))
     return [suffix for suffix in SUFFIXES if suffix in found]
 
 
@@ -156,8 +154,7 @@ def _columns(version: Manifest, shards: Sequence[Shard]) -> dict[str, str]:
     if not read_info(version.dataset).columns:
         return {}
     some = shards[:: -(-len(shards) // READ)]
-    with ThreadPoolExecutor(READERS) as pool:
-        schemas = list(pool.map(lambda shard: read_columns(version.dataset, shard.unit).schema, some))
+    schemas = in_order(lambda shard: read_columns(version.dataset, shard.unit).schema, some, INDEXES)
     kinds: dict[str, set[str]] = {}
     for schema in schemas:
         for at in range(2, len(schema)):  # after key and row

@@ -165,6 +165,7 @@ class Verdict:
     fetched_sha256: str | None = None
     decode_checked: bool = False
     body: bytes | None = None  # of a content reject, so that it can be shown
+    poison: bool = False  # it kills its decoder, or asks too much of it
 
     @property
     def keep(self) -> bool:

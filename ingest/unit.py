@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +15,14 @@ from typing import Any
 import pyarrow as pa
 
 from ingest import thumbs
-from ingest.journal import BODIES
-from ingest.record import BadLine, Link, Reason, Verdict
+from ingest.record import BadLine, Link, Picture, Reason, Verdict
+from ingest.unit_tar import Spool, UnitTar
 from shards import store
 from shards.dataset import INDEX_SCHEMA, KEPT, Commit, commit, table_bytes, unit_name
 from shards.pixels import MAX_PIXELS
-from shards.tar import BLOCK, END, segment
+from shards.tar import BLOCK, segment
 from shards.url_secrets import masked, without_secrets
 
-PIECE = 4 << 20  # bytes of the spool read at once
 HELD = 48 << 20  # bytes of a unit in memory, at most, that wait for their turn; less of one of several
 
 # A row of the index before its member has a place in the tar.
@@ -35,12 +33,8 @@ _UNPICTURED = (None,) * (len(_JUDGED) - _JUDGED.index("sha256"))
 
 class UnitWriter:
     """Takes the verdicts of a unit's links in any order; `seal` writes them in input order, so that the same bytes
-    fetched give the same tar.
-
-    What comes in its turn, or waits for it among at most HELD bytes in memory, goes to scratch as the tar that it will
-    be. When more than that is early (one slow host is enough), the rest goes to scratch as it comes, and `seal` copies
-    it into order. Object names carry an attempt that nobody else has: two writers of one unit are harmless, the first
-    commit wins.
+    fetched give the same tar. Object names carry an attempt that nobody else has: two writers of one unit are harmless,
+    the first commit wins.
     """
 
     def __init__(
@@ -65,21 +59,15 @@ class UnitWriter:
         self.reasons: Counter[str] = Counter()
         self._supersedes = dict(supersedes or {})
         self._judging, self._max_pixels = judging, max_pixels
-        self._scratch = scratch
-        self._spool = _Spool(scratch / BODIES)
-        self._shown = _Spool(scratch / "shown")
+        self._tar = UnitTar(scratch, len(links), HELD // (1 + others))
+        self._shown = Spool(scratch / "shown")
         self._at = {link.row: at for at, link in enumerate(links)}
         self._rows: list[tuple[Any, ...] | None] = [None] * len(links)
-        # Of kept links: suffix, offset in the spool, length there, length of the body.
-        self._places: list[tuple[str, int, int, int] | None] = [None] * len(links)
-        self._turn = 0  # all links before this one are in the spool, or have nothing to put there
-        self._early: dict[int, tuple[bytes, ...]] = {}  # members of links whose turn has not come
-        self._held = 0  # bytes of those
-        self._hold = HELD // (1 + others)
         self._choice = thumbs.Choice()
         for at, link in enumerate(links):
             if isinstance(link, BadLine):
                 self._rows[at] = _bad_row(link)
+                self._tar.settle(at)
                 self.reasons[Reason.BAD_URL] += 1
 
     @property
@@ -89,7 +77,7 @@ class UnitWriter:
     @property
     def spooled(self) -> int:
         """Bytes on scratch."""
-        return self._spool.size + self._shown.size
+        return self._tar.size + self._shown.size
 
     def add(self, verdict: Verdict, show: bool = True) -> None:
         """One link's verdict; its body goes to scratch. Without `show` no thumbnail is made of it, whatever it is."""
@@ -99,47 +87,13 @@ class UnitWriter:
         self._rows[at] = judged_row(verdict)
         if verdict.picture is not None:
             self.kept += 1
-            self._keep(at, verdict)
+            self._tar.keep(at, verdict.picture.suffix, len(verdict.picture.body), _members(link, verdict.picture))
         else:
             assert verdict.reason is not None
             self.reasons[verdict.reason] += 1
-        self._advance()
+        self._tar.settle(at)
         if thumbs.wanted(verdict.reason):
             self._offer(verdict, show)
-
-    def _keep(self, at: int, verdict: Verdict) -> None:
-        """Take the link's two members as they will lie in the tar."""
-        link, picture = verdict.fetched.link, verdict.picture
-        assert picture is not None
-        described = about(link, picture.sha256, picture.width, picture.height)
-        members = (
-            *segment(f"{link.key}.{picture.suffix}", picture.body),
-            *segment(f"{link.key}.json", described),
-        )
-        size = sum(map(len, members))
-        self._places[at] = (picture.suffix, -1, size, len(picture.body))
-        if at != self._turn and self._held + size > self._hold:
-            self._spool.ordered = False
-            self._put(at, members)
-        else:
-            self._early[at] = members
-            self._held += size
-
-    def _advance(self) -> None:
-        """Write what has its turn now."""
-        while self._turn < len(self._rows) and self._rows[self._turn] is not None:
-            members = self._early.pop(self._turn, None)
-            if members is not None:
-                self._put(self._turn, members)
-                self._held -= sum(map(len, members))
-            self._turn += 1
-
-    def _put(self, at: int, members: tuple[bytes, ...]) -> None:
-        place = self._places[at]
-        assert place is not None
-        suffix, _, span, length = place
-        self._places[at] = (suffix, self._spool.size, span, length)
-        self._spool.write(*members)
 
     def _offer(self, verdict: Verdict, show: bool) -> None:
         """Let the link be one of the few that are shown, if its key is among the lowest of its reason."""
@@ -161,7 +115,7 @@ class UnitWriter:
         name = f"{unit_name(self.unit)}-{self.attempt}"
         tar_url, index_url = (store.join(self.dataset, "shards", name + end) for end in (".tar", ".parquet"))
         thumbs_url = store.join(self.dataset, "thumbs", name + ".parquet")
-        path, size, digest = self._tar()
+        path, size, digest = self._tar.finish()
         store.put_file(tar_url, path, move=True)
         path.unlink(missing_ok=True)
         index = table_bytes(self._index())
@@ -195,63 +149,18 @@ class UnitWriter:
 
     def place(self, row: int) -> tuple[int, int] | None:
         """Offset and length of a kept link's body in the spool; None while it is only in memory."""
-        place = self._places[self._at[row]]
-        return (place[1] + BLOCK, place[3]) if place is not None and place[1] >= 0 else None
+        return self._tar.body_at(self._at[row])
 
     def spill(self) -> None:
-        """Put what waits in memory for its turn into the spool, out of order: for a rerun, as this unit ends here."""
-        self._spool.ordered = False
-        for at in sorted(self._early):
-            self._put(at, self._early.pop(at))
+        """Put what waits in memory for its turn on scratch as well: for a rerun, as this unit ends here."""
+        self._tar.spill()
 
     def close(self) -> None:
-        self._spool.close()
+        self._tar.close()
         self._shown.close()
 
     def _body(self, sample: thumbs.Sample) -> bytes | None:
         return self._shown.read(*sample.body) if sample.body is not None else None
-
-    def _tar(self) -> tuple[Path, int, str]:
-        """The file, size and sha256 of the tar: the spool itself, or its members copied into order."""
-        self._advance()
-        assert not self._early
-        if self._spool.ordered:
-            self._spool.write(END)
-            return self._spool.path, self._spool.size, self._spool.digest.hexdigest()
-        path = self._scratch / "unit.tar"
-        return path, *self._assemble(path)
-
-    def _assemble(self, path: Path) -> tuple[int, str]:
-        """Copy the spooled members into a tar in input order; returns its size and sha256.
-
-        All that is long here (reading, hashing, writing) runs without the interpreter's lock.
-        """
-        digest, size = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(PIECE))
-        with path.open("wb", buffering=0) as out:
-            for offset, length in self._runs():
-                for at in range(offset, offset + length, PIECE):
-                    piece = buffer[: min(PIECE, offset + length - at)]
-                    self._spool.read_into(piece, at)
-                    digest.update(piece)
-                    _write_all(out.fileno(), piece)
-                size += length
-            digest.update(END)
-            _write_all(out.fileno(), memoryview(END))
-        return size + len(END), digest.hexdigest()
-
-    def _runs(self) -> list[tuple[int, int]]:
-        """(offset, length) in the spool of the members in input order; neighbours are one run."""
-        runs: list[tuple[int, int]] = []
-        for place in self._places:
-            if place is None:
-                continue
-            _, offset, length, _ = place
-            if runs and sum(runs[-1]) == offset:
-                runs[-1] = (runs[-1][0], runs[-1][1] + length)
-            else:
-                runs.append((offset, length))
-        return runs
 
     def _index(self) -> pa.Table:
         columns: list[Any] = list(zip(*(row for row in self._rows if row is not None)))
@@ -259,7 +168,7 @@ class UnitWriter:
         offsets: list[int | None] = []
         lengths: list[int | None] = []
         at = 0
-        for link, place in zip(self.links, self._places):
+        for link, place in zip(self.links, self._tar.places):
             if place is None:
                 members.append(None)
                 offsets.append(None)
@@ -275,42 +184,13 @@ class UnitWriter:
         return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
 
 
-class _Spool:
-    """A file on scratch that is written on and on, and read anywhere."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self.ordered = True  # nothing in it lies before what must come first
-        self.digest = hashlib.sha256()  # of all, while that is so
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-
-    def write(self, *pieces: bytes) -> None:
-        size = sum(map(len, pieces))
-        if (written := os.writev(self._fd, pieces)) != size:
-            # A short write is how a full disk says it first; writing the rest says it in words.
-            _write_all(self._fd, memoryview(b"".join(pieces))[written:])
-        self.size += size
-        if self.ordered:
-            for piece in pieces:
-                self.digest.update(piece)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._fd, length, offset)
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        read = os.preadv(self._fd, [buffer], offset)
-        assert read == len(buffer), f"{self.path} is shorter than what was put in"
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _write_all(fd: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(fd, piece) :]
+def _members(link: Link, picture: Picture) -> tuple[bytes, ...]:
+    """A link's two members as they will lie in the tar."""
+    described = about(link, picture.sha256, picture.width, picture.height)
+    return (
+        *segment(f"{link.key}.{picture.suffix}", picture.body),
+        *segment(f"{link.key}.json", described),
+    )
 
 
 def about(link: Link, sha256: str, width: int, height: int) -> bytes:

@@ -157,11 +157,11 @@ def remaining(p: Progress, pace: Pace, things: str = "links") -> str:
 
 def size(count: float) -> str:
     """Bytes in decimal units: 12.3 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
+    return f"{count:.3g} PB" if count < 999.5 else f"{count:,.0f} PB"
 
 
 def span(seconds: float) -> str:

@@ -67,6 +67,7 @@ def _spare_pandas() -> None:
 
 def _dry_run(call: Call, config: IngestConfig) -> Any:
     from ingest import dry_run
+    from jobs import forecast_text
     from jobs.ingest_display import Live
 
     stop = call.stoppable()
@@ -74,7 +75,7 @@ def _dry_run(call: Call, config: IngestConfig) -> Any:
         call.on_stop = live.stop
         forecast = dry_run.run(config, config.dry_run, live, stop.is_set)
         call.on_stop = None
-    say("\n".join(dry_run.lines(forecast)))
+    say("\n".join(forecast_text.lines(forecast)))
     return forecast
 
 

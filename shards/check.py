@@ -13,7 +13,6 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,16 +23,18 @@ import pyarrow.parquet as pq
 from shards import manifest, rules, selection, store
 from shards.check_tar import check_tar, kept_rows
 from shards.dataset import (
+    DAMAGE,
     INDEX_SCHEMA,
     KEPT,
     Commit,
+    in_one_line,
     read_columns,
     read_commit,
     read_generations,
     read_info,
     read_plan,
 )
-from shards.parquet_damage import DAMAGE, in_one_line
+from shards.parallel import in_order
 
 
 @dataclass(frozen=True)
@@ -98,25 +99,24 @@ def run(config: Config, progress: Callable[[int, int], None] | None = None) -> C
     size, totals, superseded, ruled = 0, Counter[str](), Counter[str](), Counter[str]()
     verdicts = _Verdicts(version)
     columns = bool(read_info(version.dataset).columns)
-    with ThreadPoolExecutor(config.jobs) as pool:
-        reports = pool.map(
-            lambda number: _check_shard(version, number, config.decode, columns), range(len(version.shards))
+    reports = in_order(
+        lambda number: _check_shard(version, number, config.decode, columns), range(len(version.shards)), config.jobs
+    )
+    for done, report in enumerate(reports, start=1):
+        verdicts.add(report)
+        listed, more = (
+            report.problems[: config.problems_per_shard],
+            len(report.problems) - config.problems_per_shard,
         )
-        for done, report in enumerate(reports, start=1):
-            verdicts.add(report)
-            listed, more = (
-                report.problems[: config.problems_per_shard],
-                len(report.problems) - config.problems_per_shard,
-            )
-            problems += listed
-            if more > 0:
-                problems.append(Problem(report.shard, None, f"and {more} more problems"))
-            size += report.bytes
-            totals.update(report.counts)
-            superseded.update(report.superseded)
-            ruled.update(report.ruled)
-            if progress:
-                progress(done, len(version.shards))
+        problems += listed
+        if more > 0:
+            problems.append(Problem(report.shard, None, f"and {more} more problems"))
+        size += report.bytes
+        totals.update(report.counts)
+        superseded.update(report.superseded)
+        ruled.update(report.ruled)
+        if progress:
+            progress(done, len(version.shards))
     totals.subtract(superseded)
     problems += _check_counts(version, totals, ruled)
     return CheckResult(

@@ -12,19 +12,17 @@ import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import store, typed_json
-from shards.parquet_damage import DAMAGE, in_one_line
+from shards.parallel import in_order
 from shards.typed_json import Count
 
 FORMAT = 1
 KEPT = "kept"
-READERS = 32  # small objects read in parallel
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -215,6 +213,16 @@ def table_bytes(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
+DAMAGE = (  # what Arrow raises for a damaged Parquet file: errors of its own, and those of Python that it borrows
+    *(pa.ArrowException, OSError, ValueError, TypeError, LookupError),
+    *(OverflowError, MemoryError, NotImplementedError, RecursionError),
+)
+
+
+def in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def read_table(
     url: str, columns: list[str] | None = None, kinds: Mapping[str, tuple[pa.DataType, ...]] | None = None
 ) -> pa.Table:
@@ -259,12 +267,8 @@ def read_commit(dataset: str, unit: int) -> Commit:
 
 
 def read_commits(dataset: str, units: Sequence[int]) -> list[Commit]:
-    """The commits of these units, in their order, read in parallel."""
-    found: list[Commit] = []
-    with ThreadPoolExecutor(READERS, thread_name_prefix="commits") as pool:
-        for first in range(0, len(units), 4096):  # bounds the pool's futures, one for each unit
-            found += pool.map(lambda unit: read_commit(dataset, unit), units[first : first + 4096])
-    return found
+    """The commits of these units, in their order; many small objects, so many are asked for at once."""
+    return list(in_order(lambda unit: read_commit(dataset, unit), units))
 
 
 def commit(dataset: str, ours: Commit) -> Commit:

@@ -1,12 +1,15 @@
-"""URLs on the local disk, and checks of what is there: regular files, folders, names that are UTF-8."""
+"""URLs on the local disk: checks of what is there (regular files, folders, UTF-8 names), and atomic writing."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import stat
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shards.store_remote import StoreError
@@ -105,3 +108,54 @@ def sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def aside(target: Path) -> Iterator[Path]:
+    """A temporary name next to the target, gone afterwards, and locked until then: a lock ends with its process."""
+    handle, name = _named_beside(target)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: what is left there goes by age alone
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        os.chmod(name, 0o644)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _named_beside(target: Path, tries: int = 3) -> tuple[int, str]:
+    try:
+        make_folder(target.parent)
+        return tempfile.mkstemp(prefix=".aside-", dir=target.parent)
+    except FileNotFoundError:  # another process has just removed the empty folder
+        if tries == 1:
+            raise
+    return _named_beside(target, tries - 1)
+
+
+def renamed(path: str | os.PathLike[str], to: Path) -> bool:
+    """Whether the file could be given this name; not across disks."""
+    try:
+        os.chmod(path, 0o644)
+        os.replace(path, to)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return False
+        raise
+    return True
+
+
+def publish(written: Path, target: Path, exclusive: bool = False) -> None:
+    """fsync, then give the file its name in one step, then fsync the folder. Raises FileExistsError if `exclusive` and
+    the name is taken."""
+    with written.open("rb") as file:
+        os.fsync(file.fileno())
+    if exclusive:
+        os.link(written, target)
+    else:
+        os.replace(written, target)
+    sync(target.parent)

@@ -14,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +33,7 @@ from shards.dataset import (
     read_info,
 )
 from shards.manifest import SHARD_SCHEMA, Manifest, Shard
+from shards.parallel import in_order
 from shards.repair_unit import Line, Older, Rebuilt, Unit, Unusable, parsed, read, repair, table_of
 
 
@@ -123,19 +122,18 @@ class _Repair:
         units = sorted({*numbers(self.dataset, "commits", ".json"), *self.named})
         firsts = [0, *(g.first_unit for g in self.history.generations.values()), 1 + max(units, default=0)]
         done = 0
-        with ThreadPoolExecutor(jobs, thread_name_prefix="repair") as pool:
-            for first, end, before in zip(firsts, firsts[1:], [0, *firsts]):  # a retry after the units that it retries
-                older = self._older(range(before, first)) if first else None
-                mine = [unit for unit in units if first <= unit < end]
-                for unit, found in zip(mine, pool.map(self._repair_unit, mine, itertools.repeat(older))):
-                    self._take(unit, found)
-                    done += 1
-                    if progress:
-                        progress(done, len(units))
+        for first, end, before in zip(firsts, firsts[1:], [0, *firsts]):  # a retry after what it asks for again
+            older = self._older(range(before, first)) if first else None
+            mine = [unit for unit in units if first <= unit < end]
+            for unit, found in zip(mine, self._repaired(mine, older, jobs)):
+                self._take(unit, found)
+                done += 1
+                if progress:
+                    progress(done, len(units))
         self._find_lost_tars()
 
-    def _repair_unit(self, unit: int, older: Older | None) -> Unit:
-        return repair(self.dataset, unit, self.named.get(unit), older)
+    def _repaired(self, units: Sequence[int], older: Older | None, jobs: int) -> Iterator[Unit]:
+        return in_order(lambda unit: repair(self.dataset, unit, self.named.get(unit), older), units, jobs)
 
     def _take(self, unit: int, found: Unit) -> None:
         if found.commit:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +15,8 @@ import pyarrow.compute as pc
 from shards import store
 from shards.dataset import INDEX_SCHEMA, KEPT, read_table
 from shards.manifest import Manifest, Subset, write_manifest
+from shards.parallel import INDEXES, in_order
 from shards.rules import read_rules
-
-_AT_ONCE = 8  # indexes read in parallel, each a few MB
 
 
 def key_hash(keys: list[str], seed: int) -> np.ndarray:
@@ -52,9 +50,9 @@ def subset(manifest: Manifest, samples: int, seed: int = 0) -> Manifest:
 def below(manifest: Manifest, subset: Subset) -> Manifest:
     """The manifest with this subset: of the samples that its rules leave, those below the threshold. Not written."""
     chosen = dataclasses.replace(manifest, subset=subset)
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="index") as pool:
-        counts = pool.map(lambda number: len(selected_index(chosen, number, [])), range(len(manifest.shards)))
-        shards = tuple(dataclasses.replace(shard, selected=n) for shard, n in zip(manifest.shards, counts))
+    numbers = range(len(manifest.shards))
+    counts = in_order(lambda number: len(selected_index(chosen, number, [])), numbers, INDEXES)
+    shards = tuple(dataclasses.replace(shard, selected=n) for shard, n in zip(manifest.shards, counts))
     rules = {reason: n for reason, n in manifest.deselected.items() if reason != "subset"}
     left = manifest.kept - sum(rules.values()) - sum(shard.selected for shard in shards)
     return dataclasses.replace(chosen, shards=shards, deselected=rules | ({"subset": left} if left else {}))

@@ -8,31 +8,29 @@ and keys of S3 come from the standard AWS variables or the instance's role and a
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import io
 import json
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards import store_remote
 from shards.local_files import (
+    aside,
     in_words,
     is_local,
     local_path,
-    make_folder,
+    publish,
     refuse_no_folder,
     refuse_special,
+    renamed,
     require_place,
-    sync,
 )
 from shards.store_remote import Missing, StoreError
 from shards.url_secrets import refuse_secrets
@@ -182,9 +180,10 @@ class _Ranges(io.RawIOBase):
 def put(url: str, body: bytes) -> None:
     """Write the object whole or not at all; replaces what was there."""
     if is_local(url):
-        with _local_errors("write", url), _aside(url) as (aside, target):
-            aside.write_bytes(body)
-            _publish(aside, target)
+        target = local_path(url)
+        with _local_errors("write", url), aside(target) as written:
+            written.write_bytes(body)
+            publish(written, target)
         return
     fs, path = store_remote.client(url)
     store_remote.call("write", url, lambda: fs.pipe_file(path, body))
@@ -195,28 +194,17 @@ def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None
     on the same local disk it then gets its new name without being copied."""
     with open(path, "rb") as source:  # a missing source is no fault of the store
         if is_local(url):
-            with _local_errors("write", url), _aside(url) as (aside, target):
+            target = local_path(url)
+            with _local_errors("write", url), aside(target) as written:
                 with contextlib.suppress(OSError):  # for a file that is moved takes the place of the one that is locked
                     fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not (move and _renamed(path, aside)):
-                    shutil.copyfile(path, aside)
-                _publish(aside, target)
+                if not (move and renamed(path, written)):
+                    shutil.copyfile(path, written)
+                publish(written, target)
             return
     fs, remote_path = store_remote.client(url)
     parts = {"chunksize": PART, "max_concurrency": PARTS} if url.startswith("s3://") else {}
     store_remote.call("write", url, lambda: fs.put_file(os.fspath(path), remote_path, **parts))
-
-
-def _renamed(path: str | os.PathLike[str], to: Path) -> bool:
-    """Whether the file could be given this name; not across disks."""
-    try:
-        os.chmod(path, 0o644)
-        os.replace(path, to)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            return False
-        raise
-    return True
 
 
 def put_if_absent(url: str, body: bytes) -> bool:
@@ -227,10 +215,11 @@ def put_if_absent(url: str, body: bytes) -> bool:
     object back: equal bytes count as ours, so callers who must tell writers apart put a name into the body.
     """
     if is_local(url):
-        with _local_errors("write", url), _aside(url) as (aside, target):
-            aside.write_bytes(body)
+        target = local_path(url)
+        with _local_errors("write", url), aside(target) as written:
+            written.write_bytes(body)
             try:
-                _publish(aside, target, exclusive=True)
+                publish(written, target, exclusive=True)
             except FileExistsError:
                 return False
             return True
@@ -412,31 +401,6 @@ def check_writable(url: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def _aside(url: str) -> Iterator[tuple[Path, Path]]:
-    """A temporary name beside the target, gone afterwards, and locked until then: a lock ends with its process."""
-    target = local_path(url)
-    handle, name = _named_beside(target)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: what is left there goes by age alone
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        os.chmod(name, 0o644)
-        yield Path(name), target
-    finally:
-        Path(name).unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _named_beside(target: Path, tries: int = 3) -> tuple[int, str]:
-    try:
-        make_folder(target.parent)
-        return tempfile.mkstemp(prefix=".aside-", dir=target.parent)
-    except FileNotFoundError:  # another process has just removed the empty folder
-        if tries == 1:
-            raise
-    return _named_beside(target, tries - 1)
-
-
 def remove_left_aside(url: str) -> None:
     """Remove what writers that were killed left half-written directly under a local folder."""
     for path in local_path(url).glob(".aside-*"):
@@ -444,14 +408,3 @@ def remove_left_aside(url: str) -> None:
             if time.time() - os.fstat(file.fileno()).st_mtime > 1:  # a younger one may not be locked yet
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-
-
-def _publish(aside: Path, target: Path, exclusive: bool = False) -> None:
-    """fsync, then give the file its name in one step, then fsync the folder."""
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    if exclusive:
-        os.link(aside, target)
-    else:
-        os.replace(aside, target)
-    sync(target.parent)

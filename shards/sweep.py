@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from shards import store, store_uploads, typed_json
-from shards.dataset import READERS, committed_units, read_commits, read_info, read_table
+from shards.dataset import committed_units, read_commits, read_info, read_table
 from shards.manifest import Head
+from shards.parallel import in_order
 
 _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(tar|parquet)")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
@@ -80,9 +80,8 @@ def remove(config: Config, beaten: Found, undecided: Found, before: float) -> Sw
     stale = [(name, entry) for name, entry in undecided if entry.modified < before]
     going = beaten + stale
     if not config.dry_run:
-        with ThreadPoolExecutor(READERS, thread_name_prefix="sweep") as pool:
-            for _ in pool.map(lambda found: store.delete(store.join(config.url, found[0])), going):
-                pass
+        for _ in in_order(lambda found: store.delete(store.join(config.url, found[0])), going):
+            pass
     remark, ended, size, young = "", [], 0, 0
     try:
         for upload in store_uploads.unfinished(config.url):

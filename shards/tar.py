@@ -7,18 +7,17 @@ reader can read the result; ours reads members by offset from the index.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 import tarfile
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from shards import store
+from shards.parallel import in_order
 
 BLOCK = 512
 END = bytes(2 * BLOCK)  # two zero blocks close a tar
@@ -100,22 +99,10 @@ def pieces(url: str) -> Generator[memoryview]:
                 yield buffer[:length]
             return
         size = file.seek(0, os.SEEK_END)
-    starts = iter(range(0, size, RANGE))
-    under_way: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="range") as pool:
-
-        def fetch(count: int) -> None:
-            for start in itertools.islice(starts, count):
-                under_way.append(pool.submit(store.read_range, url, start, min(RANGE, size - start)))
-
-        fetch(AHEAD)
-        try:
-            while under_way:
-                body = under_way.popleft().result()
-                fetch(1)
-                yield memoryview(body)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    ranges = ((start, min(RANGE, size - start)) for start in range(0, size, RANGE))
+    with closing(in_order(lambda r: store.read_range(url, *r), ranges, AHEAD, AHEAD)) as bodies:
+        for body in bodies:
+            yield memoryview(body)
 
 
 class Source:

@@ -1,2 +1,2 @@
 from .dry_run import run as run
-from .forecast import lines as lines
+from .forecast import KNOWN as KNOWN, Forecast as Forecast

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from ingest import wordnet
 from ingest.config import Config
-from ingest.dry_run.forecast import Forecast, Outcome, Pace, Survey, forecast, lines
+from ingest.dry_run.forecast import Forecast, Outcome, Pace, Survey, forecast
 from ingest.http import Fetcher, is_named_host
 from ingest.isolate import Judge
 from ingest.lists import ACCEPTED, carry, label_counts, links_of, plan_batches
@@ -31,8 +31,6 @@ from ingest.unit import about
 from shards.dataset import table_bytes
 from shards.stream import mix64
 from shards.tar import BLOCK
-
-__all__ = ["Forecast", "lines", "run"]
 
 MOST_HOSTS = 200_000  # that are counted exactly
 

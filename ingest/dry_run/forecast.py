@@ -1,15 +1,14 @@
-"""What a sample of links says of the whole list: kept, reasons, bytes, requests and time, and a table of them."""
+"""What a sample of links says of the whole list: kept, reasons, bytes, requests and time."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import NamedTuple
 
-from ingest.lists import carry
 from ingest.record import Reason
 
 Z = 1.959964  # of 95 %
@@ -203,113 +202,3 @@ def _hosts(survey: Survey, outcomes: Sequence[Outcome], pace: Pace, each: float)
         return HostForecast(name, links, len(own), sum(outcome.reason is None for outcome in own), mean, slowest)
 
     return tuple(nlargest(SLOWEST, (of(*host) for host in survey.hosts.items()), key=lambda host: host.seconds))
-
-
-# --- for people ----------------------------------------------------------------------------------------------------
-
-
-def lines(forecast: Forecast) -> list[str]:
-    """The forecast as a table of at most 80 columns."""
-    return [
-        *_title(forecast),
-        "",
-        *_shares(forecast),
-        "",
-        *_costs(forecast),
-        "",
-        *_times(forecast),
-        "",
-        *_slow(forecast),
-    ]
-
-
-def _title(f: Forecast) -> Iterator[str]:
-    name = f.urls.rstrip("/").rsplit("/", 1)[-1]
-    yield f"a dry run of {_short(name, 66)}"
-    yield f"{f.sampled:,} of {f.links:,} links tried in {span(f.took)}; nothing was written"
-    for rule, n in f.not_chosen_by.items():
-        what = "are of classes that were not asked for" if rule == carry.CLASSES else f"are not {_short(rule, 40)}"
-        yield f"{n:,} more lines {what}"
-    if f.stopped:
-        yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so this is too bright"
-
-
-def _shares(f: Forecast) -> Iterator[str]:
-    yield f"{'':20}{'share':>9}   {'95 % interval':<19}{'links of the list':>20}"
-    rows = {"kept": f.kept, **dict(sorted(f.reasons.items(), key=lambda entry: -entry[1].value))}
-    for name, e in rows.items():
-        share, low, high = (100 * part / max(f.links, 1) for part in (e.value, e.low, e.high))
-        yield f"{name:20}{_percent(share):>7} %   {f'{_percent(low)} to {_percent(high)} %':<19}{e.value:>20,.0f}"
-    yield "(duplicates and placeholders that only the whole list shows come off this)"
-
-
-def _costs(f: Forecast) -> Iterator[str]:
-    for name, e in (("fetched", f.fetched_bytes), ("stored", f.stored_bytes)):
-        yield f"{name:20}{size(e.value):>9}   {size(e.low)} to {size(e.high)}"
-    if f.columns:
-        yield f"{'kept columns':20}{size(f.column_bytes):>9}   {_short(', '.join(f.columns), 48)}"
-    robots = ", robots.txt included" if f.pace.robots else ""
-    yield f"{'requests':20}{f.requests:>9,}   to {f.host_count:,} host{'s' * (f.host_count != 1)}{robots}"
-
-
-def _times(f: Forecast) -> Iterator[str]:
-    bounds = {
-        "connections": (f.connection_seconds, f"{_each(f.seconds_each)} a link, {f.pace.connections} at once"),
-        "CPU": (f.cpu_seconds, f"{_each(f.cpu_seconds / max(f.links - f.bad, 1))} a link on one core"),
-        "one host": (f.host_seconds, _short(f.hosts[0].name, 40) if f.hosts else ""),
-    }
-    bound = max(bounds, key=lambda name: bounds[name][0])
-    yield f"{'time, 1 worker':20}{span(f.seconds):>9}   bounded by {bound}:"
-    for name, (seconds, why) in bounds.items():
-        yield f"  {name:18}{span(seconds):>9}   {why}"
-    workers = math.ceil(max(f.connection_seconds, f.cpu_seconds) / f.host_seconds) if f.host_seconds else 1
-    if workers > 1:
-        yield f"more workers help, up to {workers:,}: then {_short(f.hosts[0].name, 30)} is what it waits for"
-    elif bound == "one host":
-        yield "more workers do not help: no host is asked faster than --fetch.per-host says"
-
-
-def _slow(f: Forecast) -> Iterator[str]:
-    yield f"{'hosts that take longest':36}{'links':>12}{'kept':>8}{'s/link':>9}{'time':>12}"
-    for host in f.hosts:
-        kept = f"{100 * host.kept / host.sampled:.0f} %" if host.sampled else "?"
-        each = f"{host.seconds_each:.2f}" if host.sampled >= KNOWN else "?"
-        yield f"{_short(host.name, 34):36}{host.links:>12,}{kept:>8}{each:>9}{span(host.seconds):>12}"
-
-
-def _each(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-
-
-def _percent(share: float) -> str:
-    """Something is never shown as nothing."""
-    return "<0.1" if 0 < share < 0.05 else f"{share:.1f}"
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def span(seconds: float) -> str:
-    """A time in its two largest units: 2 d 7 h, 3 h 12 m, 45 m, 12 s."""
-    if seconds < 1:
-        return "< 1 s"
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = math.ceil(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} m"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} m"
-    hours = math.ceil(seconds / 3600)
-    return f"{hours // 24:,} d {hours % 24} h"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PB" if count < 999.5 else f"{count:,.0f} PB"

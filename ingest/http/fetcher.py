@@ -15,28 +15,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from ingest.http.config import FetchConfig
 from ingest.http.hosts import HostLoad, Manners, Origin, Task
 from ingest.http.limiter import Leases
-from ingest.http.outage import PROBE, Network
+from ingest.http.origins import Origins
+from ingest.http.outcome import SILENT, Outcome, outcome
 from ingest.http.resolver import Resolver
 from ingest.http.robots import ANYTHING, parse
 from ingest.http.schedule import Schedule
-from ingest.http.transfer import RETRY_AFTER, Slot, Transfers, alive, outcome, redirect_of
+from ingest.http.silence import Silence, clock
+from ingest.http.transfer import Slot, Transfers
 from ingest.record import Event, Fetched, Link, Reason
 
 HOLD = 131_072  # links held at once, so that a slow host does not hold the others up
 BATCH = 1024  # links taken in one turn
 TICK = 0.25  # seconds between looks at `stop` and at what has no alarm of its own
 AWAY = 5.0  # seconds between two turns after which a timeout is our own fault
-EXCUSES = 3  # times that a link is put back without counting the attempt
-LIMBO = 5.0  # seconds for which a link that nobody answered waits for a sign that the network is there
 ROBOTS_HOPS = 5  # RFC 9309, 2.3.1.2
 
-_SILENT = (Reason.DNS, Reason.CONNECT, Reason.TIMEOUT)  # without a status: nobody answered
-_BREAKS = (*_SILENT, Reason.TLS, Reason.HTTP_5XX, Reason.HTTP_429)
+_BREAKS = (*SILENT, Reason.TLS, Reason.HTTP_5XX, Reason.HTTP_429)
 _RETRIES = {Reason.DNS: 1, Reason.TLS: 0}  # at most: these seldom change within seconds
 
 
@@ -59,15 +57,6 @@ def ignore(_event: Event) -> None:
     """Nobody wants to know."""
 
 
-class _Unanswered(NamedTuple):
-    """A link that would end because nobody answered, if there is a network."""
-
-    at: float
-    task: Task
-    reason: Reason
-    detail: str
-
-
 class Fetcher:
     """Fetches for as long as its process lives: connections, DNS, TLS sessions, robots.txt and what is known of hosts
     stay. `leases` is where several processes share hosts; without it this process has them to itself. `tell` hears of
@@ -84,24 +73,18 @@ class Fetcher:
         self.config = config
         self.tell = tell
         self._transfers = Transfers(config, scratch)
-        self._network = Network(config.outage_limit)
+        self._silence = Silence(config.outage_limit)
+        self._network = self._silence.network
         interval = 1 / config.rate if config.rate else 0.0
         limits = config.per_host, interval, config.backoff, config.breaker, config.cool_off, config.max_pause
         manners = Manners(*limits, config.unlimited)
-        self._schedule = Schedule(
-            manners,
-            config.connections,
-            config.robots,
-            config.patience,
-            leases,
-            config.allow_private if config.proxy else None,
-        )
-        self._limbo: deque[_Unanswered] = deque()
+        guard = config.allow_private if config.proxy else None
+        self._origins = Origins(manners, config.robots, shared=leases is not None, guard=guard)
+        self._schedule = Schedule(self._origins, config.connections, config.patience, leases)
         self._resolver = Resolver(self._transfers.wake)
         self._results: deque[Fetched] = deque()
         self._held = 0  # links taken whose result has not been made
         self._waited = 0.0  # a clock that runs while there is nothing to do but wait for hosts
-        self._away_at = 0.0  # when this process last came back from being away
         self._ticked = 0.0
         if config.proxy:
             self._say("proxy", config.proxy, "addresses are checked by the proxy, not here")
@@ -123,12 +106,11 @@ class Fetcher:
     @property
     def waiting(self) -> int:
         """Links that wait for their hosts."""
-        return max(0, self._held - self._transfers.active - len(self._limbo))
+        return max(0, self._held - self._transfers.active - len(self._silence.links))
 
     def paused(self) -> str:
         """Why nothing new is started, in one line; empty when all is well."""
-        since = self._network.out_since
-        return f"no network since {_clock(since)}, trying again every {PROBE:.0f} s" if since else ""
+        return self._silence.paused()
 
     def run(self, links: Iterable[Link | None], stop: Callable[[], bool] = lambda: False) -> Iterator[Fetched | None]:
         """One result a link, as they complete. A None among the links says: none just now, ask again soon. A None among
@@ -141,7 +123,7 @@ class Fetcher:
             while not stop():
                 now = time.monotonic()
                 if now - turned > AWAY:
-                    self._away_at = now
+                    self._silence.away_at = now
                 more = more and self._take(source, now)
                 if now - self._ticked >= TICK:
                     self._tick(now)
@@ -167,7 +149,7 @@ class Fetcher:
     def _drop(self) -> None:
         self._transfers.drop()
         self._schedule.clear()
-        self._limbo.clear()
+        self._silence.links.clear()
         self._results.clear()
         self._held = 0
 
@@ -183,7 +165,7 @@ class Fetcher:
             if link is None:
                 break
             self._held += 1
-            origin = self._schedule.locate(link.url)
+            origin = self._origins.locate(link.url)
             if isinstance(origin, str):
                 self._result(Fetched(link, None, Reason.BAD_URL, origin, 0, link.url, 0, 0, time.time()))
             else:
@@ -225,93 +207,85 @@ class Fetcher:
         now = time.monotonic()
         if slot.failure is not None:
             raise ValueError(slot.failure)
-        task, status = slot.task, slot.status
+        task = slot.task
         assert task is not None
         host = task.origin.host
         seconds = now - task.began
         task.spent += seconds
         host.ended(seconds)
         host.bytes += slot.size
-        target = redirect_of(slot) if 300 <= status < 400 else None
-        reason, detail = (None, "") if target else outcome(slot, error, message)
-        self._note(slot, error, reason, detail, now)
+        ended = outcome(slot, error, message)
+        self._note(task, ended, now)
         if task.link is None:
             text = b"".join(slot.chunks)
             self._transfers.release(slot)
-            self._end_of_robots(task, text, target, reason, detail, status, now)
-        elif reason is None and target is None:
+            self._end_of_robots(task, text, ended, now)
+        elif ended.reason is None and ended.target is None:
             body = slot.body()
             self._transfers.release(slot)
             task.attempts += 1
-            self._finish(task, body, None, "", status)
+            self._finish(task, body, ended)
         else:
             self._transfers.release(slot)
-            self._go_on(task, target, reason, detail, status, now)
+            self._go_on(task, ended, now)
         if not self._network.suspected and (following := self._schedule.follow(host, now)):
             self._launch(following, now)
         self._schedule.list(host, now)
 
-    def _end_of_robots(
-        self, task: Task, text: bytes, target: str | None, reason: Reason | None, detail: str, status: int, now: float
-    ) -> None:
+    def _end_of_robots(self, task: Task, text: bytes, ended: Outcome, now: float) -> None:
         if task.robots_of is None:  # a probe
             if self._network.probe_failed(now):
-                self._say("outage", task.origin.host.name, f"no network since {_clock(self._network.out_since)}")
-        elif target is None and (reason is None or (reason is Reason.TOO_LARGE and text)):
+                self._say("outage", task.origin.host.name, f"no network since {clock(self._network.out_since)}")
+        elif ended.target is None and (ended.reason is None or (ended.reason is Reason.TOO_LARGE and text)):
             told = self._schedule.learn(task.robots_of, parse(text), None, now)
             if told:
                 self._say("robots", task.robots_of.text, told)
         else:
-            self._go_on(task, target, reason, detail, status, now)
+            self._go_on(task, ended, now)
 
-    def _note(self, slot: Slot, error: int, reason: Reason | None, detail: str, now: float) -> None:
+    def _note(self, task: Task, ended: Outcome, now: float) -> None:
         """What the end of a transfer says about the network and about its host."""
-        task, status = slot.task, slot.status
-        assert task is not None
-        origin = task.origin
-        host = origin.host
-        if status or alive(slot, error):
-            self._alive(now, task.began, origin.text if status else "")
-        elif reason in _SILENT:
+        origin, host, reason = task.origin, task.origin.host, ended.reason
+        if ended.network:
+            self._alive(now, task.began, origin.text if ended.status else "")
+        elif ended.silent:
             task.silent_at = now
             self._network.failed(host.name, host.answered_ever)
-        if 0 < status < 500 and status != 429:
+        if 0 < ended.status < 500 and ended.status != 429:
             host.answered()
             return
-        if reason not in _BREAKS or self._excused(task, reason, status):
+        if reason not in _BREAKS or self._silence.excuses(task, ended):
             return
-        pause = slot.curl.getinfo(RETRY_AFTER) if status in (429, 503) else 0
-        if status == 429 or pause:
-            told = host.asked_to_wait(task.began, now, pause, reason)
+        if ended.status == 429 or ended.pause:
+            told = host.asked_to_wait(task.began, now, ended.pause, reason)
         elif task.attempts and not host.openings:
             return  # the link fails again: that says nothing new of its host, and at the end only such links are left
         else:
-            told = host.broke(task.began, now, reason, detail)
+            told = host.broke(task.began, now, reason, ended.detail)
         if told:
             self._say("host", host.name, told)
         if host.closed_until > now:
             self._schedule.give_up(host)
 
-    def _go_on(
-        self, task: Task, target: str | None, reason: Reason | None, detail: str, status: int, now: float
-    ) -> None:
+    def _go_on(self, task: Task, ended: Outcome, now: float) -> None:
         """After a transfer that brought nothing: follow its redirect, try again, or let that be the end."""
-        if target is not None:
+        if ended.target is not None:
             task.hops += 1
             most = ROBOTS_HOPS if task.link is None else self.config.redirects
-            origin = self._schedule.locate(target)
+            origin = self._origins.locate(ended.target)
             if task.hops > most:
-                reason, detail = Reason.TOO_MANY_REDIRECTS, f"more than {most}"
+                ended = ended._replace(reason=Reason.TOO_MANY_REDIRECTS, detail=f"more than {most}")
             elif isinstance(origin, str):
-                reason, detail = Reason.BAD_URL, f"redirect to {origin}"
+                ended = ended._replace(reason=Reason.BAD_URL, detail=f"redirect to {origin}")
             else:
-                _aim(task, target, origin)
+                _aim(task, ended.target, origin)
                 self._schedule.add(task, now, front=True)
                 return
+        reason = ended.reason
         assert reason is not None
         most = min(self.config.retries, _RETRIES.get(reason, self.config.retries))
         left = self.config.deadline - task.spent
-        if self._excused(task, reason, status):
+        if self._silence.excuses(task, ended):
             task.excused += 1
             task.spent = 0.0
             self._again(task, now, 0.0)
@@ -321,7 +295,7 @@ class Fetcher:
             wait = self.config.backoff * 2 ** (task.attempts - 1) * random.uniform(0.5, 1.5)
             self._again(task, now, 0.0 if reason is Reason.HTTP_429 else wait)  # its host has been paused instead
         else:
-            self._fail(task, reason, detail, status, now)
+            self._fail(task, ended, now)
 
     def _again(self, task: Task, now: float, wait: float) -> None:
         """Ask from the beginning, after so many seconds."""
@@ -331,7 +305,7 @@ class Fetcher:
             _aim(task, f"{task.robots_of.text}/robots.txt", task.robots_of)
         else:
             assert task.link is not None
-            origin = self._schedule.locate(task.link.url)
+            origin = self._origins.locate(task.link.url)
             assert not isinstance(origin, str)
             _aim(task, task.link.url, origin)
         if wait:
@@ -339,42 +313,23 @@ class Fetcher:
         else:
             self._schedule.add(task, now, front=True)
 
-    def _excused(self, task: Task, reason: Reason | None, status: int) -> bool:
-        """Nobody answered because the network was away, or nobody read the answer because this process was."""
-        unanswered = task.began < self._network.over_at and not status and reason in _SILENT
-        unread = task.began < self._away_at and reason in _SILENT and status != 408
-        return (unanswered or unread) and task.excused < EXCUSES
-
     # --- results ---
 
-    def _fail(self, task: Task, reason: Reason, detail: str, status: int, now: float) -> None:
+    def _fail(self, task: Task, ended: Outcome, now: float) -> None:
         if task.robots_of is not None:
-            self._no_robots(task, reason, detail, status, now)
-        elif reason in _SILENT and not status and self.config.outage_limit:
-            self._limbo.append(_Unanswered(now, task, reason, detail))
-        elif task.link is not None:
-            self._finish(task, None, reason, detail, status)
+            failure = _robots_failure(task, ended)
+            self._schedule.learn(task.robots_of, None if failure else ANYTHING, failure, now)
+        elif not self._silence.holds(task, ended, now) and task.link is not None:
+            self._finish(task, None, ended)
 
-    def _no_robots(self, task: Task, reason: Reason, detail: str, status: int, now: float) -> None:
-        """RFC 9309, 2.3.1: one that is not there allows everything, one that cannot be had forbids everything."""
-        assert task.robots_of is not None
-        failure: tuple[Reason, str] | None = (reason, f"robots.txt: {detail}"[:300])
-        if 300 <= status < 500 and status not in (408, 429):
-            failure = None
-        elif reason in (Reason.BLOCKED_ADDRESS, Reason.TOO_LARGE) and (task.origin is not task.robots_of or status):
-            failure = Reason.ROBOTS, f"robots.txt cannot be had: {detail}"
-        elif reason is Reason.BLOCKED_ADDRESS:
-            failure = reason, detail
-        self._schedule.learn(task.robots_of, None if failure else ANYTHING, failure, now)
-
-    def _finish(self, task: Task, body: bytes | Path | None, reason: Reason | None, detail: str, status: int) -> None:
+    def _finish(self, task: Task, body: bytes | Path | None, ended: Outcome) -> None:
         assert task.link is not None
         host = task.origin.host
         host.done += 1
-        host.failed += reason is not None
+        host.failed += ended.reason is not None
         ms = round(1000 * (time.monotonic() - task.started)) if task.started else 0
-        spent = round(1000 * task.spent)
-        self._result(Fetched(task.link, body, reason, detail, status, task.url, task.attempts, ms, time.time(), spent))
+        spent, why = round(1000 * task.spent), (ended.reason, ended.detail, ended.status)
+        self._result(Fetched(task.link, body, *why, task.url, task.attempts, ms, time.time(), spent))
 
     def _result(self, fetched: Fetched) -> None:
         self._held -= 1
@@ -386,7 +341,7 @@ class Fetcher:
         while ended:
             task, reason, detail = ended.popleft()
             task.attempts += task.hops > 0  # its first request was made, and led here
-            self._fail(task, reason, detail, 0, now)
+            self._fail(task, Outcome(reason, detail), now)
 
     # --- the network ---
 
@@ -395,42 +350,28 @@ class Fetcher:
         self._ticked = now
         self._schedule.settle(now)
         self._schedule.sift(self._waited)
-        for origin in self._schedule.shed(now):
+        for origin in self._origins.shed(now, self._schedule.holds):
             self._transfers.pin(origin.text, ())
-        network = self._network
-        network.suspect(now)
-        if network.out_since and now - network.out_since > self.config.outage_limit:
-            raise ValueError(
-                f"no network since {_clock(network.out_since)}, for {now - network.out_since:.0f} s: "
-                "rerun the same command to go on (--fetch.outage-limit says how long to wait; 0: trust every failure)"
-            )
-        if not network.suspected:
-            alone = len(self._limbo) == self._held and not network.evidence
-            while self._limbo and (alone or now - self._limbo[0].at > LIMBO):
-                _, task, reason, detail = self._limbo.popleft()
-                self._finish(task, None, reason, detail, 0)
+        for _, task, ended in self._silence.settled(now, self._held):
+            self._finish(task, None, ended)
 
     def _alive(self, now: float, began: float, origin: str) -> None:
         """A transfer that began at `began` was answered: what failed before failed although there was a network."""
         since = self._network.out_since
         if self._network.alive(now, origin):
-            self._say("outage over", origin, f"no network from {_clock(since)} to {_clock(now)}")
+            self._say("outage over", origin, f"no network from {clock(since)} to {clock(now)}")
             self._schedule.forgive(since, now)
-            while self._limbo:
-                task = self._limbo.popleft().task
-                task.attempts -= min(1, task.attempts)
-                task.spent = 0.0
+            for task in self._silence.forgiven():
                 self._again(task, now, 0.0)
-        while self._limbo and self._limbo[0].at <= began:
-            _, task, reason, detail = self._limbo.popleft()
-            self._finish(task, None, reason, detail, 0)
+        for _, task, ended in self._silence.before(began):
+            self._finish(task, None, ended)
 
     def _probe(self, now: float) -> None:
         """Ask for a sign of life."""
         text = self._network.probe(now)
         if text is None:
             return
-        origin = self._schedule.origin(text, self._network.probed)
+        origin = self._origins.one(text, self._network.probed)
         if origin is not None:
             origin.host.begin(now)
             probe = Task(None, f"{origin.text}/robots.txt", origin)
@@ -449,6 +390,15 @@ def _aim(task: Task, url: str, origin: Origin) -> None:
     task.url, task.origin = url, origin
 
 
-def _clock(moment: float) -> str:
-    """A monotonic time, for people."""
-    return time.strftime("%H:%M:%S", time.localtime(time.time() - time.monotonic() + moment))
+def _robots_failure(task: Task, ended: Outcome) -> tuple[Reason, str] | None:
+    """Why a robots.txt cannot be had, and everything is forbidden; None where it is not there, and everything is
+    allowed (RFC 9309, 2.3.1)."""
+    assert ended.reason is not None
+    if 300 <= ended.status < 500 and ended.status not in (408, 429):
+        return None
+    moved = task.origin is not task.robots_of
+    if ended.reason in (Reason.BLOCKED_ADDRESS, Reason.TOO_LARGE) and (moved or ended.status):
+        return Reason.ROBOTS, f"robots.txt cannot be had: {ended.detail}"
+    if ended.reason is Reason.BLOCKED_ADDRESS:
+        return ended.reason, ended.detail
+    return ended.reason, f"robots.txt: {ended.detail}"[:300]

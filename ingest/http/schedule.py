@@ -7,57 +7,39 @@ nothing per turn. No I/O: a robots.txt that is needed is handed out like a link.
 from __future__ import annotations
 
 import heapq
-import ipaddress
 import itertools
 import re
 import time
 from collections import deque
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
-from ingest.http.address import is_named_host, refusal
-from ingest.http.hosts import BURST, Host, HostLoad, Manners, Origin, Task
+from ingest.http.hosts import BURST, Host, HostLoad, Origin, Task
 from ingest.http.limiter import Demand, Leases
+from ingest.http.origins import Origins
 from ingest.http.resolver import Answer
-from ingest.http.robots import ANYTHING, Robots
-from ingest.lists import MAX_URL, check_url
+from ingest.http.robots import Robots
 from ingest.record import Reason
 
 LEASED = 4  # hosts that hold or ask for a lease, per transfer at once
 ROBOTS_FOR = 24 * 3600.0  # seconds for which a robots.txt is believed (RFC 9309, 2.4)
 NO_ROBOTS_FOR = 300.0  # seconds until one that could not be had is asked for again
 CRAWL_DELAY = 10.0  # seconds, the most that is honoured
-MEMORY = 64 << 20  # bytes for what is known of hosts that have no links now
 LOADS = 64  # hosts shown
 LOADS_FOR = 0.5  # seconds
-HOST_SIZE = 3072  # bytes of memory, about
 
-_PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?][!-~]*)?")
 _PATH = re.compile(r"[^:]+://[^/?#]*(.*)")
 
 
 class Schedule:
-    """The links that wait, by host. `guard`: who may be asked, where a proxy and not we will connect to it."""
+    """The links that wait, by host."""
 
-    def __init__(
-        self,
-        manners: Manners,
-        connections: int,
-        robots: bool,
-        patience: float,
-        leases: Leases | None = None,
-        guard: tuple[str, ...] | None = None,
-    ) -> None:
+    def __init__(self, origins: Origins, connections: int, patience: float, leases: Leases | None = None) -> None:
         self.ended: deque[tuple[Task, Reason, str]] = deque()  # links that end without being asked for
         self.unresolved: deque[Host] = deque()  # hosts whose names are to be looked up
-        self._manners = manners
+        self._origins = origins
         self._connections = connections
-        self._robots = robots
         self._patience = patience
         self._leases = leases
-        self._guard = guard
-        self._hosts: dict[str, Host] = {}
-        self._origins: dict[str, Origin] = {}
         self._ready: deque[Host] = deque()  # hosts that may start a link and have none under way
         self._spare: deque[Host] = deque()  # hosts that may start another one
         self._alarms: list[tuple[float, int, Host | Task]] = []  # heap of hosts to look at and links to retry
@@ -67,7 +49,6 @@ class Schedule:
         self._busy: dict[str, Host] = {}  # those that have links now, and some that had
         self._loads: list[HostLoad] = []
         self._loads_at = float("-inf")
-        self._robots_size = 0  # bytes of memory, about
         self._sifted = 0.0  # where the clock of waiting stood when patience was last looked at
 
     def loads(self) -> list[HostLoad]:
@@ -79,44 +60,6 @@ class Schedule:
             busiest = heapq.nlargest(LOADS, self._busy.values(), key=Host.links)
             self._loads = [host.load(time.time() - now) for host in busiest]
         return self._loads
-
-    def locate(self, url: str) -> Origin | str:
-        """The origin of a URL, or why we would never ask for it."""
-        plain = _PLAIN.fullmatch(url) if len(url) <= MAX_URL else None
-        if plain and (known := self._origins.get(plain[1])):
-            return known
-        why = check_url(url)
-        if why is not None:
-            return why
-        parts = urlsplit(url)
-        name, port = parts.hostname or "", parts.port
-        text = f"{parts.scheme}://[{name}]" if ":" in name else f"{parts.scheme}://{name}"
-        if port is not None and port != {"http": 80, "https": 443}[parts.scheme]:
-            text += f":{port}"
-        return self._origins.get(text) or self._new(text, name, port or 80)
-
-    def _new(self, text: str, name: str, port: int) -> Origin:
-        host_name = name.removesuffix(".")
-        host = self._hosts.get(host_name)
-        if host is None:
-            limit = 0 if self._leases else self._manners.per_host
-            host = self._hosts[host_name] = Host(host_name, self._manners, limit, self._manners.interval)
-            host.unlimited = bool(self._manners.unlimited) and is_named_host(name, self._manners.unlimited)
-            if self._guard is not None or _is_address(name):
-                host.known_until = float("inf")
-        origin = self._origins[text] = Origin(text, host)
-        host.origins.append(origin)
-        if not self._robots:
-            origin.robots, origin.until = ANYTHING, float("inf")
-        if self._guard is not None and (why := _refused_literal(name, port, self._guard)):
-            origin.failure, origin.until = (Reason.BLOCKED_ADDRESS, why), float("inf")
-        return origin
-
-    def origin(self, text: str, number: int) -> Origin | None:
-        """The origin of that text; without one any, another for each number."""
-        if not text and self._origins:
-            text = list(self._origins)[number % len(self._origins)]
-        return self._origins.get(text)
 
     # --- links go in and out ---
 
@@ -168,7 +111,7 @@ class Schedule:
 
     def resolved(self, answer: Answer, now: float) -> bool:
         """A name has been looked up: its host goes on, or is given up. Returns whether nobody could tell."""
-        host = self._hosts.get(answer.name)
+        host = self._origins.hosts.get(answer.name)
         if host is None:
             return False
         if host.resolved(answer, now):
@@ -188,8 +131,7 @@ class Schedule:
         """Whether robots.txt lets a link start; when not, the link has ended or waits for the answer."""
         origin = task.origin
         if origin.until <= now and not origin.asking:
-            self._robots_size -= origin.robots.size if origin.robots else 0
-            origin.robots = origin.failure = None
+            self._origins.forget_robots(origin)
         if origin.failure is not None:
             self.ended.append((task, *origin.failure))
             return False
@@ -280,7 +222,7 @@ class Schedule:
         if passed < 1:
             return
         self._sifted = waited
-        for host in self._hosts.values():
+        for host in self._origins.hosts.values():
             if not (host.limit or host.crawl_delay):
                 host.paced += passed  # other processes have their turn
             for queue in (host.waiting, *(origin.waiting for origin in host.origins)):
@@ -289,31 +231,16 @@ class Schedule:
                     why = host.last[1] or "it is slow, or wants few requests"
                     self.ended.append((task, host.last[0], f"waited {self._patience:g} s for its host: {why}"[:300]))
 
-    def shed(self, now: float) -> Iterator[Origin]:
-        """Forget hosts that have nothing to do, when what is known of all has grown too large; gives their origins."""
-        if HOST_SIZE * len(self._hosts) + self._robots_size <= MEMORY:
-            return
-        for host in list(self._hosts.values()):
-            if HOST_SIZE * len(self._hosts) + self._robots_size <= MEMORY * 3 // 4:
-                return
-            held = (
-                host.alarm or host.listed or host.resolving or host.name in self._leased or host.name in self._unleased
-            )
-            if host.idle() and not held and max(host.paused_until, host.closed_until) <= now:
-                if any(origin.asking for origin in host.origins):
-                    continue
-                for origin in host.origins:
-                    self._robots_size -= origin.robots.size if origin.robots else 0
-                    del self._origins[origin.text]
-                    yield origin
-                del self._hosts[host.name]
+    def holds(self, host: Host) -> bool:
+        """Whether it waits here for something, if only for a lease."""
+        waits = host.alarm > 0 or host.listed or host.resolving
+        return waits or host.name in self._leased or host.name in self._unleased
 
     # --- what becomes known ---
 
     def learn(self, origin: Origin, robots: Robots | None, failure: tuple[Reason, str] | None, now: float) -> str:
         """The answer to a robots.txt: rules, or why there are none. Its links go on. Returns what there is to tell."""
-        self._robots_size += robots.size if robots else 0
-        origin.robots, origin.failure = robots, failure
+        self._origins.learn_robots(origin, robots, failure)
         origin.asking = False
         origin.until = now + (ROBOTS_FOR if robots else NO_ROBOTS_FOR)
         host = origin.host
@@ -337,7 +264,7 @@ class Schedule:
 
     def forgive(self, since: float, now: float) -> None:
         """There was no network since then: what failed in that time did not."""
-        for host in self._hosts.values():
+        for host in self._origins.hosts.values():
             if host.failures or host.openings or host.look_ups:
                 host.reopen()
             for origin in host.origins:
@@ -349,7 +276,7 @@ class Schedule:
                 task.spent = 0.0
 
     def _waiting(self) -> Iterator[Task]:
-        for host in self._hosts.values():
+        for host in self._origins.hosts.values():
             yield from host.waiting
             for origin in host.origins:
                 yield from origin.waiting
@@ -362,7 +289,7 @@ class Schedule:
         for queue in (self._ready, self._spare, self._alarms, self.ended, self.unresolved, self._unleased):
             queue.clear()
         self._loads_at = float("-inf")
-        for host in self._hosts.values():
+        for host in self._origins.hosts.values():
             host.waiting.clear()
             host.active, host.listed, host.alarm, host.resolving = 0, False, 0.0, False
             for origin in host.origins:
@@ -386,19 +313,3 @@ def _path(url: str) -> str:
     found = _PATH.match(url)
     path = found[1] if found else ""
     return path if path.startswith("/") else f"/{path}"
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _refused_literal(name: str, port: int, allowed: tuple[str, ...]) -> str | None:
-    """Why an address in a URL may not be asked for through a proxy; names are the proxy's to check."""
-    try:
-        return refusal(name, port, allowed)
-    except ValueError:
-        return None

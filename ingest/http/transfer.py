@@ -1,9 +1,8 @@
-"""Transfers: libcurl handles, the loop that drives them, what they bring and what that means. Knows nothing of pace."""
+"""Transfers: libcurl handles, the loop that drives them, and what they bring. Knows nothing of pace."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import re
@@ -20,7 +19,6 @@ import pycurl
 from ingest.http.address import refusal
 from ingest.http.headers import TooLarge, cookies, decoded, remember_cookie
 from ingest.http.robots import LIMIT, opted_out
-from ingest.lists import quote
 from ingest.record import Link, Reason
 
 if TYPE_CHECKING:
@@ -31,8 +29,7 @@ ERROR_BODY = 64 << 10  # bytes of an error page worth reading to keep its connec
 MAX_HEAD = 64 << 10  # bytes of all header lines of a response, interim responses and trailers included
 BUFFER = 512 << 10  # bytes libcurl reads at once; one buffer for all transfers
 
-_SUPPRESS_CONNECT_HEADERS = 265  # pycurl has no names for these two
-_E_TOO_LARGE = 100  # a header line
+_SUPPRESS_CONNECT_HEADERS = 265  # pycurl has no name for it
 
 _spooled = itertools.count()
 
@@ -363,70 +360,3 @@ class Transfers:
 
     def _set_alarm(self, ms: int) -> None:
         self._alarm = None if ms < 0 else time.monotonic() + ms / 1000
-
-
-# --- what the end of a transfer means ------------------------------------------------------------------------------
-
-RETRY_AFTER: int = getattr(pycurl, "RETRY_AFTER")  # noqa: B009 its stubs do not know it yet
-
-_BY_ERROR = {
-    Reason.DNS: (pycurl.E_COULDNT_RESOLVE_HOST, pycurl.E_COULDNT_RESOLVE_PROXY),
-    Reason.TIMEOUT: (pycurl.E_OPERATION_TIMEDOUT,),
-    Reason.BAD_URL: (pycurl.E_URL_MALFORMAT,),
-    Reason.TLS: (
-        pycurl.E_SSL_CONNECT_ERROR,
-        pycurl.E_PEER_FAILED_VERIFICATION,
-        pycurl.E_SSL_CERTPROBLEM,
-        pycurl.E_SSL_CIPHER,
-        pycurl.E_SSL_CACERT_BADFILE,
-        pycurl.E_SSL_ISSUER_ERROR,
-        pycurl.E_SSL_INVALIDCERTSTATUS,
-        pycurl.E_SSL_SHUTDOWN_FAILED,
-        pycurl.E_SSL_ENGINE_INITFAILED,
-    ),
-    Reason.TRUNCATED_BODY: (pycurl.E_PARTIAL_FILE, pycurl.E_BAD_CONTENT_ENCODING),
-    Reason.TOO_LARGE: (pycurl.E_FILESIZE_EXCEEDED, _E_TOO_LARGE),
-}
-_REASON_OF = {code: reason for reason, codes in _BY_ERROR.items() for code in codes}
-
-
-def reason_of_status(status: int) -> Reason:
-    """The reason of a final HTTP status that is not a success."""
-    if status == 429:
-        return Reason.HTTP_429
-    if status == 408:
-        return Reason.TIMEOUT
-    if status == 404:
-        return Reason.HTTP_404
-    if status == 410:
-        return Reason.HTTP_410
-    return Reason.HTTP_5XX if status >= 500 else Reason.HTTP_4XX
-
-
-def outcome(slot: Slot, error: int, message: str) -> tuple[Reason | None, str]:
-    """Why a transfer that is not a redirect gave no body; (None, "") when it did."""
-    if slot.ended is not None:
-        return slot.ended
-    if slot.status >= 300:
-        return reason_of_status(slot.status), f"status {slot.status}"
-    if error == 0:
-        return slot.decode()
-    if slot.refused and not slot.connected:
-        return Reason.BLOCKED_ADDRESS, slot.refused
-    broken = Reason.TRUNCATED_BODY if slot.size else Reason.CONNECT
-    return _REASON_OF.get(error, broken), " ".join(f"curl {error}: {message}".split())[:200]
-
-
-def redirect_of(slot: Slot) -> str | None:
-    """Where a transfer with a 3xx status leads, as a URL; None when it does not say."""
-    target = slot.curl.getinfo_raw(pycurl.REDIRECT_URL)
-    return quote(target.decode("utf-8", "surrogateescape")) if target else None
-
-
-def alive(slot: Slot, error: int) -> bool:
-    """Whether the end of a transfer shows that there is a network: somebody answered, if only to refuse."""
-    if slot.status or error == 0:
-        return True
-    if error == pycurl.E_COULDNT_CONNECT:
-        return not slot.config.proxy and slot.curl.getinfo(pycurl.OS_ERRNO) == errno.ECONNREFUSED
-    return _REASON_OF.get(error) is Reason.TLS

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from shards.stream import U64, mix64
 
-KEY_LENGTH = 90
+KEY_LENGTH = 90  # characters, at most
 _PLAIN = f"^[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}$"
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
 _WORDS = 12  # of 8 bytes: KEY_LENGTH, rounded up
@@ -37,6 +37,12 @@ def clean(names: pa.BinaryArray, rows: np.ndarray) -> pa.StringArray:
 def _clean(name: bytes, row: int) -> bytes:
     text = _ODD.sub("_", name.decode("utf-8", "surrogateescape").strip())
     return (text[:KEY_LENGTH] or f"{row:09d}").encode()
+
+
+def renamed(key: str, row: int, tries: int) -> str:
+    """Another key for what repeats one: `_r<row>` appended, and the number of names tried before, if there were any."""
+    suffix = f"_r{row}" + (f"_{tries}" if tries else "")
+    return key[: KEY_LENGTH - len(suffix)] + suffix
 
 
 class Seen:
@@ -92,8 +98,7 @@ class Seen:
         todo, tries = np.arange(len(again)), 0
         while todo.size:
             for at in todo.tolist():
-                suffix = f"_r{rows[again[at]]}" + (f"_{tries}" if tries else "")
-                new[at] = old[at][: KEY_LENGTH - len(suffix)] + suffix
+                new[at] = renamed(old[at], rows[again[at]], tries)
             hashes = hashed(pa.array([new[at] for at in todo.tolist()], pa.string()))
             _, firsts = np.unique(hashes, return_index=True)
             free = ~(np.isin(hashes, batch) | np.isin(hashes, made))

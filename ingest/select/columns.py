@@ -5,9 +5,7 @@ A row is identified by its position: shards are in the manifest's order, each sh
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from ingest.filter import PLACEHOLDERS
 from shards import store
 from shards.dataset import KEPT, read_table
 from shards.manifest import Manifest, Shard
+from shards.parallel import INDEXES, in_order
 
-_AHEAD = 8  # indexes read in parallel
 _COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]
 _DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "site": "<u8", "shape": "<f4"}
 _SITE = (
@@ -148,15 +146,8 @@ def read_kept(manifest: Manifest, folder: Path, report: Callable[[int, int], Non
 
 
 def _indexes(manifest: Manifest) -> Iterator[pa.Table]:
-    """The kept rows of each shard, in order; a few indexes are read ahead."""
-    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="index") as pool:
-        coming: deque[Future[pa.Table]] = deque()
-        for shard in manifest.shards:
-            coming.append(pool.submit(_index, manifest.dataset, shard))
-            if len(coming) > _AHEAD:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+    """The kept rows of each shard, in order, a few read ahead."""
+    return in_order(lambda shard: _index(manifest.dataset, shard), manifest.shards, INDEXES, INDEXES)
 
 
 def _index(dataset: str, shard: Shard) -> pa.Table:

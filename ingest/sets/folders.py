@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -190,18 +190,32 @@ def make(
     if len(done) == len(units):
         made = manifest.make_version(config.out, "import")
         assert made.links == len(entries), f"{made.links} links in the version, {len(entries)} pictures in the set"
+    note = readme.write(made) if made else ""
+    return result_of(config.out, done, len(units), len(entries), made, time.monotonic() - begun, note)
+
+
+def result_of(
+    dataset: str,
+    done: Mapping[int, Commit],
+    units: int,
+    links: int,
+    made: manifest.Manifest | None,
+    seconds: float,
+    note: str,
+) -> IngestResult:
+    """What an import of so many units and links has come to, by the commits that are there."""
     return IngestResult(
-        dataset=config.out,
-        links=len(entries),
+        dataset=dataset,
+        links=links,
         kept=sum(commit.kept for commit in done.values()),
-        reasons=dict(sorted(_reasons(done).items())),
-        units=len(units),
+        reasons=dict(sorted(reasons_of(done).items())),
+        units=units,
         units_done=len(done),
         version=made.digest if made else None,
-        seconds=time.monotonic() - begun,
+        seconds=seconds,
         samples=made.samples if made else 0,
         deselected=dict(made.deselected) if made else {},  # by a selection since the first import
-        note=readme.write(made) if made else "",
+        note=note,
     )
 
 
@@ -219,7 +233,7 @@ def _units(
     def report(writer: UnitWriter | None = None) -> None:
         if progress is None:
             return
-        reasons = _reasons(done) + Counter({str(r): n for r, n in writer.reasons.items()} if writer else {})
+        reasons = reasons_of(done) + Counter({str(r): n for r, n in writer.reasons.items()} if writer else {})
         kept = sum(commit.kept for commit in done.values()) + (writer.kept if writer else 0)
         total = kept + reasons.total()
         links_before, bytes_before = earlier
@@ -253,7 +267,7 @@ def _sums(done: dict[int, Commit]) -> tuple[int, int]:
     return sum(commit.links for commit in done.values()), sum(commit.tar_bytes for commit in done.values())
 
 
-def _reasons(done: dict[int, Commit]) -> Counter[str]:
+def reasons_of(done: Mapping[int, Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 

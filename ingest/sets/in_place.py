@@ -17,9 +17,8 @@ import os
 import re
 import secrets
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,10 +51,10 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
+from shards.parallel import in_order
 from shards.pixels import IMAGE_BUILD
 from shards.tar import Placed, Source, pieces
 
-_STATS = 16  # sizes requested in parallel
 _KEY, _DETAIL, _ROW, _LABELS = (INDEX_SCHEMA.names.index(name) for name in ("key", "detail", "row", "labels"))
 
 
@@ -107,20 +106,9 @@ def run(
         if progress:
             progress(_progress(found, done, row - earlier))
     made = manifest.make_version(config.out, "import in place") if len(done) == len(found) else None
-    notes = [folders.classes_note(sorted(classes)), *sources.remarks(unused), readme.write(made) if made else ""]
-    return IngestResult(
-        dataset=config.out,
-        links=row,
-        kept=sum(commit.kept for commit in done.values()),
-        reasons=dict(sorted(_reasons(done).items())),
-        units=len(found),
-        units_done=len(done),
-        version=made.digest if made else None,
-        seconds=time.monotonic() - begun,
-        samples=made.samples if made else 0,
-        deselected=dict(made.deselected) if made else {},
-        note="; ".join(filter(None, notes)),
-    )
+    said = [folders.classes_note(sorted(classes)), *sources.remarks(unused), readme.write(made) if made else ""]
+    note = "; ".join(filter(None, said))
+    return folders.result_of(config.out, done, len(found), row, made, time.monotonic() - begun, note)
 
 
 def _info(config: folders.Config, tars: list[tuple[str, int]], names: dict[str, str] | None) -> DatasetInfo:
@@ -136,17 +124,13 @@ def _info(config: folders.Config, tars: list[tuple[str, int]], names: dict[str, 
     )
 
 
-def _reasons(done: dict[int, Commit]) -> Counter[str]:
-    return sum((Counter(commit.reasons) for commit in done.values()), Counter())
-
-
 def _progress(tars: list[tuple[str, int]], done: dict[int, Commit], now: int) -> Progress:
     """The progress; the total number of samples is estimated from the bytes of the tars read so far."""
     links = sum(commit.links for commit in done.values())
     read, size = sum(commit.tar_bytes for commit in done.values()), sum(size for _, size in tars)
     kept = sum(commit.kept for commit in done.values())
     likely = links if len(done) == len(tars) else round(links * size / max(read, 1))
-    reasons = dict(sorted(_reasons(done).items()))
+    reasons = dict(sorted(folders.reasons_of(done).items()))
     return Progress(likely, len(tars), links, len(done), kept, reasons, read, done_now=now)
 
 
@@ -164,8 +148,7 @@ def find(source: str) -> list[tuple[str, int]]:
         urls = list(dict.fromkeys(url for pattern in braceexpand(source) for url in _expand(pattern)))
     if not urls:
         raise ValueError(f"{source}: there is no such folder or tar: check the source")
-    with ThreadPoolExecutor(_STATS, thread_name_prefix="size") as pool:
-        return list(zip(urls, pool.map(_size, urls)))
+    return list(zip(urls, in_order(_size, urls)))
 
 
 def _local(source: str) -> list[str]:
@@ -212,24 +195,18 @@ def _size(url: str) -> int:
 def _indexed(
     config: folders.Config, left: list[tuple[int, str]], names: dict[str, str] | None, stop: Callable[[], bool]
 ) -> Iterator[tuple[int, Indexed]]:
-    """The tars in order, some read in parallel; fewer when stopped."""
-    waiting: deque[tuple[int, Future[Indexed | None]]] = deque()
-    coming = iter(left)
-    with closing(Judge()) as judging, ThreadPoolExecutor(config.threads, thread_name_prefix="tar") as pool:
-        try:
-            while True:
-                while len(waiting) <= config.threads and (following := next(coming, None)):
-                    unit, url = following
-                    waiting.append((unit, pool.submit(_index, config, url, names, stop, judging)))
-                if not waiting:
-                    return
-                unit, future = waiting.popleft()
-                indexed = future.result()
+    """The tars in order, some read side by side; fewer when stopped."""
+    with closing(Judge()) as judging:
+
+        def read(one: tuple[int, str]) -> tuple[int, Indexed | None]:
+            unit, url = one
+            return unit, _index(config, url, names, stop, judging)
+
+        with closing(in_order(read, left, config.threads, config.threads)) as tars_read:
+            for unit, indexed in tars_read:
                 if indexed is None:
                     return
                 yield unit, indexed
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _index(

@@ -19,11 +19,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from ingest.lists import keys
 from ingest.record import Link
 from shards.local_files import refuse_special
 
 ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "mpo"})
-KEY_LENGTH = 90
 
 
 class Picture(Protocol):
@@ -227,11 +227,10 @@ def links(pictures: Sequence[Picture]) -> list[Link]:
             f"{picture.name}{''.join(picture.labels)}".encode()
         except UnicodeEncodeError:
             raise ValueError(f"{picture.name!r}: is a name that is not UTF-8: rename it") from None
-        key = re.sub(r"[^A-Za-z0-9_-]", "_", picture.key)[:KEY_LENGTH] or f"{row:09d}"
+        key = re.sub(r"[^A-Za-z0-9_-]", "_", picture.key)[: keys.KEY_LENGTH] or f"{row:09d}"
         tries = 0
         while key in seen:
-            suffix = f"_r{row}" + (f"_{tries}" if tries else "")
-            key, tries = key[: KEY_LENGTH - len(suffix)] + suffix, tries + 1
+            key, tries = keys.renamed(key, row, tries), tries + 1
         seen.add(key)
         found.append(Link(key, picture.name, picture.labels, row))
     return found

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.config import Config
-from ingest.crawl import IN_FLIGHT, MOST_IN_FLIGHT, SEALING, Assignment, Crawl, Underway
+from ingest.crawl import IN_FLIGHT, MOST_IN_FLIGHT, Assignment, Crawl, Underway
 from ingest.http import Fetcher
 from ingest.record import Event
 from ingest.run import Work
 from ingest.scratch import scratch_folder
+from ingest.sealing import SEALING
 from jobs.cluster.book import Book, Leases
 from jobs.cluster.wanted import HeadLost, TryLater, Workers
 from shards.dataset import Commit

@@ -2,7 +2,7 @@
 
 The stream keeps no state that matters: position `samples_seen` of a manifest and an order says everything, so resuming
 is starting there, on any number of ranks. One thread plans, waits and copies ahead of the consumer; what is fetched,
-and where it waits, is `reader.py`'s business.
+and where it waits, is the business of `local_reader.py` and `remote_reader.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import numpy as np
 
 from shards import store
 from shards.manifest import Manifest
+from shards.stream.local_reader import LocalReader
 from shards.stream.mixture import MixedSequence, Mixture
 from shards.stream.order import Order, Place, Positions, Sequence, batch, cut
-from shards.stream.reader import ReadConfig, Reader
+from shards.stream.reader import ReadConfig
+from shards.stream.remote_reader import RemoteReader
 from shards.stream.sample import Encoded, Sample
 
 _PATIENCE = 2.0  # seconds
@@ -65,6 +67,18 @@ def seen_in(state: dict[str, Any], manifest: Manifest | Mixture, order: Order) -
     return seen
 
 
+Reader = LocalReader | RemoteReader
+
+
+def open_reader(
+    manifests: tuple[Manifest, ...], config: ReadConfig, chunk: int, window: int, passed: int, batch: int
+) -> Reader:
+    """What reads samples of these manifests in batches of `batch`; the rest as for RemoteReader."""
+    if all(store.is_local(manifest.tar_url(n)) for manifest in manifests for n in range(len(manifest.shards))):
+        return LocalReader(manifests, config, chunk)
+    return RemoteReader(manifests, config, chunk, window, passed, batch)
+
+
 class Stream:
     """This rank's cut of every global batch from `samples_seen` on, endlessly: iterate for `Encoded` batches.
 
@@ -97,7 +111,7 @@ class Stream:
         lanes = order.lanes * len(manifests)
         share = -(-lanes // world) + (world > 1)  # a rank's cut may begin and end inside a lane
         run = min(order.window * order.chunk, -(-self.sequence.samples // lanes))
-        self.reader = Reader(
+        self.reader = open_reader(
             manifests,
             self._config,
             order.chunk,
@@ -186,7 +200,9 @@ def once(
             place = Place(zeros, zeros, numbers, numbers).take(cut(stop - start, rank, world))
             yield GlobalBatch(start, stop, place)
 
-    reader = Reader((manifest,), config, _ONCE_CHUNK, window=4 * batch_size, passed=2 * batch_size, batch=batch_size)
+    reader = open_reader(
+        (manifest,), config, _ONCE_CHUNK, window=4 * batch_size, passed=2 * batch_size, batch=batch_size
+    )
     return Once(reader, batches(), config.ahead)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,14 +17,14 @@ from PIL.Image import Image
 
 from shards.bar import bar
 from shards.manifest import read_manifest
+from shards.parallel import INDEXES, in_order
 from shards.pixels import image
 from shards.selection import key_hash, selected_index
 from shards.stream.order import Order, Place
-from shards.stream.reader import ReadConfig, Reader
+from shards.stream.reader import Reader
 from shards.stream.sample import Sample
 from shards.stream.stream import Once, Stream, once
 
-_AT_ONCE = 8  # indexes read at once, each a few MB
 _BATCH = 64  # samples that are read together in row order
 
 
@@ -132,15 +131,14 @@ class Dataset:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader((self.manifest,), ReadConfig(), 1, window=1, passed=0, batch=1)
+        return Reader((self.manifest,))
 
     # --- keys ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of all keys, rising, and the numbers of their samples: 16 bytes a sample, where keys would be 100."""
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="keys") as pool:
-            hashes = list(pool.map(self._hashes_of, range(len(self.manifest.shards))))
+        hashes = in_order(self._hashes_of, range(len(self.manifest.shards)), INDEXES)
         hash_N = np.concatenate([np.empty(0, np.uint64), *hashes])
         number_N = np.argsort(hash_N, kind="stable")
         return hash_N[number_N], number_N

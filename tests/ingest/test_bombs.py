@@ -102,7 +102,7 @@ def test_a_picture_that_wants_more_memory_than_there_is_gets_a_verdict_in_the_ch
             raise MemoryError
         return judge(found, config)
 
-    monkeypatch.setattr("ingest.crawl.judge", short_of_memory)
+    monkeypatch.setattr("ingest.judging.judge", short_of_memory)
     paths = ["/ok/1.jpg", "/ok/hungry.jpg", "/ok/2.jpg"]
     config = Config(write_list(tmp_path / "l.txt", origin, paths), str(tmp_path / "out"), fetch=FETCH)
     assert run(config).kept == 3  # the child had memory of its own

@@ -182,7 +182,7 @@ def test_units_that_wait_for_slow_hosts_share_what_they_may_hold_in_memory(
         nonlocal most, units
         put(writer, verdict, show)
         writers.add(writer)
-        held = [writer._held for writer in writers if writer._held]
+        held = [writer._tar._held for writer in writers if writer._tar._held]
         most, units = max(most, sum(held)), max(units, len(held))
 
     monkeypatch.setattr(UnitWriter, "add", measured)

@@ -18,7 +18,7 @@ from ingest import dry_run
 from ingest.config import Config
 from ingest.lists import carry, plan_units
 from ingest.run import run
-from jobs import cli
+from jobs import cli, forecast_text
 from shards import check, store
 from shards.dataset import read_columns, read_info, read_plan
 from shards.tar import read_tar
@@ -263,5 +263,5 @@ def test_a_dry_run_counts_them_in_bytes(tmp_path: Path, origin: Origin) -> None:
     assert (told.columns, bare.columns) == (("caption", "width"), ())
     assert told.column_bytes > 0 == bare.column_bytes
     assert told.stored_bytes.value >= bare.stored_bytes.value + 40 * 400
-    assert any(line.startswith("kept columns ") and "caption, width" in line for line in dry_run.lines(told))
-    assert not any("kept columns" in line for line in dry_run.lines(bare))
+    assert any(line.startswith("kept columns ") and "caption, width" in line for line in forecast_text.lines(told))
+    assert not any("kept columns" in line for line in forecast_text.lines(bare))

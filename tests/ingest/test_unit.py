@@ -20,7 +20,8 @@ from PIL import Image
 
 from ingest import thumbs, unit
 from ingest.record import BadLine, Fetched, Link, Picture, Reason, Verdict
-from ingest.unit import UnitWriter, _Spool, about
+from ingest.unit import UnitWriter, about
+from ingest.unit_tar import Spool
 from shards import store
 from shards.dataset import INDEX_SCHEMA, Commit, read_table
 from shards.tar import read_tar
@@ -161,7 +162,7 @@ def small_disk() -> Iterator[None]:
 
 
 def test_a_short_write_is_an_error(tmp_path: Path) -> None:
-    with small_disk(), contextlib.closing(_Spool(tmp_path / "bodies")) as spool:
+    with small_disk(), contextlib.closing(Spool(tmp_path / "bodies")) as spool:
         spool.write(bytes(9_000))
         with pytest.raises(OSError, match="too large"):
             spool.write(bytes(600), bytes(600))
@@ -169,7 +170,7 @@ def test_a_short_write_is_an_error(tmp_path: Path) -> None:
 
 def test_a_short_write_that_is_no_error_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.writev", lambda fd, pieces: os.write(fd, pieces[0][:2]))
-    with contextlib.closing(_Spool(tmp_path / "bodies")) as spool:
+    with contextlib.closing(Spool(tmp_path / "bodies")) as spool:
         spool.write(b"abc", b"def")
         spool.write(b"gh", b"i")
     assert (tmp_path / "bodies").read_bytes() == b"abcdefghi"

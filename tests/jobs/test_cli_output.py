@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_named_as_it_was_given(monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shards.store._publish", full)
+    monkeypatch.setattr("shards.store.publish", full)
     for write in (store.clock, store.check_writable):
         with pytest.raises(store.StoreError) as refused:
             write(str(tmp_path))

@@ -253,7 +253,7 @@ def test_spans(seconds: float, said: str):
         (123_456, "123 kB"),
         (999_999, "1 MB"),
         (1.5e9, "1.5 GB"),
-        (2e15, "2,000 TB"),
+        (2e15, "2 PB"),
     ],
 )
 def test_sizes(count: float, said: str):

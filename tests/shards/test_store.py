@@ -138,7 +138,7 @@ def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypat
 
 
 def test_a_file_that_is_moved_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
-    real = store._publish
+    real = store.publish
 
     def swept(aside, target, exclusive=False):
         store.remove_left_aside(str(tmp_path / "out"))
@@ -146,6 +146,6 @@ def test_a_file_that_is_moved_is_not_taken_for_one_that_was_left(tmp_path, monke
 
     (tmp_path / "made").write_bytes(b"tensors")
     os.utime(tmp_path / "made", (1e9, 1e9))
-    monkeypatch.setattr(store, "_publish", swept)
+    monkeypatch.setattr(store, "publish", swept)
     store.put_file(str(tmp_path / "out" / "state.safetensors"), tmp_path / "made", move=True)
     assert (tmp_path / "out" / "state.safetensors").read_bytes() == b"tensors"

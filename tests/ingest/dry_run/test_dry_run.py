@@ -15,11 +15,12 @@ from origin import Origin
 
 from ingest.config import Config
 from ingest.dry_run import dry_run
-from ingest.dry_run.forecast import Estimate, Forecast, Outcome, Pace, Survey, forecast, lines, size, span, wilson
+from ingest.dry_run.forecast import Estimate, Forecast, Outcome, Pace, Survey, forecast, wilson
 from ingest.http.fetcher import FetchConfig
 from ingest.record import Reason
 from ingest.run import Progress
 from ingest.wordnet import ClassConfig
+from jobs.forecast_text import lines, size, span
 
 FETCH = FetchConfig(allow_private=("127.0.0.0/8", "::1"), retries=0)
 LINKS = 3000

@@ -66,13 +66,13 @@ def test_the_contact_rule_goes_by_the_host_in_the_url(host: str, named: bool) ->
 def test_others_hosts_keep_their_rate_beside_ones_own(origin: Origin) -> None:
     with Run(per_host_rate=None, allow_private=("127.0.0.1",)) as run:
         run.get(origin.url("/ok/0.jpg"))
-        schedule = run.fetcher._schedule
-        (host,) = schedule._hosts.values()
+        origins = run.fetcher._origins
+        (host,) = origins.hosts.values()
         assert host.unlimited
         assert host.interval == 1 / 20
         host.begin(100.0)
         assert host.next_start == 100.0
-        stranger = schedule._new("http://93.184.216.34", "93.184.216.34", 80).host
+        stranger = origins._new("http://93.184.216.34", "93.184.216.34", 80).host
         stranger.begin(100.0)
         assert stranger.next_start == 100.05
 

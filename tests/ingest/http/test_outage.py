@@ -13,7 +13,7 @@ import pytest
 from fetching import Run
 from origin import Origin
 
-from ingest.http import fetcher as fetch_module, outage
+from ingest.http import fetcher as fetch_module, outage, silence
 from ingest.http.transfer import Slot
 from ingest.record import Fetched, Link, Reason
 
@@ -42,7 +42,7 @@ def cable(monkeypatch: pytest.MonkeyPatch) -> Cable:
     monkeypatch.setattr(Slot, "_open_socket", open_socket)
     monkeypatch.setattr(outage, "QUIET", 0.3)
     monkeypatch.setattr(outage, "PROBE", 0.2)
-    monkeypatch.setattr(fetch_module, "LIMBO", 0.5)
+    monkeypatch.setattr(silence, "LIMBO", 0.5)
     monkeypatch.setattr(fetch_module, "TICK", 0.05)
     return cable
 
@@ -81,9 +81,9 @@ def test_what_hung_for_its_whole_deadline_in_an_outage_has_it_again(
             if len(found) >= 40 and not hung:
                 cable.out = lambda address: True
             if run.fetcher.paused() and not hung:
-                for unanswered in run.fetcher._limbo:
+                for unanswered in run.fetcher._silence.links:
                     unanswered.task.spent = run.fetcher.config.deadline
-                hung = len(run.fetcher._limbo)
+                hung = len(run.fetcher._silence.links)
                 cable.out = lambda address: False
     assert hung
     assert {f.reason for f in found} == {None}

@@ -184,4 +184,4 @@ def test_an_opted_out_body_is_not_taken(origin: Origin) -> None:
     with Run() as run:
         (found,) = run.get(origin.url("/tagged_endless"))
         assert found.reason is Reason.OPT_OUT
-        assert run.fetcher._schedule._hosts["127.0.0.1"].bytes < 1 << 20
+        assert run.fetcher._origins.hosts["127.0.0.1"].bytes < 1 << 20

@@ -13,7 +13,8 @@ from made_datasets import jpeg, make_dataset
 
 from shards import store, store_ranged
 from shards.stream.order import Order
-from shards.stream.reader import GAP, ReadConfig, _pieces
+from shards.stream.reader import ReadConfig
+from shards.stream.remote_reader import GAP, _pieces
 from shards.stream.slab import Slab
 from shards.stream.stream import Stream, once
 
@@ -212,7 +213,7 @@ def test_closing_from_several_threads_closes_every_file_once(tmp_path, monkeypat
     manifest = make_dataset(tmp_path, [5] * 30)
     closed, close = [], os.close
     monkeypatch.setattr(
-        "shards.stream.reader.os.close", lambda file: closed.append(file) or time.sleep(0.001) or close(file)
+        "shards.stream.local_reader.os.close", lambda file: closed.append(file) or time.sleep(0.001) or close(file)
     )
     stream = Stream(manifest, ORDER, 150, stop_at=150)
     assert len(list(stream)) == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shards import store
+from shards import local_files, store
 from xtra.probe.augmented_features import Position
 from xtra.probe.resume import Unfinished
 
@@ -107,7 +107,7 @@ def test_what_killed_probes_left_goes_with_the_work(folder: Path, tmp_path: Path
 
 def test_a_file_that_is_being_written_is_not_left_behind(folder: Path) -> None:
     target = folder / "big.safetensors"
-    with store._aside(str(target)) as (aside, _):
+    with local_files.aside(target) as aside:
         os.utime(aside, (1, 1))
         store.remove_left_aside(str(folder))
         assert aside.exists()

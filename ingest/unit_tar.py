@@ -1,0 +1,154 @@
+"""A unit's tar as it comes to be on scratch: members in any order in, the tar in input order out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from ingest.journal import BODIES
+from shards.tar import BLOCK, END
+
+PIECE = 4 << 20  # bytes of the spool read at once
+
+
+class UnitTar:
+    """The members of `links` links. What comes in its turn, or waits for it among at most `hold` bytes in memory, goes
+    to scratch as the tar that it will be. When more than that is early (one slow host is enough), the rest goes to
+    scratch as it comes, and `finish` copies it into order."""
+
+    def __init__(self, scratch: Path, links: int, hold: int) -> None:
+        self._scratch, self._hold = scratch, hold
+        self._spool = Spool(scratch / BODIES)
+        self._settled = bytearray(links)  # whether a link is in `places`, or has nothing to put there
+        # Of kept links: suffix, offset in the spool (-1: in memory only), length there, length of the body.
+        self.places: list[tuple[str, int, int, int] | None] = [None] * links
+        self._turn = 0  # all links before this one are in the spool, or have nothing to put there
+        self._early: dict[int, tuple[bytes, ...]] = {}  # members of links whose turn has not come
+        self._held = 0  # bytes of those
+
+    @property
+    def size(self) -> int:
+        """Bytes on scratch."""
+        return self._spool.size
+
+    def keep(self, at: int, suffix: str, length: int, members: tuple[bytes, ...]) -> None:
+        """Take the members of the at-th link, whose body has the suffix and length, as they will lie in the tar."""
+        size = sum(map(len, members))
+        self.places[at] = (suffix, -1, size, length)
+        if at != self._turn and self._held + size > self._hold:
+            self._spool.ordered = False
+            self._put(at, members)
+        else:
+            self._early[at] = members
+            self._held += size
+
+    def settle(self, at: int) -> None:
+        """Nothing more comes of the at-th link: those whose turn that makes it are written."""
+        self._settled[at] = True
+        while self._turn < len(self._settled) and self._settled[self._turn]:
+            members = self._early.pop(self._turn, None)
+            if members is not None:
+                self._put(self._turn, members)
+                self._held -= sum(map(len, members))
+            self._turn += 1
+
+    def _put(self, at: int, members: tuple[bytes, ...]) -> None:
+        place = self.places[at]
+        assert place is not None
+        suffix, _, span, length = place
+        self.places[at] = (suffix, self._spool.size, span, length)
+        self._spool.write(*members)
+
+    def body_at(self, at: int) -> tuple[int, int] | None:
+        """Offset and length in the spool of the at-th link's body; None where it is not there."""
+        place = self.places[at]
+        return (place[1] + BLOCK, place[3]) if place is not None and place[1] >= 0 else None
+
+    def spill(self) -> None:
+        """Put what waits in memory for its turn into the spool, out of order: for a rerun, as this unit ends here."""
+        self._spool.ordered = False
+        for at in sorted(self._early):
+            self._put(at, self._early.pop(at))
+
+    def close(self) -> None:
+        self._spool.close()
+
+    def finish(self) -> tuple[Path, int, str]:
+        """The file, size and sha256 of the tar: the spool itself, or its members copied into order."""
+        assert not self._early
+        if self._spool.ordered:
+            self._spool.write(END)
+            return self._spool.path, self._spool.size, self._spool.digest.hexdigest()
+        path = self._scratch / "unit.tar"
+        return path, *self._assemble(path)
+
+    def _assemble(self, path: Path) -> tuple[int, str]:
+        """Copy the spooled members into a tar in input order; returns its size and sha256.
+
+        All that is long here (reading, hashing, writing) runs without the interpreter's lock.
+        """
+        digest, size = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(PIECE))
+        with path.open("wb", buffering=0) as out:
+            for offset, length in self._runs():
+                for at in range(offset, offset + length, PIECE):
+                    piece = buffer[: min(PIECE, offset + length - at)]
+                    self._spool.read_into(piece, at)
+                    digest.update(piece)
+                    _write_all(out.fileno(), piece)
+                size += length
+            digest.update(END)
+            _write_all(out.fileno(), memoryview(END))
+        return size + len(END), digest.hexdigest()
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """(offset, length) in the spool of the members in input order; neighbours are one run."""
+        runs: list[tuple[int, int]] = []
+        for place in self.places:
+            if place is None:
+                continue
+            _, offset, length, _ = place
+            if runs and sum(runs[-1]) == offset:
+                runs[-1] = (runs[-1][0], runs[-1][1] + length)
+            else:
+                runs.append((offset, length))
+        return runs
+
+
+class Spool:
+    """A file on scratch that is written on and on, and read anywhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.ordered = True  # nothing in it lies before what must come first
+        self.digest = hashlib.sha256()  # of all, while that is so
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def write(self, *pieces: bytes) -> None:
+        size = sum(map(len, pieces))
+        if (written := os.writev(self._fd, pieces)) != size:
+            # A short write is how a full disk says it first; writing the rest says it in words.
+            _write_all(self._fd, memoryview(b"".join(pieces))[written:])
+        self.size += size
+        if self.ordered:
+            for piece in pieces:
+                self.digest.update(piece)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        read = os.preadv(self._fd, [buffer], offset)
+        assert read == len(buffer), f"{self.path} is shorter than what was put in"
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write_all(fd: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(fd, piece) :]
