@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards import roles
 from shards.manifest import Manifest, read_manifest
 from shards.stream import Cursor, Mixture, Order, ReadConfig, Stream
 from xtra import compiled, drop_path, fit, gpu_decode, prefix
@@ -60,45 +61,52 @@ FLUSH_SECONDS = 30.0
 class Config:
     """One pretraining run. Counts are samples; the batch is global."""
 
-    model: ModelConfig
-    samples: int  # to see in total; the last batch is cut to it
-    batch: int
-    data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST
-    mix: tuple[str, ...] = ()  # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
-    out: str = ""  # run folder
-    recipe: str = "custom"
-    arm: str = ""  # what comparisons call it; the recipe's name if empty
-    branch: str = ""  # a run at a constant rate to begin from, at its checkpoint where this run's decay begins
-    seed: int = 0
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    augment: Augment = field(default_factory=Augment)
-    order: Order = field(default_factory=Order)
-    precision: str = "fp32"  # or "bf16": autocast
-    decoder_fp32: bool = False  # under bf16, keep the decoder in fp32, as the official code does
-    tf32: bool = False  # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
+    model: ModelConfig = field(metadata=roles.role("law"))
+    # to see in total; the last batch is cut to it
+    samples: int = field(metadata=roles.role("trial", unless={"optim.schedule": "constant", "optim.decay": 0.0}))
+    batch: int = field(metadata=roles.role("law", resumed=True))
+    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST
+    # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
+    mix: tuple[str, ...] = roles.data(())
+    out: str = roles.machine("")  # run folder
+    recipe: str = roles.trial("custom")
+    arm: str = roles.machine("")  # what comparisons call it; the recipe's name if empty
+    # a run at a constant rate to begin from, at its checkpoint where this run's decay begins
+    branch: str = roles.data("")
+    seed: int = roles.trial(0)
+    optim: OptimConfig = field(default_factory=OptimConfig, metadata=roles.role("law"))
+    loss: LossConfig = field(default_factory=LossConfig, metadata=roles.role("law"))
+    augment: Augment = field(default_factory=Augment, metadata=roles.role("law"))
+    order: Order = field(default_factory=Order, metadata=roles.role("law"))
+    precision: str = roles.law("fp32")  # or "bf16": autocast
+    # under bf16, keep the decoder in fp32, as the official code does
+    decoder_fp32: bool = roles.law(False, unless={"precision": "fp32"})
+    # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
+    tf32: bool = roles.law(False)
     # Most images in one forward pass of a rank, gradients added up; 0: on a CPU all at once, on a GPU what its free
     # memory holds (xtra/fit.py).
-    micro: int = 0
+    micro: int = roles.machine(0)
     # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, in a few
     # shapes); or a fixed number of each micro-batch is skipped (as DINOv2).
-    dropped: Literal["compute", "skip", "subset"] = "compute"
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile layers, head and loss; auto: on a GPU
-    attention: Arm = "auto"  # how it is computed (xtra/attention.py): the same numbers, to rounding
-    shard_optimizer: bool = False  # each rank keeps its share of the optimiser's state (ZeRO 1)
-    device: str = "auto"  # "cpu", "cuda" or "auto"
-    threads: int = 0  # decoding threads a rank; 0: on a GPU its share of the cores, on a CPU 2
-    read: ReadConfig = field(default_factory=ReadConfig)
+    dropped: Literal["compute", "skip", "subset"] = roles.law("compute")
+    compile: Literal["auto", "on", "off"] = roles.machine("auto")  # torch.compile layers, head and loss; auto: on a GPU
+    attention: Arm = roles.machine("auto")  # how it is computed (xtra/attention.py): the same numbers, to rounding
+    shard_optimizer: bool = roles.machine(False)  # each rank keeps its share of the optimiser's state (ZeRO 1)
+    device: str = roles.machine("auto")  # "cpu", "cuda" or "auto"
+    threads: int = roles.machine(0)  # decoding threads a rank; 0: on a GPU its share of the cores, on a CPU 2
+    read: ReadConfig = field(default_factory=ReadConfig, metadata=roles.role("machine"))
     # JPEGs: "gpu" needs the extra `gpu`; "auto" takes it where it can. What a GPU refuses, the CPU decodes.
-    decoder: Literal["cpu", "gpu", "auto"] = "cpu"
-    checkpoint_every: int = 1_000_000  # samples
-    keep: int = 2  # newest checkpoints that stay
-    keep_every: int = 0  # samples; the first checkpoint at or after each multiple stays as well; 0: none
-    keep_at: tuple[int, ...] = ()  # samples after which there is a checkpoint that stays, so that runs may branch there
-    val: Validation = field(default_factory=Validation)
-    sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # where metrics also go, beside the run folder
-    max_bad: float = 0.01  # stop when a larger share of samples had to be replaced
-    other_manifest: bool = False  # go on with a checkpoint of another manifest
+    decoder: Literal["cpu", "gpu", "auto"] = roles.machine("cpu")
+    checkpoint_every: int = roles.machine(1_000_000)  # samples
+    keep: int = roles.machine(2)  # newest checkpoints that stay
+    keep_every: int = roles.machine(0)  # samples; the first checkpoint at or after each multiple stays as well; 0: none
+    # samples after which there is a checkpoint that stays, so that runs may branch there
+    keep_at: tuple[int, ...] = roles.machine(())
+    val: Validation = field(default_factory=Validation, metadata=roles.role("machine"))
+    # where metrics also go, beside the run folder
+    sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = roles.machine(())
+    max_bad: float = roles.machine(0.01)  # stop when a larger share of samples had to be replaced
+    other_manifest: bool = roles.machine(False)  # go on with a checkpoint of another manifest
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch", "checkpoint_every", "keep"):
