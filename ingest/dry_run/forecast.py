@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from ingest.lists import carry
 from ingest.record import Reason
+from shards.figures import Z, percent, size, span, wilson
 
-Z = 1.959964  # of 95 %
 KNOWN = 5  # answers of a host from which on its own speed is believed, not that of all
 SLOWEST = 5
 
@@ -120,17 +120,6 @@ class Forecast:
         return max(self.connection_seconds, self.cpu_seconds, self.host_seconds)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `hits` of `n` were seen (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share, square = hits / n, Z * Z / n
-    middle = share + square / 2
-    half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
-    return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
-
-
 def forecast(
     urls: str, survey: Survey, wanted: int, outcomes: Sequence[Outcome], pace: Pace, took: float, stopped: bool
 ) -> Forecast:
@@ -235,11 +224,11 @@ def _title(f: Forecast) -> Iterator[str]:
 
 
 def _shares(f: Forecast) -> Iterator[str]:
-    yield f"{'':20}{'share':>9}   {'95 % interval':<19}{'links of the list':>20}"
+    yield f"{'':20}{'share':>9}   {'95 % interval':<21}{'links of the list':>20}"
     rows = {"kept": f.kept, **dict(sorted(f.reasons.items(), key=lambda entry: -entry[1].value))}
     for name, e in rows.items():
-        share, low, high = (100 * part / max(f.links, 1) for part in (e.value, e.low, e.high))
-        yield f"{name:20}{_percent(share):>7} %   {f'{_percent(low)} to {_percent(high)} %':<19}{e.value:>20,.0f}"
+        share, low, high = (percent(part, f.links) for part in (e.value, e.low, e.high))
+        yield f"{name:20}{share:>9}   {f'{low} to {high}':<21}{e.value:>20,.0f}"
     yield "(duplicates and placeholders that only the whole list shows come off this)"
 
 
@@ -281,35 +270,5 @@ def _each(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def _percent(share: float) -> str:
-    """Something is never shown as nothing."""
-    return "<0.1" if 0 < share < 0.05 else f"{share:.1f}"
-
-
 def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def span(seconds: float) -> str:
-    """A time in its two largest units: 2 d 7 h, 3 h 12 m, 45 m, 12 s."""
-    if seconds < 1:
-        return "< 1 s"
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = math.ceil(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} m"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} m"
-    hours = math.ceil(seconds / 3600)
-    return f"{hours // 24:,} d {hours % 24} h"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PB" if count < 999.5 else f"{count:,.0f} PB"

@@ -19,6 +19,7 @@ from jobs.report.arms import Difference, Line, differences
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points
 from jobs.report.tables import Columns, number, points as in_percent, table
 from shards import store, typed_json
+from shards.figures import wilson
 
 PINNED = "study.json"  # in a study's folder, or one above
 MOST = 7  # lines up to which each is compared with each; of more, each with the first
@@ -216,13 +217,8 @@ def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964)
 
     Treats the two test runs as independent; on the same images the true interval is narrower.
     """
-    (p_low, p_high), (q_low, q_high) = _wilson(p, n, z), _wilson(q, m, z)
+    (p_low, p_high), (q_low, q_high) = wilson(p * n, n, z), wilson(q * m, m, z)
     return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
-
-
-def _wilson(p: float, n: int, z: float) -> tuple[float, float]:
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
 def comparison_table(made: Sequence[Comparison]) -> str:

@@ -35,11 +35,11 @@ from xtra.probe.kept_views import KeptViews
 from xtra.probe.knn_logreg import Logistic, Neighbours
 from xtra.probe.official_evaluation import evaluate_official
 from xtra.probe.overlap import Shared, shared
-from xtra.probe.result import ProbeResult, edge, wilson, write
+from xtra.probe.result import ProbeResult, edge, write
 from xtra.probe.resume import Unfinished
 from xtra.run import checkpoint, records
 
-__all__ = ["Config", "ProbeResult", "new_head", "run", "train", "wilson"]
+__all__ = ["Config", "ProbeResult", "new_head", "run", "train"]
 _QUICK = ("knn", "logreg")
 _DEFAULT_LAYERS = 6  # of the published attentive probe
 
