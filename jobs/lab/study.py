@@ -18,12 +18,11 @@ from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
 from jobs.lab.rows import recorded, write_rows
-from jobs.report import read_metrics
 from shards import folder_kind, roles, store
 from shards.manifest import Manifest, read_manifest
 from shards.selection import subset
 from xtra import probe, recipes, train
-from xtra.run import terms
+from xtra.run import read_metrics, terms
 
 SWEEP_SEED = 1000  # not one of the grid's
 LEAST_RATE, LARGEST_RATE = 1.25e-4, 3.2e-2  # a sweep that ends at one of these ends there
