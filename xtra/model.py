@@ -389,6 +389,14 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 @torch.no_grad()
+def made_constant(name: str, parameter: nn.Parameter) -> bool:
+    """Set a bias to 0 or a norm to 1; False for all else, which begins at random."""
+    if constant := name.endswith("bias") or parameter.ndim == 1:
+        parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return constant
+
+
+@torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
     """The official initialisation: linear weights and position tables N(0, 0.02), patch weights by Kaiming (fan-in,
     ReLU), biases 0, norms 1.
@@ -397,11 +405,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
     own, seeded by seed and name, so models that share a part start from the same weights there (paired ablations).
     """
     for name, p in model.named_parameters():
-        if name.endswith("bias"):
-            p.zero_()
-        elif p.ndim == 1:
-            p.fill_(1.0)
-        else:
+        if not made_constant(name, p):
             std = (2 / p[0].numel()) ** 0.5 if name.endswith("patch_embed.weight") else 0.02
             digest = hashlib.sha256(f"{seed}/{name.removeprefix('encoder.')}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -26,6 +26,9 @@ MOST = 7  # lines up to which each is compared with each; of more, each with the
 EQUAL, BUT_CODE = "all else equal", "all else equal but the commit"
 
 
+Pair = tuple[float, float]  # of one and the other
+
+
 @dataclass(frozen=True)
 class Primary:
     """The one comparison that a study declared before it ran; arms by the names in its configs."""
@@ -43,7 +46,7 @@ class Comparison:
 
     one: Point
     other: Point
-    accuracies: tuple[float, float]
+    accuracies: Pair
     low: float
     high: float
     p: float | None  # None: from one seed without the images' results, no test is made

@@ -68,6 +68,17 @@ def set_aside(folder: str, error: Exception) -> None:
     )
 
 
+def remove_from(folder: str, names: set[str]) -> None:
+    """Delete these objects, the state before what it names, and the folder itself where it is local and empty."""
+    for name in sorted(names, reverse=True):
+        store.delete(store.join(folder, name))
+    if store.is_local(folder):
+        store.remove_left_aside(folder)
+        with contextlib.suppress(OSError):  # nothing was saved, or another probe's state is there
+            store.local_path(folder).rmdir()
+            store.local_path(folder).parent.rmdir()
+
+
 class Unfinished:
     """States of one training; `settings` is all that it follows from, the encoder by its fingerprint."""
 
@@ -140,10 +151,4 @@ class Unfinished:
             going |= {STATE}
         else:
             going -= {named}
-        for name in sorted(going & set(there), reverse=True):  # the state before the tensors that it names
-            store.delete(store.join(self.folder, name))
-        if store.is_local(self.folder):
-            store.remove_left_aside(self.folder)
-            with contextlib.suppress(OSError):  # nothing was saved, or another probe's state is there
-                store.local_path(self.folder).rmdir()
-                store.local_path(self.folder).parent.rmdir()
+        remove_from(self.folder, going & set(there))

@@ -17,7 +17,7 @@ from .live import (
     say_driver as say_driver,
     this_process as this_process,
 )
-from .meter import attention_ends as attention_ends, cost as cost, memory_bytes as memory_bytes, shape_of as shape_of
+from .meter import attention_ends as attention_ends, cost as cost, shape_of as shape_of
 from .metrics import Metric as Metric, read_metrics as read_metrics
 from .recover import load_newest as load_newest
 from .sinks import Recorder as Recorder, gaps as gaps, require as require

@@ -21,6 +21,16 @@ MOST = 2**31 - 1  # of a size in a model
 
 
 @dataclass(frozen=True)
+class MixedPart:
+    """One dataset of a mixture, in `run.json`."""
+
+    dataset: str
+    manifest: str
+    of_4096: Count
+    samples: Count | None = None
+
+
+@dataclass(frozen=True)
 class Seed:
     seed: Count = 0
 
@@ -53,14 +63,6 @@ class Settings:
                 continue
             if not 0 <= value <= MOST:
                 raise ValueError(f"field 'model.{name}' is {value}, which no model has")
-
-
-@dataclass(frozen=True)
-class MixedPart:
-    dataset: str
-    manifest: str
-    of_4096: Count
-    samples: Count | None = None
 
 
 @dataclass(frozen=True)

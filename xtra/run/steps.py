@@ -36,7 +36,7 @@ class Steps:
         self.most = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
         self.loss: float | None = None  # of the last step that was looked at
         self.replaced, self.halted = 0, False
-        self._pending: list[Step] = []
+        self.pending: list[Step] = []
         self._ended: Any = None
         self._gap: tuple[Any, Any] = (None, None)
         self.begun = self._since = time.perf_counter()
@@ -53,11 +53,11 @@ class Steps:
         row = {"samples_seen": seen, "lr": lr, "seconds": seconds, "samples_per_s": rate, "data_wait": self._waited}
         row |= self.machine.utilisation(rate) | {"memory_bytes": memory_bytes(self.device)}
         row["cpu_seconds"] = time.process_time() - self._began_cpu
-        self._pending.append(Step(row, summed, grad_norm, keys, self._gap))
+        self.pending.append(Step(row, summed, grad_norm, keys, self._gap))
         return row
 
     def are_due(self) -> bool:
-        return len(self._pending) >= self.most
+        return len(self.pending) >= self.most
 
     def over(self) -> None:
         self._ended = mark(self.device)
@@ -66,7 +66,7 @@ class Steps:
         """Bring the pending steps' numbers to the host, record them, and judge. Raises ValueError for a loss or
         gradient that is not finite, and for too many replaced samples."""
         self.halted = False
-        for step in self._pending:
+        for step in self.pending:
             self.loss, bad, stop = step.summed.tolist()
             norm = float(step.grad_norm)
             if None not in step.gap:  # what the device waited: the host may wait for data while it still computes
@@ -74,7 +74,7 @@ class Steps:
             record(step.row | {"loss": self.loss, "grad_norm": norm})
             self.replaced, self.halted = self.replaced + int(bad), self.halted or stop > 0
             self._require_finite(step, norm, tell)
-        self._pending.clear()
+        self.pending.clear()
         samples = seen - self.resumed_at
         if self.replaced > self.max_bad * max(samples, 1000):  # a share of a few samples says nothing yet
             raise ValueError(
