@@ -29,8 +29,8 @@ class Config:
 
 @dataclass(frozen=True)
 class Case:
-    tensors: dict[str, Tensor]
     model: ModelConfig
+    tensors: dict[str, Tensor]
     loss: LossConfig
     name: str
     probe_layers: int
@@ -52,7 +52,7 @@ def read_cases(vectors: str) -> list[Case]:
         )
         loss = LossConfig(l1=sizes.get("l1", False))
         tensors = load_file(path.with_suffix(".safetensors"))
-        cases.append(Case(tensors, model, loss, sizes["name"], sizes["probe_layers"]))
+        cases.append(Case(model, tensors, loss, sizes["name"], sizes["probe_layers"]))
     if not cases:
         raise ValueError(f"{vectors}: holds no NAME.json with NAME.safetensors: name the folder of the parity vectors")
     return cases

@@ -33,15 +33,6 @@ FOLDER, STATE, DAMAGED = "probes-unfinished", "state.json", "state-damaged.json"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A `Position` as it is written: every field must be there."""
-
-    trained: Count
-    start: Count
-    skip: Count
-
-
-@dataclass(frozen=True)
 class State:
     """`state.json`."""
 
@@ -54,6 +45,15 @@ class State:
     def __post_init__(self) -> None:
         if "/" in self.tensors:
             raise ValueError("field 'tensors' names a file outside of its folder")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A `Position` as it is written: every field must be there."""
+
+    trained: Count
+    start: Count
+    skip: Count
 
 
 def set_aside(folder: str, error: Exception) -> None:

@@ -98,18 +98,6 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """`attempts/000002.json`."""
-
-    attempt: Count | None = None
-    host: str | None = None
-    pid: Count | None = None
-    since: str | None = None
-    world: Count | None = None
-    driver: Driver | None = None
-
-
-@dataclass(frozen=True)
 class File:
     bytes: Count
     sha256: str
@@ -123,6 +111,18 @@ class Commit:
     samples_seen: Count
     files: dict[str, File]
     manifest: str | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """`attempts/000002.json`."""
+
+    attempt: Count | None = None
+    host: str | None = None
+    pid: Count | None = None
+    since: str | None = None
+    world: Count | None = None
+    driver: Driver | None = None
 
 
 @dataclass(frozen=True)
