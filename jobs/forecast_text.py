@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ingest.dry_run import KNOWN
 from ingest.lists import carry
-from jobs.ingest_display import clean, size
+from jobs.ingest_display import clean
+from shards.figures import percent, size, span
 
 if TYPE_CHECKING:
     from ingest.dry_run import Forecast
@@ -41,11 +42,11 @@ def _title(f: Forecast) -> Iterator[str]:
 
 
 def _shares(f: Forecast) -> Iterator[str]:
-    yield f"{'':20}{'share':>9}   {'95 % interval':<19}{'links of the list':>20}"
+    yield f"{'':20}{'share':>9}   {'95 % interval':<21}{'links of the list':>20}"
     rows = {"kept": f.kept, **dict(sorted(f.reasons.items(), key=lambda entry: -entry[1].value))}
     for name, e in rows.items():
-        share, low, high = (100 * part / max(f.links, 1) for part in (e.value, e.low, e.high))
-        yield f"{name:20}{_percent(share):>7} %   {f'{_percent(low)} to {_percent(high)} %':<19}{e.value:>20,.0f}"
+        share, low, high = (percent(part, f.links) for part in (e.value, e.low, e.high))
+        yield f"{name:20}{share:>9}   {f'{low} to {high}':<21}{e.value:>20,.0f}"
     yield "(duplicates and placeholders that only the whole list shows come off this)"
 
 
@@ -85,24 +86,3 @@ def _slow(f: Forecast) -> Iterator[str]:
 
 def _each(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-
-
-def _percent(share: float) -> str:
-    """Something is never shown as nothing."""
-    return "<0.1" if 0 < share < 0.05 else f"{share:.1f}"
-
-
-def span(seconds: float) -> str:
-    """A time in its two largest units: 2 d 7 h, 3 h 12 m, 45 m, 12 s."""
-    if seconds < 1:
-        return "< 1 s"
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = math.ceil(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} m"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} m"
-    hours = math.ceil(seconds / 3600)
-    return f"{hours // 24:,} d {hours % 24} h"

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs import terminal
-from jobs.link_counts import ordered, share
+from jobs.link_counts import ordered
+from shards.figures import percent, size, span
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -139,10 +140,10 @@ class Live:
 def line(p: Progress, pace: Pace, things: str = "links") -> str:
     """All of it in one line, for logs."""
     rates = pace.rates(p)
-    words = [f"{p.done:,} of {p.links:,} {things} ({share(p.done, p.links)})"]
+    words = [f"{p.done:,} of {p.links:,} {things} ({percent(p.done, p.links)})"]
     if rates:
         words += [f"{rates[0]:,.0f} {things}/s", f"{size(rates[1])}/s"]
-    words.append(f"kept {share(p.kept, p.done)}")
+    words.append(f"kept {percent(p.kept, p.done)}")
     return "  ".join(word for word in (*words, remaining(p, pace, things), clean(p.note, 200)) if word)
 
 
@@ -153,23 +154,6 @@ def remaining(p: Progress, pace: Pace, things: str = "links") -> str:
     if left is None:
         return "" if p.note else "time left not known yet"
     return f"paused: {span(left)} of work left" if pace.paused else f"{span(left)} left"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: 12.3 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PB" if count < 999.5 else f"{count:,.0f} PB"
-
-
-def span(seconds: float) -> str:
-    """48 s, 12 min, 3.1 h, 2.4 d."""
-    for unit, length, upto in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
-        if seconds < upto:
-            return f"{seconds / length:.1f} {unit}" if unit == "h" else f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.1f} d"
 
 
 def clean(text: str, width: int, tail: bool = False) -> str:
@@ -200,7 +184,7 @@ def drawn(
     from rich.text import Text
 
     bar = Table.grid(padding=(0, 1))
-    bar.add_row(ProgressBar(total=max(1, p.links), completed=p.done, width=width - 9), Text(share(p.done, p.links)))
+    bar.add_row(ProgressBar(total=max(1, p.links), completed=p.done, width=width - 9), Text(percent(p.done, p.links)))
     rates = pace.rates(p)
     speed = f"{rates[0]:,.0f} {things}/s   {size(rates[1])}/s   " if rates else ""
     mean = f"{p.done_now / p.seconds:,.0f} {things}/s since the start" if rates and p.seconds else ""
@@ -252,7 +236,7 @@ def _reasons(p: Progress, width: int, height: int) -> RenderableType:
             cells += [
                 Text(clean(name, 18), style="green" if name == "kept" else ""),
                 Text(f"{n:,}"),
-                Text(share(n, p.done), style="dim"),
+                Text(percent(n, p.done), style="dim"),
             ]
         table.add_row(*cells)
     return table

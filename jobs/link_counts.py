@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ingest.record import CONTENT, FINAL, RETRYABLE, Reason
+from shards.figures import percent
 from shards.manifest import Manifest, Version
 
 SHOWN = 20  # lines of what was excluded
@@ -82,12 +83,6 @@ def ordered(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: n for name, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])) if n}
 
 
-def share(part: int, whole: int) -> str:
-    """Something is never shown as nothing."""
-    percent = 100 * part / whole if whole else 0.0
-    return "<0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
-
-
 def text(account: Account, things: str = "links") -> str:
     """The account as a table of at most 60 columns; each stage is what remains of the one before. `things`: what the
     source has, "links" or "pictures"."""
@@ -115,4 +110,4 @@ def _selected(a: Account) -> list[tuple[str, int]]:
 
 
 def _table(rows: list[tuple[str, int]], whole: int) -> str:
-    return "\n".join(f"{name:<{WIDTH}} {n:>14,}  {share(n, whole) if n <= whole else '':>7}" for name, n in rows)
+    return "\n".join(f"{name:<{WIDTH}} {n:>14,}  {percent(n, whole) if n <= whole else '':>7}" for name, n in rows)

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.report import Run, read_run
-from jobs.status_words import ago, moment, share, span, sparkline, tail, thinned
+from jobs.status_words import ago, moment, sparkline, tail, thinned
 from jobs.terminal import clean
 from shards import store, typed_json
+from shards.figures import percent, span
 from xtra.run import records
 
 READERS = 16
@@ -229,7 +230,7 @@ def run_lines(s: RunStatus, now: datetime, price: float | None = None) -> list[s
     if s.stage:
         lines.append(f"stage    {s.stage}")
     if s.samples is not None:
-        lines.append(f"seen     {s.samples_seen:,} of {s.samples:,} samples ({share(s.samples_seen, s.samples)})")
+        lines.append(f"seen     {s.samples_seen:,} of {s.samples:,} samples ({percent(s.samples_seen, s.samples)})")
     if s.loss is not None and s.samples_per_s is not None:
         left = f", {span(s.seconds_left)} left" if s.seconds_left else ""
         lines.append(f"loss     {s.loss:.4f} at {s.samples_per_s:,.1f} images/s{left}")

@@ -22,7 +22,7 @@ from ingest.record import RETRYABLE, Event
 from ingest.underway import STALE, Beat, read_beats
 from jobs.ingest_display import clean
 from jobs.run_status import ProbesStatus, RunStatus, probe_lines, probes_status, run_lines, run_status
-from jobs.status_words import WIDTH, ago, share, span, tail
+from jobs.status_words import WIDTH, ago, tail
 from jobs.terminal import say
 from shards import manifest, store
 from shards.dataset import (
@@ -35,6 +35,7 @@ from shards.dataset import (
     read_info,
     read_table,
 )
+from shards.figures import percent, span
 
 READERS = 16
 NEWEST = 8  # units whose indexes tell the rate
@@ -236,11 +237,11 @@ def _dataset_lines(s: DatasetStatus, now: datetime, price: float | None) -> list
     lines = [
         f"dataset  {tail(s.dataset)}",
         f"list     {s.list_name}" + (f", {s.not_chosen:,} lines not chosen" if s.not_chosen else ""),
-        f"units    {s.committed:,} of {s.units:,} committed ({share(s.committed, s.units)})"
+        f"units    {s.committed:,} of {s.units:,} committed ({percent(s.committed, s.units)})"
         + ("" if s.planned >= s.units else f", {s.planned:,} planned"),
-        f"kept     {s.kept:,} of {s.links:,} links ({share(s.kept, s.links)})",
+        f"kept     {s.kept:,} of {s.links:,} links ({percent(s.kept, s.links)})",
     ]
-    lines += [f"         {reason:<18} {n:>12,}  {share(n, s.links)}" for reason, n in s.reasons.items()]
+    lines += [f"         {reason:<18} {n:>12,}  {percent(n, s.links)}" for reason, n in s.reasons.items()]
     alive = [beat for beat in s.underway if (now.timestamp() - beat.at) < STALE]
     lines += [_beat_line(beat, now) for beat in s.underway]
     if s.asked_at:
@@ -270,7 +271,7 @@ def _dataset_lines(s: DatasetStatus, now: datetime, price: float | None) -> list
 def _beat_line(beat: Beat, now: datetime) -> str:
     """What is under way, inside units that are not committed; or what a run that died had done."""
     rate = f", at about {beat.links_per_s:,.0f} links/s" if beat.links_per_s else ""
-    counts = f"{beat.done:,} of {beat.links:,} links done ({share(beat.done, beat.links)}), {beat.kept:,} kept{rate}"
+    counts = f"{beat.done:,} of {beat.links:,} links done ({percent(beat.done, beat.links)}), {beat.kept:,} kept{rate}"
     note = f": {clean(beat.note, 200)}" if beat.note else ""
     age = now.timestamp() - beat.at
     who = f"process {beat.process} on {clean(beat.host, 60)}, {span(max(age, 0.0))} ago"

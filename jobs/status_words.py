@@ -1,10 +1,12 @@
-"""Shares, spans of time, ages, and a line of little bars: how `xtra status` says numbers."""
+"""Ages, and a line of little bars: how `xtra status` says numbers (shards/figures.py has the rest)."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from datetime import datetime
+
+from shards.figures import span
 
 WIDTH = 80
 BARS = "▁▂▃▄▅▆▇█"
@@ -13,19 +15,6 @@ BARS = "▁▂▃▄▅▆▇█"
 def tail(url: str) -> str:
     """The end of a long URL says more than its start."""
     return url if len(url) <= WIDTH - 9 else "…" + url[-(WIDTH - 10) :]
-
-
-def share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "0 %"
-
-
-def span(seconds: float | None) -> str:
-    minutes = round((seconds or 0) / 60)
-    if minutes < 2:
-        return f"{round(seconds or 0)} s"
-    return (
-        f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h" if minutes < 2880 else f"{minutes / 1440:.1f} d"
-    )
 
 
 def moment(iso: str | None) -> str:

@@ -50,8 +50,8 @@ def _repair(call: Call, config: Config) -> RepairResult:
 
 
 def sweep(call: Call) -> Any:
-    from jobs.ingest_display import size
     from shards import store, sweep
+    from shards.figures import size
 
     config = call.config(sweep.Config, "url")
     store.require(url=config.url)

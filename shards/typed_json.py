@@ -160,3 +160,30 @@ def _refuse_surrogates(texts: Any) -> None:
     for text in texts:
         if not text.isascii():
             text.encode()
+
+
+# ---- one field of an object ----
+
+N = TypeVar("N", str, int, float)
+
+
+def get(values: Mapping[str, Any], name: str, kind: type[N], where: str) -> N:
+    """One field of an object that was read from `where`. Raises ValueError naming it if it is of another type."""
+    value = values.get(name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return kind(value)
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise ValueError(
+        f"{where}: field {name!r} is {value!r}, expected {kind.__name__}: the file is damaged or from another version"
+    )
+
+
+def maybe(values: Mapping[str, Any], name: str, where: str) -> float | None:
+    """A number, or None where there is none; as `get`."""
+    return None if values.get(name) is None else get(values, name, float, where)
+
+
+def count(values: Mapping[str, Any], name: str, where: str) -> int | None:
+    """A whole number, or None where there is none; as `get`."""
+    return None if values.get(name) is None else get(values, name, int, where)

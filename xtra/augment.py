@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards import roles
 from shards.stream import mix64, uniform
 from xtra import rand_augment
 
@@ -31,11 +32,11 @@ _GAMMA, _MIX = (
 class Augment:
     """Training-time augmentation; the defaults are the paper's Table 1."""
 
-    scale: tuple[float, float] = (0.3, 1.0)  # share of the image's area that a crop covers
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop
-    flip: float = 0.5  # probability of a horizontal mirror
-    randaugment: str = ""  # RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "": none
-    erase: float = 0.0  # probability that a rectangle becomes noise (random erasing, timm's mode "pixel")
+    scale: tuple[float, float] = roles.law((0.3, 1.0))  # share of the image's area that a crop covers
+    ratio: tuple[float, float] = roles.law((3 / 4, 4 / 3))  # width over height of a crop
+    flip: float = roles.law(0.5)  # probability of a horizontal mirror
+    randaugment: str = roles.law("")  # RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "": none
+    erase: float = roles.law(0.0)  # probability that a rectangle becomes noise (random erasing, timm's mode "pixel")
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shards import roles
+
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    l1: bool = False  # mean absolute instead of mean squared error (the paper's ablation)
+    l1: bool = roles.law(False)  # mean absolute instead of mean squared error (the paper's ablation)
 
 
 def normalise_blocks(blocks_BKP: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shards import roles
 from xtra.attention import Causal, attend, both_ways, causal_of, prefixed
 from xtra.blocks import patches, take_blocks
 from xtra.drop_path import Branch, Drop, added, branch_of, drops_of, mark_kept
@@ -37,29 +38,29 @@ Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, but
 class ModelConfig:
     """Sizes of one model. Pixels: image, patch. Patches a side: block (1 is plain causal AIM). The rest are widths."""
 
-    image: int
-    patch: int
-    block: int
-    width: int
-    depth: int
-    heads: int
-    bridge: int  # hidden width of the MLP between encoder and decoder
-    dec_width: int
-    dec_depth: int
-    dec_heads: int
-    head: int  # hidden width of the pixel head
-    predict: int = 1  # heads: head i predicts block k+1+i from block k
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.0  # rate of the last encoder layer, rising linearly from 0; the decoder has none
-    order: str = "raster"  # of the blocks; "random" trains on `blocks.block_orders`
-    dec_mlp_ratio: float = 0.0  # of the decoder; 0: as mlp_ratio
-    prefix: bool = False  # AIM's prefix attention (xtra/prefix.py)
+    image: int = field(metadata=roles.role("law"))
+    patch: int = field(metadata=roles.role("law"))
+    block: int = field(metadata=roles.role("law"))
+    width: int = field(metadata=roles.role("law"))
+    depth: int = field(metadata=roles.role("law"))
+    heads: int = field(metadata=roles.role("law"))
+    bridge: int = field(metadata=roles.role("law"))  # hidden width of the MLP between encoder and decoder
+    dec_width: int = field(metadata=roles.role("law"))
+    dec_depth: int = field(metadata=roles.role("law"))
+    dec_heads: int = field(metadata=roles.role("law"))
+    head: int = field(metadata=roles.role("law"))  # hidden width of the pixel head
+    predict: int = roles.law(1)  # heads: head i predicts block k+1+i from block k
+    mlp_ratio: float = roles.law(4.0)
+    drop_path: float = roles.law(0.0)  # rate of the last encoder layer, rising linearly from 0; the decoder has none
+    order: str = roles.law("raster")  # of the blocks; "random" trains on `blocks.block_orders`
+    dec_mlp_ratio: float = roles.law(0.0)  # of the decoder; 0: as mlp_ratio
+    prefix: bool = roles.law(False)  # AIM's prefix attention (xtra/prefix.py)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"model.{field.name} is {value!r}; it must be a whole number of at least 1")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.type == "int" and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"model.{one.name} is {value!r}; it must be a whole number of at least 1")
         for whole, part in (("image", "patch"), ("grid", "block"), ("width", "heads"), ("dec_width", "dec_heads")):
             size, divisor = getattr(self, whole), getattr(self, part)
             if size % divisor:
@@ -388,6 +389,14 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 @torch.no_grad()
+def made_constant(name: str, parameter: nn.Parameter) -> bool:
+    """Set a bias to 0 or a norm to 1; False for all else, which begins at random."""
+    if constant := name.endswith("bias") or parameter.ndim == 1:
+        parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return constant
+
+
+@torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
     """The official initialisation: linear weights and position tables N(0, 0.02), patch weights by Kaiming (fan-in,
     ReLU), biases 0, norms 1.
@@ -396,11 +405,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
     own, seeded by seed and name, so models that share a part start from the same weights there (paired ablations).
     """
     for name, p in model.named_parameters():
-        if name.endswith("bias"):
-            p.zero_()
-        elif p.ndim == 1:
-            p.fill_(1.0)
-        else:
+        if not made_constant(name, p):
             std = (2 / p[0].numel()) ** 0.5 if name.endswith("patch_embed.weight") else 0.02
             digest = hashlib.sha256(f"{seed}/{name.removeprefix('encoder.')}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -10,21 +10,24 @@ from typing import Literal
 import torch
 from torch import nn
 
+from shards import roles
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 1e-3  # the peak
-    min_lr: float = 1e-6  # at the last sample of a cosine
-    warmup_lr: float = 1e-4  # at the first sample (the configs', not in the paper)
-    warmup: float = 0.03  # below 1 a fraction of all samples, else a number of samples (paper: B 15/800, H 3/100)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip: float = 1.0  # of the global gradient norm; inf does not clip
+    lr: float = roles.law(1e-3)  # the peak
+    min_lr: float = roles.law(1e-6)  # at the last sample of a cosine
+    warmup_lr: float = roles.law(1e-4)  # at the first sample (the configs', not in the paper)
+    # below 1 a fraction of all samples, else a number of samples (paper: B 15/800, H 3/100)
+    warmup: float = roles.law(0.03)
+    betas: tuple[float, float] = roles.law((0.9, 0.95))
+    eps: float = roles.law(1e-8)
+    weight_decay: float = roles.law(0.05)
+    clip: float = roles.law(1.0)  # of the global gradient norm; inf does not clip
     # constant: warm-up, then the peak, then a decay to 0 over the last samples; until the decay begins, the run is the
     # same whatever its number of samples, so that one run (a trunk) serves many (its branches).
-    schedule: Literal["cosine", "constant"] = "cosine"
-    decay: float = 0.2  # share of all samples in which a constant rate decays; 0: a trunk, which never does
+    schedule: Literal["cosine", "constant"] = roles.law("cosine")
+    decay: float = roles.law(0.2)  # share of all samples in which a constant rate decays; 0: a trunk, which never does
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards import roles
 from shards.manifest import Manifest, read_manifest
 from shards.stream import Cursor, Mixture, Order, ReadConfig, Stream
 from xtra import compiled, drop_path, fit, gpu_decode, prefix
@@ -29,7 +30,7 @@ from xtra.attention import ARMS, Arm
 from xtra.batch_memory import Lease
 from xtra.blocks import block_orders, pick_order
 from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
-from xtra.device import decoding_threads, mark, sent
+from xtra.device import decoding_threads, sent
 from xtra.distributed import GradientSum, Owners, least, sum_numbers, world_of
 from xtra.loss import LossConfig
 from xtra.model import ModelConfig, Xtra, build, float32_products
@@ -39,11 +40,12 @@ from xtra.run import (
     Parts,
     Recorder,
     Saver,
+    Steps,
     checkpoint,
     cost,
+    crossed,
     gaps,
     load_newest,
-    memory_bytes,
     open_run,
     poison,
     remove_leftovers,
@@ -60,45 +62,52 @@ FLUSH_SECONDS = 30.0
 class Config:
     """One pretraining run. Counts are samples; the batch is global."""
 
-    model: ModelConfig
-    samples: int  # to see in total; the last batch is cut to it
-    batch: int
-    data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST
-    mix: tuple[str, ...] = ()  # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
-    out: str = ""  # run folder
-    recipe: str = "custom"
-    arm: str = ""  # what comparisons call it; the recipe's name if empty
-    branch: str = ""  # a run at a constant rate to begin from, at its checkpoint where this run's decay begins
-    seed: int = 0
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    augment: Augment = field(default_factory=Augment)
-    order: Order = field(default_factory=Order)
-    precision: str = "fp32"  # or "bf16": autocast
-    decoder_fp32: bool = False  # under bf16, keep the decoder in fp32, as the official code does
-    tf32: bool = False  # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
+    model: ModelConfig = field(metadata=roles.role("law"))
+    # to see in total; the last batch is cut to it
+    samples: int = field(metadata=roles.role("trial", unless={"optim.schedule": "constant", "optim.decay": 0.0}))
+    batch: int = field(metadata=roles.role("law", resumed=True))
+    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST
+    # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
+    mix: tuple[str, ...] = roles.data(())
+    out: str = roles.machine("")  # run folder
+    recipe: str = roles.trial("custom")
+    arm: str = roles.machine("")  # what comparisons call it; the recipe's name if empty
+    # a run at a constant rate to begin from, at its checkpoint where this run's decay begins
+    branch: str = roles.data("")
+    seed: int = roles.trial(0)
+    optim: OptimConfig = field(default_factory=OptimConfig, metadata=roles.role("law"))
+    loss: LossConfig = field(default_factory=LossConfig, metadata=roles.role("law"))
+    augment: Augment = field(default_factory=Augment, metadata=roles.role("law"))
+    order: Order = field(default_factory=Order, metadata=roles.role("law"))
+    precision: str = roles.law("fp32")  # or "bf16": autocast
+    # under bf16, keep the decoder in fp32, as the official code does
+    decoder_fp32: bool = roles.law(False, unless={"precision": "fp32"})
+    # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
+    tf32: bool = roles.law(False)
     # Most images in one forward pass of a rank, gradients added up; 0: on a CPU all at once, on a GPU what its free
     # memory holds (xtra/fit.py).
-    micro: int = 0
+    micro: int = roles.machine(0)
     # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, in a few
     # shapes); or a fixed number of each micro-batch is skipped (as DINOv2).
-    dropped: Literal["compute", "skip", "subset"] = "compute"
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile layers, head and loss; auto: on a GPU
-    attention: Arm = "auto"  # how it is computed (xtra/attention.py): the same numbers, to rounding
-    shard_optimizer: bool = False  # each rank keeps its share of the optimiser's state (ZeRO 1)
-    device: str = "auto"  # "cpu", "cuda" or "auto"
-    threads: int = 0  # decoding threads a rank; 0: on a GPU its share of the cores, on a CPU 2
-    read: ReadConfig = field(default_factory=ReadConfig)
+    dropped: Literal["compute", "skip", "subset"] = roles.law("compute")
+    compile: Literal["auto", "on", "off"] = roles.machine("auto")  # torch.compile layers, head and loss; auto: on a GPU
+    attention: Arm = roles.machine("auto")  # how it is computed (xtra/attention.py): the same numbers, to rounding
+    shard_optimizer: bool = roles.machine(False)  # each rank keeps its share of the optimiser's state (ZeRO 1)
+    device: str = roles.machine("auto")  # "cpu", "cuda" or "auto"
+    threads: int = roles.machine(0)  # decoding threads a rank; 0: on a GPU its share of the cores, on a CPU 2
+    read: ReadConfig = field(default_factory=ReadConfig, metadata=roles.role("machine"))
     # JPEGs: "gpu" needs the extra `gpu`; "auto" takes it where it can. What a GPU refuses, the CPU decodes.
-    decoder: Literal["cpu", "gpu", "auto"] = "cpu"
-    checkpoint_every: int = 1_000_000  # samples
-    keep: int = 2  # newest checkpoints that stay
-    keep_every: int = 0  # samples; the first checkpoint at or after each multiple stays as well; 0: none
-    keep_at: tuple[int, ...] = ()  # samples after which there is a checkpoint that stays, so that runs may branch there
-    val: Validation = field(default_factory=Validation)
-    sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # where metrics also go, beside the run folder
-    max_bad: float = 0.01  # stop when a larger share of samples had to be replaced
-    other_manifest: bool = False  # go on with a checkpoint of another manifest
+    decoder: Literal["cpu", "gpu", "auto"] = roles.machine("cpu")
+    checkpoint_every: int = roles.machine(1_000_000)  # samples
+    keep: int = roles.machine(2)  # newest checkpoints that stay
+    keep_every: int = roles.machine(0)  # samples; the first checkpoint at or after each multiple stays as well; 0: none
+    # samples after which there is a checkpoint that stays, so that runs may branch there
+    keep_at: tuple[int, ...] = roles.machine(())
+    val: Validation = field(default_factory=Validation, metadata=roles.role("machine"))
+    # where metrics also go, beside the run folder
+    sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = roles.machine(())
+    max_bad: float = roles.machine(0.01)  # stop when a larger share of samples had to be replaced
+    other_manifest: bool = roles.machine(False)  # go on with a checkpoint of another manifest
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch", "checkpoint_every", "keep"):
@@ -158,6 +167,7 @@ def run(
     Runs on every rank of the default torch.distributed group, or alone without one. Raises ValueError for what the user
     can mend: a run begun with other settings, a non-finite loss, too many undecodable samples.
     """
+    # --- set up
     rank, world = world_of()
     device = _device(config)
     threads = config.threads or decoding_threads(device)
@@ -183,13 +193,9 @@ def run(
         progress({"remark": f"up to {stream.reader.memory / 1e6:,.0f} MB of samples wait in memory, on every rank"})
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
     machine = cost(config.model, device, world, config.dropped != "compute", config.attention)
-    sync_every = 1 if device.type == "cpu" else 16  # steps between looks at what the device computed
-    pending: list[Step] = []
-    loss, halted, superseded, replaced, resumed_at, ended = None, False, False, 0, seen, None
     crop = RandomCrop(config.model.image, config.augment, config.seed)
     slots = config.batch + 16 * config.threads  # of a batch that a device decodes, and of the threads' samples
-    begun = since = time.perf_counter()
-    began_cpu = time.process_time()
+    steps, superseded = Steps(config.out, config.data, config.max_bad, seen, machine, device), False
 
     def lost(event: dict[str, Any]) -> None:
         events.tell(event)
@@ -210,62 +216,57 @@ def run(
         for batch in train_batches(
             stream, config.model.image, config.augment, config.seed, config.threads, device=on_gpu, guard=guard
         ):
-            waited, gap = time.perf_counter() - since, (ended, mark(device))
+            steps.has_batch()
             total = min(config.batch, config.samples - seen)
             perm_K = pick_order(orders_KK, config.seed, seen) if orders_KK is not None else None
             lr = learning_rate(config.optim, seen, config.samples, config.batch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
+            # --- step
             loss_share = _forward_backward(model, batch, config, total, device, perm_K, gradients)
             batch.release()  # where that was a GPU's, it has been released when its copy was begun
             gradients.finish()
-            told = sum_numbers(_told(loss_share, len(batch.events), stop()))
+            summed = sum_numbers(_to_sum(loss_share, len(batch.events), stop()))
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
             optimizer.step()
             owners.spread()
             model.zero_grad(set_to_none=True)  # what other ranks own, too
             seen += total
 
-            since = time.perf_counter()
+            # --- record
+            row = steps.done(seen, lr, summed, grad_norm, batch.keys)
             for event in batch.events:
                 events.tell({"samples_seen": seen, **event})
-            rate = (seen - resumed_at) / (since - begun)
-            row = {"samples_seen": seen, "lr": lr, "seconds": since - begun, "samples_per_s": rate, "data_wait": waited}
-            row |= machine.utilisation(rate) | {"memory_bytes": memory_bytes(device)}
-            row["cpu_seconds"] = time.process_time() - began_cpu
-            if opened.val is not None and _crossed(config.val.every, seen, total, config.samples):
+            if opened.val is not None and crossed(config.val.every, seen, total, config.samples):
                 row["val_loss"] = _validate(model, opened.val, config, device, orders_KK)
-            pending.append(Step(row, told, grad_norm, batch.keys, gap))
-            due = _crossed(config.checkpoint_every, seen, total, config.samples) or seen in config.keep_at
-            if due or len(pending) >= sync_every:
-                record = recorder.add if rank == 0 else lambda row: None
-                loss, replaced, halted = _look(config, pending, replaced, seen - resumed_at, record, events.tell)
-                pending.clear()
-                progress({"samples": config.samples, "loss": loss, "saved_at": saver.saved_at, **row})
-            if due or halted or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
+            due = crossed(config.checkpoint_every, seen, total, config.samples, config.keep_at)
+            if due or steps.are_due():
+                steps.look(seen, recorder.add if rank == 0 else lambda row: None, events.tell)
+                progress({"samples": config.samples, "loss": steps.loss, "saved_at": saver.saved_at, **row})
+            due = due or steps.halted
+            if due or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
                 if on_gpu is not None:
                     events.tell({"event": "decoded", "samples_seen": seen, **on_gpu.told()})
                 recorder.flush()  # before the checkpoint: a resumed run's record has no gap
                 events.flush()
-            if due or halted:
+
+            # --- save
+            if due:
                 cursor = dataclasses.asdict(Cursor(manifest.digest, config.order, seen))
                 superseded = saver.save(model, optimizer, {"cursor": cursor}, seen)
-            if halted or superseded:
+            if steps.halted or superseded:
                 break
-            ended = mark(device)
+            steps.over()
         superseded = saver.wait() or superseded
         stopped = seen < config.samples or superseded
         if rank == 0:
             events.tell({"event": "stop" if stopped else "done", "samples_seen": seen})
     if rank == 0:
         remove_leftovers(attempt, config.keep, config.keep_every, config.keep_at)
-    return TrainResult(config.out, attempt.number, seen, loss, time.perf_counter() - begun, stopped, superseded)
-
-
-def _crossed(every: int, seen: int, step: int, samples: int) -> bool:
-    """Whether a multiple of `every`, or the end of the run, was reached in the last step."""
-    return seen // every > (seen - step) // every or seen >= samples
+    return TrainResult(
+        config.out, attempt.number, seen, steps.loss, time.perf_counter() - steps.begun, stopped, superseded
+    )
 
 
 def _plan(config: Config, manifest: Manifest | Mixture, world: int) -> str:
@@ -401,58 +402,14 @@ def _forward_backward(
     return share
 
 
-def _told(loss_share: Tensor, replaced: int, stop: bool) -> Tensor:
-    """[3]: what ranks tell each other in a step besides gradients."""
-    told = sent(torch.tensor([0.0, replaced, stop], dtype=torch.float64), loss_share.device)
-    told[0] = loss_share
-    return told
+def _to_sum(loss_share: Tensor, replaced: int, stop: bool) -> Tensor:
+    """[3]: the values that are all-reduced in each step, besides gradients."""
+    values = sent(torch.tensor([0.0, replaced, stop], dtype=torch.float64), loss_share.device)
+    values[0] = loss_share
+    return values
 
 
 def _validate(model: Xtra, manifest: Manifest, config: Config, device: torch.device, orders_KK: Tensor | None) -> float:
     perm_K = None if orders_KK is None else orders_KK[0]
     bf16 = config.precision == "bf16"
     return validation_loss(model, manifest, config.val, config.loss, device, bf16, config.threads, perm_K)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step leaves to be looked at later."""
-
-    row: dict[str, Any]
-    told: Tensor  # loss, replaced samples, wish to stop; over all ranks
-    grad_norm: Tensor
-    keys: tuple[str, ...]  # this rank's samples
-    gap: tuple[Any, Any]  # events at the end of the step before and where this one had its batch; None on CPUs
-
-
-def _look(
-    config: Config,
-    pending: list[Step],
-    replaced: int,
-    samples: int,
-    record: Callable[[dict[str, Any]], None],
-    tell: Callable[[dict[str, Any]], None],
-) -> tuple[float, int, bool]:
-    """Bring the pending steps' numbers to the host, record them, and judge: (last loss, replaced so far, stop?)."""
-    loss, halt = float("nan"), False
-    for step in pending:
-        loss, bad, stop = step.told.tolist()
-        norm, seen = float(step.grad_norm), step.row["samples_seen"]
-        if None not in step.gap:  # what the device waited: the host may wait for data while it still computes
-            step.row["data_wait"] = step.gap[0].elapsed_time(step.gap[1]) / 1e3
-        record(step.row | {"loss": loss, "grad_norm": norm})
-        replaced, halt = replaced + int(bad), halt or stop > 0
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            tell({"event": "not finite", "samples_seen": seen, "loss": str(loss), "keys": step.keys})
-            some = ", ".join(step.keys[:8]) + ", …" * (len(step.keys) > 8)
-            raise ValueError(
-                f"{config.out}: the loss is {loss} and the gradient norm {norm} at {seen} samples seen "
-                f"(lr {step.row['lr']:.3g}): lower --optim.lr or use --precision fp32; the newest checkpoint is from "
-                f"before that; this rank's {len(step.keys)} samples of the step, all in the events: {some}"
-            )
-    if replaced > config.max_bad * max(samples, 1000):  # a share of a few samples says nothing yet
-        raise ValueError(
-            f"{config.data}: {replaced} of {samples} samples did not decode, more than --max-bad {config.max_bad}: "
-            "run xtra check on the dataset, or raise --max-bad"
-        )
-    return loss, replaced, halt

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shards import roles
 from shards.manifest import Manifest
 from xtra.blocks import target_blocks
 from xtra.compiled import filled
@@ -20,10 +21,10 @@ from xtra.model import Xtra
 class Validation:
     """Off without `data`. The official code validates on ImageNet-1k's set, resized to 300 px for crops of 256."""
 
-    data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST
-    every: int = 1_000_000  # samples seen in training
-    batch: int = 256  # images in one forward pass of a rank
-    resize: int = 0  # short side before the centre crop, pixels; 0: the image size
+    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST
+    every: int = roles.machine(1_000_000)  # samples seen in training
+    batch: int = roles.machine(256)  # images in one forward pass of a rank
+    resize: int = roles.machine(0)  # short side before the centre crop, pixels; 0: the image size
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("batch", 1), ("resize", 0)):

@@ -10,8 +10,8 @@ from heapq import nlargest
 from typing import NamedTuple
 
 from ingest.record import Reason
+from shards.figures import Z, wilson
 
-Z = 1.959964  # of 95 %
 KNOWN = 5  # answers of a host from which on its own speed is believed, not that of all
 SLOWEST = 5
 
@@ -117,17 +117,6 @@ class Forecast:
     @property
     def seconds(self) -> float:
         return max(self.connection_seconds, self.cpu_seconds, self.host_seconds)
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `hits` of `n` were seen (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share, square = hits / n, Z * Z / n
-    middle = share + square / 2
-    half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
-    return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
 
 
 def forecast(

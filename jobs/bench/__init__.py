@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Modules here that are no subject of their own.
-HELPERS = ("bucket", "decode_ours", "gpu_bundle", "gpu_table", "origin", "peers", "stream_data", "stream_ours")
+HELPERS = ("bucket", "decode_ours", "gpu_table", "origin", "peers", "rounds", "stream_data", "stream_ours")
 
 
 def subjects() -> list[str]:

@@ -18,7 +18,6 @@ import os
 import resource
 import socket
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from jobs.bench.rounds import served
 
 KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
 REGION = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # SDKs look for either
@@ -284,22 +285,9 @@ class Served:
 @contextlib.contextmanager
 def serving(folder: Path, cpu: int | None = None, latency: float = 0, rate: float = 0) -> Iterator[Served]:
     """Run a server, on one core if asked, until the block (or this process) ends."""
-    words = [str(folder.resolve()), f"--latency={latency}", f"--rate={rate}", "--with-parent"]
-    words += [] if cpu is None else [f"--cpu={cpu}"]
-    command = [sys.executable, "-m", "jobs.bench.bucket", *words]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            line = process.stdout.readline()
-            if not line:
-                raise ValueError("the bench's bucket did not start: its complaint is above")
-            yield Served(pid=process.pid, **json.loads(line))
-        finally:
-            process.stdin.close()
-            process.terminate()
-            process.wait()
+    words = [str(folder.resolve()), f"--latency={latency}", f"--rate={rate}"]
+    with served("bucket", [*words, *([] if cpu is None else [f"--cpu={cpu}"])]) as (pid, about):
+        yield Served(pid=pid, **about)
 
 
 def _accept(bucket: Bucket, listener: socket.socket) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from jobs.bench import result
 from jobs.laws import fit, statistics, table
 from shards import store
+from shards.figures import percent
 
 _BLOCK = 50  # ledgers or experiments between two writes
 LEVEL = 0.9  # nominal, of the intervals
@@ -241,13 +242,12 @@ _EQUAL = ("primary differs", "any exploratory differs", "best of many: held")
 
 
 def _table(header: list[str], rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
-    cells = [[row["design"], f"{row['done']:,}", *(_percent(row.get(c)) for c in columns)] for row in rows]
+    cells = [
+        [row["design"], f"{row['done']:,}", *("" if row.get(c) is None else percent(row[c]) for c in columns)]
+        for row in rows
+    ]
     lines = [f"| {' | '.join(row)} |" for row in [header, *cells]]
     return "\n".join([lines[0], "|---|" + "---:|" * (len(header) - 1), *lines[1:]])
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ import os
 import socket
 import ssl
 import struct
-import subprocess
-import sys
 import tarfile
 import zlib
 from collections import Counter
@@ -40,6 +38,8 @@ from typing import Any, cast
 
 import numpy as np
 from PIL import Image
+
+from jobs.bench.rounds import served
 
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"
 HTML = b"<!DOCTYPE html><html><head><title>This photo is gone</title></head><body>Gone.</body></html>"
@@ -335,22 +335,10 @@ class Served:
 def serving(cpu: int | None = None, **flags: Any) -> Iterator[Served]:
     """Run an origin, on one core if asked, until the block (or this process) ends; flags as on the command line."""
     words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    command = [sys.executable, "-m", "jobs.bench.origin", "--with-parent", *words]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            if cpu is not None:
-                os.sched_setaffinity(process.pid, {cpu})
-            line = process.stdout.readline()
-            if not line:
-                raise ValueError("the bench's origin did not start: its complaint is above")
-            yield Served(pid=process.pid, **json.loads(line))
-        finally:
-            process.stdin.close()
-            process.terminate()
-            process.wait()
+    with served("origin", words) as (pid, about):
+        if cpu is not None:
+            os.sched_setaffinity(pid, {cpu})
+        yield Served(pid=pid, **about)
 
 
 async def _serve(args: argparse.Namespace) -> None:

@@ -29,11 +29,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Case:
-    name: str
     model: ModelConfig
-    loss: LossConfig
-    probe_layers: int
     tensors: dict[str, Tensor]
+    loss: LossConfig
+    name: str
+    probe_layers: int
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under a prefix, without it; the attentive probe's belong to xtra.probe and are left out."""
@@ -52,7 +52,7 @@ def read_cases(vectors: str) -> list[Case]:
         )
         loss = LossConfig(l1=sizes.get("l1", False))
         tensors = load_file(path.with_suffix(".safetensors"))
-        cases.append(Case(sizes["name"], model, loss, sizes["probe_layers"], tensors))
+        cases.append(Case(model, tensors, loss, sizes["name"], sizes["probe_layers"]))
     if not cases:
         raise ValueError(f"{vectors}: holds no NAME.json with NAME.safetensors: name the folder of the parity vectors")
     return cases

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.bench import result
-from jobs.report import read_metrics
 from shards import store
 from xtra import recipes, train
-from xtra.run import checkpoint
+from xtra.run import checkpoint, read_metrics
 from xtra.train import Config as TrainConfig
 from xtra.validation import Validation
 

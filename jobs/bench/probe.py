@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from jobs.bench import result
+from jobs.bench.rounds import Spent, medians, paired, torch_threads
 from xtra import probe
 from xtra.model import SIZES, build
 from xtra.probe import Encode, Feature, Head, Schedule, of_xtra
@@ -54,24 +55,14 @@ class Arm:
     name: str
     encode: Encode
     heads: list[Head]
-    seconds: list[tuple[float, float]]  # of the clock and of the CPU, a round
+    seconds: list[Spent]  # a round
     encoding: list[float]  # seconds of the clock that the encoder took of it
-
-    @property
-    def median(self) -> tuple[float, float]:
-        wall, cpu = (statistics.median(column) for column in zip(*self.seconds))
-        return wall, cpu
 
 
 def run(config: Config) -> dict[str, Any]:
     """Time the arms; the rows and ratios of all of them."""
-    before = torch.get_num_threads()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    try:
+    with torch_threads(config.threads):
         return _run(config)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run(config: Config) -> dict[str, Any]:
@@ -129,13 +120,11 @@ def _now(config: Config) -> float:
 
 
 def _report(config: Config, arms: list[Arm]) -> dict[str, Any]:
-    by = 0 if config.device == "cuda" else 1  # clock or CPU seconds
     grid = arms[-1]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm in arms:
-        each = [ours[by] / theirs[by] for ours, theirs in zip(grid.seconds, arm.seconds)]
-        wall, cpu = arm.median
-        row = {
+        wall, cpu = medians(arm.seconds)
+        row: dict[str, Any] = {
             "arm": arm.name,
             "heads": sum(len(head.points) for head in arm.heads),
             "parameters": sum(p.numel() for head in arm.heads for p in head.module.parameters()),
@@ -143,10 +132,7 @@ def _report(config: Config, arms: list[Arm]) -> dict[str, Any]:
             "cpu_seconds": cpu,
             "encoder_seconds": statistics.median(arm.encoding),
             "samples_per_s": config.batch / wall,
-            "grid_ratio": statistics.median(each),
-            "grid_ratio_least": min(each),
-            "grid_ratio_most": max(each),
-            "rounds": len(each),
+            **paired("grid_ratio", grid.seconds, arm.seconds, config.device),
         }
         rows.append(row)
         print(

@@ -15,7 +15,6 @@ official arm's in the same round: of CPU seconds on a CPU, where others may be b
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from jobs.bench import result
 from jobs.bench.memory import kept_for_backward
+from jobs.bench.rounds import Spent, medians, paired, torch_threads
 from xtra import drop_path
 from xtra.attention import Causal
 from xtra.blocks import block_causal_mask, raster_order, target_blocks
@@ -123,13 +123,8 @@ def loss_of(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tens
 
 def run(config: Config) -> dict[str, Any]:
     """Time every arm; the rows and ratios of all of them."""
-    before = torch.get_num_threads()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    try:
+    with torch_threads(config.threads):
         return _run(config)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run(config: Config) -> dict[str, Any]:
@@ -142,7 +137,7 @@ def _run(config: Config) -> dict[str, Any]:
     optimizer = make_optimizer(xtra, OptimConfig(lr=0.0))  # all its work, and every arm sees the same weights
     images = torch.randn(config.images, 3, c.image, c.image, generator=torch.Generator().manual_seed(0)).to(device)
     losses: dict[str, float] = {}
-    seconds: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in ARMS}
+    seconds: dict[str, list[Spent]] = {arm.name: [] for arm in ARMS}
     memory = {arm.name: 0 for arm in ARMS}
     for turn in range(-1, config.rounds):  # the round before the first is for warming up
         drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, np.full(config.images, turn + 1), np.arange(config.images))
@@ -172,7 +167,7 @@ class _Step:
             torch.cuda.reset_peak_memory_stats(device)
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
-    def end(self) -> tuple[tuple[float, float], int]:
+    def end(self) -> tuple[Spent, int]:
         memory = 0
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -189,16 +184,14 @@ def activation_bytes(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor
 def _report(
     config: Config,
     xtra: Xtra,
-    seconds: dict[str, list[tuple[float, float]]],
+    seconds: dict[str, list[Spent]],
     memory: dict[str, int],
     activations: Callable[[Arm], int],
 ) -> dict[str, Any]:
-    by = 0 if config.device == "cuda" else 1  # clock or CPU seconds
     parameters = sum(p.numel() for p in xtra.parameters())
     rows, ratios = [], {}
     for arm in ARMS:
-        each = [mine[by] / theirs[by] for mine, theirs in zip(seconds[arm.name], seconds["official"])]
-        wall, cpu = (statistics.median(column) for column in zip(*seconds[arm.name]))
+        wall, cpu = medians(seconds[arm.name])
         flops = cost(xtra.config, torch.device(config.device), 1, skips=arm.skip_dropped)
         rate = config.images / wall
         row: dict[str, Any] = {
@@ -207,10 +200,7 @@ def _report(
             "cpu_seconds": cpu,
             "samples_per_s": rate,
             "paper_flops_per_s": rate * flops.paper,
-            "ratio": statistics.median(each),
-            "ratio_least": min(each),
-            "ratio_most": max(each),
-            "rounds": len(each),
+            **paired("ratio", seconds[arm.name], seconds["official"], config.device),
             "activation_bytes_per_image": activations(arm),
             "bytes_of_weights_gradients_and_adamw": 16 * parameters,
             "peak_bytes": memory[arm.name] or None,

@@ -14,9 +14,9 @@ SWITCH: dict[str, Any] = {"type": "boolean"}
 TEXTS: dict[str, Any] = {"type": "object", "additionalProperties": TEXT}
 
 
-def _fields(*required: str, **fields: Any) -> dict[str, Any]:
-    """An object with these fields and no others."""
-    return {"type": "object", "additionalProperties": False, "required": list(required), "properties": fields}
+def _fields(required: str = "", /, **fields: Any) -> dict[str, Any]:
+    """An object with these fields and no others, of which those in `required` have to be there."""
+    return {"type": "object", "additionalProperties": False, "required": required.split(), "properties": fields}
 
 
 def _list(of: dict[str, Any]) -> dict[str, Any]:
@@ -24,18 +24,16 @@ def _list(of: dict[str, Any]) -> dict[str, Any]:
 
 
 QUANTITY = {"type": "string", "pattern": r"^\d+(\.\d+)?(m|Ki|Mi|Gi|Ti)?$"}
-RESOURCES = _fields("cpu", "memory", **{"cpu": QUANTITY, "memory": QUANTITY, "nvidia.com/gpu": QUANTITY})
+RESOURCES = _fields("cpu memory", **{"cpu": QUANTITY, "memory": QUANTITY, "nvidia.com/gpu": QUANTITY})
 CONTAINER = _fields(
-    "name",
-    "image",
-    "resources",
+    "name image resources",
     name=TEXT,
     image=TEXT,
     imagePullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
-    resources=_fields("limits", "requests", limits=RESOURCES, requests=RESOURCES),
-    env=_list(_fields("name", "value", name=TEXT, value=TEXT)),
+    resources=_fields("limits requests", limits=RESOURCES, requests=RESOURCES),
+    env=_list(_fields("name value", name=TEXT, value=TEXT)),
     envFrom=_list(_fields("secretRef", secretRef=_fields("name", name=TEXT))),
-    volumeMounts=_list(_fields("name", "mountPath", name=TEXT, mountPath=TEXT)),
+    volumeMounts=_list(_fields("name mountPath", name=TEXT, mountPath=TEXT)),
     lifecycle=_fields(
         "preStop", preStop=_fields("exec", **{"exec": _fields("command", command={"type": "array", "items": TEXT})})
     ),
@@ -44,8 +42,7 @@ POD = _fields(
     "spec",
     metadata=_fields(labels=TEXTS, annotations=TEXTS),
     spec=_fields(
-        "containers",
-        "terminationGracePeriodSeconds",
+        "containers terminationGracePeriodSeconds",
         containers=_list(CONTAINER),
         serviceAccountName=TEXT,
         nodeSelector=TEXTS,
@@ -60,19 +57,12 @@ POD = _fields(
         ),
         imagePullSecrets=_list(_fields("name", name=TEXT)),
         volumes=_list(
-            _fields(
-                "name", "emptyDir", name=TEXT, emptyDir=_fields(medium={"enum": ["", "Memory"]}, sizeLimit=QUANTITY)
-            )
+            _fields("name emptyDir", name=TEXT, emptyDir=_fields(medium={"enum": ["", "Memory"]}, sizeLimit=QUANTITY))
         ),
     ),
 )
 GROUP = _fields(
-    "groupName",
-    "replicas",
-    "minReplicas",
-    "maxReplicas",
-    "rayStartParams",
-    "template",
+    "groupName replicas minReplicas maxReplicas rayStartParams template",
     groupName=TEXT,
     replicas=COUNT,
     minReplicas=COUNT,
@@ -84,30 +74,21 @@ GROUP = _fields(
     template=POD,
 )
 CLUSTER = _fields(
-    "rayVersion",
-    "authOptions",
-    "headGroupSpec",
-    "workerGroupSpecs",
+    "rayVersion authOptions headGroupSpec workerGroupSpecs",
     rayVersion=TEXT,
     authOptions=_fields("mode", mode={"const": "token"}, secretName=TEXT),
     enableInTreeAutoscaling=SWITCH,
     autoscalerOptions=_fields(version={"enum": ["v1", "v2"]}, idleTimeoutSeconds=COUNT),
-    headGroupSpec=_fields("rayStartParams", "template", rayStartParams=TEXTS, template=POD),
+    headGroupSpec=_fields("rayStartParams template", rayStartParams=TEXTS, template=POD),
     workerGroupSpecs=_list(GROUP),
 )
 RAYJOB = _fields(
-    "apiVersion",
-    "kind",
-    "metadata",
-    "spec",
+    "apiVersion kind metadata spec",
     apiVersion={"const": "ray.io/v1"},
     kind={"const": "RayJob"},
     metadata=_fields("name", name=TEXT, namespace=TEXT, labels=TEXTS, annotations=TEXTS),
     spec=_fields(
-        "entrypoint",
-        "shutdownAfterJobFinishes",
-        "backoffLimit",
-        "rayClusterSpec",
+        "entrypoint shutdownAfterJobFinishes backoffLimit rayClusterSpec",
         entrypoint=TEXT,
         runtimeEnvYAML=TEXT,
         submissionMode={"enum": ["K8sJobMode", "HTTPMode", "SidecarMode"]},

@@ -11,19 +11,18 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
 from jobs.lab.rows import recorded, write_rows
-from jobs.report import NOT_SETTINGS, read_metrics
-from shards import folder_kind, store
+from shards import folder_kind, roles, store
 from shards.manifest import Manifest, read_manifest
 from shards.selection import subset
 from xtra import probe, recipes, train
-from xtra.run import terms
+from xtra.run import read_metrics, terms
 
 SWEEP_SEED = 1000  # not one of the grid's
 LEAST_RATE, LARGEST_RATE = 1.25e-4, 3.2e-2  # a sweep that ends at one of these ends there
@@ -35,26 +34,27 @@ PINNED = "study.json"
 class Config:
     # A folder of imported sets: tin-train, tin-val (Tiny ImageNet), cifar10-train, cifar10-test, grocery-train,
     # grocery-test.
-    data: str
-    out: str  # the runs
-    rows: str = ""  # folder that gets the rows of what is done, whenever a piece is: docs/study
-    samples: tuple[int, ...] = recipes.STUDY_SAMPLES
-    seeds: tuple[int, ...] = (0, 1, 2)  # more may be added later
+    data: str = field(metadata=roles.role("data"))
+    out: str = field(metadata=roles.role("machine"))  # the runs
+    rows: str = roles.machine("")  # folder that gets the rows of what is done, whenever a piece is: docs/study
+    samples: tuple[int, ...] = roles.law(recipes.STUDY_SAMPLES)
+    seeds: tuple[int, ...] = roles.trial((0, 1, 2))  # more may be added later
     # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
-    stages: tuple[int, ...] = (16_000, 64_000)
-    sweep_samples: int = 4_000
-    lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)  # of the sweep, which goes on beyond an end that is best
-    few_images: int = 6_250  # of the arm that separates unique images from samples seen
-    head_images: int = 10_000  # that train probe heads
-    held_out_images: int = 1_000  # for the pretraining loss
-    probe_epochs: int = 20
-    at_once: int = 2  # runs side by side, a process each
-    arms: tuple[str, ...] = ()  # of ARMS, by name; empty: all
-    secondary: tuple[Literal["tin", "grocery"], ...] = ("tin", "grocery")  # probed at the largest count of a stage
-    batch: int = 0  # images a step; 0: the recipe's
-    warmup: int = 0  # samples; 0: the recipe's
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 1  # that decode, of each run
+    stages: tuple[int, ...] = roles.trial((16_000, 64_000))
+    sweep_samples: int = roles.law(4_000)
+    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # of the sweep, which goes on beyond an end that is best
+    few_images: int = roles.law(6_250)  # of the arm that separates unique images from samples seen
+    head_images: int = roles.law(10_000)  # that train probe heads
+    held_out_images: int = roles.law(1_000)  # for the pretraining loss
+    probe_epochs: int = roles.law(20)
+    at_once: int = roles.machine(2)  # runs side by side, a process each
+    arms: tuple[str, ...] = roles.law(())  # of ARMS, by name; empty: all
+    # probed at the largest count of a stage
+    secondary: tuple[Literal["tin", "grocery"], ...] = roles.law(("tin", "grocery"))
+    batch: int = roles.law(0)  # images a step; 0: the recipe's
+    warmup: int = roles.law(0)  # samples; 0: the recipe's
+    device: Literal["cpu", "cuda"] = roles.machine("cpu")
+    threads: int = roles.machine(1)  # that decode, of each run
 
     def __post_init__(self) -> None:
         for name in ("samples", "seeds", "stages", "lrs"):
@@ -181,8 +181,7 @@ def _sets(config: Config) -> _Sets:
 
 def _pin(config: Config, sets: _Sets) -> None:
     """Write down what the study is, or compare with what it was begun as."""
-    free = ("data", "out", "rows", "seeds", "stages", "at_once", "device", "threads")
-    settings = {name: value for name, value in vars(config).items() if name not in free}
+    settings = roles.chosen(Config, vars(config), "law")
     used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in _arms(config)}
     digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
     arms = {arm.name: dataclasses.asdict(arm) for arm in _arms(config)}
@@ -225,7 +224,7 @@ def _base(config: Config, recipe: str) -> train.Config:
 
 def _shaping(recipe: train.Config) -> dict[str, Any]:
     """What of a recipe shapes its runs; its rate is the sweep's."""
-    kept = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in NOT_SETTINGS}
+    kept = {name: dataclasses.asdict(recipe)[name] for name in roles.names(train.Config, "law")}
     return kept | {"optim": {name: value for name, value in kept["optim"].items() if name != "lr"}}
 
 

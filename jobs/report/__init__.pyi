@@ -1,4 +1,3 @@
 from . import dataset_page as dataset_page, ledger as ledger, peek as peek, published as published, scaling as scaling
-from .comparable import NOT_SETTINGS as NOT_SETTINGS
-from .ledger import Run as Run, read_metrics as read_metrics, read_run as read_run, read_runs as read_runs
+from .ledger import Run as Run, read_run as read_run, read_runs as read_runs
 from .ledger_file import ledger_csv as ledger_csv, without_places as without_places

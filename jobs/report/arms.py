@@ -19,7 +19,6 @@ from jobs.report.comparable import training_settings
 from jobs.report.ledger import Run
 from jobs.report.tables import human
 
-SEEDS = ("order.seed",)  # differ between repetitions; `seed` itself is no setting
 TRUNK = "constant"  # without a decay
 SAID = 3  # differing fields that fit into a name
 
@@ -65,8 +64,7 @@ class Line:
 
 def arm_of(run: Run, decays: Mapping[str, float] | None = None) -> Arm:
     """decays: of trunks by the run's name, the share in which their branches decay the rate."""
-    flat = dict(_flat("", training_settings(run.config)))
-    settings = {name: value for name, value in flat.items() if name not in SEEDS}
+    settings = dict(_flat("", training_settings(run.config)))
     decay, floor = settings.pop("optim.decay", 0.0), settings.pop("optim.min_lr", 0.0)
     decay = (decays or {}).get(run.name, decay)
     if settings["optim.schedule"] == "cosine":

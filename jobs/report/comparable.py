@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-# Fields of a run's config that say which data, how long and where, not how.
-NOT_SETTINGS = {"out", "data", "mix", "recipe", "seed", "samples", "micro", "device", "threads", "decoder"}
-NOT_SETTINGS |= {"checkpoint_every", "keep", "keep_every", "max_bad", "other_manifest"}
-NOT_SETTINGS |= {"val", "sinks", "compile", "attention", "shard_optimizer", "read", "arm", "branch", "keep_at"}
+from shards import roles
 
 
 def settings_digest(config: Mapping[str, Any]) -> str:
@@ -25,31 +17,16 @@ def settings_digest(config: Mapping[str, Any]) -> str:
     """
     kept = training_settings(config)
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "block"}
-    kept["order"] = {k: v for k, v in kept["order"].items() if k != "seed"}
     if kept["optim"]["schedule"] == "cosine":  # as before there were others
         kept["optim"] = {k: v for k, v in kept["optim"].items() if k not in ("schedule", "decay")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a run's config that shapes its training; of its seeds only that of the data order, in order.seed."""
-    kept = {k: v for k, v in _filled(config, _defaults()).items() if k not in NOT_SETTINGS}
-    if kept["precision"] == "fp32":
-        del kept["decoder_fp32"]  # a setting of autocast, whose default has changed
-    return kept
+    """All of a run's config that shapes its training (shards/roles.py), without its seeds."""
+    from xtra.train import Config  # torch comes with it
 
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    from xtra.model import ModelConfig  # torch comes with these
-    from xtra.train import Config
-
-    return _defaults_of(Config) | {"model": _defaults_of(ModelConfig)}
-
-
-def _defaults_of(kind: type[DataclassInstance]) -> dict[str, Any]:
-    given = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-    return given | {f.name: asdict(f.default_factory()) for f in fields(kind) if f.default_factory is not MISSING}
+    return roles.chosen(Config, _filled(config, roles.defaults(Config)), "law")
 
 
 def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,14 @@ from jobs.report.arms import Difference, Line, differences
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points
 from jobs.report.tables import Columns, number, points as in_percent, table
 from shards import store, typed_json
+from shards.figures import wilson
 
 PINNED = "study.json"  # in a study's folder, or one above
 MOST = 7  # lines up to which each is compared with each; of more, each with the first
 EQUAL, BUT_CODE = "all else equal", "all else equal but the commit"
+
+
+Pair = tuple[float, float]  # of one and the other
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Comparison:
 
     one: Point
     other: Point
-    accuracies: tuple[float, float]
+    accuracies: Pair
     low: float
     high: float
     p: float | None  # None: from one seed without the images' results, no test is made
@@ -216,13 +220,8 @@ def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964)
 
     Treats the two test runs as independent; on the same images the true interval is narrower.
     """
-    (p_low, p_high), (q_low, q_high) = _wilson(p, n, z), _wilson(q, m, z)
+    (p_low, p_high), (q_low, q_high) = wilson(p * n, n, z), wilson(q * m, m, z)
     return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
-
-
-def _wilson(p: float, n: int, z: float) -> tuple[float, float]:
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
 def comparison_table(made: Sequence[Comparison]) -> str:

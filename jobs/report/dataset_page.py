@@ -22,13 +22,13 @@ from ingest.config import Config
 from ingest.events import read_events
 from ingest.record import RETRYABLE, Event, Reason
 from jobs import link_counts
-from jobs.ingest_display import size
-from jobs.link_counts import Account, share
+from jobs.link_counts import Account
 from jobs.report.draw import histogram, ranked
 from jobs.report.html import document, escaped, safe
 from jobs.report.survey import Class, Example, Host, Survey, Thumb, survey
 from shards import manifest, store
 from shards.dataset import KEPT, read_info
+from shards.figures import percent, size
 from shards.manifest import Manifest
 from shards.pixels import image
 
@@ -190,7 +190,7 @@ def _header(version: Manifest, a: Account, kind: str, what: str) -> str:
     stored = sum(shard.tar_bytes for shard in version.shards)
     tiles = [
         (f"{a.links:,}", what),
-        (f"{a.kept:,}", f"kept, {share(a.kept, a.links)} of the {what}"),
+        (f"{a.kept:,}", f"kept, {percent(a.kept, a.links)} of the {what}"),
         (f"{a.samples:,}", "samples in this version"),
         (size(stored), f"in {len(version.shards):,} shard{'s' if len(version.shards) != 1 else ''}"),
     ]
@@ -226,7 +226,7 @@ def _bar(name: str, n: int, a: Account, kind: str) -> str:
     width = 100 * n / max(1, a.lines)
     return (
         f'<tr class="{kind}"><th>{safe(name)}</th><td class="bar"><i style="width:{width:.2f}%"></i></td>'
-        f'<td class="n">{n:,}</td><td class="n">{share(n, a.links) if n <= a.links else ""}</td></tr>'
+        f'<td class="n">{n:,}</td><td class="n">{percent(n, a.links) if n <= a.links else ""}</td></tr>'
     )
 
 
@@ -284,7 +284,7 @@ def _hosts(seen: Survey) -> str:
 def _host_table(title: str, hosts: Sequence[Host]) -> str:
     rows = "".join(
         f'<tr><td class="host">{safe(h.name, 80)}</td><td class="n">{h.links:,}</td>'
-        f'<td class="n">{share(h.kept, h.links)}</td><td class="n">{share(h.failed, h.links)}</td>'
+        f'<td class="n">{percent(h.kept, h.links)}</td><td class="n">{percent(h.failed, h.links)}</td>'
         f'<td class="n">{h.seconds:.2f} s</td></tr>'
         for h in hosts
     )
@@ -300,7 +300,7 @@ ASPECTS = ("1:3", "1:2", "2:3", "3:4", "0.95", "1.05", "4:3", "3:2", "2:1", "3:1
 
 def _shapes(seen: Survey) -> str:
     total = sum(seen.formats.values())
-    formats = ", ".join(f"{name} {share(n, total)}" for name, n in seen.formats.items())
+    formats = ", ".join(f"{name} {percent(n, total)}" for name, n in seen.formats.items())
     figures = [
         histogram(title, found.counts, edges, "pictures")
         for title, found, edges in (

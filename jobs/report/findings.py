@@ -16,6 +16,7 @@ from jobs.report.compare import Comparison, difference_interval
 from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow
 from jobs.report.measured import Measured, Point, by_cell, points
 from jobs.report.tables import human
+from shards.figures import percent
 
 PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
 SETS = 4  # as many are reported one by one
@@ -131,10 +132,6 @@ def _reported(best: _Best) -> str:
 
 def _interval(mean: float, low: float, high: float) -> str:
     return f"{percent(mean)} ({percent(low)} to {percent(high)})"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def _summary(head: str, found: Sequence[_Best]) -> str:

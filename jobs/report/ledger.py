@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
 from jobs.report.comparable import settings_digest
 from shards import store, typed_json
@@ -21,33 +19,10 @@ from shards.manifest import read_manifest
 from shards.stream import shown_of_each
 from xtra.flops import Shape, flops_per_image, parameters
 from xtra.probe import read_result
-from xtra.run import records
+from xtra.run import Metric, read_metrics, records
 
 _SAMPLES = re.compile(r"\d{12,}")
 HOLD_OUT = "hold-out"
-READERS = 16  # metrics parts are many small objects: read them in parallel
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row of the training log, at the end of a step."""
-
-    samples_seen: int
-    loss: float
-    seconds: float  # since the attempt's start
-    samples_per_s: float  # since the attempt's start
-    val_loss: float | None
-    attempt: int
-    cpu_seconds: float | None = None  # of rank 0 since the attempt's start
-    lr: float | None = None
-    grad_norm: float | None = None
-    data_wait: float | None = None  # seconds that the step waited for its batch
-    mfu: float | None = None  # in the FLOPs of the paper's code; None where the machine's peak is not known
-
-    @property
-    def began_at(self) -> int:
-        """Samples seen when the attempt started."""
-        return self.samples_seen - round(self.seconds * self.samples_per_s)
 
 
 @dataclass(frozen=True)
@@ -236,48 +211,6 @@ def _same_manifest(run: str, ours: str, theirs: Any, where: str) -> None:
         )
 
 
-def read_metrics(run: str, problems: list[str]) -> tuple[Metric, ...]:
-    """The parts of all attempts as one log. An attempt replaces what earlier attempts logged from its start on."""
-    folder = store.join(run, "metrics")
-    names = records.ours(store.names(folder), records.PART)
-    with ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(lambda n: _read_part(store.join(folder, n), int(n.split("-")[0]), problems), names))
-    by_attempt: dict[int, list[Metric]] = {}
-    for metric in (m for part in parts for m in part):
-        by_attempt.setdefault(metric.attempt, []).append(metric)
-    log: list[Metric] = []
-    for attempt in sorted(by_attempt):
-        newer = sorted(by_attempt[attempt], key=lambda m: m.samples_seen)
-        log = [m for m in log if m.samples_seen <= newer[0].began_at] + newer
-    return tuple(log)
-
-
-def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
-    found: list[Metric] = []
-    for number, line in enumerate(store.read(url).splitlines(), 1):
-        where = f"{url} line {number}"
-        try:
-            row = _object(line, where)
-            found.append(
-                Metric(
-                    samples_seen=_get(row, "samples_seen", int, where),
-                    loss=_get(row, "loss", float, where),
-                    seconds=_get(row, "seconds", float, where),
-                    samples_per_s=_get(row, "samples_per_s", float, where),
-                    val_loss=_maybe(row, "val_loss", where),
-                    attempt=attempt,
-                    cpu_seconds=_maybe(row, "cpu_seconds", where),
-                    lr=_maybe(row, "lr", where),
-                    grad_norm=_maybe(row, "grad_norm", where),
-                    data_wait=_maybe(row, "data_wait", where),
-                    mfu=_maybe(row, "mfu_paper", where),
-                )
-            )
-        except ValueError as error:
-            problems.append(f"{error} (line skipped)")
-    return found
-
-
 # ---- a run -> rows ----
 
 
@@ -301,29 +234,29 @@ def _rows(run: Run, problems: list[str]) -> list[LedgerRow]:
 
 def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
     where = probe["_file"]
-    encoder = _get(probe, "encoder", str, where)
+    encoder = typed_json.get(probe, "encoder", str, where)
     trained = encoder == "trained"
     return _row(
         run,
-        _get(probe, "samples_seen", int, where) if trained else 0,
-        set=_get(probe, "set", str, where),
-        head=_get(probe, "head", str, where),
+        typed_json.get(probe, "samples_seen", int, where) if trained else 0,
+        set=typed_json.get(probe, "set", str, where),
+        head=typed_json.get(probe, "head", str, where),
         encoder=encoder,
-        accuracy=_get(probe, "accuracy", float, where),
-        low=_get(probe, "low", float, where),
-        high=_get(probe, "high", float, where),
-        total=_get(probe, "total", int, where),
-        classes=_get(probe, "classes", int, where),
-        lr=_maybe(probe, "lr", where),
-        layers=_count(probe, "layers", where),
+        accuracy=typed_json.get(probe, "accuracy", float, where),
+        low=typed_json.get(probe, "low", float, where),
+        high=typed_json.get(probe, "high", float, where),
+        total=typed_json.get(probe, "total", int, where),
+        classes=typed_json.get(probe, "classes", int, where),
+        lr=typed_json.maybe(probe, "lr", where),
+        layers=typed_json.count(probe, "layers", where),
         protocol=protocol(probe),
         how=str(probe.get("protocol") or ""),
-        shared_sha256=_count(probe, "shared_sha256", where),
-        shared_phash=_count(probe, "shared_phash", where),
-        probe_seconds=_maybe(probe, "seconds", where),
-        probe_train=_get(probe, "manifest_train", str, where),
-        probe_eval=_get(probe, "manifest_eval", str, where),
-        probe_seed=_count(probe, "seed", where),
+        shared_sha256=typed_json.count(probe, "shared_sha256", where),
+        shared_phash=typed_json.count(probe, "shared_phash", where),
+        probe_seconds=typed_json.maybe(probe, "seconds", where),
+        probe_train=typed_json.get(probe, "manifest_train", str, where),
+        probe_eval=typed_json.get(probe, "manifest_eval", str, where),
+        probe_seed=typed_json.count(probe, "seed", where),
         remark=str(probe.get("remark") or ""),
         file=f"probes/{where.rpartition('/')[2]}",
     )
@@ -339,12 +272,12 @@ def protocol(probe: Mapping[str, Any]) -> str:
 def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
     info, config, where = run.info, run.config, store.join(run.url, "run.json")
     log = [m for m in run.metrics if m.samples_seen <= samples_seen]
-    selected = _get(info, "manifest_samples", int, where)
+    selected = typed_json.get(info, "manifest_samples", int, where)
     seconds, rate, cpu = _cost(log)
     last = [m.loss for m in log if m.samples_seen > 0.9 * samples_seen]
     fork = _fork(config) if config.get("branch") else 0
     recipe = str(info.get("recipe", config.get("recipe", "")))
-    seed, order = _get(config, "seed", int, store.join(run.url, "config.json")), config.get("order") or {}
+    seed, order = typed_json.get(config, "seed", int, store.join(run.url, "config.json")), config.get("order") or {}
     return LedgerRow(
         run=run.url,
         name=run.name,
@@ -371,7 +304,7 @@ def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
         cpu_seconds=cpu,
         loss=sum(last) / len(last) if last else None,
         val_loss=next((m.val_loss for m in reversed(log) if m.val_loss is not None), None),
-        world=_get(info, "world", int, where),
+        world=typed_json.get(info, "world", int, where),
         seed=seed or int(order.get("seed", 0)) or int(probe.get("probe_seed") or 0),
         order_seed=int(order.get("seed", 0)),
         git=str(info.get("git") or ""),
@@ -394,7 +327,7 @@ def _unique(info: Mapping[str, Any], samples_seen: int, seed: int, where: str) -
     parts = info["mixture"]
     if any("samples" not in part for part in parts):  # of an older build
         parts = [p | {"samples": read_manifest(f"{p['dataset']}@{p['manifest']}").samples} for p in parts]
-    shown = shown_of_each(tuple(_get(part, "of_4096", int, where) for part in parts), seed, samples_seen)
+    shown = shown_of_each(tuple(typed_json.get(part, "of_4096", int, where) for part in parts), seed, samples_seen)
     return sum(min(n, part["samples"]) for n, part in zip(shown, parts))
 
 
@@ -412,49 +345,13 @@ def _cost(log: Sequence[Metric]) -> tuple[float | None, float | None, float | No
 def _shape(config: Mapping[str, Any], where: str) -> Shape:
     model = config["model"]
     names = [f.name for f in fields(Shape) if f.type == "int" and (f.default is MISSING or f.name in model)]
-    found = Shape(**{name: _get(model, name, int, where) for name in names}, prefix=bool(model.get("prefix")))
-    ratios = {name: _get(model, name, float, where) for name in ("mlp_ratio", "dec_mlp_ratio") if name in model}
+    found = Shape(**{name: typed_json.get(model, name, int, where) for name in names}, prefix=bool(model.get("prefix")))
+    ratios = {
+        name: typed_json.get(model, name, float, where) for name in ("mlp_ratio", "dec_mlp_ratio") if name in model
+    }
     found = replace(found, mlp_ratio=ratios.get("mlp_ratio", 4.0), dec_mlp_ratio=ratios.get("dec_mlp_ratio", 0.0))
     try:
         parameters(found), flops_per_image(found)
     except (ArithmeticError, ValueError, AssertionError) as error:
         raise ValueError(f"{where}: 'model' is of no model ({error!r}): the file is damaged") from None
     return found
-
-
-# ---- reading one field or file, with errors that name it ----
-
-
-def _object(text: bytes, where: str) -> dict[str, Any]:
-    value = typed_json.parse(text, where, finite=False)
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{where}: holds {type(value).__name__}, expected an object: it was not written by this program"
-        )
-    return value
-
-
-N = typing.TypeVar("N", str, int, float)
-
-
-def _get(values: Mapping[str, Any], name: str, kind: type[N], where: str) -> N:
-    value = values.get(name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return kind(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        _bad(where, name, value, kind)
-    return value
-
-
-def _maybe(values: Mapping[str, Any], name: str, where: str) -> float | None:
-    return None if values.get(name) is None else _get(values, name, float, where)
-
-
-def _count(values: Mapping[str, Any], name: str, where: str) -> int | None:
-    return None if values.get(name) is None else _get(values, name, int, where)
-
-
-def _bad(where: str, name: str, value: Any, kind: type) -> NoReturn:
-    raise ValueError(
-        f"{where}: field {name!r} is {value!r}, expected {kind.__name__}: the file is damaged or from another version"
-    )

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import roles
+
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 Words = int | np.ndarray
@@ -61,11 +63,11 @@ def permutation(n: int, *words: int) -> I64:
 class Order:
     """Parameters of the shuffled order; all of them travel in the cursor."""
 
-    seed: int = 0
-    version: int = 1
-    lanes: int = 64  # L: independent runs of the epoch's sequence that are read side by side
-    chunk: int = 16  # c: samples of one shard that stay together, the unit of reading
-    window: int = 32  # w: chunks whose samples are mixed inside a lane
+    seed: int = roles.trial(0)
+    version: int = roles.law(1)
+    lanes: int = roles.law(64)  # L: independent runs of the epoch's sequence that are read side by side
+    chunk: int = roles.law(16)  # c: samples of one shard that stay together, the unit of reading
+    window: int = roles.law(32)  # w: chunks whose samples are mixed inside a lane
 
     def __post_init__(self) -> None:
         if self.version != 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards import store
+from shards import roles, store
 from shards.manifest import Manifest
 from shards.stream.cache import DiskCache
 from shards.stream.index import Index, read_index
@@ -29,11 +29,13 @@ _INDEX_READERS = 16
 class ReadConfig:
     """How samples are fetched; nothing of it changes which samples come, or their order."""
 
-    connections: int = 32  # ranged reads at once from a remote store
-    memory: int | None = None  # bytes for remote samples that wait for their turn; None: what the order's window takes
-    cache: str | None = None  # folder for what was fetched from a remote store, shared by the processes of a node
-    cache_bytes: int = 64 << 30
-    ahead: int = 2  # batches that are ready before they are asked for
+    connections: int = roles.machine(32)  # ranged reads at once from a remote store
+    # bytes for remote samples that wait for their turn; None: what the order's window takes
+    memory: int | None = roles.machine(None)
+    # folder for what was fetched from a remote store, shared by the processes of a node
+    cache: str | None = roles.machine(None)
+    cache_bytes: int = roles.machine(64 << 30)
+    ahead: int = roles.machine(2)  # batches that are ready before they are asked for
 
     def __post_init__(self) -> None:
         for name in ("connections", "ahead", "cache_bytes"):

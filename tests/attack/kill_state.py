@@ -127,8 +127,7 @@ _ENDINGS = (".json", ".jsonl")
 
 def run_state(url: str) -> dict[str, Any]:
     """Raises where nothing is committed."""
-    from jobs.report.ledger import read_metrics
-    from xtra.run import checkpoint
+    from xtra.run import checkpoint, read_metrics
 
     problems: list[str] = []
     log = read_metrics(url, problems)

@@ -235,26 +235,3 @@ def read_until(terminal: int, words: str) -> str:
     while words not in text:
         text += os.read(terminal, 4096).decode(errors="replace")
     return text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h"), (2e5, "2.3 d")]
-)
-def test_spans(seconds: float, said: str):
-    assert ingest_display.span(seconds) == said
-
-
-@pytest.mark.parametrize(
-    ("count", "said"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (123_456, "123 kB"),
-        (999_999, "1 MB"),
-        (1.5e9, "1.5 GB"),
-        (2e15, "2 PB"),
-    ],
-)
-def test_sizes(count: float, said: str):
-    assert ingest_display.size(count) == said

@@ -13,14 +13,13 @@ from ranks import small_set
 from test_train import config
 
 from jobs import cli, trace
-from jobs.report import read_metrics
 from jobs.trace import seen as seen_module
 from shards import store
 from shards.manifest import read_manifest
 from shards.selection import subset
 from xtra import train
 from xtra.optim import OptimConfig
-from xtra.run import checkpoint
+from xtra.run import checkpoint, read_metrics
 
 BROKEN = (70, 66)
 

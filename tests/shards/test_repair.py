@@ -18,7 +18,7 @@ from ingest.select import SelectConfig, select, settings
 from shards import check, manifest, repair, selection, store
 from shards.dataset import DatasetInfo, read_generations, read_table, table_bytes, write_info
 from shards.manifest import read_manifest
-from shards.repair_unit import LOST_COLUMNS
+from shards.repair.unit import LOST_COLUMNS, Line
 from shards.stream import once
 
 USUAL = [settings(SelectConfig())]
@@ -55,7 +55,7 @@ def keys(dataset: str) -> list[str]:
     return [sample.key for batch in once(read_manifest(dataset), 16) for sample in batch]
 
 
-def lines(found: tuple[repair.Line, ...]) -> list[str]:
+def lines(found: tuple[Line, ...]) -> list[str]:
     return [str(line) for line in found]
 
 

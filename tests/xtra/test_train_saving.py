@@ -13,6 +13,7 @@ from shards import store
 from xtra import train
 from xtra.optim import OptimConfig
 from xtra.run import checkpoint
+from xtra.run.steps import Steps
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +31,16 @@ def test_a_diverging_run_stops_with_the_step_named(data, tmp_path):
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (2.0, float("inf"))])
 def test_what_is_not_finite_is_never_saved(data, tmp_path, monkeypatch, loss, norm):
-    honest = train._look
+    honest = Steps.look
 
-    def poisoned(settings, pending, *rest):
-        step = pending[-1]
-        if step.row["samples_seen"] == 60:  # a step that is due to be saved
-            step = dataclasses.replace(step, told=step.told.clone(), grad_norm=torch.tensor(norm))
-            step.told[0] = loss
-        return honest(settings, [*pending[:-1], step], *rest)
+    def poisoned(steps, seen, *rest):
+        if seen == 60:  # a step that is due to be saved
+            step = steps.pending[-1]
+            steps.pending[-1] = dataclasses.replace(step, summed=step.summed.clone(), grad_norm=torch.tensor(norm))
+            steps.pending[-1].summed[0] = loss
+        honest(steps, seen, *rest)
 
-    monkeypatch.setattr(train, "_look", poisoned)
+    monkeypatch.setattr(Steps, "look", poisoned)
     with pytest.raises(ValueError, match="at 60 samples seen"):
         train.run(config(data, tmp_path / "run"))
     assert checkpoint.committed(str(tmp_path / "run")) == [30]

@@ -7,6 +7,7 @@ from .weights import (
     is_official as is_official,
     load_encoder as load_encoder,
     make_encoder as make_encoder,
+    misfit as misfit,
     open_official as open_official,
     read_official as read_official,
     require_fit as require_fit,

@@ -76,10 +76,10 @@ class ExportResult:
 class _Source:
     """What is exported, from wherever it came: our names and layout."""
 
-    name: str
-    model: ModelConfig
     weights: Mapping[str, Tensor]
     encoder_only: bool
+    model: ModelConfig
+    name: str
     samples_seen: int
     manifest: str
     step: int | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards import store
+from shards import figures, store
 from xtra.blocks import block_order, raster_order
 from xtra.model import SIZES, Encoder, ModelConfig, Xtra
 from xtra.official import unpickle
@@ -76,18 +76,27 @@ def from_official(state: Mapping[str, Tensor], config: ModelConfig, encoder_only
 def require_fit(found: Mapping[str, tuple[int, ...]], config: ModelConfig, encoder_only: bool = False) -> None:
     """Raises ValueError, as `from_official` says, unless the shapes by official names are those of the model."""
     wanted = {official_name(name): tuple(shape) for name, shape in _shapes(config, encoder_only).items()}
+    if said := misfit(wanted, found):
+        raise ValueError(f"these official weights do not fit the model config: {said}")
+
+
+def misfit(
+    wanted: Mapping[str, Sequence[int]],
+    found: Mapping[str, Sequence[int]],
+    optional: Callable[[str], bool] = lambda name: False,
+) -> str:
+    """How many tensors are missing, unexpected and of another shape, with the first of each; "" if all fit. Both are
+    shapes by name; `optional` names may be on one side only."""
     report = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
+        "missing": [name for name in wanted if name not in found and not optional(name)],
+        "unexpected": [name for name in found if name not in wanted and not optional(name)],
         "of another shape": [
             f"{name} {list(found[name])}, not {list(shape)},"
             for name, shape in wanted.items()
-            if name in found and found[name] != shape
+            if name in found and list(found[name]) != list(shape)
         ],
     }
-    if any(report.values()):
-        said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
-        raise ValueError(f"these official weights do not fit the model config: {said}")
+    return "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
 
 
 def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -165,7 +174,7 @@ def open_official(path: str) -> OfficialFile:
         if file.with_name(MODEL_STATES.replace("00", "01")).exists():
             raise ValueError(f"{file.parent}: is split over several model ranks: merge them with DeepSpeed's own tool")
         others = sorted(p for p in file.parent.iterdir() if p.is_file() and p != file)
-        beside = [f"{p.name}: {_size(p.stat().st_size)}" for p in others]
+        beside = [f"{p.name}: {figures.size(p.stat().st_size)}" for p in others]
     elif not local.is_file():
         raise ValueError(f"{path}: is no file and no folder here: download the official checkpoint first")
     found = unpickle.read(file)
@@ -230,7 +239,7 @@ def _describe(key: Any, value: Any) -> str:
     """A line about a part of the file that is not taken; "" for a plain number or text."""
     tensors = list(_tensors(value))
     if tensors:
-        return f"{key}: {len(tensors)} tensors, {_size(sum(t.bytes for t in tensors))}"
+        return f"{key}: {len(tensors)} tensors, {figures.size(sum(t.bytes for t in tensors))}"
     return f"{key}: no tensors" if isinstance(value, dict | list | tuple | unpickle.Foreign) and value else ""
 
 
@@ -245,14 +254,6 @@ def _tensors(value: Any) -> Iterator[StoredTensor]:
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             left += reversed(value.values() if isinstance(value, dict) else value)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------

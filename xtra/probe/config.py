@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from shards import roles
 from xtra.augment import Augment
 from xtra.device import chosen
 from xtra.model import Mask
@@ -14,50 +15,60 @@ from xtra.model import Mask
 
 @dataclass(frozen=True)
 class Config:
-    checkpoint: str = ""  # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
-    train: str = ""  # labelled dataset that trains the heads
-    eval: str = ""  # labelled dataset that the result is about
-    out: str = ""  # folder that gets probes/*.json; the run's own if empty
+    # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
+    checkpoint: str = roles.data("")
+    train: str = roles.data("")  # labelled dataset that trains the heads
+    eval: str = roles.data("")  # labelled dataset that the result is about
+    out: str = roles.machine("")  # folder that gets probes/*.json; the run's own if empty
     # trained, or random (the run's architecture, initial weights), timm:NAME, timm:NAME:FILE, torch:FILE
-    encoder: str = "trained"
+    encoder: str = roles.data("trained")
     # own: block-causal as in pretraining, or none after prefix attention; causal or none: that one all the same
-    mask: Mask = "own"
+    mask: Mask = roles.law("own")
     # knn and logreg are quick: they look at one view of each image, and no schedule or learning rate is theirs.
-    heads: tuple[Literal["attentive", "linear", "knn", "logreg"], ...] = ("attentive", "linear")
-    pixels: bool = False  # also a linear classifier of raw pixels
+    heads: tuple[Literal["attentive", "linear", "knn", "logreg"], ...] = roles.law(("attentive", "linear"))
+    pixels: bool = roles.law(False)  # also a linear classifier of raw pixels
     # holdout: the grid point is chosen on images of train that no head trained on. published: as the paper's numbers
     # were made, all of train trains and the point is chosen on eval itself, which flatters.
-    protocol: Literal["holdout", "published"] = "holdout"
+    protocol: Literal["holdout", "published"] = roles.law("holdout")
     # The paper's grid is 1e-4 to 8e-3 at batches of 512 to 4096 and 100 epochs; short probes of small sets need more.
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2, 5e-2)
-    weight_decays: tuple[float, ...] = (0.1,)  # one more axis of the grid
+    lrs: tuple[float, ...] = roles.law((3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2, 5e-2))
+    weight_decays: tuple[float, ...] = roles.law((0.1,))  # one more axis of the grid
     # attentive: the mean of the last n layers, for each n; empty: of the last 6, or of all if the encoder has fewer
-    layer_sets: tuple[int, ...] = ()
-    linear_layer_sets: tuple[int, ...] = (1,)  # linear, knn, logreg: the same, averaged over tokens
-    attention_heads: int = 16
-    batch: int = 256
-    epochs: int = 20
-    warmup_epochs: float = 0.0
-    warmup_start: float = 0.1  # share of a point's own rate that its warm-up starts from
-    min_lr: float = 1e-5
-    warmup_defect: bool = False  # the published scheduler without warm-up: a point's peak is warmup_start of its rate
-    betas: tuple[float, float] = (0.9, 0.95)  # of the official configs; the paper's Table 2 says 0.9 0.999
-    clip: float = 3.0
-    augment: Augment | None = None  # of every epoch, on the fly; None: `views` of each image, encoded once and kept
-    views: int = 2  # of each training image, without augment: the centre crop, then random crops with flips
-    holdout: float = 0.1  # share of the training set, by hash of the key, that chooses the grid point
-    knn: tuple[int, ...] = (5, 10, 20, 50, 100, 200)  # numbers of neighbours to choose from
-    logreg: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2)  # inverse strengths of regularisation to choose from
-    strict: bool = False  # refuse sets that share images
-    resize: int | None = None  # short side before the centre crop; the image size if None
-    seed: int = 0
-    device: str = "auto"  # "cpu", "cuda", "cuda:1"; auto: the GPU where there is one
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; heads train in fp32
-    encode_batch: int = 128
-    threads: int = 2  # that decode
-    cache_gb: float = 8.0  # refuse to keep more features than this in memory
-    cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # of token features
-    save_minutes: float = 10.0  # between the states that a probe with augment goes on from when it was interrupted
+    layer_sets: tuple[int, ...] = roles.law(())
+    linear_layer_sets: tuple[int, ...] = roles.law((1,))  # linear, knn, logreg: the same, averaged over tokens
+    attention_heads: int = roles.law(16)
+    batch: int = roles.law(256)
+    epochs: int = roles.law(20)
+    warmup_epochs: float = roles.law(0.0)
+    warmup_start: float = roles.law(0.1)  # share of a point's own rate that its warm-up starts from
+    min_lr: float = roles.law(1e-5)
+    # the published scheduler without warm-up: a point's peak is warmup_start of its rate
+    warmup_defect: bool = roles.law(False)
+    betas: tuple[float, float] = roles.law((0.9, 0.95))  # of the official configs; the paper's Table 2 says 0.9 0.999
+    clip: float = roles.law(3.0)
+    # of every epoch, on the fly; None: `views` of each image, encoded once and kept
+    augment: Augment | None = roles.law(None)
+    # of each training image, without augment: the centre crop, then random crops with flips
+    views: int = roles.law(2, unless={"augment": roles.SET})
+    # share of the training set, by hash of the key, that chooses the grid point
+    holdout: float = roles.law(0.1, unless={"protocol": "published"})
+    # numbers of neighbours to choose from
+    knn: tuple[int, ...] = roles.law((5, 10, 20, 50, 100, 200), unless={"augment": roles.SET})
+    # inverse strengths of regularisation to choose from
+    logreg: tuple[float, ...] = roles.law((1e-2, 1e-1, 1.0, 1e1, 1e2), unless={"augment": roles.SET})
+    strict: bool = roles.machine(False)  # refuse sets that share images
+    # short side before the centre crop; the image size if None
+    resize: int | None = roles.law(None, unless={"augment": roles.SET})
+    seed: int = roles.trial(0)
+    device: str = roles.machine("auto")  # "cpu", "cuda", "cuda:1"; auto: the GPU where there is one
+    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # of the encoder; heads train in fp32
+    encode_batch: int = roles.law(128)
+    threads: int = roles.machine(2)  # that decode
+    cache_gb: float = roles.machine(8.0)  # refuse to keep more features than this in memory
+    # of token features
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = roles.law("float16", unless={"augment": roles.SET})
+    # between the states that a probe with augment goes on from when it was interrupted
+    save_minutes: float = roles.machine(10.0)
 
     def __post_init__(self) -> None:
         self._check_numbers()

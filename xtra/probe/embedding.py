@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from shards import store, typed_json
+from shards import roles, store, typed_json
 from shards.dataset import table_bytes
 from shards.manifest import Manifest, read_manifest
 from xtra import official
@@ -38,19 +38,22 @@ ABOUT = "_embedding.json"
 
 @dataclass(frozen=True)
 class Config:
-    checkpoint: str = ""  # a run folder (its newest checkpoint), one checkpoint of it, or an official checkpoint
-    data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST; it needs no labels
-    out: str = ""  # folder for part-000000.parquet, ...; a rerun makes the parts that are missing
-    encoder: str = "trained"  # as of xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
-    layers: int = 1  # a vector is the mean of the residual streams after so many last layers, before any final norm
-    pooling: Literal["mean", "none"] = "mean"  # over tokens, as linear probes; none: all tokens, as attentive probes
-    resize: int | None = None  # short side before the centre crop; the image size if None
-    device: str = "auto"  # auto: the GPU where there is one
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder
-    dtype: Literal["float32", "float16"] = "float32"  # in which vectors are kept
-    encode_batch: int = 128
-    rows: int = 0  # a part, which is what a kill may lose; 0: some 8192, or 512 where all tokens are kept
-    threads: int = 2  # that decode
+    # a run folder (its newest checkpoint), one checkpoint of it, or an official checkpoint
+    checkpoint: str = roles.data("")
+    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST; it needs no labels
+    out: str = roles.machine("")  # folder for part-000000.parquet, ...; a rerun makes the parts that are missing
+    encoder: str = roles.data("trained")  # as of xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
+    # a vector is the mean of the residual streams after so many last layers, before any final norm
+    layers: int = roles.law(1)
+    # over tokens, as linear probes; none: all tokens, as attentive probes
+    pooling: Literal["mean", "none"] = roles.law("mean")
+    resize: int | None = roles.law(None)  # short side before the centre crop; the image size if None
+    device: str = roles.machine("auto")  # auto: the GPU where there is one
+    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # of the encoder
+    dtype: Literal["float32", "float16"] = roles.law("float32")  # in which vectors are kept
+    encode_batch: int = roles.law(128)
+    rows: int = roles.law(0)  # a part, which is what a kill may lose; 0: some 8192, or 512 where all tokens are kept
+    threads: int = roles.machine(2)  # that decode
 
     def __post_init__(self) -> None:
         for name, least in (("layers", 1), ("encode_batch", 1), ("rows", 0), ("threads", 1)):

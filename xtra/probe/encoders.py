@@ -181,14 +181,8 @@ def _load_timm(model: nn.Module, file: str) -> None:
         raise ValueError(
             f"{file}: cannot be read as safetensors ({_line(error)}): give a file that timm has saved"
         ) from None
-    wanted = model.state_dict()
-    report = {
-        "missing": [n for n in wanted if n not in given and not n.startswith(_UNUSED)],
-        "unexpected": [n for n in given if n not in wanted and not n.startswith(_UNUSED)],
-        "of another shape": [n for n in given if n in wanted and given[n].shape != wanted[n].shape],
-    }
-    if any(report.values()):
-        said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
+    ours, theirs = ({name: tuple(t.shape) for name, t in of.items()} for of in (model.state_dict(), given))
+    if said := official.misfit(ours, theirs, lambda name: name.startswith(_UNUSED)):
         raise ValueError(f"{file}: these weights do not fit the model: {said}: name the model that they are of")
     model.load_state_dict(given, strict=False)
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards.figures import wilson
 from xtra.probe import heads
 from xtra.probe.features import Feature, Features, Labelled
 from xtra.probe.heads import Candidates
-from xtra.probe.result import pack, wilson
+from xtra.probe.result import pack
 
 CONFUSED, MISTAKES = 20, 24  # that a result keeps
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from shards import store, typed_json
 from shards.typed_json import Count
 from xtra.probe.features import Cache, Features, Progress
-from xtra.probe.resume import DAMAGED, FOLDER, STATE, set_aside
+from xtra.probe.resume import DAMAGED, FOLDER, STATE, remove_from, set_aside
 
 PART = 64 << 20  # bytes of a file, about
 
@@ -131,13 +131,7 @@ class KeptViews:
             with contextlib.suppress(store.StoreError):
                 named = {*typed_json.read(State, store.join(self.folder, STATE)).parts}
         going = going - named if named - going else going | {STATE}
-        for name in sorted(going & set(there), reverse=True):  # the state before the files that it names
-            store.delete(store.join(self.folder, name))
-        if store.is_local(self.folder):
-            store.remove_left_aside(self.folder)
-            with contextlib.suppress(OSError):  # nothing was saved, or another probe's state is there
-                store.local_path(self.folder).rmdir()
-                store.local_path(self.folder).parent.rmdir()
+        remove_from(self.folder, going & set(there))
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:

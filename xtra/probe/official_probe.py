@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xtra.model import Encoder, ModelConfig
-from xtra.official import OfficialFile, config_of, from_official, make_encoder, open_official, require_fit
+from xtra.official import OfficialFile, config_of, from_official, make_encoder, misfit, open_official, require_fit
 
 _LAYERS = {"attentive": 6, "linear": 1}  # of the published probes
 _ATTENTION_HEADS = 16
@@ -150,16 +150,7 @@ def _head(file: OfficialFile, kind: str, width: int) -> dict[str, Tensor]:
     if kind == "attentive":
         wanted |= {"cls_token": (1, 1, width), "k.weight": (width, width), "v.weight": (width, width)}
     found = file.classifier
-    report = {
-        "missing": [name for name in wanted if name not in found and not name.endswith(_COUNTER)],
-        "unexpected": [name for name in found if name not in wanted],
-        "of another shape": [
-            f"{name} {list(found[name].shape)}, not {list(shape)},"
-            for name, shape in wanted.items()
-            if name in found and found[name].shape != shape
-        ],
-    }
-    if any(report.values()):
-        said = "; ".join(f"{len(names)} {what}: {names[0]} first" for what, names in report.items() if names)
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if said := misfit(wanted, shapes, lambda name: name == f"{norm}.{_COUNTER}"):
         raise ValueError(f"its classifier is not the official {kind} head for width {width}: {said}")
     return {name: found[name].read().to(torch.float32).contiguous() for name in wanted if name in found}

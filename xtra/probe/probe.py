@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shards import folder_kind, store
+from shards import folder_kind, roles, store
 from shards.manifest import Manifest, read_manifest
 from xtra.device import check_device
 from xtra.model import Encoder, build, model_config
@@ -35,11 +35,11 @@ from xtra.probe.kept_views import KeptViews
 from xtra.probe.knn_logreg import Logistic, Neighbours
 from xtra.probe.official_evaluation import evaluate_official
 from xtra.probe.overlap import Shared, shared
-from xtra.probe.result import ProbeResult, edge, wilson, write
+from xtra.probe.result import ProbeResult, edge, write
 from xtra.probe.resume import Unfinished
 from xtra.run import checkpoint, records
 
-__all__ = ["Config", "ProbeResult", "new_head", "run", "train", "wilson"]
+__all__ = ["Config", "ProbeResult", "new_head", "run", "train"]
 _QUICK = ("knn", "logreg")
 _DEFAULT_LAYERS = 6  # of the published attentive probe
 
@@ -263,8 +263,7 @@ def train(
 
 def _kept_views(config: Config, probed: Probed, train: Manifest, since: float, say: Progress) -> KeptViews:
     """The views that an interrupted probe of these settings had encoded."""
-    aside = {"checkpoint", "encoder", "train", "eval", "out", "threads", "save_minutes", "cache_gb", "strict"}
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
+    settings = {name: dataclasses.asdict(config)[name] for name in roles.names(Config, "law", "trial")}
     settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]
     settings |= {"quick": [kind for kind in config.heads if kind in _QUICK]}
     settings |= {"fingerprint": probed.fingerprint, "train": train.digest, "device": config.on, "kept": "views"}
@@ -273,9 +272,7 @@ def _kept_views(config: Config, probed: Probed, train: Manifest, since: float, s
 
 def _unfinished(config: Config, probed: Probed, train: Manifest, since: float) -> Unfinished:
     """The state of this probe's training, by all that the training follows from and nothing else."""
-    aside = {"checkpoint", "encoder", "train", "eval", "out", "threads", "save_minutes", "cache_gb", "cache_dtype"}
-    aside |= {"strict", "views", "knn", "logreg", "resize"} | ({"holdout"} if config.protocol == "published" else set())
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
+    settings = roles.chosen(Config, dataclasses.asdict(config), "law", "trial")
     if config.mask == "own":  # as in states of older builds, which do not know the others
         del settings["mask"]
     settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]

@@ -118,11 +118,3 @@ def edge(selection: Sequence[Mapping[str, float]]) -> str:
         which, where = ("largest", "above") if best == {max(lrs)} else ("smallest", "below")
         return f"lr is the {which} of the grid: the best may lie {where} it"
     return ""
-
-
-def wilson(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion (Wilson 1927): also sane at 0, at 1 and for few samples."""
-    share, weight = correct / total, z * z / total
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)

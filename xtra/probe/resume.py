@@ -33,15 +33,6 @@ FOLDER, STATE, DAMAGED = "probes-unfinished", "state.json", "state-damaged.json"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A `Position` as it is written: every field must be there."""
-
-    trained: Count
-    start: Count
-    skip: Count
-
-
-@dataclass(frozen=True)
 class State:
     """`state.json`."""
 
@@ -56,6 +47,15 @@ class State:
             raise ValueError("field 'tensors' names a file outside of its folder")
 
 
+@dataclass(frozen=True)
+class Place:
+    """A `Position` as it is written: every field must be there."""
+
+    trained: Count
+    start: Count
+    skip: Count
+
+
 def set_aside(folder: str, error: Exception) -> None:
     """Keep a state that cannot be gone on from as state-damaged.json, and say why in a UserWarning."""
     url = store.join(folder, STATE)
@@ -66,6 +66,17 @@ def set_aside(folder: str, error: Exception) -> None:
         f"{url}: is no state to go on from ({why}): the probe begins again; what was there is {DAMAGED}",
         stacklevel=3,
     )
+
+
+def remove_from(folder: str, names: set[str]) -> None:
+    """Delete these objects, the state before what it names, and the folder itself where it is local and empty."""
+    for name in sorted(names, reverse=True):
+        store.delete(store.join(folder, name))
+    if store.is_local(folder):
+        store.remove_left_aside(folder)
+        with contextlib.suppress(OSError):  # nothing was saved, or another probe's state is there
+            store.local_path(folder).rmdir()
+            store.local_path(folder).parent.rmdir()
 
 
 class Unfinished:
@@ -140,10 +151,4 @@ class Unfinished:
             going |= {STATE}
         else:
             going -= {named}
-        for name in sorted(going & set(there), reverse=True):  # the state before the tensors that it names
-            store.delete(store.join(self.folder, name))
-        if store.is_local(self.folder):
-            store.remove_left_aside(self.folder)
-            with contextlib.suppress(OSError):  # nothing was saved, or another probe's state is there
-                store.local_path(self.folder).rmdir()
-                store.local_path(self.folder).parent.rmdir()
+        remove_from(self.folder, going & set(there))

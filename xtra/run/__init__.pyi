@@ -1,6 +1,5 @@
 from . import checkpoint as checkpoint, poison as poison, records as records
 from .branch import require_trunk as require_trunk
-from .checkpoint import save_tensors as save_tensors
 from .checkpoint_writer import Saver as Saver
 from .folder import (
     Opened as Opened,
@@ -18,6 +17,9 @@ from .live import (
     say_driver as say_driver,
     this_process as this_process,
 )
-from .meter import attention_ends as attention_ends, cost as cost, memory_bytes as memory_bytes, shape_of as shape_of
+from .meter import attention_ends as attention_ends, cost as cost, shape_of as shape_of
+from .metrics import Metric as Metric, read_metrics as read_metrics
 from .recover import load_newest as load_newest
 from .sinks import Recorder as Recorder, gaps as gaps, require as require
+from .steps import Steps as Steps, crossed as crossed
+from .tensor_files import save_tensors as save_tensors

@@ -32,7 +32,7 @@ def require_trunk(settings: DataclassInstance, manifest: str, start: int) -> str
     theirs = records.read_settings(trunk)
     same: dict[str, Any] = {name: theirs.get(name) for name in BRANCHES_DIFFER}
     ours |= same | {"optim": ours["optim"] | {"decay": (theirs.get("optim") or {}).get("decay", 0.0)}}
-    for name, old, new in differences(settings, theirs, ours, ("batch",)):
+    for name, old, new in differences(settings, theirs, ours, resumed=False):
         raise ValueError(
             f"{trunk}: was trained with {name} = {old!r}, its branch has {new!r}: use the old value or another trunk"
         )

@@ -18,22 +18,21 @@ import hashlib
 import json
 import os
 import re
-import struct
 import tempfile
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards import folder_kind, scratch, store, typed_json
 from xtra.model import Encoder, ModelConfig, Xtra, model_config
 from xtra.run import records
+from xtra.run.tensor_files import safetensors_bytes
 
 M = TypeVar("M", bound=nn.Module)
 COMMIT = "COMMIT.json"
@@ -192,39 +191,6 @@ def _write_file(path: Path, name: str, taken: Snapshot) -> dict[str, Any]:
             while piece := piece[file.write(piece) :]:  # a write may take less than it is given, 2 GB at most
                 pass
     return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A local safetensors file. Raises OSError for a disk that is full or fails, as the library does not."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        if (said := re.search(r"os error (\d+)", str(error))) is None:
-            raise
-        raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from None
-
-
-def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """A safetensors file (huggingface.co/docs/safetensors) piece by piece, straight from the tensors' memory.
-
-    So it is hashed while it is written. The library's save_file would have to be read again for that, which costs as
-    much CPU as this whole function and, where the file does not fit into memory beside the state, the disk's time.
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # each at a multiple of its size
-    for name, t in tensors.items():
-        begin, end = end, end + t.nbytes
-        header[name] = {"dtype": _DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # data begin at a multiple of 8
-    yield memoryview(struct.pack("<Q", len(text)) + text)
-    for t in tensors.values():
-        if t.nbytes:
-            yield t.detach().reshape(-1).view(torch.uint8).numpy().data
-
-
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def checkpoint_folder(run: str, samples_seen: int) -> str:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shards import folder_kind, store
+from shards import folder_kind, roles, store
 from shards.dataset import numbers
 from shards.manifest import Manifest, read_manifest
 from shards.pixels import crop
@@ -32,30 +32,6 @@ from xtra.run import checkpoint, live, records
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-MAY_DIFFER = (
-    "out",
-    "data",
-    "mix",
-    "batch",
-    "micro",
-    "device",
-    "threads",
-    "read",
-    "decoder",
-    "checkpoint_every",
-    "keep",
-    "keep_every",
-    "val",
-    "sinks",
-    "compile",
-    "attention",
-    "shard_optimizer",
-    "max_bad",
-    "other_manifest",
-    "keep_at",
-    "branch",
-    "arm",
-)
 ENDED = 800_000  # the part in which a driver says how an attempt ended
 STALLED = 900_000  # first number of the parts that ranks leave which stalled: no rank counts so far
 
@@ -167,37 +143,18 @@ def _if_there(read: Callable[[str], dict[str, Any]], run: str) -> dict[str, Any]
         return None
 
 
-def _defaults(settings: DataclassInstance) -> dict[str, Any]:
-    """The default of every setting that has one."""
-    found: dict[str, Any] = {}
-    for setting in fields(settings):
-        value = getattr(settings, setting.name)
-        if is_dataclass(value) and not isinstance(value, type):
-            found[setting.name] = _defaults(value)
-        elif setting.default is not MISSING:
-            found[setting.name] = setting.default
-    return found
-
-
 def _plain(values: Any) -> Any:
     """As JSON gives it back: no tuples."""
     return json.loads(json.dumps(values))
 
 
 def differences(
-    settings: DataclassInstance, before: Mapping[str, Any], now: Mapping[str, Any], also: tuple[str, ...] = ()
+    settings: DataclassInstance, before: Mapping[str, Any], now: Mapping[str, Any], resumed: bool = True
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The fields in which two configs of a run differ and may not: (name, before, now). `also` names some of those
-    that an attempt may change, and this one may not."""
-    may = {*MAY_DIFFER} - {*also}
-    if now.get("precision") == "fp32":
-        may.add("decoder_fp32")  # everything is; the default was True once
-    optim = now.get("optim", {})
-    if optim.get("schedule") == "constant" and not optim["decay"]:
-        may.add("samples")  # a trunk may grow: nothing in it depends on its end
-    kept = {name: value for name, value in before.items() if name not in may}
-    wanted = {name: value for name, value in _plain(now).items() if name not in may}
-    yield from _differences("", _plain(_defaults(settings)), kept, wanted)
+    """The fields in which two configs of a run differ and may not: (name, before, now). A branch is no resumed run."""
+    kind, given = type(settings), _plain(now)
+    kept, wanted = (roles.chosen(kind, of, "law", "trial", under=given, resumed=resumed) for of in (before, given))
+    yield from _differences("", _plain(roles.defaults(kind)), kept, wanted)
 
 
 def _differences(path: str, defaults: Any, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -21,6 +21,16 @@ MOST = 2**31 - 1  # of a size in a model
 
 
 @dataclass(frozen=True)
+class MixedPart:
+    """One dataset of a mixture, in `run.json`."""
+
+    dataset: str
+    manifest: str
+    of_4096: Count
+    samples: Count | None = None
+
+
+@dataclass(frozen=True)
 class Seed:
     seed: Count = 0
 
@@ -56,14 +66,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class MixedPart:
-    dataset: str
-    manifest: str
-    of_4096: Count
-    samples: Count | None = None
-
-
-@dataclass(frozen=True)
 class Facts:
     """`run.json`."""
 
@@ -96,18 +98,6 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """`attempts/000002.json`."""
-
-    attempt: Count | None = None
-    host: str | None = None
-    pid: Count | None = None
-    since: str | None = None
-    world: Count | None = None
-    driver: Driver | None = None
-
-
-@dataclass(frozen=True)
 class File:
     bytes: Count
     sha256: str
@@ -121,6 +111,18 @@ class Commit:
     samples_seen: Count
     files: dict[str, File]
     manifest: str | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """`attempts/000002.json`."""
+
+    attempt: Count | None = None
+    host: str | None = None
+    pid: Count | None = None
+    since: str | None = None
+    world: Count | None = None
+    driver: Driver | None = None
 
 
 @dataclass(frozen=True)

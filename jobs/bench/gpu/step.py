@@ -27,7 +27,7 @@ from xtra.compiled import compile_model, compiled_loss, loss_of, uncompile
 from xtra.data import normalise
 from xtra.flops import peak_flops
 from xtra.loss import LossConfig
-from xtra.model import ModelConfig, Xtra, float32_products
+from xtra.model import ModelConfig, Xtra, float32_products, made_constant
 from xtra.optim import OptimConfig, make_optimizer
 
 PARTS = ("data", "forward", "backward", "clip", "optimiser")
@@ -119,11 +119,7 @@ def empty_model(config: ModelConfig, device: torch.device) -> Xtra:
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if name.endswith("bias"):
-                p.zero_()
-            elif p.ndim == 1:
-                p.fill_(1.0)
-            else:
+            if not made_constant(name, p):
                 p.normal_(0.0, 0.02, generator=generator)
     return model
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from jobs.report.arms import Line, Study
 from jobs.report.draw.charts import LABELS, lines_chart
 from jobs.report.draw.plot import Form, Mark, Series, axis, log_axis
-from jobs.report.ledger import Metric, Run
+from jobs.report.ledger import Run
 from jobs.report.tables import human
+from xtra.run import Metric
 
 BINS = 70  # to which a curve is averaged
 RUNS = 12  # in one chart, the longest first

@@ -15,12 +15,12 @@ from origin import Origin
 
 from ingest.config import Config
 from ingest.dry_run import dry_run
-from ingest.dry_run.forecast import Estimate, Forecast, Outcome, Pace, Survey, forecast, wilson
+from ingest.dry_run.forecast import Estimate, Forecast, Outcome, Pace, Survey, forecast
 from ingest.http.fetcher import FetchConfig
 from ingest.record import Reason
 from ingest.run import Progress
 from ingest.wordnet import ClassConfig
-from jobs.forecast_text import lines, size, span
+from jobs.forecast_text import lines
 
 FETCH = FetchConfig(allow_private=("127.0.0.0/8", "::1"), retries=0)
 LINKS = 3000
@@ -251,21 +251,6 @@ def test_a_host_seen_too_little_is_taken_for_an_average_one() -> None:
     assert (found["unseen"].sampled, found["big"].sampled) == (0, 800)
 
 
-def test_wilson_is_the_published_interval() -> None:
-    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert wilson(0, 10)[0] == 0.0
-    assert wilson(10, 10)[1] == 1.0
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    for share in (0.02, 0.3, 0.65):
-        hits = rng.binomial(500, share, 2000)
-        covered = sum(low <= share <= high for low, high in (wilson(int(hit), 500) for hit in hits)) / 2000
-        assert 0.93 < covered < 0.975
-
-
 @pytest.mark.parametrize("scale", [1, 10**6, 10**9])
 def test_the_table_fits_a_terminal(scale: int) -> None:
     name = "host-" + "x" * 200
@@ -278,23 +263,3 @@ def test_the_table_fits_a_terminal(scale: int) -> None:
         for line in lines(found):
             assert len(line) <= 80, line
             assert line == line.rstrip()
-
-
-def test_times_and_sizes_read_well() -> None:
-    assert [span(s) for s in (0.2, 1, 59.5, 61, 3600, 11_520, 197_000)] == [
-        "< 1 s",
-        "1 s",
-        "1 m",
-        "2 m",
-        "1 h 0 m",
-        "3 h 12 m",
-        "2 d 7 h",
-    ]
-    assert [size(b) for b in (0, 999, 999.6, 12_345, 1.21e12, 5e18)] == [
-        "0 B",
-        "999 B",
-        "1 kB",
-        "12.3 kB",
-        "1.21 TB",
-        "5,000 PB",
-    ]

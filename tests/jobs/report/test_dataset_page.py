@@ -17,6 +17,7 @@ from jobs.report import dataset_page, peek, survey
 from jobs.report.survey import HOST, Histogram
 from shards import store
 from shards.dataset import DatasetInfo, Generation, table_bytes, unit_name, write_generation, write_info
+from shards.figures import percent
 from shards.manifest import Manifest, make_version
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{body}{title}\x1b[2J"
@@ -111,11 +112,6 @@ def test_an_unfinished_ingest_shows_what_is_left_and_no_samples():
     assert "samples" not in text
 
 
-def test_a_share_is_never_rounded_to_nothing():
-    assert link_counts.share(1, 14_000_000) == "<0.1 %"
-    assert link_counts.share(0, 14_000_000) == link_counts.share(0, 0) == "0.0 %"
-
-
 # ---- the page ----
 
 
@@ -137,7 +133,7 @@ def test_the_page_says_how_many_remained_and_why(tmp_path: Path):
     for words in ("lines in the list", "87", "of no chosen class", "60", "75.0 %", version.address):
         assert words in text
     for reason, n in version.reasons.items():
-        assert f"{reason}{n}{link_counts.share(n, 80)}" in re.sub(r"\s*\n\s*", "", text)
+        assert f"{reason}{n}{percent(n, 80)}" in re.sub(r"\s*\n\s*", "", text)
         assert dataset_page.MEANINGS[reason] in text
     assert "why 4" in text
     assert "http://host1.example.org/4.jpg" in text

@@ -179,7 +179,7 @@ def test_a_deepspeed_folder_is_taken_from_its_module_weights(deepspeed, model):
         assert torch.equal(found.weights[name], p.half().float()), name
     said = "\n".join(found.report)
     assert "float16, kept as float32" in said
-    assert "not taken: optimizer: 1 tensors, 4 KB" in said
+    assert "not taken: optimizer: 1 tensors, 4 kB" in said
     assert "not taken: zero_pp_rank_0_mp_rank_00_optim_states.pt" in said
     nested = official.read_official(str(deepspeed / "checkpoint"))
     assert nested.weights.keys() == found.weights.keys()

@@ -323,12 +323,6 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
         probe.run(dataclasses.replace(config, checkpoint=world["run"]))
 
 
-def test_wilson_is_the_published_interval() -> None:
-    assert probe.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert probe.wilson(0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
-    assert probe.wilson(10, 10)[1] == pytest.approx(1.0)
-
-
 def test_a_result_says_which_images_were_right(results: dict[str, probe.ProbeResult], world: Any) -> None:
     _, evaluation, names = features.labelled(world["train"], world["eval"], 0.1)
     for result in results.values():

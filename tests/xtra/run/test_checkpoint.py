@@ -17,6 +17,7 @@ from xtra.blocks import target_blocks
 from xtra.loss import next_block_loss
 from xtra.model import SIZES, Xtra, build
 from xtra.run import checkpoint
+from xtra.run.tensor_files import safetensors_bytes, save_tensors
 
 CONFIG = replace(SIZES["tiny32"], predict=2)
 STATE = {"cursor": {"manifest": "abc123", "order": {"seed": 0}, "samples_seen": 128}, "note": "kept"}
@@ -99,7 +100,7 @@ def test_a_snapshot_takes_the_memory_of_an_earlier_one_and_is_no_view_of_the_mod
 def test_tensors_are_written_as_the_library_reads_them(tmp_path):
     tensors = {"odd": torch.randn(3).bfloat16(), "step": torch.tensor(7.0), "none": torch.zeros(0, 4)}
     tensors |= {"double": torch.randn(2, 5).double(), "half": torch.randn(5).half(), "a/b": torch.randn(4, 2)}
-    (tmp_path / "x").write_bytes(b"".join(checkpoint.safetensors_bytes(tensors)))
+    (tmp_path / "x").write_bytes(b"".join(safetensors_bytes(tensors)))
     found = load_file(tmp_path / "x")
     assert found.keys() == tensors.keys()
     for name, t in tensors.items():
@@ -294,4 +295,4 @@ def test_every_store_holds_checkpoints(base):
 
 def test_what_the_disk_refuses_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError, match="none/part"):
-        checkpoint.save_tensors(tmp_path / "none" / "part", {"a": torch.zeros(2)})
+        save_tensors(tmp_path / "none" / "part", {"a": torch.zeros(2)})

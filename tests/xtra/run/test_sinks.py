@@ -16,6 +16,7 @@ from test_train import config, metrics
 from xtra import train
 from xtra.run.folder import attempts
 from xtra.run.sinks import flat, open_sinks
+from xtra.run.steps import Steps
 
 
 @pytest.fixture
@@ -161,15 +162,15 @@ def interrupted(tmp_path, sinks: tuple[str, ...], monkeypatch) -> None:
     """A run killed between two checkpoints and run again."""
     data = make_dataset(tmp_path / "data", [40]).dataset
     settings = config(data, tmp_path / "run", samples=60, checkpoint_every=30, sinks=sinks)
-    honest = train._look
+    honest = Steps.look
 
-    def killed(settings, pending, *rest):
-        if pending[-1].row["samples_seen"] == 60:
+    def killed(steps, seen, *rest):
+        if seen == 60:
             raise KeyboardInterrupt
-        return honest(settings, pending, *rest)
+        honest(steps, seen, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_look", killed)
+        patch.setattr(Steps, "look", killed)
         with pytest.raises(KeyboardInterrupt):
             train.run(settings)
     train.run(settings)

@@ -15,7 +15,7 @@ from typing import Any
 from shards import store, typed_json
 from shards.dataset import DatasetInfo, Generation, numbers
 from shards.manifest import Manifest, Version
-from shards.repair_unit import Line, Rebuilt, Unusable, parsed, read
+from shards.repair.unit import Line, Rebuilt, Unusable, parsed, read
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FIELDS = {"number", "digest", "parent", "why", "made_at"}

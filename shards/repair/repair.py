@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards import manifest as manifests, repair_history, rules as rules_files, selection, store
+from shards import manifest as manifests, rules as rules_files, selection, store
 from shards.dataset import (
     FORMAT,
     INDEX_SCHEMA,
@@ -34,7 +34,8 @@ from shards.dataset import (
 )
 from shards.manifest import SHARD_SCHEMA, Manifest, Shard
 from shards.parallel import in_order
-from shards.repair_unit import Line, Older, Rebuilt, Unit, Unusable, parsed, read, repair, table_of
+from shards.repair import history
+from shards.repair.unit import Line, Older, Rebuilt, Unit, Unusable, parsed, read, repair, table_of
 
 
 def _manifest(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
@@ -94,7 +95,7 @@ class _Repair:
         self.dataset, self.dry_run, self.settings = dataset, dry_run, [dict(each) for each in settings]
         self.rebuilt: list[Line] = []
         self.lost: list[Line] = []
-        self.history = repair_history.load(dataset)
+        self.history = history.load(dataset)
         self.manifests: dict[str, Manifest] = {}  # sound ones, by digest
         self.named: dict[int, Shard] = {}  # their entry for each unit
         self.commits: dict[int, Commit] = {}
@@ -272,7 +273,7 @@ class _Repair:
     # --- versions, retries, the hint ---
 
     def repair_history(self, info: DatasetInfo) -> None:
-        made, lost = repair_history.repair(self.dataset, self.history, info, self.manifests, sorted(self.commits))
+        made, lost = history.repair(self.dataset, self.history, info, self.manifests, sorted(self.commits))
         for each in made:
             self.write(each)
         self.lost += lost

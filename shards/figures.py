@@ -1,0 +1,43 @@
+"""Figures as people read them: sizes, spans of time, shares, and the interval of a share."""
+
+from __future__ import annotations
+
+import math
+
+Z = 1.959963984540054  # of 95 %
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB" if count < 999.5 else f"{count:,.0f} PB"
+
+
+def span(seconds: float) -> str:
+    """48 s, 12 min, 3.1 h, 2.4 d."""
+    if 0 < seconds < 1:
+        return "< 1 s"
+    for unit, length, upto in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < upto:
+            return f"{seconds / length:.1f} {unit}" if unit == "h" else f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:,.1f} d"
+
+
+def percent(part: float, whole: float = 1.0) -> str:
+    """12.3 %; something is never shown as nothing."""
+    value = 100 * part / whole if whole else 0.0
+    return "<0.1 %" if 0 < value < 0.05 else f"{value:.1f} %"
+
+
+def wilson(hits: float, total: float, z: float = Z) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), of 95 % by default: also sane at 0, at 1 and for few
+    samples; all from 0 to 1 where there are none."""
+    if not total:
+        return 0.0, 1.0
+    share, weight = hits / total, z * z / total
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,1 @@
+from .repair import RepairResult as RepairResult, run as run
