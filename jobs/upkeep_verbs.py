@@ -10,15 +10,17 @@ from jobs.terminal import say
 
 if TYPE_CHECKING:
     from jobs.flags import Call
-    from shards.check import Config
+    from shards.config import CheckConfig
     from shards.repair import RepairResult
 
 
 def check(call: Call) -> Any:
+    from shards.config import CheckConfig
+
+    config = call.config(CheckConfig, "dataset")
     from jobs.progress import Progress
     from shards import check
 
-    config = call.config(check.Config, "dataset")
     repaired = _repair(call, config) if config.repair else None
     if repaired and repaired.dry_run:
         return {"repair": repaired}
@@ -31,7 +33,7 @@ def check(call: Call) -> Any:
     return {**vars(result), "repair": repaired} if repaired else result
 
 
-def _repair(call: Call, config: Config) -> RepairResult:
+def _repair(call: Call, config: CheckConfig) -> RepairResult:
     from ingest import select
     from jobs.progress import Progress
     from shards import repair
@@ -50,10 +52,12 @@ def _repair(call: Call, config: Config) -> RepairResult:
 
 
 def sweep(call: Call) -> Any:
+    from shards.config import SweepConfig
+
+    config = call.config(SweepConfig, "url")
     from jobs.ingest_display import size
     from shards import store, sweep
 
-    config = call.config(sweep.Config, "url")
     store.require(url=config.url)
     if store.exists(store.join(config.url, "dataset.json")):
         result = sweep.run(config)
@@ -73,9 +77,11 @@ def sweep(call: Call) -> Any:
 
 
 def status(call: Call) -> Any:
+    from jobs.config import StatusConfig
+
+    config = call.config(StatusConfig, "url")
     from jobs import status
 
-    config = call.config(status.Config, "url")
     if not config.watch:
         return {"status": [status.as_dict(found) for found in status.run(config)]}
     stop, call.quiet = call.stoppable(), True  # a stop ends the watching alone
@@ -84,9 +90,11 @@ def status(call: Call) -> Any:
 
 
 def doctor(call: Call) -> Any:
+    from jobs.config import DoctorConfig
+
+    config = call.config(DoctorConfig, "url")
     from jobs import cluster, doctor as machine
 
-    config = call.config(machine.Config, "url")
     if config.cluster and not cluster.on_a_cluster():
         raise ValueError("--cluster asks the nodes of a cluster, and RAY_ADDRESS names none: set it to HOST:PORT")
     checks = machine.run(config)

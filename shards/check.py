@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -23,31 +22,19 @@ import pyarrow.parquet as pq
 
 from shards import manifest, rules, selection, store
 from shards.check_tar import check_tar, kept_rows
+from shards.config import CheckConfig as Config
 from shards.dataset import (
+    DAMAGE,
     INDEX_SCHEMA,
     KEPT,
     Commit,
+    in_one_line,
     read_columns,
     read_commit,
     read_generations,
     read_info,
     read_plan,
 )
-from shards.parquet_damage import DAMAGE, in_one_line
-
-
-@dataclass(frozen=True)
-class Config:
-    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # shards checked at once, each at a core's speed
-    decode: bool = False  # also decode every image in full
-    problems_per_shard: int = 20  # more are counted, not listed
-    repair: bool = False  # write again what other objects of the dataset still say, list what none says; then check
-    dry_run: bool = False  # with --repair: say the same, write nothing
-
-    def __post_init__(self) -> None:
-        if self.dry_run and not self.repair:
-            raise ValueError("--dry-run goes with --repair: without it nothing is written anyway")
 
 
 @dataclass(frozen=True)

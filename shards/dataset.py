@@ -19,12 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import store, typed_json
-from shards.parquet_damage import DAMAGE, in_one_line
+from shards.config import KEPT as KEPT
 from shards.typed_json import Count
 
 FORMAT = 1
-KEPT = "kept"
 READERS = 32  # small objects asked for at once
+# What Arrow raises for a damaged Parquet file: errors of its own, and those of Python that it borrows.
+DAMAGE = (
+    *(pa.ArrowException, OSError, ValueError, TypeError, LookupError),
+    *(OverflowError, MemoryError, NotImplementedError, RecursionError),
+)
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -292,3 +296,7 @@ def read_generations(dataset: str) -> list[Generation]:
     """The retries planned so far, oldest first."""
     found = numbers(dataset, "generations", ".json")
     return [typed_json.read(Generation, store.join(dataset, "generations", f"{n:06d}.json")) for n in found]
+
+
+def in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

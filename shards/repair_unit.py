@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import store, tar, typed_json
-from shards.dataset import INDEX_SCHEMA, KEPT, PLAN_SCHEMA, Commit, table_bytes, unit_name
+from shards.dataset import DAMAGE, INDEX_SCHEMA, KEPT, PLAN_SCHEMA, Commit, in_one_line, table_bytes, unit_name
 from shards.manifest import Shard
-from shards.parquet_damage import DAMAGE, in_one_line
 
 _BAD_LINE = re.compile(r"line (\d+): (.*)", re.DOTALL)  # the detail of a link whose reason is bad_url
 _PLANNED = ["key", "url", "labels", "row"]

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards import store
-from shards.parquet_damage import DAMAGE, in_one_line
+from shards.dataset import DAMAGE, in_one_line
 from shards.typed_json import Count
 
 SCHEMA = pa.schema(

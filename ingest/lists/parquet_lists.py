@@ -14,7 +14,7 @@ from ingest.lists.columns import NOWHERE, SAMPLE, Columns, NoColumn, carried, pl
 from ingest.lists.files import open_list
 from ingest.lists.rows import BATCH, HELD, MAX_CELL, ROWS, id_of, lists_of, shortened
 from shards import store
-from shards.parquet_damage import DAMAGE
+from shards.dataset import DAMAGE
 
 GROUPS = 100  # of rows whose sizes are looked at
 

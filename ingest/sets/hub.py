@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.sets.pictures import Blocks, Picture, Row
+from shards.dataset import DAMAGE
 from shards.local_files import refuse_special
-from shards.parquet_damage import DAMAGE
 
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5})?(-[0-9a-f]+)?\.parquet")
 _LABELS = ("label", "labels", "class", "fine_label")

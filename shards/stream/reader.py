@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from shards import store
+from shards.config import ReadConfig
 from shards.manifest import Manifest
 from shards.stream.cache import DiskCache
 from shards.stream.index import Index, read_index
@@ -36,24 +37,6 @@ GAP = 256 << 10  # ... and up to which they are,
 WASTE = 0.1  # ... as long as what is read in vain so is no more than this share of what is used
 _INDEX_READERS = 16
 _MOST_FILES = 4096
-
-
-@dataclass(frozen=True)
-class ReadConfig:
-    """How samples are fetched; nothing of it changes which samples come, or their order."""
-
-    connections: int = 32  # ranged reads at once from a remote store
-    memory: int | None = None  # bytes for remote samples that wait for their turn; None: what the order's window takes
-    cache: str | None = None  # folder for what was fetched from a remote store, shared by the processes of a node
-    cache_bytes: int = 64 << 30
-    ahead: int = 2  # batches that are ready before they are asked for
-
-    def __post_init__(self) -> None:
-        for name in ("connections", "ahead", "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"read.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.memory is not None and self.memory < 1 << 20:
-            raise ValueError(f"read.memory is {self.memory} bytes; it must be at least {1 << 20}")
 
 
 _Name = tuple[int, int, int]  # of a chunk: epoch (each fetches it anew), shard, which of the shard's

@@ -1,4 +1,7 @@
-"""What a probe is asked to do (`xtra/probe/probe.py` does it), checked, and in words."""
+"""What a probe is asked to do (`xtra/probe/probe.py` does it), checked, and in words; and what `xtra embed` is.
+
+Loads no torch: the words of a command are read into these (see xtra/config.py).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from xtra.augment import Augment
-from xtra.device import chosen
-from xtra.model import Mask
+from xtra.config import Augment, Mask
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,15 @@ class Config:
     # attentive: the mean of the last n layers, for each n; empty: of the last 6, or of all if the encoder has fewer
     layer_sets: tuple[int, ...] = ()
     linear_layer_sets: tuple[int, ...] = (1,)  # linear, knn, logreg: the same, averaged over tokens
-    attention_heads: int = 16
-    batch: int = 256
-    epochs: int = 20
-    warmup_epochs: float = 0.0
+    attention_heads: int = 16  # of an attentive head
+    batch: int = 256  # images a step of the heads' training
+    epochs: int = 20  # over the training set
+    warmup_epochs: float = 0.0  # in which rates rise linearly, at the start
     warmup_start: float = 0.1  # share of a point's own rate that its warm-up starts from
-    min_lr: float = 1e-5
+    min_lr: float = 1e-5  # at the end of the cosine
     warmup_defect: bool = False  # the published scheduler without warm-up: a point's peak is warmup_start of its rate
     betas: tuple[float, float] = (0.9, 0.95)  # of the official configs; the paper's Table 2 says 0.9 0.999
-    clip: float = 3.0
+    clip: float = 3.0  # of the gradient norm of each grid point
     augment: Augment | None = None  # of every epoch, on the fly; None: `views` of each image, encoded once and kept
     views: int = 2  # of each training image, without augment: the centre crop, then random crops with flips
     holdout: float = 0.1  # share of the training set, by hash of the key, that chooses the grid point
@@ -50,10 +51,10 @@ class Config:
     logreg: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2)  # inverse strengths of regularisation to choose from
     strict: bool = False  # refuse sets that share images
     resize: int | None = None  # short side before the centre crop; the image size if None
-    seed: int = 0
+    seed: int = 0  # of the heads' initial weights, the order and the views
     device: str = "auto"  # "cpu", "cuda", "cuda:1"; auto: the GPU where there is one
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; heads train in fp32
-    encode_batch: int = 128
+    encode_batch: int = 128  # images in one pass of the encoder
     threads: int = 2  # that decode
     cache_gb: float = 8.0  # refuse to keep more features than this in memory
     cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # of token features
@@ -91,6 +92,8 @@ class Config:
     @property
     def on(self) -> str:
         """The device here."""
+        from xtra.device import chosen  # it loads torch
+
         return chosen(self.device)
 
     def _check_numbers(self) -> None:
@@ -113,6 +116,38 @@ class Config:
         ):
             if bad := [value for value in values if not 0 <= value < math.inf]:
                 raise ValueError(f"{name} has {bad[0]}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    checkpoint: str = ""  # a run folder (its newest checkpoint), one checkpoint of it, or an official checkpoint
+    data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST; it needs no labels
+    out: str = ""  # folder for part-000000.parquet, ...; a rerun makes the parts that are missing
+    encoder: str = "trained"  # as of xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
+    layers: int = 1  # a vector is the mean of the residual streams after so many last layers, before any final norm
+    pooling: Literal["mean", "none"] = "mean"  # over tokens, as linear probes; none: all tokens, as attentive probes
+    resize: int | None = None  # short side before the centre crop; the image size if None
+    device: str = "auto"  # auto: the GPU where there is one
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder
+    dtype: Literal["float32", "float16"] = "float32"  # in which vectors are kept
+    encode_batch: int = 128  # images in one pass of the encoder
+    rows: int = 0  # a part, which is what a kill may lose; 0: some 8192, or 512 where all tokens are kept
+    threads: int = 2  # that decode
+
+    def __post_init__(self) -> None:
+        for name, least in (("layers", 1), ("encode_batch", 1), ("rows", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.rows % self.encode_batch:
+            raise ValueError(
+                f"rows is {self.rows}; it must be a multiple of encode_batch, which is {self.encode_batch}"
+            )
+
+    @property
+    def part(self) -> int:
+        """Rows a part: whole batches, so that a sample's batch is the same whichever parts are missing."""
+        about = 8192 if self.pooling == "mean" else 512
+        return self.rows or max(1, about // self.encode_batch) * self.encode_batch
 
 
 def published_resize(image: int) -> int:

@@ -16,7 +16,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,43 +29,12 @@ from xtra import official
 from xtra.device import check_device, chosen
 from xtra.model import Encoder
 from xtra.probe import config as probe_config
+from xtra.probe.config import EmbedConfig as Config
 from xtra.probe.encoders import FrozenEncoder, of_xtra
 from xtra.probe.features import DTYPES, Encode, Feature
 from xtra.probe.probe import open_probed
 
 ABOUT = "_embedding.json"
-
-
-@dataclass(frozen=True)
-class Config:
-    checkpoint: str = ""  # a run folder (its newest checkpoint), one checkpoint of it, or an official checkpoint
-    data: str = ""  # dataset: URL, URL@VERSION or URL@DIGEST; it needs no labels
-    out: str = ""  # folder for part-000000.parquet, ...; a rerun makes the parts that are missing
-    encoder: str = "trained"  # as of xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
-    layers: int = 1  # a vector is the mean of the residual streams after so many last layers, before any final norm
-    pooling: Literal["mean", "none"] = "mean"  # over tokens, as linear probes; none: all tokens, as attentive probes
-    resize: int | None = None  # short side before the centre crop; the image size if None
-    device: str = "auto"  # auto: the GPU where there is one
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder
-    dtype: Literal["float32", "float16"] = "float32"  # in which vectors are kept
-    encode_batch: int = 128
-    rows: int = 0  # a part, which is what a kill may lose; 0: some 8192, or 512 where all tokens are kept
-    threads: int = 2  # that decode
-
-    def __post_init__(self) -> None:
-        for name, least in (("layers", 1), ("encode_batch", 1), ("rows", 0), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.rows % self.encode_batch:
-            raise ValueError(
-                f"rows is {self.rows}; it must be a multiple of encode_batch, which is {self.encode_batch}"
-            )
-
-    @property
-    def part(self) -> int:
-        """Rows a part: whole batches, so that a sample's batch is the same whichever parts are missing."""
-        about = 8192 if self.pooling == "mean" else 512
-        return self.rows or max(1, about // self.encode_batch) * self.encode_batch
 
 
 @dataclass(frozen=True)

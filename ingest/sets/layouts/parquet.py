@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ingest.sets.benchmarks import Benchmark
 from ingest.sets.layouts.found import Found, in_order
 from ingest.sets.pictures import Blocks, Row
-from shards.parquet_damage import DAMAGE
+from shards.dataset import DAMAGE
 
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<files>\d{5})(-[0-9a-f]+)?\.parquet")
 _LABELS = ("label", "fine_label", "labels")  # the second is CIFAR-100's
