@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs.progress import Progress
 from jobs.terminal import say
 
 if TYPE_CHECKING:
@@ -185,7 +186,6 @@ def select_verb(call: Call) -> Any:
     config = call.config(Config, "dataset")
     from ingest import select
     from jobs import link_counts
-    from jobs.progress import Progress
     from shards import manifest
 
     before = manifest.newest_version(manifest.split(config.dataset)[0])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.flags import Call
 from jobs.lab import FollowConfig, SuiteConfig
+from jobs.progress import Progress
 from jobs.terminal import say
 from xtra import probe
 
@@ -59,7 +60,6 @@ def read(call: Call, first: str = "checkpoint") -> tuple[ProbeWords, probe.Confi
 def embed(call: Call) -> Any:
     """`xtra embed RUN --data DATASET --out FOLDER`."""
     wanted = call.config(probe.EmbedConfig, "checkpoint", needs=("checkpoint", "data", "out"))
-    from jobs.progress import Progress
 
     stop, begun = call.stoppable(), False
     with Progress("images") as progress:
@@ -80,7 +80,6 @@ def embed(call: Call) -> Any:
 def suite(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
     """`xtra probe RUN --suite NAME`."""
     from jobs.lab import suite as suites
-    from jobs.progress import Progress
 
     given = (word.partition("=")[0].partition(".")[0] for word in call.words if word.startswith("--"))
     kept = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in given}
@@ -97,7 +96,6 @@ def suite(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
 def follow(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
     """`xtra probe RUN --follow --every N`."""
     from jobs.lab import follow as following
-    from jobs.progress import Progress
 
     parent = words.parent
     wanted = FollowConfig(settings, words.every, parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from jobs.progress import Progress
 from jobs.terminal import say
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ def trace(call: Call) -> Any:
         call.words = ["--what", *named, *call.words]
     call.words = ([] if place is None else [place]) + call.words
     config = call.config(tracing.Config, "place")
-    from jobs.progress import Progress
 
     with Progress("") as progress:
         result = tracing.run(config, progress)

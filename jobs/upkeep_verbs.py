@@ -6,19 +6,18 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from jobs.config import DoctorConfig, StatusConfig
+from jobs.progress import Progress
 from jobs.terminal import say
+from shards.config import CheckConfig, SweepConfig
 
 if TYPE_CHECKING:
     from jobs.flags import Call
-    from shards.config import CheckConfig
     from shards.repair import RepairResult
 
 
 def check(call: Call) -> Any:
-    from shards.config import CheckConfig
-
     config = call.config(CheckConfig, "dataset")
-    from jobs.progress import Progress
     from shards import check
 
     repaired = _repair(call, config) if config.repair else None
@@ -35,7 +34,6 @@ def check(call: Call) -> Any:
 
 def _repair(call: Call, config: CheckConfig) -> RepairResult:
     from ingest import select
-    from jobs.progress import Progress
     from shards import repair
 
     usual = [select.settings(select.SelectConfig())]
@@ -52,8 +50,6 @@ def _repair(call: Call, config: CheckConfig) -> RepairResult:
 
 
 def sweep(call: Call) -> Any:
-    from shards.config import SweepConfig
-
     config = call.config(SweepConfig, "url")
     from jobs.ingest_display import size
     from shards import store, sweep
@@ -77,8 +73,6 @@ def sweep(call: Call) -> Any:
 
 
 def status(call: Call) -> Any:
-    from jobs.config import StatusConfig
-
     config = call.config(StatusConfig, "url")
     from jobs import status
 
@@ -90,8 +84,6 @@ def status(call: Call) -> Any:
 
 
 def doctor(call: Call) -> Any:
-    from jobs.config import DoctorConfig
-
     config = call.config(DoctorConfig, "url")
     from jobs import cluster, doctor as machine
 

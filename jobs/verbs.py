@@ -14,6 +14,7 @@ from jobs import cluster, deploy_verb, launch, submit_verb, upkeep_verbs
 from jobs.flags import nearest
 from jobs.ingest_verbs import import_verb, ingest_verb, peek_verb, select_verb, start_group
 from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
+from jobs.progress import Progress
 from jobs.terminal import say
 from jobs.trace_verb import trace
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from jobs.flags import Call
-    from jobs.progress import Progress
     from xtra.probe import ProbeResult
 
 MAIN = ("demo32", "small64", "b16_in1k", "h14_in21k")  # recipes that a message names
@@ -71,7 +71,6 @@ def _train(call: Call) -> Any:
     asked, recipe = call.prefixed("probe"), recipes.get(name)
     words, config = call.both(TrainWords, type(recipe), default=recipe, needs=("data", "out"))
     workers = launch.workers(call, words)
-    from jobs.progress import Progress
 
     followed: AbstractContextManager[None] = contextlib.nullcontext()
     if asked:
@@ -117,7 +116,6 @@ def _probe(call: Call) -> Any:
         return probe_verb.suite(call, words, config)
     if words.follow:
         return probe_verb.follow(call, words, config)
-    from jobs.progress import Progress
     from xtra import probe
 
     call.stoppable()
@@ -168,7 +166,6 @@ def _generate(call: Call) -> Any:
     from xtra.config import GenerateConfig
 
     config = call.config(GenerateConfig, "checkpoint")
-    from jobs.progress import Progress
     from xtra import generate
 
     with Progress("images") as progress:
@@ -198,7 +195,6 @@ def _scale(call: Call) -> Any:
     stop = call.stoppable()
     start_group(call, config.workers)
     from jobs.lab import scale
-    from jobs.progress import Progress
 
     with Progress("") as bar:
         result = scale.run(config, functools.partial(_show_study, bar), stop)
@@ -219,7 +215,6 @@ def _study(call: Call) -> Any:
 
     config = call.config(StudyConfig)
     from jobs.lab import study
-    from jobs.progress import Progress
 
     stop = call.stoppable()
     with Progress("") as bar:
