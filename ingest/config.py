@@ -1,4 +1,4 @@
-"""What to ingest, and how: the settings of `ingest.run`."""
+"""What to ingest, and how: the settings of `ingest.run`. Loads none of Arrow and Pillow (see ingest/criteria.py)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-from ingest.filter import FilterConfig
+from ingest import lists
+from ingest.criteria import ClassConfig, FilterConfig, SelectConfig
 from ingest.http import FetchConfig
-from ingest.lists import Columns, Rule, list_name, parse
 from ingest.record import ASKABLE
-from ingest.select import SelectConfig
-from ingest.wordnet import ClassConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Config:
         if not self.keep_columns or (len(self.keep_columns) > 1 and {"all", "none"} & set(self.keep_columns)):
             raise ValueError(f"keep_columns is {' '.join(self.keep_columns)}: give names of columns, or all, or none")
         if self.where is not None:
-            parse(self.where)
+            lists.parse(self.where)
         if self.scratch_bytes is not None and self.scratch_bytes < 1:
             raise ValueError(f"scratch_bytes is {self.scratch_bytes}: it must be at least 1 byte")
         unknown = [reason for reason in self.retry_reasons if reason not in ASKABLE]
@@ -59,19 +57,19 @@ class Config:
             raise ValueError(f"dry_run is {self.dry_run}: it must be a number of links, or 0 for a real run")
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
+    def rules(self) -> tuple[lists.Rule, ...]:
         """The rules of `where`."""
-        return parse(self.where) if self.where is not None else ()
+        return lists.parse(self.where) if self.where is not None else ()
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> lists.Columns:
         """Which columns of the list are read."""
         keep: tuple[str, ...] | None = None if self.keep_columns == ("all",) else self.keep_columns
         hashed = (self.hash_column,) if self.hash_column is not None else ()
         if keep is not None:
             keep = tuple(dict.fromkeys([*(() if keep == ("none",) else keep), *hashed]))
         asked = tuple(dict.fromkeys([*(name for rule in self.rules for name in rule.columns), *hashed]))
-        return Columns(self.url_column, self.id_column, self.label_column, keep, asked)
+        return lists.Columns(self.url_column, self.id_column, self.label_column, keep, asked)
 
     @property
     def digest(self) -> str:
@@ -79,7 +77,7 @@ class Config:
         covers the fields about reading the list, which a retry does not need; the second those about judging."""
         classes = dataclasses.asdict(self.classes)
         for name in ("is_a", "words", "file"):  # the file may be moved: only its name counts
-            classes[name] = list_name(classes[name] or "")
+            classes[name] = lists.list_name(classes[name] or "")
         reads: list[object] = [self.format, self.url_column, self.id_column, self.label_column, classes]
         younger = {"keep_columns": self.keep_columns, "where": self.where, "hash_column": self.hash_column}
         if younger != {"keep_columns": ("all",), "where": None, "hash_column": None}:  # else the digest of older builds

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from ingest import checksum
+from ingest.criteria import FilterConfig
 from ingest.record import Fetched, Picture, Reason, Verdict
 from shards.pixels import image, phash, promises_too_much
 
@@ -39,30 +40,6 @@ _GONE = re.compile(
     r"\.(?:png|gif|jpe?g|webp)$",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class FilterConfig:
-    """Which pictures are kept, and in which form."""
-
-    min_side: int = 32  # pixels
-    max_pixels: int = 89_478_485  # of the header, before decoding; at most 178,956,970
-    max_aspect: float = 20.0  # long side over short side
-    decode_check: bool = True  # decode every picture once; without it only headers are checked
-    resize: int | None = None  # short side, in pixels, that larger pictures are reduced to, as JPEG; None keeps bytes
-    quality: int = 95  # of those JPEGs
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_pixels <= image.MAX_PIXELS:
-            raise ValueError(f"filter.max_pixels is {self.max_pixels}: it must be 1 to {image.MAX_PIXELS}")
-        if self.min_side < 1:
-            raise ValueError(f"filter.min_side is {self.min_side}: it must be at least 1")
-        if self.max_aspect < 1:
-            raise ValueError(f"filter.max_aspect is {self.max_aspect}: it must be at least 1 (long side over short)")
-        if self.resize is not None and self.resize < self.min_side:
-            raise ValueError(f"filter.resize is {self.resize}: it must be at least min_side, {self.min_side}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"filter.quality is {self.quality}: it must be 1 to 100")
 
 
 class _Rejected(Exception):

@@ -7,48 +7,17 @@ small (82,115 synsets) and held in memory.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest.criteria import WNID, ClassConfig
 from shards import store
 
-WNID = re.compile(r"n\d{8}")
 _SHOWN = 8  # candidates that an error lists
-
-
-@dataclass(frozen=True)
-class ClassConfig:
-    """Which labels are taken. Each rule that is set narrows the choice; with none, every link is taken."""
-
-    subtree: tuple[str, ...] = ()  # wnids (or names, with words) whose class and all classes below are taken
-    is_a: str | None = None  # wordnet.is_a.txt, for subtree: a line "parent child" for every edge
-    words: str | None = None  # words.txt, for names in subtree: a line "wnid<TAB>lemma, lemma" for every synset
-    file: str | None = None  # the classes to take, one a line: the first word if it is a wnid, else the first column
-    min_count: int = 0  # links that a class must have in the list (ImageNet-21K-P takes more than 500: 501)
-
-    def __post_init__(self) -> None:
-        if self.min_count < 0:
-            raise ValueError(f"classes.min_count is {self.min_count}: it must be 0 or more")
-        if self.subtree and self.is_a is None:
-            raise ValueError(
-                f"classes.subtree {self.subtree[0]!r} needs a hierarchy: set --classes.is-a wordnet.is_a.txt"
-            )
-        for name in self.subtree:
-            if WNID.fullmatch(name) is None and self.words is None:
-                raise ValueError(
-                    f"classes.subtree {name!r} is not a wnid like n02084071: give the wnid, or set --classes.words"
-                )
-
-    @property
-    def all(self) -> bool:
-        """Whether no rule is set."""
-        return not (self.subtree or self.file is not None or self.min_count)
 
 
 def chosen(config: ClassConfig, counts: Callable[[], Mapping[str, int]]) -> frozenset[str] | None:

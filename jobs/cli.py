@@ -33,6 +33,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         say(_help())
         return 0
+    if words[0] == "--version":
+        say(f"xtra-pretrain {cluster.version()}")
+        return 0
     name, rest = words[0], words[1:]
     verb = VERBS.get(name)
     if verb is None:
@@ -40,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     as_json = "--json" in rest
     words = [word for word in rest if word != "--json"]
-    call = Call(name, verb.takes, words, json=as_json, quiet="--parent" in rest)
+    call = Call(name, verb.takes, words, verb.examples, json=as_json, quiet="--parent" in rest)
     try:
         _refuse_skew()
         _refuse_empty(call.words)
@@ -143,6 +146,7 @@ def _help() -> str:
         *(f"  {f'{name} {verb.takes}':<16}  {verb.help}" for name, verb in VERBS.items()),
         "",
         "xtra VERB --help describes a verb's flags. --json: end with one JSON object.",
+        "xtra --version prints the version.",
     ]
     return "\n".join(lines)
 

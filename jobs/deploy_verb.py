@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.flags import Call, describe, nearest
+from jobs.flags import Call, Help, describe, nearest
 from jobs.submit_verb import check as check_verb
 from jobs.terminal import say
 
@@ -17,7 +17,7 @@ def deploy(call: Call, verbs: Mapping[str, Any]) -> Any:
 
     kinds = [*deploy.KINDS, "check"]
     if "--help" in call.words or "-h" in call.words:
-        _describe(kinds)
+        _describe(kinds, call.examples)
         raise SystemExit(0)
     kind = call.first()
     if kind not in kinds:
@@ -25,11 +25,9 @@ def deploy(call: Call, verbs: Mapping[str, Any]) -> Any:
         raise ValueError(f"{what}: give one of {', '.join(kinds)}")
     if kind == "check":
         return _check(call.words)
-    texts = []
-    while given := call.several("set"):
-        texts += given
-    if call.words:
-        raise ValueError(f"{call.words[0]} is not known: xtra deploy KIND --set NAME=VALUE …; --help lists the values")
+    given = [word.removeprefix("--set=") for word in call.words if word != "--set"]  # which may stand several times
+    if wrong := [word for word in given if word.startswith("-")] or given[: "--set" not in " ".join(call.words[:1])]:
+        raise ValueError(f"{wrong[0]} is not known: xtra deploy KIND --set NAME=VALUE …; --help lists the values")
 
     def check(words: Sequence[str]) -> None:
         name, rest = (words[0], list(words[1:])) if words else ("", [])
@@ -40,7 +38,7 @@ def deploy(call: Call, verbs: Mapping[str, Any]) -> Any:
         except ValueError as error:
             raise ValueError(f"--set command: {error}") from None
 
-    text = deploy.make(kind, deploy.parse_values(texts), check)
+    text = deploy.make(kind, deploy.parse_values(given), check)
     say(text.rstrip())
     return {"kind": kind, "text": text}
 
@@ -66,12 +64,12 @@ def _check(files: Sequence[str]) -> Any:
     return {"files": list(files)}
 
 
-def _describe(kinds: Sequence[str]) -> None:
+def _describe(kinds: Sequence[str], examples: tuple[str, ...]) -> None:
     from jobs.deploy import Values
 
     usage = "xtra deploy KIND [--set NAME=VALUE …] > FILE"
     also = (
         f"KIND: {', '.join(kinds[:-1])}.\nxtra deploy check FILE … checks what was edited. The names and their values:"
     )
-    text = describe(Values, usage, Values(), also).replace(" [--flags]", "", 1)
+    text = describe((Values,), (Values(),), (), Help(usage, also, examples)).replace(" [--flags]", "", 1)
     say("\n".join(line.replace("│ --", "│   ", 1) for line in text.splitlines() if "--help" not in line))

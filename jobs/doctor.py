@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import pillow_simd as build
+from jobs.config import DoctorConfig as Config
 from jobs.terminal import say
 from shards import store
 from shards.pixels import crop, entropy
@@ -33,12 +34,6 @@ ROOMS = ("shards", "ingest", "xtra", "jobs")
 CODECS = ("jpg", "zlib", "webp", "littlecms2", "libtiff")
 AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 AWS_OTHER = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
-
-
-@dataclass(frozen=True)
-class Config:
-    url: str = ""  # a folder to write to, on the store that runs will use; a tiny object is made there and removed
-    cluster: bool = False  # also ask every node of the cluster at RAY_ADDRESS whether it is like this machine
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Words -> a Config: the call that a verb gets, and the flags that are the fields of its Config.
 
-Nested fields are flags with dots (`--optim.lr 1e-3`). A mistake is a ValueError in one line that names the flag, the
-nearest valid one and the next step. The CLI library lives in this file only.
+Nested fields are flags with dots (`--optim.lr 1e-3`). A verb that takes more than its Config has a dataclass for that
+as well, and both are read together. Whole numbers may be written `1e6`, `100k` or `1.5M`. A mistake is a ValueError in
+one line that names the flag, the nearest valid one and the next step. The CLI library lives in this file only.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import os
 import re
 import shutil
 import signal
 import threading
 import time
+import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from jobs.cluster import Workers, parse_workers
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeVar
 
 C = TypeVar("C")
+W = TypeVar("W")
 REQUIRED = dataclasses.MISSING
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,6 +42,7 @@ class Call:
     verb: str
     takes: str
     words: list[str]
+    examples: tuple[str, ...] = ()  # that end the verb's help
     exit_code: int = 0
     signal: int = 0
     can_stop: bool = False
@@ -55,71 +59,6 @@ class Call:
         """Take the leading word that is no flag, if there is one."""
         return self.words.pop(0) if self.words and not self.words[0].startswith("-") else None
 
-    def own(self, name: str, default: int) -> int:
-        """Take a whole-number flag that belongs to the command and not to a Config."""
-        value = self.value(name)
-        if value is not None and not value.isdigit():
-            raise ValueError(f"--{name} is {value!r}; it must be a whole number")
-        return default if value is None else int(value)
-
-    def value(self, name: str) -> str | None:
-        """Take a flag that belongs to the command; None if it is not given."""
-        for at, word in enumerate(self.words):
-            flag, equals, value = word.partition("=")
-            if flag == f"--{name}":
-                value = value if equals else " ".join(self.words[at + 1 : at + 2])
-                del self.words[at : at + (1 if equals else 2)]
-                return value
-        return None
-
-    def switch(self, name: str) -> bool:
-        """Take a flag of the command that has no value; whether it was given."""
-        given = f"--{name}" in self.words
-        self.words = [word for word in self.words if word != f"--{name}"]
-        return given
-
-    def seconds(self, name: str) -> float | None:
-        """Take a flag of the command that is a time in seconds; None if it is not given."""
-        value = self.value(name)
-        if value is None:
-            return None
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = -1.0
-        if not seconds >= 0:
-            raise ValueError(f"--{name} is {value!r}; it must be a number of seconds")
-        return seconds
-
-    def workers(self) -> Workers:
-        """Take --workers N or MIN..MAX and what goes with it."""
-        least, most = parse_workers(value) if (value := self.value("workers")) is not None else (1, 1)
-        times = {"stall": self.seconds("stall"), "resize_every": self.seconds("resize-every")}
-        given = {name: seconds for name, seconds in times.items() if seconds is not None}
-        return Workers(least, most, self.seconds("wait-for-workers"), **given)
-
-    def choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """Take a flag that belongs to the command and names one of some things; None if it is not given."""
-        value = self.value(name)
-        if value is not None and value not in choices:
-            raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
-        return value
-
-    def several(self, name: str) -> tuple[str, ...]:
-        """Take a flag that belongs to the command, with all the plain words after it; empty if it is not given."""
-        for at, word in enumerate(self.words):
-            flag, equals, value = word.partition("=")
-            if flag == f"--{name}":
-                end = at + 1
-                while not equals and end < len(self.words) and not self.words[end].startswith("--"):
-                    end += 1
-                taken = (value,) if equals else tuple(self.words[at + 1 : end])
-                if not taken:
-                    raise ValueError(f"--{name} has no value: xtra {self.verb} --help describes the flags")
-                del self.words[at:end]
-                return taken
-        return ()
-
     def prefixed(self, name: str) -> list[str]:
         """Take the flags --NAME.FLAG with their values, and give them as --FLAG."""
         taken, left, ours = [], [], False
@@ -130,16 +69,32 @@ class Call:
         self.words = left
         return taken
 
-    def config(self, kind: type[C], first: str = "", default: C | None = None, also: str = "") -> C:
-        """The words as a Config; `first` names the field that the leading plain word sets."""
+    def config(self, kind: type[C], first: str = "", default: C | None = None, needs: Sequence[str] = ()) -> C:
+        """The words as a Config; `first` names the field that the leading plain word sets, `needs` those that must be
+        given although they have a default."""
+        config: C = self._read((kind,), (default,), first, needs)[0]
+        return config
+
+    def both(
+        self, own: type[W], kind: type[C], first: str = "", default: C | None = None, needs: Sequence[str] = ()
+    ) -> tuple[W, C]:
+        """The words as what the verb takes beside its Config, and as that Config."""
+        mine, config = self._read((own, kind), (None, default), first, needs)
+        return mine, config
+
+    def _read(self, kinds: Sequence[type], defaults: Sequence[Any], first: str, needs: Sequence[str]) -> list[Any]:
+        flag, prog = f"--{_dashed(first)}", f"xtra {self.verb}"
         if first and (word := self.first()) is not None:
-            self.words = [f"--{_dashed(first)}", word, *self.words]
-        elif first and self.takes and not self.words and _flags(kind)[f"--{_dashed(first)}"]:
-            raise ValueError(f"{self.takes} is missing: xtra {self.verb} {self.takes}; --help describes the flags")
+            self.words = [flag, word, *self.words]
+        asks = "--help" in self.words or "-h" in self.words
+        missing = first and self.takes and not _has(self.words, flag)
+        if missing and not asks and _flags(kinds, defaults, needs)[flag].required:
+            raise ValueError(f"{self.takes} is missing: {prog} {self.takes}; --help describes the flags")
+        also = "--json: end with one JSON object on the last line of stdout."
         if first and self.takes:
-            also = "\n".join([f"{self.takes} is short for --{_dashed(first)} {self.takes}.", *filter(None, [also])])
-        also = "\n".join([*filter(None, [also]), "--json: end with one JSON object on the last line of stdout."])
-        return parse(kind, self.words, f"xtra {self.verb}", default, self.takes, also)
+            also = f"{self.takes} is short for {flag} {self.takes}.\n{also}"
+        page = Help(f"{prog} {self.takes}".strip(), also, self.examples)
+        return parse_all(kinds, self.words, prog, defaults, needs, page)
 
     def stoppable(self) -> threading.Event:
         """From here on a signal asks the verb to wind down by itself."""
@@ -178,77 +133,219 @@ class Call:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    """The word that was most likely meant, as the end of a sentence; "" where none is near.
+
+    One that begins as `word` does goes before others, and `--lr` means `--optim.lr`.
+    """
+    words = list(words)
+    longer = [other for other in words if len(word) > 3 and other.startswith(word)]
+    nested = [other for other in words if word.startswith("--") and other.endswith(f".{word[2:]}")]
+    near = longer or nested or difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 # ---- words -> Config ----
 
+# What a flag that must be given may look like, by the last part of its name.
+EXAMPLES = {
+    "urls": "list.txt",
+    "data": "s3://bucket/set",
+    "out": "s3://bucket/new",
+    "train": "s3://bucket/labelled/train",
+    "eval": "s3://bucket/labelled/eval",
+    "root": "s3://bucket/suite",
+    "price": "2.50",
+}
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
-def parse(
-    kind: type[C], words: Sequence[str], prog: str, default: C | None = None, takes: str = "", also: str = ""
-) -> C:
-    """A Config from flags. Raises ValueError, in one line, naming the flag, the nearest valid one and the next step;
-    with --help it prints every flag (beside `takes`, a leading word, and a remark, `also`) and raises SystemExit."""
-    if "--help" in words or "-h" in words:
-        print(describe(kind, f"{prog} {takes}".strip(), default, also))
-        raise SystemExit(0)
-    flags = _flags(kind)
-    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-    for flag in sorted(given - flags.keys()):
-        raise ValueError(f"{flag} is not a flag{nearest(flag, flags)}: {prog} --help lists them")
-    missing = [flag for flag, required in flags.items() if required and default is None and flag not in given]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} must be given: {prog} --help describes the flags")
-    config, said = _tyro(kind, words, prog, default, columns=10_000)  # a complaint is made one line of: no breaks
-    if config is None:
-        raise ValueError(f"{_complaint(said)}: {prog} --help describes the flags")
+
+@dataclass(frozen=True)
+class Help:
+    """What help says around the flags."""
+
+    usage: str
+    also: str = ""
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flag:
+    required: bool
+    values: float  # words that follow it; inf: all up to the next flag
+    kind: Any = str  # of each: int, a Literal, ...
+
+
+def parse(kind: type[C], words: Sequence[str], prog: str, default: C | None = None, page: Help | None = None) -> C:
+    """A Config from flags; see `parse_all`."""
+    config: C = parse_all((kind,), words, prog, (default,), (), page)[0]
     return config
 
 
-def describe(kind: type[C], usage: str, default: C | None, also: str) -> str:
-    """The help of one verb: our usage line, then every flag in a box of its group."""
+def parse_all(
+    kinds: Sequence[type],
+    words: Sequence[str],
+    prog: str,
+    defaults: Sequence[Any],
+    needs: Sequence[str] = (),
+    page: Help | None = None,
+) -> list[Any]:
+    """One object of each kind from the flags of all; `needs` names fields that must be given although they have a
+    default. Raises ValueError, in one line, naming the flag, the nearest valid one and the next step; with --help it
+    prints every flag and raises SystemExit."""
+    if "--help" in words or "-h" in words:
+        print(describe(kinds, defaults, needs, page or Help(prog)))
+        raise SystemExit(0)
+    flags = _flags(kinds, defaults, needs)
+    checked = _checked(words, flags, prog)
+    missing = [flag for flag, about in flags.items() if about.required and not _has(words, flag)]
+    if {flag[2:] for flag in missing} <= {*needs}:  # they have a default, so that what is given can be looked at first
+        starts = [_start(kind, default, ()) for kind, default in zip(kinds, defaults)]
+        made, said = _tyro(kinds, checked, prog, starts, columns=10_000)  # a complaint is made one line of: no breaks
+        if made is None:
+            raise ValueError(f"{_complaint(said)}: {prog} --help describes the flags")
+        if not missing:
+            return made
+    shown = [f"{flag} {EXAMPLES[name]}" for flag in missing if (name := re.split(r"[-.]", flag)[-1]) in EXAMPLES]
+    such = f", such as {' '.join(shown)}" if shown else ""
+    raise ValueError(f"{' and '.join(missing)} must be given{such}: {prog} --help describes the flags")
+
+
+def describe(kinds: Sequence[type], defaults: Sequence[Any], needs: Sequence[str], page: Help) -> str:
+    """The help of one verb: our usage line, then every flag in a box of its group, then examples."""
+    starts = [_start(kind, default, needs) for kind, default in zip(kinds, defaults)]
     columns = min(80, shutil.get_terminal_size().columns)
-    text = _tyro(kind, ["--help"], usage, default, columns)[1]
+    text = _tyro(kinds, ["--help"], page.usage, starts, columns)[1]
     boxes = text[text.index("╭") :].rstrip()
-    return "\n\n".join(part for part in (f"usage: {usage} [--flags]", also, boxes) if part)
+    examples = "\n".join(["examples:", *(f"  {example}" for example in page.examples)]) if page.examples else ""
+    return "\n\n".join(part for part in (f"usage: {page.usage} [--flags]", page.also, boxes, examples) if part)
 
 
-def _tyro(kind: type[C], words: Sequence[str], prog: str, default: C | None, columns: int) -> tuple[C | None, str]:
-    """The Config, or None if the parser ended with help or a complaint; and what it printed."""
+def _tyro(
+    kinds: Sequence[type], words: Sequence[str], prog: str, starts: Sequence[Any], columns: int
+) -> tuple[list[Any] | None, str]:
+    """What was made, or None if the parser ended with help or a complaint; and what it printed."""
     import tyro
 
-    start = tyro.MISSING_NONPROP if default is None else default
+    flat = tyro.conf.arg(name="")  # the flags of each kind as they are
+    names = [f"part{n}" for n in range(len(kinds))]
+    group = dataclasses.make_dataclass("Words", [(name, Annotated[kind, flat]) for name, kind in zip(names, kinds)])
     before, said = os.environ.get("COLUMNS"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     os.environ["COLUMNS"] = str(columns)
-    config = None
+    made = None
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            config = tyro.cli(kind, args=list(words), prog=prog, default=start, config=(tyro.conf.AvoidSubcommands,))
+            made = tyro.cli(
+                group, args=list(words), prog=prog, default=group(*starts), config=(tyro.conf.AvoidSubcommands,)
+            )
     finally:
         os.environ.pop("COLUMNS")
         os.environ.update({} if before is None else {"COLUMNS": before})
     said.seek(0)
-    return config, said.read()
+    return None if made is None else [getattr(made, name) for name in names], said.read()
 
 
-def _flags(kind: type, prefix: str = "") -> dict[str, bool]:
-    """Every flag of a Config, and whether it must be given."""
-    hints, flags = typing.get_type_hints(kind), {}
-    for f in dataclasses.fields(kind):
-        name, hint = f"{prefix}{_dashed(f.name)}", hints[f.name]
-        if any(dataclasses.is_dataclass(choice) for choice in typing.get_args(hint)):
-            continue  # a whole Config or None: the verb's to fill
-        required = f.default is REQUIRED and f.default_factory is REQUIRED
-        if dataclasses.is_dataclass(hint):
-            inner = _flags(typing.cast(type, hint), f"{name}.")
-            flags |= {flag: needed and required for flag, needed in inner.items()}
-            continue
-        flags[f"--{name}"] = required
-        if hint is bool:
-            head, _, last = name.rpartition(".")
-            flags[f"--{head + '.' if head else ''}no-{last}"] = False
+def _start(kind: type[C], default: C | None, needs: Sequence[str], prefix: str = "") -> C:
+    """The values before any flag; what must be given is marked as the parser wants it. Nothing checks them yet."""
+    import tyro
+
+    hints, made = typing.get_type_hints(kind), object.__new__(kind)
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = tyro.MISSING_NONPROP
+        if default is not None:
+            value = getattr(default, f.name)
+        elif f.default is not REQUIRED:
+            value = f.default
+        elif f.default_factory is not REQUIRED:
+            value = f.default_factory()
+        name = f"{prefix}{_dashed(f.name)}"
+        if name in needs:
+            value = tyro.MISSING_NONPROP
+        elif dataclasses.is_dataclass(hints[f.name]) and any(need.startswith(f"{name}.") for need in needs):
+            value = _start(hints[f.name], value, needs, f"{name}.")
+        object.__setattr__(made, f.name, value)
+    return made
+
+
+def _checked(words: Sequence[str], flags: Mapping[str, Flag], prog: str) -> list[str]:
+    """The words, with whole numbers written out. Raises ValueError for an unknown flag, a word that is no value of its
+    flag, and one that no flag takes."""
+    checked, flag, left = list[str](), "", 0.0
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flag, left = _dashed(flag), 0.0
+            if flag not in flags:
+                raise ValueError(f"{flag} is not a flag{nearest(flag, flags)}: {prog} --help lists them")
+            if equals:
+                checked.append(f"{flag}={_value(flag, value, flags[flag].kind)}")
+            else:
+                checked.append(flag)
+                left = flags[flag].values
+        elif left:
+            left -= 1
+            checked.append(_value(flag, word, flags[flag].kind))
+        else:
+            due = next((name for name, about in flags.items() if about.required and not _has(words, name)), "")
+            meant = f"; did you mean {due} {word}?" if due else ""
+            raise ValueError(f"{word!r} is not a flag, and no flag before it takes it{meant}: {prog} --help lists them")
+    return checked
+
+
+def _has(words: Sequence[str], flag: str) -> bool:
+    return any(_dashed(word.partition("=")[0]) == flag for word in words)
+
+
+def _value(flag: str, text: str, kind: Any) -> str:
+    """The word as the parser takes it, 1000000 for 1e6, 1000k and 1M. Raises ValueError for a word that is none of the
+    choices, and for a number that is not whole."""
+    choices = [str(choice) for choice in typing.get_args(kind)]
+    if text == "None" or not (choices or kind is int):
+        return text
+    if choices:
+        if text not in choices:
+            raise ValueError(f"{flag} is {text!r}; it must be one of {', '.join(choices)}{nearest(text, choices)}")
+        return text
+    found = re.fullmatch(r"([-+]?\d[\d_]*(?:\.\d+)?(?:e\+?\d{1,3})?)([kMG]?)", text)
+    number = Fraction(found[1]) * UNITS[found[2]] if found else Fraction(1, 2)
+    if number.denominator > 1:
+        raise ValueError(f"{flag} is {text!r}; it must be a whole number, such as 1500, 1.5k or 1e6")
+    return str(number)
+
+
+def _flags(kinds: Sequence[type], defaults: Sequence[Any], needs: Sequence[str], prefix: str = "") -> dict[str, Flag]:
+    """Every flag of the kinds, with what it takes and whether it must be given."""
+    flags: dict[str, Flag] = {}
+    for kind, default in zip(kinds, defaults):
+        hints = typing.get_type_hints(kind)
+        for f in dataclasses.fields(kind):
+            name, hint = f"{prefix}{_dashed(f.name)}", hints[f.name]
+            if any(dataclasses.is_dataclass(choice) for choice in typing.get_args(hint)):
+                continue  # a whole Config or None: the verb's to fill
+            required = name in needs or (default is None and f.default is f.default_factory is REQUIRED)
+            if dataclasses.is_dataclass(hint):
+                inner = _flags((typing.cast(type, hint),), (default,), needs, f"{name}.")
+                flags |= {
+                    flag: dataclasses.replace(about, required=flag[2:] in needs or (about.required and required))
+                    for flag, about in inner.items()
+                }
+                continue
+            flags[f"--{name}"] = Flag(required, *_taken(hint))
+            if hint is bool:
+                head, _, last = name.rpartition(".")
+                flags[f"--{head + '.' if head else ''}no-{last}"] = Flag(False, 0)
     return flags
+
+
+def _taken(hint: Any) -> tuple[float, Any]:
+    """How many words a flag of this type takes, and the type of each."""
+    parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
+    if hint is bool:
+        return 0, bool
+    if typing.get_origin(hint) is tuple:
+        return (math.inf if Ellipsis in parts else len(parts)), parts[0]
+    if parts and typing.get_origin(hint) is not Literal:
+        return _taken(parts[0])
+    return 1, hint
 
 
 def _dashed(name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs.progress import Progress
 from jobs.terminal import say
 
 if TYPE_CHECKING:
@@ -22,22 +23,22 @@ _THINGS = {"ingest": "links", "import": "pictures"}  # what a source has, in wor
 
 
 def ingest_verb(call: Call) -> Any:
-    _spare_pandas()
-    from ingest import run as ingest
     from ingest.config import Config
+    from jobs import cluster
 
-    workers = call.workers()
     if "--retry" in call.words[:-1]:  # REASON … may follow it
         at = call.words.index("--retry") + 1
         reasons = list(itertools.takewhile(lambda word: not word.startswith("-"), call.words[at:]))
         call.words[at : at + len(reasons)] = ["--retry-reasons", *reasons] if reasons else []
-    also = "--workers N or MIN..MAX ingests with N processes (1: this one).\n--retry REASON … asks again."
-    config = call.config(Config, also=also)
+    needs = ("out",) if "--retry" in call.words else ("urls", "out")
+    words, config = call.both(cluster.WorkersWords, Config, needs=needs)
+    workers = words.wanted()
+    _spare_pandas()
+    from ingest import run as ingest
+
     if config.dry_run:
         return _dry_run(call, config)
     title = f"{config.urls} to {config.out}" if config.urls else f"{config.out}, again"
-    from jobs import cluster
-
     if workers.most == 1 and not cluster.on_a_cluster():
         return _gather(call, config, title, ingest.run)
     start_group(call, workers.most)
@@ -80,9 +81,11 @@ def _dry_run(call: Call, config: IngestConfig) -> Any:
 
 
 def import_verb(call: Call) -> Any:
+    from ingest.sets import ImportConfig
+
+    config = call.config(ImportConfig, "source")
     from ingest.sets import folders, in_place
 
-    config = call.config(folders.Config, "source")
     if config.set:
         return _import_benchmark(call, config)
     run = in_place.run if config.in_place else folders.run
@@ -179,12 +182,13 @@ def _page(call: Call, config: Any, result: IngestResult) -> str | None:
 
 
 def select_verb(call: Call) -> Any:
+    from ingest.select import Config
+
+    config = call.config(Config, "dataset")
     from ingest import select
     from jobs import link_counts
-    from jobs.progress import Progress
     from shards import manifest
 
-    config = call.config(select.Config, "dataset")
     before = manifest.newest_version(manifest.split(config.dataset)[0])
     with Progress("") as progress:
         chosen = select.run(config, lambda what, done, total: progress(done, total, what))
@@ -202,9 +206,12 @@ def select_verb(call: Call) -> Any:
 def peek_verb(call: Call) -> Any:
     import shutil
 
+    from jobs.config import PeekConfig
+
+    config = call.config(PeekConfig, "dataset")
     from jobs.report import peek
 
-    result = peek.run(call.config(peek.Config, "dataset"))
+    result = peek.run(config)
     say(peek.text(result.rows, shutil.get_terminal_size().columns) if result.page is None else result.page)
     return result
 

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 def report_verb(call: Call) -> Any:
+    from jobs.config import ReportConfig
+
+    config = call.config(ReportConfig, "runs")
     from jobs.report import scaling
 
-    result = scaling.run(call.config(scaling.Config, "runs"))
+    result = scaling.run(config)
     for problem in result.problems:
         say(f"xtra report: {problem}", file=sys.stderr)
     say(f"{result.runs} runs, {result.rows} rows: {result.report}")
@@ -22,13 +25,15 @@ def report_verb(call: Call) -> Any:
 
 
 def fit_verb(call: Call) -> Any:
-    from jobs.laws import fit, fit_text
+    from jobs.laws import Config
 
-    config = call.config(fit.Config, "ledger")
+    config = call.config(Config, "ledger")
     if config.published:
         return _published()
     if config.power:
         return _power(config)
+    from jobs.laws import fit, fit_text
+
     result = fit.run(config)
     say("\n".join(fit_text.lines(result, config.at)))
     return result.as_json()
@@ -60,8 +65,11 @@ def power(seeds: int, sd: float, arms: int, comparisons: int = 1) -> dict[str, A
 
 
 def plan_verb(call: Call) -> Any:
+    from jobs.lab import PlanConfig
+
+    config = call.config(PlanConfig, "recipe")
     from jobs.lab import plan
 
-    result = plan.run(call.config(plan.Config, "recipe"))
+    result = plan.run(config)
     say("\n".join(plan.lines(result)))
     return {**vars(result), "total": result.total}

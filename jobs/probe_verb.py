@@ -6,30 +6,35 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import textwrap
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.flags import Call
-from jobs.lab import follow as following, suite as suites
+from jobs.lab import FollowConfig, SuiteConfig
 from jobs.progress import Progress
 from jobs.terminal import say
-from shards.manifest import read_manifest
 from xtra import probe
-from xtra.augment import PROBE, PROBE_LINEAR_B
 
 if TYPE_CHECKING:
-    from xtra import train
+    from xtra.config import TrainConfig
 
-SUITES = suites.SUITES
-_RECIPES = {"published": PROBE, "linear-b": PROBE_LINEAR_B}
-_ALSO = (
-    "--augment published | linear-b: every epoch anew, as the paper's probes or its linear probe of B/16 do, not "
-    "--views of each image encoded once.",
-    "--suite paper15 --root URL [--only NAME …] [--workers N]: the paper's evaluation sets that lie at URL/NAME/train "
-    "and URL/NAME/eval, each with its own settings; flags that are given hold for all. What is done is left as it is.",
-    "--follow --every N: probe the checkpoints of a run that is being trained as they come, every N samples.",
-)
+
+@dataclass(frozen=True)
+class ProbeWords:
+    """What `xtra probe` takes beside the settings of a probe."""
+
+    # every epoch augmented on the fly, as in the paper's probes or in its linear probe of B/16; without it --views of
+    # each image are encoded once
+    augment: Literal["published", "linear-b"] | None = None
+    # the paper's evaluation sets, each with its own settings; flags that are given hold for all, and what is done stays
+    suite: Literal["paper15"] | None = None
+    root: str = ""  # of --suite: the folder that has NAME/train and NAME/eval of every set
+    only: tuple[str, ...] = ()  # of --suite: names of sets; all of those at --root if empty
+    workers: int = 1  # of --suite: processes that probe side by side
+    follow: bool = False  # probe the checkpoints of a run that is being trained, as they come
+    every: int = 0  # of --follow: samples from one probe to the next
+    parent: int = 0  # of --follow: end with this process, by its id; for xtra train's own use
 
 
 def going_on(what: str) -> bool:
@@ -40,17 +45,22 @@ def going_on(what: str) -> bool:
     return False
 
 
-def config(call: Call, first: str = "checkpoint") -> probe.Config:
-    """The words as one probe."""
-    recipe = call.choice("augment", list(_RECIPES))
-    also = "\n".join(textwrap.fill(line, 80) for line in _ALSO)
-    settings = call.config(probe.Config, first, also=also)
-    return dataclasses.replace(settings, augment=_RECIPES[recipe] if recipe else None)
+def read(call: Call, first: str = "checkpoint") -> tuple[ProbeWords, probe.Config]:
+    """The words as what to do, and one probe."""
+    suite = any(word.partition("=")[0] == "--suite" for word in call.words)
+    words, settings = call.both(ProbeWords, probe.Config, first, needs=("root",) if suite else ("train", "eval"))
+    if words.augment:
+        from xtra.augment import PROBE, PROBE_LINEAR_B
+
+        recipe = {"published": PROBE, "linear-b": PROBE_LINEAR_B}[words.augment]
+        settings = dataclasses.replace(settings, augment=recipe)
+    return words, settings
 
 
 def embed(call: Call) -> Any:
     """`xtra embed RUN --data DATASET --out FOLDER`."""
-    wanted = call.config(probe.embedding.Config, "checkpoint")
+    wanted = call.config(probe.EmbedConfig, "checkpoint", needs=("checkpoint", "data", "out"))
+
     stop, begun = call.stoppable(), False
     with Progress("images") as progress:
 
@@ -67,15 +77,14 @@ def embed(call: Call) -> Any:
     return {**vars(result), "stopped": result.stopped}
 
 
-def suite(call: Call, name: str) -> Any:
+def suite(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
     """`xtra probe RUN --suite NAME`."""
-    root, only = " ".join(call.several("root")), call.several("only")
-    if not root:
-        raise ValueError(f"--root is missing: give the folder that has NAME/train and NAME/eval of {name}")
-    workers = call.own("workers", 1)
+    from jobs.lab import suite as suites
+
     given = (word.partition("=")[0].partition(".")[0] for word in call.words if word.startswith("--"))
-    kept = frozenset(flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in given)
-    wanted = suites.Config(root, config(call), kept, only, workers)
+    kept = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in given}
+    own = {field.name for field in fields(ProbeWords)} | {"checkpoint"}
+    wanted = SuiteConfig(words.root, settings, frozenset(kept - own), words.only, words.workers)
     stop = call.stoppable()
     with Progress("") as bar:
         result = suites.run(wanted, lambda row: bar(row["probe"], row["probes"], "probes", row.get("note", "")), stop)
@@ -84,10 +93,12 @@ def suite(call: Call, name: str) -> Any:
     return result
 
 
-def follow(call: Call) -> Any:
+def follow(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
     """`xtra probe RUN --follow --every N`."""
-    every, parent = call.own("every", 0), call.own("parent", 0)
-    wanted = following.Config(config(call), every, parent)
+    from jobs.lab import follow as following
+
+    parent = words.parent
+    wanted = FollowConfig(settings, words.every, parent)
     if parent:
         os.nice(10)  # where both want the same cores, the training goes first
     stop = call.stoppable()
@@ -108,21 +119,31 @@ def follow(call: Call) -> Any:
     return result
 
 
-def beside(call: Call, training: train.Config, words: list[str]) -> tuple[train.Config, AbstractContextManager[None]]:
-    """The training's config with checkpoints kept until they are probed, and the block in which they are."""
-    asked = Call("train", "", list(words))
+def read_beside(words: list[str]) -> FollowConfig:
+    """The flags --probe.FLAG of a training, as --FLAG. Raises ValueError naming one that is wrong."""
     try:
-        every = asked.own("every", 0)
-        settings = following.Config(config(asked, first=""), every)
+        mine, settings = read(Call("probe", "", list(words)), first="")
+        return FollowConfig(settings, mine.every)
+    except ValueError as error:
+        raise ValueError(f"of the flags --probe.FLAG: {error}") from None
+
+
+def beside(call: Call, training: TrainConfig, words: list[str]) -> tuple[TrainConfig, AbstractContextManager[None]]:
+    """The training's config with checkpoints kept until they are probed, and the block in which they are."""
+    settings = read_beside(words)
+    from jobs.lab import follow as following
+    from shards.manifest import read_manifest
+
+    try:
         for url in (settings.probe.train, settings.probe.eval):
             read_manifest(url)
     except ValueError as error:
         raise ValueError(f"of the flags --probe.FLAG: {error}") from None
     if not training.keep_every:
         training = dataclasses.replace(training, keep_every=settings.every)
-    elif not following.keeps(training.keep_every, every):
+    elif not following.keeps(training.keep_every, settings.every):
         raise ValueError(
-            f"--keep-every {training.keep_every} loses what --probe.every {every} is to probe: leave it out"
+            f"--keep-every {training.keep_every} loses what --probe.every {settings.every} is to probe: leave it out"
         )
 
     def tell(line: str) -> None:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from ingest.events import part_of, parts
 from ingest.record import RETRYABLE, Event
 from ingest.underway import STALE, Beat, read_beats
+from jobs.config import StatusConfig as Config
 from jobs.ingest_display import clean
 from jobs.run_status import ProbesStatus, RunStatus, probe_lines, probes_status, run_lines, run_status
 from jobs.status_words import WIDTH, ago, tail
@@ -41,20 +42,6 @@ READERS = 16
 NEWEST = 8  # units whose indexes tell the rate
 PAUSE = 600.0  # seconds between two units that are not of one stretch of work
 _WRAP = {"drop_whitespace": False, "break_on_hyphens": False}  # keep columns; break a URL only where it must
-
-
-@dataclass(frozen=True)
-class Config:
-    url: str  # a dataset, a run, the --out of a probe, or a folder of these
-    watch: bool = False  # read and show it again, until all is done
-    every: float = 5.0  # seconds between two looks
-    price: float | None = None  # an hour of a run's device, or of all machines of an ingest: what it has cost so far
-
-    def __post_init__(self) -> None:
-        if not self.every >= 1:
-            raise ValueError(f"every is {self.every:g}: it must be at least 1 second")
-        if self.price is not None and not self.price >= 0:
-            raise ValueError(f"price is {self.price:g}: it must be 0 or more")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from jobs.flags import Call, Stopped, nearest, parse
+from jobs.flags import Call, Help, Stopped, nearest, parse
 from jobs.terminal import say
 
 ACTIONS = ("list", "logs", "stop", "wait")
@@ -38,7 +38,7 @@ class Config:
     name: str = ""  # of the job, before its number; VERB-<last part of --out> if empty
     on: tuple[str, ...] = ()  # KEY=VALUE labels of the node that the driver is to run on
     driver_cpus: float | None = None  # 1 for verbs that work in the driver, so that they do not run on the head; else 0
-    driver_gpus: float = 0.0
+    driver_gpus: float = 0.0  # of the node that the driver runs on
     driver_memory: str = ""  # such as 4G
     code: Literal["image", "here"] = "image"  # here: send this checkout; image: what the cluster's image has
     retries: int = 3  # times that a job whose node or head died is submitted again
@@ -47,20 +47,20 @@ class Config:
 class _Checked(BaseException):
     """What a verb made of its words, instead of its work."""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, made: list[Any]) -> None:
+        self.made = made
 
 
 class _Checking(Call):
-    def config(self, *words: Any, **more: Any) -> NoReturn:
-        raise _Checked(super().config(*words, **more))
+    def _read(self, *words: Any, **more: Any) -> NoReturn:
+        raise _Checked(super()._read(*words, **more))
 
 
 def submit(call: Call, verbs: Mapping[str, Any]) -> Any:
     """`xtra submit [--flags] VERB …`, and `xtra submit list | logs ID | stop ID | wait ID`."""
     flags, rest = _split(call.words)
     also = f"These flags stand before VERB. The jobs: xtra submit {' | '.join(ACTIONS)}."
-    settings = parse(Config, flags, "xtra submit", takes="VERB …", also=also)
+    settings = parse(Config, flags, "xtra submit", page=Help("xtra submit VERB …", also, call.examples))
     if not rest:
         raise ValueError(f"VERB is missing: give a verb, or one of {', '.join(ACTIONS)}")
     if rest[0] in ACTIONS:
@@ -70,8 +70,8 @@ def submit(call: Call, verbs: Mapping[str, Any]) -> Any:
         there = [name for name in verbs if name not in HERE]
         what = "runs here, at once" if verb in verbs else "is not a verb"
         raise ValueError(f"{verb!r} {what}{nearest(verb, [*there, *ACTIONS])}: give one of {', '.join(there)}")
-    config = check(verb, verbs[verb], words)
-    wanted = _wanted(settings, verb, [*words, *(["--json"] if call.json else [])], config)
+    made = check(verb, verbs[verb], words)
+    wanted = _wanted(settings, verb, [*words, *(["--json"] if call.json else [])], made)
     from jobs import cluster
 
     jobs = cluster.Jobs(settings.address)
@@ -83,45 +83,36 @@ def submit(call: Call, verbs: Mapping[str, Any]) -> Any:
     return _wait(call, jobs, job, wanted, settings.retries)
 
 
-def check(verb: str, made: Any, words: Sequence[str]) -> Any:
-    """The config that a verb makes of its words. Raises ValueError, as the verb would, before anything is begun."""
+def check(verb: str, made: Any, words: Sequence[str]) -> list[Any]:
+    """What a verb makes of its words, its config last. Raises ValueError, as the verb would, and begins nothing."""
     checking = _Checking(verb, made.takes, list(words))
     try:
         made.run(checking)
     except _Checked as checked:
-        config = checked.config
+        found = checked.made
     else:
         raise AssertionError(f"{verb} has no config")
     if verb == "train" and (probes := Call("train", "", list(words)).prefixed("probe")):
-        _check_probes(probes)
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        from jobs import probe_verb
+
+        probe_verb.read_beside(probes)
+    for field in dataclasses.fields(found[-1]):
+        value = getattr(found[-1], field.name)
         if field.name in PLACES and isinstance(value, str) and value and not re.match(r"/|[a-z0-9+]+://", value):
             raise ValueError(
                 f"--{field.name.replace('_', '-')} is {value!r}; on a cluster that is a place inside of the job's own "
                 "folder: give a bucket's URL, or a whole path that every node has"
             )
-    return config
+    return found
 
 
-def _check_probes(words: list[str]) -> None:
-    from jobs import probe_verb
-
-    try:
-        asked = Call("train", "", words)
-        asked.own("every", 0)
-        probe_verb.config(asked, first="")
-    except ValueError as error:
-        raise ValueError(f"of the flags --probe.FLAG: {error}") from None
-
-
-def _wanted(settings: Config, verb: str, words: list[str], config: Any) -> Any:
+def _wanted(settings: Config, verb: str, words: list[str], made: list[Any]) -> Any:
     from jobs import cluster
 
-    folder = next((str(value) for name in ("out", *PLACES) if (value := getattr(config, name, ""))), "")
+    folder = next((str(value) for name in ("out", *PLACES) if (value := getattr(made[-1], name, ""))), "")
     cpus = settings.driver_cpus
-    if cpus is None:
-        cpus = 0.0 if _has_workers(verb, words) else 1.0
+    if cpus is None:  # whether the work is done by workers, and the driver only waits for them
+        cpus = 0.0 if verb in ON_WORKERS or (verb == "probe" and made[0].workers > 1) else 1.0
     if settings.name and not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", settings.name):
         raise ValueError(f"--name is {settings.name!r}; it must be letters, digits, '_', '.' and '-'")
     for name, number in (("driver-cpus", cpus), ("driver-gpus", settings.driver_gpus), ("retries", settings.retries)):
@@ -137,13 +128,6 @@ def _wanted(settings: Config, verb: str, words: list[str], config: Any) -> Any:
         memory=_bytes(settings.driver_memory),
         on=dict(_pair(text) for text in settings.on),
     )
-
-
-def _has_workers(verb: str, words: list[str]) -> bool:
-    """Whether the work is done by workers, and the driver only waits for them."""
-    if verb in ON_WORKERS:
-        return True
-    return verb == "probe" and Call(verb, "", list(words)).own("workers", 1) > 1
 
 
 def _bytes(text: str) -> int:
@@ -178,7 +162,8 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def _action(call: Call, action: str, words: list[str], before: list[str]) -> Any:
     asked = Call(f"submit {action}", "" if action == "list" else "ID", words, json=call.json)
     job = asked.first()
-    settings = parse(Config, [*before, *asked.words], f"xtra submit {action}", takes=asked.takes)
+    prog = f"xtra submit {action}"
+    settings = parse(Config, [*before, *asked.words], prog, page=Help(f"{prog} {asked.takes}".strip()))
     if action == "list" and job is not None:
         raise ValueError(f"list takes no word, this is {job!r}: xtra submit wait {job} waits for a job")
     if action != "list" and job is None:

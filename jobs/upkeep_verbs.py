@@ -1,24 +1,25 @@
-"""`xtra check`, `sweep`, `status` and `doctor`: datasets verified and repaired, what dead writers left, what a folder
-says of the work in it, machines looked at."""
+"""`xtra check`, `sweep`, `trace`, `status` and `doctor`: verify and repair a dataset, remove what dead writers left,
+follow a sample, show the progress of a folder, inspect machines."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
 
+from jobs.config import DoctorConfig, StatusConfig
+from jobs.progress import Progress
 from jobs.terminal import say
+from shards.config import CheckConfig, SweepConfig
 
 if TYPE_CHECKING:
     from jobs.flags import Call
-    from shards.check import Config
     from shards.repair import RepairResult
 
 
 def check(call: Call) -> Any:
-    from jobs.progress import Progress
+    config = call.config(CheckConfig, "dataset")
     from shards import check
 
-    config = call.config(check.Config, "dataset")
     repaired = _repair(call, config) if config.repair else None
     if repaired and repaired.dry_run:
         return {"repair": repaired}
@@ -31,9 +32,8 @@ def check(call: Call) -> Any:
     return {**vars(result), "repair": repaired} if repaired else result
 
 
-def _repair(call: Call, config: Config) -> RepairResult:
+def _repair(call: Call, config: CheckConfig) -> RepairResult:
     from ingest import select
-    from jobs.progress import Progress
     from shards import repair
 
     usual = [select.settings(select.SelectConfig())]
@@ -50,10 +50,10 @@ def _repair(call: Call, config: Config) -> RepairResult:
 
 
 def sweep(call: Call) -> Any:
+    config = call.config(SweepConfig, "url")
     from shards import store, sweep
     from shards.figures import size
 
-    config = call.config(sweep.Config, "url")
     store.require(url=config.url)
     if store.exists(store.join(config.url, "dataset.json")):
         result = sweep.run(config)
@@ -73,9 +73,9 @@ def sweep(call: Call) -> Any:
 
 
 def status(call: Call) -> Any:
+    config = call.config(StatusConfig, "url")
     from jobs import status
 
-    config = call.config(status.Config, "url")
     if not config.watch:
         return {"status": [status.as_dict(found) for found in status.run(config)]}
     stop, call.quiet = call.stoppable(), True  # a stop ends the watching alone
@@ -84,9 +84,9 @@ def status(call: Call) -> Any:
 
 
 def doctor(call: Call) -> Any:
+    config = call.config(DoctorConfig, "url")
     from jobs import cluster, doctor as machine
 
-    config = call.config(machine.Config, "url")
     if config.cluster and not cluster.on_a_cluster():
         raise ValueError("--cluster asks the nodes of a cluster, and RAY_ADDRESS names none: set it to HOST:PORT")
     checks = machine.run(config)
@@ -97,3 +97,23 @@ def doctor(call: Call) -> Any:
             checks.append(check)
     call.exit_code = 1 if any(c.level == "fail" for c in checks) else 0
     return {"checks": checks}
+
+
+def trace(call: Call) -> Any:
+    from jobs import trace as tracing
+
+    place, named = call.first(), []
+    while (word := call.first()) is not None:
+        named.append(word)
+    if named:
+        call.words = ["--what", *named, *call.words]
+    call.words = ([] if place is None else [place]) + call.words
+    config = call.config(tracing.Config, "place")
+
+    with Progress("") as progress:
+        result = tracing.run(config, progress)
+    for problem in result.problems:
+        say(f"xtra trace: {problem}", file=sys.stderr)
+    say(tracing.text(result))
+    call.exit_code = 1 if result.problems or result.unknown else 0
+    return result

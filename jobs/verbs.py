@@ -6,55 +6,71 @@ import contextlib
 import functools
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jobs import deploy_verb, launch, submit_verb, upkeep_verbs
+from jobs import cluster, deploy_verb, launch, submit_verb, upkeep_verbs
 from jobs.flags import nearest
 from jobs.ingest_verbs import import_verb, ingest_verb, peek_verb, select_verb, start_group
 from jobs.law_verbs import fit_verb, plan_verb, power, report_verb
+from jobs.progress import Progress
 from jobs.terminal import say
-from jobs.trace_verb import trace
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from jobs.flags import Call
-    from jobs.progress import Progress
     from xtra.probe import ProbeResult
 
+MAIN = ("demo32", "small64", "b16_in1k", "h14_in21k")  # recipes that a message names
 PARITY = 1e-9  # largest relative error against the official float64 numbers
 
 
-def _train(call: Call) -> Any:
-    from jobs import cluster
-    from jobs.progress import Progress
+@dataclass(frozen=True)
+class ProbesWords:
+    """Probe the checkpoints meanwhile, in a process beside the training: with these and all other flags of xtra probe,
+    each as --probe.FLAG."""
+
+    every: int = 0  # samples from one probe to the next
+    train: str = ""  # labelled dataset that trains the heads
+    eval: str = ""  # labelled dataset that the result is about
+    device: str = "cpu"  # as in xtra probe
+
+
+@dataclass(frozen=True)
+class TrainWords(cluster.WorkersWords):
+    """What `xtra train` takes beside the recipe's settings."""
+
+    # go on with a run that another command is provably at work on, which ends when it next saves; without this flag
+    # such a run is refused
+    take_over: bool = False
+    probe: ProbesWords = ProbesWords()
+
+
+def _recipe(call: Call) -> str:
+    """The leading word, as the name of a recipe."""
     from xtra import recipes
 
-    name = call.first()
+    name, names = call.first(), recipes.names()
     if name is None:
         if "--help" in call.words or "-h" in call.words:
-            say("usage: xtra train RECIPE --data DATASET --out RUN [--workers N] [--flags]\n\nrecipes:")
-            say("\n".join(_entry(name, recipes.describe(name)) for name in recipes.names()))
-            say("\nxtra train RECIPE --help describes the flags, with that recipe's values.")
-            raise SystemExit(0)
-        raise ValueError(f"RECIPE is missing: give one of {', '.join(recipes.names())}")
-    if name not in recipes.names():
-        raise ValueError(f"recipe {name!r} is unknown{nearest(name, recipes.names())}: xtra train --help lists them")
-    workers = launch.workers(call)
-    asked, take_over = call.prefixed("probe"), call.switch("take-over")
-    also = """--workers N trains on N processes (1: this one, unless RAY_ADDRESS names a
-cluster). --workers MIN..MAX takes what there is between, and more as it comes
-(--resize-every 300 seconds). --wait-for-workers SECONDS (60; in a job for ever)
-ends with exit code 75. --stall 600: seconds without a step after which a worker
-counts as lost. What torchrun or srun has started is found (docs/launchers.md).
---take-over goes on with a run that another command is provably at work on; that
-one ends when it next saves. Without it such a run is refused.
---probe.every N --probe.train SET --probe.eval SET and more of the flags of xtra
-probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it
-(on the CPU, unless --probe.device says otherwise)."""
-    config = call.config(type(recipes.get(name)), default=recipes.get(name), also=also)
+            _offer(call, "--data DATASET --out RUN [--workers N]", {name: recipes.describe(name) for name in names})
+        main = ", ".join(name for name in MAIN if name in names)
+        raise ValueError(f"RECIPE is missing: give one of {main}; xtra train --help lists all {len(names)}")
+    if name not in names:
+        raise ValueError(f"recipe {name!r} is unknown{nearest(name, names)}: xtra train --help lists them")
+    return name
+
+
+def _train(call: Call) -> Any:
+    from xtra import recipes
+
+    name = _recipe(call)
+    asked, recipe = call.prefixed("probe"), recipes.get(name)
+    words, config = call.both(TrainWords, type(recipe), default=recipe, needs=("data", "out"))
+    workers = launch.workers(call, words)
+
     followed: AbstractContextManager[None] = contextlib.nullcontext()
     if asked:
         from jobs import probe_verb
@@ -70,7 +86,7 @@ probe, as --probe.FLAG, probe its checkpoints meanwhile, in a process beside it
     if call.place is None:
         start_group(call, workers.most)
     with launch.joined(call, config, workers, followed) as placed, Progress("samples") as progress:
-        results = cluster.train_all([placed], workers, call.stoppable(), show, take_over)
+        results = cluster.train_all([placed], workers, call.stoppable(), show, words.take_over)
     if not results:
         say("stopped before the workers began, or between two groups of them")
         return {}
@@ -93,15 +109,14 @@ def _show(bar: Progress, row: dict[str, Any], what: str, note: str) -> None:
 
 def _probe(call: Call) -> Any:
     from jobs import probe_verb
-    from jobs.progress import Progress
+
+    words, config = probe_verb.read(call)
+    if words.suite:
+        return probe_verb.suite(call, words, config)
+    if words.follow:
+        return probe_verb.follow(call, words, config)
     from xtra import probe
 
-    if suite := call.choice("suite", probe_verb.SUITES):
-        return probe_verb.suite(call, suite)
-    if "--follow" in call.words:
-        call.words.remove("--follow")
-        return probe_verb.follow(call)
-    config = probe_verb.config(call)
     call.stoppable()
     with Progress("images") as progress:
 
@@ -147,10 +162,11 @@ def _embed(call: Call) -> Any:
 
 
 def _generate(call: Call) -> Any:
-    from jobs.progress import Progress
+    from xtra.config import GenerateConfig
+
+    config = call.config(GenerateConfig, "checkpoint")
     from xtra import generate
 
-    config = call.config(generate.Config, "checkpoint")
     with Progress("images") as progress:
         result = generate.run(config, progress)
     say("\n".join(f"{result.out.rstrip('/')}/{name}" for name in result.files))
@@ -159,22 +175,26 @@ def _generate(call: Call) -> Any:
 
 
 def _export(call: Call) -> Any:
+    from xtra.official import Config
+
+    config = call.config(Config, "checkpoint")
     from xtra.official import export
 
-    result = export.run(call.config(export.Config, "checkpoint"))
+    result = export.run(config)
     say(export.describe(result))
     return result
 
 
 def _scale(call: Call) -> Any:
-    from jobs.lab import scale
-    from jobs.progress import Progress
+    from jobs.lab import ScaleConfig
 
-    config = call.config(scale.Config)
+    config = call.config(ScaleConfig, needs=() if "--power" in call.words else ("probe.train", "probe.eval"))
     if config.power:
         return power(len(config.seeds), config.sd, config.arms)
     stop = call.stoppable()
     start_group(call, config.workers)
+    from jobs.lab import scale
+
     with Progress("") as bar:
         result = scale.run(config, functools.partial(_show_study, bar), stop)
     say(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
@@ -190,10 +210,11 @@ def _show_study(bar: Any, row: dict[str, Any]) -> None:
 
 
 def _study(call: Call) -> Any:
-    from jobs.lab import study
-    from jobs.progress import Progress
+    from jobs.lab import StudyConfig
 
-    config = call.config(study.Config)
+    config = call.config(StudyConfig)
+    from jobs.lab import study
+
     stop = call.stoppable()
     with Progress("") as bar:
         result = study.run(config, functools.partial(_show_study, bar), stop)
@@ -208,6 +229,8 @@ def _bench(call: Call) -> Any:
 
     subjects = bench.subjects()
     subject = call.first()
+    if subject is None and ("--help" in call.words or "-h" in call.words):
+        _offer(call, "", {name: bench.about(name) for name in subjects})
     if subject not in subjects:
         what = "SUBJECT is missing" if subject is None else f"{subject!r} is not a subject{nearest(subject, subjects)}"
         raise ValueError(f"{what}: give one of {', '.join(subjects)}")
@@ -225,32 +248,158 @@ class Verb:
     takes: str  # the leading word, as help shows it
     help: str
     run: Callable[[Call], Any]
+    examples: tuple[str, ...] = ()  # that end its help
 
 
 VERBS = {
-    "ingest": Verb("", "fetch and filter a list of image URLs into a dataset", ingest_verb),
-    "import": Verb("SOURCE", "make a dataset of a labelled set, or of an evaluation set", import_verb),
-    "select": Verb("DATASET", "make a version of a dataset: rules, or a random subset", select_verb),
-    "peek": Verb("DATASET", "show a few links, kept or rejected, as rows or pictures", peek_verb),
-    "trace": Verb("PLACE", "what became of samples, and which steps of runs saw them", trace),
-    "sweep": Verb("FOLDER", "remove what dead writers of a dataset or run left behind", upkeep_verbs.sweep),
-    "check": Verb("DATASET", "verify a dataset; every problem names its shard and key", upkeep_verbs.check),
-    "train": Verb("RECIPE", "pretrain a model on a dataset; a rerun continues", launch.heard(_train)),
-    "probe": Verb("RUN", "measure a checkpoint's features on a labelled set", _probe),
-    "embed": Verb("RUN", "write the vectors of a dataset's pictures as Parquet", _embed),
-    "generate": Verb("CHECKPOINT", "draw what a model predicts of some images", _generate),
-    "export": Verb("CHECKPOINT", "write a checkpoint as other programs read it", _export),
-    "scale": Verb("", "train and probe what is missing of a grid of runs", _scale),
-    "study": Verb("", "run what is missing of the block-size study of docs/study", _study),
-    "report": Verb("RUNS", "write report.html and the ledger of a folder of runs", report_verb),
-    "fit": Verb("LEDGER", "scaling laws of a ledger, with intervals; its arms compared", fit_verb),
-    "plan": Verb("RECIPE", "what a run costs before anything is spent", plan_verb),
-    "status": Verb("URL", "say what a run or a dataset is doing, from its folder", upkeep_verbs.status),
-    "submit": Verb("VERB", "run a command on a cluster, as a job", lambda call: submit_verb.submit(call, VERBS)),
-    "deploy": Verb("KIND", "a file that starts a cluster", lambda call: deploy_verb.deploy(call, VERBS)),
-    "bench": Verb("SUBJECT", "measure us beside a peer, or beside the official numbers", _bench),
-    "doctor": Verb("", "check this machine; a store by --url, nodes by --cluster", upkeep_verbs.doctor),
+    "ingest": Verb(
+        "",
+        "fetch and filter a list of image URLs into a dataset",
+        ingest_verb,
+        ("xtra ingest --urls list.txt --out set", "xtra ingest --retry --out set"),
+    ),
+    "import": Verb(
+        "SOURCE",
+        "make a dataset of a labelled set, or of an evaluation set",
+        import_verb,
+        ("xtra import pictures --out set", "xtra import cifar-10-python.tar.gz --set cifar10 --out cifar10"),
+    ),
+    "select": Verb(
+        "DATASET",
+        "make a version of a dataset: rules, or a random subset",
+        select_verb,
+        ("xtra select set --subset 10k", "xtra select set --rules.min-per-class 50"),
+    ),
+    "peek": Verb(
+        "DATASET",
+        "show a few links, kept or rejected, as rows or pictures",
+        peek_verb,
+        ("xtra peek set", "xtra peek set --reason undecodable --out sheet.html"),
+    ),
+    "trace": Verb(
+        "PLACE",
+        "what became of samples, and which steps of runs saw them",
+        upkeep_verbs.trace,
+        ("xtra trace set https://example.com/a.jpg --runs runs", "xtra trace runs/one --file keys.txt"),
+    ),
+    "sweep": Verb(
+        "FOLDER",
+        "remove what dead writers of a dataset or run left behind",
+        upkeep_verbs.sweep,
+        ("xtra sweep set --dry-run",),
+    ),
+    "check": Verb(
+        "DATASET",
+        "verify a dataset; every problem names its shard and key",
+        upkeep_verbs.check,
+        ("xtra check set", "xtra check set --repair --dry-run"),
+    ),
+    "train": Verb(
+        "RECIPE",
+        "pretrain a model on a dataset; a rerun continues",
+        launch.heard(_train),
+        (
+            "xtra train demo32 --data set --out runs/one",
+            "xtra train b16_in1k --data s3://b/set --out s3://b/run --workers 2..8",
+        ),
+    ),
+    "probe": Verb(
+        "RUN",
+        "measure a checkpoint's features on a labelled set",
+        _probe,
+        (
+            "xtra probe runs/one --train cifar10/train --eval cifar10/eval",
+            "xtra probe runs/one --suite paper15 --root sets --only cifar10 dtd",
+        ),
+    ),
+    "embed": Verb(
+        "RUN",
+        "write the vectors of a dataset's pictures as Parquet",
+        _embed,
+        ("xtra embed runs/one --data set --out vectors",),
+    ),
+    "generate": Verb(
+        "CHECKPOINT",
+        "draw what a model predicts of some images",
+        _generate,
+        ("xtra generate runs/one --data set --out pictures",),
+    ),
+    "export": Verb(
+        "CHECKPOINT",
+        "write a checkpoint as other programs read it",
+        _export,
+        ("xtra export runs/one --out encoder", "xtra export xtra.ckpt --to run --out runs/official"),
+    ),
+    "scale": Verb(
+        "",
+        "train and probe what is missing of a grid of runs",
+        _scale,
+        ("xtra scale --data set --out r --samples 1k 4k --probe.train a --probe.eval b",),
+    ),
+    "study": Verb(
+        "",
+        "run what is missing of the block-size study of docs/study",
+        _study,
+        ("xtra study --data sets --out runs --seeds 0 1",),
+    ),
+    "report": Verb(
+        "RUNS",
+        "write report.html and the ledger of a folder of runs",
+        report_verb,
+        ("xtra report runs",),
+    ),
+    "fit": Verb(
+        "LEDGER",
+        "scaling laws of a ledger, with intervals; its arms compared",
+        fit_verb,
+        ("xtra fit runs/ledger.parquet --by demo32", "xtra fit --power --seeds 5 --sd 0.4"),
+    ),
+    "plan": Verb(
+        "RECIPE",
+        "what a run costs before anything is spent",
+        plan_verb,
+        ("xtra plan b16_in1k --price 2.50 --gpus 16",),
+    ),
+    "status": Verb(
+        "URL",
+        "say what a run or a dataset is doing, from its folder",
+        upkeep_verbs.status,
+        ("xtra status runs/one --watch",),
+    ),
+    "submit": Verb(
+        "VERB",
+        "run a command on a cluster, as a job",
+        lambda call: submit_verb.submit(call, VERBS),
+        ("xtra submit train demo32 --data s3://b/set --out s3://b/run --workers 4", "xtra submit list"),
+    ),
+    "deploy": Verb(
+        "KIND",
+        "a file that starts a cluster",
+        lambda call: deploy_verb.deploy(call, VERBS),
+        ("xtra deploy rayjob-train --set workers=8 bucket=mine > job.yaml",),
+    ),
+    "bench": Verb(
+        "SUBJECT",
+        "measure us beside a peer, or beside the official numbers",
+        _bench,
+        ("xtra bench fetch", "xtra bench train --size b16 --device cuda"),
+    ),
+    "doctor": Verb(
+        "",
+        "check this machine; a store by --url, nodes by --cluster",
+        upkeep_verbs.doctor,
+        ("xtra doctor --url s3://bucket/folder",),
+    ),
 }
+
+
+def _offer(call: Call, flags: str, entries: Mapping[str, str]) -> NoReturn:
+    """The help of a verb whose flags are those of its leading word: what this word may be."""
+    say(" ".join(filter(None, [f"usage: xtra {call.verb} {call.takes}", flags, "[--flags]"])) + "\n")
+    say("\n".join(_entry(name, doc) for name, doc in entries.items()))
+    say(f"\nxtra {call.verb} {call.takes} --help describes the flags, with their values.\n\nexamples:")
+    say("\n".join(f"  {example}" for example in call.examples))
+    raise SystemExit(0)
 
 
 def _entry(name: str, doc: str) -> str:

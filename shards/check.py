@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from shards import manifest, rules, selection, store
 from shards.check_tar import check_tar, kept_rows
+from shards.config import CheckConfig as Config
 from shards.dataset import (
     DAMAGE,
     INDEX_SCHEMA,
@@ -35,20 +35,6 @@ from shards.dataset import (
     read_plan,
 )
 from shards.parallel import in_order
-
-
-@dataclass(frozen=True)
-class Config:
-    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # shards checked in parallel, each on one core
-    decode: bool = False  # also decode every image in full
-    problems_per_shard: int = 20  # more are counted, not listed
-    repair: bool = False  # rebuild damaged objects from others of the dataset, list what is lost; then check
-    dry_run: bool = False  # with --repair: report the same, but write nothing
-
-    def __post_init__(self) -> None:
-        if self.dry_run and not self.repair:
-            raise ValueError("--dry-run needs --repair: without --repair nothing is written anyway")
 
 
 @dataclass(frozen=True)

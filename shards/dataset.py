@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import store, typed_json
+from shards.config import KEPT as KEPT
 from shards.parallel import in_order
 from shards.typed_json import Count
 
 FORMAT = 1
-KEPT = "kept"
 
 PLAN_SCHEMA = pa.schema(
     [

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import fsspec
-
 T = TypeVar("T")
 
 # Other schemes of fsspec may overwrite when two writers put the same name: datasets and runs would lose units there.
@@ -58,6 +56,8 @@ def client(url: str) -> tuple[Any, str]:
 
 
 def _open_filesystem(scheme: str, url: str) -> Any:
+    import fsspec  # 0.1 s that only remote stores are worth
+
     try:
         if scheme != "s3":
             return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)

@@ -14,38 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shards import store, store_uploads, typed_json
+from shards.config import SweepConfig as Config
 from shards.dataset import committed_units, read_commits, read_info, read_table
 from shards.manifest import Head
 from shards.parallel import in_order
 
 _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(tar|parquet)")
-_AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifests", "versions", "events", "underway")
 HALF_PUT = (".aside-", ".probe-")  # prefixes of objects whose writer died while it put them
-
-
-@dataclass(frozen=True)
-class Config:
-    url: str  # the folder of a dataset, of a run, or of probes or several runs
-    older_than: str = "7d"  # remove what no commit decides about from this age: a number and m, h, d or w
-    dry_run: bool = False  # only show what would be removed
-
-    def __post_init__(self) -> None:
-        match = _AGE.fullmatch(self.older_than)
-        if not match:
-            raise ValueError(f"older_than is {self.older_than!r}: give a number and m, h, d or w, such as 7d")
-        if self.seconds < 600:
-            raise ValueError(f"older_than is {self.older_than}: such young objects may still be committed; give 10m")
-
-    @property
-    def seconds(self) -> float:
-        number, unit = _AGE.fullmatch(self.older_than).groups()  # type: ignore[union-attr]
-        return float(number) * _SECONDS[unit]
-
-    def before(self) -> float:
-        """Objects older than this time may be removed; by the store's clock, as this machine's may be days off."""
-        return store.clock(self.url) - self.seconds
 
 
 @dataclass(frozen=True)

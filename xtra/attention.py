@@ -23,7 +23,7 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,21 +31,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xtra.blocks import block_causal_mask
-
-Arm = Literal[
-    "auto",
-    "dense",
-    "dense-cudnn",
-    "halves",
-    "halves-cudnn",
-    "quarters",
-    "quarters-cudnn",
-    "blocks",
-    "blocks-cudnn",
-    "flex128",
-    "flex64",
-]
-ARMS: tuple[str, ...] = get_args(Arm)[1:]
+from xtra.config import ARMS as ARMS, Arm as Arm
 
 HALVED: int = 128  # tokens from which on a CPU computes attention in two halves
 # (tokens, width of a head) -> what was fastest in training on a GPU by `make bench-gpu` (docs/perf.md); else: dense,

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shards import roles
 from shards.stream import mix64, uniform
-from xtra import rand_augment
+from xtra.config import Augment
 
 _AREA = (0.02, 1 / 3)  # share of the image that erasing takes
 _ASPECT = (0.3, 1 / 0.3)  # height over width of what it takes
@@ -26,28 +24,6 @@ _GAMMA, _MIX = (
     0x9E3779B97F4A7C15,
     ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)),
 )  # as in shards.stream.order.mix64
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Training-time augmentation; the defaults are the paper's Table 1."""
-
-    scale: tuple[float, float] = roles.law((0.3, 1.0))  # share of the image's area that a crop covers
-    ratio: tuple[float, float] = roles.law((3 / 4, 4 / 3))  # width over height of a crop
-    flip: float = roles.law(0.5)  # probability of a horizontal mirror
-    randaugment: str = roles.law("")  # RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "": none
-    erase: float = roles.law(0.0)  # probability that a rectangle becomes noise (random erasing, timm's mode "pixel")
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0 < low <= high:
-                raise ValueError(f"augment.{name} is {low} {high}; it must be two rising numbers above 0")
-        if self.scale[1] > 1 or not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.scale {self.scale} and augment.flip {self.flip} must not pass 1")
-        if not 0 <= self.erase <= 1:
-            raise ValueError(f"augment.erase is {self.erase}; it must be a probability, 0 to 1")
-        if self.randaugment:
-            rand_augment.parse(self.randaugment)
 
 
 PROBE = Augment(scale=(0.08, 1.0), randaugment="rand-m9-mstd0.5-inc1", erase=0.25)

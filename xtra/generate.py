@@ -30,6 +30,7 @@ from shards.pixels import image
 from shards.stream import Order, Stream
 from xtra import official
 from xtra.blocks import block_orders, join_blocks, target_blocks
+from xtra.config import GenerateConfig as Config
 from xtra.data import MEAN, STD, centred, normalise
 from xtra.device import check_device, chosen
 from xtra.loss import EPS, next_block_loss
@@ -41,25 +42,6 @@ LEFT, ABOVE, BELOW = 310, 170, 30  # pixels: captions; the title and the keys of
 MARGIN, GAP = 40, 8
 UNSEEN = 0.75  # gray of blocks that are not given
 INK, SOFT = "#1f2328", "#59616b"
-
-
-@dataclass(frozen=True)
-class Config:
-    checkpoint: str  # a run folder, one of its checkpoints, or an official checkpoint
-    data: str  # dataset: URL, URL@VERSION or URL@DIGEST
-    out: str  # folder for grid-000.png, grid-001.png, ...
-    samples: int = 16  # drawn from the whole set
-    rows: int = 8  # images a grid, side by side
-    given: int = 0  # true blocks that a free run starts from; 0: a quarter of them
-    head: int = 0  # which head: 0 predicts the next block, 1 the one after
-    resize: int = 0  # short side before the centre crop, pixels; 0: the image size
-    seed: int = 0  # which samples
-    device: str = "auto"  # "cpu" or "cuda"; auto: the GPU where there is one
-
-    def __post_init__(self) -> None:
-        for name, least in (("samples", 1), ("rows", 1), ("given", 0), ("head", 0), ("resize", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @dataclass(frozen=True)

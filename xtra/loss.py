@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shards import roles
+from xtra.config import LossConfig
 
 EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    l1: bool = roles.law(False)  # mean absolute instead of mean squared error (the paper's ablation)
 
 
 def normalise_blocks(blocks_BKP: Tensor) -> Tensor:

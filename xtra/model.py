@@ -14,152 +14,19 @@ layers, S = 2 residual branches of a layer (attention, MLP). In images_B3HW, H a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from types import MappingProxyType
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shards import roles
 from xtra.attention import Causal, attend, both_ways, causal_of, prefixed
 from xtra.blocks import patches, take_blocks
+from xtra.config import SIZES as SIZES, Mask, ModelConfig, model_config as model_config
 from xtra.drop_path import Branch, Drop, added, branch_of, drops_of, mark_kept
 
 NORM_EPS = 1e-6
-ORDERS = ("raster", "random")
-Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, but none after prefix attention
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of one model. Pixels: image, patch. Patches a side: block (1 is plain causal AIM). The rest are widths."""
-
-    image: int = field(metadata=roles.role("law"))
-    patch: int = field(metadata=roles.role("law"))
-    block: int = field(metadata=roles.role("law"))
-    width: int = field(metadata=roles.role("law"))
-    depth: int = field(metadata=roles.role("law"))
-    heads: int = field(metadata=roles.role("law"))
-    bridge: int = field(metadata=roles.role("law"))  # hidden width of the MLP between encoder and decoder
-    dec_width: int = field(metadata=roles.role("law"))
-    dec_depth: int = field(metadata=roles.role("law"))
-    dec_heads: int = field(metadata=roles.role("law"))
-    head: int = field(metadata=roles.role("law"))  # hidden width of the pixel head
-    predict: int = roles.law(1)  # heads: head i predicts block k+1+i from block k
-    mlp_ratio: float = roles.law(4.0)
-    drop_path: float = roles.law(0.0)  # rate of the last encoder layer, rising linearly from 0; the decoder has none
-    order: str = roles.law("raster")  # of the blocks; "random" trains on `blocks.block_orders`
-    dec_mlp_ratio: float = roles.law(0.0)  # of the decoder; 0: as mlp_ratio
-    prefix: bool = roles.law(False)  # AIM's prefix attention (xtra/prefix.py)
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.type == "int" and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"model.{one.name} is {value!r}; it must be a whole number of at least 1")
-        for whole, part in (("image", "patch"), ("grid", "block"), ("width", "heads"), ("dec_width", "dec_heads")):
-            size, divisor = getattr(self, whole), getattr(self, part)
-            if size % divisor:
-                raise ValueError(f"model.{part} is {divisor}; it must divide the {whole}, which is {size}")
-        for whole, part in (("width", "heads"), ("dec_width", "dec_heads")):
-            if getattr(self, whole) // getattr(self, part) % 2:
-                size, heads = getattr(self, whole), getattr(self, part)
-                raise ValueError(
-                    f"model.{part} is {heads}; {whole} {size} / {heads} = {size // heads} a head, which must be even"
-                )
-        if not 1 <= self.predict < self.blocks:
-            raise ValueError(
-                f"model.predict is {self.predict}; with {self.blocks} blocks it must be 1..{self.blocks - 1}"
-            )
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"model.drop_path is {self.drop_path}; it must be at least 0 and below 1")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"model.mlp_ratio is {self.mlp_ratio}; it must be above 0")
-        if self.dec_mlp_ratio < 0:
-            raise ValueError(f"model.dec_mlp_ratio is {self.dec_mlp_ratio}; it must be above 0, or 0 for mlp_ratio")
-        if self.order not in ORDERS:
-            raise ValueError(f"model.order is {self.order!r}; it must be one of {', '.join(ORDERS)}")
-
-    @property
-    def grid(self) -> int:
-        """Patches a side of the image."""
-        return self.image // self.patch
-
-    @property
-    def blocks(self) -> int:
-        """K, blocks of an image."""
-        return (self.grid // self.block) ** 2
-
-    @property
-    def per_block(self) -> int:
-        """Tokens of a block."""
-        return self.block**2
-
-    @property
-    def tokens(self) -> int:
-        return self.grid**2
-
-    @property
-    def side(self) -> int:
-        """Pixels a side of a block."""
-        return self.patch * self.block
-
-    @property
-    def block_pixels(self) -> int:
-        """P, values of a block: 3 channels of side x side pixels."""
-        return 3 * self.side**2
-
-
-def model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """The config from its JSON form. Raises ValueError naming an unknown or missing field."""
-    names = [field.name for field in fields(ModelConfig)]
-    for name in values:
-        if name not in names:
-            raise ValueError(f"model.{name} is unknown; the fields are {', '.join(names)}")
-    try:
-        return ModelConfig(**values)
-    except TypeError as error:
-        raise ValueError(f"the model config lacks a field: {error}") from None
-
-
-def _sizes() -> dict[str, ModelConfig]:
-    tiny = ModelConfig(32, 4, 2, 64, 2, 2, bridge=128, dec_width=64, dec_depth=1, dec_heads=2, head=128)
-    small = ModelConfig(32, 4, 2, 128, 4, 4, bridge=256, dec_width=128, dec_depth=2, dec_heads=2, head=256)
-    base = ModelConfig(32, 4, 2, 192, 6, 6, bridge=384, dec_width=128, dec_depth=2, dec_heads=2, head=512)
-    b16 = ModelConfig(256, 16, 4, 768, 12, 12, bridge=4096, dec_width=768, dec_depth=8, dec_heads=6, head=6144)
-    h14 = ModelConfig(224, 14, 4, 1280, 32, 16, bridge=5120, dec_width=640, dec_depth=8, dec_heads=8, head=9408)
-    b16_ablation = replace(b16, dec_width=384)
-    # Encoders of the official code (src/modules/vit.py); their decoders, bridges and heads are ours.
-    ti16 = replace(b16, width=192, heads=3, bridge=1024, dec_width=192, dec_heads=3, head=1536)
-    s16 = replace(b16, width=384, heads=6, bridge=2048, dec_width=384, head=3072)
-    l16 = replace(b16, width=1024, depth=24, heads=16)
-    g14 = replace(h14, width=1408, depth=40, bridge=5632, dec_width=704, mlp_ratio=48 / 11, dec_mlp_ratio=4.0)
-    return {
-        "tiny32": tiny,
-        "small32": small,
-        "base32": base,
-        "tiny64": replace(tiny, image=64, block=4),
-        "small64": replace(small, image=64, block=4),
-        "base64": replace(base, image=64, block=4),
-        "ti16": ti16,
-        "s16": s16,
-        "b16": b16,
-        "l16": l16,
-        "h14": h14,
-        "g14": g14,
-        "b16_ablation": b16_ablation,
-        "b16_aim": replace(b16_ablation, block=1),
-    }
-
-
-SIZES: Mapping[str, ModelConfig] = MappingProxyType(_sizes())
-"""b16 and h14 are the paper's XTRA-B/16@256 and XTRA-H/14@224; b16_ablation and b16_aim its ablation baseline and
-plain-causal arm; ti16, s16, l16 and g14 are not trained there; *32 and *64 train on a CPU. All have drop_path 0: a
-recipe sets it."""
 
 
 class Attention(nn.Module):

@@ -4,49 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-from shards import roles
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    lr: float = roles.law(1e-3)  # the peak
-    min_lr: float = roles.law(1e-6)  # at the last sample of a cosine
-    warmup_lr: float = roles.law(1e-4)  # at the first sample (the configs', not in the paper)
-    # below 1 a fraction of all samples, else a number of samples (paper: B 15/800, H 3/100)
-    warmup: float = roles.law(0.03)
-    betas: tuple[float, float] = roles.law((0.9, 0.95))
-    eps: float = roles.law(1e-8)
-    weight_decay: float = roles.law(0.05)
-    clip: float = roles.law(1.0)  # of the global gradient norm; inf does not clip
-    # constant: warm-up, then the peak, then a decay to 0 over the last samples; until the decay begins, the run is the
-    # same whatever its number of samples, so that one run (a trunk) serves many (its branches).
-    schedule: Literal["cosine", "constant"] = roles.law("cosine")
-    decay: float = roles.law(0.2)  # share of all samples in which a constant rate decays; 0: a trunk, which never does
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"optim.schedule is {self.schedule!r}; it must be cosine or constant")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"optim.decay is {self.decay}; it must be a share of the samples, at least 0 and below 1")
-        if self.schedule == "constant" and 0 < self.warmup < 1:
-            raise ValueError(
-                f"optim.warmup is {self.warmup}, a share; with a constant schedule give a number of samples, "
-                "so that runs of all lengths begin alike"
-            )
-        for name in ("lr", "min_lr", "warmup_lr", "warmup", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("eps", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be above 0")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas is {self.betas}; it must be two numbers, each at least 0 and below 1")
+from xtra.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, samples_seen: int, total_samples: int, batch: int) -> float:

@@ -15,11 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from xtra.data import Augment
-from xtra.loss import LossConfig
-from xtra.model import SIZES, ModelConfig
-from xtra.optim import OptimConfig
-from xtra.train import Config
+from xtra.config import SIZES, Augment, LossConfig, ModelConfig, OptimConfig, TrainConfig as Config
 
 # Images of ImageNet-1k, and of ImageNet-21K's Winter21 release, which the official scripts unpack: 182,688 on each of
 # 72 GPUs are 6,299 steps of 29 an epoch, so 100 epochs are the H/14 run's 629,900 steps.

@@ -14,27 +14,25 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shards import roles
 from shards.manifest import Manifest, read_manifest
-from shards.stream import Cursor, Mixture, Order, ReadConfig, Stream
+from shards.stream import Cursor, Mixture, Stream
 from xtra import compiled, drop_path, fit, gpu_decode, prefix
-from xtra.attention import ARMS, Arm
 from xtra.batch_memory import Lease
 from xtra.blocks import block_orders, pick_order
-from xtra.data import Augment, Batch, RandomCrop, normalise, train_batches
+from xtra.config import TrainConfig as Config
+from xtra.data import Batch, RandomCrop, normalise, train_batches
 from xtra.device import decoding_threads, sent
 from xtra.distributed import GradientSum, Owners, least, sum_numbers, world_of
-from xtra.loss import LossConfig
-from xtra.model import ModelConfig, Xtra, build, float32_products
-from xtra.optim import OptimConfig, decay_start, learning_rate, make_optimizer
+from xtra.model import Xtra, build, float32_products
+from xtra.optim import decay_start, learning_rate, make_optimizer
 from xtra.run import (
     Opened,
     Parts,
@@ -53,94 +51,9 @@ from xtra.run import (
     require_trunk,
     terms,
 )
-from xtra.validation import Validation, validation_loss
+from xtra.validation import validation_loss
 
 FLUSH_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Config:
-    """One pretraining run. Counts are samples; the batch is global."""
-
-    model: ModelConfig = field(metadata=roles.role("law"))
-    # to see in total; the last batch is cut to it
-    samples: int = field(metadata=roles.role("trial", unless={"optim.schedule": "constant", "optim.decay": 0.0}))
-    batch: int = field(metadata=roles.role("law", resumed=True))
-    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST
-    # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
-    mix: tuple[str, ...] = roles.data(())
-    out: str = roles.machine("")  # run folder
-    recipe: str = roles.trial("custom")
-    arm: str = roles.machine("")  # what comparisons call it; the recipe's name if empty
-    # a run at a constant rate to begin from, at its checkpoint where this run's decay begins
-    branch: str = roles.data("")
-    seed: int = roles.trial(0)
-    optim: OptimConfig = field(default_factory=OptimConfig, metadata=roles.role("law"))
-    loss: LossConfig = field(default_factory=LossConfig, metadata=roles.role("law"))
-    augment: Augment = field(default_factory=Augment, metadata=roles.role("law"))
-    order: Order = field(default_factory=Order, metadata=roles.role("law"))
-    precision: str = roles.law("fp32")  # or "bf16": autocast
-    # under bf16, keep the decoder in fp32, as the official code does
-    decoder_fp32: bool = roles.law(False, unless={"precision": "fp32"})
-    # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
-    tf32: bool = roles.law(False)
-    # Most images in one forward pass of a rank, gradients added up; 0: on a CPU all at once, on a GPU what its free
-    # memory holds (xtra/fit.py).
-    micro: int = roles.machine(0)
-    # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, in a few
-    # shapes); or a fixed number of each micro-batch is skipped (as DINOv2).
-    dropped: Literal["compute", "skip", "subset"] = roles.law("compute")
-    compile: Literal["auto", "on", "off"] = roles.machine("auto")  # torch.compile layers, head and loss; auto: on a GPU
-    attention: Arm = roles.machine("auto")  # how it is computed (xtra/attention.py): the same numbers, to rounding
-    shard_optimizer: bool = roles.machine(False)  # each rank keeps its share of the optimiser's state (ZeRO 1)
-    device: str = roles.machine("auto")  # "cpu", "cuda" or "auto"
-    threads: int = roles.machine(0)  # decoding threads a rank; 0: on a GPU its share of the cores, on a CPU 2
-    read: ReadConfig = field(default_factory=ReadConfig, metadata=roles.role("machine"))
-    # JPEGs: "gpu" needs the extra `gpu`; "auto" takes it where it can. What a GPU refuses, the CPU decodes.
-    decoder: Literal["cpu", "gpu", "auto"] = roles.machine("cpu")
-    checkpoint_every: int = roles.machine(1_000_000)  # samples
-    keep: int = roles.machine(2)  # newest checkpoints that stay
-    keep_every: int = roles.machine(0)  # samples; the first checkpoint at or after each multiple stays as well; 0: none
-    # samples after which there is a checkpoint that stays, so that runs may branch there
-    keep_at: tuple[int, ...] = roles.machine(())
-    val: Validation = field(default_factory=Validation, metadata=roles.role("machine"))
-    # where metrics also go, beside the run folder
-    sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = roles.machine(())
-    max_bad: float = roles.machine(0.01)  # stop when a larger share of samples had to be replaced
-    other_manifest: bool = roles.machine(False)  # go on with a checkpoint of another manifest
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "batch", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name, nought in (("micro", "what fits"), ("keep_every", "none"), ("threads", "by the cores")):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({nought}) or more")
-        if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"max_bad is {self.max_bad}; it must be a share, 0 to 1")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
-        if self.attention not in ("auto", *ARMS):
-            raise ValueError(f"attention is {self.attention!r}; it must be auto or one of {', '.join(ARMS)}")
-        if self.compile not in ("auto", "on", "off"):
-            raise ValueError(f"compile is {self.compile!r}; it must be auto, on or off")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device is {self.device!r}; it must be auto, cpu or cuda")
-        if self.model.prefix and (self.dropped != "compute" or self.attention.startswith("flex")):
-            raise ValueError(
-                f"dropped is {self.dropped} and attention {self.attention}; with model.prefix every image has a mask "
-                "of its own: use --dropped compute and an attention other than flex"
-            )
-        if self.branch and (self.optim.schedule != "constant" or not self.optim.decay):
-            raise ValueError("branch is of runs that decay a constant rate: use --optim.schedule constant, decay 0.2")
-        if off := [at for at in self.keep_at if at < 1 or at % self.batch]:
-            raise ValueError(f"keep_at has {off[0]}; each must be a multiple of the batch, which is {self.batch}")
-        if self.decoder == "gpu" and self.augment.randaugment:
-            raise ValueError("augment.randaugment works on pixels that the CPU decodes, but decoder is gpu: use cpu")
-        if self.augment.erase:
-            raise ValueError(
-                f"augment.erase is {self.augment.erase}; pretraining predicts pixels: only probes erase them"
-            )
 
 
 @dataclass(frozen=True)

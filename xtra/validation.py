@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from shards import roles
 from shards.manifest import Manifest
 from xtra.blocks import target_blocks
 from xtra.compiled import filled
+from xtra.config import Validation
 from xtra.data import eval_batches, normalise
 from xtra.distributed import sum_numbers, world_of
 from xtra.loss import LossConfig, next_block_loss
 from xtra.model import Xtra
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Off without `data`. The official code validates on ImageNet-1k's set, resized to 300 px for crops of 256."""
-
-    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST
-    every: int = roles.machine(1_000_000)  # samples seen in training
-    batch: int = roles.machine(256)  # images in one forward pass of a rank
-    resize: int = roles.machine(0)  # short side before the centre crop, pixels; 0: the image size
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("batch", 1), ("resize", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"val.{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 from .apply import (
-    Config as Config,
     SelectConfig as SelectConfig,
     run as run,
     select as select,
     settings as settings,
 )
+from .config import Config as Config
 from .exclude import (
     Exclusion as Exclusion,
     counts as counts,

@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ingest.criteria import ClassConfig, SelectConfig
 from ingest.scratch import scratch_folder
 from ingest.select import duplicates, exclude
 from ingest.select.columns import Kept, read_kept
-from ingest.wordnet import ClassConfig, chosen, takes
+from ingest.select.config import Config
+from ingest.wordnet import chosen, takes
 from shards import manifest as versions, rules, selection
 from shards.manifest import Manifest
-from shards.pixels import phash
 
 METHOD = 3  # number of the rules below: another number gives another version even with the same settings
-MAX_DISTANCE = 6
 ASPECT = 0.05  # log(width / height) of two copies of a picture differs by at most this
 
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
@@ -48,45 +47,6 @@ class Rule(StrEnum):
     CLASS = "class"  # none of its labels was chosen
     SMALL_CLASS = "small_class"  # all of its labels have too few pictures
     EXCLUDED = "excluded"  # an exclusion list names it
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """Which of the kept pictures a version holds."""
-
-    duplicates: bool = True  # keep equal bytes once: the lowest row, with all labels; no: keep near-duplicates, too
-    near_distance: int = phash.NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
-    placeholder_from: int = 64  # bytes served by this many URLs of few sites are a placeholder image; 0: never
-    placeholder_labels: int = 16  # so are bytes served by this many URLs with as many labels; 0: ignore labels
-    classes: ClassConfig = field(default_factory=ClassConfig)
-    min_per_class: int = 0  # pictures that a class must have left; classes with fewer are left out
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.near_distance <= MAX_DISTANCE:
-            raise ValueError(f"near_distance is {self.near_distance}: it must be 0 to {MAX_DISTANCE} bits, or -1")
-        for name in ("placeholder_from", "placeholder_labels"):
-            if getattr(self, name) < 0 or getattr(self, name) == 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 2, or 0 for never")
-        if self.min_per_class < 0:
-            raise ValueError(f"min_per_class is {self.min_per_class}: it must be 0 or more")
-
-
-@dataclass(frozen=True)
-class Config:
-    """Which version of a dataset to make: what the rules leave, or a random subset of the given version."""
-
-    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    subset: int | None = None  # about this many random samples; with one seed, larger subsets contain smaller ones
-    seed: int = 0  # of the subset
-    rules: SelectConfig = field(default_factory=SelectConfig)
-    exclude: str | None = None  # a file of URLs, keys, hosts, sha256 or phash:HEX/BITS to take out, now and for good
-    scratch: str | None = None  # a local folder for about 80 bytes a picture; the system's own if None
-
-    def __post_init__(self) -> None:
-        if self.subset is not None and self.rules != SelectConfig():
-            raise ValueError("subset and rules: use one, then apply the other to the version that results")
-        if self.subset is not None and self.exclude is not None:
-            raise ValueError("subset and exclude: use one, then apply the other to the version that results")
 
 
 def run(config: Config, progress: Progress | None = None) -> Manifest:

@@ -16,22 +16,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from ingest import readme
-from ingest.filter import FilterConfig, judge
+from ingest.criteria import FilterConfig
+from ingest.filter import judge
 from ingest.isolate import Judge
 from ingest.record import Fetched, Link, Reason, Verdict
 from ingest.run import IngestResult, Progress
 from ingest.scratch import holding_a_unit, scratch_folder
-from ingest.sets.benchmarks import BENCHMARKS
+from ingest.sets.config import MAX_BYTES, ImportConfig as Config
 from ingest.sets.pictures import Missing, Picture, links
 from ingest.sets.sources import How, class_names, find
-from ingest.sets.tars import LabelFrom
 from ingest.unit import UnitWriter
 from shards import folder_kind, manifest, store
 from shards.dataset import (
@@ -46,51 +46,9 @@ from shards.dataset import (
 )
 from shards.pixels import IMAGE_BUILD
 
-MAX_BYTES = 32 << 20  # of a picture; the default of an ingest, too
 SHOWN = 6  # classes in a line
 Judging = Callable[[Fetched, FilterConfig], Verdict]  # `judge`, or a `Judge`
 SLICE = 256  # pictures between two looks at `stop` and two reports
-
-
-@dataclass(frozen=True)
-class Config:
-    source: str  # a folder of class folders, a folder of .tar files, one .tar, or a glob of them
-    out: str  # the dataset to make
-    unit: int = 10_240  # links a unit
-    classes: str | None = None  # JSON that names the numbers in .cls files: a list, {"3": "cat"} or [{"label", "name"}]
-    name: str | None = None  # of the set, as results show it; the source's own if None
-    filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))  # a set is what it is
-    max_bytes: int = MAX_BYTES  # of one picture; larger ones are not read, and are rejected as too_large
-    scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
-    threads: int = 2  # that decode
-    in_place: bool = False  # index WebDataset tars where they are (also s3://, https://), copy nothing
-    set: str = ""  # SOURCE is this evaluation set (cifar10, …) as its publishers pack it: makes OUT/train and OUT/eval
-    counts: Literal["table", "any"] = "table"  # with --set: require the paper's counts, or accept any
-    label_from: LabelFrom = "auto"  # auto, or the first folder, the last one (parent), or the tar that a picture is in
-    labels: bool = True  # --no-labels: import pictures without labels
-    split: str | None = None  # the folder or Parquet files of one split, such as train
-
-    def __post_init__(self) -> None:
-        if self.unit < 1:
-            raise ValueError(f"unit is {self.unit}: it must be at least 1 link")
-        if self.threads < 1:
-            raise ValueError(f"threads is {self.threads}: it must be at least 1")
-        if self.max_bytes < 1:
-            raise ValueError(f"max_bytes is {self.max_bytes}: it must be at least 1 byte")
-        if self.set and self.set not in BENCHMARKS:
-            raise ValueError(f"set is {self.set!r}: it must be one of {', '.join(BENCHMARKS)}")
-        if self.set and (self.in_place or self.classes or self.name):
-            raise ValueError(
-                f"set {self.set} has its own name and classes, and is copied: leave out "
-                "--in-place, --classes and --name"
-            )
-        kept = (self.filter.min_side, self.filter.max_pixels, self.filter.max_aspect)
-        if self.set and kept != (1, FilterConfig.max_pixels, FilterConfig.max_aspect):
-            raise ValueError(f"set {self.set} is taken whole: leave out --filter.min-side, .max-pixels and .max-aspect")
-        if self.counts != "table" and not self.set:
-            raise ValueError(
-                f"counts is {self.counts!r}: only an evaluation set is counted: give --set, or leave it out"
-            )
 
 
 def run(

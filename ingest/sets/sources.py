@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ingest.sets import hub, tars
+from ingest.sets.config import LabelFrom
 from ingest.sets.pictures import ENDINGS, File, Missing, Picture, Stretch, file_key, is_picture, listed
-from ingest.sets.tars import LabelFrom
 from shards import store
 from shards.local_files import refuse_special
 from shards.tar import Headers, Placed

@@ -15,13 +15,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from ingest.sets.config import LabelFrom
 from ingest.sets.pictures import ENDINGS
 from ingest.wordnet import WNID
 from shards.tar import Placed, Walkable, walk
-
-LabelFrom = Literal["auto", "folder", "parent", "tar"]
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
 LABELS = ("cls", "json", "txt")

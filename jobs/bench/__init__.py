@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pkgutil
 import platform
@@ -15,6 +16,13 @@ HELPERS = ("bucket", "decode_ours", "gpu_table", "origin", "peers", "rounds", "s
 
 def subjects() -> list[str]:
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+
+
+def about(subject: str) -> str:
+    """The docstring of a subject, without importing what it measures."""
+    here = Path(__file__).with_name(subject.replace("-", "_"))
+    file = here.with_suffix(".py") if not here.is_dir() else here / "__init__.py"
+    return ast.get_docstring(ast.parse(file.read_text())) or ""
 
 
 def result(subject: str, rows: list[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:

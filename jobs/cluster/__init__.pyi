@@ -15,7 +15,7 @@ from .wanted import (
     SUBMITTED_WITH as SUBMITTED_WITH,
     TryLater as TryLater,
     Workers as Workers,
+    WorkersWords as WorkersWords,
     on_a_cluster as on_a_cluster,
-    parse_workers as parse_workers,
     version as version,
 )

@@ -40,6 +40,9 @@ class Workers:
             raise ValueError(f"workers is {self.least}..{self.most}; give MIN..MAX, the smaller number first")
         if self.stall <= 0:
             raise ValueError(f"stall is {self.stall:g}; it must be more than 0 seconds")
+        for name, seconds in (("wait-for-workers", self.wait or 0), ("resize-every", self.resize_every)):
+            if not seconds >= 0:
+                raise ValueError(f"{name} is {seconds:g}; it must be 0 or more seconds")
 
     @property
     def patience(self) -> float:
@@ -50,6 +53,27 @@ class Workers:
 
     def __str__(self) -> str:
         return f"{self.least}" if self.least == self.most else f"{self.least}..{self.most}"
+
+
+@dataclass(frozen=True)
+class WorkersWords:
+    """The flags that `Workers` are made from."""
+
+    # processes that share the work: N, or MIN..MAX for what there is between, and more as it comes; 1: this process,
+    # unless RAY_ADDRESS names a cluster. What torchrun or srun has started is found (docs/launchers.md).
+    workers: str = "1"
+    # seconds without room for them after which the command ends with exit code 75; None: 60, in a job for ever
+    wait_for_workers: float | None = None
+    stall: float = 600.0  # seconds without a step after which a worker counts as lost
+    resize_every: float = 300.0  # seconds between two looks for more workers
+
+    def __post_init__(self) -> None:
+        self.wanted()
+
+    def wanted(self) -> Workers:
+        """Raises ValueError for a number of workers that is none."""
+        least, most = parse_workers(self.workers)
+        return Workers(least, most, self.wait_for_workers, self.stall, self.resize_every)
 
 
 def parse_workers(text: str) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class Values:
     image: str = "registry.example.com/xtra-pretrain:0.1.0"  # what make image built, where the cluster can pull it
     bucket: str = "my-bucket"  # of datasets and runs
     prefix: str = "xtra"  # below which everything is, in that bucket
-    region: str = "us-east-1"
+    region: str = "us-east-1"  # of AWS, where all is
     account: str = "123456789012"  # of AWS
     command: str = ""  # the words of the job, as after `xtra`
     workers: int = 4  # machines, each with one pod or one container

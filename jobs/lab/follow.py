@@ -19,26 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jobs.lab import existing
+from jobs.lab.config import FollowConfig as Config
 from shards import store
 from shards.manifest import read_manifest
 from xtra import probe
 from xtra.run import checkpoint, records
 
 END_SECONDS = 10.0  # that a follower gets to end before it is killed
-
-
-@dataclass(frozen=True)
-class Config:
-    probe: probe.Config  # of which checkpoints: `probe.checkpoint` is the run
-    every: int  # samples
-    parent: int = 0  # process id: end when it is not our parent any more; 0: never mind
-    poll: float = 5.0  # seconds between looks at the run
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"--every is {self.every}: give the samples from one probe to the next")
-        if self.probe.encoder != "trained":
-            raise ValueError(f"--encoder is {self.probe.encoder}: only what is being trained can be followed")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.flags import nearest, parse
+from jobs.lab.config import PlanConfig as Config
 from jobs.laws import Doubling, fit, next_doubling
 from shards.stream import Order
 from xtra import recipes
@@ -29,39 +30,6 @@ GB = 1e9
 STATE = 12  # bytes a parameter in a checkpoint: float32 weights and two moments
 _PUTS = 4  # a unit's plan, tar, index and commit; large tars take more, one a part
 _MONTH = 730  # hours
-
-
-@dataclass(frozen=True)
-class Config:
-    recipe: str  # a training recipe: xtra train --help lists them
-    price: float  # of one GPU for an hour, in the currency of all prices
-    gpus: int = 8
-    gpu: str = "H100"  # its peak is known for the names in xtra/flops.py
-    mfu: float = 0.4  # share of that peak that the official code's FLOPs reach
-    images: int = 0  # of the dataset; 0: the paper's, where the recipe's name says which
-    image_bytes: int = 110_000  # of a stored image, on average
-    months: float = 1.0  # that the dataset is kept, beyond the run itself
-    links: int = 0  # plan the ingest of as many links too
-    kept: float = 0.92  # share of links that become images: 13.1 of 14.2 million in the paper
-    core_images: float = 1000.0  # links that a core fetches and checks in a second of its time: xtra bench fetch
-    core_price: float = 0.05  # of one CPU core for an hour
-    storage_price: float = 0.023  # of a GB for a month
-    egress_price: float = 0.09  # of a GB that leaves the region; reading inside it is free
-    put_price: float = 0.005  # of 1,000 writes
-    get_price: float = 0.0004  # of 1,000 reads
-    ledger: str = ""  # measurements whose laws say what the next doubling buys
-
-    def __post_init__(self) -> None:
-        for name in ("gpus", "image_bytes", "core_images"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if (f.name.endswith("price") or f.name in ("months", "images", "links")) and not 0 <= value < math.inf:
-                raise ValueError(f"{f.name} is {value:g}; it must be 0 or more")
-        for name in ("mfu", "kept"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)

@@ -11,52 +11,19 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Trial
+from jobs.lab.config import ScaleConfig as Config
 from shards import folder_kind, store
 from shards.manifest import read_manifest
-from xtra import probe, recipes, train
+from xtra import recipes, train
 from xtra.run import terms
 
 Progress = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Config:
-    data: str  # dataset to pretrain on
-    out: str  # the study's folder; each run is a folder below it
-    recipes: tuple[str, ...] = ("demo32", "demo32_aim")
-    samples: tuple[int, ...] = (1024, 4096, 16384)  # samples seen by a run, one run each
-    seeds: tuple[int, ...] = (0,)
-    # What a seed changes: the initial weights (and the random crops, which are drawn with them), the order of the data,
-    # the initial weights of probe heads (and their views), or all of these.
-    seeds_vary: Literal["all", "weights", "data", "probe"] = "all"
-    lrs: tuple[float, ...] = ()  # peak rates, each an arm of its own: a sweep; empty: the recipe's
-    held_out: str = ""  # dataset on which each run's loss is measured at its end; the probe's eval if empty
-    workers: int = 1  # processes that train together
-    at_once: int = 1  # runs of one worker side by side; each has its trunk, branches and probes to itself
-    probe: probe.Config = field(default_factory=lambda: probe.Config("", train="", eval=""))
-    random: bool = True  # also probe each recipe's encoder at its initial weights
-    pixels: bool = True  # also a linear classifier on raw pixels
-    power: bool = False  # run nothing: say what difference between recipes this grid can find
-    sd: float = 0.5  # standard deviation between seeds, in points of accuracy, for --power
-
-    @property
-    def arms(self) -> int:
-        return len(self.recipes) * max(1, len(self.lrs))
-
-    def __post_init__(self) -> None:
-        for name in ("recipes", "samples", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; a study needs at least one")
-        if min(self.samples) < 1:
-            raise ValueError(f"samples has {min(self.samples)}; every count must be at least 1")
-        if self.workers > 1 and self.at_once > 1:
-            raise ValueError(f"at_once is {self.at_once}: runs go side by side with one worker each; workers is more")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from jobs import cluster
 from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
+from jobs.lab.config import ARMS, PRIMARY, SWEEP_SEED, Arm, StudyConfig as Config
 from jobs.lab.rows import recorded, write_rows
 from shards import folder_kind, roles, store
 from shards.manifest import Manifest, read_manifest
@@ -24,70 +25,11 @@ from shards.selection import subset
 from xtra import probe, recipes, train
 from xtra.run import read_metrics, terms
 
-SWEEP_SEED = 1000  # not one of the grid's
 LEAST_RATE, LARGEST_RATE = 1.25e-4, 3.2e-2  # a sweep that ends at one of these ends there
 EVERY_STEPS = 2_000  # between checkpoints, where the batch is not the recipe's
 PINNED = "study.json"
 
 
-@dataclass(frozen=True)
-class Config:
-    # A folder of imported sets: tin-train, tin-val (Tiny ImageNet), cifar10-train, cifar10-test, grocery-train,
-    # grocery-test.
-    data: str = field(metadata=roles.role("data"))
-    out: str = field(metadata=roles.role("machine"))  # the runs
-    rows: str = roles.machine("")  # folder that gets the rows of what is done, whenever a piece is: docs/study
-    samples: tuple[int, ...] = roles.law(recipes.STUDY_SAMPLES)
-    seeds: tuple[int, ...] = roles.trial((0, 1, 2))  # more may be added later
-    # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
-    stages: tuple[int, ...] = roles.trial((16_000, 64_000))
-    sweep_samples: int = roles.law(4_000)
-    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # of the sweep, which goes on beyond an end that is best
-    few_images: int = roles.law(6_250)  # of the arm that separates unique images from samples seen
-    head_images: int = roles.law(10_000)  # that train probe heads
-    held_out_images: int = roles.law(1_000)  # for the pretraining loss
-    probe_epochs: int = roles.law(20)
-    at_once: int = roles.machine(2)  # runs side by side, a process each
-    arms: tuple[str, ...] = roles.law(())  # of ARMS, by name; empty: all
-    # probed at the largest count of a stage
-    secondary: tuple[Literal["tin", "grocery"], ...] = roles.law(("tin", "grocery"))
-    batch: int = roles.law(0)  # images a step; 0: the recipe's
-    warmup: int = roles.law(0)  # samples; 0: the recipe's
-    device: Literal["cpu", "cuda"] = roles.machine("cpu")
-    threads: int = roles.machine(1)  # that decode, of each run
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "seeds", "stages", "lrs"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; a study needs at least one")
-        if SWEEP_SEED in self.seeds:
-            raise ValueError(f"seeds has {SWEEP_SEED}, which is that of the sweep: use others")
-        for name in self.arms:
-            if name not in (known := [arm.name for arm in ARMS]):
-                raise ValueError(f"arms has {name!r}; it must be of {', '.join(known)}")
-        if not self.arms or {PRIMARY["arm"], PRIMARY["against"]} <= {*self.arms}:
-            return
-        raise ValueError(f"arms lacks {PRIMARY['arm']} or {PRIMARY['against']}, which the primary comparison is of")
-
-
-@dataclass(frozen=True)
-class Arm:
-    name: str
-    recipe: str
-    every: int = 1  # 2: every second count, from the largest down
-    few: bool = False  # trained on `few_images`
-    schedule: Literal["constant", "cosine"] = "constant"
-
-
-ARMS = (  # the order in which they are trained within a seed
-    Arm("block4", "tiny_imagenet_block4"),
-    Arm("block1", "tiny_imagenet_block1"),
-    Arm("block4-random-order", "tiny_imagenet_block4_random", every=2),
-    Arm("block2", "tiny_imagenet_block2"),
-    Arm("block4-few-images", "tiny_imagenet_block4", every=2, few=True),
-    Arm("block4-cosine", "tiny_imagenet_block4", every=3, schedule="cosine"),
-)
-PRIMARY = {"arm": "block4", "against": "block1"}  # declared before the study ran; xtra report reads it
 SWEPT = {4: "tiny_imagenet_block4", 1: "tiny_imagenet_block1", 2: "tiny_imagenet_block2"}  # by block
 
 

@@ -21,6 +21,7 @@ from ingest.sets import BENCHMARKS
 from jobs import cluster
 from jobs.cluster import Progress
 from jobs.lab import existing
+from jobs.lab.config import SuiteConfig as Config
 from shards import store
 from shards.manifest import read_manifest
 from xtra import probe
@@ -66,21 +67,6 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "infograph": Setting(256, _MOST),
     }
 )
-
-
-@dataclass(frozen=True)
-class Config:
-    root: str  # folder of ROOT/NAME/train and ROOT/NAME/eval, as `xtra import --set NAME` makes them
-    probe: probe.Config  # whose features, which heads; fields of it that `kept` names hold for every set
-    kept: frozenset[str] = frozenset()
-    only: tuple[str, ...] = ()  # names of benchmarks; all 15 if empty
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.only) - BENCHMARKS.keys()):
-            raise ValueError(f"--only {unknown[0]} is no benchmark: give some of {', '.join(BENCHMARKS)}")
-        if self.probe.train or self.probe.eval:
-            raise ValueError("--train and --eval are of one set: a suite has --root, with NAME/train and NAME/eval")
 
 
 @dataclass(frozen=True)

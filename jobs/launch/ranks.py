@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from jobs.cluster import TryLater, Workers, interface_of
+from jobs.cluster import TryLater, Workers, WorkersWords, interface_of
 from jobs.flags import Call
 from jobs.launch.found import Place, find, require
 from jobs.terminal import say
@@ -50,11 +50,10 @@ def heard(verb: Callable[[Call], Any]) -> Callable[[Call], Any]:
     return run
 
 
-def workers(call: Call) -> Workers:
-    """Take --workers and what goes with it. Raises ValueError where it contradicts what a launcher has started."""
-    given = any(word.partition("=")[0] == "--workers" for word in call.words)
-    asked = call.workers()
-    if given and call.place is not None:
+def workers(call: Call, words: WorkersWords) -> Workers:
+    """The workers asked for. Raises ValueError where --workers contradicts what a launcher has started."""
+    asked = words.wanted()
+    if call.place is not None and any(word.partition("=")[0] == "--workers" for word in call.words):
         require(call.place, asked.least, asked.most)
     return asked
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.config import PeekConfig as Config
 from jobs.ingest_display import clean
 from jobs.report import dataset_page
 from jobs.report.html import document, safe
@@ -26,23 +27,6 @@ from shards.selection import selected_index
 
 SHARDS = 16  # read at most
 UNFOLLOWED = frozenset({"blocked_address", "bad_url"})  # links that nobody should click on
-
-
-@dataclass(frozen=True)
-class Config:
-    dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    out: str | None = None  # a contact sheet as one HTML file; without it rows are printed
-    samples: int = 16  # how many links
-    reason: str = KEPT  # show links that ended so: kept, or a reason such as undecodable or duplicate
-    label: str | None = None  # only links with this label
-    seed: int = 0  # another choice
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}: it must be at least 1")
-        reasons = [reason for reason in dataset_page.MEANINGS if reason != "subset"]  # whose links no rule names
-        if self.reason not in reasons:
-            raise ValueError(f"reason {self.reason!r} is none: use {', '.join(reasons)}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,10 @@ class PeekResult:
 
 
 def run(config: Config) -> PeekResult:
-    """Raises ValueError when the dataset has no version, or no such links."""
+    """Raises ValueError for a reason that is none, and when the dataset has no version, or no such links."""
+    reasons = [reason for reason in dataset_page.MEANINGS if reason != "subset"]  # whose links no rule names
+    if config.reason not in reasons:
+        raise ValueError(f"reason {config.reason!r} is none: use {', '.join(reasons)}")
     version = manifest.read_manifest(config.dataset)
     found = _choose(version, config)
     if not found:

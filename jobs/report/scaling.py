@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from jobs import link_counts
+from jobs.config import ReportConfig as Config
 from jobs.report import answer, dataset_page, findings, glossary, multipliers, papers, pictures, probes, run_list
 from jobs.report.arms import Study, study
 from jobs.report.compare import Primary, comparison_table, comparisons, primary_of, read_primary
@@ -45,15 +46,6 @@ MOST_BYTES = 2_000_000  # of the page
 LARGE_CSV = 300_000  # bytes from which the ledger inside the page is compressed
 ROWS, FEW = 400, 50  # of a table that are shown; where the page would be too large
 AXES: tuple[Along, ...] = ("samples_seen", "unique_images", "flops")
-
-
-@dataclass(frozen=True)
-class Config:
-    runs: str  # folder of run folders, or one run
-    out: str | None = None  # the page; RUNS/report.html if not given
-    note: str | None = None  # a paragraph to put on top
-    primary: tuple[str, ...] = ()  # declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given
-    pictures: bool = True  # predictions, and test images got wrong, where checkpoints and datasets can be opened
 
 
 @dataclass(frozen=True)

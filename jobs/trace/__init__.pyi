@@ -1,3 +1,4 @@
+from .config import Config as Config
 from .seen import RunSaw as RunSaw
 from .text import text as text
-from .trace import Config as Config, run as run
+from .trace import run as run

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ingest.lists import Columns, list_sha256, row_places
 from ingest.select import Exclusion, parse
 from jobs.trace import lives as of_datasets
+from jobs.trace.config import Config
 from jobs.trace.history import History, read_history, runs_in
 from jobs.trace.lives import Life
 from jobs.trace.seen import Data, RunSaw, data_of, saw
@@ -20,18 +21,6 @@ from shards.manifest import read_manifest
 
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Config:
-    """What to trace, and where."""
-
-    place: str  # a dataset, a run, or a folder of runs
-    what: tuple[str, ...] = ()  # keys, URLs, sha256; also hosts and phash:HEX/BITS, as xtra select --exclude takes them
-    file: str = ""  # a file with more of them, one a line
-    runs: tuple[str, ...] = ()  # runs or folders of runs, where the place is a dataset
-    urls: str = ""  # the list that the dataset was made of: names the line of each link
-    url_column: str | None = None  # of that list, as it was given to xtra ingest
 
 
 @dataclass(frozen=True)

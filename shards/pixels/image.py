@@ -26,9 +26,9 @@ import numpy as np
 import PIL
 from PIL import Image, PngImagePlugin
 
+from shards.config import MAX_PIXELS
 from shards.pixels import jpeg, png
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit; callers may set a lower one
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"
 
 _PILLOW_NAMES = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}

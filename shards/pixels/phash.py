@@ -27,8 +27,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from shards.config import NEAR as NEAR
+
 SIDE = 32
-NEAR = 4  # hashes of copies of one picture differ in at most so many bits
 
 _FREQUENCIES = sorted(
     ((v, u) for v in range(11) for u in range(11) if u + v), key=lambda f: (f[0] ** 2 + f[1] ** 2, f)

@@ -20,11 +20,11 @@ from .order import (
     permutation as permutation,
     uniform as uniform,
 )
-from .reader import ReadConfig as ReadConfig
 from .sample import Encoded as Encoded, Sample as Sample
 from .stream import (
     Cursor as Cursor,
     Once as Once,
+    ReadConfig as ReadConfig,
     Stream as Stream,
     once as once,
     seen_in as seen_in,

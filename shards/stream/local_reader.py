@@ -9,9 +9,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from shards import store
+from shards.config import ReadConfig
 from shards.manifest import Manifest
 from shards.stream.order import Place
-from shards.stream.reader import ReadConfig, Reader
+from shards.stream.reader import Reader
 from shards.stream.sample import Encoded
 from shards.tar import BLOCK
 

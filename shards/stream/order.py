@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import roles
+from shards.config import Order
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
@@ -57,24 +57,6 @@ def uniform(seed: int, purpose: str, *words: Words) -> NDArray[np.float64]:
 def permutation(n: int, *words: int) -> I64:
     """A permutation of range(n) that is a pure function of the words: a stable argsort of hashed keys."""
     return np.argsort(mix64(*words, np.arange(n, dtype=np.uint64)), kind="stable").astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Order:
-    """Parameters of the shuffled order; all of them travel in the cursor."""
-
-    seed: int = roles.trial(0)
-    version: int = roles.law(1)
-    lanes: int = roles.law(64)  # L: independent runs of the epoch's sequence that are read side by side
-    chunk: int = roles.law(16)  # c: samples of one shard that stay together, the unit of reading
-    window: int = roles.law(32)  # w: chunks whose samples are mixed inside a lane
-
-    def __post_init__(self) -> None:
-        if self.version != 1:
-            raise ValueError(f"order.version is {self.version}; this build knows 1: upgrade to read it")
-        for name in ("lanes", "chunk", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"order.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)

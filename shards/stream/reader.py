@@ -9,11 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
-from shards import roles, store
+from shards import store
 from shards.manifest import Manifest
 from shards.stream.cache import DiskCache
 from shards.stream.index import Index, read_index
@@ -23,26 +22,6 @@ from shards.stream.slab import Buffers
 from shards.tar import BLOCK
 
 _INDEX_READERS = 16
-
-
-@dataclass(frozen=True)
-class ReadConfig:
-    """How samples are fetched; nothing of it changes which samples come, or their order."""
-
-    connections: int = roles.machine(32)  # ranged reads at once from a remote store
-    # bytes for remote samples that wait for their turn; None: what the order's window takes
-    memory: int | None = roles.machine(None)
-    # folder for what was fetched from a remote store, shared by the processes of a node
-    cache: str | None = roles.machine(None)
-    cache_bytes: int = roles.machine(64 << 30)
-    ahead: int = roles.machine(2)  # batches that are ready before they are asked for
-
-    def __post_init__(self) -> None:
-        for name in ("connections", "ahead", "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"read.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.memory is not None and self.memory < 1 << 20:
-            raise ValueError(f"read.memory is {self.memory} bytes; it must be at least {1 << 20}")
 
 
 class Reader:

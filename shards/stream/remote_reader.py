@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from shards import store
+from shards.config import ReadConfig
 from shards.manifest import Manifest
 from shards.stream.cache import DiskCache
 from shards.stream.index import Index
 from shards.stream.local_reader import LocalTars
 from shards.stream.order import Place
-from shards.stream.reader import ReadConfig, Reader
+from shards.stream.reader import Reader
 from shards.stream.sample import Encoded
 from shards.stream.slab import Slab
 from shards.tar import BLOCK

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from shards import store
+from shards.config import ReadConfig
 from shards.manifest import Manifest
 from shards.stream.local_reader import LocalReader
 from shards.stream.mixture import MixedSequence, Mixture
 from shards.stream.order import Order, Place, Positions, Sequence, batch, cut
-from shards.stream.reader import ReadConfig
 from shards.stream.remote_reader import RemoteReader
 from shards.stream.sample import Encoded, Sample
 

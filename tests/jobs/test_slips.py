@@ -130,7 +130,7 @@ TYPING = [
     Slip("tran demo32", "'tran' is not a verb; did you mean train?"),
     Slip("train demo23 --data data --out new", "recipe 'demo23' is unknown; did you mean demo32?"),
     Slip("train demo32 --data data --out new --sample 32", "--sample is not a flag; did you mean --samples?"),
-    Slip("train demo32 --data data TRAIN", "--out is missing: give the run folder"),
+    Slip("train demo32 --data data TRAIN", "--out must be given, such as --out s3://bucket/new"),
     Slip("train demo32 --data data --out new --take-ovr", "--take-ovr is not a flag"),
     Slip("ingest --url list.txt --out new", "--url is not a flag; did you mean --urls?"),
     Slip("probe study/run --train data --eval data --augment publishd", "--augment is 'publishd'; it must be one of"),

@@ -1,4 +1,5 @@
 from . import export as export
+from .config import Config as Config
 from .others import read_transformer as read_transformer
 from .weights import (
     OfficialFile as OfficialFile,

@@ -16,19 +16,18 @@ import dataclasses
 import errno
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from shards import folder_kind, scratch, store
-from xtra.model import Mask, ModelConfig, Xtra
+from xtra.model import ModelConfig, Xtra
 from xtra.official import card, encoder_files
+from xtra.official.config import Config
 from xtra.official.encoder_files import Masked
 from xtra.official.weights import OURS, is_official, read_official, to_official, unlike_official
 from xtra.run import checkpoint, now
@@ -36,33 +35,6 @@ from xtra.run import checkpoint, now
 CARD = "README.md"
 WRONG = 1e-3  # tokens of order 1 differ by some 1e-6 between ways to compute; by more than this is another model
 _TARGETS = {"transformers": "encoder"}
-
-
-@dataclass(frozen=True)
-class Config:
-    checkpoint: str  # a run folder, one of its checkpoints, an official .ckpt file, or a DeepSpeed folder
-    out: str  # folder to write
-    # encoder (transformers is the same): for transformers or torch alone; torch: a .pt2 of torch.export; official: for
-    # the official code; run: an official checkpoint as a run of ours
-    to: Literal["encoder", "transformers", "timm", "torch", "official", "run"] = "encoder"
-    # that the exported model applies. own: block-causal as in pretraining, or none after prefix attention
-    mask: Mask = "own"
-    license: str = ""  # of the weights, for the model card: an identifier of the Hugging Face hub, such as apache-2.0
-    size: str = ""  # of an official checkpoint whose sizes cannot be told: a name in xtra.model.SIZES
-    heads: int = 0  # of an official checkpoint's encoder, if not the usual for its width
-    dec_heads: int = 0
-    samples_seen: int = 0  # that an official checkpoint was trained on, for `--to run`
-
-    def __post_init__(self) -> None:
-        for name in ("heads", "dec_heads", "samples_seen"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.license and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
-            raise ValueError(f"license is {self.license!r}; it must be an identifier such as apache-2.0, mit or other")
-        if self.license and self.to in ("official", "run"):
-            raise ValueError(f"license is {self.license}, which goes into a model card: --to {self.to} writes none")
-        if self.to == "run" and self.mask != "own":
-            raise ValueError(f"mask is {self.mask}, but a run has its model's own: leave it out; probes take --mask")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 from . import embedding as embedding
-from .config import Config as Config, published_resize as published_resize
+from .config import Config as Config, EmbedConfig as EmbedConfig, published_resize as published_resize
 from .encoders import of_xtra as of_xtra, open_encoder as open_encoder
 from .features import Encode as Encode, Feature as Feature
 from .finished import unneeded_states as unneeded_states

@@ -1,4 +1,7 @@
-"""What a probe is asked to do (`xtra/probe/probe.py` does it), checked, and in words."""
+"""What a probe is asked to do (`xtra/probe/probe.py` does it), checked, and in words; and what `xtra embed` is.
+
+Loads no torch: the words of a command are read into these (see xtra/config.py).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shards import roles
-from xtra.augment import Augment
-from xtra.device import chosen
-from xtra.model import Mask
+from xtra.config import Augment, Mask
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class Config:
     # attentive: the mean of the last n layers, for each n; empty: of the last 6, or of all if the encoder has fewer
     layer_sets: tuple[int, ...] = roles.law(())
     linear_layer_sets: tuple[int, ...] = roles.law((1,))  # linear, knn, logreg: the same, averaged over tokens
-    attention_heads: int = roles.law(16)
-    batch: int = roles.law(256)
-    epochs: int = roles.law(20)
-    warmup_epochs: float = roles.law(0.0)
+    attention_heads: int = roles.law(16)  # of an attentive head
+    batch: int = roles.law(256)  # images a step of the heads' training
+    epochs: int = roles.law(20)  # over the training set
+    warmup_epochs: float = roles.law(0.0)  # in which rates rise linearly, at the start
     warmup_start: float = roles.law(0.1)  # share of a point's own rate that its warm-up starts from
-    min_lr: float = roles.law(1e-5)
+    min_lr: float = roles.law(1e-5)  # at the end of the cosine
     # the published scheduler without warm-up: a point's peak is warmup_start of its rate
     warmup_defect: bool = roles.law(False)
     betas: tuple[float, float] = roles.law((0.9, 0.95))  # of the official configs; the paper's Table 2 says 0.9 0.999
-    clip: float = roles.law(3.0)
+    clip: float = roles.law(3.0)  # of the gradient norm of each grid point
     # of every epoch, on the fly; None: `views` of each image, encoded once and kept
     augment: Augment | None = roles.law(None)
     # of each training image, without augment: the centre crop, then random crops with flips
@@ -59,10 +60,10 @@ class Config:
     strict: bool = roles.machine(False)  # refuse sets that share images
     # short side before the centre crop; the image size if None
     resize: int | None = roles.law(None, unless={"augment": roles.SET})
-    seed: int = roles.trial(0)
+    seed: int = roles.trial(0)  # of the heads' initial weights, the order and the views
     device: str = roles.machine("auto")  # "cpu", "cuda", "cuda:1"; auto: the GPU where there is one
     precision: Literal["fp32", "bf16"] = roles.law("fp32")  # of the encoder; heads train in fp32
-    encode_batch: int = roles.law(128)
+    encode_batch: int = roles.law(128)  # images in one pass of the encoder
     threads: int = roles.machine(2)  # that decode
     cache_gb: float = roles.machine(8.0)  # refuse to keep more features than this in memory
     # of token features
@@ -102,6 +103,8 @@ class Config:
     @property
     def on(self) -> str:
         """The device here."""
+        from xtra.device import chosen  # it loads torch
+
         return chosen(self.device)
 
     def _check_numbers(self) -> None:
@@ -124,6 +127,41 @@ class Config:
         ):
             if bad := [value for value in values if not 0 <= value < math.inf]:
                 raise ValueError(f"{name} has {bad[0]}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    # a run folder (its newest checkpoint), one checkpoint of it, or an official checkpoint
+    checkpoint: str = roles.data("")
+    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST; it needs no labels
+    out: str = roles.machine("")  # folder for part-000000.parquet, ...; a rerun makes the parts that are missing
+    encoder: str = roles.data("trained")  # as of xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
+    # a vector is the mean of the residual streams after so many last layers, before any final norm
+    layers: int = roles.law(1)
+    # over tokens, as linear probes; none: all tokens, as attentive probes
+    pooling: Literal["mean", "none"] = roles.law("mean")
+    resize: int | None = roles.law(None)  # short side before the centre crop; the image size if None
+    device: str = roles.machine("auto")  # auto: the GPU where there is one
+    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # of the encoder
+    dtype: Literal["float32", "float16"] = roles.law("float32")  # in which vectors are kept
+    encode_batch: int = roles.law(128)  # images in one pass of the encoder
+    rows: int = roles.law(0)  # a part, which is what a kill may lose; 0: some 8192, or 512 where all tokens are kept
+    threads: int = roles.machine(2)  # that decode
+
+    def __post_init__(self) -> None:
+        for name, least in (("layers", 1), ("encode_batch", 1), ("rows", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.rows % self.encode_batch:
+            raise ValueError(
+                f"rows is {self.rows}; it must be a multiple of encode_batch, which is {self.encode_batch}"
+            )
+
+    @property
+    def part(self) -> int:
+        """Rows a part: whole batches, so that a sample's batch is the same whichever parts are missing."""
+        about = 8192 if self.pooling == "mean" else 512
+        return self.rows or max(1, about // self.encode_batch) * self.encode_batch
 
 
 def published_resize(image: int) -> int:

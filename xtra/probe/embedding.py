@@ -16,59 +16,25 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from shards import roles, store, typed_json
+from shards import store, typed_json
 from shards.dataset import table_bytes
 from shards.manifest import Manifest, read_manifest
 from xtra import official
 from xtra.device import check_device, chosen
 from xtra.model import Encoder
 from xtra.probe import config as probe_config
+from xtra.probe.config import EmbedConfig as Config
 from xtra.probe.encoders import FrozenEncoder, of_xtra
 from xtra.probe.features import DTYPES, Encode, Feature
 from xtra.probe.probe import open_probed
 
 ABOUT = "_embedding.json"
-
-
-@dataclass(frozen=True)
-class Config:
-    # a run folder (its newest checkpoint), one checkpoint of it, or an official checkpoint
-    checkpoint: str = roles.data("")
-    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST; it needs no labels
-    out: str = roles.machine("")  # folder for part-000000.parquet, ...; a rerun makes the parts that are missing
-    encoder: str = roles.data("trained")  # as of xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
-    # a vector is the mean of the residual streams after so many last layers, before any final norm
-    layers: int = roles.law(1)
-    # over tokens, as linear probes; none: all tokens, as attentive probes
-    pooling: Literal["mean", "none"] = roles.law("mean")
-    resize: int | None = roles.law(None)  # short side before the centre crop; the image size if None
-    device: str = roles.machine("auto")  # auto: the GPU where there is one
-    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # of the encoder
-    dtype: Literal["float32", "float16"] = roles.law("float32")  # in which vectors are kept
-    encode_batch: int = roles.law(128)
-    rows: int = roles.law(0)  # a part, which is what a kill may lose; 0: some 8192, or 512 where all tokens are kept
-    threads: int = roles.machine(2)  # that decode
-
-    def __post_init__(self) -> None:
-        for name, least in (("layers", 1), ("encode_batch", 1), ("rows", 0), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.rows % self.encode_batch:
-            raise ValueError(
-                f"rows is {self.rows}; it must be a multiple of encode_batch, which is {self.encode_batch}"
-            )
-
-    @property
-    def part(self) -> int:
-        """Rows a part: whole batches, so that a sample's batch is the same whichever parts are missing."""
-        about = 8192 if self.pooling == "mean" else 512
-        return self.rows or max(1, about // self.encode_batch) * self.encode_batch
 
 
 @dataclass(frozen=True)

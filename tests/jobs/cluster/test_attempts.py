@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from jobs import cli
-from jobs.cluster import Workers, parse_workers
+from jobs.cluster import Workers, WorkersWords
 from jobs.cluster.attempts import LOSSES, Attempts, Ended, choose
 from jobs.cluster.capacity import Room
-from jobs.cluster.wanted import TryLater
+from jobs.cluster.wanted import TryLater, parse_workers
 from jobs.flags import Call
 from xtra.train import TrainResult
 
@@ -56,17 +56,16 @@ def test_workers_are_a_number_or_a_range(text):
 
 
 def test_the_flags_of_waiting(capsys):
-    words = ["--workers", "1..3", "--wait-for-workers=5", "--stall", "9", "--resize-every=2.5", "--seed", "1"]
+    words = ["--workers", "1..3", "--wait-for-workers=5", "--stall", "9", "--resize-every=2.5"]
     call = Call("train", "RECIPE", words)
-    assert call.workers() == Workers(1, 3, wait=5.0, stall=9.0, resize_every=2.5)
-    assert call.words == ["--seed", "1"]
+    assert call.config(WorkersWords).wanted() == Workers(1, 3, wait=5.0, stall=9.0, resize_every=2.5)
     for words, said in (
         (["--workers", "3..1"], "workers is 3..1; give MIN..MAX, the smaller number first"),
         (["--workers", "0"], "workers is 0; it must be at least 1"),
-        (["--wait-for-workers", "soon"], "--wait-for-workers is 'soon'; it must be a number of seconds"),
+        (["--wait-for-workers", "-1"], "wait-for-workers is -1; it must be 0 or more seconds"),
         (["--stall", "0"], "stall is 0; it must be more than 0 seconds"),
     ):
-        assert cli.main(["train", "demo32", *words]) == 2
+        assert cli.main(["train", "demo32", "--data", "d", "--out", "o", *words]) == 2
         assert capsys.readouterr().err == f"xtra train: {said}\n"
 
 
@@ -81,7 +80,7 @@ def test_a_command_that_may_work_later_exits_75(monkeypatch, capsys):
     def later(call: Call) -> None:
         raise TryLater("no place for 2 workers")
 
-    monkeypatch.setitem(cli.VERBS, "train", SimpleNamespace(takes="", run=later))
+    monkeypatch.setitem(cli.VERBS, "train", SimpleNamespace(takes="", run=later, examples=()))
     assert cli.main(["train"]) == 75
     assert capsys.readouterr().err == "xtra train: no place for 2 workers\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs import cli
+from jobs.cluster import WorkersWords
 from jobs.flags import Call
 from jobs.launch import workers
 from jobs.launch.found import Place, find, first_host
@@ -104,7 +105,8 @@ def test_the_first_host_of_a_compressed_list(nodes: str, first: str) -> None:
 
 def test_workers_may_say_what_the_launcher_did() -> None:
     for words, least in ((["--workers", "4"], 4), (["--workers=2..8"], 2), ([], 1)):
-        assert workers(Call("train", "", list(words), place=find(TORCHRUN))).least == least
+        call = Call("train", "", list(words), place=find(TORCHRUN))
+        assert workers(call, call.config(WorkersWords)).least == least
 
 
 @pytest.mark.parametrize(

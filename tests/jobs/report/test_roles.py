@@ -15,6 +15,7 @@ from jobs.report.comparable import settings_digest, training_settings
 from shards import roles
 from xtra import probe, train
 from xtra.augment import Augment
+from xtra.loss import LossConfig
 from xtra.model import ModelConfig
 from xtra.optim import OptimConfig
 from xtra.probe import embedding
@@ -72,7 +73,7 @@ def test_a_rerun_keeps_law_and_trial_and_may_change_all_else() -> None:
     one = config()
     assert apart(one, config(threads=3, micro=2, keep=4, data="other", arm="name", batch=20)) == []
     assert apart(one, config(batch=20), resumed=False) == ["batch"]
-    assert apart(one, config(seed=1, samples=200, loss=train.LossConfig(l1=True))) == ["loss.l1", "samples", "seed"]
+    assert apart(one, config(seed=1, samples=200, loss=LossConfig(l1=True))) == ["loss.l1", "samples", "seed"]
     assert apart(one, config(decoder_fp32=True)) == [], "nothing is reduced under fp32"
     assert apart(config(precision="bf16"), config(precision="bf16", decoder_fp32=True)) == ["decoder_fp32"]
     trunk = OptimConfig(schedule="constant", warmup=10, decay=0.0)

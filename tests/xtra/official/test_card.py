@@ -169,7 +169,7 @@ def test_the_commands_for_what_was_not_measured_are_commands(prefix: bool) -> No
     ):
         text = card(facts("encoder", "none", model, probes=probes))
         commands = re.findall(r"^xtra probe (.*)$", text.split("```\n")[1], re.MULTILINE)
-        configs = [probe_verb.config(Call("probe", "RUN", command.split())) for command in commands]
+        configs = [probe_verb.read(Call("probe", "RUN", command.split()))[1] for command in commands]
         assert {config.mask for config in configs} == masks
         assert {config.checkpoint for config in configs} == {"run-7"}
     text = card(facts("encoder", "none", name="b16.ckpt", of_a_run=False))

@@ -1,0 +1,17 @@
+"""What `xtra trace` may be asked. Loads no Arrow: the words of a command are read into it (see jobs/config.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to trace, and where."""
+
+    place: str  # a dataset, a run, or a folder of runs
+    what: tuple[str, ...] = ()  # keys, URLs, sha256; also hosts and phash:HEX/BITS, as xtra select --exclude takes them
+    file: str = ""  # a file with more of them, one a line
+    runs: tuple[str, ...] = ()  # runs or folders of runs, where the place is a dataset
+    urls: str = ""  # the list that the dataset was made of: names the line of each link
+    url_column: str | None = None  # of that list, as it was given to xtra ingest
