@@ -1,4 +1,4 @@
-"""Which runs trained alike: a digest of all in a run's config that shapes its training."""
+"""Which runs trained alike: a digest of all settings that shape a run's training."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Fields of a run's config that say which data, how long and where, not how.
+# Fields of a run's config that set its data, length and machine, not how it trains.
 NOT_SETTINGS = {"out", "data", "mix", "recipe", "seed", "samples", "micro", "device", "threads", "decoder"}
 NOT_SETTINGS |= {"checkpoint_every", "keep", "keep_every", "max_bad", "other_manifest"}
 NOT_SETTINGS |= {"val", "sinks", "compile", "attention", "shard_optimizer", "read", "arm", "branch", "keep_at"}
 
 
 def settings_digest(config: Mapping[str, Any]) -> str:
-    """12 hex digits that are equal for runs which differ in variant, seed, samples, data and machine only.
+    """12 hex digits, equal for runs that differ only in variant, seed, samples, data and machine.
 
-    A field that an older run's config lacks counts as its default.
+    A field missing from an older run's config counts as its default.
     """
     kept = training_settings(config)
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "block"}
     kept["order"] = {k: v for k, v in kept["order"].items() if k != "seed"}
-    if kept["optim"]["schedule"] == "cosine":  # as before there were others
+    if kept["optim"]["schedule"] == "cosine":  # the digest from when cosine was the only schedule
         kept["optim"] = {k: v for k, v in kept["optim"].items() if k not in ("schedule", "decay")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a run's config that shapes its training; of its seeds only that of the data order, in order.seed."""
+    """All settings that shape a run's training; of its seeds, only the data order's (order.seed)."""
     kept = {k: v for k, v in _filled(config, _defaults()).items() if k not in NOT_SETTINGS}
     if kept["precision"] == "fp32":
         del kept["decoder_fp32"]  # a setting of autocast, whose default has changed
