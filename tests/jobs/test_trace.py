@@ -119,4 +119,4 @@ def test_the_list_names_the_line_of_a_link_and_another_list_is_refused(tmp_path,
     assert (life.row, life.line, life.answers[0].reason) == (2, f"{urls}:{place}", "connect")
     assert f"row 2, {urls}:{place}" in trace.text(of(out, word, urls=urls))
     (tmp_path / name).write_text(text + "http://127.0.0.1:9/c.jpg\n")
-    assert of(out, word, urls=urls).problems[0].startswith(f"{urls}: is not the list that {out} was made of")
+    assert of(out, word, urls=urls).problems[0].startswith(f"{urls}: is not the list that {out} was ingested from")

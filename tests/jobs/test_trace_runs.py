@@ -121,7 +121,9 @@ def test_steps_are_those_of_the_metrics_and_what_was_done_again_is_said(trained)
     assert sorted(named) == [(number, row.samples_seen) for number, row in enumerate(rows, 1)]
     undone = {(s.attempt, s.step) for one in saw.seen for s in one.sightings if s.undone}
     assert undone == {(3, max(step for step, *_ in shown[3]))}
-    assert [remark.partition(": ")[2][:36] for remark in saw.remarks] == ["attempt 3 did not end by itself: steps"[:36]]
+    assert [remark.partition(": ")[2][:36] for remark in saw.remarks] == [
+        "attempt 3 has no recorded end: steps after"[:36]
+    ]
 
 
 def test_checkpoints_saw_what_came_before_them(trained):
