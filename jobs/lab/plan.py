@@ -1,9 +1,9 @@
-"""What a run costs before anything is spent: samples, FLOPs, hours, storage, egress, requests, money; and an ingest.
+"""The cost of a run and an ingest before anything is spent: samples, FLOPs, hours, storage, egress, requests, money.
 
-Everything is arithmetic from a recipe and from the prices that are given; nothing is measured here. Hours come from a
-stated utilisation (MFU) of the official code's FLOPs. With a ledger, the fitted law says what the next doubling buys.
+Everything is arithmetic from a recipe and the given prices; nothing is measured here. Hours come from a stated
+utilisation (MFU) of the official code's FLOPs. With a ledger, the fitted law predicts the gain of the next doubling.
 
-    python -m jobs.lab.plan docs/costs.md        # print its blocks again
+    python -m jobs.lab.plan docs/costs.md        # rewrite the page's blocks
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
     from xtra.train import Config as TrainConfig
 
 GB = 1e9
-STATE = 12  # bytes a parameter in a checkpoint: float32 weights and two moments
-_PUTS = 4  # a unit's plan, tar, index and commit; large tars take more, one a part
+STATE = 12  # bytes per parameter in a checkpoint: float32 weights and two moments
+_PUTS = 4  # a unit's plan, tar, index and commit; a large tar takes one per upload part
 _MONTH = 730  # hours
 
 
 @dataclass(frozen=True)
 class Config:
     recipe: str  # a training recipe: xtra train --help lists them
-    price: float  # of one GPU for an hour, in the currency of all prices
+    price: float  # of one GPU-hour; all prices are in the same currency
     gpus: int = 8
-    gpu: str = "H100"  # its peak is known for the names in xtra/flops.py
+    gpu: str = "H100"  # a name with a known peak (xtra/flops.py)
     mfu: float = 0.4  # share of that peak that the official code's FLOPs reach
-    images: int = 0  # of the dataset; 0: the paper's, where the recipe's name says which
+    images: int = 0  # in the dataset; 0: the paper's number, if the recipe is the paper's
     image_bytes: int = 110_000  # of a stored image, on average
-    months: float = 1.0  # that the dataset is kept, beyond the run itself
-    links: int = 0  # plan the ingest of as many links too
+    months: float = 1.0  # how long the dataset is kept, in addition to the run
+    links: int = 0  # also plan the ingest of this many links
     kept: float = 0.92  # share of links that become images: 13.1 of 14.2 million in the paper
-    core_images: float = 1000.0  # links that a core fetches and checks in a second of its time: xtra bench fetch
-    core_price: float = 0.05  # of one CPU core for an hour
-    storage_price: float = 0.023  # of a GB for a month
-    egress_price: float = 0.09  # of a GB that leaves the region; reading inside it is free
+    core_images: float = 1000.0  # links fetched and checked per core-second: see xtra bench fetch
+    core_price: float = 0.05  # of one CPU core-hour
+    storage_price: float = 0.023  # of one GB for a month
+    egress_price: float = 0.09  # of one GB that leaves the region; reading inside it is free
     put_price: float = 0.005  # of 1,000 writes
     get_price: float = 0.0004  # of 1,000 reads
-    ledger: str = ""  # measurements whose laws say what the next doubling buys
+    ledger: str = ""  # measurements whose laws predict the gain of the next doubling
 
     def __post_init__(self) -> None:
         for name in ("gpus", "image_bytes", "core_images"):
@@ -75,23 +75,23 @@ class Training:
     flops: float
     gpu_hours: float
     hours: float
-    images_a_second: float  # of all GPUs
+    images_a_second: float  # over all GPUs
     money: float
 
 
 @dataclass(frozen=True)
 class Store:
-    """A bucket's part: what is kept, read and asked for."""
+    """The bucket's costs: storage, reads and requests."""
 
     dataset_gb: float
     checkpoints_gb: float
     months: float
     storage: float  # money
-    read_gb: float  # by all epochs
+    read_gb: float  # over all epochs
     gets: int
     requests: float  # money
     egress: float  # money, if every epoch is read from another region
-    egress_once: float  # the same with a disk cache that holds the dataset
+    egress_once: float  # the same, with a disk cache that fits the dataset
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Plan:
     gpu: str
     mfu: float
     training: Training
-    store: Store | None  # None where the number of images is not known
+    store: Store | None  # None where the number of images is unknown
     ingest: Ingest | None
     doublings: tuple[Doubling, ...]
 
@@ -126,13 +126,13 @@ class Plan:
 
 
 def run(config: Config) -> Plan:
-    """Raises ValueError for an unknown recipe, a GPU whose peak is not known, and what `xtra fit` refuses."""
+    """Make a plan. Raises ValueError for an unknown recipe, a GPU with an unknown peak, and what `xtra fit` refuses."""
     if config.recipe not in recipes.names():
         near = nearest(config.recipe, recipes.names())
         raise ValueError(f"recipe {config.recipe!r} is unknown{near}: xtra train --help lists them")
     peak = peak_flops(config.gpu)
     if peak is None:
-        raise ValueError(f"--gpu {config.gpu}: its peak is not known: give one of those in xtra/flops.py, such as H100")
+        raise ValueError(f"--gpu {config.gpu}: its peak is unknown: give one of those in xtra/flops.py, such as H100")
     recipe = recipes.get(config.recipe)
     training = _training(config, recipe, peak)
     doublings = next_doubling(fit.run(fit.Config(config.ledger))) if config.ledger else ()
@@ -226,7 +226,7 @@ def lines(plan: Plan) -> list[str]:
         _row("GPUs", f"{t.money:,.2f}", ""),
     ]
     if plan.store is None:
-        found.append("storage and reading: give --images, the number of images of the dataset")
+        found.append("storage and reading: give --images, the number of images in the dataset")
     else:
         s = plan.store
         found += [
@@ -261,7 +261,7 @@ def _doublings(plan: Plan) -> list[str]:
         return []
     hour = plan.training.money / plan.training.gpu_hours
     rate = plan.training.gpu_hours / plan.training.samples  # GPU-hours a sample
-    found = ["", "the next doubling of what was measured, in points of accuracy:"]
+    found = ["", "gain from the next doubling beyond the measured samples, in points of accuracy:"]
     for d in plan.doublings:
         interval = "no interval" if d.low is None or d.high is None else f"{100 * d.low:+.2f} to {100 * d.high:+.2f}"
         cost = d.samples * rate
@@ -274,7 +274,7 @@ def _doublings(plan: Plan) -> list[str]:
 
 
 def rewritten(page: str) -> str:
-    """A page whose blocks that begin with `$ xtra plan` hold what these commands print now."""
+    """The page with every block that begins with `$ xtra plan` replaced by that command's current output."""
 
     def block(match: re.Match[str]) -> str:
         words = shlex.split(match[1])
