@@ -138,7 +138,7 @@ def test_a_folder_of_both_is_listed_and_lines_fit(tmp_path: Path, capsys: pytest
 
 
 def test_a_folder_with_neither_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="is no dataset and no run"):
+    with pytest.raises(ValueError, match="is neither a dataset nor a run, and contains none"):
         read_status(str(tmp_path))
 
 
