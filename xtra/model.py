@@ -30,7 +30,7 @@ from xtra.drop_path import Branch, Drop, added, branch_of, drops_of, mark_kept
 
 NORM_EPS = 1e-6
 ORDERS = ("raster", "random")
-Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, but none after prefix attention
+Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, or none after prefix attention
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def model_config(values: Mapping[str, Any]) -> ModelConfig:
     try:
         return ModelConfig(**values)
     except TypeError as error:
-        raise ValueError(f"the model config lacks a field: {error}") from None
+        raise ValueError(f"the model config misses a field: {error}") from None
 
 
 def _sizes() -> dict[str, ModelConfig]:
@@ -132,7 +132,7 @@ def _sizes() -> dict[str, ModelConfig]:
     b16 = ModelConfig(256, 16, 4, 768, 12, 12, bridge=4096, dec_width=768, dec_depth=8, dec_heads=6, head=6144)
     h14 = ModelConfig(224, 14, 4, 1280, 32, 16, bridge=5120, dec_width=640, dec_depth=8, dec_heads=8, head=9408)
     b16_ablation = replace(b16, dec_width=384)
-    # Encoders of the official code (src/modules/vit.py); their decoders, bridges and heads are ours.
+    # Encoders as in the official code (src/modules/vit.py); decoders, bridges and heads are ours.
     ti16 = replace(b16, width=192, heads=3, bridge=1024, dec_width=192, dec_heads=3, head=1536)
     s16 = replace(b16, width=384, heads=6, bridge=2048, dec_width=384, head=3072)
     l16 = replace(b16, width=1024, depth=24, heads=16)
@@ -157,8 +157,8 @@ def _sizes() -> dict[str, ModelConfig]:
 
 SIZES: Mapping[str, ModelConfig] = MappingProxyType(_sizes())
 """b16 and h14 are the paper's XTRA-B/16@256 and XTRA-H/14@224; b16_ablation and b16_aim its ablation baseline and
-plain-causal arm; ti16, s16, l16 and g14 are not trained there; *32 and *64 train on a CPU. All have drop_path 0: a
-recipe sets it."""
+plain-causal variant; ti16, s16, l16 and g14 are not in the paper; *32 and *64 train on a CPU. All have drop_path 0:
+recipes set it."""
 
 
 class Attention(nn.Module):
@@ -204,8 +204,8 @@ class Block(nn.Module):
         mlp_drop: Drop | None = None,
         before: Branch | None = None,
     ) -> tuple[Tensor, Branch]:
-        """The stream, and the MLP's branch of it, which the next layer adds as its `before`: so a sum and the norm that
-        follows are always in one compiled layer. `drop_path.added` makes the whole stream of the two."""
+        """The stream, and the MLP's branch, which the next layer adds as its `before`, so that a sum and the following
+        norm are always in one compiled layer. `drop_path.added` adds the two."""
         x_BND = added(x_BND, before)
         x_BND = added(x_BND, branch_of(x_BND, lambda x: self.attn(self.norm1(x), causal), attn_drop))
         return x_BND, branch_of(x_BND, lambda x: self.mlp(self.norm2(x)), mlp_drop)
@@ -237,7 +237,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.skip_dropped = False  # see drop_path.drops_of
-        self.attention = "auto"  # or one of xtra.attention.ARMS: the same numbers
+        self.attention = "auto"  # or one of xtra.attention.ARMS, with the same result
         self.compiled = False
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         self.patch_embed = PatchEmbed(config.width, config.patch)
@@ -254,9 +254,9 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """[B, N, D] after the final norm, tokens in block order, N short of the last block unless `last_block`.
 
-        images_B3HW: floats, ImageNet mean and std taken out. drop_LSB: what each residual branch is multiplied by, 0 or
-        1/keep (`drop_path.scales`). perm_K: the order of the blocks. prefix_B: blocks of each image that attend to each
-        other in both directions (`prefix.draws`).
+        images_B3HW: floats, normalised by ImageNet mean and std. drop_LSB: each residual branch's factor, 0 or 1/keep
+        (`drop_path.scales`). perm_K: the order of the blocks. prefix_B: each image's number of blocks that attend to
+        each other in both directions (`prefix.draws`).
         """
         x = self.embed(images_B3HW, last_block, perm_K)
         causal, before = prefixed(self._causal(x), prefix_B, x.shape[1], self.config.per_block), None
@@ -271,8 +271,8 @@ class Encoder(nn.Module):
     def layers(self, images_B3HW: Tensor, last: int, perm_K: Tensor | None = None, mask: Mask = "own") -> list[Tensor]:
         """The un-normalised residual streams [B, N, D] after each of the last `last` layers, tokens in block order.
 
-        With prefix attention every token attends to all others here, as AIM's encoder does when it is probed; `mask`
-        asks for the block-causal mask or for none all the same. Raises ValueError when the encoder has fewer layers.
+        After prefix attention, every token attends to all others here, as when AIM's encoder is probed; `mask` replaces
+        that by the block-causal mask or none. Raises ValueError if the encoder has fewer layers.
         """
         if not 1 <= last <= len(self.blocks):
             raise ValueError(f"layers is {last}; this encoder has 1..{len(self.blocks)}")
@@ -300,7 +300,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A second block-causal transformer, with positions of its own."""
+    """A second block-causal transformer, with its own positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -347,7 +347,7 @@ class Xtra(nn.Module):
         perm_K: Tensor | None = None,
         prefix_B: Tensor | None = None,
     ) -> list[Tensor]:
-        """Predicted normalised pixels, one tensor a head: head i at position k predicts block k+1+i.
+        """Predicted normalised pixels, one tensor per head: head i at position k predicts block k+1+i.
 
         Each is [B, K-1-i, P], or [B, K, P] with `last_block`. Arguments as for `Encoder.forward`.
         """
@@ -360,7 +360,7 @@ class Xtra(nn.Module):
         return [head(x_BKD[:, : self.config.blocks - 1 - ahead]) for ahead, head in enumerate(self.heads)]
 
     def decode(self, x_BND: Tensor, perm_K: Tensor | None = None, prefix_B: Tensor | None = None) -> Tensor:
-        """The decoder in the precision asked for, its output in the precision of its input."""
+        """Run the decoder in its configured precision; the output has the input's."""
         if not (self.decoder_fp32 and torch.is_autocast_enabled(x_BND.device.type)):
             return self.decoder(x_BND, perm_K, prefix_B)
         with torch.autocast(x_BND.device.type, enabled=False):
@@ -368,7 +368,7 @@ class Xtra(nn.Module):
 
 
 def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu", decoder_fp32: bool = False) -> Xtra:
-    """A model with its initial weights, which depend on the config and the seed only, not on rank or device."""
+    """A model with its initial weights, which depend only on the config and the seed, not on rank or device."""
     with torch.device("meta"):
         model = Xtra(config, decoder_fp32)
     model.to_empty(device=device)
@@ -378,7 +378,7 @@ def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """torch.set_float32_matmul_precision, "highest" or "high" (TF32): it is of the whole process, so it is set back."""
+    """torch.set_float32_matmul_precision, "highest" or "high" (TF32), restored at exit, as it affects the process."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -392,8 +392,8 @@ def init_weights(model: nn.Module, seed: int) -> None:
     """The official initialisation: linear weights and position tables N(0, 0.02), patch weights by Kaiming (fan-in,
     ReLU), biases 0, norms 1.
 
-    The official truncation at +-2 is 100 standard deviations out and left out. Each parameter has a generator of its
-    own, seeded by seed and name, so models that share a part start from the same weights there (paired ablations).
+    The official truncation at +-2 is 100 standard deviations away and is omitted. Each parameter has its own generator,
+    seeded by seed and name, so models that share a part start from the same weights there (paired ablations).
     """
     for name, p in model.named_parameters():
         if name.endswith("bias"):

@@ -183,7 +183,7 @@ def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparis
     ends = {r.url: int(r.config.get("samples") or 0) for r in ledger.runs}
     if early := sum(0 < r.samples_seen < ends[r.run] for r in trained):
         lines.append(
-            f"{early} of {len(trained)} probes are of checkpoints before the end of their run: with a decaying "
+            f"{early} of {len(trained)} probes measure checkpoints before the end of their run: with a decaying "
             "learning rate such a checkpoint is worse than a run that was planned to end there."
         )
     if any(r.shape.block == 1 for r in ledger.runs):

@@ -81,7 +81,7 @@ def test_the_command_prints_json_and_exits_1_for_a_word_that_names_nothing(datas
         ([], "nothing to trace is given"),
         (["%%"], "names no sample"),
         (["k000001", "--file", "/nowhere.txt"], "/nowhere.txt: there is no such file"),
-        (["k000001", "--runs", "/nowhere"], "/nowhere: holds no run"),
+        (["k000001", "--runs", "/nowhere"], "/nowhere: contains no run"),
     ],
 )
 def test_a_mistake_is_one_line(dataset, words, message, capsys):

@@ -158,13 +158,13 @@ def end_to_end(
     del clock.marks[: 2 * WARM - 1]  # from the end of the last warm-up step
     spent = clock.seconds()  # wait, step, wait, step ...
     waits, took = spent[::2], sum(spent)
-    told = on_gpu.told() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
-    by_cpu = sum(told["cpu"].values())
+    done = on_gpu.told() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
+    by_cpu = sum(done["cpu"].values())
     return {
-        "decoder": f"{told['decoder']}, {threads} threads",
+        "decoder": f"{done['decoder']}, {threads} threads",
         "batch": batch,
         "images_per_s": round(samples / took, 1),
         "wait_share": round(sum(waits) / took, 4),
         "wait_median_ms": round(1e3 * statistics.median(waits), 2),
-        "cpu_fallback_share": round(by_cpu / max(1, by_cpu + told["gpu"]), 4) if on_gpu else None,
+        "cpu_fallback_share": round(by_cpu / max(1, by_cpu + done["gpu"]), 4) if on_gpu else None,
     }

@@ -88,8 +88,8 @@ def tables(rows: list[dict[str, Any]], found: dict[str, float]) -> list[str]:
     if data:
         lines += ["", "data"]
         for row in data:
-            told = [f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None]
-            lines.append(f"{row['name']:<40} " + "  ".join(told))
+            words = [f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None]
+            lines.append(f"{row['name']:<40} " + "  ".join(words))
     lines += ["", *(f"{name} {value:.3g}" for name, value in found.items())]
     return lines
 
@@ -122,9 +122,9 @@ def _line(row: dict[str, Any]) -> str:
 def _name(row: dict[str, Any]) -> str:
     """The variant's name, and for the best also its non-default settings."""
     arm = row["arm"]
-    told = [arm["attention"]] * (arm["attention"] != "dense" and not row["name"].startswith("attention"))
-    told += [arm["dropped"]] * (arm["dropped"] != "compute" and "branches" not in row["name"])
-    return row["name"] + (f" ({', '.join(told)})" if told else "")
+    words = [arm["attention"]] * (arm["attention"] != "dense" and not row["name"].startswith("attention"))
+    words += [arm["dropped"]] * (arm["dropped"] != "compute" and "branches" not in row["name"])
+    return row["name"] + (f" ({', '.join(words)})" if words else "")
 
 
 def short(row: dict[str, Any]) -> str:

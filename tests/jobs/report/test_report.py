@@ -171,7 +171,7 @@ def test_the_limits_are_said_where_they_apply(tmp_path: Path):
     folder = run_folders.write_run(tmp_path / "a", samples=12800)
     run_folders.write_probe(folder, 0.2, samples_seen=6400)
     shown, limits = said(tmp_path)
-    assert "1 of 1 probes are of checkpoints before the end" in " ".join(limits)
+    assert "1 of 1 probes measure checkpoints before the end" in " ".join(limits)
     assert "0 of 1 points have more than one seed" in " ".join(limits)
     assert "must not be compared" not in " ".join(limits), "there is one block size only"
     assert "AIM-like" not in " ".join(limits)

@@ -91,7 +91,7 @@ def test_a_continued_run_says_what_a_sink_lacks(tmp_path, libraries, monkeypatch
     said: list[dict] = []
     train.run(settings, progress=said.append)
     (gap,) = [row["remark"] for row in said if "lacks rows" in row.get("remark", "")]
-    assert gap.startswith(f"{tmp_path}/run: mlflow lacks rows, as an earlier attempt went on without it (ZeroDivision")
+    assert gap.startswith(f"{tmp_path}/run: mlflow misses rows, because an earlier attempt dropped it (ZeroDivision")
 
 
 def test_a_start_without_the_library_leaves_the_run_alone(tmp_path, libraries, monkeypatch):
