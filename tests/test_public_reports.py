@@ -201,7 +201,7 @@ def test_the_transformer_in_a_checkpoint_of_others_is_found_and_of_several_one_i
     assert {float(tensor[0]) for tensor in found.values()} == {2.0}
     with pytest.raises(ValueError, match=f"{path}: has no vision transformer under nothing"):
         official.read_transformer(f"{path}:nothing")
-    with pytest.raises(ValueError, match=rf"{path}: holds .* by others' names: xtra probe --encoder timm:NAME:{path}"):
+    with pytest.raises(ValueError, match=rf"{path}: contains .* by timm's names: xtra probe --encoder timm:NAME:{path}"):
         official.open_official(path)
 
 
@@ -212,5 +212,5 @@ def test_a_file_without_a_transformer_is_called_so(tmp_path: Path) -> None:
         official.read_transformer(path)
     with pytest.raises(ValueError, match=r"has no tensor of the official model by itself; its first is visual\.conv1"):
         official.open_official(path)
-    with pytest.raises(ValueError, match=r"gone\.pth: there is no such file"):
+    with pytest.raises(ValueError, match=r"gone\.pth: no such file"):
         official.read_transformer(f"{tmp_path}/gone.pth:teacher")

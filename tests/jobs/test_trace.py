@@ -68,7 +68,7 @@ def test_hosts_name_all_of_theirs_and_long_answers_are_short_lines(dataset):
 def test_the_command_prints_json_and_exits_1_for_a_word_that_names_nothing(dataset, capsys):
     assert cli.main(["trace", dataset, "k000012", "nothing", "--json"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"k000012  of {dataset}"
+    assert out[0] == f"k000012  in {dataset}"
     assert any(line.startswith("  stored   ") and "k000012.jpg at" in line for line in out)
     assert "unknown  nothing names no link" in out
     told = json.loads(out[-1])

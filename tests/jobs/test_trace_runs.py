@@ -223,7 +223,7 @@ def test_an_attempt_that_was_killed_is_remarked_and_its_batch_follows_from_its_m
         if name.startswith("000004-"):
             (torn / "events" / name).unlink()
     before, after = (trace.run(trace.Config(str(place), ("example.org",))).runs[0] for place in (run, torn))
-    assert ["attempt 4 did not end by itself" in remark for remark in after.remarks] == [False, True]
+    assert ["attempt 4 has no recorded end" in remark for remark in after.remarks] == [False, True]
     for one, other in zip(before.seen, after.seen):
         places = [(s.attempt, s.step, s.index, s.rank) for s in one.sightings if not s.in_place_of]
         assert [(s.attempt, s.step, s.index, s.rank) for s in other.sightings if not s.in_place_of] == places

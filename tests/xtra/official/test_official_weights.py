@@ -314,7 +314,7 @@ def damaged(path: Path, how: str) -> None:
         ("empty", "it is empty"),
         ("old", "load it with the torch that wrote it and save it again"),
         ("text", "is not a zip"),
-        ("list", "holds a list, not a dict"),
+        ("list", "contains a list, not a dict"),
         ("numbers", "has no tensors under state_dict, module, encoder"),
         ("other", "its first is backbone.weight"),
         ("pickle", "data.pkl cannot be read"),

@@ -140,7 +140,7 @@ def test_a_program_in_training_mode_is_refused(tmp_path):
 
 def test_images_of_another_size_and_odd_outcomes_are_named(tmp_path):
     script(Theirs("tokens").eval(), file := tmp_path / "theirs.pt")
-    with pytest.raises(ValueError, match=r"theirs\.pt: gives \[\(3, 0, 8\)\] for 3 images"):
+    with pytest.raises(ValueError, match=r"theirs\.pt: returns \[\(3, 0, 8\)\] for 3 images"):
         open_encoder(write_told(file, **TOLD, prefix=17))
     script(nn.Conv2d(3, 4, 16), file)
     with pytest.raises(ValueError, match=r"returns \[\(3, 4, 1, 1\)\] for 3 images; it must be \[3, tokens, width\]"):
