@@ -145,5 +145,8 @@ def test_where_they_cannot_be_kept_the_stop_still_is_one(config, monkeypatch):
         raise store.StoreError("out: cannot write: No space left on device")
 
     monkeypatch.setattr(kept_views.store, "put", full)
-    with pytest.warns(UserWarning, match="are not kept: out: cannot write: No space left"), pytest.raises(Interrupted):
+    with (
+        pytest.warns(UserWarning, match="were not saved: out: cannot write: No space left"),
+        pytest.raises(Interrupted),
+    ):
         probe.run(config, lambda what, done, total: (_ for _ in ()).throw(Interrupted()))

@@ -303,7 +303,7 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
     monkeypatch.setattr(official_evaluation, "read_probe", lambda path: given)
 
     config = probe.Config("last.ckpt", eval=world["eval"].dataset, resize=16, out=str(tmp_path))
-    with pytest.raises(ValueError, match="eval: names no classes"):
+    with pytest.raises(ValueError, match="eval: has no class list"):
         probe.run(config)
     named = labelled_set(tmp_path / "named", "colours eval", labels(61), 1000, tuple(sorted(COLOURS)))
     config = dataclasses.replace(config, eval=named.dataset)
@@ -317,7 +317,7 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
     for change in ({"heads": ("linear",)}, {"strict": True}, {"protocol": "published"}):
         with pytest.raises(ValueError, match="is only evaluated: leave it out"):
             probe.run(dataclasses.replace(config, **change))
-    with pytest.raises(ValueError, match=r"last.ckpt: tells 3 classes apart, .*two has 2"):
+    with pytest.raises(ValueError, match=r"last.ckpt: has 3 classes, .*two has 2"):
         probe.run(dataclasses.replace(config, eval=two.dataset))
     with pytest.raises(ValueError, match="train is empty"):
         probe.run(dataclasses.replace(config, checkpoint=world["run"]))

@@ -114,7 +114,7 @@ def test_a_library_that_is_missing_or_does_not_start_is_named(monkeypatch, tmp_p
         ValueError, match=r"sinks has wandb, which is not installed .*: pip install 'xtra-pretrain\[wandb"
     ):
         open_sinks(("wandb",), str(tmp_path), {})
-    with pytest.raises(ValueError, match="tensorboard, which writes to a local folder: s3://b/run is none"):
+    with pytest.raises(ValueError, match="tensorboard, which writes to a local folder, but s3://b/run is not one"):
         open_sinks(("tensorboard",), "s3://b/run", {})
 
 
