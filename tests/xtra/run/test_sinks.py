@@ -90,7 +90,7 @@ def test_a_continued_run_says_what_a_sink_lacks(tmp_path, libraries, monkeypatch
         train.run(settings)
     said: list[dict] = []
     train.run(settings, progress=said.append)
-    (gap,) = [row["remark"] for row in said if "lacks rows" in row.get("remark", "")]
+    (gap,) = [row["remark"] for row in said if "misses rows" in row.get("remark", "")]
     assert gap.startswith(f"{tmp_path}/run: mlflow misses rows, because an earlier attempt dropped it (ZeroDivision")
 
 
