@@ -14,9 +14,9 @@ from shards.config import KEPT
 @dataclass(frozen=True)
 class StatusConfig:
     url: str  # a dataset, a run, the --out of a probe, or a folder of these
-    watch: bool = False  # read and show it again, until all is done
-    every: float = 5.0  # seconds between two looks
-    price: float | None = None  # an hour of a run's device, or of all machines of an ingest: what it has cost so far
+    watch: bool = False  # show it again and again, until all is done
+    every: float = 5.0  # seconds between updates
+    price: float | None = None
 
     def __post_init__(self) -> None:
         if not self.every >= 1:
@@ -27,8 +27,8 @@ class StatusConfig:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    url: str = ""  # a folder to write to, on the store that runs will use; a tiny object is made there and removed
-    cluster: bool = False  # also ask every node of the cluster at RAY_ADDRESS whether it is like this machine
+    url: str = ""  # a folder on the store that runs will use; a tiny object is written there and removed
+    cluster: bool = False  # also check that every node of the cluster at RAY_ADDRESS matches this machine
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,19 @@ class ReportConfig:
     runs: str  # folder of run folders, or one run
     out: str | None = None  # the page; RUNS/report.html if not given
     note: str | None = None  # a paragraph to put on top
-    primary: tuple[str, ...] = ()  # declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given
-    pictures: bool = True  # predictions, and test images got wrong, where checkpoints and datasets can be opened
+    # The comparison declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given.
+    primary: tuple[str, ...] = ()
+    pictures: bool = True  # show predictions and misclassified test images, if checkpoints and datasets can be opened
 
 
 @dataclass(frozen=True)
 class PeekConfig:
     dataset: str  # DATASET, DATASET@VERSION or DATASET@DIGEST
-    out: str | None = None  # a contact sheet as one HTML file; without it rows are printed
+    out: str | None = None  # write a contact sheet as one HTML file; without it, rows are printed
     samples: int = 16  # how many links
-    reason: str = KEPT  # show links that ended so: kept, or a reason such as undecodable or duplicate
+    reason: str = KEPT  # show links with this outcome: kept, or a reason such as undecodable or duplicate
     label: str | None = None  # only links with this label
-    seed: int = 0  # another choice
+    seed: int = 0  # another seed chooses other links
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -1,4 +1,4 @@
-"""Checks of this machine: what is there, what is missing, and what to do about it. Never prints a secret."""
+"""Checks of this machine: what it has, what is missing, and how to fix it. Never prints a secret."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shards import store
 from shards.pixels import crop, entropy
 
 GIB = 1 << 30
-PACKAGES = {  # what pillow-simd's build may miss -> the Debian package that has it
+PACKAGES = {  # a possible missing build requirement -> its Debian package
     "a C compiler": "build-essential",
     "jpeglib.h": "libjpeg-turbo8-dev or libjpeg62-turbo-dev",
     "zlib.h": "zlib1g-dev",
@@ -48,7 +48,7 @@ class Check:
 
 
 def run(config: Config) -> list[Check]:
-    """All checks, each printed when it is done."""
+    """Run all checks, printing each when it is done."""
     found: list[Check] = []
     for check in _checks(config):
         say(check, flush=True)
@@ -85,8 +85,8 @@ def _checks(config: Config) -> Iterator[Check]:
 
 
 def clashes() -> list[str]:
-    """Our top-level packages that another installed distribution provides as well, each with its name: whichever comes
-    first on the path would be imported."""
+    """Our top-level packages that another installed distribution also provides, with its name: the first on the path
+    would be imported."""
     providers = metadata.packages_distributions()
     others = {room: sorted({*providers.get(room, ())} - {"xtra-pretrain"}) for room in ROOMS}
     return [f"{room} by {', '.join(names)}" for room, names in others.items() if names]
@@ -118,7 +118,7 @@ def ray() -> Check:
 
 
 def pil() -> Check:
-    """Which of the two packages that share the name PIL is imported, and what it can decode."""
+    """Which of the two packages named PIL is imported, and what it can decode."""
     plain, fast = _version("pillow"), _version("pillow-simd")
     if plain and fast:
         both = f"pillow {plain} and pillow-simd {fast} overwrite each other"
@@ -129,7 +129,9 @@ def pil() -> Check:
         return Check("fail", "PIL", f"does not import: {error}", "make setup")
     name = f"pillow-simd {fast}" if fast else f"pillow {plain}"
     if missing := [codec for codec in CODECS if not features.check(codec)]:
-        return Check("fail", "PIL", f"{name} lacks {', '.join(missing)}", "install the headers below, make clean setup")
+        return Check(
+            "fail", "PIL", f"{name} without {', '.join(missing)}", "install the headers below, make clean setup"
+        )
     turbo = "" if features.check("libjpeg_turbo") else ", without libjpeg-turbo"
     return Check("ok", "PIL", f"{name} with {', '.join(CODECS)}{turbo}")
 
@@ -147,14 +149,14 @@ def simd() -> Check:
 
 
 def walker() -> Check:
-    """Whether the accelerator of the JPEG check is in use, or could be built here."""
+    """Whether the accelerated JPEG check is in use, or could be built here."""
     if not entropy.available():
-        return Check("warn", "JPEG check", "Pillow alone", "make setup, with a C compiler, halves what checking costs")
+        return Check("warn", "JPEG check", "Pillow alone", "make setup with a C compiler halves the cost of checking")
     return Check("ok", "JPEG check", "entropy.c, and Pillow")
 
 
 def cropper() -> Check:
-    """Whether the accelerator of training's crops is in use, or could be built here."""
+    """Whether the accelerated cropper is in use, or could be built here."""
     found = crop.loaded()
     if found is not None:
         return Check("ok", "crops", f"crop.c with {found.codec}, and Pillow")
@@ -166,7 +168,7 @@ def cropper() -> Check:
 
 
 def gpu_decode() -> Check:
-    """Whether a GPU can decode JPEGs here, tried on one."""
+    """Whether a GPU can decode JPEGs here, by decoding one."""
     try:
         import torch as pytorch
         from PIL import Image
@@ -186,10 +188,10 @@ def gpu_decode() -> Check:
     body = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(body, "JPEG")
     decoder([body.getvalue()], [image.crop_view((32, 32, 128, 128), 64)], 64)
-    told = decoder.told()
-    if not told["gpu"]:
-        return Check("warn", "GPU decode", f"{told['decoder']} fails on a plain JPEG: {told['cpu']}", "--decoder cpu")
-    return Check("ok", "GPU decode", f"{told['decoder']}: --decoder gpu")
+    done = decoder.told()
+    if not done["gpu"]:
+        return Check("warn", "GPU decode", f"{done['decoder']} fails on a plain JPEG: {done['cpu']}", "--decoder cpu")
+    return Check("ok", "GPU decode", f"{done['decoder']}: --decoder gpu")
 
 
 def curl() -> Check:
@@ -267,7 +269,7 @@ def aws() -> Check:
 
 
 def object_store(url: str) -> Check:
-    """Two concurrent conditional puts of one new key must have exactly one winner; the object is removed."""
+    """Check that of two concurrent conditional puts of one new key exactly one wins; the object is removed."""
     since = time.perf_counter()
     try:
         store.check_writable(url)

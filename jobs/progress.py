@@ -1,4 +1,4 @@
-"""How far a verb is: a bar on a terminal, a line every few seconds anywhere else; always on stderr."""
+"""A verb's progress: a bar on a terminal, elsewhere a line every few seconds; always on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EVERY_SECONDS = 5.0
 
 
 class Progress:
-    """Call it with what is done, of how many, of what; safe from several threads. A new `what` starts a new count."""
+    """Call it with the number done, the total and what is counted. Thread-safe. A new `what` starts a new count."""
 
     def __init__(self, unit: str, out: TextIO | None = None, every: float = EVERY_SECONDS):
         self.unit, self.out, self.every = unit, out or sys.stderr, every
@@ -35,7 +35,7 @@ class Progress:
                 say(self._line(done, total, note), file=self.out, flush=True)
 
     def _begin(self, done: int, total: int | None, what: str) -> None:
-        """The rate counts from here, so that work found done at a resume does not make it look fast."""
+        """Start the rate here, so that work already done before a resume does not count."""
         self._close_bar()
         self._what, self._first = what, done
         self._since = self._said = time.monotonic()

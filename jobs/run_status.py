@@ -1,4 +1,4 @@
-"""What a run is doing, and what a probe's folder holds, read from the folder alone."""
+"""The state of a run, and the results in a probe's folder, read from the folder alone."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ from xtra.run import records
 READERS = 16
 LIVE_SECONDS = 180.0  # a run writes every 30 s
 LOSSES = 40  # bars
-RECENT = 50  # steps that say how long batches are waited for
-PARTS = 8  # of an attempt's events, the last ones, in which its end is looked for
-ENDED = (
-    800_000  # first number of the parts that drivers and stalled ranks leave (xtra/run/folder.py, which needs torch)
-)
+RECENT = 50  # steps over which the wait for data is measured
+PARTS = 8  # an attempt's last event segments, searched for its end
+# First segment number of drivers and stalled ranks (xtra/run/folder.py, which needs torch).
+ENDED = 800_000
 SHOWN = 5  # attempts before the newest one
 _ENDS = {"done": "done", "stop": "stopped", "superseded": "superseded", "stalled": "stalled", "failed": "failed"}
 
 
 @dataclass(frozen=True)
 class AttemptStatus:
-    """`ended` is empty while nothing says so; `why` is the driver's word for it, where there was one."""
+    """`ended` is empty while no event records an end; `why` is the driver's reason, if it gave one."""
 
     number: int
     host: str | None
     world: int
     since: str | None
-    until: str | None  # its last event
+    until: str | None  # time of its last event
     ended: str
     why: str = ""
 
@@ -51,7 +50,7 @@ class AttemptStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """None is "not known yet": a run writes its log and events every 30 s."""
+    """None means "not known yet": a run writes its log and events every 30 s."""
 
     run: str
     recipe: str = ""
@@ -59,7 +58,7 @@ class RunStatus:
     samples: int | None = None  # in total
     loss: float | None = None
     samples_per_s: float | None = None
-    seconds_left: float | None = None  # of a run that is being trained
+    seconds_left: float | None = None  # if the run is training
     checkpoint: int | None = None  # samples seen of the newest committed one
     attempt: int | None = None
     host: str | None = None
@@ -69,7 +68,7 @@ class RunStatus:
     probes: int = 0
     problems: tuple[str, ...] = ()
     stage: str = ""  # training; done; or how the newest attempt ended
-    losses: tuple[float, ...] = ()  # from the first step to the last, thinned
+    losses: tuple[float, ...] = ()  # thinned, from the first step to the last
     data_wait: float | None = None  # share of the last steps' time
     mfu: float | None = None
     checkpoint_at: str | None = None  # by the store's clock
@@ -79,7 +78,7 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class ProbesStatus:
-    """What a folder of probes holds, one line each."""
+    """The results in a folder of probes."""
 
     probes: str
     results: tuple[dict[str, Any], ...]
@@ -89,7 +88,7 @@ class ProbesStatus:
 def run_status(url: str) -> RunStatus:
     problems: list[str] = []
     found = read_run(url, problems)
-    if found is None:  # what is wrong is in problems
+    if found is None:  # `problems` has the reason
         return RunStatus(run=url, problems=tuple(problems))
     attempts, event = _attempts(found, problems)
     last = found.metrics[-1] if found.metrics else None
@@ -136,7 +135,7 @@ def _data_wait(run: Run) -> float | None:
 
 
 def _written(folder: str) -> str | None:
-    """When its COMMIT was written, by the store's clock."""
+    """When the checkpoint's COMMIT was written, by the store's clock."""
     times = [entry.modified for entry in store.entries(folder) if entry.name == "COMMIT.json"]
     known = [at for at in times if at < float("inf")]
     return datetime.fromtimestamp(known[0], UTC).isoformat(timespec="seconds") if known else None
@@ -184,7 +183,7 @@ def of_ranks(names: Sequence[str]) -> list[str]:
 
 
 def of_drivers(names: Sequence[str]) -> list[str]:
-    """And those that stalled ranks left."""
+    """Segments of drivers and of stalled ranks."""
     return [name for name in names if int(name[7:13]) >= ENDED]
 
 
@@ -205,7 +204,7 @@ def _attempt(number: int, facts: Mapping[str, Any], events: Sequence[Mapping[str
     ends = [event for event in events if event.get("event") in _ENDS or "why" in event]
     driver = [event for event in ends if "why" in event]
     ended, why = "", ""
-    if driver:  # it knows more than its ranks, which only stopped
+    if driver:  # it knows why, while its ranks only stopped
         ended, why = str(driver[-1]["event"]), str(driver[-1]["why"])
     elif ends:
         ended = _ENDS[ends[-1]["event"]]

@@ -1,6 +1,6 @@
-"""What a dataset, a run or a probe is doing, read from its folder alone: no process is asked.
+"""The state of a dataset, a run or a probe, read from its folder alone, without asking any process.
 
-`--watch` reads the folder again every few seconds, and ends when all in it is done.
+`--watch` reads the folder again every few seconds, and ends when everything in it is done.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from shards.dataset import (
 from shards.figures import percent, span
 
 READERS = 16
-NEWEST = 8  # units whose indexes tell the rate
-PAUSE = 600.0  # seconds between two units that are not of one stretch of work
+NEWEST = 8  # newest units, whose indexes give the rate
+PAUSE = 600.0  # a longer gap in seconds between two units separates two ingests
 _WRAP = {"drop_whitespace": False, "break_on_hyphens": False}  # keep columns; break a URL only where it must
 
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """Links, kept and reasons are of the committed units; `versions` counts the dataset's manifests."""
+    """Links, kept and reasons count committed units; `versions` counts the dataset's manifests."""
 
     dataset: str
     list_name: str
-    units: int  # that the list has; units of later retries included
+    units: int  # in the list, including later retries
     planned: int
     committed: int
     links: int
@@ -61,15 +61,15 @@ class DatasetStatus:
     newest: str | None  # digest
     why: str | None
     samples: int | None  # of the newest version
-    not_chosen: int  # lines of the list that are no links, as its rules (classes, --where) left them out
-    retryable: int  # links that `xtra ingest --retry` would take
+    not_chosen: int  # lines of the list left out by its rules (classes, --where)
+    retryable: int  # links that `xtra ingest --retry` would fetch
     retries: int  # planned so far
-    asked_at: str | None  # when the newest committed links were asked for
-    links_per_s: float | None  # while those were: about the rate of an ingest that is under way
+    asked_at: str | None  # when the newest committed links were fetched
+    links_per_s: float | None  # during that time: about the current rate of a running ingest
     seconds_left: float | None  # at that rate
     last_event: str | None
     last_event_at: str | None
-    underway: tuple[Beat, ...] = ()  # what ingests that run, or died, last said of themselves; the newest first
+    underway: tuple[Beat, ...] = ()  # the last heartbeats of ingests that are running or died; the newest first
 
 
 Status = DatasetStatus | RunStatus | ProbesStatus
@@ -78,7 +78,7 @@ Status = DatasetStatus | RunStatus | ProbesStatus
 def read_status(url: str) -> list[Status]:
     """The status of a dataset, a run or a probe's folder, or of all of these directly in the folder.
 
-    Raises ValueError if there is neither.
+    Raises ValueError if there is none.
     """
     url = url.rstrip("/")
     if (found := _one(url)) is not None:
@@ -87,13 +87,13 @@ def read_status(url: str) -> list[Status]:
     statuses = [status for status in inside if status is not None]
     if not statuses:
         raise ValueError(
-            f"{url}: is no dataset and no run, and holds none: give an --out of xtra ingest, train or probe"
+            f"{url}: is neither a dataset nor a run, and contains none: give an --out of xtra ingest, train or probe"
         )
     return statuses
 
 
 def run(config: Config, stopped: Callable[[float], bool] = lambda seconds: True) -> list[Status]:
-    """Read and print; with --watch again and again, until all is done or `stopped(seconds)`, which waits that long."""
+    """Read and print; with --watch, repeat until all is done or `stopped(seconds)`, which waits, returns true."""
     store.require(url=config.url)
     while True:
         statuses = read_status(config.url)
@@ -125,7 +125,7 @@ def text(status: Status, now: datetime | None = None, price: float | None = None
 
 
 def finished(status: Status) -> bool:
-    """Whether there is nothing left to do: a run has its last checkpoint, a dataset its units and a version."""
+    """Whether nothing is left to do: a run has its last checkpoint, a dataset all its units and a version."""
     if isinstance(status, DatasetStatus):
         return status.newest is not None and status.committed >= status.units
     if isinstance(status, ProbesStatus):
@@ -145,7 +145,7 @@ def _one(url: str) -> Status | None:
 
 
 def dataset_status(url: str) -> DatasetStatus:
-    """Counts from the newest version plus the commits made since, so that a large dataset is read once."""
+    """Counts from the newest version plus later commits, so that a large dataset is read once."""
     info = read_info(url)
     versions = numbers(url, "versions", ".json")
     version = manifest.read_version(url, versions[-1]) if versions else None
@@ -193,7 +193,7 @@ def dataset_status(url: str) -> DatasetStatus:
 
 
 def _pace(url: str, units: list[int]) -> tuple[datetime | None, float | None]:
-    """When the links of these units were last asked for, and how many a second while they were."""
+    """When the links of these units were last fetched, and the rate in links/s during that time."""
     names = [commit.index for commit in read_commits(url, units)]
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(lambda name: _asked(store.join(url, "shards", name)), names))
@@ -201,7 +201,7 @@ def _pace(url: str, units: list[int]) -> tuple[datetime | None, float | None]:
     if not spans:
         return None, None
     last = max(end for _, end, _ in spans)
-    # Units overlap, and a run may have been stopped between two: the newest ones that touch each other count.
+    # Units overlap, and an ingest may have stopped between two: count the newest contiguous ones.
     first, links = last, 0
     for begin, end, n in sorted(spans, key=lambda s: s[1], reverse=True):
         if (first - end).total_seconds() > PAUSE:
@@ -245,9 +245,9 @@ def _dataset_lines(s: DatasetStatus, now: datetime, price: float | None) -> list
     else:
         lines.append("version  none yet")
     if s.committed < s.units and alive:
-        lines.append(f"next     {s.units - s.committed:,} units to do, which that ingest is at")
+        lines.append(f"next     {s.units - s.committed:,} units to do, by the running ingest")
     elif s.committed < s.units:
-        lines.append(f"next     {s.units - s.committed:,} units to do: if no ingest is running, rerun the same words")
+        lines.append(f"next     {s.units - s.committed:,} units to do: if no ingest is running, rerun the same command")
     elif s.retryable:
         again = f" ({s.retries} retries so far)" if s.retries else ""
         words = f"xtra ingest --retry --out {shlex.quote(s.dataset)}"
@@ -256,7 +256,7 @@ def _dataset_lines(s: DatasetStatus, now: datetime, price: float | None) -> list
 
 
 def _beat_line(beat: Beat, now: datetime) -> str:
-    """What is under way, inside units that are not committed; or what a run that died had done."""
+    """A running ingest's progress inside uncommitted units, or the last progress of one that died."""
     rate = f", at about {beat.links_per_s:,.0f} links/s" if beat.links_per_s else ""
     counts = f"{beat.done:,} of {beat.links:,} links done ({percent(beat.done, beat.links)}), {beat.kept:,} kept{rate}"
     note = f": {clean(beat.note, 200)}" if beat.note else ""

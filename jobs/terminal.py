@@ -1,4 +1,4 @@
-"""The one door to the user's terminal: lines without the control characters that names and servers may bring."""
+"""The only way to print to the user's terminal: removes control characters that names and servers may contain."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TextIO
 
 
 def clean(text: str) -> str:
-    """Printable: everything else, but for the ends of lines, becomes a replacement character."""
+    """The text with every unprintable character except line ends replaced by U+FFFD."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 def say(text: object = "", file: TextIO | None = None, flush: bool = False) -> None:
-    """Print it. What strangers named (members of tars, hosts, sets, runs) cannot move the cursor or set a title."""
+    """Print it. Untrusted names (tar members, hosts, sets, runs) cannot move the cursor or set the title."""
     print(clean(str(text)), file=file or sys.stdout, flush=flush)

@@ -193,24 +193,24 @@ def test_the_transformer_in_a_checkpoint_of_others_is_found_and_of_several_one_i
     path = str(tmp_path / name)
     torch.save(FILES[name], path)
     if len(holds) > 1:
-        with pytest.raises(ValueError, match=f"holds 2 vision transformers, {', '.join(holds)}: name one"):
+        with pytest.raises(ValueError, match=f"has 2 vision transformers, {', '.join(holds)}: name one"):
             official.read_transformer(path)
     spec = f"{path}:{holds[-1]}" if len(holds) > 1 else path
     found = official.read_transformer(spec)
     assert sorted(found) == sorted(vit()), "by timm's names, and nothing of training"
     assert {float(tensor[0]) for tensor in found.values()} == {2.0}
-    with pytest.raises(ValueError, match=f"{path}: holds no vision transformer under nothing"):
+    with pytest.raises(ValueError, match=f"{path}: has no vision transformer under nothing"):
         official.read_transformer(f"{path}:nothing")
-    with pytest.raises(ValueError, match=rf"{path}: holds .* by others' names: xtra probe --encoder timm:NAME:{path}"):
+    with pytest.raises(ValueError, match=rf"{path}: contains .* by timm's names: xtra probe --encoder timm:NAME:"):
         official.open_official(path)
 
 
 def test_a_file_without_a_transformer_is_called_so(tmp_path: Path) -> None:
     path = str(tmp_path / "clip.pt")
     torch.save({"visual.conv1.weight": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="holds no vision transformer by timm's names"):
+    with pytest.raises(ValueError, match="has no vision transformer by timm's names"):
         official.read_transformer(path)
     with pytest.raises(ValueError, match=r"has no tensor of the official model by itself; its first is visual\.conv1"):
         official.open_official(path)
-    with pytest.raises(ValueError, match=r"gone\.pth: there is no such file"):
+    with pytest.raises(ValueError, match=r"gone\.pth: no such file"):
         official.read_transformer(f"{tmp_path}/gone.pth:teacher")

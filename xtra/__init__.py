@@ -1,6 +1,6 @@
 """XTRA: a block-causal vision transformer pretrained by predicting the next block of pixels (arXiv 2411.15648).
 
-The functions here are the Python side of the commands (docs/api.md). torch is imported when one of them is called.
+These functions are the commands in Python (docs/api.md). torch is imported when one of them is called.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Place = str | os.PathLike[str]
 
 
 def load(path: Place) -> Encoder:
-    """The trained encoder, in eval mode, of a run folder (its newest checkpoint), of one checkpoint folder, or of an
-    official checkpoint (a .ckpt file or a DeepSpeed folder).
+    """The trained encoder, in eval mode, from a run folder (its newest checkpoint), a checkpoint folder, or an official
+    checkpoint (a .ckpt file or a DeepSpeed folder).
 
-    Raises ValueError naming the file when there is none or it does not fit.
+    Raises ValueError naming the file if there is none or it does not fit.
     """
     from xtra import official
     from xtra.run import checkpoint
@@ -37,11 +37,11 @@ def load(path: Place) -> Encoder:
 def embed(
     encoder: Encoder | Place, /, dataset: Dataset | Place, out: Place, *, progress: bool = True, **settings: Any
 ) -> embedding.Embedded:
-    """The vectors of a dataset's pictures, in `out` as Parquet files of key, label, vector; a rerun makes the missing
-    parts. `settings`: the fields of `xtra.probe.embedding.Config`, the flags of `xtra embed`.
+    """Write the vectors of a dataset's pictures to `out`, as Parquet files of key, label, vector; a rerun makes the
+    missing parts. `settings`: the fields of `xtra.probe.embedding.Config`, the flags of `xtra embed`.
 
-    `encoder` is one of `load`, which stays as it is, or what `load` takes. Raises ValueError for what is not there, a
-    setting that there is not, and an `out` that holds something else.
+    `encoder` is one from `load`, which is not modified, or a path that `load` accepts. Raises ValueError for missing
+    inputs, an unknown setting, and an `out` that contains something else.
     """
     from shards.bar import bar
     from shards.typed_json import changed
@@ -63,12 +63,12 @@ def evaluate(
     progress: bool = True,
     **settings: Any,
 ) -> list[ProbeResult]:
-    """Probe a frozen encoder: heads are trained on one labelled set and judged on another; one result a kind of head.
+    """Probe a frozen encoder: train heads on one labelled set, evaluate them on another; one result per kind of head.
     `settings`: the fields of `xtra.probe.Config`, the flags of `xtra probe`.
 
-    `encoder` is one of `load`, which stays as it is, or what `xtra probe` takes: then the results are also written into
-    `out`, or the run's folder. Raises ValueError for what is not there, sets without usable labels, and a setting that
-    there is not.
+    `encoder` is one from `load`, which is not modified, or what `xtra probe` accepts: then the results are also written
+    to `out`, or the run's folder. Raises ValueError for missing inputs, sets without usable labels, and an unknown
+    setting.
     """
     from shards import scratch
     from shards.bar import bar
@@ -92,13 +92,12 @@ def pretrain(
     stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> TrainResult:
-    """Train in this process, without Ray, until `samples` are seen; a rerun goes on from the newest checkpoint.
-    `config` is the name of a recipe or a whole Config, `settings` its fields, as the flags of `xtra train`: `data` and
-    `out` at least; a dict changes fields within one (`optim={"lr": 1e-3}`).
+    """Train in this process, without Ray, until `samples` are seen; a rerun continues from the newest checkpoint.
+    `config` is the name of a recipe or a complete Config; `settings` are its fields, like the flags of `xtra train`, at
+    least `data` and `out`; a dict changes fields of a nested config (`optim={"lr": 1e-3}`).
 
-    `stop` is asked after every step; True ends the run with a checkpoint. Raises ValueError for what is not there, a
-    setting that there is not, a run that was begun with other settings, and one that another process is provably at
-    work on.
+    `stop` is called after every step; True ends the run with a checkpoint. Raises ValueError for missing inputs, an
+    unknown setting, a run that was begun with other settings, and a run that another process is provably working on.
     """
     from shards.bar import bar
     from shards.typed_json import changed
@@ -121,7 +120,7 @@ def pretrain(
 
 
 def _named(encoder: Encoder | Place, words: dict[str, str]) -> Encoder | None:
-    """The encoder that is given; of one that is named, the words that name it go into `words`."""
+    """The encoder, if one was passed; if it was named, None, and the flags that name it are added to `words`."""
     if not isinstance(encoder, str | os.PathLike):
         return encoder
     name = os.fspath(encoder)
@@ -130,7 +129,7 @@ def _named(encoder: Encoder | Place, words: dict[str, str]) -> Encoder | None:
 
 
 def _address(dataset: Dataset | Place) -> str:
-    """Of a version: the one that is open, or the one that is named."""
+    """The address of a dataset version, open or named."""
     if isinstance(dataset, str | os.PathLike):
         return os.fspath(dataset)
     return f"{dataset.manifest.dataset}@{dataset.manifest.digest}"

@@ -1,10 +1,10 @@
 """The stream for other trainers: as a PyTorch iterable of decoded batches, and as the source of a WebDataset pipeline.
 
-Both order, read and resume as our own training does: the same global batches on any number of ranks, each sample once
-an epoch. `state_dict()` says where the data is in one number, and of which dataset and order; save it with the model,
-on any one rank, and give it to `load_state_dict()` of every rank, however many there are now.
+Both order, read and resume like our own training: the same global batches on any number of ranks, each sample once per
+epoch. `state_dict()` has the position as one number, with the dataset and order; save it with the model, on any one
+rank, and pass it to `load_state_dict()` on every rank, however many there are then.
 
-Neither takes workers: threads of this process read and decode ahead, and worker processes would all read the same.
+Neither uses worker processes: threads of this process prefetch and decode, and every worker would read the same data.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from xtra.data import Augment, train_batches
 
 
 class _Resumable(IterableDataset[dict[str, Any]]):
-    """A stream that begins where `load_state_dict`, or what was taken from it so far, says. Endless, or until `stop_at`
-    samples; to iterate again is to go on."""
+    """A stream that starts at the loaded state, or after the samples taken so far. Endless, or until `stop_at` samples;
+    iterating again continues."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class _Resumable(IterableDataset[dict[str, Any]]):
         stop_at: int | None = None,
         read: ReadConfig | None = None,
     ):
-        """`data`: DATASET, DATASET@VERSION or DATASET@DIGEST; `mix`: others, DATASET=SHARE; `batch`: of all ranks;
-        `order` takes its seed from `seed` unless it is given."""
+        """`data`: DATASET, DATASET@VERSION or DATASET@DIGEST; `mix`: others, DATASET=SHARE; `batch`: over all ranks;
+        `order`: its seed defaults to `seed`."""
         if batch < 1:
             raise ValueError(f"batch is {batch}; it must be at least 1")
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank} of a world of {world}: ranks are 0 to {world - 1}")
         self.manifest = read_mixture(data, mix)
-        self.samples_seen = 0  # by all ranks together
+        self.samples_seen = 0  # over all ranks
         self._batch, self._rank, self._world = batch, rank, world
         self._order, self._stop_at, self._read = order or Order(seed=seed), stop_at, read
 
@@ -55,15 +55,15 @@ class _Resumable(IterableDataset[dict[str, Any]]):
         return state_of(self.manifest, self._order, self.samples_seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What is iterated next begins there. Raises ValueError for the state of another dataset or order."""
+        """Continue from a state. Raises ValueError if it was saved for another dataset or order."""
         self.samples_seen = seen_in(state, self.manifest, self._order)
 
     def _stream(self) -> closing[Stream]:
         worker = get_worker_info()
         if worker is not None:
             raise ValueError(
-                f"num_workers is {worker.num_workers}: the stream has threads of its own, and every worker process "
-                "would read the same: use DataLoader(..., batch_size=None, num_workers=0)"
+                f"num_workers is {worker.num_workers}: the stream has its own threads, and every worker process would "
+                "read the same data: use DataLoader(..., batch_size=None, num_workers=0)"
             )
         return closing(
             Stream(
@@ -83,7 +83,7 @@ class TorchBatches(_Resumable):
     """Decoded, augmented batches, for `DataLoader(batches, batch_size=None)` or torchdata's `StatefulDataLoader`.
 
     A batch is {"image": uint8 [n, 3, size, size], "key": n strings, "labels": n lists of strings}; n is this rank's
-    share of it. Every random choice is a draw by (seed, epoch, sample), as in our own training.
+    share. Every random choice is a draw keyed by (seed, epoch, sample), as in our own training.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class TorchBatches(_Resumable):
 
 
 class WdsSamples(_Resumable):
-    """Encoded samples as the webdataset library's stages take them, for `wds.DataPipeline(samples, ...)`.
+    """Encoded samples for the webdataset library's stages: `wds.DataPipeline(samples, ...)`.
 
-    A sample is {"__key__", "__url__", "jpg" or "png" or "webp": bytes, "json": bytes}, and "cls": bytes, the number of
-    its label among the dataset's classes, where it has one of them. The state is that of the last `batch` of all ranks
-    that was given out whole: take it when a multiple of batch / world samples has come.
+    A sample is {"__key__", "__url__", "jpg" or "png" or "webp": bytes, "json": bytes}, and "cls": bytes, its label's
+    number among the dataset's classes, if it has such a label. The state is that of the last complete global `batch`:
+    save it after a multiple of batch / world samples.
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -148,4 +148,4 @@ class WdsSamples(_Resumable):
                         encoded.release()
                         self.samples_seen = encoded.stop
                     yield out
-                self.samples_seen = encoded.stop  # where there are more ranks than samples in it, it gave us none
+                self.samples_seen = encoded.stop  # with more ranks than samples in the batch, this rank got none

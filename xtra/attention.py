@@ -1,18 +1,18 @@
-"""Softmax attention under the block-causal mask: several ways (arms) of computing the same numbers, behind `attend`.
+"""Softmax attention under the block-causal mask: several implementations of the same result, behind `attend`.
 
-dense     one call under a dense mask. Kernels that skip what is masked take no such mask, so all pairs are computed
+dense     one call with a dense mask. Kernels that skip masked pairs do not accept such a mask, so all are computed
 halves    the queries in 2 runs of whole blocks, each against the keys up to its own end: 3/4 of the pairs
 quarters  the same in 4 runs: 5/8 of the pairs
-blocks    a run for each block, which needs no mask at all: 17/32 of the pairs of 16 blocks, in as many calls
-flex128   torch's FlexAttention, which leaves out tiles of 128 x 128 pairs in which nothing is visible
-flex64    the same in tiles of 64 x 64, with settings of our own for its kernels: torch lists none that fit on an H100
+blocks    a run for each block, which needs no mask: 17/32 of the pairs for 16 blocks, in as many calls
+flex128   torch's FlexAttention, which skips fully masked tiles of 128 x 128 pairs
+flex64    the same in tiles of 64 x 64, with our own settings for its kernels: torch lists none that fit on an H100
 
-On a GPU the kernel is part of the choice, because torch's own preference differs between versions and cards: the first
-four take the memory-efficient kernel (FlashAttention where there is no mask), and with "-cudnn" cuDNN's, except where
-that is known to be wrong (`kernels`). What a GPU cannot do in one kernel it does in the next of the list.
+On a GPU the kernel is part of the choice, because torch's default differs between versions and cards: the first four
+use the memory-efficient kernel (FlashAttention without a mask), and with "-cudnn" cuDNN's, except where that is known
+to be wrong (`kernels`). If a GPU cannot use one kernel, it uses the next in the list.
 
-Blocks of one token are plain causal attention, which kernels know without a mask: there all arms are the same. Which
-arm is the fastest depends on the machine: "auto" takes what was measured (`chosen`).
+Blocks of one token are plain causal attention, for which kernels need no mask: there all implementations are the same.
+The fastest depends on the machine: "auto" uses the measured one (`chosen`).
 
 Shapes: B images, H heads, N tokens in block order, E width of a head.
 """
@@ -33,9 +33,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xtra.blocks import block_causal_mask
 from xtra.config import ARMS as ARMS, Arm as Arm
 
-HALVED: int = 128  # tokens from which on a CPU computes attention in two halves
-# (tokens, width of a head) -> what was fastest in training on a GPU by `make bench-gpu` (docs/perf.md); else: dense,
-# whose kernel is the one without known faults.
+HALVED: int = 128  # from this many tokens on, a CPU computes attention in two halves
+# (tokens, head width) -> the fastest in training on a GPU by `make bench-gpu` (docs/perf.md); otherwise dense, whose
+# kernel has no known faults.
 ON_GPU: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 _RUNS = {"halves": 2, "quarters": 4}  # of queries
@@ -43,14 +43,14 @@ _TILES = {"flex128": 128, "flex64": 64}
 
 
 class Causal(NamedTuple):
-    """Which tokens attend to which, and how that is computed."""
+    """Which tokens attend to which, and how attention is computed."""
 
-    mask_NN: Tensor | None  # True: may attend; None: plain causal, where kernels need no mask; [B, 1, N, N]: by image
-    ends: tuple[int, ...] = ()  # queries are taken in runs up to these, each against the keys up to the same end
-    flex: Any = None  # FlexAttention's BlockMask, where it computes
-    masked: bool = True  # False: within a run every query sees every key that it is given
-    cudnn: bool = False  # on a GPU
-    wide: bool = False  # train in float32 even where the model is in bfloat16
+    mask_NN: Tensor | None  # True: may attend; None: plain causal, which needs no mask; [B, 1, N, N]: per image
+    ends: tuple[int, ...] = ()  # ends of the runs of queries, each against the keys up to the same end
+    flex: Any = None  # FlexAttention's BlockMask, if it is used
+    masked: bool = True  # False: within a run, every query attends to every key
+    cudnn: bool = False  # use cuDNN on a GPU
+    wide: bool = False  # compute in float32 even if the model is in bfloat16
 
 
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: Causal) -> Tensor:
@@ -71,7 +71,7 @@ def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: Causal) -> Te
 
 
 def runs(causal: Causal, tokens: int) -> list[tuple[int, int, Tensor | None]]:
-    """The runs of queries: their first and last (not included), and the mask [queries, keys] of each."""
+    """The runs of queries: start, end (exclusive), and mask [queries, keys] of each."""
     mask_NN, ends = causal.mask_NN, causal.ends or (tokens,)
     pairs = zip((0, *ends), ends)
     if mask_NN is None or not causal.masked:
@@ -80,10 +80,10 @@ def runs(causal: Causal, tokens: int) -> list[tuple[int, int, Tensor | None]]:
 
 
 def kernels(device: torch.device, cudnn: bool, masked: bool, keys: int) -> list[SDPBackend]:
-    """torch's kernels for one call, those first that are to be tried first; none: torch's own choice, as on CPUs.
+    """torch's kernels for one call, in order of preference; empty: torch's own choice, as on CPUs.
 
-    cuDNN's backward pass gives NaN for the queries' gradients under a mask where keys % 128 == 64 and logits are very
-    low, on H100 and H200 since torch 2.11 (pytorch/pytorch issue 196678): never there.
+    cuDNN's backward pass gives NaN in the queries' gradients under a mask if keys % 128 == 64 and logits are very low,
+    on H100 and H200 since torch 2.11 (pytorch/pytorch issue 196678), so it is never used there.
     """
     if device.type != "cuda":
         return []
@@ -98,7 +98,7 @@ def _only(wanted: list[SDPBackend]) -> contextlib.AbstractContextManager[object]
 
 
 def kernel_names(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: Causal) -> str:
-    """The kernels that `attend` runs for such inputs, as torch names them, "+" between several ones."""
+    """The kernels that `attend` runs for such inputs, by torch's names, joined by "+"."""
     if causal.flex is not None:
         return f"flex{causal.flex.BLOCK_SIZE[0]}"
     found = []
@@ -114,24 +114,24 @@ def _flex(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, mask: Any) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     options = FLEX_64 if mask.BLOCK_SIZE[0] == 64 else None
-    # Not compiled it computes every pair, in several passes: right, and no faster than the dense arm.
+    # Not compiled, it computes every pair in several passes: correct, but no faster than dense.
     if torch.compiler.is_compiling() or q_BHNE.device.type == "cpu":
         return flex_attention(q_BHNE, k_BHNE, v_BHNE, block_mask=mask, kernel_options=options)  # pyrefly: ignore
     return _compiled_flex()(q_BHNE, k_BHNE, v_BHNE, block_mask=mask, kernel_options=options)
 
 
-# Of the forward pass; what the backward pass takes is `_tiles_of_64`'s.
+# For the forward pass; `_tiles_of_64` sets the backward pass's.
 FLEX_64 = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_stages": 3, "fwd_num_warps": 4}
 
 
 @functools.cache
 def _tiles_of_64() -> None:
-    """Add a setting for tiles of 64 to those that torch's compiler has for FlexAttention's backward pass.
+    """Add a setting for tiles of 64 to those of torch's compiler for FlexAttention's backward pass.
 
-    Kernel options do not help there: torch 2.13 leaves out settings of its own that do not divide the tile before it
-    looks at them (torch/_inductor/kernel/flex/flex_attention.py), and for heads of 64 to 128 on an H100 has no other.
-    The class itself is changed, as a handler of one's own (V.set_choices_handler) is of one thread, and a backward pass
-    is compiled in autograd's.
+    Kernel options do not help there: torch 2.13 drops its own settings that do not divide the tile before it reads the
+    options (torch/_inductor/kernel/flex/flex_attention.py), and has no other for heads of 64 to 128 on an H100. The
+    class itself is patched, because a custom handler (V.set_choices_handler) applies to one thread, and a backward pass
+    is compiled in autograd's thread.
     """
     from torch._inductor.choices import InductorChoices
     from torch._inductor.template_heuristics.triton import FlexBwDConfig
@@ -152,9 +152,9 @@ def _compiled_flex() -> Any:
 
 
 def chosen(device: torch.device, tokens: int, head_width: int) -> str:
-    """The arm that "auto" means.
+    """The implementation that "auto" selects.
 
-    On CPUs two halves take 0.84 to 0.95 of the dense arm's time at 240 tokens; finer cuts save pairs and lose time.
+    On CPUs, two halves take 0.84 to 0.95 of dense's time at 240 tokens; finer cuts save pairs but lose time.
     """
     if device.type == "cpu":
         return "halves" if tokens >= HALVED else "dense"
@@ -162,10 +162,10 @@ def chosen(device: torch.device, tokens: int, head_width: int) -> str:
 
 
 def causal_of(tokens: int, per_block: int, head_width: int, device: torch.device, arm: str = "auto") -> Causal:
-    """What `attend` needs for so many tokens in block order; made once for each set of arguments.
+    """The argument of `attend` for `tokens` tokens in block order; cached by arguments.
 
-    "auto" on a CPU is also wide: torch's bfloat16 kernel takes 3.5 times the float32 one's time for the backward pass,
-    casts included.
+    "auto" on a CPU is also wide: torch's bfloat16 kernel takes 3.5 times the float32 one's time in the backward pass,
+    including casts.
     """
     if arm != "auto":
         return _made(tokens, per_block, device, arm)
@@ -175,12 +175,12 @@ def causal_of(tokens: int, per_block: int, head_width: int, device: torch.device
 def prefixed(causal: Causal, prefix_B: Tensor | None, tokens: int, per_block: int) -> Causal:
     """The same, but the first `prefix_B` blocks of each image attend to each other in both directions. None: no prefix.
 
-    Every image has a dense mask of its own."""
+    Every image has its own dense mask."""
     if prefix_B is None:
         return causal
     visible_NN = block_causal_mask(tokens, per_block, prefix_B.device)
     block_N = torch.arange(tokens, device=prefix_B.device) // per_block
-    early_BN = block_N[None, :] < prefix_B[:, None]  # a key that every token may see
+    early_BN = block_N[None, :] < prefix_B[:, None]  # keys visible to every token
     mask = visible_NN[None, None] | early_BN[:, None, None, :]
     return Causal(mask, cudnn=causal.cudnn, wide=causal.wide)
 
@@ -195,7 +195,7 @@ def _made(tokens: int, per_block: int, device: torch.device, arm: str, wide: boo
     how, _, kernel = arm.partition("-")
     if per_block == 1:
         return Causal(None, cudnn=kernel == "cudnn", wide=wide)
-    with torch.inference_mode(False):  # what is kept for later steps may have to be kept for a backward pass
+    with torch.inference_mode(False):  # cached tensors may be saved for a backward pass
         mask = block_causal_mask(tokens, per_block, device)
         if how in _TILES:
             if how == "flex64":
@@ -215,7 +215,7 @@ def _block_mask(tokens: int, per_block: int, device: torch.device, tile: int) ->
 
 
 def run_ends(tokens: int, per_block: int, arm: str) -> tuple[int, ...]:
-    """Where the arm's runs of queries end; each meets the keys up to its own end. One run: every pair is computed."""
+    """Where the implementation's runs of queries end; each uses the keys up to its own end. One run: all pairs."""
     how = arm.partition("-")[0]
     if per_block == 1 or how == "dense":
         return (tokens,)

@@ -1,8 +1,7 @@
-"""What training does to pictures beyond decoding them: the settings, and erasing on normalised pixels.
+"""Training augmentation: its settings, and random erasing on normalised pixels.
 
-Crops and mirrors are shown by the decoders (xtra/data.py), RandAugment works on their uint8 pixels
-(xtra/rand_augment.py), erasing on what is normalised, wherever that happens. Every choice is a draw keyed by (seed,
-epoch, sample).
+Decoders apply crops and mirrors (xtra/data.py), RandAugment works on their uint8 pixels (xtra/rand_augment.py), erasing
+on normalised pixels, on any device. Every choice is a draw keyed by (seed, epoch, sample).
 """
 
 from __future__ import annotations
@@ -17,25 +16,23 @@ from torch import Tensor
 from shards.stream import mix64, uniform
 from xtra.config import Augment
 
-_AREA = (0.02, 1 / 3)  # share of the image that erasing takes
-_ASPECT = (0.3, 1 / 0.3)  # height over width of what it takes
-_TRIES = 10  # at a rectangle that fits, after which the image stays whole
-_GAMMA, _MIX = (
-    0x9E3779B97F4A7C15,
-    ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)),
-)  # as in shards.stream.order.mix64
+_AREA = (0.02, 1 / 3)  # erased share of the image
+_ASPECT = (0.3, 1 / 0.3)  # height over width of the erased rectangle
+_TRIES = 10  # to find a rectangle that fits; then the image stays whole
+# As in shards.stream.order.mix64.
+_GAMMA, _MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 PROBE = Augment(scale=(0.08, 1.0), randaugment="rand-m9-mstd0.5-inc1", erase=0.25)
-"""Of the official probes (config/eval; the paper's Table 2 does not name the erasing)."""
+"""The official probes' (config/eval; the paper's Table 2 does not mention erasing)."""
 
 PROBE_LINEAR_B = Augment(scale=(0.08, 1.0))
-"""Of the official linear probe of XTRA-B/16 alone."""
+"""The official linear probe's of XTRA-B/16 only."""
 
 
 def erase(images_B3HW: Tensor, augment: Augment, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
-    """Random erasing (Zhong et al., arXiv 1708.04896) as timm's RandomErasing(mode="pixel", count 1): of some images a
-    rectangle becomes unit Gaussian noise. Works in place on normalised images, on their device, and returns them.
+    """Random erasing (Zhong et al., arXiv 1708.04896) as in timm's RandomErasing(mode="pixel", count 1): in some images
+    a rectangle becomes unit Gaussian noise. Works in place on normalised images, on their device, and returns them.
     """
     if augment.erase:
         height, width = images_B3HW.shape[2:]
@@ -51,7 +48,7 @@ def erase(images_B3HW: Tensor, augment: Augment, seed: int, epoch_B: np.ndarray,
 def erased(
     augment: Augment, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray, height: int, width: int
 ) -> list[tuple[int, int, int, int] | None]:
-    """(top, left, height, width) of what is erased of each image."""
+    """(top, left, height, width) of each image's erased rectangle."""
     epoch_B, sample_B = np.asarray(epoch_B, np.int64), np.asarray(sample_B, np.int64)
     u = uniform(seed, "erase", epoch_B[:, None], sample_B[:, None], np.arange(1 + 4 * _TRIES))
     return [
@@ -72,8 +69,8 @@ def _rectangle(tries: list[list[float]], height: int, width: int) -> tuple[int, 
 
 
 def _normal(state: int, count: int, device: torch.device) -> Tensor:
-    """[count] float32 normal draws, number i a function of (state, i // 2), made where they are needed: by
-    `mix64(…, i // 2)`, of which `state` is all but the last word, and Box and Muller's transform."""
+    """[count] float32 normal draws on a device, the i-th a function of (state, i // 2): `mix64(…, i // 2)`, whose other
+    words `state` has absorbed, and the Box-Muller transform."""
     z = (torch.arange((count + 1) // 2, device=device) ^ _signed(state)) + _signed(_GAMMA)
     for shift, factor in _MIX:
         z = (z ^ _shifted(z, shift)) * _signed(factor)
@@ -84,7 +81,7 @@ def _normal(state: int, count: int, device: torch.device) -> Tensor:
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
-    """z >> bits of unsigned numbers, which torch keeps as signed."""
+    """z >> bits for unsigned numbers stored as torch's signed ones."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -5,7 +5,7 @@ Raster order reads tokens row by row over the whole image. Block order reads blo
 order), and row by row inside a block: tokens of one block are neighbours, so the mask is block-lower-triangular,
 dropping the last block is a slice and joining a block's tokens is a view.
 
-Shapes: B images, K blocks of t = block * block tokens, N = K * t tokens, D width, P = 3 * side * side values a block.
+Shapes: B images, K blocks of t = block * block tokens, N = K * t tokens, D width, P = 3 * side * side values per block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shards.stream import permutation, uniform
 
-_PURPOSE = 0x6F726465  # keeps the draws of block orders apart from those of the sample order
+_PURPOSE = 0x6F726465  # separates the draws of block orders from those of the sample order
 
 
 def block_order(grid: int, block: int) -> Tensor:
@@ -71,7 +71,7 @@ def take_blocks(x_BND: Tensor, blocks: int, per_block: int, perm_K: Tensor | Non
 
 
 def block_orders(blocks: int, seed: int) -> Tensor:
-    """[K, K] int64: K random orders of the blocks, one a row, no two with a common prefix (paper section 4.4).
+    """[K, K] int64: K random orders of the blocks, one per row, no two with a common prefix (paper section 4.4).
 
     No common prefix of any length means that the first blocks all differ; given its first block, an order is uniform.
     """

@@ -15,7 +15,7 @@ from shards import roles
 from shards.config import Order, ReadConfig
 
 ORDERS = ("raster", "random")
-Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, but none after prefix attention
+Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, or none after prefix attention
 Arm = Literal[
     "auto",
     "dense",
@@ -121,7 +121,7 @@ def model_config(values: Mapping[str, Any]) -> ModelConfig:
     try:
         return ModelConfig(**values)
     except TypeError as error:
-        raise ValueError(f"the model config lacks a field: {error}") from None
+        raise ValueError(f"the model config misses a field: {error}") from None
 
 
 def _sizes() -> dict[str, ModelConfig]:
@@ -131,7 +131,7 @@ def _sizes() -> dict[str, ModelConfig]:
     b16 = ModelConfig(256, 16, 4, 768, 12, 12, bridge=4096, dec_width=768, dec_depth=8, dec_heads=6, head=6144)
     h14 = ModelConfig(224, 14, 4, 1280, 32, 16, bridge=5120, dec_width=640, dec_depth=8, dec_heads=8, head=9408)
     b16_ablation = replace(b16, dec_width=384)
-    # Encoders of the official code (src/modules/vit.py); their decoders, bridges and heads are ours.
+    # Encoders as in the official code (src/modules/vit.py); decoders, bridges and heads are ours.
     ti16 = replace(b16, width=192, heads=3, bridge=1024, dec_width=192, dec_heads=3, head=1536)
     s16 = replace(b16, width=384, heads=6, bridge=2048, dec_width=384, head=3072)
     l16 = replace(b16, width=1024, depth=24, heads=16)
@@ -156,8 +156,8 @@ def _sizes() -> dict[str, ModelConfig]:
 
 SIZES: Mapping[str, ModelConfig] = MappingProxyType(_sizes())
 """b16 and h14 are the paper's XTRA-B/16@256 and XTRA-H/14@224; b16_ablation and b16_aim its ablation baseline and
-plain-causal arm; ti16, s16, l16 and g14 are not trained there; *32 and *64 train on a CPU. All have drop_path 0: a
-recipe sets it."""
+plain-causal variant; ti16, s16, l16 and g14 are not in the paper; *32 and *64 train on a CPU. All have drop_path 0:
+recipes set it."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Augment:
             if not 0 < low <= high:
                 raise ValueError(f"augment.{name} is {low} {high}; it must be two rising numbers above 0")
         if self.scale[1] > 1 or not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.scale {self.scale} and augment.flip {self.flip} must not pass 1")
+            raise ValueError(f"augment.scale {self.scale} and augment.flip {self.flip} must be at most 1")
         if not 0 <= self.erase <= 1:
             raise ValueError(f"augment.erase is {self.erase}; it must be a probability, 0 to 1")
         if self.randaugment:

@@ -1,4 +1,4 @@
-"""The training device: what goes there, its clock, and the host's cores that serve it."""
+"""The training device: copies to it, its clock, and the host's cores that serve it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 
 
 def chosen(name: str) -> str:
-    """The device of a setting: of "auto" the GPU where there is one."""
+    """The device for a setting: "auto" is the GPU if there is one."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(name: str) -> None:
-    """Raises ValueError when torch cannot compute there."""
+    """Raises ValueError if torch cannot compute there."""
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such word; not compiled for it; no such card
+    except (RuntimeError, AssertionError) as error:  # unknown name; not compiled for it; no such card
         raise ValueError(f"device is {name}: {str(error).partition(chr(10))[0]}: give one of this machine") from None
 
 
 def sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, begun but not waited for: pinned memory is what the host need not wait for."""
+    """A copy on the device, started without waiting, through pinned memory."""
     return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
-    """A point in what a GPU has been given to do, with its time; None on a CPU."""
+    """A timed event on the GPU's current stream; None on a CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event(enable_timing=True)
@@ -38,8 +38,8 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 def decoding_threads(device: torch.device) -> int:
-    """How many threads of a rank decode by default: on a GPU the rank's share of the cores, 2 to 32; on a CPU, which
-    has training to do, 2."""
+    """Default number of decoding threads per rank: with a GPU, the rank's share of the cores, 2 to 32; on a CPU, which
+    also trains, 2."""
     if device.type != "cuda":
         return 2
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or torch.cuda.device_count()

@@ -1,8 +1,8 @@
-"""What ranks owe each other in a step: gradients summed, numbers summed, and parameters updated by their owners.
+"""Communication between ranks in a step: sums of gradients and numbers, and parameters from their owners.
 
-torch's DistributedDataParallel puts parameters into other buckets after its first step, so a run that is resumed adds
-in another order than one that was not. Here the buckets are those of the parameters' order, always, and are sent in
-that order: a resumed run repeats the uninterrupted one to the bit at the same number of ranks.
+torch's DistributedDataParallel regroups its buckets after the first step, so a resumed run adds in another order than
+an uninterrupted one. Here the buckets always follow the parameters' order, and are sent in that order: a resumed run
+repeats the uninterrupted one to the bit at the same number of ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GradientSum:
         if world_of()[1] == 1:
             return
         room = 0
-        for p in reversed(parameters):  # about the order in which gradients become ready
+        for p in reversed(parameters):  # roughly the order in which gradients become ready
             if room <= 0:
                 self.buckets.append([])
                 room = bucket_bytes
@@ -93,10 +93,10 @@ def least(number: int, device: torch.device) -> int:
 
 
 class Owners:
-    """Which rank updates which parameter when the optimiser's state is shared out (ZeRO stage 1).
+    """Assigns parameters to ranks when the optimiser's state is sharded (ZeRO stage 1).
 
-    AdamW is elementwise and every rank has the whole gradient, so the weights are those of an unshared optimiser to the
-    bit. The assignment depends on sizes and order only.
+    AdamW is elementwise and every rank has the whole gradient, so the weights equal those of an unsharded optimiser to
+    the bit. The assignment depends only on sizes and order.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], shared: bool) -> None:
@@ -114,7 +114,7 @@ class Owners:
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Every rank gets the parameters that others have updated."""
+        """Broadcast updated parameters from their owners to every rank."""
         if len(self.parts) == 1:
             return
         flats = [torch.cat([p.detach().flatten() for p in part]) if part else None for part in self.parts]

@@ -1,4 +1,4 @@
-"""Drop path (stochastic depth): which images skip which residual branch, and branches computed for the others only.
+"""Drop path (stochastic depth): which images skip which residual branch, and branches computed only for the others.
 
 Draws are counter-based (shards/stream/order.py): no generator state to save, and the same at every world size.
 
@@ -19,22 +19,22 @@ from xtra.device import sent
 
 
 class Drop(NamedTuple):
-    """What drop path does to one residual branch."""
+    """Drop path's effect on one residual branch."""
 
     scale_B: Tensor  # 0 or 1/keep
-    kept: Tensor | None = None  # int64, the images whose branch is computed, all that are kept; None: every image
-    place_B: Tensor | None = None  # int64, where in `kept` an image is; any place where its scale is 0
+    kept: Tensor | None = None  # int64, the images whose branch is computed, at least the kept ones; None: every image
+    place_B: Tensor | None = None  # int64, an image's index in `kept`; arbitrary if its scale is 0
 
 
 class Branch(NamedTuple):
-    """The output of a residual branch that is not yet added to the stream: the next norm's kernel can do that."""
+    """A residual branch's output, not yet added to the stream: the next norm's kernel can add it."""
 
-    out_BND: Tensor  # of the kept images only, where drop path says so
+    out_BND: Tensor  # only of the kept images, if drop path skips the others
     drop: Drop | None = None
 
 
 def branch_of(x_BND: Tensor, function: Callable[[Tensor], Tensor], drop: Drop | None) -> Branch:
-    """The branch for the images kept only."""
+    """The branch, computed only for the kept images."""
     return Branch(function(x_BND if drop is None or drop.kept is None else _Taken.apply(x_BND, *drop)), drop)
 
 
@@ -51,7 +51,7 @@ def added(x_BND: Tensor, branch: Branch | None) -> Tensor:
 
 
 class _Taken(torch.autograd.Function):
-    """Some images. Its gradient is gathered too: torch's own would add into zeros, by atomic operations on a GPU."""
+    """Selects images. Its gradient is gathered as well: torch's own adds into zeros, with atomics on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, x_BND: Tensor, scale_B: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:  # pyrefly: ignore
@@ -66,7 +66,7 @@ class _Taken(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """Every image's row of a branch; what it finds for an image that is not kept is multiplied by 0 next."""
+    """Every image's row of a branch; rows of images that are not kept are arbitrary, and multiplied by 0 next."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, kept: Tensor, place_B: Tensor) -> Tensor:  # pyrefly: ignore
@@ -82,12 +82,12 @@ class _Spread(torch.autograd.Function):
 def drops_of(
     drop_LSB: Tensor | None, layers: int, device: torch.device, skip_dropped: bool, step: int = 0
 ) -> list[list[Drop | None]]:
-    """For every layer, what to do to its two branches.
+    """For every layer, the effect on its two branches.
 
-    `skip_dropped` computes a branch for its images of nonzero scale only: the same numbers for less work. So that it
-    meets few shapes, the number of images is rounded up to a multiple of `step`, by images whose output is multiplied
-    by 0; 0 means a sixteenth of the images on a GPU, where a new shape costs more than what it saves, and 1 elsewhere.
-    The scales should then be on the CPU, to be read without waiting for the device.
+    `skip_dropped` computes a branch only for its images with a nonzero scale: the same numbers for less work. To limit
+    the number of shapes, the number of images is rounded up to a multiple of `step`, with images whose output is
+    multiplied by 0; 0 means a sixteenth of the images on a GPU, where a new shape costs more than it saves, and 1
+    elsewhere. The scales should then be on the CPU, to be read without waiting for the device.
     """
     if drop_LSB is None:
         return [[None, None]] * layers
@@ -102,7 +102,7 @@ def drops_of(
     places_LSB = order_LSB.argsort(2)
     places_LSB = places_LSB.where(places_LSB < torch.tensor(rounded).view(layers, 2, 1), 0)
     chosen = torch.cat([order_B[:count] for order_B, count in zip(order_LSB.flatten(0, 1), rounded)])
-    # Of these every image is kept in every step; of others perhaps in this one, which is to look as the next one does.
+    # These branches keep every image in every step; others may do so in this step, but must have the usual form.
     never_dropped = (drop_LSB == 1).all(2).flatten().tolist()
     # One copy of each for all branches: a copy costs the host as much as starting a kernel.
     scales, places = sent(drop_LSB, device).flatten(0, 1), sent(places_LSB, device).flatten(0, 1)
@@ -114,7 +114,7 @@ def drops_of(
 
 
 def mark_kept(*ones: Drop | Branch | None) -> None:
-    """Say to torch.compile that the numbers of kept images vary, so that it makes one graph for all of them."""
+    """Tell torch.compile that the numbers of kept images vary, so that it makes one graph for all of them."""
     import torch._dynamo
 
     for one in ones:
@@ -125,7 +125,7 @@ def mark_kept(*ones: Drop | Branch | None) -> None:
 
 
 def scales(rate: float, layers: int, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
-    """[L, 2, B] float32 for `drop_LSB`: 0 where a branch is dropped, else 1/keep; a pure function of its arguments.
+    """[L, 2, B] float32 for `drop_LSB`: 0 if a branch is dropped, else 1/keep; a pure function of its arguments.
 
     keep falls linearly from 1 in the first layer to 1 - rate in the last; kept when floor(keep + U) is 1.
     """
@@ -136,10 +136,10 @@ def scales(rate: float, layers: int, seed: int, epoch_B: np.ndarray, sample_B: n
 
 
 def subset_scales(rate: float, layers: int, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> Tensor:
-    """[L, 2, B], as `scales` but with a fixed number of images kept in each branch, those of the largest draws.
+    """[L, 2, B], like `scales`, but with a fixed number of images kept in each branch, those with the largest draws.
 
-    As DINOv2 does (dinov2/layers/block.py): the same chance for every image and shapes that do not change from step to
-    step, but the images of a batch are no longer independent, so another world size or micro-batch takes other draws.
+    As in DINOv2 (dinov2/layers/block.py): the same probability for every image and constant shapes, but the images of a
+    batch are not independent, so another world size or micro-batch gives other draws.
     """
     images = len(sample_B)
     keep = 1 - np.linspace(0, rate, layers)[:, None]

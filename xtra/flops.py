@@ -1,4 +1,4 @@
-"""What a model costs: the official code's FLOPs of one training image, and its parameters, from its sizes alone."""
+"""A model's cost from its sizes alone: the official code's FLOPs per training image, and its parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """What the arithmetic of a model needs, under the names of `xtra.model.ModelConfig` but without importing torch."""
+    """A model's sizes, by the names of `xtra.model.ModelConfig` but without importing torch."""
 
     image: int
     patch: int
@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def size(self) -> str:
-        """The usual letter where width and depth are the usual ones ("B/16"), else both ("192x4/8")."""
+        """The usual letter for a usual width and depth ("B/16"), otherwise both numbers ("192x4/8")."""
         name = _SIZE_NAMES.get((self.width, self.depth), f"{self.width}x{self.depth}")
         return f"{name}/{self.patch}"
 
@@ -51,10 +51,10 @@ _SIZE_NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L",
 def forward_flops(
     shape: Shape, last_block: bool = True, ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 ) -> dict[str, int]:
-    """FLOPs of the forward pass of one image by part, 2mnk a matmul; `last_block` False leaves out what no loss sees.
+    """FLOPs of one image's forward pass by part, 2mnk per matmul; without `last_block`, only what affects the loss.
 
-    ends: of the encoder's and the decoder's attention, where runs of queries end that each meet the keys up to the same
-    end (`attention.run_ends`); none: every pair is computed.
+    ends: for the encoder's and the decoder's attention, the ends of the runs of queries, each against the keys up to
+    the same end (`attention.run_ends`); empty: every pair is computed.
     """
     tokens = shape.tokens - (0 if last_block else shape.block**2)
 
@@ -80,11 +80,11 @@ def forward_flops(
 
 
 def flops_per_image(shape: Shape) -> int:
-    """FLOPs of one training image, forward and backward: what the official code computes, masks dense.
+    """FLOPs of one training image, forward and backward, as in the official code with dense masks.
 
-    2mnk a matmul; the backward pass is twice the forward one, except that pixels need no gradient (equal to torch's
-    FlopCounterMode on the official modules: 254,275,485,696 for B/16 at 256, 1,096,620,048,384 for H/14 at 224).
-    Savings of our own (last block dropped, sparse attention) do not lower it: it is the x-axis shared with peers.
+    2mnk per matmul; the backward pass is twice the forward one, except that pixels need no gradient (equal to torch's
+    FlopCounterMode on the official modules: 254,275,485,696 for B/16 at 256, 1,096,620,048,384 for H/14 at 224). Our
+    own savings (last block dropped, sparse attention) do not lower it: it is the x-axis shared with peers.
     """
     parts = forward_flops(shape)
     return 3 * sum(parts.values()) - parts["patches"]
@@ -93,10 +93,10 @@ def flops_per_image(shape: Shape) -> int:
 def flops_done(
     shape: Shape, ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()), keep: float = 1.0, last_block: bool = False
 ) -> int:
-    """FLOPs that one training image really takes here: without the last block, and heads without positions that have no
+    """FLOPs that one training image really takes here: without the last block, and heads only at positions with a
     target.
 
-    ends: see `forward_flops`. keep: the mean share of the encoder's residual branches that are computed, below 1 where
+    ends: see `forward_flops`. keep: the mean share of the encoder's residual branches that are computed, below 1 if
     drop path skips the others.
     """
     parts = forward_flops(shape, last_block, ends)
@@ -104,10 +104,10 @@ def flops_done(
     return 3 * (sum(parts.values()) - encoder + round(keep * encoder)) - parts["patches"]
 
 
-# Dense bfloat16 FLOP/s that the makers state, by a part of the name that torch gives the GPU.
+# Dense bfloat16 FLOP/s stated by the makers, by a part of torch's name for the GPU.
 PEAKS: dict[str, float | None] = {
     "B200": 2.25e15,
-    "H200 NVL": None,  # below the SXM's; by how much we found no statement of the maker's
+    "H200 NVL": None,  # below the SXM's; no number found from the maker
     "H100 NVL": None,
     "H200": 989e12,
     "GH200": 989e12,
@@ -123,7 +123,7 @@ PEAKS: dict[str, float | None] = {
 
 
 def peak_flops(gpu: str) -> float | None:
-    """The peak of a GPU by its name; None where it is not known."""
+    """The peak of a GPU by its name; None if unknown."""
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", gpu)), None)
 
 

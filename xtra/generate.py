@@ -1,14 +1,14 @@
-"""`xtra generate`: what a model predicts, as pictures that fit a slide. A column an image, four captioned rows:
+"""`xtra generate`: a model's predictions as pictures that fit a slide. One column per image, four captioned rows:
 
-1. the truth: the image, resized and its centre cropped
+1. the truth: the image, resized and centre-cropped
 2. every block predicted from the true blocks before it: the paper's figure 4. The model predicts pixels normalised by
-   their block (xtra/loss.py); mean and spread are the true block's, as in the official src/utils/aim.py, so a first
-   block, which nothing predicts, is its flat mean
+   their block (xtra/loss.py); mean and deviation are the true block's, as in the official src/utils/aim.py, so a first
+   block, which is not predicted, is its flat mean
 3. the context of the free run: the first `given` blocks
-4. a free run: the first `given` blocks are true, every other is predicted from predictions and takes mean and spread
-   from its neighbours that are there already. The official code has no such thing
+4. a free run: the first `given` blocks are true, every other is predicted from predictions and takes mean and deviation
+   from its existing neighbours. The official code has no free run
 
-Shapes: B images, K blocks, P pixel values of a block (channel, row, column).
+Shapes: B images, K blocks, P pixel values per block (channel, row, column).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from xtra.loss import EPS, next_block_loss
 from xtra.model import ModelConfig, Xtra
 from xtra.run import checkpoint
 
-SLIDE = (1920, 1080)  # pixels, at least, and of this shape
-LEFT, ABOVE, BELOW = 310, 170, 30  # pixels: captions; the title and the keys of the images; nothing
+SLIDE = (1920, 1080)  # least pixels, and the aspect ratio
+LEFT, ABOVE, BELOW = 310, 170, 30  # pixels for captions, for title and image keys, and empty
 MARGIN, GAP = 40, 8
 UNSEEN = 0.75  # gray of blocks that are not given
 INK, SOFT = "#1f2328", "#59616b"
@@ -54,7 +54,7 @@ class GenerateResult:
 
 @torch.no_grad()
 def run(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> GenerateResult:
-    """Raises ValueError for a checkpoint or dataset that is not there, or a head or count of blocks that it lacks."""
+    """Write the pictures. Raises ValueError for a missing checkpoint or dataset, or an impossible head or count."""
     store.require(checkpoint=config.checkpoint, data=config.data, out=config.out)
     folder_kind.require(config.out, "pictures")
     device = chosen(config.device)
@@ -98,7 +98,7 @@ def run(config: Config, progress: Callable[[int, int], None] = lambda done, tota
 
 
 def shown_order(config: ModelConfig) -> Tensor:
-    """int64 [K]: the blocks in the order in which predictions are shown; of several orders the first."""
+    """int64 [K]: the blocks in the order of prediction; the first of several orders."""
     return block_orders(config.blocks, 0)[0] if config.order == "random" else torch.arange(config.blocks)
 
 
@@ -110,14 +110,14 @@ def _said(head: int) -> str:
 
 
 def samples_seen(path: str) -> int | None:
-    """By a run's newest checkpoint, or the one that is named; None of an official checkpoint, which does not say."""
+    """The samples seen at a run's newest checkpoint, or the given one; None for an official checkpoint."""
     if official.is_official(path):
         return None
     return checkpoint.find(path).commit.get("samples_seen")
 
 
 def _headings(config: Config, c: ModelConfig, seen: int | None, loss: float) -> tuple[str, str]:
-    """Title, and the line of facts below it."""
+    """The title, and the line of facts below it."""
     parts = [part for part in config.checkpoint.rstrip("/").split("/") if part]
     run = parts[-3] if len(parts) > 2 and parts[-2] == "checkpoints" else parts[-1]
     across = c.image // c.side
@@ -132,12 +132,12 @@ def _headings(config: Config, c: ModelConfig, seen: int | None, loss: float) -> 
 
 
 def load_model(path: str) -> Xtra:
-    """The whole model of a run, a checkpoint, or an official checkpoint."""
+    """The whole model from a run, a checkpoint, or an official checkpoint."""
     if not official.is_official(path):
         return checkpoint.load_model(checkpoint.find(path))
     found = official.read_official(path)
     if found.encoder_only:
-        raise ValueError(f"{path}: holds the encoder alone, which predicts nothing: use a pretraining checkpoint")
+        raise ValueError(f"{path}: has only the encoder, which predicts nothing: use a pretraining checkpoint")
     with torch.device("meta"):
         model = Xtra(found.config)
     model.load_state_dict(dict(found.weights), assign=True)
@@ -145,7 +145,7 @@ def load_model(path: str) -> Xtra:
 
 
 def images(config: Config, size: int) -> tuple[list[str], Tensor]:
-    """Keys and uint8 [samples, 3, size, size] from all over the set, those that decode."""
+    """Keys and uint8 [samples, 3, size, size] of random samples of the set that decode."""
     manifest = read_manifest(config.data)
     wanted = min(config.samples, manifest.samples)
     keys: list[str] = []
@@ -169,12 +169,12 @@ def images(config: Config, size: int) -> tuple[list[str], Tensor]:
 
 
 def _predict(model: Xtra, images_B3HW: Tensor, order_K: Tensor) -> list[Tensor]:
-    """Each head's normalised predictions [B, K-1-head, P], in the order of the blocks."""
+    """Each head's normalised predictions [B, K-1-head, P], in block order."""
     return model(images_B3HW, perm_K=order_K.to(images_B3HW.device))
 
 
 def teacher_forced(model: Xtra, images_B3HW: Tensor, order_K: Tensor, head: int = 0) -> Tensor:
-    """[B, 3, H, W]: each block as the head predicts it from the true ones, by the true block's mean and spread."""
+    """[B, 3, H, W]: each block predicted by the head from true ones, with the true block's mean and deviation."""
     side, order_K = model.config.side, order_K.to(images_B3HW.device)
     blocks_BKP = target_blocks(images_B3HW, side)
     var, mean = torch.var_mean(blocks_BKP, dim=-1, keepdim=True)
@@ -185,10 +185,10 @@ def teacher_forced(model: Xtra, images_B3HW: Tensor, order_K: Tensor, head: int 
 
 
 def free_run(model: Xtra, images_B3HW: Tensor, order_K: Tensor, given: int) -> Tensor:
-    """[B, 3, H, W]: the first `given` blocks of the images, and all others predicted one by one from what is there."""
+    """[B, 3, H, W]: the first `given` blocks of the images, and all others predicted one by one."""
     c = model.config
     blocks_BKP = target_blocks(images_B3HW, c.side).clone()
-    blocks_BKP[:, order_K[given:]] = 0  # nothing later is seen, and nothing of it may leak
+    blocks_BKP[:, order_K[given:]] = 0  # later blocks must not leak
     for position in range(given, c.blocks):
         block, there = int(order_K[position]), order_K[:position].tolist()
         prediction_BP = _predict(model, join_blocks(blocks_BKP, c.side), order_K)[0][:, position - 1]
@@ -207,8 +207,8 @@ def only_given(images_B3HW: Tensor, side: int, order_K: Tensor, given: int) -> T
 
 
 def _from_neighbours(blocks_BKP: Tensor, block: int, there: list[int], c: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Mean and spread for a block that is not there yet: the mean of the pixel rows and columns that touch it, the
-    spread of the blocks that those belong to; of all blocks that are there, if none touches it."""
+    """Mean and deviation for a missing block: the mean of the pixel rows and columns that touch it, and the deviation
+    of their blocks; or of all existing blocks, if none touches it."""
     rows = round(c.blocks**0.5)
     row, column = divmod(block, rows)
     # (row, column) of the neighbour, and which of its pixels [3, side, side] touch ours
@@ -229,7 +229,7 @@ def _from_neighbours(blocks_BKP: Tensor, block: int, there: list[int], c: ModelC
 
 
 def to_pixels(images_B3HW: Tensor) -> np.ndarray:
-    """uint8 [B, H, W, 3] of normalised images."""
+    """Normalised images as uint8 [B, H, W, 3]."""
     x = images_B3HW.float().cpu() * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
@@ -244,8 +244,8 @@ class Row:
 
 
 def slide(rows: Sequence[Row], title: str, facts: str, keys: Sequence[str]) -> bytes:
-    """A PNG of at least SLIDE pixels, and of its shape: a row a version, a column an image, small images enlarged by a
-    whole number so that each pixel is a square."""
+    """A PNG of at least SLIDE pixels with its aspect ratio: one row per version, one column per image; small images are
+    enlarged by a whole number, so that each pixel is a square."""
     cells = np.stack([to_pixels(row.images_B3HW) for row in rows])  # [rows, images, H, W, 3]
     size, across, down = cells.shape[2], cells.shape[1], len(rows)
     room = SLIDE[0] - LEFT - across * GAP, SLIDE[1] - ABOVE - BELOW - down * GAP
@@ -260,9 +260,9 @@ def slide(rows: Sequence[Row], title: str, facts: str, keys: Sequence[str]) -> b
         top = ABOVE + row * step
         words.append((MARGIN, top, 26, INK, version.name))
         words.append((MARGIN, top + 38, 17, SOFT, textwrap.fill(version.caption, 27)))
-    letters = max(4, step // 10)  # of 16 pixels, about as wide as an image
+    letters = max(4, step // 10)  # letters of 16 pixels that fit an image's width
     for column, key in enumerate(keys):
-        short = key if len(key) <= letters else "…" + key[1 - letters :]  # where keys differ, mostly
+        short = key if len(key) <= letters else "…" + key[1 - letters :]  # keys mostly differ at the end
         words.append((LEFT + column * step, ABOVE - 28, 16, SOFT, short))
     pixels = _lettered(width, height, words)
     for row, versions in enumerate(cells):
@@ -279,7 +279,7 @@ def _lettered(width: int, height: int, words: Sequence[tuple[int, int, int, str,
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    dots = 100  # an inch
+    dots = 100  # per inch
     figure = Figure((width / dots, height / dots), dpi=dots, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     for left, top, size, colour, text in words:

@@ -1,22 +1,22 @@
-"""JPEG bodies and what is shown of each -> a uint8 batch on the GPU: sort, decode the crops, check each, resize, flip.
+"""JPEG bodies and their views -> a uint8 batch on the GPU: sort, decode the crops, check each, resize, flip.
 
-The CPU path (xtra/data.py) is the reference: it decodes what is refused here, and it alone may call a sample bad. A
-batch goes through `GpuDecoder` on a CUDA stream of its own, in a thread that runs ahead of the consumer:
+The CPU path (xtra/data.py) is the reference: it decodes pictures refused here, and only it may call a sample bad. A
+batch goes through `GpuDecoder` on its own CUDA stream, in a thread that runs ahead of the consumer:
 
-1. `refusal` reads the header: progressive, CMYK, oddly sampled, turned or cut-off pictures never reach the GPU.
-2. Crops of like size get slots in one padded buffer painted with SENTINEL; the library decodes each into its slot.
-3. A crop is good if the library says so, no row of its slot still is SENTINEL, and the result is not all of one
-   colour. (nvJPEG has one code for a whole batch, and was seen to call a picture decoded that it had skipped.) Damage
-   that the hardware decodes to some picture is not noticed: `xtra check --decode` finds it.
-4. `resize` makes the batch: Pillow's antialiased bicubic filter as two matrix products, whose weights mirror as well.
+1. `refusal` reads the header: progressive, CMYK, unusually sampled, rotated or truncated pictures never reach the GPU.
+2. Crops of similar size get slots in one padded buffer painted with SENTINEL; the library decodes each into its slot.
+3. A crop is good if the library reports success, no row of its slot is still SENTINEL, and the result has more than one
+   colour. (nvJPEG has one status for a whole batch, and has reported a skipped picture as decoded.) Damage that the
+   hardware decodes to some picture is not noticed: `xtra check --decode` finds it.
+4. `resize` makes the batch: Pillow's antialiased bicubic filter as two matrix products, whose weights also mirror.
 
-Speed: the host spends some 60 us of Python on a picture (headers, views of memory), perhaps more than the engines of a
-large GPU do: one decoder may not fill them. `xtra bench gpu-decode` tells, with one and two callers.
+Speed: the host spends about 60 us of Python per picture (headers, memory views), perhaps more than a large GPU's
+engines do: one decoder may not saturate them. `xtra bench gpu-decode` measures one and two callers.
 
-No GPU was at hand when this was written. With the CPU as its device everything but the CUDA streams runs, on the
-libjpeg-turbo that nvImageCodec brings along; tests/xtra/test_gpu_decode.py does so where the library is installed.
+This was written without a GPU. With the CPU as its device, everything except the CUDA streams runs, on nvImageCodec's
+bundled libjpeg-turbo; tests/xtra/test_gpu_decode.py does so if the library is installed.
 
-Shapes: B pictures of a batch, G of a group of like size in slots of H x W pixels; results are S x S pixels.
+Shapes: B pictures in a batch, G in a group of similar size in slots of H x W pixels; results are S x S pixels.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from shards.pixels import View, image, jpeg
 Body = bytes | memoryview
 Region = tuple[int, int, int, int]  # x, y, width, height; whole pixels of the stored picture
 
-SAMPLINGS = (None, "4:4:4", "4:2:2", "4:2:0")  # of the chroma; None is gray. The hardware refuses 4:1:1 and odder ones
+SAMPLINGS = (None, "4:4:4", "4:2:2", "4:2:0")  # of the chroma; None is gray. The hardware refuses 4:1:1 and rarer ones
 MAX_SIDE = 16_384  # pixels, of the whole picture
 MAX_PIXELS = 1 << 25  # of a region: a larger one would take the memory of a whole batch
-GROUP_PIXELS = 1 << 23  # of a group's slots, padding included: about 500 MB of intermediates
+GROUP_PIXELS = 1 << 23  # of a group's slots with padding: about 500 MB of intermediates
 # nvJPEG before 13.2 interpolates chroma wrongly in the outermost pixels of a region (nvImageCodec's hw_decoder.cpp):
-# what is decoded is this much larger than the crop on every side, which is cut out of it while resizing.
+# the decoded region is larger than the crop by this margin on every side, which is cut off while resizing.
 MARGIN = 2
 ON_CPU = "XTRA_GPU_DECODE_ON_CPU"
-SENTINEL = (1, 254, 3)  # RGB; a picture with a row of only this colour is decoded by the CPU, which does no harm
+SENTINEL = (1, 254, 3)  # RGB; a picture that really has a row of only this colour is decoded by the CPU, harmlessly
 
 
 # --- sorting -------------------------------------------------------------------------------------------------------
 
 
 def refusal(opened: image.Opened) -> str | None:
-    """Why a picture is for the CPU path, in a word or two, by its header; None where the GPU may have it."""
+    """Why a picture is left to the CPU, by its header, in a word or two; None if the GPU may decode it."""
     head, photo = opened.header, opened.pixels
     if head.format != "jpeg" or not isinstance(photo, jpeg.Jpeg):
         return "not a jpeg"
@@ -64,27 +64,27 @@ def refusal(opened: image.Opened) -> str | None:
         return "sampling"
     components = [layer[0] for layer in photo.layer]
     if photo.info.get("adobe_transform", 1) != 1 or components not in ([1], [1, 2, 3]):
-        return "colour space"  # libjpeg has rules to guess it by; nvJPEG may have others
+        return "colour space"  # libjpeg guesses it by rules; nvJPEG may have others
     if head.orientation != 1:
         return "orientation"  # views are of the upright picture
     if max(head.width, head.height) > MAX_SIDE:
         return "too large"
     if not opened.body.endswith(jpeg.END):
-        return "cut off"  # or something follows; the reference looks closely
+        return "cut off"  # or has trailing data; the reference checks closely
     return None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture that the GPU decodes."""
+    """A picture for the GPU."""
 
     body: Body
     view: View
-    region: Region  # that is decoded: the view's box and MARGIN around it, within the picture
+    region: Region  # to decode: the view's box with MARGIN around it, within the picture
 
 
 def plan(body: Body, view: View | None) -> Job | str:
-    """What to decode, or why the picture is refused."""
+    """The job for a picture, or why it is refused."""
     try:
         opened = image.read(bytes(body))
     except image.Undecodable:
@@ -101,7 +101,7 @@ def plan(body: Body, view: View | None) -> Job | str:
 
 
 def groups_of(regions: dict[int, Region]) -> list[list[int]]:
-    """The regions' keys in groups of like size: their padded slots have at most GROUP_PIXELS, unless of one member."""
+    """The regions' keys in groups of similar size, whose padded slots have at most GROUP_PIXELS (unless alone)."""
     groups: list[list[int]] = []
     wide = high = 0
     for i in sorted(regions, key=lambda i: max(regions[i][2:])):
@@ -117,13 +117,13 @@ def groups_of(regions: dict[int, Region]) -> list[list[int]]:
 
 
 def resize(slots_GHW3: Tensor, views: Sequence[View], regions: Sequence[Region], size: int) -> Tensor:
-    """Slots (uint8) that hold these regions -> the views of them, uint8 [G, 3, size, size].
+    """Slots (uint8) with these regions -> their views, uint8 [G, 3, size, size].
 
-    Pillow's crop().resize(BICUBIC): rows first, rounded to whole numbers, then columns. (Pillow 13 takes the columns
-    of a picture that shrinks more in height first; of these the rounding differs: 55 dB instead of 80 or more.)
+    Pillow's crop().resize(BICUBIC): rows first, rounded to whole numbers, then columns. (Pillow 13 starts with the
+    columns if a picture shrinks more in height; then the rounding differs: 55 dB instead of 80 or more.)
 
-    The products are in float64, which a training process's --tf32 does not touch: it holds for all threads' float32
-    products, so pixels would depend on it. GPUs for training have about as much of float64 as of float32.
+    The products are in float64, which a training process's --tf32 does not affect: it applies to all threads' float32
+    products, so pixels would depend on it. Training GPUs have about as much float64 as float32 throughput.
     """
     group, high, wide, _ = slots_GHW3.shape
     edges = [
@@ -139,11 +139,11 @@ def resize(slots_GHW3: Tensor, views: Sequence[View], regions: Sequence[Region],
 
 
 def weights(edges_4G: Tensor, span: int, size: int, mirror_G: Tensor | None = None) -> Tensor:
-    """[G, span, size]: what each of `span` input pixels adds to each of `size` output pixels, on the edges' device.
+    """[G, span, size]: the weight of each of `span` input pixels in each of `size` output pixels, on the edges' device.
 
-    The edges: the input pixels from `start` on, `length` of them, are resized, `scale` of them to one output pixel; of
-    the result the first `skip` are left out. Pillow's antialiased filter (Resample.c, a = -0.5): the kernel is
-    stretched when the picture shrinks, and what lies outside of the interval has no part in it.
+    The edges: `length` input pixels from `start` on are resized, `scale` of them to one output pixel; the first `skip`
+    output pixels are dropped. Pillow's antialiased filter (Resample.c, a = -0.5): the kernel is stretched when the
+    picture shrinks, and pixels outside the interval have weight 0.
     """
     start_G, length_G, scale_G, skip_G = edges_4G
     output_S = torch.arange(size, device=edges_4G.device) + 0.5
@@ -163,28 +163,28 @@ def weights(edges_4G: Tensor, span: int, size: int, mirror_G: Tensor | None = No
 
 
 class Library(Protocol):
-    """What decodes regions of JPEGs into memory of the device."""
+    """Decodes regions of JPEGs into device memory."""
 
     name: str
 
     def fill(self, slots: Sequence[Tensor], bodies: Sequence[Body], regions: Sequence[Region]) -> list[bool]:
-        """Decode each region into its slot (uint8 [h, w, 3]; rows may be padded), on the current stream. Returns which
-        ones the library says that it could, and whose sizes are right; it keeps nothing of the bodies."""
+        """Decode each region into its slot (uint8 [h, w, 3]; rows may be padded), on the current stream. Returns for
+        each whether the library reports success and the right size; keeps no reference to the bodies."""
         ...
 
 
 class NvImageCodec:
-    """nvImageCodec >= 0.9: decodes just the region, straight into its slot, on the JPEG engines where there are any.
+    """nvImageCodec >= 0.9: decodes only the region, directly into its slot, on the JPEG engines if there are any.
 
-    CPU_ONLY is no backend of a GPU's: what the GPU refuses comes back as None, and is the reference's.
+    CPU_ONLY is not used on a GPU: a picture that the GPU refuses returns None, and is left to the reference.
     """
 
     name = "nvimgcodec"
-    # Chroma interpolated as libjpeg does it, in regions too: nvJPEG before 13.2 would refuse those (see MARGIN).
+    # Interpolate chroma as in libjpeg, also in regions, which nvJPEG before 13.2 would refuse (see MARGIN).
     OPTIONS = ":fancy_upsampling=1 :enable_roi_fancy_upsampling=1"
 
     def __init__(self, device: torch.device, threads: int = 2) -> None:
-        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # what it refuses is counted, not printed
+        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # refusals are counted, not printed
         self._library = lib = importlib.import_module("nvidia.nvimgcodec")
         self._cuda = device.type == "cuda"
         if self._cuda:
@@ -194,7 +194,7 @@ class NvImageCodec:
             number, kinds = lib.NVIMGCODEC_DEVICE_CPU_ONLY, [lib.BackendKind.CPU_ONLY]
         self._decoder = lib.Decoder(
             device_id=number,
-            max_num_cpu_threads=max(threads, 2),  # with one, its fastest way of decoding is not taken
+            max_num_cpu_threads=max(threads, 2),  # with one, its fastest path is not used
             backends=[lib.Backend(kind) for kind in kinds],
             options=self.OPTIONS,
         )
@@ -206,7 +206,7 @@ class NvImageCodec:
             lib.CodeStream(body).get_sub_code_stream(0, lib.Region(y, x, y + h, x + w))
             for body, (x, y, w, h) in zip(bodies, regions)
         ]
-        # It takes a GPU's tensors by __cuda_array_interface__, and the CPU's only as arrays.
+        # It accepts GPU tensors through __cuda_array_interface__, and CPU memory only as arrays.
         stream = torch.cuda.current_stream(slots[0].device).cuda_stream if self._cuda else 0
         memory = slots if self._cuda else [slot.numpy() for slot in slots]
         images = lib.as_images(memory, stream, sample_format=lib.SampleFormat.I_RGB)
@@ -215,9 +215,9 @@ class NvImageCodec:
 
 
 class TorchCodec:
-    """torchcodec >= 0.17: decodes whole pictures on the JPEG engines; regions are copied out of them.
+    """torchcodec >= 0.17: decodes whole pictures on the JPEG engines, from which regions are copied.
 
-    The second choice: more pixels, and chroma that is repeated, not interpolated, which is further from the reference.
+    The second choice: more pixels, and chroma is repeated, not interpolated, so it is further from the reference.
     """
 
     name = "torchcodec"
@@ -229,13 +229,13 @@ class TorchCodec:
     def fill(self, slots: Sequence[Tensor], bodies: Sequence[Body], regions: Sequence[Region]) -> list[bool]:
         encoded = [bytes(body) for body in bodies]
         heads = [image.header(body) for body in encoded]
-        # It takes its memory from torch's pool, where the blocks just given back are likely to be the ones that it
-        # gets: they are painted, so that a picture that it skips is noticed by the slot that it is copied to.
+        # Its memory comes from torch's pool, probably from the blocks just freed: these are painted, so that a skipped
+        # picture is noticed in the slot that it is copied to.
         blocks = [painted(self._device)[:, None, None].repeat(1, head.height, head.width) for head in heads]
         del blocks
         try:
             pictures = self._decode(encoded, mode="RGB", device=self._device)
-        except RuntimeError:  # of one of them, it does not say which: the reference looks at all
+        except RuntimeError:  # it does not say which picture failed: the reference decodes all
             return [False] * len(encoded)
         done = [tuple(made.shape) == (3, head.height, head.width) for made, head in zip(pictures, heads)]
         for slot, made, right, (x, y, w, h) in zip(slots, pictures, done, regions):
@@ -244,44 +244,44 @@ class TorchCodec:
         return done
 
 
-LIBRARIES = ("nvimgcodec", "torchcodec")  # the best first
+LIBRARIES = ("nvimgcodec", "torchcodec")  # best first
 
 
 def library(device: torch.device, threads: int = 2, names: Sequence[str] = LIBRARIES) -> Library:
-    """The first of these libraries that is here. Raises ValueError that says what to install."""
+    """The first of these libraries that is installed. Raises ValueError that says what to install."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} sees no GPU")
     missing = []
     for name in names:
         try:
             return NvImageCodec(device, threads) if name == "nvimgcodec" else TorchCodec(device)
-        except (ImportError, OSError, RuntimeError) as error:  # also: a library of CUDA that they need is not found
+        except (ImportError, OSError, RuntimeError) as error:  # also if a CUDA library that they need is missing
             missing.append(f"{name} ({' '.join(str(error).split())[:100]})")
     cuda = (torch.version.cuda or "13").split(".")[0]
     install = f"pip install 'nvidia-nvimgcodec-cu{cuda}[nvjpeg]' torchcodec"
-    raise ValueError(f"what decodes on the GPU is not installed: {', '.join(missing)}: {install}")
+    raise ValueError(f"no GPU decoder is installed: {', '.join(missing)}: {install}")
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
 class GpuDecoder:
-    """A `DeviceDecoder` of xtra/data.py. One thread may call it at a time; `counts` may be read by any.
+    """A `DeviceDecoder` (xtra/data.py). Only one thread may call it at a time; any may read `counts`.
 
-    Its batches are for the stream that is current where it is made, the trainer's.
+    Its batches are for the stream that is current when it is made, the trainer's.
     """
 
     def __init__(self, device: torch.device, library: Library) -> None:
         self.device, self.library = device, library
-        self.counts: Counter[str] = Counter()  # pictures so far: "gpu", or by the reason why they went to the CPU
+        self.counts: Counter[str] = Counter()  # pictures so far, by "gpu" or the reason why the CPU decoded them
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._consumer = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def __call__(self, bodies: Sequence[Body], views: Sequence[View | None], size: int) -> tuple[Tensor, list[int]]:
-        """uint8 [B, 3, size, size] on the device, complete, and the indices that are left to the CPU, whose pixels may
-        be anything. A view is None where the header was not read: such a picture is refused.
+        """uint8 [B, 3, size, size] on the device, complete, and the indices left to the CPU, with arbitrary pixels. A
+        view is None if the header was not read: such a picture is refused.
 
-        The host waits here for the GPU, so that the thread that trains need not.
+        The host waits for the GPU here, so that the training thread does not have to.
         """
         jobs: dict[int, Job] = {}
         refused: dict[int, str] = {}
@@ -299,24 +299,24 @@ class GpuDecoder:
                 refused |= {i: wrong for i, wrong in zip(group, wrong_G) if wrong}
         if self._stream is not None and self._consumer is not None:
             self._stream.synchronize()
-            out_B3SS.record_stream(self._consumer)  # its memory is not used again before that stream is past it
+            out_B3SS.record_stream(self._consumer)  # its memory is reused only after that stream is done with it
         self.counts.update(refused.values())
         self.counts["gpu"] += len(bodies) - len(refused)
         return out_B3SS, sorted(refused)
 
     def told(self) -> dict[str, Any]:
-        """For a run's events: who decoded how many pictures so far, and why the CPU did the others."""
+        """For a run's events: the decoder, the pictures decoded on the GPU, and those on the CPU by reason."""
         counts = dict(self.counts)
         return {"decoder": self.library.name, "device": str(self.device), "gpu": counts.pop("gpu", 0), "cpu": counts}
 
     def _decode(self, jobs: Sequence[Job], size: int) -> tuple[Tensor, list[str | None]]:
-        """The views of pictures of like size, uint8 [G, 3, size, size], and what went wrong with each."""
+        """The views of pictures of similar size, uint8 [G, 3, size, size], and each one's error or None."""
         regions = [job.region for job in jobs]
         wide, high = (max(region[side] for region in regions) for side in (2, 3))
         slots_GHW3 = torch.empty(len(jobs), high, wide, 3, dtype=torch.uint8, device=self.device)
         slots_GHW3[:] = painted(self.device)
-        # nvJPEG's engines (H100) may write before what the stream was given earlier is done: the painting of these
-        # slots, and the reading of the last ones, whose memory they may have.
+        # nvJPEG's engines (H100) may write before earlier work on the stream is done: painting these slots, and reading
+        # the previous ones, whose memory they may reuse.
         self._wait()
         slots = [slot[:h, :w] for slot, (_, _, w, h) in zip(slots_GHW3, regions)]
         said_G = self.library.fill(slots, [job.body for job in jobs], regions)
@@ -337,12 +337,12 @@ class GpuDecoder:
 
 
 def painted(device: torch.device) -> Tensor:
-    """[3]: the colour that memory has before it is decoded into."""
+    """[3]: the colour of memory before decoding."""
     return torch.tensor(SENTINEL, dtype=torch.uint8, device=device)
 
 
 def written(slots_GHW3: Tensor, heights: Sequence[int]) -> Tensor:
-    """[G]: whether none of the first `height` rows of a slot was left as it had been painted."""
+    """[G]: whether none of the first `height` rows of a slot still has the painted colour."""
     left_GH = (slots_GHW3 == painted(slots_GHW3.device)).flatten(2).all(2)
     row_H = torch.arange(slots_GHW3.shape[1], device=slots_GHW3.device)
     wanted_GH = row_H < torch.tensor(heights, device=slots_GHW3.device)[:, None]
@@ -350,15 +350,15 @@ def written(slots_GHW3: Tensor, heights: Sequence[int]) -> Tensor:
 
 
 def chosen(decoder: Literal["cpu", "gpu", "auto"], device: torch.device, threads: int = 2) -> GpuDecoder | None:
-    """What `--decoder` asks for on the device of a run; None: the CPU decodes.
+    """The decoder for `--decoder` on a run's device; None: the CPU decodes.
 
-    "auto" takes the GPU where the run is on one and a library is there. Raises ValueError that says what to install.
-    With XTRA_GPU_DECODE_ON_CPU in the environment, "gpu" on a CPU is nvImageCodec's own CPU decoder, which tests use.
+    "auto" uses the GPU if the run is on one and a library is installed. Raises ValueError that says what to install.
+    With XTRA_GPU_DECODE_ON_CPU in the environment, "gpu" on a CPU is nvImageCodec's own CPU decoder, for tests.
     """
     if decoder == "cpu" or (decoder == "auto" and device.type != "cuda"):
         return None
     if device.type != "cuda" and ON_CPU not in os.environ:
-        raise ValueError(f"decoder is gpu, but the device of the run is {device}: use --decoder cpu or --device cuda")
+        raise ValueError(f"decoder is gpu, but the run's device is {device}: use --decoder cpu or --device cuda")
     try:
         return GpuDecoder(device, library(device, threads))
     except ValueError as why:

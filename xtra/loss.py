@@ -14,9 +14,9 @@ EPS = 1e-6
 
 
 def normalise_blocks(blocks_BKP: Tensor) -> Tensor:
-    """Each block minus its mean over its standard deviation, all values and channels together; at least float32.
+    """Each block minus its mean, over its standard deviation, all values and channels together; at least float32.
 
-    The variance is the unbiased one and EPS is inside the root, as in the official code (src/modules/xtra.py, _loss).
+    The variance is unbiased and EPS is inside the root, as in the official code (src/modules/xtra.py, _loss).
     """
     x = blocks_BKP.to(torch.promote_types(blocks_BKP.dtype, torch.float32))
     var, mean = torch.var_mean(x, dim=-1, keepdim=True)
@@ -30,11 +30,11 @@ def next_block_loss(
     weight_B: Tensor | None = None,
     prefix_B: Tensor | None = None,
 ) -> Tensor:
-    """The mean over heads of each head's mean error; a scalar. With `weight_B`, the sum over images of an image's mean
-    error times its weight instead. With `prefix_B`, an image's mean is over the blocks from its `prefix_B`-th on.
+    """The mean over heads of each head's mean error; a scalar. With `weight_B`, instead the sum over images of mean
+    error times weight. With `prefix_B`, an image's mean is over the blocks from its `prefix_B`-th on.
 
     predictions: head i's [B, >= K-1-i, P]; position k predicts block k+1+i, and positions beyond K-2-i are ignored.
-    targets_BKP: raw blocks (`blocks.target_blocks`), in the order that the model saw them.
+    targets_BKP: raw blocks (`blocks.target_blocks`), in the model's order.
     """
     error = F.l1_loss if config is not None and config.l1 else F.mse_loss
     wanted = normalise_blocks(targets_BKP[:, 1:])

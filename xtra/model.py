@@ -72,8 +72,8 @@ class Block(nn.Module):
         mlp_drop: Drop | None = None,
         before: Branch | None = None,
     ) -> tuple[Tensor, Branch]:
-        """The stream, and the MLP's branch of it, which the next layer adds as its `before`: so a sum and the norm that
-        follows are always in one compiled layer. `drop_path.added` makes the whole stream of the two."""
+        """The stream, and the MLP's branch, which the next layer adds as its `before`, so that a sum and the following
+        norm are always in one compiled layer. `drop_path.added` adds the two."""
         x_BND = added(x_BND, before)
         x_BND = added(x_BND, branch_of(x_BND, lambda x: self.attn(self.norm1(x), causal), attn_drop))
         return x_BND, branch_of(x_BND, lambda x: self.mlp(self.norm2(x)), mlp_drop)
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.skip_dropped = False  # see drop_path.drops_of
-        self.attention = "auto"  # or one of xtra.attention.ARMS: the same numbers
+        self.attention = "auto"  # or one of xtra.attention.ARMS, with the same result
         self.compiled = False
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         self.patch_embed = PatchEmbed(config.width, config.patch)
@@ -122,9 +122,9 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """[B, N, D] after the final norm, tokens in block order, N short of the last block unless `last_block`.
 
-        images_B3HW: floats, ImageNet mean and std taken out. drop_LSB: what each residual branch is multiplied by, 0 or
-        1/keep (`drop_path.scales`). perm_K: the order of the blocks. prefix_B: blocks of each image that attend to each
-        other in both directions (`prefix.draws`).
+        images_B3HW: floats, normalised by ImageNet mean and std. drop_LSB: each residual branch's factor, 0 or 1/keep
+        (`drop_path.scales`). perm_K: the order of the blocks. prefix_B: each image's number of blocks that attend to
+        each other in both directions (`prefix.draws`).
         """
         x = self.embed(images_B3HW, last_block, perm_K)
         causal, before = prefixed(self._causal(x), prefix_B, x.shape[1], self.config.per_block), None
@@ -139,8 +139,8 @@ class Encoder(nn.Module):
     def layers(self, images_B3HW: Tensor, last: int, perm_K: Tensor | None = None, mask: Mask = "own") -> list[Tensor]:
         """The un-normalised residual streams [B, N, D] after each of the last `last` layers, tokens in block order.
 
-        With prefix attention every token attends to all others here, as AIM's encoder does when it is probed; `mask`
-        asks for the block-causal mask or for none all the same. Raises ValueError when the encoder has fewer layers.
+        After prefix attention, every token attends to all others here, as when AIM's encoder is probed; `mask` replaces
+        that by the block-causal mask or none. Raises ValueError if the encoder has fewer layers.
         """
         if not 1 <= last <= len(self.blocks):
             raise ValueError(f"layers is {last}; this encoder has 1..{len(self.blocks)}")
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A second block-causal transformer, with positions of its own."""
+    """A second block-causal transformer, with its own positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Xtra(nn.Module):
         perm_K: Tensor | None = None,
         prefix_B: Tensor | None = None,
     ) -> list[Tensor]:
-        """Predicted normalised pixels, one tensor a head: head i at position k predicts block k+1+i.
+        """Predicted normalised pixels, one tensor per head: head i at position k predicts block k+1+i.
 
         Each is [B, K-1-i, P], or [B, K, P] with `last_block`. Arguments as for `Encoder.forward`.
         """
@@ -228,7 +228,7 @@ class Xtra(nn.Module):
         return [head(x_BKD[:, : self.config.blocks - 1 - ahead]) for ahead, head in enumerate(self.heads)]
 
     def decode(self, x_BND: Tensor, perm_K: Tensor | None = None, prefix_B: Tensor | None = None) -> Tensor:
-        """The decoder in the precision asked for, its output in the precision of its input."""
+        """Run the decoder in its configured precision; the output has the input's."""
         if not (self.decoder_fp32 and torch.is_autocast_enabled(x_BND.device.type)):
             return self.decoder(x_BND, perm_K, prefix_B)
         with torch.autocast(x_BND.device.type, enabled=False):
@@ -236,7 +236,7 @@ class Xtra(nn.Module):
 
 
 def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu", decoder_fp32: bool = False) -> Xtra:
-    """A model with its initial weights, which depend on the config and the seed only, not on rank or device."""
+    """A model with its initial weights, which depend only on the config and the seed, not on rank or device."""
     with torch.device("meta"):
         model = Xtra(config, decoder_fp32)
     model.to_empty(device=device)
@@ -246,7 +246,7 @@ def build(config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """torch.set_float32_matmul_precision, "highest" or "high" (TF32): it is of the whole process, so it is set back."""
+    """torch.set_float32_matmul_precision, "highest" or "high" (TF32), restored at exit, as it affects the process."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -268,8 +268,8 @@ def init_weights(model: nn.Module, seed: int) -> None:
     """The official initialisation: linear weights and position tables N(0, 0.02), patch weights by Kaiming (fan-in,
     ReLU), biases 0, norms 1.
 
-    The official truncation at +-2 is 100 standard deviations out and left out. Each parameter has a generator of its
-    own, seeded by seed and name, so models that share a part start from the same weights there (paired ablations).
+    The official truncation at +-2 is 100 standard deviations away and is omitted. Each parameter has its own generator,
+    seeded by seed and name, so models that share a part start from the same weights there (paired ablations).
     """
     for name, p in model.named_parameters():
         if not made_constant(name, p):

@@ -13,11 +13,11 @@ from xtra.config import OptimConfig
 
 def learning_rate(config: OptimConfig, samples_seen: int, total_samples: int, batch: int) -> float:
     """The rate of the step that starts at `samples_seen`: linear warm-up, then a cosine to `min_lr` or a constant rate
-    that decays to 0 in the end.
+    that finally decays to 0.
 
-    With t = samples_seen / batch, T = total_samples / batch and w = warm-up steps it is the closed form of the
-    scheduler of the official code (lightning-bolts LinearWarmupCosineAnnealingLR), which reaches the peak at step
-    w - 1 and repeats it at step w. Its recursion never leaves `warmup_lr` when w is 0; this starts at the peak then.
+    With t = samples_seen / batch, T = total_samples / batch and w = warm-up steps, it is the closed form of the
+    official code's scheduler (lightning-bolts LinearWarmupCosineAnnealingLR), which reaches the peak at step w - 1 and
+    repeats it at step w. If w is 0, that recursion never leaves `warmup_lr`; this one starts at the peak.
     """
     t, total = samples_seen / batch, total_samples / batch
     w = int(config.warmup * total) if config.warmup < 1 else int(config.warmup / batch)
@@ -37,20 +37,20 @@ def decay_start(config: OptimConfig, total_samples: int, batch: int) -> int:
     """The samples seen at which a constant rate begins to decay: the start of a step, where a branch leaves its trunk.
 
     The decay is 1 - sqrt(progress), which Hägele et al. 2024 (arXiv 2405.18392, section 3) found better than a linear
-    one at every length, and a fifth of the run is enough for it to meet a tuned cosine.
+    one at every length; a fifth of the run is enough for it to match a tuned cosine.
     """
     return (total_samples - round(config.decay * total_samples)) // batch * batch
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Weight decay is for what is neither a bias nor one-dimensional; so position tables do decay, as officially."""
+    """Whether a parameter decays: all except biases and one-dimensional ones; position tables do, as officially."""
     return "bias" not in name and parameter.ndim > 1
 
 
 def make_optimizer(
     model: nn.Module, config: OptimConfig, own: Sequence[nn.Parameter] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, or those of them in `own`, in two groups: with weight decay, and without.
+    """AdamW over the trainable parameters (or those in `own`), in two groups: with and without weight decay.
 
     Fused: the same formula in one pass over memory, on CPUs as well as GPUs.
     """

@@ -1,10 +1,10 @@
 """AIM's prefix attention (El-Nouby et al. 2024, arXiv 2401.08541, "Prefix Transformer").
 
-The first S of an image's K blocks, the prefix, attend to each other in both directions, and only what follows them is
-predicted. S is uniform over 1..K-1 for every image and step. So the encoder also learns to see all tokens at once, as
-it does when it is probed. S = 1 is the plain block-causal model, which is how a held-out loss is measured.
+The first S of an image's K blocks, the prefix, attend to each other in both directions, and only the blocks after them
+are predicted. S is uniform over 1..K-1 for every image and step. So the encoder also learns to attend to all tokens at
+once, as in probes. S = 1 is the plain block-causal model, with which a held-out loss is measured.
 
-XTRA's paper compares itself with AIM without this; `prefix` in the model's config adds it to our encoder and decoder.
+XTRA's paper compares with AIM without this; `prefix` in the model's config adds it to our encoder and decoder.
 Shapes: B images, K blocks.
 """
 

@@ -1,11 +1,11 @@
-"""RandAugment as timm's `rand-m9-mstd0.5-inc1` does it (Cubuk et al., arXiv 1909.13719), on draws of our own.
+"""RandAugment as in timm's `rand-m9-mstd0.5-inc1` (Cubuk et al., arXiv 1909.13719), with our own draws.
 
-A policy takes `ops` operations of the 15 below at random, with repeats, and does each with probability `prob`, at a
-strength of its own: Gaussian around `magnitude`, clipped to 0..`most`. What moves is filled with the mean colour of
-ImageNet and resampled bicubically, as the official probes ask for.
+A policy chooses `ops` of the 15 operations below at random, with repeats, and applies each with probability `prob`, at
+its own strength: Gaussian around `magnitude`, clipped to 0..`most`. Geometric operations fill with ImageNet's mean
+colour and resample bicubically, as in the official probes.
 
-What timm draws from a generator is a counter-based draw here: the same for a sample in an epoch, whoever decodes it.
-Pillow does the pixels, so equal draws give timm's pixels exactly (tests/xtra/test_rand_augment.py).
+timm draws from a generator; here draws are counter-based, so they depend only on sample and epoch. Pillow computes the
+pixels, so equal draws give timm's pixels exactly (tests/xtra/test_rand_augment.py).
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _SETTINGS = re.compile(r"(mstd|mmax|inc|m|n|p)(\d+\.?\d*|\.\d+|inf)")
 
 @dataclass(frozen=True)
 class Policy:
-    """What the notation says; `parse` makes it."""
+    """A parsed notation; see `parse`."""
 
     magnitude: float = 10.0
     noise: float = 0.0  # standard deviation of the magnitude; inf: uniform from 0 to the magnitude
     most: float = _SCALE  # magnitudes are clipped to it
-    ops: int = 2  # operations an image
-    prob: float = 0.5  # of doing each
-    increasing: bool = False  # every operation does more at a higher magnitude; if not, some do less
+    ops: int = 2  # operations per image
+    prob: float = 0.5  # of applying each
+    increasing: bool = False  # every operation is stronger at a higher magnitude; if not, some are weaker
 
 
 @functools.cache
 def parse(notation: str) -> Policy:
     """`rand-m9-mstd0.5-inc1`: m magnitude, mstd its noise, mmax its maximum, n operations, p probability, inc 0 or 1.
 
-    Raises ValueError naming the part that is not understood.
+    Raises ValueError naming an unknown part.
     """
     kind, *parts = notation.split("-")
     if kind != "rand":
@@ -54,8 +54,8 @@ def parse(notation: str) -> Policy:
         whole = found is not None and (found[1] in ("mstd", "p") or found[2].isdigit())
         if found is None or not whole or found[1] in given:
             raise ValueError(
-                f"augment.randaugment is {notation!r}; of its part {part!r} nothing is known: each of m, n, mmax, inc "
-                "(whole numbers), mstd and p may stand once, as in rand-m9-mstd0.5-inc1"
+                f"augment.randaugment is {notation!r}; its part {part!r} is unknown: each of m, n, mmax, inc (whole "
+                "numbers), mstd and p may be given once, as in rand-m9-mstd0.5-inc1"
             )
         given[found[1]] = float(found[2])
     policy = Policy(
@@ -72,15 +72,15 @@ def parse(notation: str) -> Policy:
 
 
 class Act(NamedTuple):
-    """One operation to be done."""
+    """One operation to apply."""
 
     op: int  # in OPS
     strength: float  # magnitude / 10
-    negate: bool  # the other way round, for what moves and for increasing enhancements
+    negate: bool  # the opposite direction, for geometric operations and increasing enhancements
 
 
 def draw(policy: Policy, seed: int, epoch_B: np.ndarray, sample_B: np.ndarray) -> list[list[Act]]:
-    """What is done to each sample, in order. Python's own arithmetic: numpy's log and cos may differ between
+    """The operations for each sample, in order. Uses Python's arithmetic, as numpy's log and cos may differ between
     processors."""
     epoch_B, sample_B = np.asarray(epoch_B, np.int64), np.asarray(sample_B, np.int64)
     u = uniform(seed, "randaugment", epoch_B[:, None], sample_B[:, None], np.arange(policy.ops * 5))
@@ -99,7 +99,7 @@ def _act(policy: Policy, which: float, whether: float, one: float, two: float, s
 
 
 def apply(policy: Policy, acts: list[Act], pixels_3HW: np.ndarray) -> None:
-    """Do it to uint8 pixels, in place."""
+    """Apply operations to uint8 pixels, in place."""
     if not acts:
         return
     picture = Image.fromarray(np.ascontiguousarray(pixels_3HW.transpose(1, 2, 0)))
@@ -109,7 +109,7 @@ def apply(policy: Policy, acts: list[Act], pixels_3HW: np.ndarray) -> None:
 
 
 def perform(picture: Image.Image, act: Act, increasing: bool) -> Image.Image:
-    """One operation on an RGB picture."""
+    """Apply one operation to an RGB picture."""
     return OPS[act.op][1](picture, act.strength, -1 if act.negate else 1, increasing)
 
 
@@ -154,7 +154,7 @@ def _invert(picture: Image.Image, strength: float, sign: int, increasing: bool) 
 
 
 def _posterize(picture: Image.Image, strength: float, sign: int, increasing: bool) -> Image.Image:
-    """To 0 bits all is black, as in Pillow before 13, which now refuses: there timm fails at magnitude 10."""
+    """0 bits give black, as in Pillow before 13, which now refuses: there timm fails at magnitude 10."""
     bits = int(strength * 4)
     mask = -(1 << max(8 - (4 - bits if increasing else bits), 0))
     return picture.point([value & mask for value in range(256)] * 3)
@@ -166,13 +166,13 @@ def _solarize(picture: Image.Image, strength: float, sign: int, increasing: bool
 
 
 def _solarize_add(picture: Image.Image, strength: float, sign: int, increasing: bool) -> Image.Image:
-    """The darker half of the values gets brighter."""
+    """Brighten the darker half of the values."""
     more = min(128, int(strength * 110))
     return picture.point([min(255, value + more) if value < 128 else value for value in range(256)] * 3)
 
 
 def _enhance(kind: Callable[[Image.Image], Any]) -> Op:
-    """0 takes all of it away, 1 leaves the picture as it is, 2 doubles it."""
+    """An enhancement: 0 removes the property, 1 leaves the picture unchanged, 2 doubles it."""
 
     def op(picture: Image.Image, strength: float, sign: int, increasing: bool) -> Image.Image:
         factor = max(0.1, 1.0 + sign * (strength * 0.9)) if increasing else strength * 1.8 + 0.1

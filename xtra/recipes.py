@@ -1,9 +1,9 @@
-"""Named runs: each function returns a whole training Config. `xtra train NAME` starts from one; flags override fields.
+"""Named runs: each function returns a complete training Config. `xtra train NAME` starts from one; flags override it.
 
-The paper is arXiv 2411.15648; its Table 1 gives the pretraining settings. The official code (e711fb5) differs from it
-in its configs, and the published checkpoints' names differ from both: *_official_config and *_as_run are those. The
-official configs train in float16 with the decoder in float32. All recipes here use bfloat16; those two kinds keep the
-decoder in float32 as well, the others do not: the losses agree (`xtra bench precision`), and it is slower.
+The paper is arXiv 2411.15648; its Table 1 gives the pretraining settings. The official code's configs (e711fb5) differ
+from it, and the published checkpoints' names differ from both: these are *_official_config and *_as_run. The official
+configs train in float16 with the decoder in float32. All recipes here use bfloat16; those two kinds keep the decoder in
+float32 as well, the others do not, as it is slower and the losses agree (`xtra bench precision`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from xtra.config import SIZES, Augment, LossConfig, ModelConfig, OptimConfig, TrainConfig as Config
 
-# Images of ImageNet-1k, and of ImageNet-21K's Winter21 release, which the official scripts unpack: 182,688 on each of
-# 72 GPUs are 6,299 steps of 29 an epoch, so 100 epochs are the H/14 run's 629,900 steps.
+# Images in ImageNet-1k, and in ImageNet-21K's Winter21 release, which the official scripts unpack: 182,688 on each of
+# 72 GPUs are 6,299 steps of 29 per epoch, so 100 epochs are the H/14 run's 629,900 steps.
 IN1K, IN21K = 1_281_167, 13_153_500
 OFFICIAL: dict[str, Any] = {
     "augment": Augment(ratio=(3 / 4, 3 / 2)),  # the paper says .75 to 1.33
@@ -27,7 +27,7 @@ OFFICIAL: dict[str, Any] = {
 OFFICIAL_GPU_BATCH = 29
 OFFICIAL_CONFIG = "_official_config"
 
-# The paper's run, the official config of it, and what the published checkpoint's name tells of the run itself.
+# The paper's run, its official config, and the run according to the published checkpoint's name.
 FAMILIES = (
     ("b16_in1k", "b16_in1k_official_config", "b16_in1k_as_run"),
     ("h14_in21k", "h14_in21k_official_config", "h14_in21k_as_run"),
@@ -35,7 +35,7 @@ FAMILIES = (
 
 
 def _paper(recipe: str, size: str, images: int, epochs: int, warmup_epochs: int, **changes: Any) -> Config:
-    """Table 1: AdamW (.9, .95), weight decay .05, peak 1e-3 to 1e-6, batch 2048, clip 1, crop .3 to 1, drop path .2."""
+    """Table 1: AdamW (.9, .95), weight decay .05, lr 1e-3 to 1e-6, batch 2048, clip 1, crop .3 to 1, drop path .2."""
     base = Config(
         recipe=recipe,
         model=replace(SIZES[size], drop_path=0.2),
@@ -56,15 +56,15 @@ def b16_in1k() -> Config:
 
 
 def b16_in1k_official_config() -> Config:
-    """b16_in1k as config/pretrain of the official code has it: 1600 epochs, 40 of warm-up, 96 GPUs x 29 images."""
+    """b16_in1k as in config/pretrain of the official code: 1600 epochs, 40 of warm-up, 96 GPUs x 29 images."""
     batch = 96 * OFFICIAL_GPU_BATCH
     return _paper("b16_in1k_official_config", "b16", IN1K, 1600, 40, batch=batch, **OFFICIAL)
 
 
 def b16_in1k_as_run() -> Config:
-    """b16_in1k as the published checkpoint's name says: 490,400 steps of 72 GPUs x 29 images, warm-up 15, drop path .1.
+    """b16_in1k by the published checkpoint's name: 490,400 steps of 72 GPUs x 29 images, warm-up 15, drop path .1.
 
-    What the name does not say is the official config's.
+    Settings not in the name are the official config's.
     """
     model, batch = replace(SIZES["b16"], drop_path=0.1), 72 * OFFICIAL_GPU_BATCH
     samples = 490_400 * batch
@@ -82,21 +82,21 @@ def h14_in21k() -> Config:
 
 
 def h14_in21k_official_config() -> Config:
-    """h14_in21k as config/pretrain of the official code has it: crops up to 3:2, 96 GPUs x 29 images."""
+    """h14_in21k as in config/pretrain of the official code: crops up to 3:2, 96 GPUs x 29 images."""
     batch = 96 * OFFICIAL_GPU_BATCH
     return _paper("h14_in21k_official_config", "h14", IN21K, 100, 3, batch=batch, **OFFICIAL)
 
 
 def h14_in21k_as_run() -> Config:
-    """h14_in21k as the published checkpoint's name says: 629,900 steps of 72 GPUs x 29 images.
+    """h14_in21k by the published checkpoint's name: 629,900 steps of 72 GPUs x 29 images.
 
-    What the name does not say is the official config's.
+    Settings not in the name are the official config's.
     """
     batch = 72 * OFFICIAL_GPU_BATCH
     return _paper("h14_in21k_as_run", "h14", IN21K, 100, 3, batch=batch, samples=629_900 * batch, **OFFICIAL)
 
 
-# ---- sizes that the paper does not train; decoder and heads in proportion ----
+# ---- sizes that are not in the paper; decoder and heads in proportion ----
 
 
 def ti16_in1k() -> Config:
@@ -123,7 +123,7 @@ def g14_in21k() -> Config:
 
 
 def _ablation(recipe: str, loss: LossConfig | None = None, **model: Any) -> Config:
-    """10 epochs of warm-up and no drop path, which the official configs give and the paper does not mention."""
+    """10 epochs of warm-up and no drop path, as in the official configs; the paper does not mention them."""
     changed = replace(SIZES["b16_ablation"], **model)
     return _paper(recipe, "b16", IN1K, 100, 10, model=changed, loss=loss or LossConfig())
 
@@ -134,8 +134,8 @@ def ablation_base() -> Config:
 
 
 def ablation_block16() -> Config:
-    """Table 6, blocks of 16 px, one token each: plain causal, the paper's re-implementation of AIM (64.6), which lacks
-    AIM's prefix attention and its own head."""
+    """Table 6, blocks of 16 px, one token each: plain causal, the paper's re-implementation of AIM (64.6), without
+    AIM's prefix attention and head."""
     return _ablation("ablation_block16", block=1)
 
 
@@ -215,13 +215,13 @@ def ablation_width576() -> Config:
 
 
 def ablation_width768() -> Config:
-    """Table 6, decoder width 768 (69.6): the width that b16_in1k has."""
+    """Table 6, decoder width 768 (69.6), as in b16_in1k."""
     return _ablation("ablation_width768", dec_width=768)
 
 
 def b16_aim_prefix() -> Config:
-    """ablation_block16 with what AIM itself has (arXiv 2401.08541) and the paper's re-implementation lacks: prefix
-    attention, and probes that see all tokens in both directions. It keeps XTRA's decoder and head."""
+    """ablation_block16 with AIM's own prefix attention (arXiv 2401.08541), which the paper's re-implementation omits,
+    and probes in which all tokens attend to each other. It keeps XTRA's decoder and head."""
     return _ablation("b16_aim_prefix", block=1, prefix=True)
 
 
@@ -273,8 +273,8 @@ def small64_aim() -> Config:
 
 
 def overfit64() -> Config:
-    """64 or so photographs learnt by heart, which shows that model, data and optimiser fit together: one batch again
-    and again, no augmentation, no weight decay; the loss falls below 0.1 (an untrained model has 1)."""
+    """Memorise about 64 photographs, which shows that model, data and optimiser work together: the same batch again
+    and again, no augmentation, no weight decay; the loss falls below 0.1 (untrained: 1)."""
     base = small64()
     return replace(
         base,
@@ -292,9 +292,9 @@ STUDY_SAMPLES = (2_000, 4_000, 8_000, 16_000, 32_000, 64_000)  # a trunk with br
 
 
 def _tiny_imagenet(block: int, lr: float, **model: Any) -> Config:
-    """64 px photographs in 16 x 16 patches of 4 px, as many as the paper has: so blocks of 1, 2 and 4 patches a side
-    cover the same shares of an image. Encoder 4 layers of 96, decoder one of 64, for one CPU core; small batches, as
-    samples are few. The rate is constant after the warm-up; its value is that of the sweep in docs/study."""
+    """64 px photographs in 16 x 16 patches of 4 px, as many as in the paper, so that blocks of 1, 2 and 4 patches per
+    side cover the same shares of an image. Encoder 4 layers of 96, decoder one of 64, for one CPU core; small batches,
+    as samples are few. The rate is constant after the warm-up; its value comes from the sweep in docs/study."""
     size = replace(SIZES["tiny32"], image=64, patch=4, block=block, width=96, depth=4, heads=3, **model)
     optim = OptimConfig(lr=lr, warmup_lr=0.0, warmup=800, schedule="constant")
     return replace(
@@ -313,7 +313,7 @@ def tiny_imagenet_block1() -> Config:
 
 
 def tiny_imagenet_block1_prefix() -> Config:
-    """tiny_imagenet_block1 with AIM's own prefix attention, and probes that see all tokens in both directions."""
+    """tiny_imagenet_block1 with AIM's prefix attention, and probes in which all tokens attend to each other."""
     return replace(_tiny_imagenet(1, lr=2e-3, prefix=True), recipe="tiny_imagenet_block1_prefix")
 
 
@@ -336,8 +336,8 @@ def tiny_imagenet_block4_random() -> Config:
 
 
 def _official_ablation(name: str) -> Config:
-    """The recipe as config/ablations of the official code has it: crops up to 3:2, 114 images a GPU. How many GPUs it
-    does not say: 18 come nearest to the paper's batch."""
+    """The recipe as in config/ablations of the official code: crops up to 3:2, 114 images per GPU. It does not give the
+    number of GPUs: 18 come nearest to the paper's batch."""
     return replace(_recipes()[name](), recipe=name + OFFICIAL_CONFIG, batch=18 * 114, **OFFICIAL)
 
 
@@ -350,13 +350,13 @@ _RETURNS = ("return", "Config")  # a recipe takes nothing and returns a Config
 
 
 def names() -> list[str]:
-    """Of every recipe; an ablation also has a variant with its official config."""
+    """All recipe names; an ablation also has a variant with its official config."""
     own = _recipes()
     return sorted([*own, *(name + OFFICIAL_CONFIG for name in own if name.startswith("ablation_"))])
 
 
 def get(name: str) -> Config:
-    """Raises ValueError naming the recipes there are."""
+    """The recipe with this name. Raises ValueError listing the names."""
     if name not in names():
         raise ValueError(f"recipe {name!r} is unknown: use one of {', '.join(names())}")
     own = _recipes()
@@ -364,15 +364,15 @@ def get(name: str) -> Config:
 
 
 def describe(name: str) -> str:
-    """What a recipe is, from its docstring."""
+    """A recipe's description, from its docstring."""
     own = _recipes()
     if name in own:
         return own[name].__doc__ or ""
-    return f"{name.removesuffix(OFFICIAL_CONFIG)} as config/ablations of the official code has it."
+    return f"{name.removesuffix(OFFICIAL_CONFIG)} as in config/ablations of the official code."
 
 
 def variants(name: str) -> list[str]:
-    """One line for each other account of the same run (paper, official config, as run): in what it differs."""
+    """One line for each other account of the same run (paper, official config, as run), with the differences."""
     ours = _flat(dataclasses.asdict(get(name)))
     lines = []
     families = [*FAMILIES, *((n, n + OFFICIAL_CONFIG) for n in names() if n + OFFICIAL_CONFIG in names())]

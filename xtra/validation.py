@@ -26,7 +26,7 @@ def validation_loss(
     threads: int = 2,
     perm_K: Tensor | None = None,
 ) -> float:
-    """The mean loss over the images of the manifest; ranks take batches in turn, and all get the same number.
+    """The mean loss over the manifest's images; ranks take batches in turn, and all return the same number.
 
     Raises ValueError naming a sample that does not decode.
     """

@@ -1,4 +1,4 @@
-"""Side-by-side measurements, one file a subject; each has a Config and a run(config) that returns `result(...)`."""
+"""Side-by-side measurements, one file per subject; each has a Config and a run(config) that returns `result(...)`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-# Modules here that are no subject of their own.
+# Modules here that are not subjects.
 HELPERS = ("bucket", "decode_ours", "gpu_table", "origin", "peers", "rounds", "stream_data", "stream_ours")
 
 
@@ -26,7 +26,7 @@ def about(subject: str) -> str:
 
 
 def result(subject: str, rows: list[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:
-    """What every subject ends with: the rows measured, and the ratios that others rely on."""
+    """Every subject's result: the measured rows, and the ratios that docs and tests rely on."""
     return {"subject": subject, "hardware": hardware(), "commit": commit(), "rows": rows, "ratios": ratios}
 
 
@@ -38,7 +38,7 @@ def hardware() -> str:
         lines = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = lines[0] if lines else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    import torch  # only benches that run anything get here
+    import torch  # late: only needed once a bench runs
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join([f"{cores} cores of {model}", *gpus])

@@ -1,12 +1,12 @@
-"""A read-only S3 and HTTP file server over a folder, cheap in CPU, that can play a distant store.
+"""A read-only S3 and HTTP file server over a folder, cheap in CPU, that can simulate a distant store.
 
     python -m jobs.bench.bucket FOLDER --latency 0.05 --rate 60e6     prints {"endpoint": "http://127.0.0.1:41234", ...}
     with serving(folder) as bucket: bucket.url("set/shards/000000.tar"), bucket.counts()
 
 A folder directly under FOLDER is a bucket; a file below it is an object. GET (whole, or one Range: 206), HEAD and
-ListObjectsV2 are answered; signatures and presigned URLs are accepted unchecked. One process, one thread a connection:
-after the header a body is one `sendfile`, which blocks in the kernel and holds no interpreter lock, so that the server
-leaves the other core's client alone. `/.counts` says what was sent since the start.
+ListObjectsV2 are answered; signatures and presigned URLs are accepted unchecked. One process, one thread per
+connection: after the header, a body is one `sendfile`, which blocks in the kernel without the interpreter lock, so the
+server does not slow the client on the other core. `/.counts` returns what was sent since the start.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from xml.sax.saxutils import escape
 from jobs.bench.rounds import served
 
 KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-REGION = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # SDKs look for either
-PIECE_S = 0.004  # seconds of a connection's rate that are sent at once
+REGION = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # SDKs read one or the other
+PIECE_S = 0.004  # bytes sent at once, in seconds of the connection's rate
 PAGE = 1000  # names in one listing
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 
@@ -46,7 +46,7 @@ class Counts:
     requests: int
     bytes: int  # of bodies
     connections: int
-    cpu: float  # seconds of the server's process
+    cpu: float  # CPU seconds of the server process
 
     def since(self, earlier: Counts) -> Counts:
         return Counts(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply without its header block: bytes, or a part of an open file."""
+    """A reply's status and body: bytes, or a range of an open file."""
 
     status: int
     body: bytes = b""
@@ -66,11 +66,11 @@ class Answer:
 
 
 class Bucket:
-    """The folder, how far away it plays to be, and what was sent. Shared by all connections."""
+    """The folder, its simulated distance, and what was sent. Shared by all connections."""
 
     def __init__(self, root: Path, latency: float = 0, rate: float = 0) -> None:
         self.root = root.resolve()
-        self.latency, self.rate = latency, rate  # seconds to the first byte; bytes a second and connection, 0: any
+        self.latency, self.rate = latency, rate  # seconds to the first byte; bytes/s per connection, 0: unlimited
         self._lock = threading.Lock()
         self._requests = self._bytes = self._connections = 0
 
@@ -89,7 +89,7 @@ class Bucket:
             return Counts(self._requests, self._bytes, self._connections, used.ru_utime + used.ru_stime)
 
     def answer(self, method: str, target: str, headers: dict[str, str]) -> Answer:
-        """What to reply; the caller closes `file`."""
+        """The reply to a request; the caller closes `file`."""
         parts = urlsplit(target)
         path, query = unquote(parts.path).strip("/"), parse_qs(parts.query, keep_blank_values=True)
         if method not in ("GET", "HEAD"):
@@ -157,7 +157,7 @@ class Bucket:
 
 
 def byte_range(text: str, size: int) -> tuple[int, int] | None:
-    """(start, stop) of `bytes=a-b`, `bytes=a-` or `bytes=-n` within an object; None where nothing is left of it."""
+    """(start, stop) of `bytes=a-b`, `bytes=a-` or `bytes=-n` within an object; None if the range is empty."""
     first, _, last = text.removeprefix("bytes=").partition("-")
     if not first:
         start, stop = max(0, size - int(last)), size
@@ -167,7 +167,7 @@ def byte_range(text: str, size: int) -> tuple[int, int] | None:
 
 
 def _keys(folder: Path, bucket: Path, flat: bool) -> Iterator[str]:
-    """Object names below a folder; with `flat` only those directly in it, and `NAME/` for its folders."""
+    """Object names below a folder; with `flat`, only those directly in it, and `NAME/` for its folders."""
     for entry in os.scandir(folder):
         name = Path(entry.path).relative_to(bucket.resolve()).as_posix()
         if entry.is_file():
@@ -218,7 +218,7 @@ def _serve_connection(bucket: Bucket, raw: socket.socket) -> None:
                 return
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
             if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-                headers["connection"] = "close"  # a body that nobody here reads
+                headers["connection"] = "close"  # its body is not read
             _reply(bucket, raw, words[0], bucket.answer(words[0], words[1], headers), headers)
             if headers.get("connection", "").lower() == "close":
                 return
@@ -278,13 +278,13 @@ class Served:
             return Counts(**json.load(reply))
 
     def variables(self) -> dict[str, str]:
-        """The AWS variables that lead an S3 client here."""
+        """The AWS variables that point an S3 client here."""
         return {"AWS_ENDPOINT_URL": self.endpoint, **KEYS, **REGION}
 
 
 @contextlib.contextmanager
 def serving(folder: Path, cpu: int | None = None, latency: float = 0, rate: float = 0) -> Iterator[Served]:
-    """Run a server, on one core if asked, until the block (or this process) ends."""
+    """Run a server, optionally on one core, until the block (or this process) ends."""
     words = [str(folder.resolve()), f"--latency={latency}", f"--rate={rate}"]
     with served("bucket", [*words, *([] if cpu is None else [f"--cpu={cpu}"])]) as (pid, about):
         yield Served(pid=pid, **about)
@@ -301,7 +301,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--latency", type=float, default=0, help="seconds to the first byte of every reply")
-    parser.add_argument("--rate", type=float, default=0, help="bytes a second and connection; 0: as fast as it goes")
+    parser.add_argument("--rate", type=float, default=0, help="bytes/s per connection; 0: unlimited")
     parser.add_argument("--cpu", type=int, help="the one core to run on")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
     args: Any = parser.parse_args(words)
@@ -313,7 +313,7 @@ def main(words: list[str] | None = None) -> None:
     threading.Thread(target=_accept, args=(bucket, listener), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         if args.with_parent:
-            sys.stdin.read()  # the parent never writes: its end of the pipe closes
+            sys.stdin.read()  # the parent never writes: this returns when its end of the pipe closes
         else:
             threading.Event().wait()
 

@@ -1,14 +1,14 @@
-"""What checkpoints cost: bytes, the seconds that training waits, those of writing beside it, and those of loading.
+"""The cost of checkpoints: bytes, seconds that training waits, seconds of writing in the background and of loading.
 
-The state is a real one (a model and AdamW's moments) and goes the way that the trainer sends it: copied while training
-waits (`xtra.run.checkpoint_writer`), then written, hashed and put in the background. One copy at a time; what is needed
-is said first, and less memory or disk than that is refused.
+The state is a real one (a model and AdamW's moments), saved as the trainer does: copied while training waits
+(`xtra.run.checkpoint_writer`), then written, hashed and put in the background. One copy at a time; the needed memory
+and disk are printed first, and the bench refuses to run with less.
 
-A checkpoint is due every `every` samples, so the share of time that it costs depends on the rate: that of one H100 if
-it reached its peak in the FLOPs that have to be done (a bound: no machine reaches it, and a slower one loses less),
-that of a training step measured here, and --rate. `waiting` counts a copy into the memory of an earlier one (only a
-run's first takes new memory) and whatever writing is not done when the next one is due; on CPUs `contended` also counts
-the CPU time that writing takes from training.
+A checkpoint is due every `every` samples, so its share of the time depends on the rate. Three rates are used: that of
+one H100 at its peak in the required FLOPs (a bound: no machine reaches it, and a slower one loses less), that of a
+training step measured here, and --rate. `waiting` counts a copy into the memory of an earlier one (only a run's first
+allocates memory) and any writing that is unfinished when the next one is due; on CPUs, `contended` also counts the CPU
+time that writing takes from training.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ from xtra.run import checkpoint
 
 T = TypeVar("T")
 IDEAL_H100 = {"b16": 4251.0, "h14": 979.0}
-"""Images/s of 989 TFLOP/s in the FLOPs of a step without the last block and without pairs that the mask excludes."""
+"""Images/s at 989 TFLOP/s, for the FLOPs of a step without the last block and without masked pairs."""
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Config:
     size: str = "b16"  # a name in xtra.model.SIZES; h14 needs 22 GB of memory
-    out: str = ""  # folder (any store) to write into, in one of its own, emptied afterwards; none: a temporary one
+    out: str = (
+        ""  # folder (any store) to write into, in a subfolder that is emptied afterwards; default: a temporary one
+    )
     every: int = 1_000_000  # samples between checkpoints
-    rate: float = 0.0  # samples/s to reckon with, beside the others; 0: none
-    images: int = 2  # of the training step that is timed for the measured rate; 0: none is
+    rate: float = 0.0  # an additional rate in samples/s; 0: none
+    images: int = 2  # in the training step that is timed for the measured rate; 0: no step
     rounds: int = 2  # copies after the first
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -67,13 +69,13 @@ class Timed:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Raises ValueError when memory or disk would not do."""
+    """Measure and print. Raises ValueError if memory or disk do not suffice."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Xtra(SIZES[config.size]).parameters())
     _require_room(config, parameters)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="xtra-bench-") as scratch:
-        # A checkpoint that is there already, of an earlier run or a user's, would not be written again.
+        # An existing checkpoint, from an earlier run or the user, would not be written again.
         root = store.join(config.out, f"bench-{uuid.uuid4().hex[:12]}") if config.out else scratch
         try:
             step = _measure(config, root, rows.append)
@@ -95,7 +97,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def shares(rows: list[dict[str, Any]], every: int, rate: float) -> dict[str, float]:
-    """The shares of a run's time that checkpoints cost it at a rate in samples/s."""
+    """The shares of a run's time that checkpoints take, at a rate in samples/s."""
     copy = statistics.median(row["seconds"] for row in rows if row["what"] == "copy")
     (write,) = [row for row in rows if row["what"] == "write, hash, put"]
     interval = every / rate
@@ -104,18 +106,18 @@ def shares(rows: list[dict[str, Any]], every: int, rate: float) -> dict[str, flo
     return {"waiting": waiting / (interval + waiting), "contended": contended / (interval + contended)}
 
 
-def _measure(config: Config, root: str, tell: Callable[[dict[str, Any]], None]) -> Timed | None:
-    """Every phase in turn; returns the training step's time if it was asked for."""
+def _measure(config: Config, root: str, report: Callable[[dict[str, Any]], None]) -> Timed | None:
+    """Every phase in turn; returns the training step's time, if one was requested."""
     device = torch.device(config.device)
     model = build(SIZES[config.size], 0, device)
     optimizer = make_optimizer(model, OptimConfig())
     step = None
     if config.images:
-        _step(model, optimizer, config.images)  # the first one is for warming up
+        _step(model, optimizer, config.images)  # warm up
         _, step = _timed(device, lambda: _step(model, optimizer, config.images))
-        tell({"what": f"step of {config.images} images", **asdict(step)})
+        report({"what": f"step of {config.images} images", **asdict(step)})
     else:
-        for p in model.parameters():  # as after a step, without gradients' memory
+        for p in model.parameters():  # free the gradients' memory, as after a step
             optimizer.state[p] = {
                 "step": torch.ones(()),
                 "exp_avg": torch.zeros_like(p),
@@ -127,7 +129,7 @@ def _measure(config: Config, root: str, tell: Callable[[dict[str, Any]], None]) 
         copying = partial(checkpoint.snapshot, model, optimizer, state, copy=True, into=taken)
         taken, copy = _timed(device, copying)
         held = sum(t.nbytes for t in (*taken.weights.values(), *taken.optim.values()))
-        tell({"what": "copy" if turn else "first copy", **asdict(copy), "bytes": held})
+        report({"what": "copy" if turn else "first copy", **asdict(copy), "bytes": held})
     assert taken is not None
     written, write = _timed(device, partial(checkpoint.write, root, 1, 0, taken))
     assert written
@@ -135,11 +137,11 @@ def _measure(config: Config, root: str, tell: Callable[[dict[str, Any]], None]) 
     folder = checkpoint.checkpoint_folder(root, 0)
     files = store.read_json(store.join(folder, checkpoint.COMMIT))["files"]
     total = sum(file["bytes"] for file in files.values())
-    tell({"what": "write, hash, put", **asdict(write), "bytes": total})
+    report({"what": "write, hash, put", **asdict(write), "bytes": total})
     for name, file in files.items():
-        tell({"what": name.rpartition("/")[2], "bytes": file["bytes"]})
+        report({"what": name.rpartition("/")[2], "bytes": file["bytes"]})
     _, load = _timed(device, partial(checkpoint.load, folder, model, optimizer))
-    tell({"what": "load", **asdict(load), "bytes": total})
+    report({"what": "load", **asdict(load), "bytes": total})
     for name in (*files, checkpoint.COMMIT):
         store.delete(store.join(folder, name))
     return step
@@ -165,11 +167,11 @@ def _timed(device: torch.device, work: Callable[[], T]) -> tuple[T, Timed]:
 
 
 def _require_room(config: Config, parameters: int) -> None:
-    """Say what is needed; raise ValueError when there is less."""
+    """Print what is needed; raise ValueError if there is less."""
     state = 12 * parameters  # float32 weights and AdamW's two moments
     held = 0 if config.device == "cuda" else state
     gradients = 4 * parameters + config.images * 2 * GB if config.images and config.device == "cpu" else 0
-    memory = held + max(state, gradients) + GB  # the copy is made when the gradients are gone
+    memory = held + max(state, gradients) + GB  # the copy is made after the gradients are freed
     free = available_memory()
     local = store.local_path(config.out) if config.out and store.is_local(config.out) else Path(tempfile.gettempdir())
     while not local.exists():
@@ -181,14 +183,14 @@ def _require_room(config: Config, parameters: int) -> None:
     )
     if free is not None and free < memory:
         raise ValueError(
-            f"size {config.size} needs {_gb(memory)} of memory, {_gb(free)} are free: take a smaller --size"
+            f"size {config.size} needs {_gb(memory)} of memory, but {_gb(free)} are free: take a smaller --size"
         )
     if disk < state:
-        raise ValueError(f"size {config.size} needs {_gb(state)} on {local}, {_gb(disk)} are free: give another --out")
+        raise ValueError(f"{config.size} needs {_gb(state)} on {local}, but {_gb(disk)} are free: give another --out")
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take; None where the system does not say."""
+    """Bytes that a process may still allocate; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

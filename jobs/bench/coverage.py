@@ -1,11 +1,11 @@
-"""How often intervals hold the truth, and how often equal arms are called different: simulated ledgers and probe bits.
+"""How often intervals contain the truth, and how often equal arms are called different, on simulated data.
 
-Each ledger has two arms of a known law with E, a and the multiplier drawn at random, and noise of one kind: an offset
-that a trunk's counts share, noise of each point, both, or a drift along the trunk. It goes through all of `xtra fit`.
-Each experiment has equal arms whose images, seeds and arm-by-image effects are drawn; whatever is not "undecided" is a
-false claim. With --out, blocks that are done are kept, and the same command goes on where it was stopped.
+Each simulated ledger has two arms with a known law (E, a and the multiplier drawn at random) and noise of one kind: an
+offset shared by a trunk's counts, noise of each point, both, or a drift along the trunk. It goes through all of
+`xtra fit`. Each experiment has equal arms whose image, seed and arm-by-image effects are drawn at random; any verdict
+except "undecided" is a false claim. With --out, finished blocks are kept, and the same command continues.
 
-    python -m jobs.bench.coverage docs/study/coverage.json docs/laws.md        # write the tables of the page again
+    python -m jobs.bench.coverage docs/study/coverage.json docs/laws.md        # rewrite the page's tables
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from shards import store
 from shards.figures import percent
 
 _BLOCK = 50  # ledgers or experiments between two writes
-LEVEL = 0.9  # nominal, of the intervals
+LEVEL = 0.9  # the intervals' nominal level
 
 
 @dataclass(frozen=True)
 class Config:
-    out: str = ""  # JSON file of the tallies; what it holds is not done again
+    out: str = ""  # JSON file of the tallies; finished designs in it are not repeated
     ledgers: int = 2000  # for each design
     experiments: int = 2000  # for each design of equal arms
-    images: int = 10_000  # test images of an experiment
+    images: int = 10_000  # test images in an experiment
     seed: int = 0
     only: tuple[str, ...] = ()  # names of designs; all if empty
 
@@ -48,14 +48,14 @@ class Laws:
     noise: str  # offset, point, both, drift
     trunks: tuple[int, int] = (3, 5)  # least and most
     counts: int = 6
-    shallow: bool = False  # error falls by 4 to 15 points to come, not by 15 to 40
+    shallow: bool = False  # error above E starts at 4 to 15 points, not at 15 to 40
     offset: bool = False  # the true laws have an n0
-    unfinished: bool = False  # the last trunk lacks its largest count
+    unfinished: bool = False  # the last trunk is missing its largest count
 
 
 @dataclass(frozen=True)
 class Equal:
-    """A design of experiments with arms that are equal."""
+    """A design of experiments with equal arms."""
 
     arms: int = 2
     uneven: bool = False  # the first arm's seeds vary three times as much
@@ -79,9 +79,9 @@ DESIGNS: Mapping[str, Laws | Equal] = {
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Simulate what is missing. Raises ValueError for unknown designs and for tallies of another simulation."""
+    """Simulate what is missing. Raises ValueError for unknown designs, and for tallies with other settings."""
     if unknown := set(config.only) - set(DESIGNS):
-        raise ValueError(f"--only {unknown.pop()!r} is no design: give some of {', '.join(DESIGNS)}")
+        raise ValueError(f"--only {unknown.pop()!r} is not a design: give some of {', '.join(DESIGNS)}")
     tallies = _kept(config)
     rows, ratios = [], {}
     for number, (name, design) in enumerate(DESIGNS.items()):
@@ -115,7 +115,9 @@ def _kept(config: Config) -> dict[str, dict[str, float]]:
         return {}
     kept = store.read_json(config.out)
     if kept.get("settings") != _settings(config):
-        raise ValueError(f"{config.out}: was made with {kept.get('settings')}, not {_settings(config)}: give another")
+        raise ValueError(
+            f"{config.out}: has settings {kept.get('settings')}, not {_settings(config)}: give another --out"
+        )
     return kept["tallies"]
 
 
@@ -146,7 +148,7 @@ class Truth:
 
 
 def _ledger(design: Laws, rng: np.random.Generator) -> dict[str, float]:
-    """Which intervals of one ledger hold the truth: 1 or 0 each; of the multipliers and predictions, the share."""
+    """Whether each interval of one ledger contains the truth, 1 or 0; for multipliers and predictions, the share."""
     trunks = int(rng.integers(design.trunks[0], design.trunks[1] + 1))
     deviation = rng.uniform(0.002, 0.006)
     first, span = (2000, 32) if rng.random() < 0.5 else (10_000, 1000)
@@ -181,7 +183,7 @@ def _ledger(design: Laws, rng: np.random.Generator) -> dict[str, float]:
 
 
 def _noise(kind: str, deviation: float, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Errors of trunks and counts, [K, counts]; test sets are finite, so an offset comes with a little of the point."""
+    """Errors of trunks and counts, [K, counts]; an offset comes with some noise of each point: test sets are finite."""
     offset, point = rng.normal(0, deviation, (shape[0], 1)), rng.normal(0, deviation, shape)
     if kind == "offset":
         return offset + point / 10
@@ -198,7 +200,7 @@ def _holds(low: float | None, value: float, high: float | None) -> float:
 
 
 def _experiment(design: Equal, rng: np.random.Generator, images: int) -> dict[str, float]:
-    """Which claims about equal arms were made, all of them false: 1 or 0 each."""
+    """Whether each claim about equal arms, all of them false, was made: 1 or 0."""
     easy = rng.normal(0, 1.5, images)  # logits
     bits = {}
     for arm in range(design.arms):
@@ -214,7 +216,7 @@ def _experiment(design: Equal, rng: np.random.Generator, images: int) -> dict[st
     if len(found) > 1:
         seen["any exploratory differs"] = float(any(c.verdict() != "undecided" for c in found[1:]))
     best = statistics.best_of(bits)
-    truth = 0.5  # logits are symmetric about 0
+    truth = 0.5  # logits are symmetric around 0
     return seen | {"best of many: held": _holds(best.low, truth, best.high)}
 
 
@@ -222,7 +224,7 @@ def _experiment(design: Equal, rng: np.random.Generator, images: int) -> dict[st
 
 
 def rewritten(page: str, kept: Mapping[str, Any]) -> str:
-    """A page whose tables between `<!-- coverage -->` marks are those of the kept results."""
+    """The page with its tables between `<!-- coverage -->` marks made from the kept results."""
     rows = {row["design"]: row for row in kept["rows"]}
     blocks = [
         _table(["design", "ledgers", *_LAWS], [rows[n] for n, d in DESIGNS.items() if isinstance(d, Laws)], _LAWS),

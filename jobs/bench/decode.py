@@ -1,12 +1,12 @@
-"""Images per CPU second from tars on a local disk to cropped uint8 batches: ours beside webdataset and Pillow.
+"""Images per CPU second from tars on a local disk to cropped uint8 batches: ours against webdataset and Pillow.
 
-Both read the same tars (our dataset's own are plain WebDataset tars), show the same boxes of the same pictures at
-224 pixels, and run in one process each, pinned to one core; CPU is user + system time of a pass, the median of
-interleaved rounds, start-up left out. Ours shuffles and draws its boxes while it is measured; webdataset reads in
-order and is given its boxes. PSNR is against webdataset + Pillow's own pixels, 99 where they are equal to the bit.
+Both read the same tars (our datasets are plain WebDataset tars), crop the same boxes of the same pictures at 224
+pixels, and run in one process each, pinned to one core; CPU is the user + system time of a pass, the median of
+interleaved rounds, without start-up. Ours shuffles and draws its boxes while it is measured; webdataset reads in order
+with given boxes. PSNR is against the pixels of webdataset + Pillow; 99 means equal to the bit.
 
-Rows: settings of Pillow and of pillow-simd (built here, where the headers are) under webdataset; ours with either of
-them, and with `crop.c` beside either. Pictures are made ones, or of `--images`, as they are or enlarged.
+Rows: settings of Pillow and of pillow-simd (built here, if the headers are installed) under webdataset; ours with each
+of them, and with `crop.c` added to each. Pictures are synthetic, or from `--images`, unchanged or enlarged.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from shards.pixels import image
 from shards.stream import once
 from xtra.data import Augment, RandomCrop
 
-DISTINCT = 250  # pictures; more images are copies with another comment
-MEAN_BYTES = 110_000  # of a picture: the mean of ImageNet
+DISTINCT = 250  # pictures; further images are copies with another comment
+MEAN_BYTES = 110_000  # per picture, ImageNet's mean
 COMPARED = 400  # images, for the PSNR
 EQUAL = 99.0  # dB
 SEED = 0
@@ -54,13 +54,13 @@ WEBDATASET = environments.Peer(
 class Config:
     """What to measure."""
 
-    images: str | None = None  # a folder or tar of real JPEGs; made ones of about 500x375 otherwise
-    enlarge: float = 1.0  # sides of those, re-encoded to 110 KB on average: 1.8 makes ImageNet's size of 256 px ones
+    images: str | None = None  # a folder or tar of real JPEGs; default: synthetic ones of about 500x375
+    enlarge: float = 1.0  # scale their sides and re-encode to 110 KB on average: 1.8 turns 256 px into ImageNet's size
     count: int = 1000
     size: int = 224
     batch: int = 64
     rounds: int = 5
-    scratch: str | None = None  # a folder for the tars, twice 110 KB an image
+    scratch: str | None = None  # a folder for the tars, twice 110 KB per image
 
     def __post_init__(self) -> None:
         for name, least in (("count", 10), ("size", 8), ("batch", 1), ("rounds", 1)):
@@ -91,7 +91,7 @@ ARMS += [Arm("ours", build, setting) for setting in ("Pillow alone", "crop.c") f
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure all arms that can run here and print a line each. Raises ValueError for pictures or peers that fail."""
+    """Measure all variants that can run here and print a line each. Raises ValueError if pictures or peers fail."""
     python, fast = environments.build(WEBDATASET), _pillow_simd()
     arms = [arm for arm in ARMS if arm.pillow == "pillow" or isinstance(fast, Path)]
     if not isinstance(fast, Path):
@@ -112,7 +112,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Ours as it is set up, on a plain Pillow build and on one of pillow-simd, over webdataset + Pillow."""
+    """Ours as set up by default, on Pillow and on pillow-simd, over webdataset + Pillow."""
     named = {(row["reader"], row["pillow"], row["setting"]): row for row in rows}
     ours = named.get(("ours", "pillow", "crop.c")) or named["ours", "pillow", "Pillow alone"]
     ratios = {"speedup_vs_pillow": ours["ratio"], "psnr_db": ours["psnr_db"]}
@@ -126,7 +126,7 @@ def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def pictures(config: Config) -> list[bytes]:
-    """The distinct ones. Raises ValueError when there is no JPEG at `images`."""
+    """The distinct pictures. Raises ValueError if there is no JPEG at `images`."""
     distinct = min(DISTINCT, config.count)
     if config.images is None:
         return photographs(distinct, MEAN_BYTES)
@@ -163,13 +163,13 @@ def _dataset(config: Config, folder: Path) -> Manifest:
     done = folders.run(folders.Config(str(source.parent), str(data), unit=500, scratch=str(folder)))
     if done.kept != config.count:
         raise ValueError(
-            f"{config.images}: {done.links - done.kept} of {done.links} pictures are unsound: {done.reasons}"
+            f"{config.images}: {done.links - done.kept} of {done.links} pictures are unusable: {done.reasons}"
         )
     return read_manifest(str(data))
 
 
 def _spec(config: Config, manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """What all clients are told: the tars, what is shown of which picture, and which pictures are compared."""
+    """The specification for all clients: the tars, each picture's crop, and the pictures to compare."""
     transform = RandomCrop(config.size, Augment(), SEED)
     views, total = {}, 0
     for encoded in once(manifest, 256):
@@ -199,7 +199,7 @@ def _spec(config: Config, manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 class _Client:
-    """An arm's process, which makes a pass when told to."""
+    """A variant's process, which makes a pass on command."""
 
     def __init__(self, arm: Arm, spec: dict[str, Any], python: Path, fast: Path | str, stack: ExitStack) -> None:
         here = Path(__file__).parent
@@ -221,7 +221,7 @@ class _Client:
             )
         )
         stack.callback(self._process.kill)
-        self.told = self._answer()
+        self.about = self._answer()
 
     def ask(self, command: str) -> dict[str, Any]:
         print(command, file=cast(io.TextIOBase, self._process.stdin), flush=True)
@@ -235,7 +235,7 @@ class _Client:
 
 
 def _pillow_simd() -> Path | str:
-    """A folder with pillow-simd for this Python, built now if need be; or why there is none."""
+    """A folder with pillow-simd for this Python, built now if necessary; or why there is none."""
     missing = pillow_simd.missing_headers()
     if missing:
         return f"no {', '.join(missing)}: see xtra doctor for the packages"
@@ -270,7 +270,7 @@ def psnr(pixels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _likeness(clients: dict[Arm, _Client], folder: Path) -> dict[Arm, np.ndarray]:
-    """Each arm's PSNR against the reference, image by image. It also warms everything up."""
+    """Each variant's PSNR against the reference, image by image. Also warms everything up."""
     wanted, found = None, {}
     for arm, client in clients.items():  # the reference comes first
         path = folder / "pixels.npy"
@@ -282,17 +282,17 @@ def _likeness(clients: dict[Arm, _Client], folder: Path) -> dict[Arm, np.ndarray
 
 
 def _round(clients: dict[Arm, _Client], turn: int) -> dict[Arm, float]:
-    """CPU seconds an image; who goes first changes from round to round."""
+    """CPU seconds per image; the order changes from round to round."""
     order = list(clients.values())
     order = order[turn % len(order) :] + order[: turn % len(order)]
     done = {client.arm: client.ask("pass") for client in (order if turn % 2 == 0 else reversed(order))}
-    return {arm: told["cpu"] / told["images"] for arm, told in done.items()}
+    return {arm: answer["cpu"] / answer["images"] for arm, answer in done.items()}
 
 
 def _row(client: _Client, costs: list[float], passes: list[dict[Arm, float]], likeness_N: np.ndarray) -> dict[str, Any]:
     cpu = statistics.median(costs)
     return dataclasses.asdict(client.arm) | {
-        "build": client.told["build"],
+        "build": client.about["build"],
         "cpu_ms": 1000 * cpu,
         "images_per_cpu_s": 1 / cpu,
         "ratio": statistics.median(done[REFERENCE] / done[client.arm] for done in passes),
@@ -304,6 +304,6 @@ def _row(client: _Client, costs: list[float], passes: list[dict[Arm, float]], li
 
 def _line(row: dict[str, Any]) -> str:
     return (
-        f"{row['reader']:10} {row['build']:26} {row['setting']:12} {row['images_per_cpu_s']:6.0f} images a CPU second  "
+        f"{row['reader']:10} {row['build']:26} {row['setting']:12} {row['images_per_cpu_s']:6.0f} images per CPU s  "
         f"{row['ratio']:.2f}x  {row['psnr_db']:.1f} dB (5th percentile {row['psnr_p5_db']:.1f})"
     )

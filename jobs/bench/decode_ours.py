@@ -1,5 +1,4 @@
-"""Our stream and decoder in a process of their own, for `xtra bench decode`; see peers/decode.py for what it
-answers."""
+"""Our stream and decoder in a separate process, for `xtra bench decode`; peers/decode.py documents the commands."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from xtra.data import Augment, train_batches
 
 
 def stream_batches(spec: dict[str, Any]) -> Batches:
-    """One epoch in the default shuffled order, as training sees it."""
+    """One epoch in the default shuffled order, as in training."""
     manifest = read_manifest(spec["data"])
     with closing(Stream(manifest, Order(), spec["batch"], stop_at=manifest.samples)) as stream:
         for batch in train_batches(stream, spec["size"], Augment(), seed=spec["seed"], threads=1):

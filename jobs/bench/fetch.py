@@ -1,11 +1,11 @@
-"""Images per CPU second of our ingest beside img2dataset's: one origin, one list, one core for the client.
+"""Images per CPU second of our ingest against img2dataset's: one origin, one list, one core for the client.
 
 Each client runs as its users run it, one command from list to tars, pinned to the first core; the origin has the last
-one. CPU is user + system time of the client's whole process tree, start-up included. What both wrote is read back, so
-that nobody wins by doing less. A ratio is ours over theirs, of the long list; the median of interleaved rounds.
+one. CPU is the user + system time of the client's whole process tree, start-up included. Both outputs are read back, so
+that neither wins by doing less. A ratio is ours over theirs on the long list: the median of interleaved rounds.
 
-Ratios that end in `_marginal` leave start-up out: they divide the images by which a long list is longer than a short
-one by the CPU that these cost.
+Ratios that end in `_marginal` exclude start-up: they divide the additional images of a long list over a short one by
+the additional CPU time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jobs.bench import result
 from jobs.bench.origin import Served, serving
 from jobs.bench.peers import environments
 
-SHORT = 5  # the short list is this part of the long one
+SHORT = 5  # the long list is this many times the short one
 RESIZE = 384  # short side
 SIDES = {"keep": "110000", "resize": "110000,181000,281000,462000"}  # bytes of 500x375, 640x480, 800x600, 1024x768
 
@@ -36,12 +36,12 @@ SIDES = {"keep": "110000", "resize": "110000,181000,281000,462000"}  # bytes of 
 class Config:
     """What to measure."""
 
-    images: int = 10_000  # of the long list; resize takes a fifth of it, https a tenth
+    images: int = 10_000  # in the long list; resize uses a fifth of it, https a tenth
     rounds: int = 3
     modes: tuple[str, ...] = ("keep", "decode", "resize", "https")
-    data: str | None = None  # a folder or tar of real JPEGs to serve; made ones otherwise
-    hosts: int = 4  # addresses that the list names
-    threads: int = 16  # of img2dataset: its best here
+    data: str | None = None  # a folder or tar of real JPEGs to serve; default: synthetic ones
+    hosts: int = 4  # addresses in the list
+    threads: int = 16  # of img2dataset; its best setting on the reference machine
     scratch: str | None = None  # a folder for lists and outputs: a few GB for 10,000 images
 
     def __post_init__(self) -> None:
@@ -50,12 +50,12 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         for mode in self.modes:
             if mode not in MODES:
-                raise ValueError(f"modes names {mode!r}: give some of {', '.join(MODES)}")
+                raise ValueError(f"modes has {mode!r}: give some of {', '.join(MODES)}")
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One comparison: our flags, theirs, and the images as a part of Config.images."""
+    """One comparison: our flags, theirs, and the divisor of Config.images."""
 
     ratio: str
     ours: tuple[str, ...]
@@ -75,7 +75,7 @@ MODES = {
         (
             f"--image_size={RESIZE}",
             "--resize_mode=keep_ratio",
-            "--resize_only_if_bigger=True",  # as ours: smaller pictures stay as they are
+            "--resize_only_if_bigger=True",  # as ours: smaller pictures stay unchanged
             "--skip_reencode=True",
             "--encode_quality=95",
         ),
@@ -90,14 +90,14 @@ MODES = {
 class Run:
     """One client's run over one list."""
 
-    cpu: float  # seconds, of its whole process tree
+    cpu: float  # seconds, over its whole process tree
     wall: float
-    rss: int  # bytes, the largest of its processes
+    rss: int  # bytes, of its largest process
     kept: int
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure the modes and print a line each. Raises ValueError when a client fails or they disagree on a body."""
+    """Measure the modes and print a line each. Raises ValueError if a client fails, or if their bodies differ."""
     python = environments.build(environments.IMG2DATASET)
     rows = []
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
@@ -134,14 +134,14 @@ def _measure(config: Config, mode: str, folder: Path, python: Path) -> dict[str,
                 str(python.parent / "img2dataset"),
                 "--input_format=txt",
                 "--output_format=webdataset",
-                "--extract_exif=False",  # a cost that we do not have
+                "--extract_exif=False",  # we do not do this either
                 f"--thread_count={config.threads}",
                 *spec.theirs,
             ],
         }
         rounds = []
         for turn in range(config.rounds):
-            # Who goes first changes from round to round, so that neither always meets the warmer machine.
+            # The order changes from round to round, so that neither always runs on the warmer machine.
             order = ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours")
             rounds.append(
                 {
@@ -161,7 +161,7 @@ def _list(folder: Path, origin: Served, length: int) -> Path:
 
 
 def _client(who: str, command: list[str], urls: Path, folder: Path, core: int, origin: Served) -> Run:
-    """Run one client to its end, on one core. Raises ValueError when it fails."""
+    """Run one client to its end, on one core. Raises ValueError if it fails."""
     out = folder / f"{who}-{urls.stem}"
     shutil.rmtree(out, ignore_errors=True)
     words = {
@@ -185,11 +185,11 @@ def _client(who: str, command: list[str], urls: Path, folder: Path, core: int, o
             env=env,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
-        _, status, usage = os.wait4(process.pid, 0)  # with all children that it waited for
+        _, status, usage = os.wait4(process.pid, 0)  # includes all children that it waited for
         process.returncode = os.waitstatus_to_exitcode(status)
         wall = os.times().elapsed - started
     if process.returncode != 0:
-        said = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
+        said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         raise ValueError(f"{who} failed with status {process.returncode}: {said[-1]}")
     kept = sum(1 for _ in _bodies(out))
     return Run(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss << 10, kept)
@@ -206,7 +206,7 @@ def _bodies(out: Path) -> Iterator[bytes]:
 
 
 def _agree(mode: str, runs: dict[tuple[str, int], Run], folder: Path, lengths: tuple[int, ...]) -> None:
-    """Both kept every image; and, unless they re-encoded, the same bytes."""
+    """Require that both kept every image and, unless they re-encoded, the same bytes."""
     for length in lengths:
         for who in ("ours", "theirs"):
             kept = runs[who, length].kept
@@ -218,7 +218,7 @@ def _agree(mode: str, runs: dict[tuple[str, int], Run], folder: Path, lengths: t
                 for who in ("ours", "theirs")
             )
             if ours != theirs:
-                raise ValueError(f"{mode}: the bodies that the two kept are not the same ones; see {folder}")
+                raise ValueError(f"{mode}: the two kept different bodies; see {folder}")
 
 
 def _row(
@@ -257,7 +257,7 @@ def _row(
 def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['mode']:7} {row['images']:6,} images of {row['mean_bytes'] / 1000:.0f} KB:  "
-        f"ours {row['ours_cpu_ms']:.3f} ms CPU an image ({row['ours_cpu_ms_marginal']:.3f} without start-up), "
+        f"ours {row['ours_cpu_ms']:.3f} ms CPU per image ({row['ours_cpu_ms_marginal']:.3f} without start-up), "
         f"img2dataset {row['theirs_cpu_ms']:.3f} ({row['theirs_cpu_ms_marginal']:.3f}):  "
         f"{row['ratio']:.2f}x ({row['ratio_marginal']:.2f}x)"
     )

@@ -1,8 +1,8 @@
-"""Decoding on a GPU: images a second by library, whole pictures or training crops, and how close to the CPU reference.
+"""Decoding on a GPU: images/s by library, whole pictures or training crops, and the distance from the CPU reference.
 
-`xtra bench gpu-decode --data DATASET`, on a machine with a GPU and the extra `gpu`. Images per second are of the wall
-clock: from encoded bodies in memory to a checked uint8 batch on the device. Pictures that are refused are not decoded
-here, and counted. The ratios: the best rate of each library, and its median PSNR on crops.
+`xtra bench gpu-decode --data DATASET`, on a machine with a GPU and the extra `gpu`. Images/s are by the wall clock:
+from encoded bodies in memory to a checked uint8 batch on the device. Refused pictures are counted, not decoded. The
+ratios: the best rate of each library, and its median PSNR on crops.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from xtra.data import Augment, crop_box
 @dataclass(frozen=True)
 class Config:
     data: str = ""  # dataset whose first images are decoded
-    images: int = 2048  # kept in memory, decoded again and again
-    size: int = 224  # pixels of the square that comes out
+    images: int = 2048  # kept in memory and decoded repeatedly
+    size: int = 224  # side of the output square, pixels
     batches: tuple[int, ...] = (64, 256, 1024)
-    callers: tuple[int, ...] = (1, 2)  # threads with a decoder each, at once
+    callers: tuple[int, ...] = (1, 2)  # concurrent threads, each with its own decoder
     libraries: tuple[Literal["nvimgcodec", "torchcodec"], ...] = ("nvimgcodec", "torchcodec")
-    seconds: float = 5.0  # an arm
-    threads: int = 4  # of the library, for what it does on the host
-    device: str = "cuda"  # "cpu": nvImageCodec's own CPU decoder, which shows only that this works
+    seconds: float = 5.0  # per variant
+    threads: int = 4  # of the library, for its work on the host
+    device: str = "cuda"  # "cpu": nvImageCodec's own CPU decoder, which only shows that the bench works
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise ValueError("data is missing: --data DATASET, whose images are decoded")
+            raise ValueError("data is missing: give --data DATASET, whose images are decoded")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"no GPU to measure: torch {torch.__version__} sees none here (xtra doctor says more)")
+            raise ValueError(f"no GPU to measure: torch {torch.__version__} sees none here (see xtra doctor)")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Arm:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Every arm. Raises ValueError where there is no GPU, or none of the libraries."""
+    """Measure every variant. Raises ValueError without a GPU, or without any of the libraries."""
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
     bodies = bodies_of(config.data, config.images)
     rows: list[dict[str, Any]] = []
@@ -63,14 +63,14 @@ def run(config: Config) -> dict[str, Any]:
         try:
             gpu_decode.library(device, config.threads, [library])
         except ValueError as why:
-            print(f"{library} is left out: {why}", flush=True)
+            print(f"{library} is skipped: {why}", flush=True)
             continue
         shown: tuple[Literal["crop", "whole"], ...] = ("crop", "whole")
         for arm in itertools.starmap(Arm, itertools.product([library], shown, config.batches, config.callers)):
             rows.append(measure(arm, bodies, device, config.size, config.seconds, config.threads))
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if not rows:
-        raise ValueError("no library to measure: install the extra gpu (xtra doctor says how)")
+        raise ValueError("no library to measure: install the extra gpu (see xtra doctor)")
     ratios = {}
     for library in sorted({row["library"] for row in rows}):
         own = [row for row in rows if row["library"] == library]
@@ -91,7 +91,7 @@ def bodies_of(data: str, images: int) -> list[bytes]:
 
 
 def views_of(bodies: Sequence[bytes], shown: Literal["crop", "whole"], size: int) -> list[View]:
-    """What is shown of each body: the crop of its first epoch in training, or all of it squeezed into the square."""
+    """The view of each body: its first epoch's training crop, or the whole picture squeezed into the square."""
     views = []
     for i, body in enumerate(bodies):
         head = image.header(body)
@@ -105,12 +105,12 @@ def views_of(bodies: Sequence[bytes], shown: Literal["crop", "whole"], size: int
 def measure(
     arm: Arm, bodies: Sequence[bytes], device: torch.device, size: int, seconds: float, threads: int
 ) -> dict[str, Any]:
-    """One row: images per second of wall clock and per second of CPU, what was refused, PSNR against the reference."""
+    """One row: images per wall-clock and per CPU second, the number refused, PSNR against the reference."""
     views = views_of(bodies, arm.shown, size)
     decoders = [
         gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads, [arm.library])) for _ in range(arm.callers)
     ]
-    psnrs = list(_psnrs(decoders[0], bodies[: arm.batch], views[: arm.batch], size))  # and this warms the first up
+    psnrs = list(_psnrs(decoders[0], bodies[: arm.batch], views[: arm.batch], size))  # also warms up the first decoder
     for decoder in decoders[1:]:
         decoder(bodies[: arm.batch], views[: arm.batch], size)
     for decoder in decoders:
@@ -144,7 +144,7 @@ def measure(
 def _psnrs(
     decoder: gpu_decode.GpuDecoder, bodies: Sequence[bytes], views: Sequence[View], size: int
 ) -> Iterator[float]:
-    """Of every picture that is decoded, against the reference, dB; equal ones count as 99."""
+    """PSNR of every decoded picture against the reference, dB; equal ones count as 99."""
     images_B3SS, refused = decoder(bodies, views, size)
     found_B3SS = images_B3SS.cpu().numpy().astype(np.float64)
     wanted_3SS = np.empty((3, size, size), np.uint8)

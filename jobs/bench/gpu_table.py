@@ -1,9 +1,9 @@
-"""docs/perf.md's tables of what `make bench-gpu` measured.
+"""The tables in docs/perf.md, from the results of `make bench-gpu`.
 
     python -m jobs.bench.gpu_table 1.json 2.json 3.json                        # to the terminal
     python -m jobs.bench.gpu_table 1.json 2.json 3.json --into docs/perf.md    # between its two marks
 
-Of rows with the same name the last file's counts.
+Of rows with the same name, the last file's is used.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 Row = Mapping[str, Any]
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
-# Milliseconds a step that were expected before anything was measured: B/16 with 256 images and H/14 with 128, on an
-# H100 and then on an H200.
+# Milliseconds per step predicted before any measurement: B/16 with 256 images and H/14 with 128, on an H100 and then on
+# an H200.
 PREDICTED: dict[str, tuple[int, int, int, int]] = {
     "official shape, fp32 decoder": (700, 560, 659, 502),
     "official shape, TF32 decoder": (290, 420, 241, 357),
@@ -40,24 +40,24 @@ PREDICTED: dict[str, tuple[int, int, int, int]] = {
     "TF32 decoder": (198, 302, 174, 271),
     "fp32 decoder": (600, 450, 580, 420),
 }
-PREDICTED_FOR = {"b16": (0, 256), "h14": (1, 128)}  # which of the two, and of how many images
+PREDICTED_FOR = {"b16": (0, 256), "h14": (1, 128)}  # which of the two, and for how many images
 
 
 def read(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The results. Raises ValueError naming a file that is none."""
+    """The results. Raises ValueError naming a file that is not one."""
     found = []
     for path in paths:
         try:
             one = json.loads(Path(path).read_text())
             assert {"rows", "hardware", "date"} <= one.keys()
         except (OSError, ValueError, AssertionError, AttributeError) as why:
-            raise ValueError(f"{path} is no result of make bench-gpu ({why or 'it lacks rows'})") from None
+            raise ValueError(f"{path} is not a result of make bench-gpu ({why or 'it has no rows'})") from None
         found.append(one)
     return found
 
 
 def lines_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown: where and when, then a table for every section that has rows."""
+    """Markdown lines: where and when it was measured, then a table for every section that has rows."""
     lines = []
     for one in results:
         versions = f"torch {one.get('torch', '?')}, cuDNN {one.get('cudnn') or 'none'}"
@@ -188,10 +188,10 @@ def _named(title: str, rows: Sequence[Row], section: str, columns: Sequence[str]
 
 
 def put(lines: Sequence[str], page: Path) -> None:
-    """Replace what is between the page's two marks. Raises ValueError where it has none."""
+    """Replace the text between the page's two marks. Raises ValueError if it has none."""
     text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{page} has no lines {BEGIN} and {END}: add them where the tables belong")
+        raise ValueError(f"{page} has no lines {BEGIN} and {END}: add them where the tables should go")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     page.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]))
 

@@ -1,10 +1,10 @@
-"""What training holds in memory: parameters by part and bytes of each, and activations of an image.
+"""The memory that training needs: parameters by part with their bytes, and activations per image.
 
-Activations are what the forward pass keeps for the backward one: by a formula from the shapes, and as autograd keeps
-them, counted by its own hooks while a step is traced without data (torch's fake tensors), so H/14 is counted anywhere.
-Two images and three are traced: what does not grow, such as autocast's bfloat16 copies of weights, is a constant. The
-images that fit are a bound: buffers of kernels, all-reduce and the allocator's gaps are left out; `xtra bench train
---device cuda` measures the peak of a step.
+Activations are the tensors that the forward pass keeps for the backward one: by a formula from the shapes, and as kept
+by autograd, counted by its hooks while a step is traced without data (torch's fake tensors), so H/14 can be counted on
+any machine. Steps of two and three images are traced: what does not grow, such as autocast's bfloat16 copies of
+weights, is a constant. The number of images that fit is an upper bound: kernel and all-reduce buffers and the
+allocator's gaps are not counted; `xtra bench train --device cuda` measures the peak of a step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from xtra.loss import next_block_loss
 from xtra.model import SIZES, ModelConfig, Xtra
 
 PARTS = ("encoder", "bridge", "decoder", "heads")
-BYTES = {"weights": 4, "gradients": 4, "AdamW's two moments": 8}  # a parameter, all in float32
+BYTES = {"weights": 4, "gradients": 4, "AdamW's two moments": 8}  # per parameter, all in float32
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Config:
     def __post_init__(self) -> None:
         for size in self.sizes:
             if size not in SIZES:
-                raise ValueError(f"sizes has {size!r}; it must be of {', '.join(SIZES)}")
+                raise ValueError(f"sizes has {size!r}; each must be one of {', '.join(SIZES)}")
         if not self.memory > 0:
             raise ValueError(f"memory is {self.memory}; it must be above 0 (GB)")
 
@@ -71,7 +71,7 @@ def run(config: Config) -> dict[str, Any]:
             formula = rows[-1]["bytes_an_image_by_formula"] / 1e6
             print(
                 f"  {name:<22} {held.image / 1e6:7.1f} MB an image (formula {formula:.1f}), "
-                f"{held.constant / 1e9:.2f} GB besides, {fits:,} images in {config.memory:g} GB"
+                f"{held.constant / 1e9:.2f} GB constant, {fits:,} images in {config.memory:g} GB"
             )
     worst = max(abs(r["bytes_an_image_by_formula"] / r["bytes_an_image"] - 1) for r in rows if "precision" in r)
     return result("memory", rows, {"formula_off_by_at_most": worst})
@@ -85,18 +85,18 @@ def _listed(counts: dict[str, int]) -> str:
 class Kept:
     """Bytes that the forward pass keeps for the backward one."""
 
-    image: int  # more, for each image
-    constant: int  # whatever the number of images; the parameters themselves are not counted
+    image: int  # per image
+    constant: int  # independent of the number of images; parameters are not counted
 
 
 def kept(config: ModelConfig, bf16: bool, decoder_fp32: bool) -> Kept:
-    """Of a training step as the trainer takes it, without drop path, on a CPU and attention in one piece."""
+    """Of a training step as in the trainer, but without drop path, on a CPU, and with attention unsplit."""
     two, three = (_traced(config, images, bf16, decoder_fp32) for images in (2, 3))
     return Kept(three - two, 3 * two - 2 * three)
 
 
 def _traced(config: ModelConfig, images: int, bf16: bool, decoder_fp32: bool) -> int:
-    # Made here and kept for later calls: one made without data would be of no use to them.
+    # Made here and cached for later calls: one made without data would be useless to them.
     causal_of(config.tokens - config.per_block, config.per_block, 0, torch.device("cpu"), "dense")
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = Xtra(config, decoder_fp32)
@@ -113,14 +113,14 @@ def _traced(config: ModelConfig, images: int, bf16: bool, decoder_fp32: bool) ->
 
 
 def kept_for_backward(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Bytes of the storages that autograd holds after a forward pass, each once, those of the parameters left out."""
+    """Bytes of the distinct storages that autograd keeps after a forward pass, without the parameters'."""
     owned = {p.untyped_storage()._cdata for p in parameters}
     held: dict[int, Any] = {}
 
     def keep(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         if storage._cdata not in owned:
-            held[storage._cdata] = storage  # alive: no address is used twice
+            held[storage._cdata] = storage  # keep it alive, so that no address is reused
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):

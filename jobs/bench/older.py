@@ -1,9 +1,9 @@
-"""This build beside an older checkout of itself: CPU seconds of planning lists and of fetching, in interleaved rounds.
+"""This build against an older checkout: CPU seconds of planning lists and of fetching, in interleaved rounds.
 
     git worktree add ../older c9ee78b && xtra bench older --checkout ../older
 
-Both run in this environment and each from its own tree. What the older one lacks of compiled parts is not built here:
-run its own `python -m shards.entropy` and the like first, or leave decoding out, as this does.
+Both run in this environment, each from its own tree. Compiled parts missing from the older tree are not built here:
+build them there first (`python -m shards.entropy` and the like), or leave decoding out, as this bench does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jobs.bench.origin import serving
 
 HERE = Path(__file__).resolve().parents[2]
 KINDS = ("txt", "csv", "jsonl", "parquet")
-# Of any build: where its list reader lies, and CPU seconds of reading a whole list.
+# For any build: find its list reader, and print the CPU seconds of reading a whole list.
 PLAN = """
 import importlib, sys, time
 for name in ("ingest.lists", "ingest.source"):
@@ -50,21 +50,21 @@ print(links, time.process_time() - since)
 
 @dataclass(frozen=True)
 class Config:
-    checkout: str  # of the older build
-    links: int = 300_000  # of each list that is planned
-    images: int = 4000  # that are fetched, of 110 KB
+    checkout: str  # folder of the older build
+    links: int = 300_000  # in each planned list
+    images: int = 4000  # images to fetch, 110 KB each
     rounds: int = 7
 
     def __post_init__(self) -> None:
         if not (Path(self.checkout) / "jobs" / "cli.py").is_file():
-            raise ValueError(f"checkout is {self.checkout}: it holds no jobs/cli.py: give a checkout of an older build")
+            raise ValueError(f"checkout is {self.checkout}: it has no jobs/cli.py: give a checkout of an older build")
         for name in ("links", "images", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def run(config: Config) -> dict[str, object]:
-    """Ratios are the median over rounds of the older build's CPU seconds over this one's: above 1 this is faster."""
+    """Ratios: the median over rounds of the older build's CPU seconds over this one's; above 1, this one is faster."""
     trees = {"older": Path(config.checkout).resolve(), "this": HERE}
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="xtra-bench-") as folder:
@@ -91,14 +91,14 @@ def _rounds(
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for number in range(rounds):
-        for build in sorted(trees, reverse=bool(number % 2)):  # each is first in every second round
+        for build in sorted(trees, reverse=bool(number % 2)):  # they take turns in going first
             rows.append({"what": what, "build": build, "round": number, "cpu_seconds": measure(trees[build])})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def _list(folder: Path, kind: str, links: int) -> Path:
-    """A list of URLs; tables have a label too."""
+    """A list of URLs; tables also have a label."""
     path = folder / f"list.{kind}"
     urls = [f"http://host{at % 997}.example/photos/{at % 89}/{at:09d}.jpg" for at in range(links)]
     labels = [f"n{at % 1000:08d}" for at in range(links)]
@@ -125,7 +125,7 @@ def _plan(tree: Path, path: Path) -> float:
 
 
 def _fetch(tree: Path, path: Path, folder: Path) -> float:
-    """CPU seconds of the whole command, start-up too."""
+    """CPU seconds of the whole command, including start-up."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         words = ["ingest", "--urls", str(path), "--out", f"{out}/data", "--filter.no-decode-check"]
         words += ["--fetch.allow-private", "127.0.0.0/8"]

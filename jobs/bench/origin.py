@@ -1,16 +1,16 @@
-"""A fast HTTP/1.1 origin on loopback, for benches and soak tests: what a path answers is known without asking it.
+"""A fast HTTP/1.1 origin on loopback, for benches and soak tests: the path alone determines the reply.
 
     python -m jobs.bench.origin --bodies 64 --bytes 110000      prints {"urls": ["http://127.0.0.1:41234"], ...}
     with serving(bodies=64, bytes=110_000) as origin: origin.url("/ok/17.jpg")
 
-One asyncio process, one hand-written protocol (keep-alive, pipelined GETs), bodies in memory; it does several thousand
-110 KB replies a second on one core. `verdict(path)` is what an ingest has to make of a path:
+One asyncio process, one hand-written protocol (keep-alive, pipelined GETs), bodies in memory; it sends several thousand
+110 KB replies/s on one core. `verdict(path)` is the verdict that an ingest must reach:
 
 /ok/NAME (a JPEG, distinct by path)  /same/K/NAME (a JPEG, distinct by K)  /404/NAME and any other status from 300 on
-/html/NAME  /cut/NAME (half a picture)  /truncated/NAME (closes in mid body)  /reset/NAME (RST)
+/html/NAME  /cut/NAME (half a picture)  /truncated/NAME (closes in the middle of the body)  /reset/NAME (RST)
 /redirect/NAME (302 to /ok/NAME)  /flaky/NAME (503 the first time)  /retry-after/SECONDS/NAME (429 the first time)
 /busy/SECONDS/NAME (429 always)  /slow/SECONDS/NAME (a picture after a wait)  /private/NAME (robots.txt disallows it)
-/file/NAME (of --folder)  /stats (JSON: what was asked for so far)
+/file/NAME (from --folder)  /stats (JSON: the requests so far)
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from jobs.bench.rounds import served
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"
 HTML = b"<!DOCTYPE html><html><head><title>This photo is gone</title></head><body>Gone.</body></html>"
 TABLES = 620  # bytes of a JPEG that are not picture data
-BYTES_PER_PIXEL = 0.587  # of a 500x375 JPEG with 110 KB, the mean of ImageNet
+BYTES_PER_PIXEL = 0.587  # for a 500x375 JPEG of 110 KB, ImageNet's mean
 STATUS_REASONS = {404: "http_404", 410: "http_410", 429: "http_429", 408: "timeout"}
 
 
 def verdict(path: str) -> str:
-    """What an ingest must end with for a path: "kept" or a Reason. Retries and redirects included."""
+    """The final verdict of an ingest for a path, after retries and redirects: "kept" or a Reason."""
     kind = path.split("/")[1]
     if kind.isdigit():
         status = int(kind)
@@ -68,9 +68,9 @@ def verdict(path: str) -> str:
 
 
 def photographs(count: int, mean_bytes: int, seed: int = 0) -> list[bytes]:
-    """JPEGs (4:2:0) with the spectrum of photographs and, on average, about the wanted size; at least 32 px a side.
+    """JPEGs (4:2:0) with the spectrum of photographs and about the requested mean size; at least 32 px per side.
 
-    110,000 bytes give 500x375. How much detail a pixel has is searched for once and then varied from one to the next.
+    110,000 bytes give 500x375. The amount of detail per pixel is searched once, then varied between pictures.
     """
     area = max(1, mean_bytes - TABLES) / BYTES_PER_PIXEL
     height = max(32, round(math.sqrt(area * 3 / 4)))
@@ -100,7 +100,7 @@ def _photograph(seed: int, width: int, height: int, grain: float) -> bytes:
 
 
 def real_photographs(place: Path, count: int) -> list[bytes]:
-    """The first JPEGs of a folder or of a tar, by name. Raises ValueError when there is none."""
+    """The first JPEGs of a folder or of a tar, by name. Raises ValueError if there is none."""
     bodies = []
     if place.is_dir():
         paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
@@ -111,12 +111,12 @@ def real_photographs(place: Path, count: int) -> list[bytes]:
                 if member.name.lower().endswith((".jpg", ".jpeg")) and len(bodies) < count:
                     bodies.append(cast(io.BufferedReader, tar.extractfile(member)).read())
     if not bodies:
-        raise ValueError(f"{place}: holds no JPEG: name a folder or a tar of .jpg files")
+        raise ValueError(f"{place}: has no JPEG: give a folder or a tar of .jpg files")
     return bodies
 
 
 def body_of(pool: Sequence[bytes], name: str) -> bytes:
-    """The picture of a name: one of the pool with the name in a comment segment, so that no two are equal."""
+    """The picture for a name: one from the pool, with the name in a comment segment, so that no two are equal."""
     base = pool[zlib.crc32(name.encode()) % len(pool)]
     text = name.encode()
     return b"".join((b"\xff\xd8\xff\xfe", (len(text) + 2).to_bytes(2, "big"), text, memoryview(base)[2:]))
@@ -132,14 +132,14 @@ class _Site:
         self.pool = pool
         self.folder = folder
         self.files: dict[str, bytes] = {}
-        self.seen: set[str] = set()  # paths that answer differently the second time
+        self.seen: set[str] = set()  # requested paths whose second reply differs
         self.asked: Counter[str] = Counter()
         self.connections = 0
         self.stamp = ""
         self.tick()
 
     def tick(self) -> None:
-        """The headers that nginx sends beside length and type; the date changes once a second."""
+        """The headers that nginx sends in addition to length and type; the date changes once a second."""
         self.stamp = (
             f"Server: bench\r\nDate: {formatdate(usegmt=True)}\r\n"
             'Last-Modified: Tue, 01 Nov 2011 08:00:00 GMT\r\nETag: "4eafa900-1adb0"\r\nAccept-Ranges: bytes\r\n'
@@ -155,8 +155,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self, site: _Site) -> None:
         self.site = site
         self.buffer = b""
-        self.waiting = False  # for a slow reply: later requests of this connection wait their turn
-        self.full = False  # the client does not read what was sent
+        self.waiting = False  # for a slow reply: later requests on this connection wait
+        self.full = False  # the client is not reading
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -275,7 +275,7 @@ class _Connection(asyncio.Protocol):
 def certificate(folder: Path, addresses: Sequence[str]) -> tuple[Path, Path]:
     """A P-256 authority and a leaf for the addresses: (chain with key for the server, authorities for clients).
 
-    The second file is this system's bundle and ours, so that clients load as many authorities as they do in life.
+    The second file is the system's bundle plus ours, so that clients load a realistic number of authorities.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -322,8 +322,8 @@ def certificate(folder: Path, addresses: Sequence[str]) -> tuple[Path, Path]:
 class Served:
     """A running origin."""
 
-    urls: list[str]  # one a host: http://127.0.0.1:41234, http://127.0.0.2:41234, ...
-    authorities: str | None  # PEM file that TLS clients must be told to trust
+    urls: list[str]  # one per host: http://127.0.0.1:41234, http://127.0.0.2:41234, ...
+    authorities: str | None  # PEM file that TLS clients must trust
     mean_bytes: int  # of the pictures
     pid: int
 
@@ -333,7 +333,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(cpu: int | None = None, **flags: Any) -> Iterator[Served]:
-    """Run an origin, on one core if asked, until the block (or this process) ends; flags as on the command line."""
+    """Run an origin, optionally on one core, until the block (or this process) ends; flags as on the command line."""
     words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
     with served("origin", words) as (pid, about):
         if cpu is not None:
@@ -368,7 +368,7 @@ async def _serve(args: argparse.Namespace) -> None:
     print(json.dumps(about), flush=True)
     ended = asyncio.Event()
     if args.with_parent:
-        loop.add_reader(0, ended.set)  # the parent never writes: its end of the pipe closes
+        loop.add_reader(0, ended.set)  # the parent never writes: readable when its end of the pipe closes
     while not ended.is_set():
         site.tick()
         with contextlib.suppress(TimeoutError):
@@ -389,7 +389,7 @@ def main() -> None:
     parser.add_argument(
         "--bytes", type=_sizes, default=[110_000], help="mean sizes, as 110000,280000; 1500 is 44x33 px"
     )
-    parser.add_argument("--data", type=Path, help="a folder or tar of JPEGs: the pool, instead of made ones")
+    parser.add_argument("--data", type=Path, help="a folder or tar of JPEGs for the pool; default: synthetic")
     parser.add_argument("--folder", type=Path, help="served under /file/")
     parser.add_argument("--tls", type=Path, help="speak TLS; keys and certificates go to this folder")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")

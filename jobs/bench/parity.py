@@ -1,7 +1,7 @@
 """Our model against numbers that the official modules computed in float64: every output, the loss, every gradient.
 
 A case is NAME.json (sizes) and NAME.safetensors (images, official weights `w/`, outputs `out/`, gradients `g/`). The
-outputs come from the model with all blocks, the loss and the gradients from the training form without the last one.
+outputs come from the model with all blocks, the loss and gradients from the training form without the last block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xtra.official import from_official, to_official
 
 @dataclass(frozen=True)
 class Config:
-    vectors: str  # the folder of the cases
+    vectors: str  # folder of the parity cases
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Case:
     probe_layers: int
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under a prefix, without it; the attentive probe's belong to xtra.probe and are left out."""
+        """The tensors under a prefix, by name without it; those of the attentive probe (xtra.probe) are left out."""
         named = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
         return {n: t for n, t in named.items() if not n.startswith("attentive")}
 
 
 def read_cases(vectors: str) -> list[Case]:
-    """Raises ValueError when the folder holds no case."""
+    """All cases in a folder. Raises ValueError if it has none."""
     cases = []
     for path in sorted(Path(vectors).glob("*.json")):
         sizes = json.loads(path.read_text())
@@ -54,12 +54,12 @@ def read_cases(vectors: str) -> list[Case]:
         tensors = load_file(path.with_suffix(".safetensors"))
         cases.append(Case(model, tensors, loss, sizes["name"], sizes["probe_layers"]))
     if not cases:
-        raise ValueError(f"{vectors}: holds no NAME.json with NAME.safetensors: name the folder of the parity vectors")
+        raise ValueError(f"{vectors}: has no NAME.json with NAME.safetensors: give the folder of the parity vectors")
     return cases
 
 
 def compute(case: Case) -> dict[str, Tensor]:
-    """What we compute for a case, under the names and in the layout of the official numbers (out/..., g/...)."""
+    """Our results for a case, with the names and the layout of the official numbers (out/..., g/...)."""
     c = case.model
     model = Xtra(c).double()
     model.load_state_dict(from_official(case.part("w/"), c))
@@ -87,21 +87,21 @@ def compute(case: Case) -> dict[str, Tensor]:
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value; over 1 where all of theirs are 0."""
+    """The largest absolute difference over their largest absolute value (over 1 if all of theirs are 0)."""
     if ours.shape != theirs.shape:
         return float("inf")
     return float((ours - theirs).abs().max()) / (float(theirs.abs().max()) or 1.0)
 
 
 def compare(case: Case) -> dict[str, float]:
-    """The relative error of every official output and gradient; infinite for one that we do not compute."""
+    """The relative error of every official output and gradient; infinite if we do not compute it."""
     ours = compute(case)
     theirs = {f"{kind}/{n}": t for kind in ("out", "g") for n, t in case.part(f"{kind}/").items()}
     return {name: relative_error(ours[name], t) if name in ours else float("inf") for name, t in theirs.items()}
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Compare every case and print its outputs and gradients, largest error first of each kind."""
+    """Compare every case and print the largest error of its outputs and of its gradients."""
     rows = []
     for case in read_cases(config.vectors):
         errors = compare(case)

@@ -1,8 +1,8 @@
-"""Training in bfloat16 against float32: the same recipe, data, order and seed, and how far the losses part.
+"""Training in bfloat16 against float32: the same recipe, data, order and seed, and how far the losses diverge.
 
-Three runs in OUT: fp32; bf16_decoder_fp32 (autocast, the decoder in float32, as the official code has it); bf16
-(autocast throughout). Two float32 runs of other seeds say what noise is. A run that is there already is not trained
-again. OUT/precision.svg shows the curves. Probe the run folders for the rest of the comparison.
+Three runs in OUT: fp32; bf16_decoder_fp32 (autocast, the decoder in float32, as in the official code); bf16 (autocast
+throughout). Two float32 runs with other seeds show the noise. Existing runs are not trained again. OUT/precision.svg
+shows the curves. Probe the run folders for the rest of the comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xtra.run import checkpoint, read_metrics
 from xtra.train import Config as TrainConfig
 from xtra.validation import Validation
 
-LAST = 0.1  # of a run: what its final loss is averaged over
+LAST = 0.1  # share of a run over which its final loss is averaged
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def arms(config: Config) -> dict[str, TrainConfig]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train what is missing and compare. Raises ValueError for what training raises it for."""
+    """Train what is missing and compare. Raises ValueError where training does."""
     curves: dict[str, list[tuple[int, float]]] = {}
     rows: list[dict[str, Any]] = []
     for name, settings in arms(config).items():
@@ -71,7 +71,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def chart(curves: dict[str, list[tuple[int, float]]]) -> bytes:
-    """An SVG: each run's loss, averaged over fiftieths of it, and its difference from float32 of the same seed."""
+    """An SVG: each run's loss, averaged over fiftieths of it, and its difference from float32 with the same seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -84,7 +84,7 @@ def chart(curves: dict[str, list[tuple[int, float]]]) -> bytes:
         if name != "fp32":
             apart.plot(*zip(*[(x, y - reference[x]) for x, y in curve if x in reference]), **line)
     loss.set(xlabel="samples seen", ylabel="loss")
-    apart.set(xlabel="samples seen", ylabel="loss, less that of fp32")
+    apart.set(xlabel="samples seen", ylabel="loss minus fp32's")
     apart.axhline(0, color="C0", linewidth=1)
     loss.legend(frameon=False, fontsize=8)
     out = io.BytesIO()

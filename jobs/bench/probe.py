@@ -1,14 +1,14 @@
-"""A whole grid of probe heads against one head: what the other heads cost, where all share one pass of the encoder.
+"""A whole grid of probe heads against one head: the cost of more heads when all share one encoder pass.
 
-Every arm takes whole training steps of `xtra probe` on the same synthetic images: pixels, frozen encoder, heads
+Every variant takes whole training steps of `xtra probe` on the same synthetic images: pixels, frozen encoder, heads
 forward and backward, clipping, AdamW.
 
 linear        one linear head, one learning rate
 attentive     one attentive head, one learning rate
 grid          attentive and linear heads, ten learning rates each
 
-The arms take turns, in an order that turns round each time; a ratio is the median over rounds of the grid's time over
-the other arm's in the same round: of CPU seconds on a CPU, where others may be busy too, and of the clock on a GPU.
+The variants take turns, in reversed order every other round; a ratio is the median over rounds of the grid's time over
+the other's in the same round: CPU seconds on a CPU, which other processes may use too, and wall-clock time on a GPU.
 `grid_vs_single` is against the linear head, the cheaper of the two.
 """
 
@@ -36,11 +36,11 @@ class Config:
     size: str = "b16"  # a name in xtra.model.SIZES
     batch: int = 32
     classes: int = 1000
-    layers: int = 6  # that the attentive head sees the mean of
+    layers: int = 6  # last layers whose mean the attentive head sees
     rounds: int = 9
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder
-    threads: int = 0  # of torch on a CPU; 0: its own choice
+    threads: int = 0  # torch's threads on a CPU; 0: torch's default
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -56,11 +56,11 @@ class Arm:
     encode: Encode
     heads: list[Head]
     seconds: list[Spent]  # a round
-    encoding: list[float]  # seconds of the clock that the encoder took of it
+    encoding: list[float]  # wall-clock seconds in the encoder, per round
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Time the arms; the rows and ratios of all of them."""
+    """Time the variants; return their rows and ratios."""
     with torch_threads(config.threads):
         return _run(config)
 
@@ -72,7 +72,7 @@ def _run(config: Config) -> dict[str, Any]:
     images_B3HW = torch.from_numpy(draw.integers(0, 256, (config.batch, 3, image, image), np.uint8)).to(config.device)
     class_B = draw.integers(0, config.classes, config.batch)
     schedule = Schedule((config.rounds + 1) * config.batch)
-    for turn in range(-1, config.rounds):  # the round before the first is for warming up
+    for turn in range(-1, config.rounds):  # the first round is a warm-up
         for arm in arms if turn % 2 else arms[::-1]:
             wall, cpu = _now(config), time.process_time()
             features = arm.encode(images_B3HW, class_B)

@@ -57,7 +57,7 @@ def served(module: str, words: Sequence[str]) -> Iterator[tuple[int, dict[str, A
         try:
             line = process.stdout.readline()
             if not line:
-                raise ValueError(f"the bench's {module} did not start: its complaint is above")
+                raise ValueError(f"the bench's {module} did not start: its error is above")
             yield process.pid, json.loads(line)
         finally:
             process.stdin.close()

@@ -1,10 +1,10 @@
-"""Selecting over a made dataset of many rows, whose duplicates are known: time, memory, and what was found of them.
+"""Selecting over a synthetic dataset of many rows with known duplicates: time, memory, and the duplicates found.
 
-Only indexes, commits and manifests are written (no tars: selecting opens none). Of the rows, in proportions that were
-seen on ImageNet's lists: 11 % are one placeholder under as many URLs, 13 % repeat the bytes of an earlier row, half of
-them under another label, 2 % look like an earlier row (2 or 4 of 64 bits differ). A twentieth of the hashes crowd
-around a few hundred centres, as those of logos do, and some of these look alike by chance. Each measurement is a
-process of its own.
+Only indexes, commits and manifests are written (no tars: selecting opens none). The proportions are those of ImageNet's
+lists: 11 % of the rows are one placeholder image under as many URLs, 13 % repeat the bytes of an earlier row (half of
+them under another label), 2 % look like an earlier row (2 or 4 of 64 bits differ). A twentieth of the hashes cluster
+around a few hundred centres, as those of logos do, and some of these look alike by chance. Each measurement runs in a
+separate process.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Config:
     """How much to make."""
 
     rows: int = 14_000_000
-    unit: int = 10_240  # rows a shard
-    open_units: int = 100_000  # shards of the manifest whose opening is timed
+    unit: int = 10_240  # rows per shard
+    open_units: int = 100_000  # shards in the manifest whose opening is timed
     seed: int = 0
-    scratch: str | None = None  # a folder for about 250 bytes a row
+    scratch: str | None = None  # a folder for about 250 bytes per row
 
     def __post_init__(self) -> None:
         for name, least in (("rows", 1000), ("unit", 1), ("open_units", 1)):
@@ -53,7 +53,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Make, select, open; each in a child, whose peak memory is then its own."""
+    """Make, select, open; each in a child process, so that peak memory is measured separately."""
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as folder:
         planted = _child(make, folder, config)
         selected = _child(measure_select, folder, config)
@@ -93,7 +93,7 @@ def measured(begun: float, **values: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Planted:
-    """What every row is; `source_N` is the row whose bytes or looks it has, itself for an original."""
+    """The kind of every row; `source_N` is the row that it copies or resembles, itself for an original."""
 
     kind_N: np.ndarray  # 0 original, 1 placeholder, 2 duplicate, 3 near-duplicate
     source_N: np.ndarray
@@ -102,7 +102,7 @@ class Planted:
 
     @property
     def joined(self) -> int:
-        """Originals that stand for a row with another label."""
+        """Originals that take over another row's label."""
         other = (self.kind_N >= 2) & (self.label_N != self.label_N[self.source_N])
         return len(np.unique(self.source_N[other]))
 
@@ -113,7 +113,7 @@ def plant(rows: int, seed: int) -> Planted:
     kind_N = np.array([1, 2, 3, 0], np.int8)[kind_N]
     kind_N[0] = 0
     original = np.flatnonzero(kind_N == 0)
-    before_N = np.cumsum(kind_N == 0)  # originals up to each row, itself included
+    before_N = np.cumsum(kind_N == 0)  # originals up to and including each row
     source_N = np.arange(rows)
     copies = np.flatnonzero(kind_N >= 2)
     source_N[copies] = original[(draw.random(len(copies)) * before_N[copies]).astype(np.int64)]
@@ -124,7 +124,7 @@ def plant(rows: int, seed: int) -> Planted:
 
 
 def _hashes(draw: np.random.Generator, kind_N: np.ndarray, source_N: np.ndarray) -> np.ndarray:
-    """Half of the bits are set, as a median leaves it; the crowd has some of them swapped from a centre's."""
+    """Hashes with half of the bits set, as a median gives; clustered ones differ from a centre by a few swaps."""
     rows = len(kind_N)
     hash_N = _swapped(draw, np.full(rows, 0xFFFFFFFF, np.uint64), 64)
     crowd = draw.random(rows) < CROWD
@@ -139,7 +139,7 @@ def _hashes(draw: np.random.Generator, kind_N: np.ndarray, source_N: np.ndarray)
 
 
 def _swapped(draw: np.random.Generator, hash_N: np.ndarray, swaps: int, apart: bool = False) -> np.ndarray:
-    """The hashes after this many swaps of two random bits; apart: of a set and a clear one, none back."""
+    """The hashes after this many swaps of two random bits; `apart`: of a set and a clear bit, never swapped back."""
     hash_N, touched = hash_N.copy(), np.zeros_like(hash_N)
     for _ in range(swaps):
         todo = np.arange(len(hash_N))
@@ -157,7 +157,7 @@ def _swapped(draw: np.random.Generator, hash_N: np.ndarray, swaps: int, apart: b
 
 
 def make(folder: str, config: Config) -> dict[str, Any]:
-    """Write the dataset; returns what was planted."""
+    """Write the dataset; return the planted counts."""
     begun, dataset = time.monotonic(), store.join(folder, "dataset")
     planted = plant(config.rows, config.seed)
     units = -(-config.rows // config.unit)
@@ -176,7 +176,7 @@ _KINDS = ("placeholder", "duplicate", "near_duplicate")
 def _index(planted: Planted, first: int, last: int, seed: int) -> pa.Table:
     here = slice(first, last)
     row = np.arange(first, last)
-    # Bytes are those of the source, except that near-duplicates have their own; all placeholders have those of row -1.
+    # A row has its source's bytes; near-duplicates have their own, and all placeholders those of row -1.
     kind, source = planted.kind_N[here], planted.source_N[here]
     body = np.where(kind == 1, -1, np.where(kind == 3, row, source))
     sha256 = _sha256(body, seed)
@@ -208,7 +208,7 @@ def _index(planted: Planted, first: int, last: int, seed: int) -> pa.Table:
 
 
 def _sha256(body: np.ndarray, seed: int) -> list[str]:
-    """As good as hashes: 256 bits that are those of the body's number."""
+    """Substitutes for hashes: 256 bits derived from the body's number."""
     mixed = np.stack([body.astype(np.uint64) * np.uint64(4) + np.uint64(i + 1) for i in range(4)], 1)
     mixed += np.uint64(seed) << np.uint64(40)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):  # splitmix64
@@ -231,22 +231,22 @@ def _write_unit(dataset: str, unit: int, index: pa.Table) -> None:
 
 
 def measure_select(folder: str, config: Config) -> dict[str, Any]:
-    """The default rules, and what one shard's index costs with and without what they found."""
+    """Apply the default rules; time reading one shard's index with and without their result."""
     manifest = read_manifest(store.join(folder, "dataset"))
     begun = time.monotonic()
     ended: dict[str, float] = {}
 
-    def tell(what: str, done: int, total: int) -> None:
+    def note(what: str, done: int, total: int) -> None:
         ended[what] = round(time.monotonic() - begun, 1)
 
-    chosen = select(manifest, SelectConfig(), Path(folder), tell)
+    chosen = select(manifest, SelectConfig(), Path(folder), note)
     took = measured(begun, rows=config.rows, ended=ended)
     return took | _found(chosen, config) | {"index_ms": _index_ms(manifest), "index_ruled_ms": _index_ms(chosen)}
 
 
 def _found(chosen: Manifest, config: Config) -> dict[str, Any]:
-    """Rows that went for the reason for which they were planted, and how many went beside these. Where chance took the
-    row that a near-duplicate looks like, for one that the near-duplicate does not look like, it stays by right."""
+    """The rows deselected for their planted reason, and the number of others. A near-duplicate rightly stays if the row
+    that it resembles was deselected by chance, in favour of a row that it does not resemble."""
     planted, found, joined = plant(config.rows, config.seed), dict.fromkeys(_KINDS, 0), 0
     gone_N = np.zeros(config.rows, bool)
     assert chosen.rules is not None
@@ -272,7 +272,7 @@ def _index_ms(manifest: Manifest) -> float:
 
 
 def measure_open(folder: str, config: Config) -> dict[str, Any]:
-    """Opening the newest version of a dataset of many units, by its folder alone."""
+    """Time opening the newest version of a dataset with many units, from its folder alone."""
     dataset = store.join(folder, "large")
     write_info(dataset, DatasetInfo("bench", "0" * 64, config.open_units, 10_240, "bench", "bench"))
     words = [sys.executable, "-m", "jobs.bench.select", "write_large", dataset, json.dumps(asdict(config))]
@@ -283,7 +283,7 @@ def measure_open(folder: str, config: Config) -> dict[str, Any]:
 
 
 def write_large(dataset: str, config: Config) -> dict[str, Any]:
-    """A version of many shards of 10,240 links each."""
+    """Write a version with many shards of 10,240 links each."""
     sha256 = _sha256(np.arange(config.open_units), config.seed)
     shards = tuple(
         Shard(unit, f"{name}.tar", f"{name}.parquet", 10**9 + unit, sha256[unit], 10_240, 9_000, 9_000)

@@ -1,14 +1,14 @@
-"""Our stream beside webdataset, MosaicML streaming and litdata: CPU an image, rate, distance, memory, mixing, waiting.
+"""Our stream against webdataset, MosaicML streaming and litdata: CPU per image, rate, distance, memory, mixing, waits.
 
-Every reader is one process on the first core, shuffles as its users have it, and copies every byte of every picture
-into the memory of a batch (the peers' bodies are copied there, ours lie there); nothing is decoded. The file server
-(`bucket`) has the last core. CPU is user + system time of the client and its children over some passes after a first
-one, which with opening is told apart. Rounds are interleaved; a ratio is the median over rounds of ours over theirs:
-below 1 is better for CPU, above 1 for rates.
+Every reader is one process on the first core, shuffles as its users would, and puts every byte of every picture into
+the memory of a batch (the peers' bodies are copied there, ours are read into it); nothing is decoded. The file server
+(`bucket`) has the last core. CPU is the user + system time of the client and its children over some passes after a
+first one, which is reported separately with opening. Rounds are interleaved; a ratio is the median over rounds of ours
+over theirs: below 1 is better for CPU, above 1 for rates.
 
-Parts (`--only`): `local`, a warm disk; `s3`, an S3 endpoint; `delayed`, the same behind 50 ms to the first byte and
-60 MB/s a connection, with memory and bytes read over whole epochs at several world sizes; `mixing`, classes in a batch
-of a class-sorted set, from the order alone; `wait`, how long a consumer of 80 % of the loader's rate waits.
+Parts (`--only`): `local`, a warm disk; `s3`, an S3 endpoint; `delayed`, the same with 50 ms to the first byte and
+60 MB/s per connection, with memory and bytes read over whole epochs at several world sizes; `mixing`, classes in a
+batch of a class-sorted set, from the order alone; `wait`, how long a consumer of 80 % of the loader's rate waits.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from shards.stream import Order, ReadConfig, Sequence, batch
 
 READERS = ("ours", "webdataset", "mosaic", "litdata")
 PARTS = ("local", "s3", "delayed", "mixing", "wait")
-LATENCY, RATE = 0.05, 60e6  # seconds to the first byte, bytes a second and connection
+LATENCY, RATE = 0.05, 60e6  # seconds to the first byte, bytes/s per connection
 WORLDS = (1, 3, 8)
-LINKS = 1024  # pictures a shard of the set that whole epochs are read of
-SHARE, TURNS = 0.8, 3  # of the loader's rate that a consumer takes; how often both are measured
+LINKS = 1024  # pictures per shard, in the set for whole epochs
+SHARE, TURNS = 0.8, 3  # the consumer's share of the loader's rate; how often both are measured
 CLASSES, SAMPLES, UNIT = 21_000, 14_200_000, 10_240  # of the class-sorted set
 GLOBAL_BATCH = 2048
 
@@ -48,15 +48,15 @@ class Config:
     """What to measure."""
 
     only: tuple[str, ...] = PARTS
-    images: int = 4000  # of the set that peers read as well; about 110 KB each
-    passes: int = 4  # over it in one measurement, after a first one that is told apart
+    images: int = 4000  # in the set that peers also read; about 110 KB each
+    passes: int = 4  # over it in one measurement, after a first one that is reported separately
     rounds: int = 3
     batch: int = 256
-    epoch_images: int = 40_000  # of the set that whole epochs are read of: more than a window of the order holds
-    shards: int = 1400  # of the set whose first batch is waited for, 10,240 links each
-    data: str | None = None  # a folder or tar of real JPEGs; made ones otherwise
-    store: str | None = None  # s3://bucket/folder that the AWS variables lead to, for the part s3; else on loopback
-    scratch: str | None = None  # a folder for the data: some 2 GB
+    epoch_images: int = 40_000  # in the set for whole epochs: more than one window of the order
+    shards: int = 1400  # in the set for the first batch, 10,240 links each
+    data: str | None = None  # a folder or tar of real JPEGs; default: synthetic ones
+    store: str | None = None  # s3://bucket/folder for part s3, reached by the AWS variables; default: loopback
+    scratch: str | None = None  # a folder for the data, about 2 GB
 
     def __post_init__(self) -> None:
         for name in ("images", "passes", "rounds", "batch", "epoch_images", "shards"):
@@ -64,15 +64,15 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for part in self.only:
             if part not in PARTS:
-                raise ValueError(f"only names {part!r}: give some of {', '.join(PARTS)}")
+                raise ValueError(f"only has {part!r}: give some of {', '.join(PARTS)}")
 
 
 @dataclass
 class Bench:
-    """What the parts share: the data, made when first asked for, and the machine's cores."""
+    """State shared by the parts: the data, made on first use, and the machine's cores."""
 
     config: Config
-    root: Path  # the file server's folder; what is measured lies in its bucket `bench`
+    root: Path  # the file server's folder; the data is in its bucket `bench`
     cores: list[int] = field(default_factory=lambda: sorted(os.sched_getaffinity(0)))
 
     @cached_property
@@ -86,7 +86,7 @@ class Bench:
 
     @cached_property
     def formats(self) -> None:
-        """The same pictures as the peers store them."""
+        """The same pictures in the peers' formats."""
         for who in ("mosaic", "litdata"):
             tars = [str(self.made.folder / "shards" / name) for name in self.made.tars]
             self.client(who, {"verb": "write", "folder": str(self.root / "bench" / who), "tars": tars})
@@ -108,7 +108,7 @@ class Bench:
         return {"verb": "read", "batch": self.config.batch, "images": made.images, "largest": made.largest} | more
 
     def client(self, who: str, spec: dict[str, Any], variables: dict[str, str] | None = None) -> dict[str, Any]:
-        """Run one reader to its end on the first core. Raises ValueError with its last words when it fails."""
+        """Run one reader to its end on the first core. Raises ValueError with its last output line if it fails."""
         env = environments.environment() | (variables or {})
         if who == "ours":
             command = [sys.executable, "-m", "jobs.bench.stream_ours"]
@@ -127,13 +127,13 @@ class Bench:
                 preexec_fn=lambda: os.sched_setaffinity(0, {self.cores[0]}),
             )
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
+            said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
             raise ValueError(f"{who} failed with status {done.returncode}: {said[-1]}")
         return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure the parts and print a line a row. Raises ValueError when a reader fails or reads something else."""
+    """Measure the parts and print one line per row. Raises ValueError if a reader fails or reads other bytes."""
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
@@ -154,7 +154,7 @@ def _line(row: dict[str, Any]) -> str:
 
 Measured = tuple[list[dict[str, Any]], dict[str, float]]
 
-# --- beside the peers ----------------------------------------------------------------------------------------------
+# --- against the peers ---------------------------------------------------------------------------------------------
 
 
 def local(bench: Bench) -> Measured:
@@ -199,8 +199,8 @@ def s3(bench: Bench) -> Measured:
 
 @contextlib.contextmanager
 def _endpoint(bench: Bench) -> Iterator[tuple[str, dict[str, str], Callable[[str], str], Callable]]:
-    """Where the data is, the variables that lead there, a plain address for curl, and a wrapper that adds how much of
-    its core the server was busy for, where the server is ours."""
+    """The data's address, its environment variables, a plain address for curl, and a wrapper that adds the share of its
+    core that the server used, if the server is ours."""
     if bench.config.store is None:
         with bench.bucket() as server:
             variables = server.variables()
@@ -223,7 +223,7 @@ def _endpoint(bench: Bench) -> Iterator[tuple[str, dict[str, str], Callable[[str
 def _interleaved(
     bench: Bench, readers: dict[str, Callable[[], dict[str, Any]]], most: int = 1000
 ) -> list[dict[str, dict[str, Any]]]:
-    """Rounds of one run each; who goes first changes from round to round."""
+    """Rounds of one run each; the order changes from round to round."""
     names, rounds = list(readers), []
     for turn in range(min(bench.config.rounds, most)):
         first = turn % len(names)
@@ -232,7 +232,7 @@ def _interleaved(
 
 
 def _ratio(runs: list[dict[str, dict[str, Any]]], who: str, what: str) -> float:
-    """The median over rounds of ours over theirs, by the image: readers stop at a batch's end."""
+    """The median over rounds of ours over theirs, per image: readers stop at the end of a batch."""
 
     def cost(run: dict[str, Any]) -> float:
         return run[what] / (1 if what.startswith("first") else run["images"])
@@ -271,8 +271,8 @@ def delayed(bench: Bench) -> Measured:
 
 
 def _epochs(bench: Bench) -> Measured:
-    """Bytes sent over bytes used of a whole epoch, all ranks, indexes and manifest included; and whether a rank's
-    memory is the same after its third epoch as after its first."""
+    """Bytes sent over bytes used in a whole epoch, for all ranks, including indexes and manifest; and whether a rank's
+    memory after its third epoch equals that after its first."""
     rows, ratios = [], {}
     made = bench.epoch
     with bench.bucket() as server:
@@ -294,7 +294,7 @@ def _epochs(bench: Bench) -> Measured:
 
 
 def _distance(bench: Bench) -> Measured:
-    """The rate of one rank over an epoch behind the delays over that without, or over what its connections carry."""
+    """One rank's rate over an epoch with delays, divided by the rate without, or by its connections' capacity."""
     made = bench.epoch
     spec = bench.spec(made, verb="epochs", passes=1)
     cap = ReadConfig().connections * RATE
@@ -319,7 +319,7 @@ def _distance(bench: Bench) -> Measured:
 
 
 def _first(bench: Bench) -> Measured:
-    """Seconds to the first batch of a wide set behind the delays, of a rank alone and of one in eight."""
+    """Seconds to the first batch of a wide set with delays, for a single rank and for one of eight."""
     rows: list[dict[str, Any]] = []
     with bench.bucket(distant=True) as server:
         data = f"s3://bench/wide@{(bench.wide.folder / 'address').read_text()}"
@@ -337,7 +337,7 @@ def _first(bench: Bench) -> Measured:
 
 
 def mixing(bench: Bench) -> Measured:
-    """Distinct classes of a batch over those of a random one, over batches from the first to the last of an epoch."""
+    """Distinct classes in a batch over those in a random batch, for batches from the first to the last of an epoch."""
     counts = np.full(-(-SAMPLES // UNIT), UNIT, np.int64)
     counts[-1] -= counts.sum() - SAMPLES
     sequence = Sequence(counts, Order())
@@ -354,10 +354,10 @@ def _classes(sample_B: np.ndarray) -> int:
 
 
 def wait(bench: Bench) -> Measured:
-    """Near and far, encoded and decoded; `data_wait` is of the encoded samples, the worse of the two places."""
+    """Near and far, encoded and decoded; `data_wait` is that of encoded samples, at the worse of the two places."""
     made, epoch = bench.made, bench.epoch
     address = f"s3://bench/epoch@{(epoch.folder / 'address').read_text()}"
-    # Far away, an epoch is longer than a window of the order: one that is shorter is fetched whole at its beginning.
+    # The distant epoch is longer than one window of the order: a shorter one is fetched completely at its beginning.
     todo = [
         ("encoded", "local", bench.spec(made, data=str(made.folder), count=8 * made.images)),
         ("encoded", "s3 delayed", bench.spec(epoch, data=address, count=epoch.images)),

@@ -1,8 +1,8 @@
-"""What `xtra bench stream` reads: a small dataset of whole pictures, and large ones whose tars are holes.
+"""The data for `xtra bench stream`: a small dataset of complete pictures, and large ones with sparse tars.
 
-`written` makes a dataset through the calls that ingest uses, so that its tars are plain webdataset tars. `cloned` makes
-one of many shards from a single index and a single sparse tar, hard-linked under every shard's name: offsets, lengths,
-headers and index bytes are as in a real one, bodies are zeros, and the disk holds some MB of it.
+`written` makes a dataset with the functions that ingest uses, so that its tars are plain webdataset tars. `cloned`
+makes one with many shards from a single index and a single sparse tar, hard-linked under every shard's name: offsets,
+lengths, headers and index bytes are as in a real one, bodies are zeros, and it takes a few MB on disk.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from shards.dataset import (
 from shards.manifest import Manifest, Shard, make_version, write_manifest
 from shards.tar import BLOCK, Member, header, write_tar
 
-MEAN_BYTES = 110_000  # of a picture: the mean of ImageNet's
+MEAN_BYTES = 110_000  # per picture, ImageNet's mean
 SPREAD = 0.5  # standard deviation of the logarithm of a size
-UNIT = 500  # pictures a tar: 55 MB, as the shards of the peers by default
+UNIT = 500  # pictures per tar: 55 MB, like the peers' default shards
 
 
 @dataclass(frozen=True)
 class Made:
-    """A dataset of pictures on disk; picture k carries its number k in eight digits (`peers.stream.NUMBER`)."""
+    """A dataset of pictures on disk; picture k contains its number k in eight digits (`peers.stream.NUMBER`)."""
 
     folder: Path
     tars: tuple[str, ...]  # names
@@ -52,7 +52,7 @@ class Made:
 
 
 def pool(data: str | None, kinds: int = 8, each: int = 4) -> list[bytes]:
-    """Pictures that the made ones are copies of: real ones if there are, else of log-normally spread sizes."""
+    """The pictures to copy from: real ones if given, otherwise synthetic ones with log-normal sizes."""
     if data is not None:
         return real_photographs(Path(data), 256)
     quantiles = np.random.default_rng(0).standard_normal(1 << 12)
@@ -63,7 +63,7 @@ def pool(data: str | None, kinds: int = 8, each: int = 4) -> list[bytes]:
 
 
 def written(folder: Path, images: int, pictures: list[bytes], unit: int = UNIT) -> Made:
-    """Write a dataset of `images` pictures and its first version."""
+    """Write a dataset with `images` pictures and its first version."""
     dataset = str(folder)
     sizes = []
     tars = []
@@ -78,7 +78,7 @@ def written(folder: Path, images: int, pictures: list[bytes], unit: int = UNIT) 
 
 
 def _row(row: int) -> dict[str, Any]:
-    """An index row as long as those of a real list."""
+    """An index row as long as a real one."""
     digest = hashlib.sha256(str(row).encode()).hexdigest()
     url = f"http://farm{row % 9}.static.example.org/{row % 3000}/{int(digest[:9], 16)}_{digest[9:19]}.jpg"
     return {
@@ -135,7 +135,7 @@ def _write_unit(dataset: str, unit: int, first: int, bodies: list[bytes]) -> str
 
 
 def cloned(folder: Path, shards: int, links: int) -> Made:
-    """A dataset of shards with `links` pictures each, all the same holes; the file `address` names its manifest."""
+    """A dataset of identical sparse shards with `links` pictures each; the file `address` names its manifest."""
     draws = np.random.default_rng(1).standard_normal(links)
     sizes = np.exp(SPREAD * draws - SPREAD**2 / 2) * MEAN_BYTES
     (folder / "shards").mkdir(parents=True)
@@ -145,8 +145,8 @@ def cloned(folder: Path, shards: int, links: int) -> Made:
         for k, size in enumerate(sizes.astype(int).tolist()):
             rows.append(_row(k) | {"offset": at + BLOCK, "length": size})
             file.seek(at)
-            file.write(header(rows[-1]["member"], size))  # readers may look at it; all else is a hole
-            at += 3 * BLOCK + size + -size % BLOCK  # as long as its json's header and body make it
+            file.write(header(rows[-1]["member"], size))  # readers may parse it; the rest is a hole
+            at += 3 * BLOCK + size + -size % BLOCK  # the space of the json's header and body, and of the member
         file.truncate(at + 2 * BLOCK)
     index.write_bytes(table_bytes(pa.Table.from_pylist(rows, INDEX_SCHEMA)))
     names = [f"{unit_name(unit)}-a1" for unit in range(shards)]

@@ -1,8 +1,8 @@
-"""Our reader in a process of its own, as `xtra bench stream` measures it beside the peers'.
+"""Our reader in a separate process, measured by `xtra bench stream` against the peers'.
 
     python -m jobs.bench.stream_ours '{"verb": "read", "data": "DATASET", "batch": 256, "largest": 400000, …}'
 
-prints one JSON object. With `"profile": FILE` the pass is run under cProfile.
+prints one JSON object. With `"profile": FILE`, the pass runs under cProfile.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from jobs.bench.peers import Slot, cpu, drain, peak_rss
 from shards.manifest import read_manifest
 from shards.stream import Encoded, Order, Stream
 
-_READY = 6  # batches, at most, that are ready before they are asked for
+_READY = 6  # most batches that are prefetched
 
 
 def opened(spec: dict[str, Any]) -> Stream:
-    """The stream of a spec; endless without `stop_at`."""
+    """The stream for a spec; endless without `stop_at`."""
     rank, world = spec.get("rank", 0), spec.get("world", 1)
     manifest = read_manifest(spec["data"])
     return Stream(manifest, Order(), spec["batch"], stop_at=spec.get("stop_at"), rank=rank, world=world)
 
 
 def read(spec: dict[str, Any]) -> dict[str, Any]:
-    """Every byte of every sample into a batch slot: the buffer of our batches is one."""
+    """Read every byte of every sample into a batch's memory; our batches already use one buffer."""
     for module in ("pyarrow.dataset", "pyarrow.parquet", "s3fs"):
-        importlib.import_module(module)  # imported when first needed; as for the peers, outside the measurement
+        importlib.import_module(module)  # lazy imports, kept outside the measurement as for the peers
     return drain(lambda: _bodies(opened(spec)), spec, copied=True)
 
 
@@ -47,7 +47,7 @@ def _bodies(stream: Stream) -> Iterator[list[memoryview]]:
 
 
 def epochs(spec: dict[str, Any]) -> dict[str, Any]:
-    """`passes` epochs, from opening to the end, and the resident memory after each: is it flat?"""
+    """Read `passes` epochs, and record the resident memory after each: is it flat?"""
     slot = Slot(spec["batch"], spec["largest"])
     before, begun = cpu(), time.perf_counter()
     stream, resident = opened(spec | {"stop_at": spec["images"] * spec["passes"]}), []
@@ -66,7 +66,7 @@ def _resident() -> int:
 
 
 def first(spec: dict[str, Any]) -> dict[str, Any]:
-    """Seconds from a URL to the first batch, manifest and indexes included."""
+    """Seconds from a URL to the first batch, including manifest and indexes."""
     begun, before = time.perf_counter(), cpu()
     stream = opened(spec)
     opening = time.perf_counter() - begun
@@ -80,8 +80,8 @@ def first(spec: dict[str, Any]) -> dict[str, Any]:
 def wait(spec: dict[str, Any]) -> dict[str, Any]:
     """How long a consumer waits that takes `share` of the loader's own rate.
 
-    On one stream, turn about: `count` images as fast as they come, which gives the rate of just now, and as many at
-    `share` of it, as a training step would take them: busy for as long as a batch lasts, then waiting for the next.
+    Two phases alternate on one stream: `count` images as fast as possible, which gives the current rate, and as many at
+    `share` of it, like training steps: busy for the duration of a batch, then waiting for the next.
     """
     stream = opened(spec)
     loader = iter(_decoded(stream, spec) if spec.get("decode") else stream)
@@ -97,8 +97,8 @@ def wait(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _phase(loader: Iterator[Any], slot: Slot, spec: dict[str, Any], rate: float) -> tuple[float, float]:
-    """(images a second, share of the time waited) of a consumer of this rate, 0: as fast as it goes; without the first
-    batches, which were made ready at the pace of the phase before."""
+    """(images/s, share of the time waited) of a consumer with this rate (0: unlimited), without the first batches,
+    which were prefetched at the pace of the previous phase."""
     for _ in range(_READY):
         _take(next(loader), slot)
     begun, waited, images = time.perf_counter(), 0.0, 0
@@ -116,13 +116,13 @@ def _phase(loader: Iterator[Any], slot: Slot, spec: dict[str, Any], rate: float)
 
 
 def _decoded(stream: Stream, spec: dict[str, Any]) -> Iterator[Any]:
-    from xtra.data import Augment, train_batches  # torch takes memory that the other measurements would show
+    from xtra.data import Augment, train_batches  # late: torch's memory would show in the other measurements
 
     return train_batches(stream, 224, Augment(), seed=0, threads=spec["threads"])
 
 
 def _take(batch: Any, slot: Slot) -> int:
-    """Look at a batch, if it is of encoded samples, and give it back; how many images it had."""
+    """Check a batch if it has encoded samples, and release it; returns its number of images."""
     if isinstance(batch, Encoded):
         slot.note(batch.bodies)
         slot.numbers.clear()

@@ -1,10 +1,10 @@
-"""Tracing withdrawn samples through a made dataset and a made run: time, memory, and whether the steps are right.
+"""Tracing withdrawn samples through a synthetic dataset and run: time, memory, and whether the steps are right.
 
     xtra bench trace                                    # 14 million rows, a run of 1.3 billion samples, 1,000 words
     xtra bench trace --rows 100000 --samples 2000000
 
-The run has the folder that training leaves: a row of metrics a step in parts of half a minute, attempts at other world
-sizes, one of them killed and done again. Steps are checked against the batches that the stream makes.
+The run has the folder that training leaves: one row of metrics per step in segments of half a minute, and attempts at
+different world sizes, one of them killed and redone. Steps are checked against the stream's batches.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from shards.stream import Order, Sequence, batch
 
 DUPLICATES = 0.1  # share of the rows that the newer version leaves out
 LIMITS = {"seconds": 60.0, "peak_gib": 1.0}  # at the defaults
-RATE = 10_000  # samples a second of the made run: how many steps a part of its metrics has
-CHECKED = 200  # sightings that are compared with the stream's batches
+RATE = 10_000  # samples/s of the synthetic run, which sets the steps per metrics segment
+CHECKED = 200  # sightings compared with the stream's batches
 
 
 @dataclass(frozen=True)
 class Config:
-    """How much to make, and to ask for."""
+    """How much to make, and how much to trace."""
 
     rows: int = 14_000_000
-    unit: int = 10_240  # rows a shard
-    samples: int = 1_300_000_000  # that the run has seen
+    unit: int = 10_240  # rows per shard
+    samples: int = 1_300_000_000  # seen by the run
     batch: int = 4096
     words: int = 1000  # keys, URLs and sha256, a third each
     seed: int = 0
-    scratch: str | None = None  # a folder for about 250 bytes a row and 300 a step
+    scratch: str | None = None  # a folder for about 250 bytes per row and 300 per step
 
     def __post_init__(self) -> None:
         for name, least in (("rows", 1000), ("unit", 1), ("samples", 100 * self.batch), ("words", 3), ("batch", 1)):
@@ -57,7 +57,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Make, trace; each in a child, whose peak memory is then its own."""
+    """Make, trace; each in a child process, so that peak memory is measured separately."""
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as folder:
         made, traced = _child("make", folder, config), _child("measure", folder, config)
     rows = [{"what": "made", **made}, {"what": "traced", **traced}]
@@ -78,7 +78,7 @@ def _child(task: str, folder: str, config: Config) -> dict[str, Any]:
 
 
 def make(folder: str, config: Config) -> dict[str, Any]:
-    """A dataset of two versions, a run that read the newer one, and a file of words."""
+    """A dataset with two versions, a run that read the newer one, and a file of words."""
     begun = time.monotonic()
     select.make(folder, select.Config(rows=config.rows, unit=config.unit, seed=config.seed))
     dataset = store.join(folder, "dataset")
@@ -89,7 +89,7 @@ def make(folder: str, config: Config) -> dict[str, Any]:
 
 
 def _without_duplicates(manifest: Manifest, folder: str, config: Config) -> Manifest:
-    draw, out = np.random.default_rng(config.seed + 2), []  # not the draws by which rows were planted
+    draw, out = np.random.default_rng(config.seed + 2), []  # other draws than those that planted the rows
 
     def rules() -> Iterator[pa.Table]:
         for shard in manifest.shards:
@@ -111,7 +111,7 @@ def _without_duplicates(manifest: Manifest, folder: str, config: Config) -> Mani
 
 
 def _make_run(run: str, manifest: Manifest, config: Config) -> int:
-    """Three attempts: on 8 ranks, on 16, of which a part was lost, and on 8 again; returns the steps."""
+    """Three attempts: on 8 ranks, on 16 (partly lost), and on 8 again; returns the number of steps."""
     facts = {"dataset": manifest.dataset, "manifest": manifest.digest, "manifest_samples": manifest.samples}
     store.put_json(
         store.join(run, "config.json"), {"batch": config.batch, "samples": config.samples, "order": asdict(Order())}
@@ -148,7 +148,7 @@ def _metric(seen: int, start: int) -> dict[str, float]:
 
 
 def _words(manifest: Manifest, config: Config) -> list[str]:
-    """Rows that are theirs alone: the planted copies have the bytes of others."""
+    """Words for rows with unique bytes: planted copies share theirs."""
     draw, words = np.random.default_rng(config.seed + 1), []
     planted = select.plant(config.rows, config.seed)
     alone = np.flatnonzero((planted.kind_N == 0) & (np.bincount(planted.source_N, minlength=config.rows) == 1))
@@ -166,7 +166,7 @@ def _words(manifest: Manifest, config: Config) -> list[str]:
 
 
 def measure(folder: str, config: Config) -> dict[str, Any]:
-    """One trace of all words through the dataset and the run; the memory is the whole process's."""
+    """Trace all words through the dataset and the run; the memory is the whole process's."""
     begun = time.monotonic()
     found = trace.run(trace.Config(store.join(folder, "run"), file=store.join(folder, "words.txt")))
     took = select.measured(begun)
@@ -180,7 +180,7 @@ def measure(folder: str, config: Config) -> dict[str, Any]:
 
 
 def _checked(saw: RunSaw, manifest: Manifest, rows: dict[str, int], config: Config) -> tuple[int, int]:
-    """Of some sightings, how many the stream shows just there."""
+    """(number checked, number confirmed by the stream) for some sightings."""
     draw, sequence = np.random.default_rng(config.seed), Sequence(manifest.counts, Order())
     pairs = [(one.key, s) for one in saw.seen for s in one.sightings]
     chosen = [pairs[at] for at in draw.choice(len(pairs), min(CHECKED, len(pairs)), replace=False)]

@@ -1,15 +1,16 @@
-"""The training step with our exact savings against the same step in the shape that the official code gives it.
+"""The training step with our exact optimisations against the same step as the official code computes it.
 
-All arms share one model, one optimiser and one batch, and differ in how forward and backward are computed:
+All variants share one model, one optimiser and one batch, and differ in how forward and backward are computed:
 
 official     tokens in raster order under a dense mask, every block computed, a block's tokens copied together
 block_major  tokens in block order: joining a block is a view
-drop_last    also without the last block, which no loss sees
+drop_last    also without the last block, which does not affect the loss
 halves       also attention in two halves (on CPUs)
 all          also without the residual branches that drop path zeroes
 
-The arms take turns, in an order that turns round each time; a ratio is the median over rounds of an arm's time over the
-official arm's in the same round: of CPU seconds on a CPU, where others may be busy too, and of the clock on a GPU.
+The variants take turns, in reversed order every other round; a ratio is the median over rounds of a variant's time over
+the official one's in the same round: CPU seconds on a CPU, which other processes may use too, and wall-clock time on a
+GPU.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from xtra.run import cost
 @dataclass(frozen=True)
 class Config:
     size: str = "b16"  # a name in xtra.model.SIZES
-    images: int = 4  # a step
+    images: int = 4  # per step
     rounds: int = 9
     drop_path: float = 0.2
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; official keeps the decoder in fp32, the others do not
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; only `official` then keeps the decoder in fp32
     device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 0  # of torch on a CPU; 0: its own choice
-    compile: bool = False  # torch.compile each layer, in all arms
+    threads: int = 0  # torch's threads on a CPU; 0: torch's default
+    compile: bool = False  # torch.compile each layer, in all variants
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -75,9 +76,9 @@ ARMS = (
 def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, decoder_fp32: bool = True) -> Tensor:
     """The loss as the official code computes it, with our weights (src/modules/xtra.py `_step` at e711fb5).
 
-    On a GPU cuDNN computes attention where it can, as torch would choose there by itself. Tokens are in raster order;
-    the mask is dense and copied to the device for every layer; the head runs on a copy of
-    all K blocks, of which the last is thrown away; targets are made of all blocks.
+    On a GPU, cuDNN computes attention where it can, which is also torch's default there. Tokens are in raster order;
+    the mask is dense and copied to the device for every layer; the head runs on a copy of all K blocks, the last of
+    which is discarded; targets are computed for all blocks.
     """
     c = xtra.config
     order = raster_order(c.grid, c.block)
@@ -107,7 +108,7 @@ def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, decoder_fp
 
 
 def our_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, arm: Arm) -> Tensor:
-    """The loss as we compute it, with the savings of the arm."""
+    """The loss as we compute it, with the variant's optimisations."""
     xtra.encoder.skip_dropped = arm.skip_dropped
     xtra.encoder.attention = xtra.decoder.attention = "auto" if arm.halves else "dense"
     (prediction_BKP,) = xtra(images_B3HW, drop_LSB, last_block=not arm.drop_last)
@@ -122,7 +123,7 @@ def loss_of(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tens
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Time every arm; the rows and ratios of all of them."""
+    """Time every variant; return their rows and ratios."""
     with torch_threads(config.threads):
         return _run(config)
 
@@ -134,12 +135,14 @@ def _run(config: Config) -> dict[str, Any]:
     if config.compile:
         for block in (*xtra.encoder.blocks, *xtra.decoder.blocks):
             block.compile()
-    optimizer = make_optimizer(xtra, OptimConfig(lr=0.0))  # all its work, and every arm sees the same weights
+    optimizer = make_optimizer(
+        xtra, OptimConfig(lr=0.0)
+    )  # does all its work, but leaves the weights equal for all variants
     images = torch.randn(config.images, 3, c.image, c.image, generator=torch.Generator().manual_seed(0)).to(device)
     losses: dict[str, float] = {}
     seconds: dict[str, list[Spent]] = {arm.name: [] for arm in ARMS}
     memory = {arm.name: 0 for arm in ARMS}
-    for turn in range(-1, config.rounds):  # the round before the first is for warming up
+    for turn in range(-1, config.rounds):  # the first round is a warm-up
         drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, np.full(config.images, turn + 1), np.arange(config.images))
         for arm in ARMS if turn % 2 else ARMS[::-1]:
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -158,7 +161,7 @@ def _run(config: Config) -> dict[str, Any]:
 
 
 class _Step:
-    """Clock and CPU seconds, and on a GPU the most memory, of one step."""
+    """Wall-clock and CPU seconds of one step, and on a GPU its peak memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -176,7 +179,7 @@ class _Step:
 
 
 def activation_bytes(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> int:
-    """Bytes that the forward pass keeps for the backward pass, parameters left out."""
+    """Bytes that the forward pass keeps for the backward pass, without parameters."""
     drops = drop_LSB[:, :, : len(images_B3HW)]
     return kept_for_backward(lambda: loss_of(arm, xtra, images_B3HW, drops), xtra.parameters())
 

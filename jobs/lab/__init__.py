@@ -1,4 +1,4 @@
-"""Studies: which runs and probes are missing, and doing them."""
+"""Studies: find the missing runs and probes, and run them."""
 
 from shards.door import door
 

@@ -1,14 +1,15 @@
-"""`make study-bundle`: pictures and code in one file of at most 60 MiB, for a machine with a GPU and little else.
+"""`make study-bundle`: pictures and code in one file of at most 60 MiB, for an otherwise bare machine with a GPU.
 
     python -m jobs.lab.bundle --data DS [--out study-bundle.tar.xz] [--pictures 25000] [--wheels FOLDER]
 
-DS has tin-train, tin-val, cifar10-train and cifar10-test. The file is a tar.xz: this tree's tracked code; the compiled
-croppers and wheels in .gpu/; and tars of pictures with their labels. All test images of CIFAR-10 come first, then the
-study's own subsets (docs/study): the images that train probe heads, and those of the held-out loss. Tiny ImageNet's
-training pictures have what is left, in the order of the hash that makes subsets, so that fewer are nested in more.
+DS contains tin-train, tin-val, cifar10-train and cifar10-test. The file is a tar.xz with this tree's tracked code, the
+compiled croppers and wheels in .gpu/, and tars of pictures with their labels. All test images of CIFAR-10 come first,
+then the study's own subsets (docs/study): the images that train probe heads, and those of the held-out loss. Tiny
+ImageNet's training pictures fill the rest, in the order of the hash that makes subsets, so that smaller bundles are
+subsets of larger ones.
 
-It is compressed in pieces, each an xz stream of its own, so that what a piece costs is known before it is written.
-Pictures of 64 px have much in common (their tables are half of them): they shrink to about three fifths.
+Each piece is compressed as a separate xz stream, so that its size is known before it is written. Pictures of 64 px have
+much in common (half of each is JPEG tables): they shrink to about three fifths.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from shards.tar import END, Member, header
 TOP = "xtra-study"
 OUT = "study-bundle.tar.xz"
 PICTURES = 25_000
-PIECE = 500  # pictures of an inner tar, and of a stream
+PIECE = 500  # pictures in an inner tar, and in a stream
 LEFT_OUT = ("tests/", "docs/", "deploy/")
-KEPT = "docs/study/"  # the rows so far, and what the study is
+KEPT = "docs/study/"  # the rows so far, and the study's definition
 ENDS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 
 
@@ -48,17 +49,17 @@ ENDS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 class Packed:
     path: str
     bytes: int
-    pictures: dict[str, int]  # by set, of those that fitted
+    pictures: dict[str, int]  # by set, those that fitted
     wanted: dict[str, int]
-    code_bytes: int  # of the file, for code, croppers and wheels
+    code_bytes: int  # the file's share for code, croppers and wheels
 
 
 def pack(data: str, out: str, pictures: int = PICTURES, wheels: str = "", limit: int = LIMIT) -> Packed:
-    """Write the file. Raises ValueError for a set that is missing, and where not even the sets of the probes fit."""
+    """Write the file. Raises ValueError for a missing set, and if not even the probes' sets fit."""
     if pictures < 1:
         raise ValueError(f"--pictures is {pictures}; it must be at least 1")
     if wheels and not Path(wheels).is_dir():
-        raise ValueError(f"--wheels {wheels} is no folder")
+        raise ValueError(f"--wheels {wheels} is not a folder: give the folder of the wheels")
     sets = _sets(data, pictures)
     target = Path(out)
     fitted = dict.fromkeys(sets, 0)
@@ -71,12 +72,12 @@ def pack(data: str, out: str, pictures: int = PICTURES, wheels: str = "", limit:
                 stream = lzma.compress(_member(f"tars/{name}-{at:05d}.tar", piece.tar))
                 if file.tell() + len(stream) + len(end) > limit:
                     if name != "tin-train":
-                        raise ValueError(f"{out}: {name} does not fit into {limit / 2**20:.0f} MiB beside the code")
+                        raise ValueError(f"{out}: {name} and the code do not fit into {limit / 2**20:.0f} MiB")
                     break
                 file.write(stream)
                 fitted[name] += piece.pictures
         if not fitted["tin-train"]:
-            raise ValueError(f"{out}: no picture of tin-train fits into {limit / 2**20:.0f} MiB beside the other sets")
+            raise ValueError(f"{out}: the other sets leave no room for tin-train in {limit / 2**20:.0f} MiB")
         file.write(end)
         file.flush()
         size = file.tell()
@@ -86,7 +87,7 @@ def pack(data: str, out: str, pictures: int = PICTURES, wheels: str = "", limit:
 
 
 def _sets(data: str, pictures: int) -> dict[str, np.ndarray]:
-    """The numbers, among a set's samples, of those that are packed, in their order."""
+    """set -> the numbers of its packed samples, in order."""
 
     def part(name: str, images: int) -> np.ndarray:
         manifest = read_manifest(f"{data}/{name}")
@@ -143,10 +144,10 @@ def _member(name: str, body: bytes) -> bytes:
 
 
 def _code(wheels: str) -> Iterator[bytes]:
-    """The members of code, croppers, wheels and commit, as blocks of a tar."""
+    """The tar members of code, croppers, wheels and commit."""
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=False)
     if listed.returncode:
-        raise ValueError(f"this is no git checkout, whose tracked files are to be packed: {listed.stderr.strip()}")
+        raise ValueError(f"not a git checkout ({listed.stderr.strip()}): run this in one; its tracked files are packed")
     for name in listed.stdout.splitlines():
         if Path(name).is_file() and (not name.startswith(LEFT_OUT) or name.startswith(KEPT)):
             yield _file(Path(name), name)
@@ -160,7 +161,7 @@ def _code(wheels: str) -> Iterator[bytes]:
 
 
 def _file(path: Path, name: str) -> bytes:
-    """Through tarfile: a name may be longer than a header's 100 characters, and the mode counts."""
+    """One member, written by tarfile: a name may exceed a header's 100 characters, and the mode must be kept."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         info = tar.gettarinfo(path, f"{TOP}/{name}")
@@ -170,15 +171,15 @@ def _file(path: Path, name: str) -> bytes:
         info.type, info.size = tarfile.REGTYPE, len(body)
         tar.addfile(info, io.BytesIO(body))
         size = out.tell()
-    return out.getvalue()[:size]  # without the end that every tar has
+    return out.getvalue()[:size]  # without the tar's end marker
 
 
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.lab.bundle", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="folder of the study's datasets")
     parser.add_argument("--out", default=OUT, help=f"the file; default {OUT}")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="of Tiny ImageNet, at most; default 25000")
-    parser.add_argument("--wheels", default="", help="folder of wheels that the other machine lacks")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="most from Tiny ImageNet; default 25000")
+    parser.add_argument("--wheels", default="", help="folder of wheels that the other machine needs")
     values = parser.parse_args(words)
     try:
         packed = pack(values.data, values.out, values.pictures, values.wheels)

@@ -1,6 +1,6 @@
 """The unit of work of a study: a trunk and its branches, or a single run, each with its probes, in one process.
 
-Everything is found in the run folders: what is there is not done again, and what was cut off goes on.
+All state is in the run folders: finished work is not repeated, and interrupted work continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Trial:
 
     run: train.Config
     probes: tuple[probe.Config, ...] = ()
-    recorded: bool = False  # its results are kept from a machine that is gone: there is nothing to do
+    recorded: bool = False  # its results were recorded on a machine that is gone: nothing to do
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Done:
-    """Just now, and here: what another study on the same folder did meanwhile does not count."""
+    """The work done by this call; work by another study on the same folder does not count."""
 
     trained: int = 0
     probed: int = 0
@@ -50,7 +50,7 @@ def is_trained(run: train.Config) -> bool:
 
 
 def work(chain: Chain, stop: threading.Event, progress: Progress = lambda row: None) -> Done:
-    """Train and probe what is missing of a chain. Raises what train.run and probe.run raise."""
+    """Train and probe what a chain is missing. Raises what train.run and probe.run raise."""
     trained = probed = 0
     for trial in chain.trials:
         if trial.recorded:
@@ -59,7 +59,7 @@ def work(chain: Chain, stop: threading.Event, progress: Progress = lambda row: N
             result = train.run(trial.run, stop.is_set, lambda row, run=trial.run: progress({"run": run.out, **row}))
             if result.stopped:
                 break
-            trained += result.loss is not None  # else another study had just finished it
+            trained += result.loss is not None  # None: another study had just finished it
         for settings in missing_probes(trial):
             if stop.is_set():
                 return Done(trained, probed)
@@ -69,21 +69,21 @@ def work(chain: Chain, stop: threading.Event, progress: Progress = lambda row: N
 
 
 def missing_probes(trial: Trial) -> list[probe.Config]:
-    """Those of a trained run, without the heads whose results are there."""
+    """The probes of a trained run, without the heads that already have results."""
     seen = {"trained": trial.run.samples, "random": 0}
     wanted = (existing.only_missing(settings, seen[settings.encoder]) for settings in trial.probes)
     return [settings for settings in wanted if settings is not None]
 
 
 def is_done(chain: Chain) -> bool:
-    """Whether there is nothing to do: known from the folders alone."""
+    """Whether nothing is left to do, from the folders alone."""
     open_trials = [trial for trial in chain.trials if not trial.recorded]
     runs = all(is_trained(trial.run) or _is_spare(trial, chain) for trial in open_trials)
     return runs and not any(missing_probes(trial) for trial in open_trials)
 
 
 def _is_spare(trial: Trial, chain: Chain) -> bool:
-    """Whether it is a trunk whose branches are all there."""
+    """Whether it is a trunk whose branches are all trained."""
     branches = [other for other in chain.trials if other.run.branch]
     return (
         bool(branches)
@@ -99,7 +99,7 @@ def _probe(settings: probe.Config, run: train.Config, progress: Progress) -> Non
 
 
 def with_trunk(runs: list[train.Config], out: str) -> list[train.Config]:
-    """Runs that differ only in their samples, at a constant rate: the trunk in `out`, then each as a branch of it."""
+    """Turn runs that differ only in their samples, at a constant rate, into a trunk in `out` and its branches."""
     forks = {run.samples: decay_start(run.optim, run.samples, run.batch) for run in runs}
     longest = max(runs, key=lambda run: run.samples)
     trunk = dataclasses.replace(
@@ -108,6 +108,6 @@ def with_trunk(runs: list[train.Config], out: str) -> list[train.Config]:
         samples=max(forks.values()),
         optim=dataclasses.replace(longest.optim, decay=0.0),
         keep_at=tuple(sorted(set(forks.values()))),
-        val=dataclasses.replace(longest.val, data=""),  # its loss is that of no result
+        val=dataclasses.replace(longest.val, data=""),  # a trunk is no result: it needs no held-out loss
     )
     return [trunk, *(dataclasses.replace(run, branch=store.absolute(out)) for run in runs)]

@@ -27,7 +27,7 @@ class Arm:
     schedule: Literal["constant", "cosine"] = "constant"
 
 
-ARMS = (  # the order in which they are trained within a seed
+ARMS = (  # in training order within a seed
     Arm("block4", "tiny_imagenet_block4"),
     Arm("block1", "tiny_imagenet_block1"),
     Arm("block4-random-order", "tiny_imagenet_block4_random", every=2),
@@ -46,38 +46,38 @@ class StudyConfig:
     # grocery-test.
     data: str = field(metadata=roles.role("data"))
     out: str = field(metadata=roles.role("machine"))  # the runs
-    rows: str = roles.machine("")  # folder that gets the rows of what is done, whenever a piece is: docs/study
+    rows: str = roles.machine("")  # folder for the result rows, updated whenever a part is done: docs/study
     samples: tuple[int, ...] = roles.law(recipes.STUDY_SAMPLES)  # samples seen at which runs end and are probed
     seeds: tuple[int, ...] = roles.trial((0, 1, 2))  # more may be added later
     # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
     stages: tuple[int, ...] = roles.trial((16_000, 64_000))
     sweep_samples: int = roles.law(4_000)
-    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # of the sweep, which goes on beyond an end that is best
+    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # of the sweep, which extends beyond an end that is best
     few_images: int = roles.law(6_250)  # of the arm that separates unique images from samples seen
-    head_images: int = roles.law(10_000)  # that train probe heads
+    head_images: int = roles.law(10_000)  # images that train probe heads
     held_out_images: int = roles.law(1_000)  # for the pretraining loss
     probe_epochs: int = roles.law(20)  # of each probe
-    at_once: int = roles.machine(2)  # runs side by side, a process each
-    arms: tuple[str, ...] = roles.law(())  # of ARMS, by name; empty: all
-    # probed at the largest count of a stage
+    at_once: int = roles.machine(2)  # runs trained at the same time, a process each
+    arms: tuple[str, ...] = roles.law(())  # names in ARMS; empty: all
+    # probed at a stage's largest count
     secondary: tuple[Literal["tin", "grocery"], ...] = roles.law(("tin", "grocery"))
-    batch: int = roles.law(0)  # images a step; 0: the recipe's
+    batch: int = roles.law(0)  # images per step; 0: the recipe's
     warmup: int = roles.law(0)  # samples; 0: the recipe's
     device: Literal["cpu", "cuda"] = roles.machine("cpu")  # that everything runs on
-    threads: int = roles.machine(1)  # that decode, of each run
+    threads: int = roles.machine(1)  # decoding threads of each run
 
     def __post_init__(self) -> None:
         for name in ("samples", "seeds", "stages", "lrs"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; a study needs at least one")
         if SWEEP_SEED in self.seeds:
-            raise ValueError(f"seeds has {SWEEP_SEED}, which is that of the sweep: use others")
+            raise ValueError(f"seeds has {SWEEP_SEED}, which the sweep uses: use others")
         for name in self.arms:
             if name not in (known := [arm.name for arm in ARMS]):
-                raise ValueError(f"arms has {name!r}; it must be of {', '.join(known)}")
+                raise ValueError(f"arms has {name!r}; each must be one of {', '.join(known)}")
         if not self.arms or {PRIMARY["arm"], PRIMARY["against"]} <= {*self.arms}:
             return
-        raise ValueError(f"arms lacks {PRIMARY['arm']} or {PRIMARY['against']}, which the primary comparison is of")
+        raise ValueError(f"arms must contain {PRIMARY['arm']} and {PRIMARY['against']}, for the primary comparison")
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,20 @@ class ScaleConfig:
     data: str  # dataset to pretrain on
     out: str  # the study's folder; each run is a folder below it
     recipes: tuple[str, ...] = ("demo32", "demo32_aim")  # that are compared; xtra train --help lists them
-    samples: tuple[int, ...] = (1024, 4096, 16384)  # samples seen by a run, one run each
+    samples: tuple[int, ...] = (1024, 4096, 16384)  # samples seen by each run
     seeds: tuple[int, ...] = (0,)  # a run of every recipe and count for each
     # What a seed changes: the initial weights (and the random crops, which are drawn with them), the order of the data,
     # the initial weights of probe heads (and their views), or all of these.
     seeds_vary: Literal["all", "weights", "data", "probe"] = "all"
-    lrs: tuple[float, ...] = ()  # peak rates, each an arm of its own: a sweep; empty: the recipe's
-    held_out: str = ""  # dataset on which each run's loss is measured at its end; the probe's eval if empty
-    workers: int = 1  # processes that train together
-    at_once: int = 1  # runs of one worker side by side; each has its trunk, branches and probes to itself
+    lrs: tuple[float, ...] = ()  # peak learning rates to sweep, each a separate arm; empty: the recipe's
+    held_out: str = ""  # dataset for each run's held-out loss at its end; the probe's eval if empty
+    workers: int = 1  # processes that train one run together
+    at_once: int = 1  # runs trained at the same time, with one worker each
     probe: ProbeConfig = field(default_factory=lambda: ProbeConfig("", train="", eval=""))
     random: bool = True  # also probe each recipe's encoder at its initial weights
     pixels: bool = True  # also a linear classifier on raw pixels
-    power: bool = False  # run nothing: say what difference between recipes this grid can find
-    sd: float = 0.5  # standard deviation between seeds, in points of accuracy, for --power
+    power: bool = False  # run nothing: print the difference between recipes that this grid can detect
+    sd: float = 0.5  # for --power: standard deviation between seeds, in points of accuracy
 
     @property
     def arms(self) -> int:
@@ -111,28 +111,28 @@ class ScaleConfig:
         if min(self.samples) < 1:
             raise ValueError(f"samples has {min(self.samples)}; every count must be at least 1")
         if self.workers > 1 and self.at_once > 1:
-            raise ValueError(f"at_once is {self.at_once}: runs go side by side with one worker each; workers is more")
+            raise ValueError(f"at_once is {self.at_once} and workers {self.workers}: one of them must be 1")
 
 
 @dataclass(frozen=True)
 class PlanConfig:
     recipe: str  # a training recipe: xtra train --help lists them
-    price: float  # of one GPU for an hour, in the currency of all prices
+    price: float  # of one GPU-hour; all prices are in the same currency
     gpus: int = 8  # that train together
-    gpu: str = "H100"  # its peak is known for the names in xtra/flops.py
+    gpu: str = "H100"  # a name with a known peak (xtra/flops.py)
     mfu: float = 0.4  # share of that peak that the official code's FLOPs reach
-    images: int = 0  # of the dataset; 0: the paper's, where the recipe's name says which
+    images: int = 0  # in the dataset; 0: the paper's number, if the recipe is the paper's
     image_bytes: int = 110_000  # of a stored image, on average
-    months: float = 1.0  # that the dataset is kept, beyond the run itself
-    links: int = 0  # plan the ingest of as many links too
+    months: float = 1.0  # how long the dataset is kept, in addition to the run
+    links: int = 0  # also plan the ingest of this many links
     kept: float = 0.92  # share of links that become images: 13.1 of 14.2 million in the paper
-    core_images: float = 1000.0  # links that a core fetches and checks in a second of its time: xtra bench fetch
-    core_price: float = 0.05  # of one CPU core for an hour
-    storage_price: float = 0.023  # of a GB for a month
-    egress_price: float = 0.09  # of a GB that leaves the region; reading inside it is free
+    core_images: float = 1000.0  # links fetched and checked per core-second: see xtra bench fetch
+    core_price: float = 0.05  # of one CPU core-hour
+    storage_price: float = 0.023  # of one GB for a month
+    egress_price: float = 0.09  # of one GB that leaves the region; reading inside it is free
     put_price: float = 0.005  # of 1,000 writes
     get_price: float = 0.0004  # of 1,000 reads
-    ledger: str = ""  # measurements whose laws say what the next doubling buys
+    ledger: str = ""  # measurements whose laws predict the gain of the next doubling
 
     def __post_init__(self) -> None:
         for name in ("gpus", "image_bytes", "core_images"):
@@ -149,28 +149,30 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    root: str  # folder of ROOT/NAME/train and ROOT/NAME/eval, as `xtra import --set NAME` makes them
-    probe: ProbeConfig  # whose features, which heads; fields of it that `kept` names hold for every set
-    kept: frozenset[str] = frozenset()
+    root: str  # folder with ROOT/NAME/train and ROOT/NAME/eval, as `xtra import --set NAME` makes them
+    probe: ProbeConfig  # the encoder and the heads
+    kept: frozenset[str] = frozenset()  # fields of `probe` that override every set's own setting
     only: tuple[str, ...] = ()  # names of benchmarks; all 15 if empty
     workers: int = 1
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.only) - BENCHMARKS.keys()):
-            raise ValueError(f"--only {unknown[0]} is no benchmark: give some of {', '.join(BENCHMARKS)}")
+            raise ValueError(f"--only {unknown[0]} is not a benchmark: give some of {', '.join(BENCHMARKS)}")
         if self.probe.train or self.probe.eval:
-            raise ValueError("--train and --eval are of one set: a suite has --root, with NAME/train and NAME/eval")
+            raise ValueError("--train and --eval name one set: for a suite give --root, with NAME/train and NAME/eval")
 
 
 @dataclass(frozen=True)
 class FollowConfig:
-    probe: ProbeConfig  # of which checkpoints: `probe.checkpoint` is the run
-    every: int  # samples
-    parent: int = 0  # process id: end when it is not our parent any more; 0: never mind
+    probe: ProbeConfig  # `probe.checkpoint` is the run
+    every: int  # samples from one probe to the next
+    parent: int = 0  # process id: end when it is no longer our parent; 0: ignore
     poll: float = 5.0  # seconds between looks at the run
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"--every is {self.every}: give the samples from one probe to the next")
+            raise ValueError(f"--every is {self.every}: give the number of samples between probes, at least 1")
         if self.probe.encoder != "trained":
-            raise ValueError(f"--encoder is {self.probe.encoder}: only what is being trained can be followed")
+            raise ValueError(
+                f"--encoder is {self.probe.encoder}: only a run's own encoder can be followed; leave it out"
+            )

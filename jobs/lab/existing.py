@@ -1,4 +1,4 @@
-"""Which probes lie there already, so that nobody asks for them again: studies, suites and those who follow a run."""
+"""Existing probe results, so that studies, suites and followers of a run do not repeat them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from xtra import probe
 from xtra.probe import read_result
 from xtra.run import checkpoint
 
-Result = Mapping[str, Any]  # a ProbeResult as read: older ones lack its newer fields
+Result = Mapping[str, Any]  # a ProbeResult as read: older ones miss newer fields
 
 
 _NEEDED = ("manifest_train", "manifest_eval", "head", "encoder", "samples_seen")
 
 
 def results(folder: str) -> list[Result]:
-    """What is in FOLDER/probes. Raises StoreError naming a file that is no result."""
+    """The results in FOLDER/probes. Raises StoreError naming a file that is not a result."""
     probes = store.join(folder, "probes")
     names = [name for name in store.names(probes) if name.endswith(".json") and name[0] not in "._"]
     return [read_result(store.join(probes, name), _NEEDED) for name in names]
 
 
 def published(result: Result) -> bool:
-    """Whether its grid point was chosen on the images that it reports on, as in the paper."""
+    """Whether its grid point was chosen on the test images themselves, as in the paper."""
     return result.get("selected_on") == "eval"
 
 
@@ -37,20 +37,20 @@ def run_of(given: str) -> str:
 
 
 def samples_seen(settings: probe.Config) -> int:
-    """By the encoder that would be probed: 0 unless it is a run's own. Raises what `checkpoint.find` raises."""
+    """The samples that the encoder has seen: 0 unless a run here trained it. Raises what `checkpoint.find` raises."""
     if settings.encoder != "trained":
         return 0
     return int(checkpoint.find(settings.checkpoint).commit["samples_seen"])
 
 
 def label(settings: probe.Config) -> str:
-    """The encoder as results name it: of a file, without its folder."""
+    """The encoder's name in results; for a file, without its folder."""
     kind, colon, name = settings.encoder.rpartition(":")
     return f"{kind}{colon}{name.rpartition('/')[2]}"
 
 
 def fingerprint(settings: probe.Config) -> str:
-    """Of the encoder that would be probed; "" in its run's own folder, where the samples seen tell encoders apart."""
+    """The encoder's fingerprint; "" in its run's own folder, where samples seen identify an encoder."""
     if settings.encoder in ("trained", "random"):
         run = store.absolute(run_of(settings.checkpoint))
         if store.absolute(settings.out or run) == run:
@@ -59,18 +59,18 @@ def fingerprint(settings: probe.Config) -> str:
 
 
 def is_of(result: Result, mark: str) -> bool:
-    """Whether a result may be of the encoder with this fingerprint: older ones have none."""
+    """Whether a result may belong to the encoder with this fingerprint: older results have none."""
     return not mark or result.get("fingerprint", "") in ("", mark)
 
 
 def has_mask(result: Result, settings: probe.Config) -> bool:
-    """Whether a result was made under the mask that is asked for; pixels know none."""
+    """Whether a result was made under the requested mask; raw pixels have none."""
     return result["head"] == "pixels" or (result.get("mask") or "own") == settings.mask
 
 
 def _as_wanted(result: Result, settings: probe.Config) -> bool:
-    """Whether a result was made under this protocol, with this seed, the same grid and for as many epochs: a
-    short trial is not the real probe."""
+    """Whether a result has the same protocol, seed, grid and number of epochs: a short trial does not replace the real
+    probe."""
     if result.get("epochs") is not None:
         made = (result["epochs"], result["warmup_defect"])
         if made != (settings.epochs, settings.warmup_defect):
@@ -87,8 +87,8 @@ def _as_wanted(result: Result, settings: probe.Config) -> bool:
 
 
 def only_missing(settings: probe.Config, samples: int, mark: str = "") -> probe.Config | None:
-    """The probe without the heads whose results lie there, for an encoder that saw so many samples and has the
-    fingerprint `mark`; None if all do."""
+    """The probe without the heads that already have results, for an encoder with these samples seen and the fingerprint
+    `mark`; None if all have."""
     there = results(settings.out or settings.checkpoint)
     key = {"manifest_train": read_manifest(settings.train).digest, "manifest_eval": read_manifest(settings.eval).digest}
     there = [r for r in there if key.items() <= r.items() and _as_wanted(r, settings) and is_of(r, mark)]

@@ -1,11 +1,11 @@
 """The block-size study at 10M samples a run on one GPU: blocks 1, 2, 4 x five seeds, from `make study-bundle`'s file.
 
     python -m tarfile -e study-bundle.tar.xz . && cd xtra-study
-    python -m jobs.lab.gpu_study --minutes 9        # exit 75: not whole yet, the same command goes on; 0: whole
+    python -m jobs.lab.gpu_study --minutes 9        # exit 75: incomplete, the same command continues; 0: complete
 
 Needs Python 3.11 to 3.13 with torch (CUDA), numpy, pyarrow, Pillow, pycurl, fsspec, safetensors, msgspec and tqdm; the
-bundle may bring wheels of those that are missing. No network. Several runs share the GPU, a process each: kernels of
-such small models fill a part of it. RUNS has the run folders, ROWS the ledger and the bits of every probe.
+bundle may contain wheels for missing ones. Needs no network. Several runs share the GPU, one process each: kernels of
+such small models fill only part of it. RUNS has the run folders, ROWS the ledger and the bits of every probe.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "numpy", "pyarrow", "PIL", "pycurl", "fsspec", "safetensors", "msgspec", "tqdm")
 PACKAGES = {"PIL": "pillow"}
 SETS = ("tin-train", "tin-val", "cifar10-train", "cifar10-test")
-PREPARED = "XTRA_STUDY_PREPARED"  # set for the process that has the bundle's croppers and wheels
-WIND_DOWN = 45.0  # seconds before the end of the minutes in which runs save and probes end
+PREPARED = "XTRA_STUDY_PREPARED"  # set in the process that has the bundle's croppers and wheels
+WIND_DOWN = 45.0  # seconds at the end of --minutes in which runs save and probes end
 SAY_SECONDS = 15.0
-SAMPLES = (100_000, 1_000_000, 10_000_000)  # a trunk a run, and a branch for each count
-NOT_WHOLE = "gpu-study: not whole yet: the same command goes on"
-BATCH = 256  # larger than on a CPU, where 16 make the most of few samples
+SAMPLES = (100_000, 1_000_000, 10_000_000)  # a branch for each count, all from one trunk
+NOT_WHOLE = "gpu-study: not complete yet: the same command continues"
+BATCH = 256  # larger than on a CPU, where batches of 16 make the best use of few samples
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.lab.gpu_study", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tars", default="tars", help="the bundle's pictures")
     parser.add_argument("--work", default="work", help="folder for datasets, runs and rows")
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many, to go on later; 0: never")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop after this long, to continue later; 0: never")
     parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES, help="counts; the largest is a run's length")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -51,14 +51,14 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def settings(values: argparse.Namespace) -> Config:
-    """The study. Everything but its size and its machine is that of docs/study."""
+    """The study's settings: as in docs/study, except for size and machine."""
     from jobs.lab import study
 
     counts, cores = sorted({*values.samples}), len(os.sched_getaffinity(0))
     if values.seeds < 1 or values.batch < 1 or values.minutes < 0:
         raise ValueError("--seeds and --batch must be at least 1, and --minutes 0 or more")
     if counts[0] < 2 * values.batch:
-        raise ValueError(f"--samples has {counts[0]}; a count must be at least two batches, of {values.batch}")
+        raise ValueError(f"--samples has {counts[0]}; a count must be at least two batches of {values.batch}")
     n = counts[-1]
     at_once = values.at_once or max(1, min(15, cores // 3))
     return study.Config(
@@ -69,7 +69,7 @@ def settings(values: argparse.Namespace) -> Config:
         stages=(n,),
         seeds=tuple(range(values.seeds)),
         sweep_samples=max(n // 25, 1),
-        head_images=0,  # all that the bundle has: the study's own subsets
+        head_images=0,  # all in the bundle, which has the study's own subsets
         held_out_images=0,
         few_images=0,
         at_once=at_once,
@@ -83,17 +83,17 @@ def settings(values: argparse.Namespace) -> Config:
 
 
 def run(values: argparse.Namespace, stop: threading.Event) -> StudyResult:
-    """Import the bundle's pictures, once, and run what is missing. Raises ValueError for pictures that are missing, for
-    a GPU that torch does not see, and for a study that was begun with other settings."""
+    """Import the bundle's pictures once, and run what is missing. Raises ValueError for missing pictures, if torch sees
+    no GPU, and for a study that was begun with other settings."""
     import torch
 
     from jobs.lab import study
 
     config = settings(values)
     if values.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no GPU here: --device cpu is for trying it at tiny size")
+        raise ValueError("torch sees no GPU here: --device cpu is for a trial at tiny size")
     _import(values.tars, config.data, stop)
-    if stop.is_set():  # the pictures are perhaps not all imported
+    if stop.is_set():  # the import may be incomplete
         return study.StudyResult(config.out, {}, 0, 0, True)
     said = time.monotonic()
 
@@ -121,15 +121,15 @@ def _import(tars: str, data: str, stop: threading.Event) -> None:
             return
         source = f"{tars}/{name}-*.tar"
         if not list(Path(tars).glob(f"{name}-*.tar")):
-            raise ValueError(f"{source}: no such tars: run this in the folder that the bundle was unpacked into")
+            raise ValueError(f"{source}: no such tars: run this in the folder where the bundle was unpacked")
         if not Path(data, name, "latest.json").exists():
             where = str(Path(tars).absolute() / f"{name}-*.tar")
             in_place.run(folders.Config(where, str(Path(data, name)), name=name, in_place=True), None, stop.is_set)
 
 
 def _cut_off() -> None:
-    """The minutes are over, and runs have saved: only a probe can still be under way, and is done again next time.
-    Processes of runs end with this one."""
+    """Exit when the minutes are over and runs have saved: only a probe can still be running, and is repeated next time.
+    The runs' processes end with this one."""
     print(NOT_WHOLE, file=sys.stderr, flush=True)
     os._exit(os.EX_TEMPFAIL)
 
@@ -143,7 +143,7 @@ def main(words: Sequence[str]) -> int:
         os.execve(sys.executable, [sys.executable, "-m", "jobs.lab.gpu_study", *words], env)
     missing = [PACKAGES.get(name, name) for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        text = f"this Python lacks {', '.join(missing)}: pip install them, or pack wheels of them (--wheels)"
+        text = f"this Python has no {', '.join(missing)}: pip install them, or pack wheels of them (--wheels)"
         print(f"gpu-study: {text}", file=sys.stderr)
         return 2
     stop = threading.Event()

@@ -1,9 +1,9 @@
-"""What a run costs before anything is spent: samples, FLOPs, hours, storage, egress, requests, money; and an ingest.
+"""The cost of a run and an ingest before anything is spent: samples, FLOPs, hours, storage, egress, requests, money.
 
-Everything is arithmetic from a recipe and from the prices that are given; nothing is measured here. Hours come from a
-stated utilisation (MFU) of the official code's FLOPs. With a ledger, the fitted law says what the next doubling buys.
+Everything is arithmetic from a recipe and the given prices; nothing is measured here. Hours come from a stated
+utilisation (MFU) of the official code's FLOPs. With a ledger, the fitted law predicts the gain of the next doubling.
 
-    python -m jobs.lab.plan docs/costs.md        # print its blocks again
+    python -m jobs.lab.plan docs/costs.md        # rewrite the page's blocks
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from xtra.train import Config as TrainConfig
 
 GB = 1e9
-STATE = 12  # bytes a parameter in a checkpoint: float32 weights and two moments
-_PUTS = 4  # a unit's plan, tar, index and commit; large tars take more, one a part
+STATE = 12  # bytes per parameter in a checkpoint: float32 weights and two moments
+_PUTS = 4  # a unit's plan, tar, index and commit; a large tar takes one per upload part
 _MONTH = 730  # hours
 
 
@@ -43,23 +43,23 @@ class Training:
     flops: float
     gpu_hours: float
     hours: float
-    images_a_second: float  # of all GPUs
+    images_a_second: float  # over all GPUs
     money: float
 
 
 @dataclass(frozen=True)
 class Store:
-    """A bucket's part: what is kept, read and asked for."""
+    """The bucket's costs: storage, reads and requests."""
 
     dataset_gb: float
     checkpoints_gb: float
     months: float
     storage: float  # money
-    read_gb: float  # by all epochs
+    read_gb: float  # over all epochs
     gets: int
     requests: float  # money
     egress: float  # money, if every epoch is read from another region
-    egress_once: float  # the same with a disk cache that holds the dataset
+    egress_once: float  # the same, with a disk cache that fits the dataset
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Plan:
     gpu: str
     mfu: float
     training: Training
-    store: Store | None  # None where the number of images is not known
+    store: Store | None  # None where the number of images is unknown
     ingest: Ingest | None
     doublings: tuple[Doubling, ...]
 
@@ -94,13 +94,13 @@ class Plan:
 
 
 def run(config: Config) -> Plan:
-    """Raises ValueError for an unknown recipe, a GPU whose peak is not known, and what `xtra fit` refuses."""
+    """Make a plan. Raises ValueError for an unknown recipe, a GPU with an unknown peak, and what `xtra fit` refuses."""
     if config.recipe not in recipes.names():
         near = nearest(config.recipe, recipes.names())
         raise ValueError(f"recipe {config.recipe!r} is unknown{near}: xtra train --help lists them")
     peak = peak_flops(config.gpu)
     if peak is None:
-        raise ValueError(f"--gpu {config.gpu}: its peak is not known: give one of those in xtra/flops.py, such as H100")
+        raise ValueError(f"--gpu {config.gpu}: its peak is unknown: give one of those in xtra/flops.py, such as H100")
     recipe = recipes.get(config.recipe)
     training = _training(config, recipe, peak)
     doublings = next_doubling(fit.run(fit.Config(config.ledger))) if config.ledger else ()
@@ -194,7 +194,7 @@ def lines(plan: Plan) -> list[str]:
         _row("GPUs", f"{t.money:,.2f}", ""),
     ]
     if plan.store is None:
-        found.append("storage and reading: give --images, the number of images of the dataset")
+        found.append("storage and reading: give --images, the number of images in the dataset")
     else:
         s = plan.store
         found += [
@@ -229,7 +229,7 @@ def _doublings(plan: Plan) -> list[str]:
         return []
     hour = plan.training.money / plan.training.gpu_hours
     rate = plan.training.gpu_hours / plan.training.samples  # GPU-hours a sample
-    found = ["", "the next doubling of what was measured, in points of accuracy:"]
+    found = ["", "gain from the next doubling beyond the measured samples, in points of accuracy:"]
     for d in plan.doublings:
         interval = "no interval" if d.low is None or d.high is None else f"{100 * d.low:+.2f} to {100 * d.high:+.2f}"
         cost = d.samples * rate
@@ -242,7 +242,7 @@ def _doublings(plan: Plan) -> list[str]:
 
 
 def rewritten(page: str) -> str:
-    """A page whose blocks that begin with `$ xtra plan` hold what these commands print now."""
+    """The page with every block that begins with `$ xtra plan` replaced by that command's current output."""
 
     def block(match: re.Match[str]) -> str:
         words = shlex.split(match[1])

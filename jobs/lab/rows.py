@@ -1,4 +1,4 @@
-"""What a study has found, small enough for a repository: its ledger, and which images every probe got right."""
+"""A study's results, small enough for a repository: its ledger, and the images that every probe got right."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ RIGHT = ("name", "set", "head", "encoder", "samples_seen", "seed", "manifest_eva
 
 
 def write_rows(runs: str, out: str, name: str = "ledger") -> None:
-    """`out`/NAME.csv: the ledger of a folder of runs, without the paths of this machine. `out`/NAME-right.csv: for each
-    probe, base64 of one bit an image in the order of the evaluated set's rows, the first in the highest bit (1: right).
+    """Write `out`/NAME.csv, the ledger of a folder of runs without machine-specific paths, and `out`/NAME-right.csv:
+    for each probe, base64 of one bit per image in the order of the evaluation set's rows, the first in the highest bit
+    (1: right).
 
-    Rows that are there of runs that are not, from a machine that is gone, stay. Raises ValueError for a folder without
-    runs, and for a file that cannot be read.
+    Existing rows of runs that are not in the folder (from a machine that is gone) are kept. Raises ValueError for a
+    folder without runs, and for a file that cannot be read.
     """
     ledger = read_runs(runs)
     if ledger.problems:
@@ -32,14 +33,14 @@ def write_rows(runs: str, out: str, name: str = "ledger") -> None:
         name: _with_recorded(out, name, list(csv.reader(io.StringIO(ledger_csv(rows)))), runs_here, LEDGER_ORDER),
         f"{name}-right": _with_recorded(out, f"{name}-right", [list(RIGHT), *right], runs_here, RIGHT_ORDER),
     }
-    for table, lines in tables.items():  # only now: all that is said was read
+    for table, lines in tables.items():  # only now: everything has been read
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
         store.put(store.join(out, f"{table}.csv"), text.getvalue().encode())
 
 
 def recorded(out: str, name: str) -> list[dict[str, str]]:
-    """The rows of a table that `write_rows` wrote; none where there is no such table."""
+    """The rows of a table that `write_rows` wrote; empty if there is no such table."""
     try:
         text = store.read(store.join(out, f"{name}.csv")).decode()
     except store.Missing:
@@ -50,7 +51,7 @@ def recorded(out: str, name: str) -> list[dict[str, str]]:
 def _with_recorded(
     out: str, name: str, lines: Sequence[Sequence[object]], runs: set[str], order: Sequence[str]
 ) -> list[Sequence[object]]:
-    """The lines, the first of which names the columns, and those recorded before of other runs, in order."""
+    """The lines (the first names the columns) merged with the recorded rows of other runs, in order."""
     columns = [str(column) for column in lines[0]]
     others = [[row.get(column) or "" for column in columns] for row in recorded(out, name) if row["name"] not in runs]
     places = [columns.index(column) for column in order]
@@ -63,12 +64,12 @@ def _with_recorded(
 
 
 def _right(run: Run) -> list[list[object]]:
-    """One line a probe that recorded its bits. Raises ValueError naming a file whose bits do not match its counts."""
+    """One line per probe that recorded its bits. Raises ValueError naming a file whose bits do not match its counts."""
     lines = []
     for probe in sorted(run.probes, key=lambda p: p["_file"]):
         if not probe.get("right"):
             continue
         if int(unpack(probe["right"], probe["total"]).sum()) != probe["correct"]:
-            raise ValueError(f"{probe['_file']}: right has other counts than correct: it is damaged")
+            raise ValueError(f"{probe['_file']}: `right` and `correct` disagree: the file is damaged")
         lines.append([run.name if column == "name" else probe.get(column) for column in RIGHT])
     return lines

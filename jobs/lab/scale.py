@@ -1,9 +1,9 @@
-"""A study: the same data, several recipes, sample counts and seeds -> the runs and probes that are missing.
+"""A study over several recipes, sample counts and seeds on the same data: train and probe what is missing.
 
-A recipe with a constant rate is trained once a seed, as a trunk, and every sample count is a branch of it that decays
-the rate to 0 (xtra/optim.py). One with a cosine is trained once for every count, each with its own schedule: a long run
-cut early is not a short run. What exists under `out` already is left as it is, so an interrupted study goes on where it
-was, and a wider grid adds to a narrower one.
+A recipe with a constant rate is trained once per seed, as a trunk, and every sample count is a branch of it that decays
+the rate to 0 (xtra/optim.py). A recipe with a cosine is trained once for every count, each with its own schedule: a
+long run cut early is not a short run. Finished work under `out` is kept, so an interrupted study continues where it
+stopped, and a wider grid adds to a narrower one.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ Progress = Callable[[dict[str, Any]], None]
 class StudyResult:
     out: str
     runs: int  # in the grid
-    trained: int  # just now
-    probed: int  # just now
+    trained: int  # by this call
+    probed: int  # by this call
     stopped: bool
 
 
 def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
-    """Train and probe what is missing. Raises ValueError for a dataset, recipe or probe set that is not there."""
+    """Train and probe what is missing. Raises ValueError for a missing dataset, recipe or probe set."""
     stop = stop or threading.Event()
     folder_kind.require(config.out, "a study", "study", "probes")
     for flag, url in (("probe.train", config.probe.train), ("probe.eval", config.probe.eval)):
         if not url:
             raise ValueError(f"--{flag} is missing: give the labelled dataset")
         read_manifest(url)
-    data = read_manifest(store.absolute(config.data)).address  # one version for the study, whatever is ingested later
+    data = read_manifest(store.absolute(config.data)).address  # pin one version for the whole study
     chains = _chains(config, data)
     trials = [trial for one in chains for trial in one.trials]
-    for trial in trials:  # a run that is there must be the one wanted: other data or settings are refused here
+    for trial in trials:  # refuse existing runs with other data or settings
         terms(trial.run.out, trial.run)
     if config.workers > 1:
         missing = [trial.run for trial in trials if not chain.is_trained(trial.run)]
@@ -62,7 +62,7 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
 
 
 def _chains(config: Config, data: str) -> list[Chain]:
-    """One for every recipe, rate and seed at a constant rate; else one for every run."""
+    """At a constant rate, one chain for every recipe, rate and seed; otherwise one for every run."""
     chains: list[Chain] = []
     for recipe in config.recipes:
         for lr in config.lrs or (None,):
@@ -74,7 +74,7 @@ def _chains(config: Config, data: str) -> list[Chain]:
 
 
 def _trials(config: Config, data: str, recipe: str, lr: float | None, seed: int, pixels: bool) -> list[Trial]:
-    """The runs of all sample counts, with their probes: every trained encoder, beside the first also the untrained."""
+    """The runs of all sample counts with their probes: of every trained encoder, and with the first, the untrained."""
     runs = [_run_config(config, data, recipe, lr, samples, seed) for samples in config.samples]
     draw = seed if config.seeds_vary in ("all", "probe") else config.probe.seed
     training, evaluation = store.absolute(config.probe.train), store.absolute(config.probe.eval)
@@ -91,7 +91,7 @@ def _trials(config: Config, data: str, recipe: str, lr: float | None, seed: int,
 
 
 def _name(config: Config, recipe: str, lr: float | None, seed: int, what: str) -> str:
-    number = seed if config.seeds_vary != "probe" else 0  # probes of different seeds share their runs
+    number = seed if config.seeds_vary != "probe" else 0  # probes with different seeds share their runs
     return f"{recipe}{'' if lr is None else f'-lr{lr:g}'}-{what}-s{number}"
 
 

@@ -1,7 +1,7 @@
 """The block-size study (docs/study): a sweep of the learning rate for each block size, then the grid with its controls.
 
-One command runs what is missing and goes on after any stop. What the study is, is written into OUT/study.json when it
-begins; a later call that means another one is refused.
+One command runs what is missing and continues after any stop. The study's definition is written to OUT/study.json when
+it begins; a later call with another definition is refused.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from shards.selection import subset
 from xtra import probe, recipes, train
 from xtra.run import read_metrics, terms
 
-LEAST_RATE, LARGEST_RATE = 1.25e-4, 3.2e-2  # a sweep that ends at one of these ends there
-EVERY_STEPS = 2_000  # between checkpoints, where the batch is not the recipe's
+LEAST_RATE, LARGEST_RATE = 1.25e-4, 3.2e-2  # a sweep does not extend beyond these
+EVERY_STEPS = 2_000  # between checkpoints, if the batch is not the recipe's
 PINNED = "study.json"
 
 
@@ -37,8 +37,8 @@ SWEPT = {4: "tiny_imagenet_block4", 1: "tiny_imagenet_block1", 2: "tiny_imagenet
 class StudyResult:
     out: str
     rates: dict[str, float]  # by block
-    trained: int  # just now
-    probed: int  # just now
+    trained: int  # by this call
+    probed: int  # by this call
     stopped: bool
 
 
@@ -47,13 +47,13 @@ class _Sets:
     train: Manifest
     few: Manifest
     held_out: Manifest
-    tin: tuple[Manifest, ...]  # trains heads, evaluates them; empty where nothing is probed on it
+    tin: tuple[Manifest, ...]  # trains heads, evaluates them; empty: not probed
     cifar: tuple[Manifest, Manifest]
     grocery: tuple[Manifest, ...]
 
 
 def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
-    """Raises ValueError for a set that is missing, and for a study that was begun with other settings or recipes."""
+    """Run what is missing. Raises ValueError for a missing set, or a study begun with other settings or recipes."""
     stop = stop or threading.Event()
     folder_kind.require(config.out, "a study", "study", "probes")
     sets = _sets(config)
@@ -73,12 +73,12 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         done += _side_by_side(config, chains, stop, progress)
     trained, probed = sum(one.trained for one in done), sum(one.probed for one in done)
     if trained or probed:
-        _write_rows(config.out, config.rows)  # of two that end together the slower one may not have seen the other's
+        _write_rows(config.out, config.rows)  # of two that end together, the slower may have missed the other's
     return StudyResult(config.out, rates, trained, probed, stop.is_set())
 
 
 def _side_by_side(config: Config, chains: list[Chain], stop: threading.Event, progress: Progress) -> list[chain.Done]:
-    """What is missing of these chains."""
+    """Run what these chains are missing, `at_once` at a time."""
     jobs = [_Job(one, config.out, config.rows) for one in chains if not chain.is_done(one)]
     return cluster.side_by_side(_work, jobs, config.at_once, stop, progress)
 
@@ -91,7 +91,7 @@ class _Job:
 
 
 def _work(job: _Job, stop: threading.Event, progress: Progress) -> chain.Done:
-    """A chain; then the rows of all that is there."""
+    """Run a chain, then write the rows of all finished runs."""
     done = chain.work(job.chain, stop, progress)
     _write_rows(job.out, job.rows)
     return done
@@ -103,7 +103,7 @@ def _write_rows(out: str, rows: str) -> None:
             write_rows(store.join(out, part), rows, part)
 
 
-# ---- what the study is ----
+# ---- the study's definition ----
 
 
 def _sets(config: Config) -> _Sets:
@@ -122,7 +122,7 @@ def _sets(config: Config) -> _Sets:
 
 
 def _pin(config: Config, sets: _Sets) -> None:
-    """Write down what the study is, or compare with what it was begun as."""
+    """Write the study's definition, or compare it with the existing one."""
     settings = roles.chosen(Config, vars(config), "law")
     used = {arm.recipe: _shaping(recipes.get(arm.recipe)) for arm in _arms(config)}
     digests = {name: [m.digest for m in (ms if isinstance(ms, tuple) else (ms,))] for name, ms in vars(sets).items()}
@@ -130,7 +130,7 @@ def _pin(config: Config, sets: _Sets) -> None:
     primary = {**PRIMARY, "set": sets.cifar[1].list_name, "head": "linear", "samples_seen": max(config.samples)}
     whole = {"primary": primary, "settings": settings, "arms": arms, "recipes": used, "manifests": digests}
     now = json.loads(json.dumps(whole))
-    # Rows outlive the machine, and with it the manifests that it imported.
+    # Rows outlive the machine and the manifests that it imported.
     pins = {config.rows: {name: value for name, value in now.items() if name != "manifests"}} if config.rows else {}
     for folder, pin in {**pins, config.out: now}.items():
         where = store.join(folder, PINNED)
@@ -144,7 +144,7 @@ def _pin(config: Config, sets: _Sets) -> None:
 
 
 def _with_defaults(pin: dict[str, Any]) -> dict[str, Any]:
-    """A setting that an older study did not have is taken to have been what is now its default."""
+    """A setting missing from an older study counts as its current default."""
     defaults = {
         f.name: f.default for f in dataclasses.fields(Config) if f.name in ("arms", "secondary", "batch", "warmup")
     }
@@ -165,14 +165,14 @@ def _base(config: Config, recipe: str) -> train.Config:
 
 
 def _shaping(recipe: train.Config) -> dict[str, Any]:
-    """What of a recipe shapes its runs; its rate is the sweep's."""
+    """The settings of a recipe that shape its runs, without the rate, which the sweep sets."""
     kept = {name: dataclasses.asdict(recipe)[name] for name in roles.names(train.Config, "law")}
     return kept | {"optim": {name: value for name, value in kept["optim"].items() if name != "lr"}}
 
 
 def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted(before):  # what is not there was no setting then, and is taken at its default
+        for name in sorted(before):  # a setting that did not exist then counts as its default
             yield from _differences(f"{path}.{name}".lstrip("."), before[name], now.get(name))
     elif before != now:
         yield path, before, now
@@ -182,7 +182,7 @@ def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
 
 
 def _sweep(config: Config, sets: _Sets) -> Iterator[Trial]:
-    """A run for each block size and rate that is in the sweep by now."""
+    """A run for each block size and rate now in the sweep."""
     for block, recipe in SWEPT.items():
         for lr in _rates(config, block):
             base = _base(config, recipe)
@@ -204,7 +204,7 @@ def _sweep_run(config: Config, block: int, lr: float) -> str:
 
 
 def _rates(config: Config, block: int) -> list[float]:
-    """Those that were asked for, and one more beyond each end that has turned out to be the best so far."""
+    """The requested rates, and one more beyond each end that is the best so far."""
     rates = sorted(config.lrs)
     while len(losses := _losses(config, block, rates)) == len(rates):
         best = min(losses, key=losses.__getitem__)
@@ -218,7 +218,7 @@ def _rates(config: Config, block: int) -> list[float]:
 
 
 def _losses(config: Config, block: int, rates: list[float]) -> dict[float, float]:
-    """The held-out loss after each rate's run, of those that are done."""
+    """The final held-out loss for each rate whose run is done."""
     found = {}
     for lr in rates:
         rows = read_metrics(_sweep_run(config, block, lr), [])
@@ -230,7 +230,7 @@ def _losses(config: Config, block: int, rates: list[float]) -> dict[float, float
 
 
 def _recorded_loss(config: Config, run: str) -> float | None:
-    """What the rows say of a run that a machine trained which is gone."""
+    """The loss in the recorded rows, for a run trained on a machine that is gone."""
     for row in recorded(config.rows, "sweep") if config.rows else []:
         if row["name"] == run.rpartition("/")[2] and int(row["samples_seen"]) == config.sweep_samples:
             return float(row["val_loss"]) if row["val_loss"] else None
@@ -238,7 +238,7 @@ def _recorded_loss(config: Config, run: str) -> float | None:
 
 
 def _chosen(config: Config, sweep: list[Trial]) -> dict[str, float]:
-    """The rate of the smallest held-out loss for each block size whose sweep is complete."""
+    """The rate with the smallest held-out loss for each block size whose sweep is complete."""
     chosen = {}
     for block in SWEPT:
         rates = _rates(config, block)
@@ -252,7 +252,7 @@ def _chosen(config: Config, sweep: list[Trial]) -> dict[str, float]:
 
 
 def _grid(config: Config, sets: _Sets, rates: dict[str, float], last: int) -> list[Chain]:
-    """The counts up to `last`; by seed, so that every finished seed is a whole answer."""
+    """The counts up to `last`, seed by seed, so that every finished seed is a complete result."""
     chains = []
     for seed in config.seeds:
         for arm in _arms(config):
@@ -283,7 +283,7 @@ def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed:
     probes: list[tuple[probe.Config, ...]] = [(_linear(config, sets, run.out, seed),) for run in runs]
     probes[-1] += _secondary(config, sets, runs[-1].out, seed)
     if seed == min(config.seeds) and arm.schedule == "constant" and not arm.few:
-        first = arm is ARMS[0]  # pixels are nobody's
+        first = arm is ARMS[0]  # raw pixels do not depend on the arm
         untrained = dataclasses.replace(probes[0][0], encoder="random", pixels=first)
         probes[0] += (untrained,)
     if arm.schedule == "constant":
@@ -299,7 +299,7 @@ def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed:
 
 
 def _seeded(run: train.Config, seed: int) -> train.Config:
-    """Weights, crops, and the order of the data."""
+    """The run with this seed for weights, crops and data order."""
     return dataclasses.replace(run, seed=seed, order=dataclasses.replace(run.order, seed=seed))
 
 

@@ -1,10 +1,10 @@
-"""The paper's 15 evaluation sets as one list of probes: which settings each has, which are missing, and their table.
+"""The paper's 15 evaluation sets as one list of probes: each one's settings, which are missing, and their table.
 
 Settings are those of the official configs (config/eval of the official code), whose grids are the paper's Table 2 with
-one or two larger rates. What we do otherwise: the official batch of 4096 is four passes of 1024 whose gradients add up,
-each with batch-norm statistics of its own; ours is one of 4096. Under --protocol published the 13 sets without warm-up
-train every grid point at a tenth of its rate, the scheduler's defect (`probe.Config.warmup_defect`); the hold-out
-protocol, the default, trains the grid that was meant.
+one or two larger rates. One difference: the official batch of 4096 is four passes of 1024 with accumulated gradients,
+each with its own batch-norm statistics; ours is one pass of 4096. Under --protocol published, the 13 sets without
+warm-up train every grid point at a tenth of its rate, the scheduler's defect (`probe.Config.warmup_defect`); the
+default protocol, hold-out, trains the intended grid.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SUITES = ("paper15",)
 
 @dataclass(frozen=True)
 class Setting:
-    """How the heads of one benchmark train; what is not here is the same for all."""
+    """How the heads of one benchmark train; other settings are the same for all."""
 
     batch: int
     lrs: tuple[float, ...]
@@ -46,7 +46,7 @@ _LRS = (1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3)  # ImageNet-1k's
 _MORE = (*_LRS, 8e-3, 1e-2)
 _MOST = (*_MORE, 1e-1)
 EPOCHS = 100
-H14_IMAGE = 224  # pixels: of the official H/14; B/16 has 256
+H14_IMAGE = 224  # pixels, the official H/14's; B/16 has 256
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
@@ -71,17 +71,17 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
 
 @dataclass(frozen=True)
 class SuiteResult:
-    probes: tuple[existing.Result, ...]  # every result of the suite that lies there by now
-    missing: tuple[str, ...]  # under the root: benchmarks, or NAME/train and NAME/eval where the other half lies there
+    probes: tuple[existing.Result, ...]  # every existing result of the suite
+    missing: tuple[str, ...]  # under the root: benchmarks, or NAME/train or NAME/eval if only that half is missing
     failed: Mapping[str, str]  # benchmark -> why
-    probed: int  # probes done just now
+    probed: int  # probes done by this call
     stopped: bool
 
 
 def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> SuiteResult:
-    """Probe what is missing. A benchmark that cannot be probed is told in `failed`, and the others go on.
+    """Probe what is missing. A benchmark that cannot be probed is listed in `failed`, and the others continue.
 
-    Raises ValueError when no benchmark lies under the root, or there is no encoder to probe.
+    Raises ValueError if the root has no benchmark, or there is no encoder to probe.
     """
     stop = stop or threading.Event()
     base = absolute(dataclasses.replace(config.probe, device=cluster.probing_device(config.probe.device)))
@@ -103,30 +103,30 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
         named[base.out, evaluation] = name
         for settings in configs(name, dataclasses.replace(base, train=train, eval=evaluation), image, config.kept):
             if (left := existing.only_missing(settings, seen, mark)) is not None:
-                if why := _too_short(left):  # told now, and not after the start of the workers
+                if why := _too_short(left):  # report it before the workers start
                     failed[name] = why
                 else:
                     missing.append(left)
 
-    def tell(settings: probe.Config, why: str) -> None:
+    def note_failure(settings: probe.Config, why: str) -> None:
         failed[named[settings.out, settings.eval]] = why
 
-    probed = cluster.probe_all(missing, config.workers, stop, progress, tell)
-    names = {read_manifest(sets[name][1]).digest: name for name in lying}  # however the datasets call themselves
+    probed = cluster.probe_all(missing, config.workers, stop, progress, note_failure)
+    names = {read_manifest(sets[name][1]).digest: name for name in lying}  # a dataset may have another name
     mine = [r for r in existing.results(base.out) if r["manifest_eval"] in names and _same(base, seen, mark, r)]
     found = tuple({**r, "set": names[r["manifest_eval"]]} for r in mine)
     return SuiteResult(found, tuple(part for name in asked for part in absent[name]), failed, probed, stop.is_set())
 
 
 def _absent(root: str, name: str) -> list[str]:
-    """What of a benchmark is not there: nothing, one of its two datasets, or itself."""
+    """What is missing: nothing, one of the benchmark's two datasets, or the benchmark."""
     halves = [f"{name}/{half}" for half in ("train", "eval")]
     lost = [half for half in halves if not store.exists(store.join(root, half, "dataset.json"))]
     return [name] if lost == halves else lost
 
 
 def _too_short(settings: probe.Config) -> str:
-    """Why a probe that draws its images anew each epoch has not one batch of them; empty if it may have."""
+    """Why a probe that augments its images in each epoch has fewer than one batch of them; "" if it has enough."""
     images = settings.epochs * read_manifest(settings.train).samples
     by_steps = {"attentive", "linear"}.intersection(settings.heads)
     if settings.augment is None or not by_steps or images >= settings.batch:
@@ -135,7 +135,7 @@ def _too_short(settings: probe.Config) -> str:
 
 
 def absolute(settings: probe.Config) -> probe.Config:
-    """Workers have other working directories; results go to the run unless the config says where."""
+    """The config with absolute paths, as workers have other working directories; results go to the run by default."""
     given = store.absolute(settings.checkpoint) if settings.checkpoint else ""
     out = store.absolute(settings.out) if settings.out else existing.run_of(given)
     if not out:
@@ -144,7 +144,7 @@ def absolute(settings: probe.Config) -> probe.Config:
 
 
 def image_side(settings: probe.Config) -> int:
-    """Of the encoder's pictures, in pixels."""
+    """The side of the encoder's images, in pixels."""
     if settings.encoder in ("trained", "random"):
         run = existing.run_of(settings.checkpoint)
         return model_config(records.read_settings(run)["model"]).image
@@ -160,7 +160,7 @@ def _same(base: probe.Config, seen: int, mark: str, result: existing.Result) -> 
 
 
 def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = ()) -> list[probe.Config]:
-    """The probes of one benchmark: heads that want other pictures or another weight decay are probes of their own."""
+    """The probes of one benchmark: heads that need other images or another weight decay are separate probes."""
     setting = SETTINGS[name]
     wanted: dict[str, Any] = {
         "lrs": setting.lrs,
@@ -172,7 +172,7 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
         "precision": "bf16" if base.device.startswith("cuda") else "fp32",
     }
     # The official linear probe of B/16 has no RandAugment, no erasing and no weight decay; that of H/14 has all three,
-    # as its attentive one (config/eval/xtra_h/in1k_linear).
+    # like its attentive one (config/eval/xtra_h/in1k_linear).
     alike = image == H14_IMAGE
     made = []
     for attentive, augment, decay in ((True, PROBE, 0.1), (False, PROBE_LINEAR_B, 0.0)):
@@ -187,7 +187,7 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
 
 
 def text(result: SuiteResult, heads: Sequence[str]) -> list[str]:
-    """What there is to say at the end: the table, and what it lacks."""
+    """The table, and what it is missing."""
     lines = table(result, heads)
     notes = [f"failed   {name}: {why}" for name, why in result.failed.items()]
     if result.missing:
@@ -199,7 +199,7 @@ def text(result: SuiteResult, heads: Sequence[str]) -> list[str]:
 
 
 def table(result: SuiteResult, heads: Sequence[str]) -> list[str]:
-    """At most 80 columns: all 15 benchmarks, then their mean, which there is only when all 15 are."""
+    """At most 80 columns: all 15 benchmarks, then their mean, given only if all 15 have a result."""
     by_cell = {(r["set"], r["head"]): r for r in result.probes}
     width = min(24, 58 // max(1, len(heads)))
     lines = [f"{'':<13}{'images':>8}" + "".join(f"{head:>{width}}" for head in heads)]
@@ -223,11 +223,11 @@ def _cell(result: existing.Result | None, width: int) -> str:
 
 
 def whole(result: existing.Result) -> bool:
-    """Whether it is about as many images as the paper's."""
+    """Whether it has as many test images as the paper."""
     return result["total"] == BENCHMARKS[result["set"]].eval
 
 
 def average(cells: Sequence[existing.Result | None]) -> float | None:
-    """Plain mean of the 15 accuracies, as in the paper; of fewer it would be another number."""
+    """The plain mean of the 15 accuracies, as in the paper; None with fewer."""
     found = [cell["accuracy"] for cell in cells if cell is not None and whole(cell)]
     return sum(found) / len(found) if len(found) == len(BENCHMARKS) else None

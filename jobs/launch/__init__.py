@@ -1,4 +1,4 @@
-"""Ranks that a launcher other than Ray has started: found from their environment, joined, and heard with one voice."""
+"""Ranks started by a launcher other than Ray: found from their environment, joined, with only rank 0 printing."""
 
 from shards.door import door
 

@@ -1,4 +1,4 @@
-"""What torchrun, srun and others that start one process a rank say of it in the environment. Imports no torch."""
+"""A rank's place, from the environment that torchrun, srun and similar launchers set. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PORT = 29500  # torch's own default
-LEAST_PORT, PORTS = 10_000, 20_000  # a job's own port, below those that systems give to clients
+LEAST_PORT, PORTS = 10_000, 20_000  # range of a job's own port, below the ephemeral ports
 
 
 @dataclass(frozen=True)
 class Place:
-    """One rank of a group that a launcher has started."""
+    """One rank of a group started by a launcher."""
 
     by: str  # torchrun or srun, for messages
     rank: int
     size: int  # ranks in all
-    local_rank: int  # of this machine's ranks; also its GPU, where it sees several
+    local_rank: int  # number on this machine; also its GPU, if the rank sees several
     local_size: int  # ranks on this machine; 0: unknown
     master: str  # host of rank 0
     port: int
 
 
 def find(environ: Mapping[str, str]) -> Place | None:
-    """This process's place in a group; None where no launcher has started several processes, or one for torch.
+    """This process's place in a group; None unless a launcher has started several processes, or one for torch.
 
-    torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; other launchers set them as well) go before those
-    of Slurm. Raises ValueError naming a variable that is missing or wrong.
+    torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; other launchers set them as well) take precedence
+    over Slurm's. Raises ValueError naming a variable that is missing or wrong.
     """
     if environ.get("RANK") and environ.get("WORLD_SIZE"):
         return _of_torchrun(environ)
@@ -37,7 +37,7 @@ def find(environ: Mapping[str, str]) -> Place | None:
 
 
 def require(place: Place, least: int, most: int) -> None:
-    """Raises ValueError for a --workers that contradicts the launcher."""
+    """Raises ValueError if --workers contradicts the launcher."""
     if not least <= place.size <= most:
         asked = f"{least}" if least == most else f"{least}..{most}"
         variable = "WORLD_SIZE" if place.by == "torchrun" else "SLURM_NTASKS"
@@ -64,7 +64,7 @@ def _of_srun(environ: Mapping[str, str]) -> Place | None:
     tasks = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
     rank, size = _number(environ, "SLURM_PROCID"), _number(environ, tasks, 1, least=1)
     if size == 1:
-        return None  # one task is how Slurm starts anything
+        return None  # Slurm starts everything as at least one task
     if rank >= size:
         raise ValueError(f"SLURM_PROCID is {rank} and {tasks} {size}: ranks count from 0 and end below the tasks")
     nodes = next(filter(None, map(environ.get, ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"))), "")
@@ -77,7 +77,7 @@ def _of_srun(environ: Mapping[str, str]) -> Place | None:
 
 
 def _is_batch_shell(environ: Mapping[str, str]) -> bool:
-    """Whether this is the script of sbatch itself: it has the variables of the job's first task, and is no step."""
+    """Whether this is sbatch's own script: it has the first task's variables, but is not a step."""
     return environ.get("ENVIRONMENT") == "BATCH" and not environ.get("SLURM_STEP_ID")
 
 
@@ -93,7 +93,7 @@ def first_host(nodes: str) -> str:
 
 
 def _port(environ: Mapping[str, str]) -> int:
-    """The same on all ranks of a step, and another for another step of the same node, most likely."""
+    """A port that is equal on all ranks of a step, and most likely differs from other steps' on the same node."""
     job, step = (environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     if not job.isdigit():
         return PORT

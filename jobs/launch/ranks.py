@@ -1,6 +1,6 @@
-"""A launcher's rank: torch.distributed set up as Ray's groups have it, one voice for all ranks, one end for all.
+"""A launcher's rank: torch.distributed set up as in Ray's groups; only rank 0 prints; all ranks end together.
 
-The ranks stop together (train.run() sums the wish to stop), and leave together: with the same signal, and not before
+The ranks stop together (train.run() all-reduces the stop flag) and exit together: with the same signal, and not before
 rank 0 has committed, because launchers kill the others when the first process ends with an error.
 """
 
@@ -24,20 +24,20 @@ from jobs.terminal import say
 if TYPE_CHECKING:  # torch comes with it
     from xtra.train import Config
 
-WAIT_SECONDS = 300.0  # for all ranks to come
-COLLECTIVE_SECONDS = 1800  # that a rank waits for the others in a step; Ray Train's own
-ECHO_SECONDS = 2.0  # a platform signals every process, and its launcher passes the signal on: that is one signal
-HEAR_SECONDS = 5.0  # in which rank 0 says what another rank would say as well
+WAIT_SECONDS = 300.0  # for all ranks to join
+COLLECTIVE_SECONDS = 1800  # timeout of a collective, as in Ray Train
+ECHO_SECONDS = 2.0  # signals within this time count as one: from the platform, and passed on by its launcher
+HEAR_SECONDS = 5.0  # how long another rank waits to see whether rank 0 prints the same error
 POLL_SECONDS = 0.2
 _SAID = "xtra/said"
 
 
 class _OwnMistake(ValueError):
-    """What is wrong with this rank's place alone."""
+    """An error in this rank's place that other ranks do not have."""
 
 
 def heard(verb: Callable[[Call], Any]) -> Callable[[Call], Any]:
-    """The verb as it is where no launcher has started ranks, else with `call.place` and one voice for all ranks."""
+    """The verb; if a launcher has started ranks, with `call.place` set and only rank 0 printing."""
 
     def run(call: Call) -> Any:
         call.place = find(os.environ)
@@ -45,7 +45,7 @@ def heard(verb: Callable[[Call], Any]) -> Callable[[Call], Any]:
             return verb(call)
         with _one_voice(call, call.place):
             result = verb(call)
-        return result if call.place.rank == 0 else None  # of --json there is one line
+        return result if call.place.rank == 0 else None  # --json prints one line
 
     return run
 
@@ -62,7 +62,7 @@ def workers(call: Call, words: WorkersWords) -> Workers:
 def joined(
     call: Call, config: Config, workers: Workers, leading: contextlib.AbstractContextManager[None]
 ) -> Iterator[Config]:
-    """The run's config while this process is a member of its group, if it is one; `leading` is entered once a group."""
+    """The run's config while this process is a member of its group, if any; one rank per group enters `leading`."""
     place: Place | None = call.place
     if place is None or place.size == 1:
         with leading:
@@ -75,7 +75,7 @@ def joined(
 
 @contextlib.contextmanager
 def _one_voice(call: Call, place: Place) -> Iterator[None]:
-    """Only rank 0 prints; of the others, an error that rank 0 does not have, with rank and host."""
+    """Only rank 0 prints; other ranks print only errors that rank 0 does not have, with rank and host."""
     call.echo = ECHO_SECONDS
     if place.rank == 0:
         try:
@@ -103,18 +103,18 @@ def _one_voice(call: Call, place: Place) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _group(call: Call, place: Place, device: str, wait: float | None) -> Iterator[str]:
-    """The ranks' group while the block runs; gives the device, cpu or cuda, that all ranks train on.
+    """The ranks' group while the block runs; yields the device, cpu or cuda, that all ranks train on.
 
-    Raises TryLater where not all ranks come in `wait` seconds (300), or one is lost; ValueError where rank 0 cannot
-    listen, where a rank has no GPU of its own, and where some ranks have a GPU and others have none.
+    Raises TryLater if not all ranks join within `wait` seconds (default 300), or one is lost; ValueError if rank 0
+    cannot listen, if a rank has no GPU of its own, or if only some ranks have a GPU.
     """
     import torch
     import torch.distributed as dist
 
-    if not os.environ.get("OMP_NUM_THREADS"):  # as torchrun and Ray have it; sums depend on the number of threads
+    if not os.environ.get("OMP_NUM_THREADS"):  # as torchrun and Ray set it; sums depend on the number of threads
         torch.set_num_threads(1)
     if place.local_size:
-        os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_size))  # decoding threads go by it
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_size))  # sets the number of decoding threads
     kind = _device(device, place)
     _choose_interface(place)
     try:
@@ -125,8 +125,8 @@ def _group(call: Call, place: Place, device: str, wait: float | None) -> Iterato
         if not _is_loss(error):
             raise
         raise TryLater(
-            f"another rank was lost, or did not answer ({' '.join(str(error).split())[:200]}): the same command goes on"
-            " from the newest checkpoint"
+            f"another rank was lost, or did not answer ({' '.join(str(error).split())[:200]}): the same command "
+            "continues from the newest checkpoint"
         ) from None
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -138,7 +138,7 @@ def _device(asked: str, place: Place) -> str:
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return "cpu"
     seen = torch.cuda.device_count()
-    if seen > 1:  # else the launcher shows each rank its own GPU, or there is none, which train.run() refuses
+    if seen > 1:  # otherwise each rank sees only its own GPU, or none, which train.run() refuses
         if place.local_rank >= seen:
             raise _OwnMistake(f"local rank {place.local_rank} has no GPU of its own: this machine shows {seen} of them")
         torch.cuda.set_device(place.local_rank)
@@ -146,7 +146,7 @@ def _device(asked: str, place: Place) -> str:
 
 
 def _choose_interface(place: Place) -> None:
-    """One machine: loopback. Several: the interface towards rank 0, as a host's name may be 127.0.1.1 to itself."""
+    """One machine: loopback. Several: the interface towards rank 0, as a host may resolve its own name to 127.0.1.1."""
     name: str | None = None
     if place.local_size == place.size:
         name = "lo"
@@ -154,7 +154,7 @@ def _choose_interface(place: Place) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             asking.connect((place.master, place.port))  # sends nothing
             address = asking.getsockname()[0]
-            # rank 0's own name leads back to itself: there the host's name has to do
+            # rank 0's own name resolves to itself: use the host's name
             name = None if address.startswith("127.") else interface_of(address)
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -162,7 +162,7 @@ def _choose_interface(place: Place) -> None:
 
 
 def _interruptible(work: Callable[[], None]) -> None:
-    """Do it in a thread, so that a signal ends the waiting: torch's is in C++, where Python's handlers do not run."""
+    """Run it in a thread, so that a signal ends the wait: torch waits in C++, where Python's handlers do not run."""
     raised: list[BaseException] = []
 
     def caught() -> None:
@@ -204,13 +204,13 @@ def _meet(place: Place, kind: str, wait: float) -> None:
 def _absent(place: Place, wait: float, why: str) -> str:
     hint = " (in a script of sbatch, start it with srun)" if place.by == "srun" else ""
     return (
-        f"not all of {place.size} ranks came to {place.master}:{place.port} in {wait:.0f} s{hint}: the same command "
-        f"may work later, --wait-for-workers SECONDS waits longer ({why[:160]})"
+        f"not all of {place.size} ranks joined at {place.master}:{place.port} within {wait:.0f} s{hint}: try the same "
+        f"command later, or wait longer with --wait-for-workers SECONDS ({why[:160]})"
     )
 
 
 def _agree(store: Any, place: Place, kind: str) -> None:
-    """Another device on another rank would hang in the first collective."""
+    """Refuse different devices on different ranks, which would hang in the first collective."""
     if place.rank == 0:
         store.set("xtra/device", kind)
     first = store.get("xtra/device").decode()
@@ -219,7 +219,7 @@ def _agree(store: Any, place: Place, kind: str) -> None:
 
 
 def _leave_together(call: Call, kind: str) -> None:
-    """Not before rank 0 is done, and with the largest signal that any rank got."""
+    """Exit after rank 0 is done, with the largest signal that any rank received."""
     import torch
     import torch.distributed as dist
 
@@ -243,19 +243,19 @@ def _store() -> Any:
 
 
 def _leave_word(text: str) -> None:
-    """What rank 0 is about to print, for the others."""
+    """Store the text that rank 0 is about to print, for the other ranks."""
     if "torch" in sys.modules and (store := _store()) is not None:
         with contextlib.suppress(Exception):
             store.set(_SAID, text)
 
 
 def _is_said(text: str) -> bool:
-    """Whether rank 0 prints the same: before they have met, all ranks read the same words, and find the same wrong."""
+    """Whether rank 0 prints the same: before they join, all ranks parse the same words and find the same errors."""
     store = _store() if "torch" in sys.modules else None
     if store is None:
         return True
     try:
         store.wait([_SAID], timedelta(seconds=HEAR_SECONDS))
         return bool(store.get(_SAID).decode() == text)
-    except Exception:  # it says nothing, or has gone with the store
+    except Exception:  # rank 0 prints nothing, or is gone with the store
         return False

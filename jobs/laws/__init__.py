@@ -1,4 +1,4 @@
-"""Scaling laws of a ledger, with intervals; comparisons of arms from probe bits; both in numpy alone."""
+"""Scaling laws fitted to a ledger, with intervals; comparisons of arms from probe bits. Needs only numpy."""
 
 from shards.door import door
 

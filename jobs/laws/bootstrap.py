@@ -1,6 +1,6 @@
-"""A percentile bootstrap over trunks, from ten trunks on: over three it covers 62 % where it says 90 %.
+"""A percentile bootstrap over trunks, used from ten trunks on: with three, a nominal 90 % interval covers 62 %.
 
-Whole trunks are drawn with replacement, and every resample is fitted like the data. Arms of the same seeds draw the
+Whole trunks are drawn with replacement, and every resample is fitted like the data. Arms with the same seeds draw the
 same trunks, so that their comparison stays paired.
 """
 
@@ -23,7 +23,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Resampled:
-    """The laws of all resamples, [B] each; A belongs to n itself."""
+    """The laws of all resamples, [B] each; A is the coefficient of unscaled n."""
 
     E: Array
     log_A: Array
@@ -38,11 +38,12 @@ class Resampled:
 
 
 def resample(curve: Curve) -> Resampled:
-    """Fits of RESAMPLES resamples of the trunks of a curve, always the same ones for the same seeds."""
+    """Fits to RESAMPLES resamples of a curve's trunks; the same seeds always give the same resamples."""
     trunks = len(curve.seeds)
     generator = np.random.default_rng(zlib.crc32(" ".join(sorted(curve.seeds)).encode()))
     drawn = generator.multinomial(trunks, np.full(trunks, 1 / trunks), RESAMPLES)
-    # The points of a count have one x, so their weighted mean stands for them: all fits share the rest of the loss.
+    # The points of a count share one x, so their weighted mean can replace them: the rest of the loss is the same for
+    # all fits.
     counts, place = np.unique(curve.count, return_inverse=True)
     members = (place[:, None] == np.arange(len(counts))).astype(float)  # [P, counts]
     weights = drawn[:, curve.trunk] @ members
@@ -56,8 +57,8 @@ def resample(curve: Curve) -> Resampled:
 def percentiles(values: Array, level: float, trunks: int) -> tuple[float, float]:
     """The expanded percentile interval (Hesterberg 2015, section 5.3.4).
 
-    Resamples vary (K - 1) / K times as much as samples do, and know nothing of Student's t: plain percentiles over ten
-    trunks cover 80 to 88 % at 90 %. Expanded ones reach as far out as a t interval does.
+    Resamples vary (K - 1) / K times as much as samples do, and plain percentiles ignore Student's t: over ten trunks
+    they cover 80 to 88 % at a nominal 90 %. Expanded ones are as wide as a t interval.
     """
     reach = t_quantile(level, trunks - 1) * math.sqrt(trunks / (trunks - 1))
     tail = 1 - NormalDist().cdf(reach)

@@ -8,19 +8,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Config:
-    ledger: str = ""  # Parquet or CSV with columns arm, samples_seen and accuracy (0..1); others are used where present
+    ledger: str = ""  # Parquet or CSV with columns arm, samples_seen and accuracy (0..1); others are used if present
     x: Literal["samples_seen", "unique_images", "flops"] = "samples_seen"  # the axis of the law
     by: str = ""  # the arm that the others are compared with; or a column that names the arms, if not `arm`
-    set: str = ""  # where a ledger has probes of several sets: which
-    head: str = ""  # where a ledger has probes of several heads: which
-    level: float = 0.9  # of the intervals
+    set: str = ""  # which evaluation set, if the ledger has probes of several
+    head: str = ""  # which probe head, if the ledger has several
+    level: float = 0.9  # confidence level of the intervals
     at: tuple[float, ...] = ()  # also predict at these values of x
-    published: bool = False  # instead: the claim of the paper's Figure 1, by unique images and by samples seen
-    power: bool = False  # instead: the difference that a comparison of --seeds seeds with --sd finds
-    seeds: int = 3  # trunks of an arm, for --power
-    sd: float = 0.5  # standard deviation between seeds, in points of accuracy, for --power
-    arms: int = 2  # over which the variance is pooled, for --power
-    comparisons: int = 1  # that are made: all but one are Holm-adjusted, for --power
+    published: bool = False  # instead of a fit: the paper's Figure 1 claim, by unique images and by samples seen
+    power: bool = False  # instead of a fit: the difference that a comparison of --seeds seeds with --sd can detect
+    seeds: int = 3  # for --power: trunks per arm
+    sd: float = 0.5  # for --power: standard deviation between seeds, in points of accuracy
+    arms: int = 2  # for --power: arms over which the variance is pooled
+    comparisons: int = 1  # for --power: comparisons made; all except one are Holm-adjusted
 
     def __post_init__(self) -> None:
         if not self.ledger and not self.power and not self.published:

@@ -1,4 +1,4 @@
-"""What twice the samples would buy, by a fitted law."""
+"""The gain from doubling the samples, predicted by a fitted law."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Doubling:
     """From the largest measured count to twice it."""
 
     arm: str
-    samples: int  # more than were measured
-    points: float  # accuracy to gain, as a share
+    samples: int  # in addition to the measured ones
+    points: float  # accuracy gained, as a share
     low: float | None
     high: float | None
 
 
 def next_doubling(fit: Fit) -> tuple[Doubling, ...]:
-    """Of every arm with a law in samples seen; the interval is linearised, over trunks."""
+    """One for every arm with a law in samples seen; the interval is linearised, over trunks."""
     return tuple(_doubling(arm.fitted, fit.level) for arm in fit.arms if arm.fitted)
 
 

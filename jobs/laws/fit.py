@@ -1,5 +1,5 @@
-"""What a ledger says about scaling: a law for each arm, how well it predicts, and how many times fewer samples an arm
-needs than another, all with intervals over trunks.
+"""Scaling laws of a ledger: a law for each arm, how well it predicts, and how many times fewer samples one arm needs
+than another, all with intervals over trunks.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from jobs.laws.law import Curve, fit, too_few
 from jobs.laws.multiplier import Fitted, Multiplier, levels, multiplier
 from jobs.laws.table import AXES, Table, curves, read
 
-_ALL_PAIRS = 6  # arms up to which each is compared with each; more are compared with the first
+_ALL_PAIRS = 6  # up to this many arms, all pairs are compared; beyond it, each only with the first
 
 
 @dataclass(frozen=True)
 class ArmFit:
-    """One arm: its law in words of intervals, and what it was fitted to."""
+    """One arm: its law with intervals, and the data that it was fitted to."""
 
     name: str
-    row_name: str  # in the table: a size of an arm that has two is an arm here
-    curve: Curve  # as measured; of the largest size where there are several
+    row_name: str  # the arm's name in the table; differs from `name` where an arm's two sizes are fitted separately
+    curve: Curve  # as measured; the largest size where there are several
     fitted: Fitted | None  # None where only the joint law could be fitted
-    values: Mapping[str, Interval]  # E, A, a, n0; and B, b of a joint law
+    values: Mapping[str, Interval]  # E, A, a, n0; for a joint law also B, b
     joint: JointLaw | None
     sizes: tuple[Curve, ...]
 
@@ -37,7 +37,7 @@ class ArmFit:
 class Fit:
     axis: str
     arms: tuple[ArmFit, ...]
-    multipliers: Mapping[str, tuple[Multiplier, ...]]  # by axis; of the axis of the laws, and the others that there are
+    multipliers: Mapping[str, tuple[Multiplier, ...]]  # by axis: the laws' own, and the table's others
     held_out: tuple[HeldOut, ...]
     level: float
     remarks: tuple[str, ...]
@@ -59,8 +59,8 @@ class Fit:
 def run(config: Config) -> Fit:
     """Fit every arm of a ledger and compare them.
 
-    Raises ValueError, in one line, for a ledger that cannot be fitted, for arms that share no range of accuracy and for
-    a name that is no arm's.
+    Raises ValueError, in one line, for a ledger that cannot be fitted, for arms that share no range of accuracy, and
+    for an unknown arm.
     """
     only = {name: value for name, value in (("set", config.set), ("head", config.head)) if value}
     table = read(config.ledger, config.by, only)
@@ -73,18 +73,18 @@ def run(config: Config) -> Fit:
     found = analyse(table, config.x, config.by if config.by in names else "", config.level)
     if config.by in names and config.by not in [arm.row_name for arm in found.arms]:
         raise ValueError(
-            f"--by {config.by}: this arm has too few counts for a law: compare with another, or add counts"
+            f"--by {config.by}: this arm has too few counts for a law: compare with another arm, or add counts"
         )
     return found
 
 
 def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
-    """A table's laws and comparisons, of each two arms or with one ("": none is named). Raises what `run` does."""
+    """A table's laws and comparisons, of all pairs or with the arm `against` ("": all). Raises what `run` raises."""
     arms, remarks = _arms(table, axis, level)
     found = {axis: _multipliers([arm.fitted for arm in arms if arm.fitted], against, level)}
     several = len(arms) > 1
     if several and not any(arm.fitted for arm in arms):
-        remarks.append("No multiplier: no size of an arm has three counts of its own.")
+        remarks.append("No multiplier: no size of an arm has three counts.")
     elif several and not found[axis]:
         raise ValueError(f"{table.where}: arms share no range of accuracy ({_ranges(arms)}): measure more counts")
     for other in AXES:
@@ -92,14 +92,14 @@ def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
             try:
                 found[other] = _multipliers(_on_another_axis(table, other, arms), against, level)
             except ValueError:  # one value of this axis, such as the same images at every count
-                remarks.append(f"At equal {other}: no law, as this column has too few values in an arm.")
+                remarks.append(f"At equal {other}: no law, because an arm has too few values in this column.")
     remarks += _apart([arm.fitted for arm in arms if arm.fitted]) if found[axis] else []
     predictions = [point for arm in arms if arm.fitted for point in held_out(arm.curve, level)]
     return Fit(axis, tuple(arms), found, tuple(predictions), level, tuple(remarks), table)
 
 
 def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str]]:
-    """Every arm that has counts enough, and remarks: on those that have not, unless that is all of them."""
+    """Every arm with enough counts, and remarks on the others. Raises ValueError if no arm has enough."""
     measured, remarks = curves(table, axis)
     by_arm: dict[str, list[Curve]] = {}
     for curve in measured:
@@ -115,7 +115,7 @@ def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str
             what = f"{len(sizes)} sizes, one law in x and parameters"
             remarks.append(f"{name}: {what}; multipliers at its largest, {sizes[-1].params:.4g} parameters.")
         elif len(sizes) == 2:
-            remarks.append(f"{name}: two sizes, each fitted by itself (a law in parameters needs three).")
+            remarks.append(f"{name}: two sizes, each fitted separately (a law in parameters needs three).")
             arms += [_one(f"{name}, {curve.params:.4g} parameters", name, curve, level) for curve in sizes]
         elif sizes:
             arms.append(_one(name, name, sizes[0], level))
@@ -149,7 +149,7 @@ def _joint(name: str, sizes: Sequence[Curve], level: float) -> ArmFit:
 
 
 def _on_another_axis(table: Table, axis: str, arms: Sequence[ArmFit]) -> list[Fitted]:
-    """The arms' curves again, at the same sizes. Raises ValueError where an arm has too few values of the axis."""
+    """The arms' curves on another axis, at the same sizes. Raises ValueError if an arm has too few values of it."""
     sizes = {(curve.name, curve.params): curve for curve in curves(table, axis)[0]}
     found = []
     for arm in arms:
@@ -160,7 +160,7 @@ def _on_another_axis(table: Table, axis: str, arms: Sequence[ArmFit]) -> list[Fi
 
 
 def _multipliers(ready: Sequence[Fitted], against: str, level: float) -> tuple[Multiplier, ...]:
-    """Of every pair in both directions, or against one arm; at accuracies that both reach."""
+    """Multipliers of every pair in both directions, or against one arm, at accuracies that both reach."""
     named = [arm for arm in ready if arm.name == against]
     others = named or (ready if len(ready) <= _ALL_PAIRS else ready[:1])
     return tuple(
@@ -173,7 +173,7 @@ def _multipliers(ready: Sequence[Fitted], against: str, level: float) -> tuple[M
 
 
 def _apart(ready: Sequence[Fitted]) -> list[str]:
-    """Arms that no other arm's accuracy meets."""
+    """Remarks on arms that share no accuracy with any other arm."""
     alone = [one.name for one in ready if not any(levels([one, other]) for other in ready if other is not one)]
     return [f"No multiplier for {name}: it shares no accuracy with another arm." for name in alone]
 

@@ -17,12 +17,12 @@ from jobs.laws.student import t_quantile
 
 _AXIS = {"samples_seen": "samples seen", "unique_images": "unique images", "flops": "FLOPs"}
 _DECADE = 10
-_MIDDLE_FROM = 3  # arms from which only the middle accuracy of a pair is shown
+_MIDDLE_FROM = 3  # from this many arms on, only the middle accuracy of a pair is shown
 _NAME = 22
 
 
 def lines(fit: Fit, at: Sequence[float]) -> list[str]:
-    """Laws, held-out predictions, multipliers, predictions at given points, and what limits them."""
+    """Laws, held-out predictions, multipliers, predictions at given points, and remarks on their limits."""
     share = f"{100 * fit.level:g} %"
     found = [f"error = E + A (n + n0)^-a, n: {_AXIS[fit.axis]}; intervals at {share}", ""]
     found += [f"{'':<{_NAME}} {'':<4}{'value':>10}{'low':>10}{'high':>10}   from"]
@@ -119,7 +119,7 @@ def _count(n: float) -> str:
 
 
 def predicted(fitted: Fitted, n: float, level: float) -> Interval:
-    """The accuracy of a law at n; the interval is of the curve, linearised, over trunks."""
+    """A law's accuracy at n; the interval is the fitted curve's, linearised, over trunks."""
     accuracy = min(max(1 - float(fitted.law.error(n)), 0.0), 1.0)
     left = degrees_of_freedom(fitted.curve)
     if left == 0:
@@ -146,7 +146,7 @@ def _predictions(fit: Fit, at: Sequence[float]) -> list[str]:
 
 
 def _loss(fit: Fit) -> list[str]:
-    """How held-out or training loss goes with accuracy, inside each block size: across them losses do not compare."""
+    """The correlation of held-out or training loss with accuracy, within each block size: losses compare only there."""
     name = next((n for n in ("val_loss", "loss") if n in fit.table.columns), None)
     if name is None or "block" not in fit.table.columns:
         return []

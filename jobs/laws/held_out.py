@@ -1,6 +1,6 @@
-"""The largest counts, left out of the fit and predicted by it: does the law say more than simpler ones?
+"""The largest counts, left out of the fit and predicted by it: does the law predict better than simpler ones?
 
-The interval is about a prediction that never saw the point. Its width comes from how the difference (measured less
+The interval is for a prediction that did not use the point. Its width comes from how the difference (measured minus
 predicted) varies from trunk to trunk, as everywhere here; without trunks, from the residuals of the fit.
 """
 
@@ -16,12 +16,12 @@ from jobs.laws.law import OFFSET_FROM, Curve, fit
 from jobs.laws.multiplier import Fitted, fit_weights
 from jobs.laws.student import t_quantile
 
-_TWO_FROM = OFFSET_FROM + 2  # counts from which the two largest are left out: n0 can still be fitted
+_TWO_FROM = OFFSET_FROM + 2  # from this many counts on, two are left out: n0 can still be fitted
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One count that the fit did not see; accuracies are means over trunks."""
+    """One count left out of the fit; accuracies are means over trunks."""
 
     arm: str
     samples_seen: int
@@ -29,8 +29,8 @@ class HeldOut:
     predicted: float
     low: float | None
     high: float | None
-    constant: float  # what the largest count that was fitted had
-    log_linear: float  # a straight line in log n through what was fitted
+    constant: float  # predicted by no further gain: the accuracy at the largest fitted count
+    log_linear: float  # predicted by a straight line in log n through the fitted counts
 
 
 def held_out(curve: Curve, level: float) -> list[HeldOut]:
@@ -65,7 +65,7 @@ def _half_width(there: Curve, fitted: Fitted, n: float, level: float) -> float |
     both = [seed for seed in kept.seeds if seed in there.seeds]
     if len(both) > 1:
         residual = kept.error - fitted.law.error(kept.x)
-        ahead = per_trunk(weights * residual, kept) * len(kept.seeds)  # by how much each trunk alone would move it
+        ahead = per_trunk(weights * residual, kept) * len(kept.seeds)  # each trunk's influence on the prediction
         at = per_trunk(there.error, there) / per_trunk(np.ones(len(there.x)), there)
         difference = np.array([at[there.seeds.index(s)] - ahead[kept.seeds.index(s)] for s in both])
         return t_quantile(level, len(both) - 1) * float(difference.std(ddof=1)) / math.sqrt(len(both))

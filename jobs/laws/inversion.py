@@ -1,12 +1,12 @@
 """Intervals of a law's parameters: all values that a t test over trunks does not reject.
 
-The test of, say, a = a0 takes the direction in which a alone would move the curve: the derivative by a, less its
-projection on what the other parameters can do. Under the hypothesis every trunk's residual along it has mean zero,
-whatever the correlation between the counts of one trunk (an offset that they share, noise of each point, a drift). So
-the mean over its standard error over K trunks follows Student's t with K - 1 degrees of freedom: exactly for a, whose
-direction depends on a0 alone, and to second order for E, A and n0, whose direction depends on the fitted others.
-Nothing is drawn and nothing is linearised at the estimate; intervals are as skewed as the data make them
-(`xtra bench coverage` measures them).
+The test of, say, a = a0 uses the direction in which a alone would move the curve: the derivative by a, minus its
+projection on the other parameters' directions. Under the hypothesis, every trunk's residual along it has mean zero,
+whatever the correlation between the counts of one trunk (a shared offset, noise of each point, a drift). So the mean
+over its standard error over K trunks follows Student's t with K - 1 degrees of freedom: exactly for a, whose direction
+depends on a0 alone, and to second order for E, A and n0, whose direction depends on the other fitted parameters.
+Nothing is sampled and nothing is linearised at the estimate; intervals are as skewed as the data make them
+(`xtra bench coverage` measures their coverage).
 
 Without trunks the unit is the point: the same direction, with the variance of the residuals.
 
@@ -24,12 +24,12 @@ import numpy as np
 from jobs.laws.law import FLATTEST, STEEPEST, Array, Curve, Law, basis, number_of_parameters, project
 from jobs.laws.student import t_quantile
 
-_SIDE, _CLOSER = 40, 14  # candidates on each side of the estimate: from 1e-5 of the way to the bound, then between two
+_SIDE, _CLOSER = 40, 14  # candidates on each side: from 1e-5 of the way to the bound on, then between two neighbours
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its bounds; None where the data give none, infinite where they set no limit."""
+    """An estimate with its bounds: None where the data give none, infinite where the data do not limit it."""
 
     value: float
     low: float | None
@@ -37,12 +37,12 @@ class Interval:
 
 
 def degrees_of_freedom(curve: Curve) -> int:
-    """Of the t test: trunks less one, or without trunks, points less parameters. 0: no interval can be given."""
+    """The t test's: trunks - 1, or without trunks, points - parameters. 0: no interval is possible."""
     return len(curve.seeds) - 1 if curve.by_trunk else max(len(curve.x) - number_of_parameters(curve), 0)
 
 
 def intervals(curve: Curve, law: Law, level: float) -> dict[str, Interval]:
-    """E, A, a and n0 of the law with their intervals at `level`; `curve` is the one that `fit` drew in."""
+    """E, A, a and n0 of the law with their intervals at `level`; `curve` is the one that `fit` returned."""
     offset = number_of_parameters(curve) == 4
     if degrees_of_freedom(curve) == 0:
         found = {name: Interval(getattr(law, name), None, None) for name in ("E", "A", "a")}
@@ -72,7 +72,7 @@ class _Test:
     def invert(
         self, statistic: Callable[[Array], Array], estimate: float, bounds: tuple[float, float]
     ) -> tuple[float, float]:
-        """The values around the estimate that are not rejected; a bound that none is rejected up to is itself."""
+        """The ends of the values that are not rejected; where no candidate is rejected, the end is the bound."""
         sides = np.array([[-1.0], [1.0]])
         span = np.abs(np.array([bounds]).T - estimate)  # [2, 1]
         inner, outer = np.zeros((2, 1)), span.copy()
@@ -100,7 +100,7 @@ class _Test:
         return math.exp(low), math.exp(high)
 
     def of_all_a(self, a: tuple[float, float]) -> tuple[float, float]:
-        """With n0 free, A is all but a function of a: its range over the interval of a."""
+        """With n0 free, A is almost a function of a: its range over the interval of a."""
         steps = np.linspace(*a, _SIDE)
         scaled = project(*self._data, a=steps, free_E=True)[1]
         A = np.exp(np.log(np.maximum(scaled, 1e-12)) + steps * np.log(self.curve.x).mean())
@@ -119,20 +119,20 @@ class _Test:
     def _statistic(self, name: str, E: Array, A: Array, a: Array, n0: Array) -> Array:
         """t of the residuals along the direction of one parameter, [V]."""
         directions = tangents(self.curve.x, a, n0, self.offset)
-        if name == "A":  # with A held, a turns the curve about n = 1
+        if name == "A":  # with A fixed, a rotates the curve about n = 1
             directions["a"] = directions["a"] + np.log(self.curve.x).mean() * directions["A"]
         residual = self.curve.error - E[:, None] - A[:, None] * directions["A"]
         others = np.stack([v for key, v in directions.items() if key != name], axis=2)
         along = left_over(directions[name], others)
         total = (along * residual).sum(1)
-        tiny = 1e-9 * np.sqrt((along**2).sum(1))  # what rounding alone may leave
+        tiny = 1e-9 * np.sqrt((along**2).sum(1))  # rounding error
         if not self.curve.by_trunk:
             return total / (np.sqrt((along**2).sum(1)) * residual_deviation(self.curve, self.law) + tiny)
         return total / (spread(along * residual, self.curve) + tiny)
 
 
 def tangents(x: Array, a: Array, n0: Array, offset: bool) -> dict[str, Array]:
-    """Directions, up to a factor, in which each parameter moves the curve: [V, P] each."""
+    """The direction, up to a factor, in which each parameter moves the curve: [V, P] each."""
     phi = basis(x, a, n0)
     shifted = x + n0[:, None]
     found = {"E": np.ones_like(phi), "A": phi, "a": phi * (np.log(shifted) - np.log(x).mean())}
@@ -140,7 +140,7 @@ def tangents(x: Array, a: Array, n0: Array, offset: bool) -> dict[str, Array]:
 
 
 def left_over(target: Array, others: Array) -> Array:
-    """target [V, P] less its projection on others [V, P, parameters]."""
+    """target [V, P] minus its projection on others [V, P, parameters]."""
     scaled = others / np.sqrt((others**2).sum(1, keepdims=True))
     q = np.linalg.qr(scaled)[0]
     return target - (q @ (q.transpose(0, 2, 1) @ target[..., None]))[..., 0]
@@ -154,11 +154,11 @@ def per_trunk(values: Array, curve: Curve) -> Array:
 
 
 def spread(values: Array, curve: Curve) -> Array:
-    """The standard error of a sum over all points, from how its share differs from trunk to trunk."""
+    """The standard error of a sum over all points, from the variation of the trunks' shares."""
     return per_trunk(values, curve).std(axis=-1, ddof=1) * math.sqrt(len(curve.seeds))
 
 
 def residual_deviation(curve: Curve, law: Law) -> float:
-    """Standard deviation of a point about the law, by the residual degrees of freedom."""
+    """Standard deviation of a point around the law, with residual degrees of freedom."""
     left = len(curve.x) - number_of_parameters(curve)
     return math.sqrt(float(((curve.error - law.error(curve.x)) ** 2).sum()) / left) if left > 0 else math.nan

@@ -1,8 +1,8 @@
-"""error(n, N) = E + A n^-a + B N^-b for an arm of several sizes, by variable projection (Hoffmann et al. 2022, section
-3.3, whose fit by L-BFGS stopped early: Besiroglu et al. 2024).
+"""error(n, N) = E + A n^-a + B N^-b for an arm with several sizes, by variable projection (Hoffmann et al. 2022,
+section 3.3, whose fit by L-BFGS stopped early: Besiroglu et al. 2024).
 
-For given exponents E, A and B have a closed form, so a grid over (a, b) is a start from everywhere; none of the three
-may be negative. Intervals are linear ones with the trunk, here one size under one seed, as the unit.
+For given exponents, E, A and B have a closed form, so a grid over (a, b) covers all starting points; none of the three
+may be negative. Intervals are linearised, with the trunk (here one size under one seed) as the unit.
 
 Shapes: P points, G grid cells.
 """
@@ -20,7 +20,7 @@ from jobs.laws.inversion import Interval
 from jobs.laws.law import CUT, FLATTEST, STEEPEST, Array, Curve
 from jobs.laws.student import t_quantile
 
-SIZES = 3  # from which a law in size can be fitted
+SIZES = 3  # least sizes for a law in size
 _GRID, _ZOOM, _ROUNDS = 28, 7, 16
 
 
@@ -39,9 +39,9 @@ class JointLaw:
 
 
 def fit_sizes(sizes: Sequence[Curve], level: float) -> tuple[JointLaw, dict[str, Interval]]:
-    """The joint law of the curves of one arm, one a size, with intervals.
+    """The joint law of one arm's curves, one per size, with intervals.
 
-    Raises ValueError for fewer than three sizes, or fewer cells (size, count) than parameters and one.
+    Raises ValueError for fewer than three sizes, or fewer than six cells (size, count).
     """
     cells = sum(len(curve.counts) for curve in sizes)
     if len(sizes) < SIZES or cells < 6:
@@ -78,7 +78,7 @@ def _least_squares(x: Array, params: Array, error: Array) -> JointLaw:
 
 
 def _not_negative(terms: Array, error: Array) -> tuple[Array, Array]:
-    """The best scales of each cell's three terms, none negative: the best of the fits with each subset of them."""
+    """The best non-negative scales of each cell's three terms: the best fit over all subsets of the terms."""
     gram = terms @ terms.transpose(0, 2, 1)
     right = terms @ error
     found, lowest = np.zeros((len(terms), 3)), np.full(len(terms), float(error @ error))
@@ -96,7 +96,7 @@ def _not_negative(terms: Array, error: Array) -> tuple[Array, Array]:
 def _intervals(
     law: JointLaw, x: Array, params: Array, error: Array, trunk: np.ndarray | None, level: float
 ) -> dict[str, Interval]:
-    """E, A, a, B and b; A and B on a log scale, as they are known by their exponents."""
+    """E, A, a, B and b; A and B on a log scale, because their uncertainty is one of magnitude."""
     names = [name for name in ("E", "A", "a", "B", "b") if getattr(law, name) > 0]
     columns = {
         "E": np.ones(len(x)),
@@ -109,7 +109,7 @@ def _intervals(
     residual = error - law.error(x, params)
     units = np.arange(len(x)) if trunk is None else trunk
     each = np.stack([(weights * residual)[:, units == k].sum(1) for k in np.unique(units)], axis=1)
-    lost = 3 if trunk is not None else len(names)  # what the trunks' means were fitted with: E, B and b
+    lost = 3 if trunk is not None else len(names)  # parameters fitted to the trunks' means: E, B and b
     left = each.shape[1] - lost
     found = {}
     for name in ("E", "A", "a", "B", "b"):

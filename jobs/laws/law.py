@@ -1,8 +1,8 @@
-"""error(n) = E + A (n + n0)^-a by variable projection: for given a and n0 the best E and A have a closed form.
+"""error(n) = E + A (n + n0)^-a by variable projection: for given a and n0, the best E and A have a closed form.
 
-So a grid over (a, n0) starts from everywhere at once, and zooming into the best cell refines it: no local optimum is
-missed and nothing depends on a start. The loss is Huber's. Its minimum is the least-squares fit to pseudo-values, whose
-residuals are cut at a threshold (Huber 1981, section 7.8), so that all else here is least squares.
+So a grid over (a, n0) covers all starting points at once, and zooming into the best cell refines it: no local optimum
+is missed and nothing depends on a start. The loss is Huber's. Its minimum is the least-squares fit to pseudo-values,
+whose residuals are cut at a threshold (Huber 1981, section 7.8), so everything else here is least squares.
 
 Shapes: P points, K trunks, V candidates or resamples, G grid cells.
 """
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-LEAST = 3  # counts of a law
-STEEPEST, FLATTEST = 4.0, 0.01  # exponents that are tried
-OFFSET_FROM = 7  # counts from which n0 is fitted
-CUT = 5.0  # robust standard deviations at which Huber's loss turns linear: gross errors only, not the tails of noise
-CUT_FROM = 8  # residual degrees of freedom from which outliers can be recognised
+LEAST = 3  # counts that a law needs
+STEEPEST, FLATTEST = 4.0, 0.01  # range of the exponents tried
+OFFSET_FROM = 7  # n0 is fitted from this many counts on
+CUT = 5.0  # robust standard deviations at which Huber's loss turns linear: cuts gross errors, not the tails of noise
+CUT_FROM = 8  # residual degrees of freedom needed to recognise outliers
 _GRID, _ZOOM = 96, 9  # first exponents, and those around the best
 _COARSE = 32  # first exponents where n0 has a grid too
 _OFFSETS = np.concatenate([[0.0], np.geomspace(0.03, 30, 13)])  # n0 over the smallest count
@@ -29,7 +29,7 @@ _OFFSETS = np.concatenate([[0.0], np.geomspace(0.03, 30, 13)])  # n0 over the sm
 
 @dataclass(frozen=True)
 class Curve:
-    """The measurements of one arm, one entry a point."""
+    """The measurements of one arm, one entry per point."""
 
     name: str
     x: Array  # [P] the axis, above 0
@@ -45,17 +45,17 @@ class Curve:
 
     @property
     def places(self) -> int:
-        """How many different values of x the counts have, those within 1 % taken as one."""
+        """The number of distinct x values of the counts; values within 1 % count as one."""
         means = np.array([np.log(self.x[self.count == n]).mean() for n in self.counts])
         return 1 + int((np.diff(np.sort(means)) > 0.01).sum())
 
     @property
     def by_trunk(self) -> bool:
-        """Whether the trunk can be the unit; else only residuals are left to judge by."""
+        """Whether the trunk can be the unit; otherwise intervals come from residuals."""
         return len(self.seeds) > 1
 
     def where(self, keep: NDArray[np.bool_]) -> Curve:
-        """The points of a mask; trunks keep their numbers if each still has a point."""
+        """The points in a mask; trunks keep their numbers if each still has a point."""
         present = np.unique(self.trunk[keep])
         seeds = tuple(self.seeds[k] for k in present) if self.seeds else ()
         trunk = np.searchsorted(present, self.trunk[keep])
@@ -65,7 +65,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Law:
-    """One fitted law. `A` is the coefficient of n in its own unit."""
+    """One fitted law. `A` is the coefficient of unscaled n."""
 
     E: float
     A: float
@@ -103,7 +103,7 @@ def too_few(curve: Curve) -> str:
 
 
 def fit(curve: Curve) -> tuple[Law, Curve]:
-    """The law, and the curve with outliers drawn in to Huber's threshold, from which intervals are computed.
+    """The law, and the curve with outliers moved to Huber's threshold, from which intervals are computed.
 
     Raises ValueError for fewer than three counts, or values of x.
     """
@@ -152,10 +152,10 @@ def project(
     free_E: bool = False,
     rounds: int = 4,
 ) -> tuple[Array, Array, Array, Array]:
-    """V least-squares fits at once; each of E, A, a, n0 may be held at V given values.
+    """V least-squares fits at once; each of E, A, a, n0 may be fixed at V given values.
 
-    x [P]; error [V or 1, P]; weights [V or 1, P]. A belongs to x over its geometric mean. E stays within 0..1 (unless
-    `free_E`) and A above 0. Returns E, A, a, n0, each [V].
+    x [P]; error [V or 1, P]; weights [V or 1, P]. A is the coefficient of x divided by its geometric mean. E stays
+    within 0..1 (unless `free_E`) and A above 0. Returns E, A, a, n0, each [V].
     """
     many = max([len(error), *(len(v) for v in (weights, E, A, a, n0) if v is not None)])
     move_n0 = offset and n0 is None
@@ -170,7 +170,7 @@ def project(
         return E_V, A_V, a_V, n0_V
 
     best = best_of(cells)
-    if move_n0:  # its valley is narrow and aslant
+    if move_n0:  # its valley is narrow and diagonal
         for _ in range(rounds + 4):
             best = best_of(_along_the_valley(x, error, weights, best, a is None, E is None))
     elif a is None:
@@ -185,7 +185,7 @@ def _picked(values: Array, rows: NDArray[np.int64], cell: NDArray[np.int64]) -> 
 
 
 def _around(a: Array, round_: int) -> Array:
-    """Cells around the best one, at first as far as its neighbours."""
+    """Cells around the best one, in the first round out to its neighbours."""
     reach = math.log(STEEPEST / FLATTEST) / (_GRID - 1) * (2 / (_ZOOM - 1)) ** round_
     return np.clip(a[:, None] * np.exp(np.linspace(-reach, reach, _ZOOM)), FLATTEST, STEEPEST)
 
@@ -193,8 +193,8 @@ def _around(a: Array, round_: int) -> Array:
 def _along_the_valley(
     x: Array, error: Array, weights: Array | None, best: tuple[Array, ...], move_a: bool, move_E: bool
 ) -> tuple[Array, Array]:
-    """Cells (a, n0) along two Gauss-Newton steps from the best ones: of all, and with n0 held, for where it is at its
-    bound. The first cell is the best one itself."""
+    """Cells (a, n0) along two Gauss-Newton steps from the best ones: one in all parameters, one with n0 fixed for where
+    it is at its bound. The first cell is the best one itself."""
     E, A, a, n0 = best
     phi = basis(x, a, n0)
     shifted = x + n0[:, None]
@@ -244,9 +244,8 @@ def _linear(
         floor = E[:, None]
         scale = np.maximum((s_py - floor * s_p) / s_pp, 0)
     elif A is not None:
-        scale = A[:, None] * np.exp(
-            -a * np.log(np.exp(np.log(x).mean()))
-        )  # A of n itself: its scaled value depends on a
+        # A is the coefficient of unscaled n; the scaled value depends on a.
+        scale = A[:, None] * np.exp(-a * np.log(np.exp(np.log(x).mean())))
         floor = (s_y - scale * s_p) / s
         floor = floor if free_E else np.clip(floor, 0, 1)
     else:

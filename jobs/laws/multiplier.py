@@ -1,9 +1,9 @@
 """How many times fewer samples one arm needs than another for the same accuracy, with an interval.
 
-M(accuracy) = n_against / n_arm: above 1 the arm is the cheaper. Both laws are inverted only at accuracies that both
-curves reach within their measured counts. The interval is of log M: each trunk's influence on log n at that accuracy
-(its residuals through the fit, over the slope) is one number, and Student's t is over trunks: over differences where
-the two arms have the same seeds, else with Welch's degrees of freedom.
+M(accuracy) = n_against / n_arm: above 1, the arm is cheaper. Both laws are inverted only at accuracies that both curves
+reach within their measured counts. The interval is for log M: each trunk's influence on log n at that accuracy (its
+residuals through the fit, over the slope) is one number, and Student's t is over trunks: over paired differences where
+the two arms have the same seeds, otherwise with Welch's degrees of freedom.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jobs.laws.inversion import degrees_of_freedom, per_trunk, residual_deviatio
 from jobs.laws.law import Array, Curve, Law, number_of_parameters
 from jobs.laws.student import t_quantile
 
-_STEPS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # between the accuracies that are compared
+_STEPS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # between compared accuracies
 _MOST = 8
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """An arm with its law; `curve` has its outliers drawn in."""
+    """An arm with its law; `curve` has its outliers moved to Huber's threshold."""
 
     curve: Curve
     law: Law
@@ -36,12 +36,12 @@ class Fitted:
         return self.curve.name
 
     def reached(self) -> tuple[float, float]:
-        """The lowest and the highest accuracy of the law within the measured range."""
+        """The law's lowest and highest accuracy within the measured range."""
         low, high = sorted(1 - float(self.law.error(n)) for n in (self.curve.x.min(), self.curve.x.max()))
         return low, high
 
     def covers(self, accuracy: float) -> bool:
-        """Whether the law reaches an accuracy within the measured range; a flat one does so nowhere in particular."""
+        """Whether the law reaches an accuracy at a definite n within the measured range: a flat law never does."""
         n = self.law.count_at(1 - accuracy)
         return 0.999 * self.curve.x.min() <= n <= 1.001 * self.curve.x.max()
 
@@ -83,7 +83,7 @@ def multiplier(arm: Fitted, against: Fitted, accuracy: float, level: float) -> M
 
 
 def _half_width(arm: Fitted, against: Fitted, error: float, level: float) -> float | None:
-    """Of the interval of log M; None where one of the arms gives no interval."""
+    """The half-width of the interval of log M; None where one of the arms has no interval."""
     if 0 in (degrees_of_freedom(arm.curve), degrees_of_freedom(against.curve)):
         return None
     if arm.curve.by_trunk and sorted(arm.curve.seeds) == sorted(against.curve.seeds):
@@ -101,14 +101,14 @@ def _half_width(arm: Fitted, against: Fitted, error: float, level: float) -> flo
 
 
 def influence(fitted: Fitted, error: float) -> Array:
-    """How much a point moves log n at which the curve reaches an error: weights, to first order, [P]."""
+    """How much each point moves the log n at which the curve reaches an error: first-order weights, [P]."""
     law, n = fitted.law, fitted.law.count_at(error)
     slope = law.a * (error - law.E) * n / (n + law.n0)  # -d error / d log n
     return fit_weights(fitted, n) / slope
 
 
 def fit_weights(fitted: Fitted, n: float) -> Array:
-    """How much a point moves the fitted error at n: weights, to first order, [P]."""
+    """How much each point moves the fitted error at n: first-order weights, [P]."""
     curve, law = fitted.curve, fitted.law
     directions = tangents(
         np.append(curve.x, n), np.array([law.a]), np.array([law.n0]), number_of_parameters(curve) == 4
@@ -119,13 +119,13 @@ def fit_weights(fitted: Fitted, n: float) -> Array:
 
 
 def shares(fitted: Fitted, weights: Array) -> Array:
-    """What each trunk's residuals add to a weighted sum, [K]."""
+    """Each trunk's contribution to a weighted sum of residuals, [K]."""
     curve = fitted.curve
     return per_trunk(weights * (curve.error - fitted.law.error(curve.x)), curve)
 
 
 def variance(fitted: Fitted, weights: Array) -> float:
-    """Of a weighted sum of errors: from trunks, or from points where there are none."""
+    """The variance of a weighted sum of errors: from trunks, or from points where there are none."""
     if fitted.curve.by_trunk:
         each = shares(fitted, weights)
         return float(each.var(ddof=1) * len(each))

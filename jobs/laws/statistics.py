@@ -1,9 +1,9 @@
-"""Comparisons of arms from which images each of their probes got right: paired by image and by seed.
+"""Comparisons of arms, from the images that each of their probes got right: paired by image and by seed.
 
-The seed (a trunk with its probe) is the unit, and images are a sample too. So the variance of a difference has a part
-from the seeds and a part from the images, as for several readers of the same cases: Dorfman, Berbaum and Metz (1992)
-with the degrees of freedom of Hillis (2007), which are those of the seeds where images vary little. One comparison is
-declared primary before running; all others are exploratory and Holm-adjusted.
+The seed (a trunk with its probe) is the unit, and the images are a sample too. So the variance of a difference has a
+component from the seeds and one from the images, as for several readers of the same cases: Dorfman, Berbaum and Metz
+(1992), with the degrees of freedom of Hillis (2007), which equal those of the seeds where images vary little. One
+comparison is declared primary before running; all others are exploratory and Holm-adjusted.
 
 Shapes: S seeds, I images.
 """
@@ -21,26 +21,26 @@ from jobs.laws.student import detectable, f_tail, p_value, t_quantile
 
 Bits = NDArray[np.bool_]  # [S, I]
 LEVEL = 0.95
-POOLED_FROM = 3  # arms from which pooling adds anything to what pairing by seed takes out
+POOLED_FROM = 3  # with fewer arms, pooling adds nothing to pairing by seed
 _UNEVEN = 0.25  # level of the test that refuses to pool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The accuracy of one arm less another's: a mean over seeds, as a share."""
+    """One arm's accuracy minus another's: a mean over seeds, as a share."""
 
     arm: str
     against: str
     difference: float
     low: float
     high: float
-    p: float  # two-sided, of this comparison alone
-    adjusted: float  # Holm's over all exploratory comparisons; of the primary one: p
+    p: float  # two-sided, for this comparison alone
+    adjusted: float  # Holm-adjusted over all exploratory comparisons; for the primary one: p
     primary: bool
     seeds: int
     images: int
-    freedom: float  # degrees of freedom; infinite where one seed leaves images only
-    pooled: bool  # the variance between seeds is that of all arms
+    freedom: float  # degrees of freedom; infinite with one seed, where only images vary
+    pooled: bool  # whether the variance between seeds comes from all arms
 
     @property
     def unit(self) -> str:
@@ -59,17 +59,17 @@ def compare(
     primary: tuple[str, str] | None = None,
     level: float = LEVEL,
 ) -> tuple[Comparison, ...]:
-    """Each pair (arm, against), the primary one first; `bits` have the same seeds and images in every arm.
+    """One comparison for each pair (arm, against), the primary one first; all arms have the same seeds and images.
 
     Raises ValueError for an unknown arm, bits of different shapes, and a primary pair that is not among the pairs.
     """
     shapes = {name: np.shape(values) for name, values in bits.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 or min(shape) < 1 for shape in shapes.values()):
-        raise ValueError(f"bits are [seeds, images], alike in every arm; these have {shapes}")
+        raise ValueError(f"bits have shapes {shapes}; they must be [seeds, images], the same for every arm")
     if unknown := [name for pair in pairs for name in pair if name not in bits]:
-        raise ValueError(f"arm {unknown[0]} has no bits: there are those of {', '.join(bits)}")
+        raise ValueError(f"arm {unknown[0]} has no bits; these arms have: {', '.join(bits)}")
     if primary is not None and primary not in pairs:
-        raise ValueError(f"the primary comparison {' against '.join(primary)} is none of the comparisons made")
+        raise ValueError(f"the primary comparison {' against '.join(primary)} is not among the pairs")
     found = [_one(bits, arm, against, (arm, against) == primary, level) for arm, against in pairs]
     exploratory = [c for c in found if not c.primary]
     adjusted = dict(zip((id(c) for c in exploratory), holm([c.p for c in exploratory])))
@@ -78,10 +78,10 @@ def compare(
 
 
 def pooled_variance(bits: Mapping[str, Bits], arm: str, against: str) -> tuple[float, int] | None:
-    """The mean square between seeds of a difference of two arms, from all arms, the seeds' own effect taken out; and
-    its degrees of freedom. None where there are too few arms or seeds, or these two arms vary more than the others do.
+    """The mean square between seeds of a difference of two arms, estimated from all arms with the seeds' own effect
+    removed; and its degrees of freedom. None with too few arms or seeds, or if these two arms vary more than the rest.
 
-    That is tested one way and at a high level, as pooling with steadier arms would make false claims of these two.
+    That test is one-sided with a high alpha, because pooling with steadier arms would cause false claims.
     """
     accuracy = {name: np.asarray(values, float).mean(1) for name, values in bits.items()}
     arms, seeds = len(accuracy), len(accuracy[arm])
@@ -114,10 +114,10 @@ def _one(bits: Mapping[str, Bits], arm: str, against: str, primary: bool, level:
 
 
 def mean_of(values: NDArray[np.floating], pooled: tuple[float, int] | None = None) -> tuple[float, float, float]:
-    """Mean of [S, I] over seeds and images that are both samples; its variance and degrees of freedom.
+    """The mean of [S, I] with seeds and images both as samples; its variance and degrees of freedom.
 
-    pooled: a mean square between seeds and its degrees of freedom, instead of these seeds' own. With one seed, images
-    are the only sample, and the degrees of freedom infinite.
+    pooled: a mean square between seeds and its degrees of freedom, used instead of these seeds' own. With one seed, the
+    images are the only sample, and the degrees of freedom are infinite.
     """
     seeds, images = values.shape
     rows, columns = values.mean(1, dtype=np.float64), values.mean(0, dtype=np.float64)
@@ -129,7 +129,7 @@ def mean_of(values: NDArray[np.floating], pooled: tuple[float, int] | None = Non
     everything = float((np.asarray(values, np.float64) ** 2).sum()) - seeds * images * mean**2
     rest = everything - images * float(((rows - mean) ** 2).sum()) - seeds * float(((columns - mean) ** 2).sum())
     noise = max(rest, 0.0) / max((seeds - 1) * (images - 1), 1)
-    # Seeds vary by what chance alone gives, at the least; of two or three seeds the estimate is often below that.
+    # Seeds vary at least by chance; an estimate from two or three seeds is often below that.
     total = max(between, noise) + max(of_images - noise, 0.0)
     if between <= 0:
         return mean, total / (seeds * images), math.inf
@@ -137,7 +137,7 @@ def mean_of(values: NDArray[np.floating], pooled: tuple[float, int] | None = Non
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: of those at most alpha, any is false with probability alpha at most."""
+    """Holm's step-down adjustment: the probability of any false claim among those at most alpha is at most alpha."""
     order = sorted(range(len(p)), key=lambda i: p[i])
     adjusted, highest = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):
@@ -152,14 +152,14 @@ class Best:
 
     arm: str
     of: int  # arms that it was chosen from
-    accuracy: float  # on the images that had no say in the choice
+    accuracy: float  # on the images not used for the choice
     low: float
     high: float
-    chosen_at: float  # on those that had: what would have been reported otherwise
+    chosen_at: float  # on the images used for the choice: optimistic
 
 
 def best_of(bits: Mapping[str, Bits], level: float = LEVEL) -> Best:
-    """Rows take turns: even ones choose, odd ones measure. Raises ValueError for fewer than two images."""
+    """Even images choose, odd ones measure. Raises ValueError for fewer than two images."""
     if any(np.shape(values)[1] < 2 for values in bits.values()):
         raise ValueError("the best of several needs at least two images: one half chooses, the other measures")
     chosen = {name: float(np.asarray(values, float)[:, ::2].mean()) for name, values in bits.items()}
@@ -172,11 +172,11 @@ def best_of(bits: Mapping[str, Bits], level: float = LEVEL) -> Best:
 def detectable_difference(
     seeds: int, sd: float, arms: int = 2, comparisons: int = 1, level: float = LEVEL, wanted: float = 0.8
 ) -> float:
-    """The true difference of two arms that a study finds with probability `wanted`, in the unit of `sd`.
+    """The true difference between two arms that a study detects with probability `wanted`, in the unit of `sd`.
 
-    sd: between seeds of one arm, beyond what equal seeds share. arms: over which the variance is pooled. comparisons:
-    the hardest step of Holm's procedure over as many; 1 for a declared primary one. Raises ValueError for numbers that
-    make no design.
+    sd: standard deviation between seeds of one arm, beyond what equal seeds share. arms: arms over which the variance
+    is pooled. comparisons: the number for Holm's procedure, whose hardest step counts; 1 for a declared primary one.
+    Raises ValueError for numbers out of range.
     """
     for name, value, least in (("seeds", seeds, 2), ("arms", arms, 2), ("comparisons", comparisons, 1)):
         if value < least:

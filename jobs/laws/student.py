@@ -40,7 +40,7 @@ def power(shift: float, df: float, alpha: float = 0.05) -> float:
 
 
 def detectable(df: float, alpha: float = 0.05, wanted: float = 0.8) -> float:
-    """The true difference, in standard errors, that a two-sided t test finds with probability `wanted`."""
+    """The true difference, in standard errors, that a two-sided t test detects with probability `wanted`."""
     low, high = 0.0, 1.0
     while power(high, df, alpha) < wanted:
         low, high = high, 2 * high

@@ -1,4 +1,4 @@
-"""A ledger, ours or anybody's, as curves: Parquet or CSV, a row for each probe of a trunk at one sample count."""
+"""A ledger, ours or another's, as curves: Parquet or CSV, a row for each probe of a trunk at one sample count."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a ledger that are measurements of a trained encoder, checked."""
+    """The rows of a ledger that measure a trained encoder, checked."""
 
     where: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
     def axes(self) -> list[str]:
-        """The x axes that every row gives."""
+        """The x axes that every row has."""
         return [axis for axis in AXES if axis in self.columns and all(row[axis] is not None for row in self.rows)]
 
 
 def read(where: str, by: str = "", only: Mapping[str, str] | None = None) -> Table:
     """The measurements in a ledger; `only` keeps rows by column and value.
 
-    by: a column that names the arms instead of `arm`; the name of an arm changes nothing. Raises ValueError, in one
-    line, for a file that cannot be read and for values that cannot be right.
+    by: a column that names the arms instead of `arm`; ignored if it is an arm's name or no column. Raises ValueError,
+    in one line, for a file that cannot be read and for impossible values.
     """
     columns, raw = _rows(where)
     column = by if by in columns and by not in {str(row.get("arm")) for row in raw} else "arm"
@@ -54,14 +54,14 @@ def read(where: str, by: str = "", only: Mapping[str, str] | None = None) -> Tab
             found = sorted({str(row[name]) for row in raw if row[name] is not None})
             raise ValueError(f"--{name} {value}: {where} has {', '.join(found) or 'none'}")
     if not numbered:
-        raise ValueError(f"{where}: holds no accuracy of a trained encoder: give a ledger with probes")
+        raise ValueError(f"{where}: has no accuracy of a trained encoder: give a ledger with probes")
     rows = tuple(_checked(f"{where}, row {number}", row, column) for number, row in numbered)
     _one_probe(where, rows, columns)
     return Table(where, tuple(columns), rows)
 
 
 def _is_measurement(row: Row) -> bool:
-    """Our ledgers also have baselines, which saw nothing, and runs without a probe."""
+    """Our ledgers also have untrained baselines, and runs without a probe."""
     return "encoder" not in row or row["encoder"] == "trained"
 
 
@@ -88,7 +88,7 @@ def _rows(where: str) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _plain(cell: str | None) -> str | None:
-    """A cell of CSV: empty is absent, and text that a spreadsheet would compute is quoted with an apostrophe."""
+    """A CSV cell: empty is absent; an apostrophe before text that a spreadsheet would compute is removed."""
     return cell[1:] if cell and cell[0] == "'" and cell[1:2] in tuple("=+-@\t\r") else cell or None
 
 
@@ -130,9 +130,9 @@ def _one_probe(where: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 def curves(table: Table, axis: str) -> tuple[list[Curve], list[str]]:
-    """One curve for each arm, and for each size where an arm has several; and remarks on what the table lacks.
+    """One curve for each arm (for each size, if an arm has several), and remarks on what the table does not have.
 
-    Raises ValueError where the axis is absent, or a trunk has two rows of one count.
+    Raises ValueError if the axis is absent, or a trunk has two rows for one count.
     """
     lacking = axis not in table.columns or next((r for r in table.rows if r[axis] is None), None)
     if lacking:
@@ -144,7 +144,7 @@ def curves(table: Table, axis: str) -> tuple[list[Curve], list[str]]:
     if "seed" in table.columns and not seeded and any(row["seed"] is not None for row in table.rows):
         raise ValueError(f"{table.where}: some rows have a seed and some do not: give all or none")
     if not seeded:
-        remarks.append("No seeds in this table: points count as independent, and intervals come from residuals.")
+        remarks.append("The table has no seeds: points count as independent, and intervals come from residuals.")
     groups: dict[tuple[str, float | None], list[Row]] = {}
     for row in table.rows:
         groups.setdefault((row["arm"], row["params"] if sized else None), []).append(row)

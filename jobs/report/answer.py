@@ -1,7 +1,7 @@
 """The first screen of the report: what was asked, on which data, and the answer in one sentence with its uncertainty.
 
-Which comparison it is about never depends on how it came out: it is the one that the study declared, or else the one
-with most samples and most test images.
+The choice of comparison never depends on its outcome: it is the one that the study declared, or else the one with the
+most samples and test images.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Answer:
     question: str
     data: str
     sentence: str
-    footing: tuple[str, ...]  # what the sentence rests on, and what it does not say
-    cell: tuple[str, str, str, str] | None  # of the chart: set, its digest, head, how the grid point was chosen
+    footing: tuple[str, ...]  # the evidence behind the sentence, and its limits
+    cell: tuple[str, str, str, str] | None  # the chart: set, its digest, head, how the grid point was chosen
 
 
 def answer(
     ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison], primary: Primary | None = None
 ) -> Answer:
-    """primary: what the study declared, whether or not it has been measured yet."""
+    """primary: the declared comparison, whether or not it has been measured yet."""
     chosen = next((c for c in made if c.primary), None) or max(made, key=_weight, default=None)
     if chosen is not None:
         return _of_comparison(found, made, chosen, primary)
@@ -46,7 +46,7 @@ def answer(
 
 
 def _weight(c: Comparison) -> tuple[int, int, int, int]:
-    """By what was planned, never by what was found; of equals the first."""
+    """Depends on the plan alone, never on the results."""
     blocks = c.one.line.arm.block, c.other.line.arm.block
     return (c.one.row.samples_seen, c.one.row.total or 0, blocks[0] != blocks[1], blocks[0] - blocks[1])
 
@@ -75,13 +75,13 @@ def _of_comparison(
     if primary is not None:
         none = (
             f"The declared comparison ({primary.arm} against {primary.against} on {primary.set}, {primary.head} probe, "
-            f"after {primary.samples_seen:,} samples) is not there yet."
+            f"after {primary.samples_seen:,} samples) has not been measured yet."
         )
     declared = (
         "This comparison was declared before the runs."
         if c.primary
-        else f"{none} This is the one with most samples and test images, whatever "
-        f"came of it; it is exploratory, and its verdict is Holm-adjusted over {sum(not m.primary for m in made)}."
+        else f"{none} This is the one with the most samples and test images, whatever "
+        f"its outcome; it is exploratory, and its verdict is Holm-adjusted over {sum(not m.primary for m in made)}."
     )
     return Answer(question, _data(found, c), sentence, (declared, _equality(c), *_decidable(c)), _cell(row))
 
@@ -92,16 +92,16 @@ def _cell(row: object) -> tuple[str, str, str, str]:
 
 def _equality(c: Comparison) -> str:
     if c.equal == EQUAL:
-        return f"The two differ in {c.differs[0]}, all else equal."
+        return f"The two differ only in {c.differs[0]}."
     if c.equal == BUT_CODE:
-        return f"The two differ in {c.differs[0]}; all else is equal but the commit ({' and '.join(c.commits)})."
-    return f"Not all else is equal: the two differ in {'; '.join(map(str, c.differs))}."
+        return f"The two differ in {c.differs[0]} and in the commit ({' and '.join(c.commits)}), and in nothing else."
+    return f"The two differ in more than one thing: {'; '.join(map(str, c.differs))}."
 
 
 def _decidable(c: Comparison) -> list[str]:
-    """What the number of seeds could have shown."""
+    """The smallest difference that this number of seeds can detect."""
     if c.seeds < 2:
-        return ["One seed has both sides, and the interval is over test images alone: another seed moves both."]
+        return ["Both sides share one seed, and the interval covers test images alone: another seed moves both."]
     pairs = _paired(c)
     mean = math.fsum(pairs) / len(pairs)
     spread = math.sqrt(math.fsum((d - mean) ** 2 for d in pairs) / (len(pairs) - 1) / 2)
@@ -121,7 +121,7 @@ def _paired(c: Comparison) -> list[float]:
 
 
 def _of_curve(found: Sequence[Measured]) -> Answer:
-    """One line only: from where to where it goes."""
+    """The sentence where there is only one line: its first and last accuracy."""
     cell, group = max(by_cell(found).items(), key=lambda item: (len(item[1]), item[1][0].row.total or 0))
     at = points(group)
     last = max(at, key=lambda p: (p.row.samples_seen, -p.line.style))
@@ -159,5 +159,5 @@ def _trained_on(ledger: Ledger) -> str:
 
 
 def _name(address: str) -> str:
-    """Of a dataset, without the folder that it is in and the digest of its version."""
+    """A dataset's name, without its folder and version digest."""
     return address.rstrip("/").rpartition("/")[2].partition("@")[0]

@@ -1,7 +1,7 @@
-"""Arms: what a run is, apart from its seed, its data and its length; and in what two of them differ.
+"""Arms: a run's settings apart from its seed, data and length; and how two arms differ.
 
-An arm is all of a run's config that shapes its training: block, order, targets, head, size, optimiser. Two runs of one
-arm are repetitions of each other; two arms are compared by naming every field in which they differ. So arms are never
+An arm is every setting that shapes a run's training: block, order, targets, head, size, optimiser. Two runs of one arm
+are repetitions of each other; two arms are compared by naming every field in which they differ. So arms are never
 merged under a common name, and never called equal where they are not.
 """
 
@@ -20,7 +20,7 @@ from jobs.report.ledger import Run
 from jobs.report.tables import human
 
 TRUNK = "constant"  # without a decay
-SAID = 3  # differing fields that fit into a name
+SAID = 3  # most differing fields in a label
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Arm:
     """All settings of a training by dotted name, e.g. model.block; equal settings are the same arm."""
 
     settings: Mapping[str, Any]
-    names: tuple[str, ...] = field(compare=False, default=())  # what its configs call it
+    names: tuple[str, ...] = field(compare=False, default=())  # its names in configs
 
     @cached_property
     def key(self) -> str:
@@ -41,14 +41,14 @@ class Arm:
 
     @property
     def base(self) -> str:
-        """XTRA with its block in tokens, or what the paper calls AIM."""
+        """XTRA with its block size in tokens, or the paper's name AIM."""
         name = f"XTRA {self.block}x{self.block}" if self.block > 1 else "AIM-like 1x1"
         return name + ", prefix" * bool(self.settings.get("model.prefix"))
 
 
-@dataclass(frozen=True, eq=False)  # there is one object for each
+@dataclass(frozen=True, eq=False)  # one object per line
 class Line:
-    """An arm on one dataset: what is one line of a chart."""
+    """An arm on one dataset: one line of a chart."""
 
     arm: Arm
     manifest: str
@@ -58,12 +58,12 @@ class Line:
 
     @property
     def name(self) -> str:
-        """As its configs, and the ledger, call it."""
+        """Its name in its configs and in the ledger."""
         return ", ".join(self.arm.names)
 
 
 def arm_of(run: Run, decays: Mapping[str, float] | None = None) -> Arm:
-    """decays: of trunks by the run's name, the share in which their branches decay the rate."""
+    """decays: trunk name -> the share of samples over which its branches decay the learning rate."""
     settings = dict(_flat("", training_settings(run.config)))
     decay, floor = settings.pop("optim.decay", 0.0), settings.pop("optim.min_lr", 0.0)
     decay = (decays or {}).get(run.name, decay)
@@ -97,7 +97,7 @@ class Study:
 
 
 def study(runs: Sequence[Run]) -> Study:
-    """Every run's line, with a name of its own for each line."""
+    """Every run's line; each line has a unique label."""
     branches = {str(run.config.get("branch") or "").rstrip("/").rpartition("/")[2]: run for run in runs}
     decays = {trunk: run.config["optim"].get("decay", 0.0) for trunk, run in branches.items() if trunk}
     arms = _with_trunks({run.url: arm_of(run, decays) for run in runs})
@@ -114,7 +114,7 @@ def study(runs: Sequence[Run]) -> Study:
 
 
 def _with_trunks(arms: Mapping[str, Arm]) -> dict[str, Arm]:
-    """Trunks that have no branch yet count as the arm that decays, if there is one such arm alone."""
+    """A trunk without a branch counts as the arm that decays, if there is exactly one such arm."""
     found = dict(arms)
     for url, arm in arms.items():
         if arm.settings["optim.schedule"] == TRUNK:
@@ -140,8 +140,8 @@ Key = tuple[str, str]
 def _labels(
     order: Sequence[Key], arms: Mapping[Key, Arm], images: Mapping[Key, int], weights: Mapping[Key, int]
 ) -> dict[Key, str]:
-    """The base name, then what sets an arm apart from the one of that name that has most in common with all, and its
-    data where they differ."""
+    """The base name, then the settings that differ from the most typical arm of that name, then the data if they
+    differ."""
     sizes = {(a.settings.get("model.width"), a.settings.get("model.depth")) for a in arms.values()}
     usual = Counter({manifest: sum(w for k, w in weights.items() if k[1] == manifest) for _, manifest in order})
     most = max(usual, key=lambda manifest: (usual[manifest], manifest), default="")
@@ -186,7 +186,7 @@ class Difference:
 
 
 def differences(one: Arm, other: Arm) -> list[Difference]:
-    """Every setting that two arms do not share, by name."""
+    """Every setting in which two arms differ, by name."""
     return [
         Difference(name, shown_value(one.settings.get(name)), shown_value(other.settings.get(name)))
         for name in sorted({*one.settings, *other.settings})

@@ -1,4 +1,4 @@
-"""Which runs trained alike: a digest of all in a run's config that shapes its training."""
+"""Which runs trained alike: a digest of all settings that shape a run's training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from shards import roles
 
 
 def settings_digest(config: Mapping[str, Any]) -> str:
-    """12 hex digits that are equal for runs which differ in variant, seed, samples, data and machine only.
+    """12 hex digits, equal for runs that differ only in variant, seed, samples, data and machine.
 
-    A field that an older run's config lacks counts as its default.
+    A field missing from an older run's config counts as its default.
     """
     kept = training_settings(config)
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "block"}
-    if kept["optim"]["schedule"] == "cosine":  # as before there were others
+    if kept["optim"]["schedule"] == "cosine":  # the digest from when cosine was the only schedule
         kept["optim"] = {k: v for k, v in kept["optim"].items() if k not in ("schedule", "decay")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,7 +1,7 @@
-"""Comparisons of lines: paired by image and by seed, every field in which the two sides differ named.
+"""Comparisons of lines, paired by image and by seed, with every field in which the two sides differ.
 
-One is primary if the study declared it before it ran (`primary` in study.json); all others are exploratory and
-Holm-adjusted together. Nothing is called "all else equal" that is not.
+A comparison is primary if the study declared it before it ran (`primary` in study.json); all others are exploratory
+and Holm-adjusted together. "All else equal" is said only where exactly one thing was changed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from shards import store, typed_json
 from shards.figures import wilson
 
 PINNED = "study.json"  # in a study's folder, or one above
-MOST = 7  # lines up to which each is compared with each; of more, each with the first
-EQUAL, BUT_CODE = "all else equal", "all else equal but the commit"
+MOST = 7  # up to this many lines, every pair is compared; beyond it, each line only with the first
+EQUAL, BUT_CODE = "all else equal", "all else equal except the commit"
 
 
 Pair = tuple[float, float]  # of one and the other
@@ -42,19 +42,19 @@ class Primary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One point of a curve less another's; accuracies are means over the seeds that both have."""
+    """One point minus another; accuracies are means over the seeds that both have."""
 
     one: Point
     other: Point
     accuracies: Pair
     low: float
     high: float
-    p: float | None  # None: from one seed without the images' results, no test is made
+    p: float | None  # None: one seed and no per-image results, so no test is possible
     adjusted: float | None
     primary: bool
     seeds: int
-    paired: str  # what the interval is over
-    differs: tuple[Difference, ...]  # arm, data and probe; the commit is apart
+    paired: str  # what the interval covers
+    differs: tuple[Difference, ...]  # in arm, data and probe; not in the commit
     commits: tuple[str, str]
 
     @property
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """higher, lower or undecided, of the first side; of one seed nothing is decided."""
+        """Whether the first side is higher, lower or undecided; one seed decides nothing."""
         if self.adjusted is None or self.seeds < 2:
             return "undecided: one seed"
         if self.adjusted > 1 - LEVEL:
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def read_primary(root: str) -> Primary | None:
-    """What study.json in the folder, or in the one above, declares. Raises ValueError where that is unreadable."""
+    """The comparison declared by study.json in the folder or its parent. Raises ValueError if it is unreadable."""
     root = root.rstrip("/")
     for folder in (root, root.rpartition("/")[0] or "."):
         where = store.join(folder, PINNED)
@@ -101,7 +101,7 @@ def _primary(where: str, declared: Any) -> Primary:
 
 
 def primary_of(words: Sequence[str]) -> Primary:
-    """ARM AGAINST SET HEAD SAMPLES. Raises ValueError for another number of words, or no number of samples."""
+    """Parse ARM AGAINST SET HEAD SAMPLES. Raises ValueError unless there are five words and SAMPLES is a number."""
     if len(words) != 5 or not words[4].isdigit():
         raise ValueError(f"--primary is {' '.join(words)}; it must be ARM AGAINST SET HEAD SAMPLES")
     arm, against, name, head, samples = words
@@ -109,8 +109,8 @@ def primary_of(words: Sequence[str]) -> Primary:
 
 
 def comparisons(found: Sequence[Measured], primary: Primary | None = None) -> list[Comparison]:
-    """Each two lines that differ in arm or in data, at the largest count that both have, of every set, head and way of
-    choosing; the primary comparison first."""
+    """Every pair of lines that differ in arm or in data, at the largest count that both have, for each set, head and
+    protocol; the primary comparison first."""
     made: list[Comparison] = []
     for group in by_cell(found).values():
         at = points(group)
@@ -145,8 +145,8 @@ def _is(primary: Primary, one: Point, other: Point, samples: int) -> bool:
 
 
 def _pairs(here: Sequence[Point]) -> list[tuple[Point, Point]]:
-    """Points to compare at one count: of other arms on the same data, or of one arm on other data; those whose probes
-    were made alike first."""
+    """Pairs to compare at one count: two arms on the same data, or one arm on two datasets; pairs with the same probe
+    protocol first."""
     several = len({p.line.style for p in here}) > MOST
     pairs = [(here[0], p) for p in here[1:]] if several else list(combinations(here, 2))
     kept = [
@@ -166,7 +166,7 @@ def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> 
     if common:
         mine, theirs = (math.fsum(s[seed].accuracy for seed in common) / len(common) for s in sides)
         accuracies = mine, theirs
-    bits = _bits([one, other, *here], common) if common else {}  # of several probes of a line, these
+    bits = _bits([one, other, *here], common) if common else {}  # where a line has several probes, these two
     if one.line.label in bits and other.line.label in bits:
         (c,) = statistics.compare(bits, [(one.line.label, other.line.label)])
         low, high, p, paired = c.low, c.high, c.p, "seeds and images" if len(common) > 1 else "images of one seed"
@@ -190,7 +190,7 @@ def _by_seed(point: Point) -> dict[str, Measured]:
 
 
 def _bits(here: Sequence[Point], seeds: Sequence[str]) -> dict[str, np.ndarray]:
-    """[seeds, images] of every line that has all these seeds: the others lend their variance."""
+    """[seeds, images] of every line that has all these seeds; the variance is pooled over all of them."""
     found: dict[str, np.ndarray] = {}
     for point in here:
         sides = _by_seed(point)
@@ -206,7 +206,7 @@ def _differs(one: Point, other: Point) -> list[Difference]:
         found.append(Difference("data", _data(one.line), _data(other.line)))
     ours, theirs = one.group[0].protocol, other.group[0].protocol
     changed = [name for name in ours if ours[name] != theirs[name]]
-    if len(changed) > 1 and "probe settings" in changed:  # its words repeat what the other fields say
+    if len(changed) > 1 and "probe settings" in changed:  # repeats the other fields
         changed.remove("probe settings")
     return found + [Difference(name, ours[name] or "-", theirs[name] or "-") for name in changed]
 
@@ -216,7 +216,7 @@ def _data(line: Line) -> str:
 
 
 def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of p - q for two shares of n and m images (Newcombe 1998, method 10: from the Wilson intervals).
+    """95% interval of p - q for two shares of n and m images (Newcombe 1998, method 10, from Wilson intervals).
 
     Treats the two test runs as independent; on the same images the true interval is narrower.
     """
@@ -225,7 +225,7 @@ def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964)
 
 
 def comparison_table(made: Sequence[Comparison]) -> str:
-    """All of them, the declared one first."""
+    """All comparisons as an HTML table, the declared one first."""
     columns: Columns[Comparison] = {
         "": lambda c: "declared" if c.primary else "exploratory",
         "probe": lambda c: f"{c.one.row.set}, {c.one.row.head}",
@@ -244,8 +244,8 @@ def comparison_table(made: Sequence[Comparison]) -> str:
         "they differ in": lambda c: "; ".join(map(str, c.differs)),
     }
     text = (
-        "One less other, in points, at the largest count that both have; paired by image and by seed where that is "
-        "known. Intervals are of each comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
-        "verdict goes by it. “Equal”: one thing alone was changed."
+        "One minus other, in points, at the largest count that both have; paired by image and by seed where both are "
+        "known. Each interval covers its own comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
+        "verdict follows from it. “Equal”: exactly one thing was changed."
     )
     return table(columns, made, text, lambda c: c.primary)

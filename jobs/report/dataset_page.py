@@ -1,8 +1,8 @@
-"""A dataset -> one HTML page: where every link went and why, by example; hosts, sizes, pictures kept and rejected.
+"""A dataset -> one HTML page: what happened to the links and why, by example; hosts, sizes, kept and rejected pictures.
 
-The page needs nothing but itself: no script, no fonts, no links out, so it opens from a bucket, a mail or a stick. The
-list, its hosts and what they answered are hostile: all of it is escaped, none of it becomes a link, and a
-Content-Security-Policy forbids whatever should slip through.
+The page is self-contained (no scripts, fonts or links out), so it opens from a bucket, an e-mail or a USB stick. The
+list, its hosts and their replies are untrusted: all of it is escaped, none of it becomes a link, and a
+Content-Security-Policy blocks anything that slips through.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from shards.pixels import image
 
 NAME = "ingest.html"
 EVENTS = 60  # the newest ones are shown; all are counted
-ROUTINE = frozenset({"unit"})  # one for every unit: only counted
+ROUTINE = frozenset({"unit"})  # one per unit: counted, not listed
 MOST_BYTES = 2_000_000  # of the page
-PICTURES = 1_150_000  # bytes of pictures in it, before base64 makes four of three
-NAMED = 24  # classes that are named one by one; of more, the NAMED_ENDS largest and smallest
+PICTURES = 1_150_000  # bytes of pictures in it, before base64 adds a third
+NAMED = 24  # up to this many classes are all named; beyond it, only the NAMED_ENDS largest and smallest
 NAMED_ENDS = 5
-TINY = 40  # pixels, below which a picture is drawn as the squares that its pixels are
+TINY = 40  # pixels; a smaller picture is enlarged without smoothing
 LONGEST_LINK = 2_000  # characters
 
 MEANINGS: dict[str, str] = {
@@ -48,16 +48,16 @@ MEANINGS: dict[str, str] = {
     Reason.CONNECT: "no connection to the host, or it broke off",
     Reason.TIMEOUT: "the link took longer than the deadline, or hardly sent anything",
     Reason.TLS: "no trusted encryption: an expired, wrong or self-signed certificate",
-    Reason.HTTP_429: "the host said that we ask too often",
+    Reason.HTTP_429: "the host asked us to slow down",
     Reason.HTTP_5XX: "the server had an error",
     Reason.TRUNCATED_BODY: "the reply ended before its announced length",
     Reason.HTTP_404: "not found",
     Reason.HTTP_410: "gone for good",
     Reason.HTTP_4XX: "refused in another way, such as 401, 403 or 451",
     Reason.BLOCKED_ADDRESS: "leads to an address that is not public, or to a port that is not allowed",
-    Reason.BAD_URL: "the line holds no usable http or https URL",
+    Reason.BAD_URL: "the line has no usable http or https URL",
     Reason.TOO_MANY_REDIRECTS: "redirected in a circle or too often",
-    Reason.ROBOTS: "the host's robots.txt does not want it fetched",
+    Reason.ROBOTS: "the host's robots.txt forbids fetching it",
     Reason.OPT_OUT: "the reply says that it is not for training (X-Robots-Tag)",
     Reason.TOO_LARGE: "the reply is larger than the cap",
     Reason.NOT_AN_IMAGE: "the reply is something else, often a web page",
@@ -65,15 +65,15 @@ MEANINGS: dict[str, str] = {
     Reason.TOO_SMALL: "a side is shorter than the minimum",
     Reason.TOO_MANY_PIXELS: "more pixels than the cap",
     Reason.BAD_ASPECT: "too long and thin",
-    Reason.UNSUPPORTED: "a picture of a format or sample type that we do not take",
-    Reason.PLACEHOLDER: "a placeholder for a photo that is gone, the same under many links",
+    Reason.UNSUPPORTED: "a picture in a format or sample type that is not supported",
+    Reason.PLACEHOLDER: "a placeholder image for a photo that is gone, the same under many links",
     Reason.DUPLICATE: "the same bytes as an earlier link, which took over its labels",
-    Reason.HASH_MISMATCH: "other bytes than those whose hash the list gives",
-    # What only a selection says:
+    Reason.HASH_MISMATCH: "the bytes do not match the hash in the list",
+    # Reasons that only a selection gives:
     "near_duplicate": "looks like a picture of an earlier link, which took over its labels",
-    "class": "of no class that was asked for",
-    "small_class": "of classes with too few pictures",
-    "excluded": "named by a list of what is to be taken out",
+    "class": "not in a requested class",
+    "small_class": "in classes with too few pictures",
+    "excluded": "named by an exclusion list",
     "subset": "not in the random subset",
 }
 
@@ -87,7 +87,7 @@ class Happened:
 
 
 def happened(events: Iterable[Event], most: int = EVENTS) -> Happened:
-    """In constant memory, however many there are."""
+    """Count events, and keep the newest `most`, in constant memory."""
     counts: Counter[str] = Counter()
     newest: deque[Event] = deque(maxlen=most)
     for event in events:
@@ -98,7 +98,7 @@ def happened(events: Iterable[Event], most: int = EVENTS) -> Happened:
 
 
 def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
-    """The page of the newest version of a dataset, as DATASET/ingest.html; returns its URL. Raises StoreError."""
+    """Write the page of a dataset's newest version as DATASET/ingest.html; return its URL. Raises StoreError."""
     version = manifest.read_manifest(dataset)
     url = store.join(dataset, NAME)
     account = link_counts.of_manifest(version, read_info(dataset).left_out)
@@ -107,7 +107,7 @@ def write(dataset: str, settings: Mapping[str, str] | None = None) -> str:
 
 
 def page(version: Manifest, account: Account, seen: Survey, events: Happened, settings: Mapping[str, str]) -> str:
-    what = "links" if seen.largest else "pictures"  # an import's have no hosts
+    what = "links" if seen.largest else "pictures"  # an import has no hosts
     read = f"From {seen.shards_read:,} of {seen.shards:,} shards, evenly spaced ({seen.rows:,} {what})."
     sample = "" if seen.whole else read
     seen = _lighter(seen)
@@ -127,8 +127,7 @@ def page(version: Manifest, account: Account, seen: Survey, events: Happened, se
 
 
 def _lighter(seen: Survey) -> Survey:
-    """Without the pictures that would make the page larger than MOST_BYTES: of each reason and class the first ones
-    stay longest."""
+    """Drop pictures until the page stays below MOST_BYTES; the first ones of each reason and class are kept."""
     left, turn, kept = PICTURES, 0, set()
     groups = [*seen.thumbs.values(), *(c.thumbs for c in seen.shown)]
     for turn in range(max(map(len, groups), default=0)):
@@ -148,7 +147,7 @@ def _lighter(seen: Survey) -> Survey:
 
 
 def settings(config: Any, prefix: str = "") -> dict[str, str]:
-    """Every field of a Config by its flag's name, without what may be a secret: a URL's user, password and query."""
+    """Every field of a Config by flag name, without possible secrets: a URL's user, password and query."""
     found: dict[str, str] = {}
     for f in dataclasses.fields(config):
         value, name = getattr(config, f.name), f"{prefix}{f.name.replace('_', '-')}"
@@ -162,8 +161,8 @@ def settings(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 def retry_command(dataset: str, given: Mapping[str, str]) -> str:
-    """The words that ask again for what may work later, with those of the last run's `settings` that are not the
-    defaults and that a retry needs: how to judge, and how to ask."""
+    """The command that retries links that may work later, with the last run's non-default settings that a retry needs
+    (filter.* and fetch.*)."""
     words = ["xtra", "ingest", "--retry", "--out", shlex.quote(dataset)]
     usual = settings(Config())
     for name, value in given.items():
@@ -202,7 +201,7 @@ def _header(version: Manifest, a: Account, kind: str, what: str) -> str:
 
 
 def funnel(a: Account, what: str = "links") -> str:
-    """Stages and what fell between them, as bars over the lines of the list; `what` its usable lines are."""
+    """Stages, and the losses between them, as bars relative to the list's lines; `what` names its usable lines."""
     rows: list[str] = []
     if a.not_chosen:
         rows.append(_bar("lines in the list", a.lines, a, "stage"))
@@ -254,14 +253,13 @@ def _reasons(a: Account, examples: Mapping[str, Sequence[Example]], what: str) -
 
 
 def example(key: str, url: str, detail: str, status: int | None = None, linked: bool = False) -> str:
-    """A link as a list item. Its URL is text, so that nobody follows it by accident, unless it is asked for."""
+    """A link as a list item. Its URL is plain text, so that it is not followed by accident, unless `linked`."""
     said = " · ".join(filter(None, (key, f"HTTP {status}" if status else "", detail)))
     return f"<li><code>{link(url) if linked else safe(url, 300)}</code><br>{safe(said, 300)}</li>"
 
 
 def link(url: str, words: str = "", most: int = 300) -> str:
-    """A stranger's URL that can be followed, if it is one of http or https, else its text. Who follows it says nothing
-    of where from."""
+    """An untrusted URL as a link without referrer if its scheme is http or https, else as text."""
     text = safe(words or url, most)
     try:
         parts = urlsplit(url)
@@ -318,7 +316,7 @@ def _short_size(count: float) -> str:
 
 
 def _classes(seen: Survey, known: Sequence[str] | None) -> str:
-    """How many pictures each class has, and some of the pictures of some classes."""
+    """The number of pictures in each class, and example pictures of some classes."""
     if not seen.classes:
         return ""
     counts = list(seen.classes.values())
@@ -383,8 +381,8 @@ def _thumbs(thumbs: Sequence[Thumb], captions: bool = True) -> str:
 
 
 def thumb(t: Thumb, caption: str = "") -> str:
-    """A picture as a figure, with a caption of HTML; hovering shows where it came from. Tiny ones are enlarged, pixel
-    by pixel, in a frame."""
+    """A picture as a figure with an HTML caption; hovering shows its source. Tiny pictures are enlarged without
+    smoothing, in a frame."""
     about = safe(" · ".join(filter(None, (t.key, t.detail, t.url))), 400)
     words = f"<figcaption>{caption}</figcaption>" if caption else ""
     data = base64.b64encode(t.jpeg).decode()
@@ -409,8 +407,8 @@ def _events(events: Happened) -> str:
         f"<td>{safe(e.detail, 200)}</td></tr>"
         for e in events.newest
     )
-    told = sum(n for kind, n in events.counts.items() if kind not in ROUTINE)
-    some = "" if len(events.newest) == told else f" The last {len(events.newest)}:"
+    listed = sum(n for kind, n in events.counts.items() if kind not in ROUTINE)
+    some = "" if len(events.newest) == listed else f" The last {len(events.newest)}:"
     return f'<p>{kinds}.{some}</p><div class="wide"><table class="events"><tbody>{rows}</tbody></table></div>'
 
 

@@ -1,6 +1,6 @@
 """What a ledger shows and does not show, in plain words and with intervals.
 
-Every sentence is computed from rows. The best of several says that it was chosen, and how.
+Every sentence is computed from rows. The best of several is marked as chosen, with the way it was chosen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jobs.report.tables import human
 from shards.figures import percent
 
 PAPER = "1.02 billion for XTRA-B/16 and 1.32 billion for XTRA-H/14"  # samples seen, by its steps and batch sizes
-SETS = 4  # as many are reported one by one
+SETS = 4  # up to this many sets are reported one by one
 UNTRAINED, PIXELS = "the untrained encoder", "a linear classifier of raw pixels"
 ABOVE, BELOW, EVEN = "above", "below", "not distinguishable from"
 
@@ -27,8 +27,8 @@ Cell = tuple[str, str, str, str]
 
 
 def titles(cells: Iterable[Cell]) -> dict[Cell, str]:
-    """A name for each set, head and way of choosing. Two sets of one name stay apart: what a sample of a benchmark says
-    is no match for what all of it says."""
+    """A title for each set, head and protocol. Two sets with one name stay separate: a result on a sample of a
+    benchmark is not comparable with one on all of it."""
     cells = list(cells)
     digests: dict[str, set[str]] = {}
     for name, digest, _, _ in cells:
@@ -43,9 +43,9 @@ def titles(cells: Iterable[Cell]) -> dict[Cell, str]:
 
 
 def shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison]) -> list[str]:
-    """The best encoder of each set and head against its baselines, and how the comparisons came out.
+    """The best encoder of each set and head against its baselines, and the outcome of the comparisons.
 
-    Of more than SETS sets, in how many the best is above its baselines.
+    With more than SETS sets: on how many of them the best is above its baselines.
     """
     cells = by_cell(found)
     names = titles(cells)
@@ -58,8 +58,8 @@ def shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison])
         counts = Counter(c.verdict.partition(":")[0] for c in made)
         decided = counts["higher"] + counts["lower"]
         lines.append(
-            f"{_count(len(made), 'comparison')}: {decided} decided, {counts['undecided']} undecided; all but a "
-            "declared one are Holm-adjusted together. The table below has them all, with what the two sides differ in."
+            f"{_count(len(made), 'comparison')}: {decided} decided, {counts['undecided']} undecided; all except a "
+            "declared one are Holm-adjusted together. The table below lists them all, with how the two sides differ."
         )
     return lines or ["No probe is in this folder yet, so nothing is shown about accuracy: run xtra probe."]
 
@@ -78,7 +78,7 @@ class _Best:
         return max(self.points, key=lambda p: p.bar.mean)
 
     def unbiased(self) -> statistics.Best | None:
-        """Chosen on one half of the images, measured on the other; None where the images' results are not known."""
+        """Chosen on one half of the images, measured on the other; None where per-image results are missing."""
         bits: dict[str, np.ndarray] = {}
         for at, p in enumerate(self.points):
             rows = [m.bits() for m in p.group]
@@ -90,7 +90,7 @@ class _Best:
         return statistics.best_of(bits)
 
     def against(self) -> dict[str, tuple[str, float] | None]:
-        """Of each baseline whether the best is above or below it, and its accuracy; None: not measured."""
+        """For each baseline: whether the best is above or below it, and its accuracy; None: not measured."""
         name, digest, head, _ = self.cell
         here = [r for r in self.rows if (r.set, r.probe_eval) == (name, digest) and r.accuracy is not None]
         untrained = [r for r in here if r.encoder == "random" and r.head == head]
@@ -112,8 +112,8 @@ def _reported(best: _Best) -> str:
         p = best.points[int(unbiased.arm)]
         text = (
             f"{best.name}: the best of {unbiased.of} is {p.line.label} after {human(p.row.samples_seen)} samples, with "
-            f"{_interval(unbiased.accuracy, unbiased.low, unbiased.high)} on the half of the images that had no say in "
-            "choosing it"
+            f"{_interval(unbiased.accuracy, unbiased.low, unbiased.high)} on the half of the images that was not used "
+            "to choose it"
         )
     else:
         many = len(best.points)
@@ -121,7 +121,7 @@ def _reported(best: _Best) -> str:
             f"{best.name}: {'the best is' if many > 1 else 'there is'} {p.line.label} after "
             f"{human(p.row.samples_seen)} samples, {_interval(p.bar.mean, p.bar.low, p.bar.high)}"
         )
-        text += f" (the best of {many} on these very images, so a little too good)" if many > 1 else ""
+        text += f" (the best of {many} on these very images, so slightly optimistic)" if many > 1 else ""
     bars = best.against()
     said = [f"{bar[0]} {what} ({percent(bar[1])})" for what, bar in bars.items() if bar]
     missing = [what for what, bar in bars.items() if bar is None]
@@ -135,7 +135,7 @@ def _interval(mean: float, low: float, high: float) -> str:
 
 
 def _summary(head: str, found: Sequence[_Best]) -> str:
-    """One line for many sets; their accuracies are in the tables."""
+    """One line for many sets; the tables have the accuracies."""
     parts = []
     for what in (UNTRAINED, PIXELS):
         bars = [best.against()[what] for best in found]
@@ -159,7 +159,7 @@ def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparis
         )
     if any(c.p is None for c in made):
         lines.append(
-            "Some probes do not say which images they got right: their comparisons treat both sides as independent, "
+            "Some probes do not record which images they got right: their comparisons treat both sides as independent, "
             "and with one seed decide nothing."
         )
     if unequal := sum(not c.equal for c in made):
@@ -167,26 +167,26 @@ def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparis
     if any(r.protocol.startswith("published") for r in trained):
         lines.append(
             "Probes marked as published chose their grid point on the test images themselves, as the papers did, which "
-            "overestimates accuracy. They have curves of their own, and are compared with each other only."
+            "overestimates accuracy. They have separate curves, and are compared only with each other."
         )
     if edges := sorted({f"{r.set} ({r.remark})" for r in trained if r.remark}):
         many = sum(bool(r.remark) for r in trained)
         lines.append(f"{many} of {len(trained)} probes carry a warning: {'; '.join(edges[:4])}.")
     if shared := sorted({r.set for r in trained if r.shared_sha256 or r.shared_phash}):
         lines.append(
-            f"Of {', '.join(shared)} the training set of the heads holds some test images too: the details of the "
-            "probes count them."
+            f"For {', '.join(shared)}, the heads' training set contains some of the test images: the probes' details "
+            "count them."
         )
     ends = {r.url: int(r.config.get("samples") or 0) for r in ledger.runs}
     if early := sum(0 < r.samples_seen < ends[r.run] for r in trained):
         lines.append(
-            f"{early} of {len(trained)} probes are of checkpoints before the end of their run: with a decaying "
+            f"{early} of {len(trained)} probes measure checkpoints before the end of their run: with a decaying "
             "learning rate such a checkpoint is worse than a run that was planned to end there."
         )
     if any(r.shape.block == 1 for r in ledger.runs):
         lines.append(
             "AIM-like is what the paper calls AIM in its ablations: blocks of one token in this same model, without "
-            "the prefix attention of the real AIM unless its name says prefix."
+            "the prefix attention of the real AIM unless the name contains “prefix”."
         )
     if len({r.shape.block for r in ledger.runs}) > 1:
         lines.append(
@@ -195,7 +195,7 @@ def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparis
     if seen := max((r.samples_seen for r in ledger.runs), default=0):
         lines.append(
             f"The longest run here saw {human(seen)} samples; the paper's saw {PAPER}. Lines join measured points, and "
-            "no law is extended beyond a decade of them."
+            "no law is extrapolated more than a decade beyond them."
         )
     lines.append("Samples seen count repeats; unique images do not. Read both axes before comparing with other work.")
     return lines

@@ -1,7 +1,7 @@
-"""The one HTML document that all our pages are: its style, light and dark, and nothing from elsewhere.
+"""The HTML document shared by all pages: self-contained, with one style for light and dark.
 
-A Content-Security-Policy allows inline styles and pictures inside the page itself, and nothing else: no script, no
-request, whatever hostile text should slip through the escaping of those who fill the page.
+A Content-Security-Policy allows only inline styles and embedded pictures: no scripts and no requests, even if hostile
+text were to slip through the escaping.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def escaped(text: str) -> str:
 
 
 def safe(text: str, most: int = 500) -> str:
-    """Text of strangers as HTML: `escaped`, and at most that long."""
+    """Untrusted text as HTML: `escaped`, and cut to at most `most` characters."""
     return escaped(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """`body` is HTML, `title` is text; `style` is CSS that is added to that of all pages."""
+    """The whole page. `body` is HTML, `title` is text; `style` is CSS that is appended to the common style."""
     top, rest = _PAGE.replace("{policy}", POLICY).replace("{style}", style).split("{title}")
     middle, bottom = rest.split("{body}")
     return top + safe(title) + middle + body + bottom

@@ -14,7 +14,7 @@ from shards import store
 
 
 def write_ledger(root: str, rows: Sequence[LedgerRow]) -> tuple[str, str]:
-    """Writes root/ledger.parquet and root/ledger.csv; returns their URLs."""
+    """Write root/ledger.parquet and root/ledger.csv; return their URLs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -35,7 +35,7 @@ def ledger_csv(rows: Sequence[LedgerRow]) -> str:
 
 
 def without_places(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
-    """The rows without the folders of the machine that they were made on: they mean nothing to others."""
+    """The rows without machine-specific folders, which mean nothing elsewhere."""
     return [replace(row, run=row.name, dataset=row.dataset.rstrip("/").rpartition("/")[2]) for row in rows]
 
 
@@ -48,7 +48,7 @@ def _table(rows: Sequence[LedgerRow]) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """As a spreadsheet should take it: text that would be a formula there is only text."""
+    """A cell for a spreadsheet: text that would be read as a formula is quoted."""
     if value is None:
         return ""
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):

@@ -1,7 +1,7 @@
-"""Probe results of one ledger, joined with the arm that each is about, and their means over seeds with intervals.
+"""Probe results of one ledger, joined with their arms, and their means over seeds with intervals.
 
-The unit is the seed: a training with its probe. Where results say which images they got right, images are a sample too
-(jobs.laws.statistics).
+The unit is the seed: a training with its probe. Where results record which images they got right, the images count as
+a sample too (jobs.laws.statistics).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Measured:
-    """One probe of a trained encoder of a run here."""
+    """One probe of an encoder trained by one of the ledger's runs."""
 
     row: LedgerRow
     run: Run
@@ -37,7 +37,7 @@ class Measured:
 
     @cached_property
     def seed(self) -> str:
-        """What sets a repetition apart: the seeds of weights, data order and probe, as one number where they agree."""
+        """Identifies a repetition: the seeds of weights, data order and probe, as one number where they agree."""
         order = self.run.config.get("order") or {}
         weights = self.run.config["seed"]
         parts = {"weights": weights, "order": order.get("seed", 0), "probe": self.result.get("seed")}
@@ -48,14 +48,16 @@ class Measured:
 
     @cached_property
     def protocol(self) -> dict[str, str]:
-        """All that a probe's accuracy depends on, apart from its encoder and its test images, by name."""
+        """Everything that affects a probe's accuracy apart from its encoder and test images, by name."""
         result, selection = self.result, self.result.get("selection") or ()
 
         def grid(name: str) -> str:
             return " ".join(f"{v:g}" for v in sorted({p[name] for p in selection if p.get(name) is not None}))
 
         words = [w for w in self.row.how.split(", ") if not w.startswith("seed ")]
-        chosen = "a hold-out" if self.row.protocol.startswith(HOLD_OUT) else f"the test images ({self.row.protocol})"
+        chosen = (
+            "a validation split" if self.row.protocol.startswith(HOLD_OUT) else f"the test images ({self.row.protocol})"
+        )
         return {
             "images that train the head": self.row.probe_train[:12],
             "rates tried": grid("lr"),
@@ -67,7 +69,7 @@ class Measured:
         }
 
     def bits(self) -> NDArray[np.bool_] | None:
-        """Which test images it got right, [total]; None where the result does not say, or says something impossible."""
+        """Which test images it got right, [total]; None where the result has no such record or an impossible one."""
         from xtra.probe import unpack
 
         right = self.result.get("right")
@@ -81,7 +83,7 @@ class Measured:
 
     @property
     def damaged(self) -> bool:
-        """Whether the result says which images it got right, but not in a way that fits its accuracy."""
+        """Whether the result's record of right images contradicts its accuracy."""
         return bool(self.result.get("right")) and self.bits() is None
 
 
@@ -99,7 +101,7 @@ def measured(ledger: Ledger, study: Study) -> list[Measured]:
 
 @dataclass(frozen=True)
 class Bar:
-    """An accuracy over seeds with its interval, and what the interval is over."""
+    """A mean accuracy over seeds with its interval, and what the interval covers."""
 
     mean: float
     low: float
@@ -109,7 +111,7 @@ class Bar:
 
 
 def bar(group: Sequence[Measured], level: float = LEVEL) -> Bar:
-    """The mean of repetitions: over seeds and images, seeds, or the images of one seed, as far as is known."""
+    """The mean of repetitions; the interval covers seeds and images, seeds, or one seed's images, as far as known."""
     values = [m.accuracy for m in group]
     bits = [m.bits() for m in group]
     if all(b is not None and len(b) == len(bits[0] if bits[0] is not None else ()) for b in bits) and len(group) > 1:
@@ -128,7 +130,7 @@ def bar(group: Sequence[Measured], level: float = LEVEL) -> Bar:
 
 @dataclass(frozen=True)
 class Point:
-    """All repetitions of one line at one count, on one set under one head and protocol."""
+    """All repetitions of one line at one count, for one set, head and protocol."""
 
     line: Line
     group: tuple[Measured, ...]
@@ -139,12 +141,12 @@ class Point:
         return self.group[0].row
 
     def x(self, axis: str) -> float:
-        """On an axis of the ledger; the mean where repetitions differ a little, as unique images do."""
+        """Its value on an axis of the ledger; the mean where repetitions differ slightly, as in unique images."""
         return math.fsum(getattr(m.row, axis) for m in self.group) / len(self.group)
 
 
 def points(found: Iterable[Measured]) -> list[Point]:
-    """Of one set and head: in the order of the lines, then by samples seen. Other protocols are points of their own."""
+    """The points of one set and head, by line, then by samples seen. Each protocol gives separate points."""
     groups: dict[tuple[int, int, str], list[Measured]] = {}
     for m in found:
         groups.setdefault((m.line.style, m.row.samples_seen, str(sorted(m.protocol.items()))), []).append(m)
@@ -155,7 +157,7 @@ def points(found: Iterable[Measured]) -> list[Point]:
 
 
 def by_cell(found: Iterable[Measured]) -> dict[tuple[str, str, str, str], list[Measured]]:
-    """Grouped by (set, digest of its images, head, how the grid point was chosen): what may share a chart."""
+    """Grouped by (set, digest of its images, head, how the grid point was chosen): results that may share a chart."""
     groups: dict[tuple[str, str, str, str], list[Measured]] = {}
     for m in found:
         key = (m.row.set, m.row.probe_eval, m.row.head, m.row.protocol)
@@ -164,7 +166,7 @@ def by_cell(found: Iterable[Measured]) -> dict[tuple[str, str, str, str], list[M
 
 
 def seeds_vary(found: Sequence[Measured]) -> str:
-    """What the seeds of a study change, in words; "" where there is one seed only."""
+    """What the seeds of a study change, in words; "" where there is only one seed."""
     varied = {
         "initial weights and crops": {m.run.config["seed"] for m in found},
         "data order": {(m.run.config.get("order") or {}).get("seed", 0) for m in found},

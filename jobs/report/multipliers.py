@@ -1,6 +1,6 @@
-"""The report's part on laws: error(n) = E + A (n + n0)^-a of each line, and how many times fewer samples one needs.
+"""The report's section on laws: each line's error(n) = E + A (n + n0)^-a, and how many times fewer samples one needs.
 
-All numbers are those of `xtra fit` on the same rows (jobs.laws); a line with fewer than three counts has no law.
+All numbers equal those of `xtra fit` on the same rows (jobs.laws); a line with fewer than three counts has no law.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from jobs.report.measured import Measured, by_cell
 from jobs.report.tables import Columns, percent, table as html_table
 
 LEVEL = 0.9
-LEAST = 3  # counts of a law with a floor
+LEAST = 3  # counts that a law with a floor needs
 COLUMNS = ("arm", "samples_seen", "accuracy", "seed", "unique_images", "flops", "params")
-STEPS = 40  # of a law's line
+STEPS = 40  # points of a law's drawn line
 AXES: tuple[Along, ...] = ("samples_seen", "unique_images", "flops")
 
 
 @dataclass(frozen=True)
 class Laws:
-    """The fits of one set and head; `why` says in one line what could not be fitted."""
+    """The fits of one set and head; `why`: one line on what could not be fitted."""
 
     fit: fit.Fit | None
     why: str
@@ -35,7 +35,7 @@ class Laws:
 
 
 def laws(group: Sequence[Measured]) -> Laws:
-    """Of all lines of one set, head and way of choosing that have enough counts."""
+    """The laws of one set, head and protocol, for all lines that have enough counts."""
     counts: dict[str, set[int]] = {}
     for m in group:
         counts.setdefault(m.line.label, set()).add(m.row.samples_seen)
@@ -69,7 +69,7 @@ def _alone(rows: Sequence[Mapping[str, Any]], why: str) -> tuple[fit.Fit | None,
 
 
 def _rows(group: Sequence[Measured]) -> list[dict[str, Any]]:
-    """The rows of a ledger, each line an arm; of several probes of one training the first counts."""
+    """Rows as in a ledger, with each line as an arm; of several probes of one training, the first counts."""
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     numbers: dict[str, int] = {}
     for m in group:
@@ -81,7 +81,7 @@ def _rows(group: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def section(found: Sequence[Measured], titles: Mapping[tuple[str, str, str, str], str]) -> str:
-    """Laws and multipliers of every set and head that has them; the reasons of those that have none."""
+    """Laws and multipliers of every set and head that has them; for the others, the reasons why not."""
     parts: list[str] = []
     reasons: dict[str, list[str]] = {}
     for cell, group in by_cell(found).items():
@@ -106,7 +106,7 @@ def _one(known: Laws, group: Sequence[Measured]) -> str:
 
 
 def _in_order(known: Laws) -> list[fit.ArmFit]:
-    """As the lines of the other charts."""
+    """In the order of the other charts."""
     assert known.fit is not None
     return sorted(known.fit.arms, key=lambda arm: known.styles.get(arm.name, len(known.styles)))
 
@@ -127,7 +127,7 @@ def _law_chart(known: Laws, group: Sequence[Measured]) -> str | None:
 
 
 def _multiplier_charts(known: Laws) -> list[str]:
-    """One chart for each axis, with one scale: above 1 the line needs fewer."""
+    """One chart for each axis, all with one scale; above 1, the line needs fewer."""
     assert known.fit is not None
     several = {
         a: ms for a in AXES if (ms := [m for m in known.fit.multipliers.get(a, ()) if m.against == known.reference])
@@ -172,13 +172,15 @@ def _law_table(known: Laws) -> str:
 
     columns: Columns[fit.ArmFit] = {
         "line": lambda a: a.name,
-        "E: error that stays, %": lambda a: value(a, "E"),
+        "E: irreducible error, %": lambda a: value(a, "E"),
         "a: steepness": lambda a: value(a, "a"),
         "A": lambda a: value(a, "A"),
         "counts": lambda a: len(a.curve.counts),
         "seeds": lambda a: max(1, len(a.curve.seeds)),
     }
-    text = f"error(n) = E + A n^-a of samples seen; {100 * LEVEL:g} % intervals over seeds, or over residuals with one."
+    text = (
+        f"error(n) = E + A n^-a, n: samples seen; {100 * LEVEL:g} % intervals over seeds, or over residuals with one."
+    )
     return html_table(columns, _in_order(known), text)
 
 
@@ -191,7 +193,7 @@ def _next_doubling(known: Laws) -> str:
         "interval": lambda d: None if d.low is None or d.high is None else f"{100 * d.low:.1f} to {100 * d.high:.1f}",
     }
     rows = sorted(next_doubling(known.fit), key=lambda d: known.styles.get(d.arm, 0))
-    text = "What the law says that the next doubling of samples buys, beyond the largest count that was measured."
+    text = "The gain that the law predicts for the next doubling of samples, beyond the largest measured count."
     return html_table(columns, rows, text) if rows else ""
 
 
@@ -212,7 +214,8 @@ def _held_out(known: Laws) -> str:
         "log-linear off by": lambda h: off(h.log_linear, h.accuracy),
     }
     text = (
-        "The largest counts, left out of the fit and predicted by it; also by no further gain, and by a line in log n."
+        "The largest counts, left out of the fit and predicted by it; for comparison also by no further gain, and by a "
+        "line in log n."
     )
     rows = sorted(known.fit.held_out, key=lambda h: (known.styles.get(h.arm, 0), h.samples_seen))
     return html_table(columns, rows, text)
@@ -233,7 +236,7 @@ def _multiplier_table(known: Laws) -> str:
     text = (
         f"Sample-efficiency multiplier against {known.reference}: above 1 the line needs fewer. Only accuracies that "
         f"both lines reach within their measured counts; {100 * LEVEL:g} % intervals. A multiplier whose interval "
-        "holds 1 decides nothing."
+        "contains 1 decides nothing."
     )
     if not rows:
         return ""

@@ -1,7 +1,7 @@
-"""The papers' tables and figure together with ours: XTRA's Tables 3 to 6 and Figure 1, and AIM's Tables 2 and 6.
+"""The papers' tables and figure together with our results: XTRA's Tables 3 to 6 and Figure 1, AIM's Tables 2 and 6.
 
-Ours are compared only on the papers' own sets, by name; a set of another size is marked, and an average is
-given only where all 15 are there. What could not be read in a source is an empty cell.
+Our results are compared only on the papers' own sets, by name; a set of another size is marked, and an average is
+given only over all 15. A number that could not be read in a source is an empty cell.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jobs.report.measured import Point
 from jobs.report.probes import Probed, probed
 from jobs.report.tables import Columns, human, percent, points, table
 
-OURS = 12  # rows of ours below the papers'
+OURS = 12  # most of our rows below the papers'
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def benchmarks(ledger: Ledger) -> str:
     }
     text = (
         "Top-1 accuracy in % on a frozen encoder. The papers' rows are attentive probes whose grid point was chosen on "
-        "the test images; ours, beneath, say their head and how theirs was chosen. An average is of all 15 or is not "
-        "given. An asterisk: not as many test images as in the paper."
+        "the test images; our rows, below, state their head and how their grid point was chosen. An average is given "
+        "only over all 15 sets. An asterisk: not as many test images as in the paper."
     )
     if len(ours) > OURS:
-        text += f" Of ours, the first {OURS}; all are in ledger.csv."
+        text += f" Of our rows, the first {OURS}; ledger.csv has all."
     return table(columns, [*theirs, *ours[:OURS]], text, lambda r: r.ours, "dense") + _on_imagenet(results)
 
 
@@ -64,10 +64,11 @@ def _cells(accuracy: Mapping[str, float]) -> dict[str, str]:
 
 
 def _our_lines(results: Sequence[Probed]) -> list[Line]:
-    """One line for each encoder, head and protocol; those with most sets first, then by their mean. Sets that are whole
-    count first."""
+    """One line for each encoder, head and protocol, by the number of whole sets, then of all sets, then by the mean."""
     lines: dict[tuple[str, str, str, str], dict[str, Probed]] = {}
-    for p in sorted(results, key=lambda p: (p.whole, p.result["total"])):  # of sets of one name the whole one stays
+    for p in sorted(
+        results, key=lambda p: (p.whole, p.result["total"])
+    ):  # of two sets with one name, the whole one is kept
         lines.setdefault((p.who, p.data, p.result["head"], p.protocol), {})[p.result["set"]] = p
     ranked = []
     for (who, data, head, how), found in lines.items():
@@ -81,7 +82,7 @@ def _our_lines(results: Sequence[Probed]) -> list[Line]:
 
 
 def _on_imagenet(results: Sequence[Probed]) -> str:
-    """Linear and attentive probes on ImageNet-1k: the papers' models that were pretrained on it, and all of ours."""
+    """Linear and attentive probes on ImageNet-1k: the papers' models pretrained on it, and all of ours."""
     ours: dict[tuple[str, str, str], dict[str, float]] = {}
     for p in results:
         if p.result["set"] == "imagenet1k" and p.whole:
@@ -109,7 +110,7 @@ def _on_imagenet(results: Sequence[Probed]) -> str:
 
 
 def ablations(ours: Sequence[Point]) -> str:
-    """Table 6, and with its block sizes the accuracies of ours that have the same share of the image a block."""
+    """Table 6, and next to its block sizes our accuracies for blocks that cover the same share of the image."""
     shares = {_share(p): p for p in ours}
     columns: Columns[published.Ablation] = {
         "changed": lambda a: a.changed,
@@ -128,7 +129,7 @@ def ablations(ours: Sequence[Point]) -> str:
         row = ours[0].row
         text += (
             f" Ours: {row.head} probe on {row.set} after {human(row.samples_seen)} samples, with 95 % intervals, in "
-            "the rows of the same share of an image. Another set and scale: only the order of the three compares."
+            "the rows with the same share of an image. Set and scale differ: only the ranking of the three compares."
         )
     return table(columns, published.ABLATIONS, text)
 
@@ -146,7 +147,7 @@ def _ours(p: Point | None, a: published.Ablation) -> str | None:
 
 
 def figure_1(ledger: Ledger) -> str:
-    """Both panels from published rows, the left one also over samples seen, ours added where there are any."""
+    """Both panels from published rows, the left one also over samples seen, with our results where there are any."""
     ours = _our_averages(ledger)
     xtra, aim = published.FIGURE_1[:2]
     times = published.efficiency(xtra, aim)
@@ -159,7 +160,7 @@ def figure_1(ledger: Ledger) -> str:
         "the larger models that the paper compares it with could not be read, and are not drawn."
     )
     if not ours:
-        text += " No encoder here was probed on all 15 sets, so none of ours is on the left."
+        text += " No encoder here was probed on all 15 sets, so the left panel has none of ours."
     every = [*published.FIGURE_1, *ours]
     y = axis("average of 15 sets, %", [e.average for e in every], percent)
     columns: Columns[published.Pretraining] = {

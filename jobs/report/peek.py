@@ -1,7 +1,7 @@
 """A few links of a dataset to look at: rows on the terminal, or a contact sheet as one HTML page.
 
-Which ones is a pure function of the version, the seed and the reason: a random choice of shards, then of their rows, so
-that a look at a dataset of any size reads a handful of objects.
+The choice is a pure function of the version, the seed and the reason: random shards, then random rows of these, so a
+look at a dataset of any size reads a handful of objects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shards.manifest import Manifest, Shard
 from shards.selection import selected_index
 
 SHARDS = 16  # read at most
-UNFOLLOWED = frozenset({"blocked_address", "bad_url"})  # links that nobody should click on
+UNFOLLOWED = frozenset({"blocked_address", "bad_url"})  # never shown as clickable links
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class PeekResult:
 
 def run(config: Config) -> PeekResult:
     """Raises ValueError for a reason that is none, and when the dataset has no version, or no such links."""
-    reasons = [reason for reason in dataset_page.MEANINGS if reason != "subset"]  # whose links no rule names
+    reasons = [reason for reason in dataset_page.MEANINGS if reason != "subset"]  # not recorded for each link
     if config.reason not in reasons:
-        raise ValueError(f"reason {config.reason!r} is none: use {', '.join(reasons)}")
+        raise ValueError(f"reason is {config.reason!r}: it must be one of {', '.join(reasons)}")
     version = manifest.read_manifest(config.dataset)
     found = _choose(version, config)
     if not found:
@@ -68,7 +68,7 @@ def run(config: Config) -> PeekResult:
 
 
 def text(rows: Sequence[Row], width: int = 80) -> str:
-    """Two lines a link: what it is, and where it came from."""
+    """Two lines for each link: what it is, and where it came from."""
     lines = []
     for r in rows:
         about = [f"{r.width}x{r.height}" if r.width else "", r.format or "", " ".join(r.labels), r.detail]
@@ -97,7 +97,7 @@ def sheet(version: Manifest, config: Config, rows: Sequence[Row], thumbs: Sequen
 
 
 def _caption(r: Row) -> str:
-    """What it is, then its key and where it came from."""
+    """What it is, then its key and its URL."""
     what = " ".join(r.labels) if r.reason == KEPT else r.detail
     words = [f"<b>{safe(what, 80)}</b>"] if what else []
     words.append(safe(r.key, 100))
@@ -111,8 +111,8 @@ def _caption(r: Row) -> str:
 
 
 def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, Any]]]:
-    """Rows of a random few shards, in the order of the dataset. On a contact sheet those that can be shown come before
-    others: of what was not stored only a few of each shard can."""
+    """Random rows of a few random shards, in the dataset's order. A contact sheet prefers rows with a picture: of
+    rejected links, each shard has only a few thumbnails."""
     draw = np.random.default_rng([config.seed, int(version.digest[:8], 16)])
     weights = _weights(version, config.reason)
     possible = np.flatnonzero(weights)
@@ -149,7 +149,7 @@ def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, An
 
 
 def _visible(version: Manifest, order: np.ndarray, tables: Sequence[pa.Table]) -> list[np.ndarray]:
-    """Of the rows of each table, whether there is a picture: a stored one, or one that the ingest left."""
+    """For each table's rows, whether there is a picture: a stored one, or a thumbnail that the ingest kept."""
 
     def one(number: int, table: pa.Table) -> np.ndarray:
         left = thumb_rows(version, version.shards[number]) if len(table) else {}
@@ -161,7 +161,7 @@ def _visible(version: Manifest, order: np.ndarray, tables: Sequence[pa.Table]) -
 
 
 def _weights(version: Manifest, reason: str) -> np.ndarray:
-    """Shards in which there may be such a link; 0 where there is none."""
+    """For each shard, above 0 if it may have links with this reason."""
     if reason == KEPT:
         return version.counts
     return np.array([shard.links - shard.kept for shard in version.shards], np.int64) + bool(version.rules)
@@ -187,7 +187,7 @@ def _row(shard: Shard, row: dict[str, Any]) -> Row:
 
 
 def _thumbs(version: Manifest, found: Sequence[tuple[Shard, dict[str, Any]]]) -> list[bytes | None]:
-    """A JPEG of each: made of its stored member, or the one that the ingest left."""
+    """A JPEG of each: decoded from its stored member, or the thumbnail that the ingest kept."""
     small = {shard.unit: thumb_rows(version, shard) for shard in {s.unit: s for s, _ in found}.values()}
 
     def one(entry: tuple[Shard, dict[str, Any]]) -> bytes | None:

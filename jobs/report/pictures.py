@@ -1,7 +1,7 @@
 """Pictures for the report: what models predict as they see more samples, and test images that a probe got wrong.
 
-Both need more than run folders: checkpoints, and datasets that can still be opened. Where those are gone, the page says
-so and is whole without them.
+Both need more than run folders: checkpoints, and datasets that can still be opened. Where these are gone, the page says
+so and leaves the pictures out.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from shards import manifest, store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROWS = 4  # images that are predicted
+ROWS = 4  # predicted images
 COLUMNS = 5  # checkpoints, evenly spaced over samples seen
 WRONG = 18  # test images
-SIDE = 96  # pixels at most that a picture is stored at
-GONE = "the checkpoints, or the images that they would predict, are not there any more."
+SIDE = 96  # pixels, the longest side of a stored picture
+GONE = "the checkpoints, or the images to predict, are gone."
 
 
 def predictions(found: Sequence[Measured], runs: Sequence[Run]) -> str:
-    """A row an image: itself, then what each checkpoint of the most accurate training predicts of it."""
+    """One row per image: the image, then its prediction by each checkpoint of the most accurate training."""
     chosen = _checkpoints(found, runs)
     if not chosen:
         return ""
@@ -51,8 +51,8 @@ def predictions(found: Sequence[Measured], runs: Sequence[Run]) -> str:
     )
     text = (
         "Every block is predicted from the true blocks before it, and shown with the true block's mean and contrast; "
-        "the first block, which nothing predicts, is its mean colour. In the free run, by the last checkpoint, only "
-        "the first quarter is true and every other block is predicted from predictions. Held-out images."
+        "the first block, which is not predicted, shows its mean colour. In the free run, by the last checkpoint, only "
+        "the first quarter is given; every other block is predicted from predictions. Held-out images."
     )
     return (
         f'<p>{escaped(chosen[-1][0].name)}. {text}</p><div class="wide" tabindex="0" role="region" '
@@ -62,7 +62,7 @@ def predictions(found: Sequence[Measured], runs: Sequence[Run]) -> str:
 
 
 def _checkpoints(found: Sequence[Measured], runs: Sequence[Run]) -> list[tuple[Run, str, int]]:
-    """(run, checkpoint, samples seen) of the line and seed with the highest accuracy after most samples."""
+    """(run, checkpoint, samples seen) of the line and seed with the highest accuracy at the largest count."""
     most = max((m.row.samples_seen for m in found), default=0)
     best = max((m for m in found if m.row.samples_seen == most), key=lambda m: (m.accuracy, m.run.name), default=None)
     if best is None:
@@ -87,7 +87,7 @@ def _whole(run: Run, seen: int, commit: Mapping[str, Any]) -> bool:
 
 
 def _held_out(run: Run) -> str:
-    """The set of the held-out loss, else the training set, if it can be opened."""
+    """The dataset of the held-out loss, else the training set, if it can be opened."""
     for address in ((run.config.get("val") or {}).get("data"), run.info.get("dataset")):
         if address and _opened(str(address)) is not None:
             return str(address)
@@ -141,7 +141,7 @@ def _as_uri(picture: Image) -> str:
 
 
 def mistakes(result: Mapping[str, Any]) -> str:
-    """Some images of a probe's test set that it got wrong, with what they are and what it took them for."""
+    """Some test images that a probe got wrong, with the true and the predicted class."""
     wrong = result.get("mistakes") or ()
     version = _opened(str(result.get("eval") or "")) if wrong else None
     if version is None or version.digest != result.get("manifest_eval"):
@@ -156,7 +156,7 @@ def mistakes(result: Mapping[str, Any]) -> str:
     for (row, is_class, taken), body in zip(chosen, bodies):
         picture = _decoded(body)
         if picture:
-            words = f"{_label(labels, is_class)}, taken for {_label(labels, taken)}"
+            words = f"{_label(labels, is_class)}, predicted {_label(labels, taken)}"
             figures.append(
                 f'<figure><img src="{picture}" alt="test image {int(row)}: {safe(words, 120)}">'
                 f"<figcaption>{safe(words, 120)}</figcaption></figure>"
@@ -169,7 +169,7 @@ def _label(labels: Sequence[str], number: int) -> str:
 
 
 def _bodies(version: manifest.Manifest, rows: Sequence[int]) -> list[bytes]:
-    """The members of samples by their number in the manifest's order."""
+    """The stored bytes of samples, given by their number in the manifest's order."""
     from shards.selection import selected_index
 
     starts = np.concatenate([[0], np.cumsum(version.counts)])

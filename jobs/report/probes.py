@@ -1,6 +1,6 @@
-"""What one probe says: its grid, its classes, what it confuses, and who made it.
+"""The details of one probe: its grid, its classes, what it confuses, and whose encoder it measured.
 
-`probed` lists all results about encoders, those of runs here and those of somebody else's.
+`probed` lists the results of all encoders, those of the runs here and those trained elsewhere.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PAIRS = 8  # most confused classes
 
 @dataclass(frozen=True)
 class Probed:
-    """A probe result as its file says it, and whose encoder it is about."""
+    """A probe result as its file records it, and whose encoder it measured."""
 
     who: str
     result: Mapping[str, Any]
-    data: str = ""  # of pretraining, where a run says so
+    data: str = ""  # the pretraining data, where a run records it
 
     @property
     def protocol(self) -> str:
@@ -34,13 +34,13 @@ class Probed:
 
     @property
     def whole(self) -> bool:
-        """Whether it is about as many images as the paper's."""
+        """Whether it has as many test images as the paper."""
         known = BENCHMARKS.get(self.result["set"])
         return known is not None and self.result["total"] == known.eval
 
 
 def probed(ledger: Ledger) -> list[Probed]:
-    """Every readable result of encoders, trained by us or by others; those that saw nothing are baselines elsewhere."""
+    """Every readable result of a trained encoder, ours or others'; untrained ones are baselines, not listed here."""
     readable = {(r.run, r.set, r.head, r.encoder, r.protocol, r.samples_seen) for r in ledger.rows}
     found = []
     for run in ledger.runs:
@@ -68,10 +68,10 @@ def _data(run: Run) -> str:
 
 
 def details(ledger: Ledger, images: bool = False) -> str:
-    """The best encoder of each set, protocol and origin, closed until it is asked for."""
+    """The best encoder of each set, protocol and origin, folded until clicked."""
     groups: dict[tuple[str, str, str, str, str], list[Probed]] = {}
     for p in probed(ledger):
-        of = (p.result["set"], str(p.result.get("manifest_eval") or ""))  # two sets of one name are two sets
+        of = (p.result["set"], str(p.result.get("manifest_eval") or ""))  # two sets may share a name
         key = (*of, p.protocol, p.result["encoder"], str(p.result.get("checkpoint") or p.who))
         groups.setdefault(key, []).append(p)
     best: dict[tuple[str, str, str, str], list[Probed]] = {}
@@ -81,7 +81,7 @@ def details(ledger: Ledger, images: bool = False) -> str:
             best[name, digest, how, encoder] = group
     if not best:
         return ""
-    text = "<p>Of each set the encoder with the best probe; all others are in the table below.</p>"
+    text = "<p>The encoder with the best probe on each set; the table below has all others.</p>"
     return text + "".join(_one(how, group, images) for (_, _, how, _), group in best.items())
 
 
@@ -111,13 +111,13 @@ def _one(how: str, group: Sequence[Probed], images: bool) -> str:
 
 
 def _chosen(result: Mapping[str, Any]) -> str:
-    """The grid point, of how many, and what chose it."""
+    """The chosen grid point, the grid's size, and the images it was chosen on."""
     point = result.get("chosen") or {name: result.get(name) for name in ("lr", "weight_decay")}
     words = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in point.items() if value is not None)
-    chose = {"eval": "the test images themselves", "nothing": "nothing: it came trained"}
-    by = chose.get(str(result.get("selected_on")), "a hold-out of the training set")
+    chose = {"eval": "on the test images themselves", "nothing": "not here: the head came trained"}
+    by = chose.get(str(result.get("selected_on")), "on a validation split of the training set")
     of = len(result.get("selection") or ())
-    return escaped(f"chosen: {words} (of {of} grid points, by {by})") if words and of else ""
+    return escaped(f"chosen: {words} (of {of} grid points, {by})") if words and of else ""
 
 
 def _warning(result: Mapping[str, Any]) -> str:
@@ -125,14 +125,14 @@ def _warning(result: Mapping[str, Any]) -> str:
 
 
 def _confused(result: Mapping[str, Any]) -> str:
-    """The classes that it takes for others most often."""
+    """The pairs of classes that it confuses most often."""
     labels = [str(label) for label in result.get("labels") or ()]
     pairs = [
-        f"{labels[of]} for {labels[taken]} {times} times"
+        f"{labels[of]} for {labels[taken]} ({times} times)"
         for of, taken, times in list(result.get("confused") or ())[:PAIRS]
         if max(of, taken) < len(labels)
     ]
-    return escaped(f"most often it takes {', '.join(pairs)}") if pairs else ""
+    return escaped(f"it most often mistakes {', '.join(pairs)}") if pairs else ""
 
 
 def _shared(result: Mapping[str, Any]) -> str:
@@ -149,7 +149,7 @@ def _time(result: Mapping[str, Any]) -> str:
 
 
 def _classes(result: Mapping[str, Any]) -> str:
-    """The classes that it knows best and worst."""
+    """The classes with the best and the worst accuracy."""
     pairs = zip(result.get("labels") or (), result.get("per_class") or ())
     ranked = sorted((accuracy, str(label)) for label, accuracy in pairs if accuracy is not None)
     if len(ranked) < 2:

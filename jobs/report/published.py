@@ -1,4 +1,4 @@
-"""What the papers print, to be compared with ours: only numbers that were read in a source.
+"""The papers' printed results, for comparison with ours: only numbers that were read in a source.
 
 AIM: arXiv 2401.08541, Tables 2 and 6. XTRA: arXiv 2411.15648, Tables 3 to 6, its abstract and Figure 1. All accuracies
 are top-1 of probes on a frozen encoder, whose grid point was chosen on the evaluation set. Where no source was at hand,
@@ -19,14 +19,14 @@ class Published:
 
     method: str
     arch: str
-    data: str  # of pretraining
+    data: str  # pretraining data
     source: str
-    accuracy: Mapping[str, float]  # by benchmark; missing: not known to us
+    accuracy: Mapping[str, float]  # by benchmark; missing: unknown
     average: float | None = None  # as printed
 
 
-# Attentive probes: method | model | data of pretraining | table | the 15 sets in the order of BENCHMARKS | average.
-# Each row's mean is its printed average (tests/jobs/report/test_published.py), which no misread number would leave so.
+# Attentive probes: method | model | pretraining data | table | the 15 sets in the order of BENCHMARKS | average.
+# Each row's mean equals its printed average (tests/jobs/report/test_published.py), which would expose a misread number.
 _ROWS = """
 DINO | ViT-B/8 | IN-1k | AIM, Table 6 | 80.1 66.0 97.8 87.3 89.5 78.4 92.3 89.2 58.5 93.7 90.2 6.1 98.2 57.0 41.1 | 75.0
 iBOT | ViT-L/16 | IN-21k | AIM, Table 6 | 83.5 70.5 99.2 93.3 93.5 81.6 92.8 90.8 61.8 94.5 90.0 5.9 98.0 60.3 47.7 | 77.6
@@ -56,7 +56,7 @@ ATTENTIVE = tuple(_row(line) for line in _ROWS.strip().splitlines())
 
 @dataclass(frozen=True)
 class OnImageNet:
-    """Tables 4 and 5: both probes on ImageNet-1k of a model that was pretrained on it."""
+    """Tables 4 and 5: both ImageNet-1k probes of a model that was pretrained on it."""
 
     method: str
     arch: str
@@ -70,7 +70,7 @@ class OnImageNet:
 IMAGENET = (
     OnImageNet("XTRA", "ViT-B/16", 85.8e6, 300, "XTRA, Tables 4 and 5", 0.661, 0.743),
     OnImageNet("XTRA", "ViT-B/16", 85.8e6, 800, "XTRA, Tables 4 and 5", 0.702, 0.768),
-    # The abstract gives the sizes of the autoregressive models that these outperform; accuracies could not be read.
+    # The abstract gives the sizes of the autoregressive models that these outperform, but not their accuracies.
     OnImageNet("autoregressive, earlier", "1.36B", 1.36e9, None, "XTRA, abstract", None, None),
     OnImageNet("autoregressive, earlier", "0.63B", 0.63e9, None, "XTRA, abstract", None, None),
 )
@@ -121,10 +121,10 @@ class Pretraining:
         return self.samples_seen / self.unique_images
 
 
-# The paper's Figure 1 counts unique images. XTRA's H/14 saw each of its about 100 times: 629,900 steps of 72 GPUs x 29
-# images, as its checkpoint is named, over ImageNet-21K. AIM-0.6B saw 2 billion images, as its checkpoint is named, of a
-# set of 2 billion: about one epoch. (On DFN-2B+, a fifth of it ImageNet-1k, its mean is 75.6; how many different images
-# that run saw is not stated.)
+# The paper's Figure 1 counts unique images. XTRA's H/14 saw each of its images about 100 times: its checkpoint's name
+# gives 629,900 steps of 72 GPUs x 29 images, over ImageNet-21K. AIM-0.6B saw 2 billion images by its checkpoint's name,
+# from a set of 2 billion: about one epoch. (On DFN-2B+, a fifth of which is ImageNet-1k, its mean is 75.6; how many
+# unique images that run saw is not stated.)
 FIGURE_1 = (
     Pretraining(
         "XTRA", "ViT-H/14", "IN-21k", 13_153_500, 629_900 * 2_088, 0.762, "XTRA, Table 3; steps: checkpoint's name"
@@ -137,7 +137,7 @@ FIGURE_1 = (
 
 @dataclass(frozen=True)
 class Efficiency:
-    """How many times fewer images one published model was trained on than another, by both ways of counting."""
+    """How many times fewer images one published model was trained on than another, counted in both ways."""
 
     model: Pretraining
     against: Pretraining
@@ -146,7 +146,7 @@ class Efficiency:
 
 
 def efficiency(model: Pretraining, against: Pretraining) -> Efficiency:
-    """The claim of Figure 1 on its own axis and on the other. Single points: the two accuracies are not equal, and no
+    """Figure 1's claim by unique images and by samples seen. These are single points: the two accuracies differ, and no
     interval can be given."""
     unique = against.unique_images / model.unique_images
     return Efficiency(model, against, unique, against.samples_seen / model.samples_seen)

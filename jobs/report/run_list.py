@@ -1,5 +1,4 @@
-"""The report's part on the runs themselves: in what their configs differ, who made them, what went wrong, how to make
-them again."""
+"""The report's section on the runs: how their configs differ, their origin, what went wrong, how to reproduce them."""
 
 from __future__ import annotations
 
@@ -19,14 +18,14 @@ from shards import store, typed_json
 from xtra.run import records
 
 ROUTINE = {"start", "resume", "stop", "done", "decoded", "checkpoint", "end"}  # events that every run has
-FIELDS = 24  # flags of a command that are shown
+FIELDS = 24  # most flags shown in a command
 
 
 # ---- configs ----
 
 
 def differences(study: Study) -> str:
-    """Every setting that the lines do not share: a row for each, a column for each line."""
+    """Every setting in which the lines differ: a row for each, a column for each line."""
     names = sorted({name for line in study.lines for name in line.arm.settings})
     varied = [n for n in names if len({json.dumps(line.arm.settings.get(n)) for line in study.lines}) > 1]
     columns: Columns[str] = {"setting": lambda name: name}
@@ -35,7 +34,7 @@ def differences(study: Study) -> str:
     rows = ["called in the configs", "images", "manifest", *varied]
     text = (
         f"The {len(study.lines)} lines of the charts; all of their other "
-        f"{len(names) - len(varied)} settings are the same. Seeds, lengths and machines are no settings."
+        f"{len(names) - len(varied)} settings are the same. Seeds, lengths and machines do not count as settings."
         if len(study.lines) > 1
         else "There is one line: all runs here were trained alike."
     )
@@ -68,7 +67,7 @@ def provenance(runs: Sequence[Run], study: Study) -> str:
         "dataset": lambda r: str(r.info.get("dataset") or "").rstrip("/").rpartition("/")[2],
         "manifest": lambda r: r.info["manifest"][:16],
     }
-    text = "Manifest: the first 16 digits of the digest that names exactly the images that a run was trained on."
+    text = "Manifest: the first 16 digits of the digest that identifies exactly the images a run was trained on."
     return table(columns, runs, text)
 
 
@@ -81,7 +80,7 @@ def _minutes(run: Run) -> float | None:
 
 
 def events_of(run: Run, problems: list[str]) -> Counter[str]:
-    """How often each kind of event happened in a run, without those that every run has."""
+    """How often each kind of event happened in a run, without the kinds that every run has."""
     found: Counter[str] = Counter()
     folder = store.join(run.url, "events")
     for name in records.ours(store.names(folder), records.PART):
@@ -98,7 +97,7 @@ def events_of(run: Run, problems: list[str]) -> Counter[str]:
 
 
 def failures(ledger: Ledger, events: Mapping[str, Counter[str]], found: Sequence[Measured]) -> str:
-    """What is unfinished, was interrupted, was replaced or could not be read; a page without failures says so."""
+    """Runs that are unfinished or were interrupted, events, and unreadable files; "None" where there are none."""
     lines = []
     unfinished = [r for r in ledger.runs if r.samples_seen < int(r.config.get("samples") or 0)]
     for run in unfinished:
@@ -117,13 +116,13 @@ def failures(ledger: Ledger, events: Mapping[str, Counter[str]], found: Sequence
         total += counts
     lines += [f"{n:,} events “{kind.replace('_', ' ')}”." for kind, n in sorted(total.items())]
     lines += [
-        f"{m.run.name}, {m.row.file}: which images it got right does not fit its accuracy, and is not used."
+        f"{m.run.name}, {m.row.file}: its record of right images contradicts its accuracy, and is not used."
         for m in found
         if m.damaged
     ]
     lines += [f"Could not be read: {problem}" for problem in ledger.problems]
     if not lines:
-        return "<p>None: every run came to its end in one attempt, every file could be read.</p>"
+        return "<p>None: every run finished in one attempt, and every file could be read.</p>"
     return "<ul>" + "".join(f"<li>{safe(line, 600)}</li>" for line in lines) + "</ul>"
 
 
@@ -136,12 +135,12 @@ def _some(names: Sequence[str], most: int = 6) -> str:
 
 
 def commands(study: Study, runs: Sequence[Run], found: Sequence[Measured]) -> str:
-    """For each line the command of its longest run, and the words of the probes' protocols."""
+    """For each line the command of its longest run, and the probes' protocols in words."""
     longest: dict[int, Run] = {}
     for run in sorted(runs, key=lambda r: (r.samples_seen, r.name)):
         longest[study.line(run.url).style] = run
     parts = [
-        "<p>One command for each line, of its longest run. DATA is a dataset with the manifest that the table names; "
+        "<p>The command of each line's longest run. DATA is a dataset with the manifest that the table names; "
         "the same manifest, config and seed give the same run. Other seeds and counts: <code>--seed</code>, "
         "<code>--order.seed</code> and <code>--samples</code>.</p>"
     ]
@@ -165,24 +164,24 @@ def _lines(text: str) -> str:
 
 
 def command_words(run: Run) -> list[str]:
-    """The recipe, and every flag in which the run's config differs from it."""
+    """The recipe, and every flag that differs from it."""
     from xtra import recipes
 
     name = str(run.config.get("recipe") or "")
     words = [name or "custom", "--data", "DATA", "--out", run.name]
     try:
         base = json.loads(json.dumps(dataclasses.asdict(recipes.get(name))))
-    except ValueError:  # a recipe of another build
+    except ValueError:  # a recipe from another build
         base = {}
     changed = [
         (flag, value)
         for flag, value in _flags("", run.config, base)
         if flag.partition(".")[0]
-        not in ("data", "out", "recipe", "sinks", "compile", "attention")  # speed is no result
+        not in ("data", "out", "recipe", "sinks", "compile", "attention")  # affects speed, not results
     ]
     for flag, value in changed[:FIELDS]:
         head, dot, last = flag.replace("_", "-").rpartition(".")
-        if flag == "compile" and isinstance(value, bool):  # of an older build
+        if flag == "compile" and isinstance(value, bool):  # from an older build
             value = "on" if value else "off"
         if isinstance(value, bool):
             words.append(f"--{head}{dot}{'' if value else 'no-'}{last}")
@@ -199,6 +198,8 @@ def _flags(path: str, config: Mapping[str, Any], base: Any) -> list[tuple[str, A
         if isinstance(value, Mapping):
             found += _flags(f"{path}{name}.", value, before)
         elif value != before and value not in (None, "", []):
-            short = value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value  # no machine's folders
+            short = (
+                value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
+            )  # without machine-specific folders
             found.append((f"{path}{name}", short))
     return found

@@ -1,7 +1,7 @@
-"""Run folders -> one report.html for a reader who got it by mail: the answer first, then everything that it rests on.
+"""Run folders -> one self-contained report.html: the answer first, then all the evidence behind it.
 
-The page needs nothing but itself: no script, no fonts, no links out, so it opens from a bucket, a mail or a stick; the
-ledger is inside it. The same run folders give the same bytes; dates are those of the runs.
+The page has no scripts, fonts or links out, so it opens from a bucket, an e-mail or a USB stick; the ledger is inside
+it. The same run folders give the same bytes; dates are those of the runs.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from shards import manifest, store
 from shards.dataset import read_info
 
 MOST_BYTES = 2_000_000  # of the page
-LARGE_CSV = 300_000  # bytes from which the ledger inside the page is compressed
-ROWS, FEW = 400, 50  # of a table that are shown; where the page would be too large
+LARGE_CSV = 300_000  # bytes; a larger ledger is compressed inside the page
+ROWS, FEW = 400, 50  # most rows of a table; FEW where the page would be too large
 AXES: tuple[Along, ...] = ("samples_seen", "unique_images", "flops")
 
 
@@ -60,24 +60,24 @@ class ReportResult:
 
 @dataclass(frozen=True)
 class Extras:
-    """What the page shows in addition to the ledger, read from elsewhere."""
+    """Contents of the page that do not come from the ledger."""
 
     primary: Primary | None = None
     events: Mapping[str, Counter[str]] = field(default_factory=dict)  # by run
-    datasets: tuple[manifest.Manifest, ...] = ()  # that were trained on and can be opened
+    datasets: tuple[manifest.Manifest, ...] = ()  # the training sets that can be opened
     pictures: bool = False
-    brief: bool = False  # fewer rows and charts, for a study of very many runs or sets
+    brief: bool = False  # fewer rows and charts, for a study with very many runs or sets
 
 
 def run(config: Config) -> ReportResult:
-    """Writes ledger.parquet and ledger.csv to the folder of runs, the page, and its first curves as files next to it.
+    """Write ledger.parquet and ledger.csv to the folder of runs, the page, and its accuracy curves as files next to it.
 
-    Raises ValueError where no run can be read, and for a study.json that declares no proper comparison.
+    Raises ValueError where no run can be read, and for a study.json whose declared comparison is malformed.
     """
     store.require(runs=config.runs)
     ledger = read_runs(config.runs)
     if not ledger.runs and not ledger.others:
-        raise ValueError(f"{config.runs}: no run in it can be read: {ledger.problems[0]}")
+        raise ValueError(f"{config.runs}: has no readable run: {ledger.problems[0]}")
     problems: list[str] = []
     events = {r.url: run_list.events_of(r, problems) for r in ledger.runs}
     primary = primary_of(config.primary) if config.primary else read_primary(config.runs)
@@ -92,12 +92,12 @@ def run(config: Config) -> ReportResult:
 
 
 def write_report(root: str, out: str | None = None, note: str | None = None) -> str:
-    """The page alone, for the runs under `root`; returns its URL."""
+    """`run` for the runs under `root`; returns the page's URL."""
     return run(Config(root, out, note)).report
 
 
 def _datasets(ledger: Ledger) -> Iterable[manifest.Manifest]:
-    """The versions that runs were trained on, of those that can still be opened, each once."""
+    """The dataset versions that runs were trained on and that can still be opened, each once."""
     seen: set[str] = set()
     for each in ledger.runs:
         address, digest = str(each.info.get("dataset") or ""), str(each.info["manifest"])
@@ -112,7 +112,7 @@ def _datasets(ledger: Ledger) -> Iterable[manifest.Manifest]:
 
 
 def page(ledger: Ledger, note: str | None = None, extras: Extras | None = None) -> str:
-    """The report as HTML, below MOST_BYTES: where it would be larger, pictures are left out, then rows and charts."""
+    """The report as HTML. If it exceeds MOST_BYTES, pictures are left out, then rows and charts."""
     extras = extras or Extras()
     whole = _page(ledger, note, extras)
     if len(whole) > MOST_BYTES and extras.pictures:
@@ -145,7 +145,7 @@ def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
         ("papers", "Compared with the papers", _papers(ledger, shown_points)),
         (
             "runs",
-            "Runs, and in what they differ",
+            "Runs, and how they differ",
             run_list.differences(known) + _folded("All runs", run_list.provenance(ledger.runs[:rows], known)),
         ),
         ("funnel", "Where the images came from", _funnel(extras.datasets)),
@@ -209,7 +209,7 @@ def _grid(figures: Iterable[str | None]) -> str:
 
 
 def _cell_rows(ledger: Ledger, cell: tuple[str, str, str, str]) -> list[LedgerRow]:
-    """All rows of one evaluation set, baselines too."""
+    """All rows of one evaluation set, including baselines."""
     return [r for r in ledger.rows if (r.set, r.probe_eval) == cell[:2]]
 
 
@@ -226,7 +226,7 @@ def _hero(ledger: Ledger, found: Sequence[Measured], said: answer.Answer) -> str
 
 
 def _largest(found: Sequence[Measured], cell: tuple[str, str, str, str] | None) -> list[Point]:
-    """The points of the first chart at its largest count, one of each line on the commonest data."""
+    """The points of the first chart at its largest count, one for each line on the most common data."""
     if cell is None:
         return []
     at = points(by_cell(found)[cell])
@@ -257,9 +257,9 @@ def _accuracy(ledger: Ledger, found: Sequence[Measured], brief: bool) -> str:
             total = " or ".join(f"{n:,}" for n in sorted({m.row.total for m in group if m.row.total}))
             parts.append((escaped(titles[cell]), f"<p>{total} test images.</p>{_grid(figures)}"))
     text = (
-        "<p>Marks: means over seeds with 95 % intervals; small dots: single seeds. Dashed: what is reached without "
-        "pretraining (a band spans the models, an arrow says that the line is below). Charts side by side have one "
-        "scale. A chart that is missing would have one value on its axis.</p>"
+        "<p>Marks: means over seeds with 95 % intervals; small dots: single seeds. Dashed: accuracy without "
+        "pretraining (a band spans the models; an arrow means that the line is below the chart). Charts side by side "
+        "share one scale. A missing chart would have only one value on its axis.</p>"
     )
     shape = "<h3>{}</h3>{}" if len(parts) <= findings.SETS else "<details><summary>{}</summary>{}</details>"
     return text + "".join(shape.format(*part) for part in parts) if parts else ""
@@ -302,8 +302,8 @@ def _front(ledger: Ledger, found: Sequence[Measured]) -> str:
         "encoder and the rest, parameters": lambda r: r[1].row.params,
     }
     text = (
-        "<p>Step line: what no other point beats at the same cost or less. Where intervals overlap, it may be chance "
-        "which point is on it.</p>"
+        "<p>Step line: points that no other point beats at the same or a lower cost. Where intervals overlap, chance "
+        "may decide which point is on it.</p>"
     )
     return text + _grid(figures) + _folded("The points of the front", table(columns, rows, "Cheapest first."))
 
@@ -314,9 +314,9 @@ def _training(known: Study, ledger: Ledger, found: Sequence[Measured], cell: tup
     if not rows and not held:
         return ""
     text = (
-        "<p>One path a run; each point is the mean of a bin, the bins being equal on the log axis. Losses of different "
-        "block sizes are means over different targets: they have charts of their own, and must not be compared. At "
-        f"most {RUNS} runs a chart, the longest first.</p>"
+        "<p>One path for each run; each point is the mean of a bin, with bins of equal width on the log axis. Losses "
+        "of different block sizes are means over different targets: they have separate charts, and must not be "
+        f"compared. At most {RUNS} runs in a chart, the longest first.</p>"
     )
     missing = "" if held else "<p>No held-out loss was logged: --val.data measures it.</p>"
     losses = [*rows[:1], held]
@@ -363,7 +363,7 @@ def _ledger_table(rows: Sequence[LedgerRow], known: Study, most: int) -> str:
         "images/s": lambda r: number(r.samples_per_s, ".0f"),
     }
     rows = sorted(rows, key=lambda r: (known.line(r.run).style, r.samples_seen, r.seed, r.set, r.head))
-    text = "An empty cell is a number that no file states. Intervals are over the test images of this one probe."
+    text = "An empty cell: no file states the number. Intervals cover the test images of this one probe."
     if len(rows) > most:
         text += f" The first {most} of {len(rows):,} rows; the file below has all."
     return table(columns, rows[:most], text)

@@ -1,8 +1,8 @@
-"""The negative control: the same line under other seeds, whose true difference is zero.
+"""The negative control: the same line under different seeds, whose true difference is zero.
 
-Two seeds are compared by their test images alone, paired. Such a test calls equal things different more often than its
-level says wherever seeds vary more than images do; so comparisons of lines count seeds (compare.py), and this table
-shows by how much it matters here.
+Two seeds are compared by their test images alone, paired. Where seeds vary more than images do, such a test calls equal
+things different more often than its nominal level; so comparisons of lines count seeds (compare.py), and this table
+shows how much that matters here.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Control:
     lowest: float
     highest: float
     spread: float  # standard deviation between seeds
-    by_images: float | None  # what it would be from the choice of the test images alone
+    by_images: float | None  # the same, if only the choice of test images varied
     pairs: int
-    differ: int | None  # of the pairs, by a test of the images alone at 5 %
+    differ: int | None  # pairs that differ by a test over images alone at 5 %
 
 
 def controls(found: Sequence[Measured]) -> list[Control]:
-    """Of every line, count, set and head with at least two seeds, in the order of the comparisons."""
+    """One for every line, count, set and head with at least two seeds, in the order of the comparisons."""
     made = [
         _control(point)
         for group in by_cell(found).values()
@@ -52,7 +52,7 @@ def _control(point: Point) -> Control:
     by_images = differ = None
     if all(one is not None and other is not None and len(one) == len(other) for one, other in pairs):
         tests = [_test(np.asarray(one, np.float32) - np.asarray(other, np.float32)) for one, other in pairs]
-        # The variance of a difference is twice that of one seed about what these images have in common.
+        # The variance of a difference is twice that of one seed around the images' common effect.
         by_images = math.sqrt(sum(variance for variance, _ in tests) / len(tests) / 2)
         differ = sum(p <= 1 - LEVEL for _, p in tests)
     return Control(
@@ -61,7 +61,7 @@ def _control(point: Point) -> Control:
 
 
 def _test(difference_I: np.ndarray) -> tuple[float, float]:
-    """The variance of the mean of paired differences over images, and p of its being zero."""
+    """The variance of the mean paired difference over images, and the p-value of a zero mean."""
     mean, variance, freedom = statistics.mean_of(difference_I[None])
     return variance, p_value(mean / math.sqrt(variance), min(freedom, 1e9)) if variance > 0 else float(mean == 0)
 
@@ -81,8 +81,8 @@ def control_table(made: Sequence[Control]) -> str:
         "pairs of seeds that differ": lambda c: None if c.differ is None else f"{c.differ} of {c.pairs}",
     }
     text = (
-        "Negative control: a line against itself under other seeds, where nothing differs. A pair “differs” by a test "
-        "of its test images alone at 5 %, without seeds: more than one pair in twenty shows that such a test is not to "
-        "be trusted here."
+        "Negative control: a line against itself under different seeds, where nothing differs. A pair “differs” by a "
+        "test over its test images alone at 5 %, ignoring seeds: if more than one pair in twenty differs, such a test "
+        "cannot be trusted here."
     )
     return table(columns, made, text)

@@ -1,4 +1,4 @@
-"""The scaling report's style, in addition to that of all pages."""
+"""The scaling report's style, added to the common style."""
 
 REPORT = """
 body { overflow-wrap: break-word; }

@@ -1,7 +1,7 @@
-"""A bounded look into a dataset's indexes: examples of every reason, hosts, sizes and thumbnails.
+"""A bounded sample of a dataset's indexes: examples of every reason, hosts, sizes and thumbnails.
 
-However large the dataset is, at most SHARDS of its shards are read, evenly spaced over it; the survey says how many
-rows that were. What is read is hostile text and pictures: whoever shows it must escape it.
+However large the dataset is, at most SHARDS evenly spaced shards are read; the survey records how many rows they had.
+Its texts and pictures are untrusted: escape them before showing them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from shards.rules import read_rules
 
 SHARDS = 48
 READERS = 8
-EXAMPLES = 6  # of a reason
-THUMBS = {KEPT: 24}  # kept pictures shown where there are no classes; of a reason:
+EXAMPLES = 6  # per reason
+THUMBS = {KEPT: 24}  # kept pictures shown where there are no classes
 THUMBS_A_REASON = 8
-CLASSES = 12  # that are shown by pictures,
+CLASSES = 12  # shown with pictures
 THUMBS_A_CLASS = 4
 THUMB_SIDE = 160
 THUMB_PIXELS = 40_000_000  # larger pictures have no thumbnail: decoding one takes seconds
 THUMB_BYTES = 8 << 20
-HOSTS = 10  # of each list
+HOSTS = 10  # per list
 FAILED = frozenset(map(str, RETRYABLE | FINAL))
 COLUMNS = [
     *("key", "url", "labels", "row", "reason", "detail", "http_status", "elapsed_ms", "fetched_bytes"),
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """A link and what became of it."""
+    """A link and its outcome."""
 
     key: str
     url: str
@@ -65,8 +65,8 @@ class Host:
     name: str
     links: int
     kept: int
-    failed: int  # for a reason that lies with the host or the network, not with the picture
-    seconds: float  # mean of the links that were asked for
+    failed: int  # because of the host or the network, not the picture
+    seconds: float  # mean over the links that were fetched
     bytes: int
 
 
@@ -81,7 +81,7 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Class:
-    """A class, how many kept pictures of it were read, and some of them."""
+    """A class, the number of its kept pictures in the sample, and some of them."""
 
     name: str
     pictures: int
@@ -90,7 +90,7 @@ class Class:
 
 @dataclass(frozen=True)
 class Histogram:
-    """counts[i] values lie in [edges[i - 1], edges[i]); the first and the last bin are open."""
+    """counts[i] is the number of values in [edges[i - 1], edges[i]); the first and the last bin are open."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -98,20 +98,20 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Survey:
-    shards: int  # of the version
+    shards: int  # in the version
     shards_read: int
-    rows: int  # that were read
+    rows: int  # read
     examples: dict[str, tuple[Example, ...]]
     largest: tuple[Host, ...]
     failing: tuple[Host, ...]
     slowest: tuple[Host, ...]
-    formats: dict[str, int]  # of the fetched bytes of kept links
-    sides: Histogram  # the shorter one, of kept pictures
+    formats: dict[str, int]  # kept links by the format that was fetched
+    sides: Histogram  # shorter sides of kept pictures
     aspects: Histogram
     sizes: Histogram  # bytes
-    thumbs: dict[str, tuple[Thumb, ...]]  # of kept pictures only where there are no classes
-    classes: dict[str, int] = field(default_factory=dict)  # kept pictures that were read, the most first
-    shown: tuple[Class, ...] = ()  # some of them, the most common first
+    thumbs: dict[str, tuple[Thumb, ...]]  # by reason; kept pictures only where there are no classes
+    classes: dict[str, int] = field(default_factory=dict)  # kept pictures in the sample, the largest class first
+    shown: tuple[Class, ...] = ()  # some classes, the most common first
 
     @property
     def whole(self) -> bool:
@@ -120,7 +120,7 @@ class Survey:
 
 @dataclass
 class _Part:
-    """What one shard adds."""
+    """One shard's contribution."""
 
     rows: int = 0
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class _Part:
 
 
 def survey(version: Manifest, shards: int = SHARDS) -> Survey:
-    """Raises StoreError naming an index or tar that is missing or damaged."""
+    """Sample at most `shards` shards. Raises StoreError naming an index or tar that is missing or damaged."""
     chosen = spaced(version.shards, shards)
     wanted = (THUMBS[KEPT], THUMBS_A_REASON)
     thumbs = [-(-2 * most // max(1, len(chosen))) for most in wanted]  # twice as many: some shards have none
@@ -143,7 +143,9 @@ def survey(version: Manifest, shards: int = SHARDS) -> Survey:
         parts = list(pool.map(lambda shard: _part(version, shard, replaced, *thumbs), chosen))
     classes = _summed(part.classes for part in parts)
     hosts = _merged([part.hosts for part in parts if part.hosts is not None])
-    asked = [host for host in hosts if host.links >= 0.0005 * sum(h.links for h in hosts)]  # one bad link is no host
+    asked = [
+        host for host in hosts if host.links >= 0.0005 * sum(h.links for h in hosts)
+    ]  # ignore hosts with very few links
     return Survey(
         shards=len(version.shards),
         shards_read=len(chosen),
@@ -167,7 +169,7 @@ def survey(version: Manifest, shards: int = SHARDS) -> Survey:
 
 
 def spaced(items: Sequence[T], most: int) -> list[T]:
-    """At most that many of the items, evenly spaced, the first one among them."""
+    """At most `most` of the items, evenly spaced, including the first."""
     count = min(most, len(items))
     return [items[at * len(items) // count] for at in range(count)]
 
@@ -176,7 +178,7 @@ def spaced(items: Sequence[T], most: int) -> list[T]:
 
 
 def replaced_rows(version: Manifest) -> list[tuple[int, np.ndarray]]:
-    """(first unit, rows) of every retry: it asked for these again, so what earlier units say of them is out of date."""
+    """(first unit, rows) of every retry: these rows were fetched again, so earlier units' outcomes are out of date."""
     retries = read_generations(version.dataset)
     found = []
     for retry in retries:
@@ -189,8 +191,8 @@ def replaced_rows(version: Manifest) -> list[tuple[int, np.ndarray]]:
 
 
 def read_rows(version: Manifest, shard: Shard, replaced: Sequence[tuple[int, np.ndarray]]) -> pa.Table:
-    """The shard's index rows that no retry has replaced, those that the version deselects with their reason in place
-    of `kept`, and those that took over labels with all of them."""
+    """The shard's index rows that no retry has replaced. Deselected rows have their reason in place of `kept`; rows
+    that took over duplicates' labels have all of them."""
     table = read_table(store.join(version.dataset, "shards", shard.index), COLUMNS)
     for first_unit, rows in replaced:
         if shard.unit < first_unit:
@@ -210,7 +212,7 @@ def _part(
     table = read_rows(version, shard, replaced)
     kept = table.filter(pc.equal(table["reason"], KEPT))
     width, height = (_numbers(kept[name]) for name in ("width", "height"))
-    turned = _numbers(kept["orientation"]) >= 5  # EXIF 5 to 8 lie on their side
+    turned = _numbers(kept["orientation"]) >= 5  # EXIF 5 to 8: rotated by 90 degrees
     known = (width > 0) & (height > 0)
     part = _Part(
         rows=len(table),
@@ -232,7 +234,7 @@ def _part(
 
 
 def _varied(rows: pa.Table, most: int) -> list[dict[str, Any]]:
-    """Rows with different details first: many alike say little."""
+    """At most `most` rows, those with different details first."""
     details: dict[str, int] = {}
     for at, detail in enumerate(rows["detail"].to_pylist()):
         details.setdefault(detail or "", at)
@@ -262,10 +264,10 @@ def _shown(
     classes: Mapping[str, int],
     counts: Mapping[Shard, Mapping[str, int]],
 ) -> tuple[Class, ...]:
-    """Classes from the most common to the rarest, each by pictures of the shard that has most of it."""
+    """Classes from the most common to the rarest, each with pictures from the shard that has most of it."""
     names = spaced(list(classes), CLASSES)
     if len(classes) > 1:
-        names = [*names[:-1], list(classes)[-1]]  # the rarest, too
+        names = [*names[:-1], list(classes)[-1]]  # include the rarest
     at: dict[Shard, list[str]] = defaultdict(list)
     for name in names:
         at[max(counts, key=lambda shard: (counts[shard].get(name, 0), -shard.unit))].append(name)
@@ -290,7 +292,7 @@ def _shown(
 
 
 def _hosts(table: pa.Table) -> pa.Table:
-    """links, kept, failed, asked, ms, bytes of each host of the shard."""
+    """links, kept, failed, asked, ms and bytes for each host in the shard."""
     host = pc.struct_field(pc.extract_regex(table["url"], HOST), "host")
     reason = table["reason"]
     rows = pa.table(
@@ -327,7 +329,7 @@ def _merged(tables: list[pa.Table]) -> list[Host]:
 
 
 def thumb_rows(version: Manifest, shard: Shard) -> dict[int, bytes]:
-    """row -> JPEG of the thumbnails that the ingest left, if it left any."""
+    """row -> JPEG of the thumbnails that the ingest kept, if any."""
     try:
         table = read_table(store.join(version.dataset, "thumbs", shard.index), ["row", "jpeg"])
     except store.Missing:
@@ -336,7 +338,7 @@ def thumb_rows(version: Manifest, shard: Shard) -> dict[int, bytes]:
 
 
 def _thumbs(version: Manifest, shard: Shard, rows: pa.Table, small: Mapping[int, bytes], most: int) -> Iterator[Thumb]:
-    """Of stored pictures by decoding them again; of rejected ones what the ingest left."""
+    """Thumbnails of stored pictures, by decoding them; of rejected ones, those that the ingest kept."""
     stored = rows.filter(pc.less(rows["length"], THUMB_BYTES))  # null where nothing is stored
     left = rows.filter(pc.is_in(rows["row"], pa.array(sorted(small), pa.int64())))
     found = stored if len(stored) else left
@@ -347,13 +349,13 @@ def _thumbs(version: Manifest, shard: Shard, rows: pa.Table, small: Mapping[int,
 
 
 def member_thumb(version: Manifest, shard: Shard, row: dict[str, Any]) -> bytes | None:
-    """Of one stored picture; None where it cannot be decoded."""
+    """A thumbnail of one stored picture; None where it cannot be decoded."""
     body = store.read_range(shard.tar_url(version.dataset), row["offset"], row["length"])
     return thumbnail(body)
 
 
 def thumbnail(body: bytes, side: int = THUMB_SIDE) -> bytes | None:
-    """A JPEG of at most `side` by `side`, or None for what cannot or need not be decoded."""
+    """A JPEG of at most `side` by `side`, or None if `body` cannot be decoded or has too many pixels."""
     try:
         picture = image.thumbnail(body, side, THUMB_PIXELS)
     except image.Undecodable:
@@ -365,7 +367,7 @@ def thumbnail(body: bytes, side: int = THUMB_SIDE) -> bytes | None:
 
 
 def _joined(parts: Iterable[Mapping[str, list[T]]]) -> dict[str, list[T]]:
-    """A list for every name, one item of each part in turn."""
+    """A list for every name, taking items from the parts in turn."""
     lists: dict[str, list[list[T]]] = defaultdict(list)
     for part in parts:
         for name, items in part.items():

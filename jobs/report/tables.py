@@ -1,4 +1,4 @@
-"""HTML tables of a page, and numbers as text: columns are functions of a row; what is not known stays empty."""
+"""HTML tables, and numbers as text: columns are functions of a row; an unknown value stays empty."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def table(
     strong: Callable[[Row], bool] = lambda row: False,
     kind: str = "",
 ) -> str:
-    """`strong` rows stand out; `kind` is a class that the page's style knows."""
+    """`strong` rows are highlighted; `kind` is a CSS class of the page's style."""
     if not rows:
         return ""
     values = [[value(row) for value in columns.values()] for row in rows]
@@ -39,7 +39,7 @@ def table(
 
 
 def _brief(caption: str) -> str:
-    """For who moves from table to table without reading on."""
+    """A short label, for screen readers that move from table to table."""
     first = caption.partition(". ")[0]
     return f"table: {first[:90]}"
 
@@ -54,7 +54,7 @@ def _cell(value: Any, right: bool) -> str:
 
 
 def points(value: float | None) -> str | None:
-    """A share in %, without the sign."""
+    """A share in %, without the % sign."""
     return None if value is None else f"{100 * value:.1f}"
 
 
@@ -75,5 +75,5 @@ def power(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Without the sign."""
+    """A share in %, in three digits, without the % sign."""
     return f"{100 * value:.3g}"

@@ -1,4 +1,4 @@
-"""What became of a sample: its links and verdicts, its place, and every step of every run that saw it."""
+"""The history of a sample: its links and verdicts, its place, and every step of every run that saw it."""
 
 from shards.door import door
 

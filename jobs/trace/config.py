@@ -11,7 +11,7 @@ class Config:
 
     place: str  # a dataset, a run, or a folder of runs
     what: tuple[str, ...] = ()  # keys, URLs, sha256; also hosts and phash:HEX/BITS, as xtra select --exclude takes them
-    file: str = ""  # a file with more of them, one a line
-    runs: tuple[str, ...] = ()  # runs or folders of runs, where the place is a dataset
-    urls: str = ""  # the list that the dataset was made of: names the line of each link
-    url_column: str | None = None  # of that list, as it was given to xtra ingest
+    file: str = ""  # a file with more of them, one per line
+    runs: tuple[str, ...] = ()  # runs or folders of runs, if the place is a dataset
+    urls: str = ""  # the list that the dataset was ingested from, to show each link's line
+    url_column: str | None = None  # that list's URL column, as given to xtra ingest

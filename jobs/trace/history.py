@@ -1,7 +1,7 @@
-"""What a run folder says of the data that its steps had: stretches of the stream, by attempt.
+"""The data that each step of a run saw, read from its folder: stretches of the stream, by attempt.
 
-The order is a pure function of what is recorded here; no log of samples exists or is needed. Of each attempt only the
-first and the last metrics are read: in between, every step has the attempt's batch.
+The order is a pure function of what a run folder records; no log of samples exists or is needed. Only the first and
+the last metrics of an attempt are read: in between, every step has the attempt's batch size.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ READERS = 16
 
 @dataclass(frozen=True)
 class Stretch:
-    """Positions start .. stop-1 of the stream, as one attempt of a run had them, in steps of `batch` samples; the last
+    """Positions start .. stop-1 of the stream, seen by one attempt of a run in steps of `batch` samples; the last step
     may be shorter."""
 
     run: str
-    attempt: int | None  # None: no attempt that left a record
+    attempt: int | None  # None: the attempt left no record
     start: int
     stop: int
     batch: int
     world: int | None
     manifest: str  # digest
     first_step: int = 0  # steps of the run before it
-    undone: bool = False  # a later attempt began before it: no checkpoint comes of these steps
+    undone: bool = False  # a later attempt restarted before it: no checkpoint includes these steps
 
     @property
     def steps(self) -> int:
@@ -43,7 +43,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset version of what a run read."""
+    """One dataset version that a run read."""
 
     dataset: str
     digest: str
@@ -57,19 +57,19 @@ class Substitute:
     run: str
     attempt: int
     samples_seen: int  # after that step
-    shard: str  # where the tar is
+    shard: str  # URL of the tar
     key: str
     shown: str
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run's steps had; `stretches` that are not undone follow each other from position 0 on."""
+    """The data of a run's steps; the `stretches` that are not undone are contiguous from position 0."""
 
     run: str
     order: Order
     parts: Mapping[str, tuple[Part, ...]]  # by the digest of manifest or mixture
-    mixed: frozenset[str]  # digests that are of mixtures
+    mixed: frozenset[str]  # digests of mixtures
     stretches: tuple[Stretch, ...]
     checkpoints: tuple[int, ...]  # samples seen by each
     substitutes: tuple[Substitute, ...]
@@ -88,7 +88,7 @@ def runs_in(url: str) -> list[str]:
 
 
 def read_history(run: str) -> History:
-    """Raises ValueError naming a file that is damaged or missing."""
+    """Read a run folder, and those of its trunks. Raises ValueError naming a file that is damaged or missing."""
     config, info = (_object(store.join(run, name)) for name in ("config.json", "run.json"))
     order = Order(**config.get("order", {}))
     parts, mixed = dict[str, tuple[Part, ...]](), set[str]()
@@ -103,7 +103,7 @@ def read_history(run: str) -> History:
         remarks += [remark] if remark else []
     checkpoints = _checkpoints(run)
     trunk, remark = _trunk(run, config, found)
-    batch = config.get("batch", 1)  # imported weights were trained elsewhere: they have no batch, and no attempts
+    batch = config.get("batch", 1)  # imported weights have no batch and no attempts
     lineage = _joined(run, found, batch, info["manifest"], _until(trunk, found[0].start) if trunk else [])
     if info["manifest"]:
         parts.setdefault(info["manifest"], _parts(info))
@@ -135,7 +135,7 @@ def _number(name: str) -> int:
 
 
 def _by_attempt(run: str, kind: str) -> dict[int, list[str]]:
-    """The parts of metrics or events of each attempt, in order."""
+    """Each attempt's files of metrics or events, in order."""
     names = sorted(name for name in store.names(store.join(run, kind)) if name.endswith(".jsonl"))
     return {number: [store.join(run, kind, name) for name in of_one] for number, of_one in groupby(names, _number)}
 
@@ -147,7 +147,7 @@ def _parts(facts: Mapping[str, Any]) -> tuple[Part, ...]:
 
 
 def _rows(url: str) -> list[dict[str, Any]]:
-    """The whole lines of a part; a torn one is left out."""
+    """The complete lines of a file; a torn one is left out."""
     rows = []
     for line in store.read(url).decode(errors="replace").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
@@ -158,20 +158,20 @@ def _rows(url: str) -> list[dict[str, Any]]:
 def _stretch(
     run: str, number: int, facts: Mapping[str, Any], config: Mapping[str, Any], metrics: list[str], events: list[str]
 ) -> tuple[Stretch | None, str]:
-    """What an attempt recorded, and what people must know of it."""
+    """The stretch that an attempt recorded, and a remark for users."""
     first = next(iter(_rows(metrics[0])), None) if metrics else None
     last = next(iter(reversed(_rows(metrics[-1]))), None) if metrics else None
     if first is None or last is None:
         return None, f"{run}: attempt {number} recorded no step"
     world = facts.get("world") or 1
-    events = [url for url in events if int(url[-12:-6]) % world == 0]  # of rank 0, which says how an attempt went
+    events = [url for url in events if int(url[-12:-6]) % world == 0]  # rank 0's, which record how an attempt ended
     began = [row for row in (_rows(events[0]) if events else ()) if row.get("event") in ("start", "resume")]
-    # Without the event: seconds and samples a second are since the attempt's start.
+    # Without the event: seconds and samples/s are counted from the attempt's start.
     before = first["samples_seen"] - round(first["seconds"] * first["samples_per_s"])
     start = began[0].get("samples_seen", before) if began else before
     ended = any(row.get("event") in ("stop", "done") for url in events[-1:] for row in _rows(url))
     seen = f"{last['samples_seen']:,} samples"
-    remark = f"{run}: attempt {number} did not end by itself: steps after {seen}, of 30 s at most, are not recorded"
+    remark = f"{run}: attempt {number} has no recorded end: steps after {seen}, at most 30 s of them, are missing"
     stretch = Stretch(
         run=run,
         attempt=number,
@@ -186,19 +186,19 @@ def _stretch(
 
 
 def _trunk(run: str, config: Mapping[str, Any], found: Sequence[Stretch]) -> tuple[History | None, str]:
-    """The history of the run that this one branches from, at the place that its config names or beside it."""
+    """The history of the run that this one branches from: at the path in its config, or next to this run."""
     trunk = str(config.get("branch") or "").rstrip("/")
     if not (trunk and found and found[0].start):
         return None, ""
-    beside = store.join(run.rstrip("/").rpartition("/")[0] or ".", trunk.rpartition("/")[2])
-    there = next((url for url in (trunk, beside) if is_run(url)), None)
+    sibling = store.join(run.rstrip("/").rpartition("/")[0] or ".", trunk.rpartition("/")[2])
+    there = next((url for url in (trunk, sibling) if is_run(url)), None)
     if there is not None:
         return read_history(there), ""
     return None, f"{trunk}: the trunk is gone; its {found[0].start:,} samples follow from the branch's own order"
 
 
 def _until(trunk: History, stop: int) -> list[Stretch]:
-    """What a branch's weights have seen before it began."""
+    """The stretches that a branch's weights saw before it began."""
     theirs = [stretch for stretch in trunk.stretches if not stretch.undone and stretch.start < stop]
     return [dataclasses.replace(stretch, stop=min(stretch.stop, stop)) for stretch in theirs]
 
@@ -206,8 +206,7 @@ def _until(trunk: History, stop: int) -> list[Stretch]:
 def _joined(
     run: str, found: Sequence[Stretch], batch: int, manifest: str, lineage: list[Stretch]
 ) -> tuple[Stretch, ...]:
-    """The lineage and after it the stretches, with their steps counted; those that later attempts redid are cut off as
-    undone."""
+    """The lineage followed by the stretches, with steps numbered; parts that later attempts redid are marked undone."""
     undone: list[Stretch] = []
     for stretch in found:
         for older in [s for s in lineage if s.stop > stretch.start]:
@@ -217,7 +216,7 @@ def _joined(
             steps = older.first_step + -(-(lost - older.start) // older.batch)
             undone.append(dataclasses.replace(older, start=lost, first_step=steps, undone=True))
         end = lineage[-1].stop if lineage else 0
-        if end < stretch.start:  # there is no record of it; that it was trained follows from what came after
+        if end < stretch.start:  # not recorded, but the later attempt proves that it was trained
             lineage.append(Stretch(run, None, end, stretch.start, batch, None, manifest, _steps(lineage)))
         lineage.append(dataclasses.replace(stretch, first_step=_steps(lineage)))
     return (*lineage, *undone)

@@ -1,4 +1,4 @@
-"""What a dataset knows of some samples: the line, every verdict, where the picture is, and which versions select it."""
+"""A dataset's records of some samples: the line, every verdict, where the picture is, and the versions selecting it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OF_THE_LINK = ["key", "url", "labels", "row"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What asking once ended with; of a kept link also where its picture is. Null where the dataset does not know."""
+    """The result of one fetch; for a kept link also where its picture is. None where the dataset has no record."""
 
     unit: int
     reason: str  # "kept", or a reason of docs/design.md
@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """What a version says of a sample: `selected`, the reason why not, or that it does not have its unit yet."""
+    """A sample's state in a version: `selected`, the reason why not, or that the version does not have its unit yet."""
 
     number: int
     digest: str
@@ -66,11 +66,11 @@ class Life:
     key: str
     url: str
     labels: tuple[str, ...]
-    row: int  # links of the list, from 0
-    line: str | None  # FILE:LINE of the list, where the list was given
-    named_by: tuple[str, ...]  # the words that name it
+    row: int  # number of the link in the list, from 0
+    line: str | None  # FILE:LINE in the list, if the list was given
+    named_by: tuple[str, ...]  # the words that matched it
     answers: tuple[Answer, ...]  # oldest first
-    waiting: int | None  # the unit in which it is still to be asked for
+    waiting: int | None  # the unit that has yet to fetch it
     versions: tuple[Selected, ...] = ()
 
     @property
@@ -92,7 +92,7 @@ _COLUMNS = [*_OF_THE_LINK, *(field.name for field in dataclasses.fields(Answer) 
 def find(
     dataset: str, what: Exclusion, progress: Callable[[int, int, str], None] = lambda done, total, what: None
 ) -> list[Life]:
-    """Every link of a dataset that a line names, by row; in one pass over its indexes, a few of them in memory.
+    """Every link of a dataset that a line names, by row; one pass over its indexes, with a few in memory at a time.
 
     Raises ValueError when more than MOST links are named.
     """
@@ -123,7 +123,7 @@ def find(
 
 
 def _units(dataset: str) -> dict[int, Shard]:
-    """The committed units, as the newest version or their commits name them."""
+    """The committed units, from the newest version, or from their commits."""
     numbers = manifest.numbers(dataset, "versions", ".json")
     shards = {shard.unit: shard for shard in (manifest.read_manifest(dataset).shards if numbers else ())}
     fresh = read_commits(dataset, [unit for unit in committed_units(dataset) if unit not in shards])
@@ -138,7 +138,7 @@ def _shard(commit: Commit) -> Shard:
 def _each(
     work: Callable[[int], Any], units: Iterable[int], progress: Callable[[int, int, str], None], what: str
 ) -> Iterator[list[Any]]:
-    """What `work` yields for each unit, in order."""
+    """The items that `work` yields for each unit, in order."""
     units = sorted(units)
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trace") as pool:
         for at in range(0, len(units), 4 * _AT_ONCE):
@@ -160,7 +160,7 @@ def _answer(shard: Shard, dataset: str, values: dict[str, Any]) -> Answer:
 def _older_answers(
     dataset: str, units: dict[int, Shard], found: dict[int, _Found], progress: Callable[[int, int, str], None]
 ) -> None:
-    """Add what the rows ended with in other units: a sha256 names only the last of several answers."""
+    """Add the rows' answers from other units: a sha256 matches only one of several answers."""
     if not found or not manifest.numbers(dataset, "generations", ".json"):
         return
     wanted = pa.array(sorted(found), pa.int64())
@@ -189,7 +189,7 @@ def _life(dataset: str, what: Exclusion, found: _Found) -> Life:
 
 
 def with_versions(dataset: str, lives: Sequence[Life]) -> list[Life]:
-    """The lives with what each version of the dataset says of them."""
+    """The lives with their state in each version of the dataset."""
     said: list[list[Selected]] = [[] for _ in lives]
     for number in manifest.numbers(dataset, "versions", ".json") if lives else ():
         digest = store.read_json(store.join(dataset, "versions", f"{number:06d}.json"))["digest"]
@@ -199,7 +199,7 @@ def with_versions(dataset: str, lives: Sequence[Life]) -> list[Life]:
 
 
 def states(version: Manifest, lives: Sequence[Life]) -> list[str]:
-    """Of each life `selected`, or why a version does not select it."""
+    """For each life, `selected`, or why the version does not select it."""
     units = {shard.unit for shard in version.shards}
     found = ["not in it"] * len(lives)
     kept: dict[int, list[int]] = defaultdict(list)

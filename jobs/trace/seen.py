@@ -14,25 +14,25 @@ from jobs.trace.lives import Life, sample_numbers
 from shards.manifest import Manifest
 from shards.stream import MixedSequence, Mixture, Order, Sequence as Order_, places_in_batches, ranks, sightings
 
-MOST = 2_000_000  # sightings in full, about 300 bytes each; of more, only each sample's first
+MOST = 2_000_000  # sightings, about 300 bytes each; beyond it, only each sample's first
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One sample in one step. Steps count from 1, everything else from 0."""
+    """One sample in one step. Steps are numbered from 1, everything else from 0."""
 
-    run: str  # the trunk, for what a branch has from it
+    run: str  # for a branch's steps before it began: its trunk
     attempt: int | None
-    epoch: int | None  # of the sample's own dataset; None where it was shown in another's place
+    epoch: int | None  # of the sample's own dataset; None where it replaced another sample
     step: int
-    samples_seen: int  # after the step: how metrics, events and checkpoints name it
-    batch: int  # samples of the step, over all ranks
-    index: int | None  # in the batch, as ranks cut it
+    samples_seen: int  # after the step, as in metrics, events and checkpoints
+    batch: int  # samples in the step, over all ranks
+    index: int | None  # in the global batch, which ranks divide
     rank: int | None
     rank_index: int | None
-    undone: bool  # a later attempt began before this step: no checkpoint comes of it
-    instead: str | None = None  # it did not decode: the key that was shown in its place
-    in_place_of: str | None = None  # the key that did not decode
+    undone: bool  # a later attempt restarted before this step: no checkpoint includes it
+    instead: str | None = None  # the key that replaced it, if it did not decode
+    in_place_of: str | None = None  # the key that it replaced, which did not decode
 
 
 @dataclass(frozen=True)
@@ -42,39 +42,39 @@ class SeenBy:
     dataset: str
     key: str
     url: str
-    selected: bool  # by the version that the run read; if not, no order shows it
-    times: int  # that it was shown in steps that were not undone
-    checkpoints: tuple[int, ...]  # those that have seen it, by their samples seen
+    selected: bool  # by the version that the run read; if not, the run never shows it
+    times: int  # how often it was shown, without undone steps
+    checkpoints: tuple[int, ...]  # those trained on it, by their samples seen
     sightings: tuple[Sighting, ...]  # by step
 
 
 @dataclass(frozen=True)
 class RunSaw:
-    """One run, and all samples that were asked for, in their order."""
+    """One run, and all traced samples, in their order."""
 
     run: str
     samples_seen: int
     steps: int
     checkpoints: dict[int, int]  # samples seen -> how many of the samples it has seen
     seen: tuple[SeenBy, ...]
-    firsts_only: bool  # `sightings` and `times` stop at each sample's first
+    firsts_only: bool  # `sightings` and `times` stop at each sample's first sighting
     remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a digest of a manifest or a mixture stands for, and the numbers in it of the samples that are asked for."""
+    """The sequence behind a digest of a manifest or a mixture, and the traced samples' numbers in it."""
 
     sequence: Order_ | MixedSequence
-    life_K: np.ndarray  # which of the lives each is: one has several numbers where a mixture has its dataset twice
+    life_K: np.ndarray  # the life of each number: a life has several if the mixture has its dataset twice
     number_K: np.ndarray
-    tars: Mapping[str, str]  # of the manifests' tars, whose dataset each is
+    tars: Mapping[str, str]  # tar -> its dataset
 
 
 def data_of(
     manifests: Sequence[Manifest], weights: Sequence[int], order: Order, mixed: bool, lives: Sequence[Life]
 ) -> Data:
-    """`lives` may be of several datasets; those of none of the manifests are not selected."""
+    """`lives` may come from several datasets; those from none of the manifests are not selected."""
     life, number, first = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for manifest in manifests:
         mine = np.array([at for at, one in enumerate(lives) if one.dataset == manifest.dataset], np.int64)
@@ -94,7 +94,7 @@ def saw(
     lives: Sequence[Life],
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> RunSaw:
-    """What a run saw of the samples; `data` has every digest of its stretches."""
+    """Where a run saw the samples; `data` has every digest of its stretches."""
     epochs = sum((s.stop - s.start) / data[s.manifest].sequence.samples for s in history.stretches)
     brief = len(lives) * epochs > MOST
     found: list[list[Sighting]] = [[] for _ in lives]
@@ -123,7 +123,7 @@ def saw(
 
 
 def _in_stretch(stretch: Stretch, data: Data, brief: bool) -> Iterator[tuple[int, Sighting]]:
-    """(which sample, where) of all that a stretch shows of the samples; brief: until each was shown."""
+    """(which sample, where) for every sighting in a stretch; brief: until each sample was shown once."""
     missing = set(data.life_K.tolist())
     for found in sightings(data.sequence, data.number_K, stretch.start, stretch.stop):
         into = found.position - stretch.start
@@ -146,7 +146,7 @@ def _in_stretch(stretch: Stretch, data: Data, brief: bool) -> Iterator[tuple[int
 def _put_substitutes(
     history: History, data: Mapping[str, Data], lives: Sequence[Life], found: Sequence[list[Sighting]]
 ) -> None:
-    """Mark the sightings of samples that did not decode, and add those in other samples' places."""
+    """Mark the sightings of samples that did not decode, and add those of samples that replaced others."""
     by_key: dict[str, list[int]] = defaultdict(list)
     for at, life in enumerate(lives):
         by_key[life.key].append(at)

@@ -1,4 +1,4 @@
-"""A trace as lines for people."""
+"""A trace as lines of text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jobs.trace.lives import Answer, Life
 from jobs.trace.seen import RunSaw, SeenBy, Sighting
 from jobs.trace.trace import Trace
 
-IN_FULL = 8  # lives that are shown in full; of more, one line each
-STEPS = 6  # of a sample in a run that are shown
-LINES = 200  # of the short form
+IN_FULL = 8  # up to this many lives are shown in full; beyond it, one line each
+STEPS = 6  # most steps shown for a sample in a run
+LINES = 200  # most lines of the short form
 
 
 def text(trace: Trace) -> str:
-    """Each life in full where they are few, else one line each; then what each run and checkpoint saw."""
+    """Each life in full, or in one line if there are many; then what each run and checkpoint saw."""
     few = len(trace.lives) <= IN_FULL
     lines: list[str] = []
     for at, life in enumerate(trace.lives):
@@ -35,7 +35,7 @@ def text(trace: Trace) -> str:
 
 def _life(life: Life) -> Iterator[str]:
     labels = f", labels {' '.join(life.labels)}" if life.labels else ""
-    yield f"{life.key}  of {life.dataset}"
+    yield f"{life.key}  in {life.dataset}"
     yield f"  link     row {life.row:,}{f', {life.line}' if life.line else ''}{labels}"
     yield f"           {clean(life.url, 300)}"
     for answer in life.answers:
@@ -64,7 +64,7 @@ def _answer(answer: Answer) -> str:
 
 def _seen(run: RunSaw, one: SeenBy) -> Iterator[str]:
     if not one.sightings:
-        why = "its steps so far do not have it" if one.selected else "the version that it reads does not select it"
+        why = "not in its steps so far" if one.selected else "the version that it reads does not select it"
         yield f"  run      {run.run}: never: {why}"
         return
     more = ", at least" if run.firsts_only else ""
@@ -83,7 +83,7 @@ def _sighting(run: RunSaw, one: Sighting) -> str:
     epoch = f"epoch {one.epoch:,}, " if one.epoch is not None else ""
     attempt = f", attempt {one.attempt}" if one.attempt is not None else ""
     after = f", samples seen {one.samples_seen:,}"
-    note = "; undone: a later attempt began before it" if one.undone else ""
+    note = "; undone: a later attempt restarted before it" if one.undone else ""
     note += f"; it did not decode, {one.instead} was shown" if one.instead else ""
     note += f"; in place of {one.in_place_of}, which did not decode" if one.in_place_of else ""
     return f"{epoch}step {one.step:,}{of}{place}{rank}{after}{attempt}{note}"
@@ -103,7 +103,7 @@ def _of_run(run: RunSaw, asked: int) -> Iterator[str]:
     for at, count in run.checkpoints.items():
         yield f"  checkpoint {at:,}: {count:,} of {asked:,}"
     if run.firsts_only:
-        yield "  only the first sighting of each was looked for: name fewer to have every step"
+        yield "  only each sample's first sighting is shown: name fewer samples to see every step"
     yield from (f"  {remark}" for remark in run.remarks)
 
 

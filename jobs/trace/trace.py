@@ -1,4 +1,4 @@
-"""`xtra trace`: the whole life of some samples, in a dataset and in the runs that read it."""
+"""`xtra trace`: the whole history of some samples, in a dataset and in the runs that read it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Trace:
-    """All that is known; `unknown` are words that name no link of any dataset."""
+    """Everything found; `unknown` are words that match no link in any dataset."""
 
     lives: tuple[Life, ...]
     runs: tuple[RunSaw, ...]
     unknown: tuple[str, ...]
-    problems: tuple[str, ...]  # of runs that could not be read
+    problems: tuple[str, ...]  # datasets and runs that could not be read, one line each
 
 
 def run(config: Config, progress: Progress = lambda done, total, what: None) -> Trace:
-    """Raises ValueError when nothing is asked for, or the place is neither a dataset nor holds runs."""
+    """Trace samples. Raises ValueError if none are given, or the place is neither a dataset nor a folder of runs."""
     what = _asked(config)
     place = config.place.rstrip("/") or config.place
     store.require(place=place)
@@ -42,12 +42,12 @@ def run(config: Config, progress: Progress = lambda done, total, what: None) -> 
     folders = [] if of_dataset else runs_in(place)
     if not (of_dataset or folders):
         raise ValueError(
-            f"{place}: is neither a dataset nor a run, and holds no run: give an --out of xtra ingest or train"
+            f"{place}: is neither a dataset nor a run, and contains no run: give an --out of xtra ingest or train"
         )
     for folder in config.runs:
         found = runs_in(folder)
         if not found:
-            raise ValueError(f"{folder}: holds no run (no run.json in it or one folder below): check --runs")
+            raise ValueError(f"{folder}: contains no run (no run.json in it or one folder below): check --runs")
         folders += [run for run in found if run not in folders]
     problems: list[str] = []
     histories = [h for folder in folders if (h := _tried(partial(read_history, folder), problems)) is not None]
@@ -77,12 +77,12 @@ def _asked(config: Config) -> Exclusion:
             raise ValueError(f"{config.file}: there is no such file: check --file") from None
     what = parse(config.file or "xtra trace", "\n".join(lines))
     if not what.lines:
-        raise ValueError("nothing to trace is given: give keys, URLs or sha256, or --file with one a line")
+        raise ValueError("nothing to trace is given: give keys, URLs or sha256, or --file with one per line")
     return what
 
 
 def _tried(work: Callable[[], T], problems: list[str]) -> T | None:
-    """None, and a problem, where what one dataset or run needs cannot be read: the others are traced all the same."""
+    """None, and a problem, if `work` cannot read a dataset or run: the others are still traced."""
     try:
         return work()
     except ValueError as error:
@@ -101,7 +101,7 @@ def _lives(dataset: str, what: Exclusion, config: Config, progress: Progress) ->
         return found
     if list_sha256(config.urls) != info.list_sha256:
         raise ValueError(
-            f"{config.urls}: is not the list that {dataset} was made of: leave --urls out, or give that one"
+            f"{config.urls}: is not the list that {dataset} was ingested from: leave --urls out, or give that list"
         )
     where = row_places(config.urls, {life.row for life in found}, Columns(config.url_column))
     lines = [where.get(life.row) for life in found]
@@ -111,7 +111,7 @@ def _lives(dataset: str, what: Exclusion, config: Config, progress: Progress) ->
 def _needed(
     history: History, dataset: str | None, found: Sequence[Life], data: dict[tuple[str, object], Data]
 ) -> Mapping[str, Data]:
-    """What the digests of a history stand for; runs with the same digest and order share it."""
+    """The data behind the digests of a history; runs with the same digest and order share it."""
     for digest, parts in history.parts.items():
         if (digest, history.order) in data:
             continue
@@ -122,6 +122,6 @@ def _needed(
 
 
 def _home(recorded: str, digest: str, given: str | None) -> str:
-    """The dataset that was named, where it has the version: it may have moved since the run."""
+    """The given dataset if it has the version (it may have moved since the run), otherwise the recorded one."""
     has = given is not None and store.exists(store.join(given, "manifests", f"{digest}.json"))
     return given if given is not None and has else recorded

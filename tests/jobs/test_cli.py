@@ -143,7 +143,7 @@ MISTAKES = [
     (["probe", "run", "--train", "a"], "--eval must be given, such as --eval s3://bucket/labelled/eval"),
     (["peek"], "DATASET is missing: xtra peek DATASET"),
     (["peek", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
-    (["peek", "/no/such/dataset", "--reason", "404"], "reason '404' is none: use kept, dns"),
+    (["peek", "/no/such/dataset", "--reason", "404"], "reason is '404': it must be one of kept, dns"),
     (["sweep"], "FOLDER is missing: xtra sweep FOLDER"),
     (["sweep", "/no/such/dataset"], "/no/such/dataset: is neither a dataset nor a run"),
     (["sweep", "/no/such/dataset", "--older-than", "soon"], "older_than is 'soon': give a number and m, h, d or w"),
@@ -151,7 +151,7 @@ MISTAKES = [
     (["check", "one", "two"], "'two' is not a flag, and no flag before it takes it: xtra check --help"),
     (["check", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["select", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
-    (["status", "/no/such/folder"], "/no/such/folder: is no dataset and no run"),
+    (["status", "/no/such/folder"], "/no/such/folder: is neither a dataset nor a run, and contains none"),
     (["report", "/no/such/folder"], "/no/such/folder: holds no run"),
     (["bench", "parrot"], "'parrot' is not a subject; did you mean parity?"),
 ]

@@ -102,7 +102,7 @@ WRONG_FOLDER = [
     Slip("export encoder --out new", "encoder: holds no committed checkpoint, but an exported encoder (model.safetens"),
     Slip("select study/run --subset 4", "study/run: is not a dataset (no dataset.json): make one with xtra ingest or"),
     Slip(
-        "status pictures", "pictures: is no dataset and no run, and holds none: give an --out of xtra ingest, train or"
+        "status pictures", "pictures: is neither a dataset nor a run, and contains none: give an --out of xtra ingest,"
     ),
     Slip("sweep pictures", "pictures: is neither a dataset nor a run: give the --out of xtra ingest, train or probe"),
     Slip("trace study/imported nokey", "", code=1),
@@ -136,7 +136,7 @@ TYPING = [
     Slip("probe study/run --train data --eval data --augment publishd", "--augment is 'publishd'; it must be one of"),
     Slip("generate study/run --data data --out new --device gpu", "device is gpu: Expected one of cpu, cuda"),
     Slip("select data --subset 4 --rules.near-distance 0", "subset and rules: use one, then apply the other to the"),
-    Slip("peek data --reason undecodeable", "reason 'undecodeable' is none: use kept, dns,"),
+    Slip("peek data --reason undecodeable", "reason is 'undecodeable': it must be one of kept, dns,"),
 ]
 ALL = ONE_KIND_IN_ANOTHER + WRONG_FOLDER + WRONG_VERSION + SECOND_START + TYPING
 

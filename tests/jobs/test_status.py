@@ -44,7 +44,7 @@ def test_an_ingest_that_has_committed_nothing_says_how_to_go_on(tmp_path: Path):
     assert isinstance(status, DatasetStatus)
     assert (status.committed, status.links, status.newest) == (0, 0, None)
     assert "0 of 7 committed" in text(status)
-    assert "7 units to do: if no ingest is running, rerun the same words" in text(status)
+    assert "7 units to do: if no ingest is running, rerun the same command" in text(status)
 
 
 def test_an_ingest_under_way_says_how_fast_it_is_and_what_happened_last(tmp_path: Path):
@@ -138,7 +138,7 @@ def test_a_folder_of_both_is_listed_and_lines_fit(tmp_path: Path, capsys: pytest
 
 
 def test_a_folder_with_neither_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="is no dataset and no run"):
+    with pytest.raises(ValueError, match="is neither a dataset nor a run, and contains none"):
         read_status(str(tmp_path))
 
 

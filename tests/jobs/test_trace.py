@@ -68,7 +68,7 @@ def test_hosts_name_all_of_theirs_and_long_answers_are_short_lines(dataset):
 def test_the_command_prints_json_and_exits_1_for_a_word_that_names_nothing(dataset, capsys):
     assert cli.main(["trace", dataset, "k000012", "nothing", "--json"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"k000012  of {dataset}"
+    assert out[0] == f"k000012  in {dataset}"
     assert any(line.startswith("  stored   ") and "k000012.jpg at" in line for line in out)
     assert "unknown  nothing names no link" in out
     told = json.loads(out[-1])
@@ -81,7 +81,7 @@ def test_the_command_prints_json_and_exits_1_for_a_word_that_names_nothing(datas
         ([], "nothing to trace is given"),
         (["%%"], "names no sample"),
         (["k000001", "--file", "/nowhere.txt"], "/nowhere.txt: there is no such file"),
-        (["k000001", "--runs", "/nowhere"], "/nowhere: holds no run"),
+        (["k000001", "--runs", "/nowhere"], "/nowhere: contains no run"),
     ],
 )
 def test_a_mistake_is_one_line(dataset, words, message, capsys):
@@ -119,4 +119,4 @@ def test_the_list_names_the_line_of_a_link_and_another_list_is_refused(tmp_path,
     assert (life.row, life.line, life.answers[0].reason) == (2, f"{urls}:{place}", "connect")
     assert f"row 2, {urls}:{place}" in trace.text(of(out, word, urls=urls))
     (tmp_path / name).write_text(text + "http://127.0.0.1:9/c.jpg\n")
-    assert of(out, word, urls=urls).problems[0].startswith(f"{urls}: is not the list that {out} was made of")
+    assert of(out, word, urls=urls).problems[0].startswith(f"{urls}: is not the list that {out} was ingested from")

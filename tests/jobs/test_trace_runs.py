@@ -120,7 +120,9 @@ def test_steps_are_those_of_the_metrics_and_what_was_done_again_is_said(trained)
     assert sorted(named) == [(number, row.samples_seen) for number, row in enumerate(rows, 1)]
     undone = {(s.attempt, s.step) for one in saw.seen for s in one.sightings if s.undone}
     assert undone == {(3, max(step for step, *_ in shown[3]))}
-    assert [remark.partition(": ")[2][:36] for remark in saw.remarks] == ["attempt 3 did not end by itself: steps"[:36]]
+    assert [remark.partition(": ")[2][:36] for remark in saw.remarks] == [
+        "attempt 3 has no recorded end: steps after"[:36]
+    ]
 
 
 def test_checkpoints_saw_what_came_before_them(trained):
@@ -220,7 +222,7 @@ def test_an_attempt_that_was_killed_is_remarked_and_its_batch_follows_from_its_m
         if name.startswith("000004-"):
             (torn / "events" / name).unlink()
     before, after = (trace.run(trace.Config(str(place), ("example.org",))).runs[0] for place in (run, torn))
-    assert ["attempt 4 did not end by itself" in remark for remark in after.remarks] == [False, True]
+    assert ["attempt 4 has no recorded end" in remark for remark in after.remarks] == [False, True]
     for one, other in zip(before.seen, after.seen):
         places = [(s.attempt, s.step, s.index, s.rank) for s in one.sightings if not s.in_place_of]
         assert [(s.attempt, s.step, s.index, s.rank) for s in other.sightings if not s.in_place_of] == places

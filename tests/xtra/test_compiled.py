@@ -171,7 +171,7 @@ def test_a_run_on_a_gpu_takes_what_fits_and_halves_what_did_not(data, tmp_path, 
     with pytest.raises(ValueError) as failed:
         train.run(whole)
     assert str(failed.value) == (
-        f"{tmp_path}/eager: the GPU's memory does not hold a step of 16 images in one pass: give --micro 8 or less "
+        f"{tmp_path}/eager: a step of 16 images in one pass does not fit in the GPU's memory: give --micro 8 or less "
         "(CUDA out of memory. Tried to allocate 2 GiB)"
     )
 

@@ -175,9 +175,9 @@ def test_normalise_takes_other_statistics_too():
     ("field", "said"),
     [
         ({"randaugment": "autoaugment"}, r"augment\.randaugment is 'autoaugment'; it must begin with rand"),
-        ({"randaugment": "rand-m9-x3"}, "of its part 'x3' nothing is known"),
-        ({"randaugment": "rand-m9.5"}, "of its part 'm9.5'"),
-        ({"randaugment": "rand-m9-m8"}, "of its part 'm8'"),
+        ({"randaugment": "rand-m9-x3"}, "its part 'x3' is unknown"),
+        ({"randaugment": "rand-m9.5"}, "its part 'm9.5'"),
+        ({"randaugment": "rand-m9-m8"}, "its part 'm8'"),
         ({"randaugment": "rand-m9-n0"}, "n must be 1 to 16"),
         ({"erase": 1.5}, r"augment\.erase is 1\.5"),
     ],

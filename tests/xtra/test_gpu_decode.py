@@ -248,7 +248,7 @@ def test_a_run_on_the_cpu_decodes_there_unless_the_gpu_is_asked_for(tmp_path):
     assert gpu_decode.chosen("cpu", torch.device("cuda", 0)) is None
     assert gpu_decode.chosen("auto", CPU) is None
     data = make_dataset(tmp_path / "data", [20]).dataset
-    with pytest.raises(ValueError, match="decoder is gpu, but the device of the run is cpu: use --decoder cpu"):
+    with pytest.raises(ValueError, match="decoder is gpu, but the run's device is cpu: use --decoder cpu"):
         train.run(config(data, tmp_path / "run", device="cpu", decoder="gpu"))
     assert not store.names(str(tmp_path / "run"))
 

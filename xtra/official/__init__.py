@@ -1,4 +1,4 @@
-"""Checkpoints of the official code in and out, and ours as other libraries read them."""
+"""Import and export of the official code's checkpoints, and export of ours for other libraries."""
 
 from shards.door import door
 

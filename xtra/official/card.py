@@ -1,4 +1,4 @@
-"""README.md of an exported encoder: the model card, with the mask that the export applies and what probes measured."""
+"""README.md of an exported encoder: the model card, with the mask that the export applies and the probes' results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from xtra.model import ModelConfig
 from xtra.official.encoder_files import PREPROCESSOR, PROGRAM, SHORT_SIDE, Masked
 
 MASKED = {
-    "causal": "block-causal: a token sees the tokens of its own block and of all blocks before it, row by row",
-    "none": "without a mask: every token sees all others",
+    "causal": "block-causal: a token attends to the tokens of its own block and of all earlier blocks, row by row",
+    "none": "without a mask: every token attends to all others",
 }
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a card takes of a probe's result (`xtra/probe/result.py`)."""
+    """The fields of a probe's result (`xtra/probe/result.py`) that a card uses."""
 
     set: str
     head: str
@@ -35,7 +35,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a card says."""
+    """The contents of a card."""
 
     name: str  # of the run or the official file
     target: str  # encoder, timm or torch
@@ -43,20 +43,20 @@ class Facts:
     parameters: int
     samples_seen: int  # 0: unknown
     manifest: str  # "": unknown
-    mask: Masked  # that the export applies
-    license: str  # of the weights; "": nobody named one
+    mask: Masked  # applied by the export
+    license: str  # of the weights; "": not given
     of_a_run: bool
     probes: Sequence[Measured] = ()
     difference: float | None = None  # from the tokens of `xtra.load`; None: not compared
 
 
 def own_mask(model: ModelConfig) -> Masked:
-    """That of pretraining and of probes: block-causal, but none after prefix attention."""
+    """The mask of pretraining and probes: block-causal, or none after prefix attention."""
     return "none" if model.prefix else "causal"
 
 
 def measured(run: str, samples_seen: int) -> tuple[list[Measured], list[str]]:
-    """The results of a run's probes of its encoder at so many samples, and a line for each that cannot be read."""
+    """The results of a run's probes of its own encoder at `samples_seen`, and a line for each unreadable one."""
     found, damaged = [], []
     for name in store.names(store.join(run, "probes")):
         if not name.endswith(".json") or name[0] in "._":
@@ -108,7 +108,7 @@ def _attention(f: Facts) -> str:
     words = {"causal": ("under the block-causal mask", "so"), "none": ("with prefix attention", "without a mask")}
     trained, read = words[own]
     what = f"The encoder was pretrained {trained}, and `xtra probe` reads it {read}"
-    what += " unless another is asked for." if f.mask == own else ": these are other tokens than those."
+    what += " by default." if f.mask == own else ": this export gives different tokens."
     compared = ""
     if f.difference is not None:
         compared = f"\nTokens differ from those of `xtra.load` under this mask by at most {f.difference:.1e}, on noise."
@@ -128,13 +128,13 @@ def _measured(f: Facts) -> str:
         mine = [p for p in f.probes if (p.set, p.head, p.selected_on) == row]
         found = {mask: [p for p in mine if (p.mask or own) == mask] for mask in masks}
         missing += [mask for mask in masks if not found[mask]]
-        flatters = ", point chosen on the evaluation set: this flatters" if row[2] == "eval" else ""
+        biased = ", point chosen on the evaluation set: overestimates accuracy" if row[2] == "eval" else ""
         cells = " | ".join(_accuracy(found[mask]) for mask in masks)
-        lines.append(f"| {_cell(row[0])} | {_cell(row[1])}{flatters} | {cells} |")
+        lines.append(f"| {_cell(row[0])} | {_cell(row[1])}{biased} | {cells} |")
     if f.probes:
-        lines += ["", "Top-1 accuracy with its 95 % interval, of frozen features by `xtra probe`."]
+        lines += ["", "Top-1 accuracy with its 95 % interval, on frozen features, by `xtra probe`."]
     if missing:
-        what = "For what is not measured" if f.probes else "Not measured: neither mask. The commands"
+        what = "To measure the rest" if f.probes else "Neither mask was measured. To measure them"
         run = f.name if f.of_a_run else "imported"
         first = "" if f.of_a_run else f"xtra export {f.name} --to run --out {run}\n"
         asked = {mask: "" if mask == own else f" --mask {mask}" for mask in masks if mask in missing}
@@ -166,7 +166,7 @@ after the last norm and in raster order: row by row over the image. The dot is t
 
 def _transformers(f: Facts) -> str:
     return """With transformers. It runs `modeling_xtra.py` of this folder, which `trust_remote_code` allows.
-Without that it refuses to load: no class of its own applies the mask.
+Without that it refuses to load: transformers has no class that applies the mask.
 
 ```python
 from transformers import AutoModel
@@ -182,7 +182,7 @@ model = load(".")
 tokens = model(images)
 ```
 
-What probes read comes before the last norm: `model(images, output_hidden_states=True).hidden_states` of the first,
+Probes read tokens before the last norm: `model(images, output_hidden_states=True).hidden_states` of the first,
 `model.layers(images)` of the second. The attentive probe reads the mean of the last layers, the linear one the mean
 over the tokens of the last layer, which is `pooler_output`."""
 

@@ -1,11 +1,11 @@
-"""An encoder's files as other libraries read them, written into a local folder: transformers, timm, torch.export.
+"""An encoder's files for other libraries (transformers, timm, torch.export), written into a local folder.
 
-transformers  config.json, model.safetensors, preprocessor_config.json and modeling_xtra.py, which also opens the folder
-              with torch alone
+transformers  config.json, model.safetensors, preprocessor_config.json and modeling_xtra.py, which can also load the
+              folder with only torch
 timm          config.json, model.safetensors and preprocessor_config.json; timm's VisionTransformer has no mask
-torch         encoder.pt2, a program of torch.export, and encoder.pt2.json, which says what images it takes
+torch         encoder.pt2, a torch.export program, and encoder.pt2.json, which describes its input images
 
-All give tokens after the last norm in raster order; ours are in block order.
+All return tokens after the last norm in raster order; ours are in block order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHORT_SIDE = 0.875  # the centre crop is this share of the short side, as in tim
 MODEL, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 PROGRAM = "encoder.pt2"
 MODELING = Path(modeling_xtra.__file__)
-# timm's names for encoders, whatever image and patch size they have here, by width and depth
+# timm's names for encoders by width and depth, for any image and patch size
 _TIMM = {
     (192, 12): "vit_tiny_patch16_224",
     (384, 12): "vit_small_patch16_224",
@@ -43,7 +43,7 @@ _TIMM = {
 
 
 def write_transformers(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, mask: Masked) -> list[str]:
-    """The names of what was written; the last is what makes it a model."""
+    """Write the files; return their names, last the one that makes the folder a model."""
     named = {f"encoder.{name}": w for name, w in timm_weights(weights, c).items()}
     save_tensors(folder / MODEL, named, {"format": "pt"})
     shutil.copyfile(MODELING, folder / MODELING.name)
@@ -60,7 +60,7 @@ def write_timm(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig) -> l
 
 
 def write_program(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, mask: Masked) -> list[str]:
-    """A program of any number of images, traced from `modeling_xtra.py`; `xtra probe --encoder torch:FILE` takes it."""
+    """A program for any batch size, traced from `modeling_xtra.py`; `xtra probe --encoder torch:FILE` reads it."""
     model = modeling_xtra.XtraEncoder(**transformers_config(c, mask))
     model.load_state_dict(timm_weights(weights, c))
     batch = {0: torch.export.Dim("images")}
@@ -72,8 +72,8 @@ def write_program(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, m
 
 @torch.no_grad()
 def difference(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, mask: Masked) -> tuple[float, float]:
-    """The largest difference between the tokens of the folder's model and those of `xtra.load`, on noise, and the
-    largest of these. Neither is finite where the weights are not."""
+    """The largest difference between the tokens of the folder's model and of `xtra.load`, on noise, and the largest of
+    the latter's values. Neither is finite if the weights are not."""
     images = torch.randn(2, 3, c.image, c.image, generator=torch.Generator().manual_seed(0))
     if (folder / PROGRAM).exists():
         theirs = torch.export.load(folder / PROGRAM).module()(images)
@@ -84,7 +84,7 @@ def difference(folder: Path, weights: Mapping[str, Tensor], c: ModelConfig, mask
 
 
 def tokens(encoder: Encoder, images_B3HW: Tensor, mask: Masked) -> Tensor:
-    """[B, N, D] after the last norm, in raster order: what exports are compared with."""
+    """[B, N, D] after the last norm, in raster order: the reference for exports."""
     c = encoder.config
     x = encoder.norm(encoder.layers(images_B3HW, 1, mask=mask)[0])
     return x[:, raster_order(c.grid, c.block).to(x.device)]
@@ -94,14 +94,14 @@ def tokens(encoder: Encoder, images_B3HW: Tensor, mask: Masked) -> Tensor:
 
 
 def timm_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The encoder under the names of timm's VisionTransformer, which are the official ones; tokens in raster order."""
+    """The encoder's weights by timm's names, which are the official ones; tokens in raster order."""
     ours = {name: w for name, w in weights.items() if name.startswith("encoder.")}
     theirs = to_official(ours, config)
     return {name.removeprefix("enc."): w.contiguous() for name, w in theirs.items()}
 
 
 def transformers_config(c: ModelConfig, mask: Masked) -> dict[str, Any]:
-    """config.json. Its model_type is known to `modeling_xtra.py` alone: without that code transformers refuses it."""
+    """config.json. Only `modeling_xtra.py` knows its model_type: without that code, transformers refuses it."""
     return {
         "model_type": "xtra",
         "architectures": ["XtraModel"],
@@ -120,7 +120,7 @@ def transformers_config(c: ModelConfig, mask: Masked) -> dict[str, Any]:
 
 
 def timm_config(c: ModelConfig) -> dict[str, Any]:
-    """config.json for `timm.create_model("local-dir:…")`: an architecture by name and what differs from it."""
+    """config.json for `timm.create_model("local-dir:…")`: an architecture's name and the differences from it."""
     return {
         "architecture": _TIMM.get((c.width, c.depth), "vit_base_patch16_224"),
         "num_classes": 0,
@@ -156,7 +156,7 @@ def timm_config(c: ModelConfig) -> dict[str, Any]:
 def preprocessor(c: ModelConfig) -> dict[str, Any]:
     """preprocessor_config.json of transformers' image processors: short side, centre crop, ImageNet mean and std.
 
-    That of BiT, because ViT's has no centre crop before transformers 5.
+    BiT's, because ViT's has no centre crop before transformers 5.
     """
     return {
         "image_processor_type": "BitImageProcessor",

@@ -6,8 +6,8 @@ torch     the encoder as a program of torch.export
 official  OUT/xtra.ckpt, the pretraining weights in the official layout, under `state_dict`
 run       a run folder of ours holding an official checkpoint's weights, for `xtra probe`, `generate` and `xtra.load`
 
-The first three are files of `encoder_files.py` and a model card. Whatever cannot apply the mask that is asked for is
-refused before anything is written: its features would be others, without a word.
+The first three are files of `encoder_files.py` and a model card. A target that cannot apply the requested mask is
+refused before anything is written: its features would silently differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from xtra.official.weights import OURS, is_official, read_official, to_official,
 from xtra.run import checkpoint, now
 
 CARD = "README.md"
-WRONG = 1e-3  # tokens of order 1 differ by some 1e-6 between ways to compute; by more than this is another model
+WRONG = 1e-3  # tokens of order 1 differ by about 1e-6 between implementations; a larger difference is another model
 _TARGETS = {"transformers": "encoder"}
 
 
@@ -41,12 +41,12 @@ _TARGETS = {"transformers": "encoder"}
 class ExportResult:
     out: str
     files: tuple[str, ...]
-    report: tuple[str, ...]  # what was taken, and of an official checkpoint what was not
+    report: tuple[str, ...]  # what was taken, and for an official checkpoint what was not
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What is exported, from wherever it came: our names and layout."""
+    """The model to export, from any source, in our names and layout."""
 
     weights: Mapping[str, Tensor]
     encoder_only: bool
@@ -60,12 +60,12 @@ class _Source:
 
 
 def run(config: Config) -> ExportResult:
-    """Raises ValueError for a checkpoint that is none, does not fit, or lacks what the target needs."""
+    """Export a checkpoint. Raises ValueError if it is none, does not fit, or has not what the target needs."""
     store.require(checkpoint=config.checkpoint, out=config.out)
     folder_kind.require(config.out, "an export", "run" if config.to == "run" else "export")
     source = _source(config)
     if source.encoder_only and config.to in ("official", "run"):
-        raise ValueError(f"{config.checkpoint}: holds the encoder alone: use --to encoder")
+        raise ValueError(f"{config.checkpoint}: contains only the encoder: use --to encoder")
     mask, said = _mask(config, source.model), list[str]()
     if config.to == "run":
         files = _write_run(config, source)
@@ -83,13 +83,13 @@ def _mask(config: Config, model: ModelConfig) -> Masked:
     if config.to == "timm" and mask == "causal":
         raise ValueError(
             f"{config.checkpoint}: its attention is block-causal, and timm's VisionTransformer has no such mask: use "
-            "--to encoder, or --mask none for tokens that all see each other"
+            "--to encoder, or --mask none to let all tokens attend to each other"
         )
     if config.to == "official" and mask == "none":
         if own == "none":
             raise ValueError(
-                f"{config.checkpoint}: was pretrained with prefix attention, which the official code lacks: it would "
-                "apply the block-causal mask: use --to encoder, or --mask causal if that is meant"
+                f"{config.checkpoint}: was pretrained with prefix attention, but the official code would apply the "
+                "block-causal mask: use --to encoder, or --mask causal to accept that"
             )
         raise ValueError("mask is none, but the official code always applies the block-causal one: leave it out")
     return mask
@@ -109,7 +109,7 @@ def _source(config: Config) -> _Source:
             report=found.report,
         )
     if config.to == "run":
-        raise ValueError(f"{config.checkpoint}: is no official checkpoint; --to run is for those")
+        raise ValueError(f"{config.checkpoint}: is not an official checkpoint; --to run is only for those")
     saved = checkpoint.find(config.checkpoint)
     weights = {name: p.detach() for name, p in checkpoint.load_model(saved).named_parameters()}
     total = sum(w.numel() for w in weights.values())
@@ -130,7 +130,7 @@ def _source(config: Config) -> _Source:
 
 
 def _write_run(config: Config, source: _Source) -> list[str]:
-    """A run folder with one checkpoint; nothing can be trained on from it, as the optimiser's state stays behind."""
+    """A run folder with one checkpoint; training cannot continue from it, as it has no optimiser state."""
     if store.names(config.out):
         raise ValueError(f"{config.out}: is not empty: choose another --out")
     model = Xtra(source.model)
@@ -147,13 +147,13 @@ def _write_run(config: Config, source: _Source) -> list[str]:
 
 
 def _write_official(out: str, source: _Source) -> tuple[list[str], list[str]]:
-    """With the model's config beside the weights, which do not tell heads, block order or prefix attention."""
+    """Write the weights with the model's config, as tensors do not record heads, block order or prefix attention."""
     state = {name: w.contiguous() for name, w in to_official(source.weights, source.model).items()}
     with scratch.folder("xtra-export-") as folder:
         path = folder / "xtra.ckpt"
         try:
             torch.save({"state_dict": state, OURS: dataclasses.asdict(source.model)}, path)
-        except RuntimeError as error:  # torch says nothing of the disk
+        except RuntimeError as error:  # torch does not name the disk error
             if shutil.disk_usage(folder).free > sum(w.nbytes for w in state.values()):
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
@@ -162,7 +162,7 @@ def _write_official(out: str, source: _Source) -> tuple[list[str], list[str]]:
 
 
 def _write_encoder(config: Config, source: _Source, mask: Masked) -> tuple[list[str], list[str]]:
-    """The files that were written, in that order, and what there is to say of them."""
+    """Write the encoder's files; return their names in order, and remarks."""
     weights, model, target = source.weights, source.model, _TARGETS.get(config.to, config.to)
     probes, said = card.measured(source.run, source.samples_seen) if source.run else ([], [])
     with scratch.folder("xtra-export-") as folder:
@@ -173,7 +173,7 @@ def _write_encoder(config: Config, source: _Source, mask: Masked) -> tuple[list[
             names = write(folder, weights, model, mask)
             apart, largest = encoder_files.difference(folder, weights, model, mask)
             if not math.isfinite(largest):
-                raise ValueError(f"{config.checkpoint}: gives tokens that are not finite: export an earlier checkpoint")
+                raise ValueError(f"{config.checkpoint}: gives non-finite tokens: export an earlier checkpoint")
             assert apart < WRONG * max(largest, 1), f"the export's tokens differ from the encoder's by {apart}"
             said.append(
                 f"compared: tokens differ from those of xtra.load under mask {mask} by at most {apart:.1e}, where the "
@@ -193,7 +193,7 @@ def _write_encoder(config: Config, source: _Source, mask: Masked) -> tuple[list[
             difference=apart,
         )
         (folder / CARD).write_text(card.card(facts))
-        for name in [CARD, *names]:  # what makes it a model comes last
+        for name in [CARD, *names]:  # the file that makes it a model comes last
             store.put_file(store.join(config.out, name), folder / name)
     return [CARD, *names], said
 

@@ -1,6 +1,6 @@
-"""The encoder of XTRA (arXiv 2411.15648) in one file. It needs torch alone; transformers only where that opens it.
+"""The encoder of XTRA (arXiv 2411.15648) in one file. It needs only torch, and transformers only when opened by it.
 
-`xtra export` copies this file beside the weights, as it is. In such a folder:
+`xtra export` copies this file next to the weights. In such a folder:
 
     from modeling_xtra import load
     model = load(".")        # config.json and model.safetensors of the folder
@@ -11,8 +11,8 @@
     tokens = model(images).last_hidden_state
 
 A vision transformer without a class token. Its attention is block-causal: an image is a grid of patches (tokens),
-`block_size` x `block_size` of them are a block, and a token sees its own block and all blocks before it, row by row.
-`mask` in config.json says whether that mask is applied: "causal", or "none" where every token sees all others. Tokens
+`block_size` x `block_size` of them are a block, and a token attends to its own block and all earlier blocks, row by
+row. `mask` in config.json is "causal" if that mask is applied, or "none" if every token attends to all others. Tokens
 are in raster order, row by row over the whole image.
 
 Shapes: B images, N tokens, D width, H heads, E width of a head. Licence of this file: Apache-2.0.
@@ -90,7 +90,7 @@ class Layer(nn.Module):
 
 
 class XtraEncoder(nn.Module):
-    """Takes the sizes of config.json by name; what else that file holds is passed over."""
+    """Takes the sizes in config.json by name; other fields of that file are ignored."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class XtraEncoder(nn.Module):
 
     def layers(self, images_B3HW: Tensor) -> list[Tensor]:
         """[B, N, D] after the embedding and after each layer, before the last norm. XTRA's probes read the last ones:
-        the attentive probe their mean over 6 layers, the linear one the mean over the tokens of the last."""
+        the attentive probe the mean of 6 layers, the linear one the last layer's mean over tokens."""
         if images_B3HW.shape[1:] != (3, self.image, self.image):
             side = self.image
             raise ValueError(f"images are {list(images_B3HW.shape)}; this model takes [B, 3, {side}, {side}]")
@@ -123,7 +123,7 @@ class XtraEncoder(nn.Module):
         return streams
 
     def visible(self, device: torch.device | str | None = None) -> Tensor:
-        """[N, N] bool, the block-causal mask: True where a token (row) sees another (column)."""
+        """[N, N] bool, the block-causal mask: True where a token (row) attends to another (column)."""
         n = torch.arange(self.grid**2, device=device)
         row, column = n // self.grid // self.block, n % self.grid // self.block
         block = row * (self.grid // self.block) + column
@@ -134,10 +134,10 @@ class XtraEncoder(nn.Module):
 
 
 def load(folder: str | Path) -> XtraEncoder:
-    """The encoder of a folder that `xtra export` wrote, in eval mode. Raises an error that names what does not fit."""
+    """The encoder in a folder written by `xtra export`, in eval mode. Raises an error that names what does not fit."""
     config = json.loads(Path(folder, "config.json").read_text())
     if config.get("model_type") != "xtra":
-        raise ValueError(f"{folder}: config.json is of model_type {config.get('model_type')!r}, not of 'xtra'")
+        raise ValueError(f"{folder}: config.json has model_type {config.get('model_type')!r}, not 'xtra'")
     model = XtraEncoder(**config)
     weights = read_safetensors(Path(folder, "model.safetensors"))
     model.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
@@ -148,7 +148,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file (huggingface.co/docs/safetensors), by name."""
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        data = bytearray(file.read())  # torch takes no memory that it may not write to
+        data = bytearray(file.read())  # torch needs writable memory
     header.pop("__metadata__", None)
     return {
         name: torch.frombuffer(
@@ -162,7 +162,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def __getattr__(name: str) -> Any:
-    """XtraConfig and XtraModel, made when they are asked for: so the rest of this file needs no transformers."""
+    """XtraConfig and XtraModel, made on first use, so that the rest of this file does not need transformers."""
     if name not in ("XtraConfig", "XtraModel"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for made in _for_transformers():
@@ -198,7 +198,7 @@ def _for_transformers() -> tuple[type, type]:
 
         def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **_: Any) -> Any:
             """last_hidden_state: the tokens after the last norm. hidden_states: before it, after the embedding and
-            after each layer. pooler_output: what a linear probe reads, the mean of the tokens before that norm."""
+            after each layer. pooler_output: the linear probe's input, the mean of the tokens before that norm."""
             streams = self.encoder.layers(pixel_values)
             wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
             return BaseModelOutputWithPooling(

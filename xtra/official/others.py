@@ -1,7 +1,7 @@
-"""Vision transformers in training checkpoints of others (timm, DINO, DINOv2, MAE, Lightning), under timm's names.
+"""Vision transformers in other projects' checkpoints (timm, DINO, DINOv2, MAE, Lightning), under timm's names.
 
-Their files are pickles with the weights somewhere inside, often several times: of student and teacher, with and without
-averaging, in wrappers, in chunks. Nothing is guessed at: what a file holds is listed, and of several one is named.
+Such files are pickles with the weights somewhere inside, often several times: student and teacher, with and without
+averaging, in wrappers, in chunks. Nothing is guessed: the contents are listed, and the user names one of several.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 from xtra.official import unpickle
 from xtra.official.unpickle import StoredTensor
 
-_ANCHOR = "patch_embed.proj.weight"  # that every one of them has
+_ANCHOR = "patch_embed.proj.weight"  # present in all of them
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_forward_module|_orig_mod)\.")
 _CHUNKED = re.compile(r"^blocks\.\d+\.(?=\d+\.)")  # DINOv2's and FSDP's: block 13 is blocks.1.13
-_OF_TRAINING = ("decoder_", "mask_token", "mask_embed")  # MAE's and others', in the same namespace
+_OF_TRAINING = ("decoder_", "mask_token", "mask_embed")  # only for training, in the same namespace (MAE and others)
 
 
 def transformers_in(root: Any) -> dict[str, dict[str, StoredTensor]]:
-    """Prefix, such as `teacher.backbone`, -> the tensors below it by timm's names, for each transformer of a file."""
+    """Prefix, such as `teacher.backbone`, -> the tensors below it by timm's names, for each transformer in a file."""
     flat = {_WRAPPERS.sub("", name): tensor for name, tensor in _flat(root, "")}
     prefixes = [name.removesuffix(_ANCHOR) for name in flat if ("." + name).endswith("." + _ANCHOR)]
     found: dict[str, dict[str, StoredTensor]] = {}
@@ -44,31 +44,29 @@ def _flat(value: Any, at: str) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def how_to_probe(root: Any, path: str) -> str:
-    """What to do with a file of others, in one sentence; "" where it holds no vision transformer."""
+    """How to probe another project's file, in one sentence; "" if it has no vision transformer."""
     found = list(transformers_in(root))
     if not found:
         return ""
     several = f"{len(found)} vision transformers, {', '.join(found)}" if len(found) > 1 else "a vision transformer"
     which = f":{found[0]}" if len(found) > 1 else ""
-    return f"holds {several} by others' names: xtra probe --encoder timm:NAME:{path}{which} probes it"
+    return f"contains {several} by timm's names: xtra probe --encoder timm:NAME:{path}{which} probes it"
 
 
 def read_transformer(spec: str) -> Mapping[str, Tensor]:
-    """The weights of `FILE`, or of `FILE:PREFIX` where a file holds several. Raises ValueError that names those."""
+    """The weights in `FILE`, or in `FILE:PREFIX` if it has several. Raises ValueError that lists them."""
     path, prefix = spec, None
     if not Path(path).is_file() and ":" in spec:
         path, _, prefix = spec.rpartition(":")
     if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file: give a checkpoint, or FILE:PREFIX of one")
+        raise ValueError(f"{path}: no such file: give a checkpoint, or FILE:PREFIX")
     found = transformers_in(unpickle.read(Path(path)).root)
     listed = ", ".join(name or "the file itself" for name in found)
     if not found:
-        raise ValueError(f"{path}: holds no vision transformer by timm's names (no {_ANCHOR}): convert it first")
+        raise ValueError(f"{path}: has no vision transformer by timm's names (no {_ANCHOR}): convert it first")
     if prefix is None and len(found) > 1:
-        raise ValueError(
-            f"{path}: holds {len(found)} vision transformers, {listed}: name one, {path}:{list(found)[-1]}"
-        )
+        raise ValueError(f"{path}: has {len(found)} vision transformers, {listed}: name one, {path}:{list(found)[-1]}")
     if prefix is not None and prefix not in found:
-        raise ValueError(f"{path}: holds no vision transformer under {prefix}: it has {listed}")
+        raise ValueError(f"{path}: has no vision transformer under {prefix}: it has {listed}")
     chosen = found[prefix if prefix is not None else next(iter(found))]
     return {name: tensor.read() for name, tensor in chosen.items()}

@@ -1,8 +1,8 @@
-"""How large the objects of a pickle would be, found by reading its instructions without running them.
+"""Limits on the objects of a pickle, checked by reading its instructions without running them.
 
-The library's own reader allocates what a length or a memo index says before it looks whether the file has it, and the
-hash of a tuple in 200,000 tuples overflows the stack of the process. So lengths, memo indexes, the number of objects
-and their depth are checked first. `measure` then looks at what was read: there a list may be part of itself.
+Python's own reader allocates what a length or a memo index asks for before checking that the file has it, and hashing a
+tuple nested in 200,000 tuples overflows the process's stack. So lengths, memo indexes, the number of objects and their
+depth are checked first. `measure` then checks the loaded objects, where a list may contain itself.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import pickletools
 from typing import Any, NamedTuple
 
 MAX_BYTES = 128 << 20  # of the pickle without its tensors; the largest official one has 100 KB
-MAX_NODES = 10_000_000  # objects of one file
-MAX_DEPTH = 1_000  # of containers inside one another
+MAX_NODES = 10_000_000  # objects in one file
+MAX_DEPTH = 1_000  # of nested containers
 
-_LINE, _EIGHT = -1, -5  # pickletools: how an argument of no fixed size begins
+_LINE, _EIGHT = -1, -5  # pickletools' codes for arguments without a fixed size
 _WIDTHS = {-2: 1, -3: 4, -4: 4, _EIGHT: 8}
 _TWO_LINES = b"ci"  # GLOBAL and INST
 _MARK, _DUP, _STOP, _MEMOIZE = b"(2.\x94"
 _PUTS, _GETS = b"pqr", b"ghj"
-_ADDS = b"aesu\x90b"  # to the object below what they take
+_ADDS = b"aesu\x90b"  # add to the object below the ones they take
 _WRAPS = b"ltd\x85\x86\x87\x91"
 
 
 class _Op(NamedTuple):
-    argument: int  # its size, or how that is said
-    takes: int  # objects below the mark, or in all
-    marked: bool  # and all above the mark
+    argument: int  # its size, or the code of its encoding
+    takes: int  # objects below the mark, or in total
+    marked: bool  # also takes all objects above the mark
     gives: bool
 
 
@@ -44,8 +44,8 @@ _OPS = _ops()
 
 
 def check(pickled: bytes) -> None:
-    """Raises ValueError for bytes that are no pickle, that ask for bytes or memo entries which they cannot have, or
-    that make more than MAX_NODES objects or a depth of more than MAX_DEPTH."""
+    """Raises ValueError for bytes that are not a pickle, that ask for impossible lengths or memo entries, or that make
+    more than MAX_NODES objects or exceed MAX_DEPTH."""
     depths: list[int] = []  # of the objects on the stack
     marks: list[int] = []
     memo: dict[int, int] = {}
@@ -54,7 +54,7 @@ def check(pickled: bytes) -> None:
         code = pickled[at]
         op = _OPS.get(code)
         if op is None:
-            raise ValueError(f"byte {at} is no instruction of a pickle")
+            raise ValueError(f"byte {at} is not a pickle instruction")
         begin, at = at + 1, _end(pickled, at + 1, op.argument, code in _TWO_LINES)
         left -= 1
         if left < 0:
@@ -85,14 +85,14 @@ def check(pickled: bytes) -> None:
 
 
 def _depth(code: int, taken: list[int]) -> int:
-    """Of what an instruction makes of objects of these depths."""
+    """The depth of the object that an instruction makes from objects of these depths."""
     if code in _ADDS and taken:
         return max(taken[0], 1 + max(taken[1:], default=0))
     return max(taken, default=0) + (code in _WRAPS)
 
 
 def _end(pickled: bytes, begin: int, argument: int, two_lines: bool) -> int:
-    """Where an instruction's argument ends."""
+    """The end of an instruction's argument."""
     if argument >= 0:
         end = begin + argument
     elif argument == _LINE:
@@ -101,7 +101,7 @@ def _end(pickled: bytes, begin: int, argument: int, two_lines: bool) -> int:
         body = begin + _WIDTHS[argument]
         end = body + int.from_bytes(pickled[begin:body], "little")
     if end > len(pickled):
-        raise ValueError(f"it is cut short, or byte {begin} asks for more than there is")
+        raise ValueError(f"it is cut short, or byte {begin} asks for more than the file has")
     return end
 
 
@@ -116,16 +116,16 @@ def _number(pickled: bytes, begin: int, end: int, text: bool) -> int:
         return int.from_bytes(pickled[begin:end], "little")
     digits = pickled[begin:end].strip()
     if not digits.isdigit() or len(digits) > 18:
-        raise ValueError(f"byte {begin} is no memo index")
+        raise ValueError(f"byte {begin} is not a memo index")
     return int(digits)
 
 
 def measure(root: Any) -> None:
-    """Raises ValueError where plain containers are more than MAX_DEPTH inside one another, or one is inside itself.
+    """Raises ValueError if plain containers are nested deeper than MAX_DEPTH, or one contains itself.
 
-    Every object is looked at once, however many refer to it.
+    Every object is visited once, however many refer to it.
     """
-    inside: set[int] = set()  # the containers from the root to here
+    inside: set[int] = set()  # the containers on the path from the root
     done: set[int] = set()
     path: list[tuple[int, Any]] = [(id(root), iter([root]))]
     while path:

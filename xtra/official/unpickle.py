@@ -1,9 +1,9 @@
-"""Read a file of torch.save without running anything that is pickled in it, and tensors only when they are asked for.
+"""Read a torch.save file without running any code pickled in it; tensors are read on access.
 
 torch.save writes a zip (since torch 1.6): NAME/data.pkl is a pickle whose tensors point at NAME/data/0, 1, ... A pickle
-is a program: its GLOBAL instructions name any function of any module. Here only the names below mean anything; every
-other name becomes a stand-in that takes whatever it is given and does nothing, so a checkpoint with callbacks and
-hyper-parameters of foreign classes opens without those classes, and they are listed.
+is a program: its GLOBAL instructions name any function of any module. Here only the names below are resolved; every
+other name becomes a `Foreign` placeholder that accepts any arguments and does nothing, so a checkpoint with callbacks
+and hyper-parameters of foreign classes opens without those classes, and they are listed.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _STORAGES = {
 }
 
 
-# What zipfile raises for a damaged archive.
+# Errors that zipfile raises for a damaged archive.
 _ZIP = (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, struct.error)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Raises ValueError for a zip that is damaged."""
+    """Raises ValueError for a damaged zip."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -55,8 +55,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _closed(self: object, state: object) -> None:
-    """`__setstate__` of what a file must not fill in: a pickle could turn a tensor to another file's bytes."""
-    raise pickle.UnpicklingError(f"it changes a {type(self).__name__.strip('_')}")
+    """`__setstate__` of classes that a file must not modify: a pickle could point a tensor at another file's bytes."""
+    raise pickle.UnpicklingError(f"it modifies a {type(self).__name__.strip('_')}")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class _Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is still in the file."""
+    """A tensor that is not yet read from the file."""
 
     storage: _Storage
-    offset: int  # of the first value, in values
+    offset: int  # of the first value, counted in values
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
@@ -92,7 +92,7 @@ class StoredTensor:
         return values * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """Raises ValueError when the file does not hold what the tensor needs."""
+        """Read it. Raises ValueError if the file does not have its bytes."""
         where = f"{self.storage.archive}: {self.storage.member}"
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride))
         if min(self.offset, *self.shape, *self.stride, 0) < 0 or last >= self.storage.numel > 0:
@@ -111,7 +111,7 @@ class StoredTensor:
 
 
 class Foreign:
-    """Stands for an object of a class that is none of ours to make. Takes everything, does nothing."""
+    """A placeholder for an object of an unknown class. Accepts anything, does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Foreign:
         return object.__new__(cls)
@@ -127,54 +127,54 @@ class Foreign:
 
 @dataclass
 class Unpickled:
-    """What a file holds: plain containers, numbers and text, `StoredTensor`s, and `Foreign` stand-ins."""
+    """A file's contents: plain containers, numbers and text, `StoredTensor`s, and `Foreign` placeholders."""
 
     root: Any
-    foreign: list[str] = field(default_factory=list)  # the names that stand-ins replace
+    foreign: list[str] = field(default_factory=list)  # the names replaced by placeholders
 
 
 def _what_else(path: Path) -> str:
-    """What a file is that is no whole zip, and what to do."""
+    """What a file is, if it is not a complete zip, and what to do."""
     with path.open("rb") as file:
         head = file.read(512)
     start = head.lstrip().lower()
     if head.startswith(b"PK\x03\x04"):
-        return "it begins as one and its end is missing: it was cut short, download it again"
+        return "it begins like one, but its end is missing: download it again"
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "it is a web page, such as a server's error or a page to log in: download the file itself"
+        return "it is a web page, such as a server's error or a login page: download the file itself"
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return "it is a pointer of Git LFS, not the file: fetch that with git lfs pull"
+        return "it is a Git LFS pointer, not the file: fetch the file with git lfs pull"
     if not head:
         return "it is empty: download it again"
     if head.startswith(b"\x1f\x8b"):
         return "it is compressed with gzip: unpack it with gunzip"
     if head[:1] == b"\x80" or head.startswith(b"}q"):
         return "it is a bare pickle of an older torch: load it with the torch that wrote it and save it again"
-    return "it is no checkpoint that can be recognised: download it again"
+    return "it is not a recognised checkpoint: download it again"
 
 
 def read(path: Path) -> Unpickled:
-    """Raises ValueError when the file is not one of torch.save's zips, or when what it holds has no sensible size.
+    """Read a file. Raises ValueError if it is not a torch.save zip, or if sizes in it are impossible.
 
-    Memory is bounded by the file's own size: no length, index, shape or stride in it is believed.
+    Memory is bounded by the file's own size: no length, index, shape or stride in it is trusted.
     """
     refuse_special(path)
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: is no zip, as torch.save writes since 1.6: {_what_else(path)}")
+        raise ValueError(f"{path}: is not a zip as written by torch.save since 1.6: {_what_else(path)}")
     with _opened(path) as archive:
         pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
         if len(pickles) != 1:
-            raise ValueError(f"{path}: holds {len(pickles)} data.pkl, a file of torch.save holds one")
+            raise ValueError(f"{path}: has {len(pickles)} data.pkl, but torch.save writes one: download it again")
         packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise ValueError(f"{path}: {packed[0]} is compressed, which torch.save never does: not its file")
+            raise ValueError(f"{path}: {packed[0]} is compressed, which torch.save never does: download it again")
         prefix = pickles[0].filename.removesuffix("data.pkl")
         if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
             raise ValueError(f"{path}: was saved on a big-endian machine: save it again on this kind")
         if pickles[0].file_size > pickle_limits.MAX_BYTES:
             raise ValueError(
                 f"{path}: its data.pkl has {pickles[0].file_size:,} bytes, more than {pickle_limits.MAX_BYTES:,}: "
-                "it is no checkpoint of a model"
+                "it is not a model checkpoint"
             )
         try:
             body = archive.read(pickles[0])
@@ -223,7 +223,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Maker:
-    """A function that a pickle may call and cannot change."""
+    """A function that a pickle may call but not modify."""
 
     __slots__ = ("_make",)
 
@@ -237,12 +237,12 @@ class _Maker:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
-    """Raises UnpicklingError for what is no tensor, or one that has more values than its storage: dimensions of stride
-    0 would make 2^33 values of 4."""
+    """Raises UnpicklingError for what is not a tensor, or one with more values than its storage: with dimensions of
+    stride 0, 4 values would become 2^33."""
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise pickle.UnpicklingError("a tensor in it has no storage, or no shape")
     if not all(type(number) is int for number in (offset, *size, *stride)) or len(size) != len(stride):
-        raise pickle.UnpicklingError("a tensor in it has a shape that is not of integers")
+        raise pickle.UnpicklingError("a tensor in it has a shape that is not integers")
     values, most = 1, storage.numel
     for length in size:
         values *= length
@@ -253,7 +253,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Store
 
 def _parameter(tensor: Any, *_: Any) -> StoredTensor:
     if not isinstance(tensor, StoredTensor):
-        raise pickle.UnpicklingError("a parameter in it is no tensor")
+        raise pickle.UnpicklingError("a parameter in it is not a tensor")
     return tensor
 
 

@@ -1,10 +1,10 @@
-"""The official code's weights (github.com/elad-amrani/xtra, e711fb5): read, laid out as ours, and laid out back.
+"""The official code's weights (github.com/elad-amrani/xtra, e711fb5): read, and converted to our layout and back.
 
-Its files are pickles of several shapes: Lightning's .ckpt (weights under `state_dict`; B/16), a DeepSpeed folder
-(`…/mp_rank_00_model_states.pt`, under `module`; H/14), the encoder alone (`encoder`), a probe's (`enc.*` beside a
-`classifier`: official_probe.py), or a bare dict. They are opened by `xtra.official.unpickle`, which runs nothing of
-them. An import is strict: the weights fit a `ModelConfig` tensor by tensor or are refused, and what else the file holds
-is listed, not guessed at.
+Its files are pickles in several forms: Lightning's .ckpt (weights under `state_dict`; B/16), a DeepSpeed folder
+(`…/mp_rank_00_model_states.pt`, under `module`; H/14), the encoder alone (`encoder`), a probe's (`enc.*` next to a
+`classifier`: official_probe.py), or a bare dict. They are opened by `xtra.official.unpickle`, which runs no code from
+them. An import is strict: the weights fit a `ModelConfig` tensor by tensor or are refused, and everything else in the
+file is listed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from xtra.official.others import how_to_probe
 from xtra.official.unpickle import StoredTensor
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
-OURS = "xtra_model"  # beside the weights in what `xtra export` writes: the model's config
-HEAD = "classifier."  # of the names of a probe's head
-_HOLDERS = ("state_dict", "module", "encoder", "model")  # where a file's weights are
-# Added by DDP, DeepSpeed and compile, to the whole model or to parts of it, and so anywhere in a name.
+OURS = "xtra_model"  # key of the model's config in files written by `xtra export`
+HEAD = "classifier."  # prefix of a probe head's names
+_HOLDERS = ("state_dict", "module", "encoder", "model")  # keys that may hold a file's weights
+# Added by DDP, DeepSpeed and compile, to the whole model or to parts of it, so anywhere in a name.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_forward_module|_orig_mod)\.")
 _ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # src/modules/vit.py, by width
 _ENCODER_DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40}
-_UNTOLD = {"heads": int, "dec_heads": int, "drop_path": float, "order": str, "prefix": bool}  # by tensors
+_UNRECORDED = {"heads": int, "dec_heads": int, "drop_path": float, "order": str, "prefix": bool}  # by tensors
 _DECODER_HEADS = {640: 8}  # config/pretrain of H/14; all others have 6
 
 # ---- names and layouts ---------------------------------------------------------------------------------------------
 
-# Our names and the official ones (src/modules); the first prefix that fits counts.
+# Our prefixes and the official ones (src/modules); the first match counts.
 _OFFICIAL = (
     (r"encoder\.patch_embed\.", r"enc.patch_embed.proj."),
     (r"encoder\.", r"enc."),
@@ -52,7 +52,7 @@ _OFFICIAL = (
 
 
 def official_name(name: str) -> str:
-    """The name that the official code gives to one of our parameters."""
+    """The official name of one of our parameters."""
     for ours, theirs in _OFFICIAL:
         if re.match(ours, name):
             return re.sub("^" + ours, theirs, name)
@@ -62,10 +62,10 @@ def official_name(name: str) -> str:
 def from_official(state: Mapping[str, Tensor], config: ModelConfig, encoder_only: bool = False) -> dict[str, Tensor]:
     """Official weights (a flat name -> tensor dict) as ours, for `Xtra(config).load_state_dict`.
 
-    Names of wrappers are left out. Strict: a ValueError counts what is missing, unexpected and of another shape, and
-    names the first of each. Two layouts differ, by exact permutations: position tables are in raster order there and
-    in block order here, and heads read a block feature-major there (index d * t + p) and token-major here (p * D + d).
-    `encoder_only` gives and wants the encoder alone, under the names that it has in the whole model.
+    Wrappers' prefixes are removed. Strict: a ValueError counts missing, unexpected and misshapen tensors, and names the
+    first of each. Two layouts differ, by exact permutations: position tables are in raster order there and in block
+    order here, and heads read a block feature-major there (index d * t + p) and token-major here (p * D + d).
+    `encoder_only` expects and returns only the encoder, under its names in the whole model.
     """
     ours = {name: official_name(name) for name in _shapes(config, encoder_only)}
     found = {_WRAPPERS.sub("", name): w for name, w in state.items()}
@@ -74,7 +74,7 @@ def from_official(state: Mapping[str, Tensor], config: ModelConfig, encoder_only
 
 
 def require_fit(found: Mapping[str, tuple[int, ...]], config: ModelConfig, encoder_only: bool = False) -> None:
-    """Raises ValueError, as `from_official` says, unless the shapes by official names are those of the model."""
+    """Raises ValueError, like `from_official`, unless the shapes by official name are the model's."""
     wanted = {official_name(name): tuple(shape) for name, shape in _shapes(config, encoder_only).items()}
     if said := misfit(wanted, found):
         raise ValueError(f"these official weights do not fit the model config: {said}")
@@ -100,12 +100,12 @@ def misfit(
 
 
 def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our weights, or anything by our names and shapes such as gradients, under official names and in their layout."""
+    """Our weights, or anything with our names and shapes such as gradients, in official names and layout."""
     return {official_name(name): relayout(name, w, config, official=False) for name, w in state.items()}
 
 
 def relayout(name: str, weight: Tensor, config: ModelConfig, official: bool) -> Tensor:
-    """One tensor from the official layout to ours (`official`) or back; no arithmetic, so bits stay."""
+    """One tensor from the official layout to ours (`official`) or back; exact, without arithmetic."""
     if name.endswith("pos_embed"):
         order = block_order if official else raster_order
         return weight[:, order(config.grid, config.block).to(weight.device)]
@@ -126,16 +126,16 @@ def _shapes(config: ModelConfig, encoder_only: bool) -> dict[str, torch.Size]:
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One official checkpoint as found: nothing is read into memory yet but names and shapes."""
+    """One official checkpoint as found; only names and shapes are in memory."""
 
     path: str
     layout: str  # how it is stored, in words
-    tensors: Mapping[str, StoredTensor]  # the pretraining model's, official names without those of wrappers
-    classifier: Mapping[str, StoredTensor]  # a probe's head, under its names in that module; see official_probe.py
-    settings: Mapping[str, Any]  # `hyper_parameters`, where they are a plain dict
+    tensors: Mapping[str, StoredTensor]  # the pretraining model's, by official names without wrappers' prefixes
+    classifier: Mapping[str, StoredTensor]  # a probe's head, by its names in that module; see official_probe.py
+    settings: Mapping[str, Any]  # `hyper_parameters`, if they are a plain dict
     not_taken: tuple[str, ...]  # everything else in it, a line each
-    step: int | None  # optimiser steps taken, where the file says so
-    ours: Mapping[str, Any] = field(default_factory=dict)  # OURS of it, as found
+    step: int | None  # optimiser steps taken, if recorded
+    ours: Mapping[str, Any] = field(default_factory=dict)  # the value under OURS
 
     @property
     def encoder_only(self) -> bool:
@@ -144,7 +144,7 @@ class OfficialFile:
 
 @dataclass(frozen=True)
 class Imported:
-    """Official weights as ours."""
+    """Official weights in our layout."""
 
     config: ModelConfig
     weights: Mapping[str, Tensor]  # float32
@@ -162,21 +162,21 @@ def is_official(path: str) -> bool:
 
 
 def open_official(path: str) -> OfficialFile:
-    """Raises ValueError when there is no such file, or no weights of the official model in it."""
+    """Open a checkpoint. Raises ValueError if there is no such file, or it has no weights of the official model."""
     local = store.local_path(path) if store.is_local(path) else Path(path)
-    beside: list[str] = []
+    siblings: list[str] = []
     file, kind = local, "file"
     if local.is_dir():
         states = _model_states(local)
         if len(states) != 1:
-            raise ValueError(f"{path}: holds {len(states)} {MODEL_STATES}: name the folder of one DeepSpeed checkpoint")
+            raise ValueError(f"{path}: has {len(states)} {MODEL_STATES}: give the folder of one DeepSpeed checkpoint")
         file, kind = states[0], "DeepSpeed folder"
         if file.with_name(MODEL_STATES.replace("00", "01")).exists():
             raise ValueError(f"{file.parent}: is split over several model ranks: merge them with DeepSpeed's own tool")
         others = sorted(p for p in file.parent.iterdir() if p.is_file() and p != file)
-        beside = [f"{p.name}: {figures.size(p.stat().st_size)}" for p in others]
+        siblings = [f"{p.name}: {figures.size(p.stat().st_size)}" for p in others]
     elif not local.is_file():
-        raise ValueError(f"{path}: is no file and no folder here: download the official checkpoint first")
+        raise ValueError(f"{path}: no such file or folder: download the official checkpoint first")
     found = unpickle.read(file)
     holder, weights = _weights(found.root, path)
     model = {name: t for name, t in weights.items() if name.startswith(("enc.", "proj.", "predictor.", "aim_proj."))}
@@ -199,21 +199,21 @@ def open_official(path: str) -> OfficialFile:
         model,
         head,
         settings if isinstance(settings, dict) else {},
-        tuple(not_taken + beside),
+        tuple(not_taken + siblings),
         step if isinstance(step, int) else None,
         ours if isinstance(ours, dict) else {},
     )
 
 
 def _model_states(folder: Path) -> list[Path]:
-    """DeepSpeed's file of module weights, in the folder or in one of its own."""
+    """DeepSpeed's file of module weights, in the folder or a subfolder."""
     return sorted([*folder.glob(MODEL_STATES), *folder.glob(f"*/{MODEL_STATES}")])
 
 
 def _weights(root: Any, path: str) -> tuple[str, dict[str, StoredTensor]]:
     """The key that holds the weights ("" for a bare dict) and the weights."""
     if not isinstance(root, dict):
-        raise ValueError(f"{path}: holds a {type(root).__name__}, not a dict: is it a checkpoint?")
+        raise ValueError(f"{path}: contains a {type(root).__name__}, not a dict: is it a checkpoint?")
     for holder in _HOLDERS:
         state = root.get(holder)
         if isinstance(state, dict) and any(isinstance(value, StoredTensor) for value in state.values()):
@@ -225,18 +225,18 @@ def _weights(root: Any, path: str) -> tuple[str, dict[str, StoredTensor]]:
     if len(weights) < len(named):
         plain = [_WRAPPERS.sub("", n) for n in named]
         twice = next(n for n, name in zip(named, plain) if n != name and plain.count(name) > 1)
-        raise ValueError(f"{path}: holds {twice} with and without its wrapper's name: take one of them out")
-    if holder == "encoder":  # StoP's files hold the encoder without its prefix
+        raise ValueError(f"{path}: has {twice} with and without a wrapper's prefix: remove one of them")
+    if holder == "encoder":  # StoP's files have the encoder without its prefix
         weights = {n if n.startswith("enc.") else f"enc.{n}": t for n, t in weights.items()}
     if not weights and (how := how_to_probe(root, path)):
         raise ValueError(f"{path}: {how}")
     if not weights:
-        raise ValueError(f"{path}: holds no tensors under {', '.join(_HOLDERS)} or by itself: is it a checkpoint?")
+        raise ValueError(f"{path}: has no tensors under {', '.join(_HOLDERS)} or at the top: is it a checkpoint?")
     return holder, weights
 
 
 def _describe(key: Any, value: Any) -> str:
-    """A line about a part of the file that is not taken; "" for a plain number or text."""
+    """A line about a part of the file that is not imported; "" for a plain number or text."""
     tensors = list(_tensors(value))
     if tensors:
         return f"{key}: {len(tensors)} tensors, {figures.size(sum(t.bytes for t in tensors))}"
@@ -244,7 +244,7 @@ def _describe(key: Any, value: Any) -> str:
 
 
 def _tensors(value: Any) -> Iterator[StoredTensor]:
-    """Those in plain containers, in order; a container that is in several places is looked at once."""
+    """The tensors in plain containers, in order; a container that occurs several times is visited once."""
     seen: set[int] = set()
     left = [value]
     while left:
@@ -260,10 +260,10 @@ def _tensors(value: Any) -> Iterator[StoredTensor]:
 
 
 def config_of(file: OfficialFile, size: str = "", heads: int = 0, dec_heads: int = 0) -> tuple[ModelConfig, list[str]]:
-    """The sizes of an official checkpoint, and a line for each that its weights do not tell.
+    """The sizes of an official checkpoint, and a line for each one that had to be assumed.
 
     `size` names one of `model.SIZES` instead; `heads` and `dec_heads` override those of encoder and decoder. Raises
-    ValueError naming what cannot be right.
+    ValueError naming what does not fit.
     """
     if size:
         if size not in SIZES:
@@ -272,52 +272,52 @@ def config_of(file: OfficialFile, size: str = "", heads: int = 0, dec_heads: int
         return replace(config, heads=heads or config.heads, dec_heads=dec_heads or config.dec_heads), []
     shape = {name: tuple(t.shape) for name, t in file.tensors.items()}
     try:
-        told = _encoder_sizes(shape)
+        sizes = _encoder_sizes(shape)
         if not file.encoder_only:
-            told |= _decoder_sizes(shape, told)
+            sizes |= _decoder_sizes(shape, sizes)
     except (LookupError, ArithmeticError, ValueError) as error:
         raise ValueError(f"{file.path}: its sizes cannot be read from its tensors ({error}): give --size") from None
     if file.ours:
-        config = ModelConfig(**told, **_untold(file))
-        assumed = [f"{', '.join(_UNTOLD)}: as xtra export wrote them beside the weights"]
+        config = ModelConfig(**sizes, **_unrecorded(file))
+        assumed = [f"{', '.join(_UNRECORDED)}: as xtra export wrote them with the weights"]
         return replace(config, heads=heads or config.heads, dec_heads=dec_heads or config.dec_heads), assumed
-    fits = [s for s in SIZES.values() if all(getattr(s, k) == v for k, v in told.items() if k != "predict")]
+    fits = [s for s in SIZES.values() if all(getattr(s, k) == v for k, v in sizes.items() if k != "predict")]
     if fits:
         known = fits[0]
-    elif told["width"] in _ENCODER_HEADS and not file.encoder_only:
-        dec = told["dec_width"]
-        known = ModelConfig(**told, heads=_ENCODER_HEADS[told["width"]], dec_heads=_DECODER_HEADS.get(dec, 6))
+    elif sizes["width"] in _ENCODER_HEADS and not file.encoder_only:
+        dec = sizes["dec_width"]
+        known = ModelConfig(**sizes, heads=_ENCODER_HEADS[sizes["width"]], dec_heads=_DECODER_HEADS.get(dec, 6))
     elif heads and dec_heads and not file.encoder_only:
-        known = ModelConfig(**told, heads=heads, dec_heads=dec_heads)
+        known = ModelConfig(**sizes, heads=heads, dec_heads=dec_heads)
     else:
-        said = ", ".join(f"{k} {v}" for k, v in told.items())
+        said = ", ".join(f"{k} {v}" for k, v in sizes.items())
         raise ValueError(f"{file.path}: no model of these sizes is known ({said}): give --size, or --heads --dec-heads")
-    config = replace(known, **told, heads=heads or known.heads, dec_heads=dec_heads or known.dec_heads)
+    config = replace(known, **sizes, heads=heads or known.heads, dec_heads=dec_heads or known.dec_heads)
     assumed = [f"assumed: {config.heads} encoder and {config.dec_heads} decoder heads, which no tensor tells"]
     if file.encoder_only:
         assumed = [f"assumed: {config.heads} heads and blocks of {config.block} x {config.block}: no tensor tells"]
     return config, assumed
 
 
-def _untold(file: OfficialFile) -> dict[str, Any]:
-    """What no tensor tells, from the config that `xtra export` wrote. Raises ValueError for what it never writes."""
-    for name, kind in _UNTOLD.items():
+def _unrecorded(file: OfficialFile) -> dict[str, Any]:
+    """Settings that tensors do not determine, from the config in `xtra export`'s file. Raises ValueError if invalid."""
+    for name, kind in _UNRECORDED.items():
         if type(file.ours.get(name)) is not kind:
             raise ValueError(f"{file.path}: {OURS} has {name} {file.ours.get(name)!r}: it is damaged: give --size")
-    return {name: file.ours[name] for name in _UNTOLD}
+    return {name: file.ours[name] for name in _UNRECORDED}
 
 
 def unlike_official(c: ModelConfig) -> list[str]:
-    """What the official code does not build of such a model, a line each; it reads the weights of all others."""
+    """Properties that the official code cannot build, a line each; it can read the weights if there are none."""
     width, ratio = c.width, c.dec_mlp_ratio or c.mlp_ratio
     lines = []
     if (c.depth, c.heads) != (_ENCODER_DEPTHS.get(width), _ENCODER_HEADS.get(width)):
         lines.append(
-            f"the official code has no encoder of width {width}, {c.depth} layers and {c.heads} heads: xtra reads this "
-            "file, that code does not"
+            f"the official code has no encoder of width {width}, {c.depth} layers and {c.heads} heads: only xtra reads "
+            "this file"
         )
     if ratio != 4:
-        lines.append(f"the official decoder's MLPs are 4 times as wide as it, not {ratio:g} times")
+        lines.append(f"the official decoder's MLPs are 4 times its width, not {ratio:g} times")
     if c.prefix:
         lines.append("the official code has no prefix attention: it applies the block-causal mask")
     return lines
@@ -335,14 +335,14 @@ def _encoder_sizes(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _decoder_sizes(shape: Mapping[str, tuple[int, ...]], told: Mapping[str, Any]) -> dict[str, Any]:
+def _decoder_sizes(shape: Mapping[str, tuple[int, ...]], encoder: Mapping[str, Any]) -> dict[str, Any]:
     head, pixels = shape["aim_proj.0.mlp.0.weight"][0], shape["aim_proj.0.mlp.2.weight"][0]
     return {
-        "block": math.isqrt(pixels // 3) // told["patch"],
+        "block": math.isqrt(pixels // 3) // encoder["patch"],
         "bridge": shape["proj.mlp.0.weight"][0],
         "dec_width": shape["predictor.pos_embed"][2],
         "dec_depth": _depth(shape, "predictor"),
-        **_decoder_ratio(shape, told["mlp_ratio"]),
+        **_decoder_ratio(shape, encoder["mlp_ratio"]),
         "head": head,
         "predict": len({name.split(".")[1] for name in shape if name.startswith("aim_proj.")}),
     }
@@ -354,7 +354,7 @@ def _decoder_ratio(shape: Mapping[str, tuple[int, ...]], encoder: float) -> dict
 
 
 def _depth(shape: Mapping[str, tuple[int, ...]], part: str) -> int:
-    """Layers of a part. Raises ValueError for more than it has tensors."""
+    """The layers of a part. Raises ValueError if they exceed its tensors."""
     depth = 1 + max(int(name.split(".")[2]) for name in shape if name.startswith(f"{part}.blocks."))
     if not 0 < depth <= len(shape):
         raise ValueError(f"{depth} layers in {len(shape)} tensors")
@@ -365,7 +365,7 @@ def _depth(shape: Mapping[str, tuple[int, ...]], part: str) -> int:
 
 
 def read_official(path: str, size: str = "", heads: int = 0, dec_heads: int = 0) -> Imported:
-    """An official checkpoint as ours. Raises ValueError naming the file and what does not fit."""
+    """An official checkpoint in our layout. Raises ValueError naming the file and what does not fit."""
     file = open_official(path)
     config, assumed = config_of(file, size, heads, dec_heads)
     try:  # before anything is read
@@ -399,7 +399,7 @@ def load_encoder(path: str) -> Encoder:
 
 
 def make_encoder(config: ModelConfig, weights: Mapping[str, Tensor]) -> Encoder:
-    """In eval mode, of weights by our names; those of other parts are left out."""
+    """An encoder in eval mode, from weights by our names; those of other parts are ignored."""
     with torch.device("meta"):
         encoder = Encoder(config)
     own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}

@@ -1,4 +1,4 @@
-"""How good a frozen encoder is: a whole grid of heads from one pass over a labelled set."""
+"""Measure a frozen encoder: a whole grid of heads from one pass over a labelled set."""
 
 from shards.door import door
 

@@ -1,7 +1,7 @@
-"""Training features without a cache: every epoch's images streamed, augmented anew and encoded, in exact batches.
+"""Training features without a cache: every epoch's images are streamed, augmented again and encoded, in exact batches.
 
-The order is the dataset's own (shards/stream/order.py), and batches of it that hold held-out samples are thinned out
-and regrouped, so that every step trains on `batch` images and none of them is held out.
+The order is the dataset's own (shards/stream/order.py); held-out samples are removed from its batches, and the rest is
+regrouped, so that every step trains on exactly `batch` images, none of them held out.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from xtra.probe.features import Encode, Features, Labelled, joined
 
 @dataclass(frozen=True)
 class Position:
-    """How far training is: all that going on at the same place needs beside the heads."""
+    """How far training is: the state needed to continue, in addition to the heads."""
 
     trained: int = 0  # samples that heads have trained on
-    start: int = 0  # where the first batch of the stream that holds an untrained sample begins
-    skip: int = 0  # samples of that batch that have been trained on
+    start: int = 0  # position of the first batch of the stream with an untrained sample
+    skip: int = 0  # samples of that batch already trained on
 
 
 @dataclass
 class _Piece:
-    """What is left of one batch of the stream, held-out samples taken out."""
+    """The rest of one batch of the stream, without held-out samples."""
 
     start: int
     images_B3HW: Tensor
@@ -51,9 +51,9 @@ class _Piece:
 
 
 class Augmented:
-    """Iterate for `Features` of exactly `batch` images each; `position` tells where the last one ended.
+    """Iterate for `Features` of exactly `batch` images each; `position` is where the last one ended.
 
-    `samples` is what `epochs` epochs of the images that train hold, in whole batches.
+    `samples` is the number of training samples in `epochs` epochs, in whole batches.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Augmented:
                 yield found
 
     def _thinned(self, batch: Batch, start: int) -> _Piece:
-        """Copied without the held-out samples, by what is really shown: a stand-in may be held out, too."""
+        """A copy without the held-out samples, judged by the sample really shown: a substitute may be held out, too."""
         chosen = np.flatnonzero(~self.train.held_N[np.asarray(batch.sample_B)])
         piece = _Piece(
             start, batch.images_B3HW[torch.from_numpy(chosen)], batch.sample_B[chosen], batch.epoch_B[chosen]

@@ -80,19 +80,17 @@ class Config:
         if not self.lrs or not self.weight_decays or not self.linear_layer_sets:
             raise ValueError("the grid is empty: give at least one each of lrs, weight_decays and linear_layer_sets")
         if ("knn" in self.heads and not self.knn) or ("logreg" in self.heads and not self.logreg):
-            raise ValueError(
-                "the grid is empty: give at least one of knn, and of logreg, where these heads are asked for"
-            )
+            raise ValueError("the grid is empty: give at least one value each of knn and logreg for these heads")
         if not self.heads and not self.pixels:
             raise ValueError("there is nothing to probe: give heads (attentive, linear, knn, logreg) or pixels")
         if not 0 < self.holdout < 1:
-            raise ValueError(f"holdout is {self.holdout}; it must lie between 0 and 1")
+            raise ValueError(f"holdout is {self.holdout}; it must be between 0 and 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas[0]:g} {self.betas[1]:g}; each must be at least 0 and below 1")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs:g}; it must be 0 to {self.epochs}, the epochs")
         if self.warmup_defect and self.warmup_epochs:
-            raise ValueError(f"warmup_defect is of schedules without warm-up; warmup_epochs is {self.warmup_epochs:g}")
+            raise ValueError(f"warmup_defect needs a schedule without warm-up; warmup_epochs is {self.warmup_epochs:g}")
         if not 0 < self.warmup_start <= 1:
             raise ValueError(f"warmup_start is {self.warmup_start}; it must be a share, above 0 and at most 1")
         if self.encoder not in ("trained", "random") and not self.encoder.startswith(("timm:", "torch:")):
@@ -102,7 +100,7 @@ class Config:
 
     @property
     def on(self) -> str:
-        """The device here."""
+        """The device to use on this machine."""
         from xtra.device import chosen  # it loads torch
 
         return chosen(self.device)
@@ -170,7 +168,7 @@ def published_resize(image: int) -> int:
 
 
 def in_words(config: Config, image: int, kind: str, selection: Sequence[Mapping[str, float]]) -> str:
-    """The settings in words; `selection` is the grid as it was, which has no k above the number of images."""
+    """The settings in words; `selection` is the grid that was used, without any k above the number of images."""
     c = config
     if c.protocol == "published":
         words = ["published: all of train trains, grid point chosen on eval itself"]

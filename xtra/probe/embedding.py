@@ -1,12 +1,12 @@
-"""A dataset's vectors: what a frozen encoder makes of every picture, as Parquet files of key, label, vector.
+"""A dataset's vectors: a frozen encoder's features of every picture, as Parquet files of key, label, vector.
 
-OUT/_embedding.json        put if absent: the version, the encoder's fingerprint, and all else that decides the vectors
+OUT/_embedding.json        put if absent: the version, the encoder's fingerprint, and all other inputs of the vectors
 OUT/part-000017.parquet    the vectors of a fixed run of samples, in row order; written whole or not at all
 
-A vector is what a probe's head sees of the centre crop (`Feature`): pooled as for linear heads, or the tokens as for
-attentive ones. A part that is there is not made again, so a killed run loses the part that was in hand and no more, and
-what a rerun makes is the same to the bit on the same kind of machine. Readers of Parquet pass over names that begin
-with an underscore: `pyarrow.parquet.read_table(OUT)` is the whole table.
+A vector is a probe head's input for the centre crop (`Feature`): pooled as for linear heads, or the tokens as for
+attentive ones. Existing parts are not made again, so a killed run loses only its current part, and a rerun gives the
+same bits on the same kind of machine. Parquet readers skip names that begin with an underscore:
+`pyarrow.parquet.read_table(OUT)` is the whole table.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ABOUT = "_embedding.json"
 
 @dataclass(frozen=True)
 class About:
-    """`_embedding.json`: the vectors follow from all of it but the last line."""
+    """`_embedding.json`: the inputs of the vectors, and (last three fields) where they came from."""
 
     format: int
     manifest: str  # digest
@@ -49,7 +49,7 @@ class About:
     resize: int  # pixels
     precision: str
     dtype: str
-    rows: int  # a part
+    rows: int  # per part
     samples: int
     tokens: int  # a vector is tokens x width numbers, token by token; ours are in block order
     width: int
@@ -58,17 +58,17 @@ class About:
     checkpoint: str = ""
 
 
-_ASIDE = {"dataset", "encoder", "checkpoint"}  # the same weights and version, wherever they lie
+_ASIDE = {"dataset", "encoder", "checkpoint"}  # not inputs: the same weights and version may be anywhere
 
 
 @dataclass(frozen=True)
 class Embedded:
     out: str
-    samples: int  # of the dataset
-    done: int  # of these, in parts that are there
-    found: int  # of these, in parts that were there before
-    parts: int  # that are there
-    vector: int  # numbers of a vector
+    samples: int  # in the dataset
+    done: int  # of these, in existing parts
+    found: int  # of these, in parts that existed before
+    parts: int  # existing parts
+    vector: int  # numbers per vector
     seconds: float
 
     @property
@@ -82,11 +82,11 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     encoder: Encoder | None = None,
 ) -> Embedded:
-    """Make the parts that are missing. `encoder` is one of ours, which stays as it is; else the config names one.
-    `stop` returning True ends it after a batch; the part in hand is then dropped.
+    """Make the missing parts. `encoder` is one of ours, which is not modified; otherwise the config names one.
+    `stop` returning True ends it after a batch; the current part is then dropped.
 
-    Raises ValueError for a dataset or an encoder that is not there, a picture that does not decode, and a folder that
-    holds something else, or vectors of another version, encoder or setting.
+    Raises ValueError for a missing dataset or encoder, a picture that does not decode, and a folder that contains
+    something else, or vectors of another version, encoder or setting.
     """
     since = time.monotonic()
     store.require(data=config.data, out=config.out)
@@ -124,7 +124,7 @@ def run(
 
 
 def _open(config: Config, device: str, encoder: Encoder | None) -> tuple[FrozenEncoder, str]:
-    """The encoder on its device, and the checkpoint that it is of."""
+    """The encoder on its device, and its checkpoint."""
     if encoder is not None:
         return of_xtra(copy.deepcopy(encoder).requires_grad_(False), "given").to(device), ""
     if config.checkpoint and config.encoder == "trained" and official.is_official(config.checkpoint):
@@ -170,10 +170,10 @@ def _about(config: Config, manifest: Manifest, frozen: FrozenEncoder, checkpoint
 
 
 def _begin(out: str, about: About) -> None:
-    """Say what OUT holds, or that it is to hold the same. Raises ValueError naming what is there instead."""
+    """Record the inputs of OUT's vectors, or check the recorded ones. Raises ValueError naming a difference."""
     url = store.join(out, ABOUT)
     if not store.exists(url) and (others := [name for name in store.names(out) if not name.startswith(".")]):
-        raise ValueError(f"{out}: holds {others[0]} and no vectors: give out a new or an empty folder")
+        raise ValueError(f"{out}: contains {others[0]} and no vectors: give a new or empty folder as out")
     if not store.is_local(out) and not store.exists(url):
         store.check_writable(out)
     if store.put_json_if_absent(url, dataclasses.asdict(about)):
@@ -183,8 +183,8 @@ def _begin(out: str, about: About) -> None:
         theirs, ours = getattr(there, field.name), getattr(about, field.name)
         if field.name not in _ASIDE and theirs != ours:
             raise ValueError(
-                f"{out}: holds vectors whose {field.name} is {theirs}, not {ours}: give out another folder, or the "
-                "same settings"
+                f"{out}: contains vectors whose {field.name} is {theirs}, not {ours}: give another folder as out, or "
+                "the same settings"
             )
 
 
@@ -194,11 +194,11 @@ def _part(number: int) -> str:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """Of one part, in row order."""
+    """The vectors of one part, in row order."""
 
     sample_N: np.ndarray
     keys: Sequence[str]
-    labels: Sequence[str | None]  # the first of each, as probes take it
+    labels: Sequence[str | None]  # each sample's first label, as in probes
     vector_NV: np.ndarray
 
 
@@ -210,7 +210,7 @@ def _parts(
     progress: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> Iterator[_Vectors]:
-    """The missing parts, whole, in order. Batches do not cross parts, so a sample's batch is the same in every run."""
+    """The missing parts, complete and in order. Batches do not cross parts, so a sample's batch is always the same."""
     held: list[_Vectors] = []
     done = manifest.samples - len(todo)
     (wanted,) = encode.wanted

@@ -1,18 +1,18 @@
-"""Frozen encoders under one face: ours, and other people's, so that one protocol probes them all.
+"""Frozen encoders with one interface, ours and others', so that one protocol probes them all.
 
-    timm:NAME                    a vision transformer of timm, with the weights that timm fetches
-    timm:NAME:FILE.safetensors   … with weights of a local file, under timm's own names
-    timm:NAME:FILE.pth[:PREFIX]  … of a training checkpoint of timm, DINO, DINOv2, MAE; PREFIX where it holds several
-    timm:NAME:random             … with initial weights: nobody gets them without asking
-    torch:FILE                   a program: a .pt2 of torch.export.save, or TorchScript
+    timm:NAME                    a vision transformer from timm, with the weights that timm downloads
+    timm:NAME:FILE.safetensors   … with weights from a local file, by timm's names
+    timm:NAME:FILE.pth[:PREFIX]  … from a training checkpoint of timm, DINO, DINOv2, MAE; PREFIX if it has several
+    timm:NAME:random             … with initial weights, only on request
+    torch:FILE                   a program: a .pt2 from torch.export.save, or TorchScript
 
-A program takes normalised images [B, 3, S, S], B of any size, and gives tokens [B, N, D], or features [B, D], or a list
-of tokens after each of its last layers, in order. FILE.json beside it says what the program does not:
+A program takes normalised images [B, 3, S, S] for any B, and returns tokens [B, N, D], or features [B, D], or a list of
+tokens after each of its last layers, in order. FILE.json next to it gives the rest:
 
     {"image": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "prefix": 1}
 
-image is S; mean and std are of pixels in 0..1; prefix (0 where it is left out) counts the tokens before those of the
-patches, such as a class token, which are not probed. Such a file runs on this machine: open those of people you trust.
+image is S; mean and std are for pixels in 0..1; prefix (default 0) counts the tokens before the patches' tokens, such
+as a class token, which are not probed. Such a file runs code on this machine: open only files that you trust.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from xtra.data import MEAN, STD
 from xtra.model import Encoder, Mask
 
 RANDOM = "random"
-_UNUSED = ("head", "norm.", "fc_norm.")  # of a timm model: what comes after the last residual stream
+_UNUSED = ("head", "norm.", "fc_norm.")  # parts of a timm model after the last residual stream
 
 
 class FrozenEncoder(Protocol):
-    """Normalised images -> residual streams. What it is made of does not train."""
+    """Normalised images -> residual streams. Its parameters do not train."""
 
     name: str
     image: int  # side in pixels
@@ -57,14 +57,14 @@ class FrozenEncoder(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """8 hex digits by which encoders of one name differ: of their weights, wherever they lie."""
+        """8 hex digits of the weights' digest, which distinguish encoders with the same name."""
         ...
 
     def to(self, device: torch.device | str) -> Self: ...
 
 
-def _fingerprint(told: object, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(repr(told).encode())
+def _fingerprint(about: object, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(repr(about).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -72,13 +72,13 @@ def _fingerprint(told: object, tensors: Mapping[str, Tensor]) -> str:
 
 
 def open_encoder(spec: str) -> FrozenEncoder:
-    """The encoder that the words above name. Raises ValueError that says in one line what is amiss."""
+    """The encoder that a spec (above) names. Raises ValueError, in one line, if it cannot be opened."""
     kind, _, rest = spec.partition(":")
     if kind == "timm" and rest:
         return _open_timm(*rest.split(":", 1))
     if kind == "torch" and rest:
         if "://" in rest:
-            raise ValueError(f"encoder is {spec!r}; a program must lie on this machine: copy it here")
+            raise ValueError(f"encoder is {spec!r}; a program must be on this machine: copy it here")
         return _open_program(Path(rest))
     raise ValueError(f"encoder is {spec!r}; it must be timm:NAME, timm:NAME:FILE.safetensors or torch:FILE")
 
@@ -99,8 +99,8 @@ class _Xtra:
 
     def fingerprint(self) -> str:
         config = self.encoder.config
-        told = (config.image, config.patch, config.block, *([] if self.mask == "own" else [self.mask]))
-        return _fingerprint(told, self.encoder.state_dict())
+        about = (config.image, config.patch, config.block, *([] if self.mask == "own" else [self.mask]))
+        return _fingerprint(about, self.encoder.state_dict())
 
     def to(self, device: torch.device | str) -> Self:
         self.encoder.to(device)
@@ -117,11 +117,11 @@ def of_xtra(encoder: Encoder, name: str, mask: Mask = "own") -> FrozenEncoder:
 
 class _Timm:
     def __init__(self, model: Any, name: str) -> None:
-        shape, told = model.patch_embed, model.pretrained_cfg
+        shape, about = model.patch_embed, model.pretrained_cfg
         self.model = model
-        self.name, self.image, self.tokens = name, told["input_size"][-1], shape.num_patches
+        self.name, self.image, self.tokens = name, about["input_size"][-1], shape.num_patches
         self.width, self.depth = model.embed_dim, len(model.blocks)
-        self.mean, self.std = _colour(told["mean"]), _colour(told["std"])
+        self.mean, self.std = _colour(about["mean"]), _colour(about["std"])
 
     def layers(self, images_B3HW: Tensor, last: int) -> list[Tensor]:
         _check_last(self, last)
@@ -143,14 +143,14 @@ def _open_timm(model: str, weights: str = "") -> FrozenEncoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             made = timm.create_model(model, pretrained=not weights, num_classes=0)
-    except Exception as error:  # of timm, of the hub, of the network: whatever they raise
+    except Exception as error:  # from timm, the hub or the network
         local = f"give a local file, timm:{model}:FILE.safetensors, or timm:{model}:{RANDOM}"
         then = "see timm.list_models()" if weights else local
-        raise ValueError(f"encoder timm:{model}: timm does not make it ({_line(error)}): {then}") from None
+        raise ValueError(f"encoder timm:{model}: timm cannot make it ({_line(error)}): {then}") from None
     needed = ("blocks", "embed_dim", "patch_embed", "pretrained_cfg", "forward_intermediates")
-    lacks = [part for part in needed if not hasattr(made, part)]
-    if lacks or not hasattr(made.patch_embed, "num_patches"):
-        part = lacks[0] if lacks else "patch_embed.num_patches"
+    missing = [part for part in needed if not hasattr(made, part)]
+    if missing or not hasattr(made.patch_embed, "num_patches"):
+        part = missing[0] if missing else "patch_embed.num_patches"
         raise ValueError(f"encoder timm:{model}: has no {part}: only vision transformers (vit_*, deit_*, …) are probed")
     name = f"timm:{model}"
     if weights:
@@ -165,13 +165,13 @@ def _import_timm() -> Any:
         return importlib.import_module("timm")
     except Exception as error:  # torchvision for another torch raises RuntimeError
         raise ValueError(
-            f"encoder timm: timm cannot be imported ({_line(error)}): pip install timm, and the torchvision that was "
-            f"built for this torch ({torch.__version__}): no other one imports"
+            f"encoder timm: timm cannot be imported ({_line(error)}): pip install timm, and the torchvision built for "
+            f"this torch ({torch.__version__})"
         ) from None
 
 
 def _load_timm(model: nn.Module, file: str) -> None:
-    """Weights by timm's own names. Strict, but for what comes after the last residual stream."""
+    """Load weights by timm's names. Strict, except for parts after the last residual stream."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -183,7 +183,7 @@ def _load_timm(model: nn.Module, file: str) -> None:
         ) from None
     ours, theirs = ({name: tuple(t.shape) for name, t in of.items()} for of in (model.state_dict(), given))
     if said := official.misfit(ours, theirs, lambda name: name.startswith(_UNUSED)):
-        raise ValueError(f"{file}: these weights do not fit the model: {said}: name the model that they are of")
+        raise ValueError(f"{file}: these weights do not fit the model: {said}: name the weights' own model")
     model.load_state_dict(given, strict=False)
 
 
@@ -191,14 +191,14 @@ def _load_timm(model: nn.Module, file: str) -> None:
 
 
 class _Program:
-    """`move` gives what runs on a device."""
+    """`move` returns the program for a device."""
 
     def __init__(
-        self, move: Callable[[torch.device | str], Callable[[Tensor], Any]], told: Mapping[str, Any], file: Path
+        self, move: Callable[[torch.device | str], Callable[[Tensor], Any]], about: Mapping[str, Any], file: Path
     ) -> None:
-        self.name, self.image, self._prefix, self._file = f"torch:{file.name}", told["image"], told["prefix"], file
-        self.mean, self.std = _colour(told["mean"]), _colour(told["std"])
-        self._told = sorted(told.items())
+        self.name, self.image, self._prefix, self._file = f"torch:{file.name}", about["image"], about["prefix"], file
+        self.mean, self.std = _colour(about["mean"]), _colour(about["std"])
+        self._about = sorted(about.items())
         self._move, self._run = move, move("cpu")
         streams = self._probe()
         _, self.tokens, self.width = streams[-1].shape
@@ -210,7 +210,7 @@ class _Program:
 
     def fingerprint(self) -> str:
         with open(self._file, "rb") as file:
-            return _fingerprint((self._told, hashlib.file_digest(file, "sha256").hexdigest()), {})
+            return _fingerprint((self._about, hashlib.file_digest(file, "sha256").hexdigest()), {})
 
     def to(self, device: torch.device | str) -> Self:
         self._run = self._move(device)
@@ -223,11 +223,11 @@ class _Program:
 
     @torch.no_grad()
     def _probe(self) -> list[Tensor]:
-        """Run it on noise. Raises ValueError when the outcome is none that could be probed."""
+        """Run it on noise. Raises ValueError if the output cannot be probed."""
         noise = torch.randn(3, 3, self.image, self.image, generator=torch.Generator().manual_seed(0))
         try:
             streams, fewer = self._streams(noise), self._streams(noise[:2])
-        except Exception as error:  # whatever the program raises
+        except Exception as error:  # from the program
             raise ValueError(
                 f"{self._file}: does not run on images [3, 3, {self.image}, {self.image}] and [2, …] ({_line(error)}): "
                 f"see image in {self._file.name}.json, and export with a dynamic number of images"
@@ -235,13 +235,13 @@ class _Program:
         shapes = {tuple(x.shape) for x in streams}
         if len(shapes) != 1 or any(x.ndim != 3 or len(x) != 3 or not x.shape[1] for x in streams):
             raise ValueError(
-                f"{self._file}: gives {sorted(shapes)} for 3 images; wanted [3, tokens, width] or [3, width]"
+                f"{self._file}: returns {sorted(shapes)} for 3 images; it must be [3, tokens, width] or [3, width]"
             )
         if not all(
             x.isfinite().all() and torch.allclose(x[:2], y, rtol=1e-2, atol=1e-3) for x, y in zip(streams, fewer)
         ):
             raise ValueError(
-                f"{self._file}: what it gives for an image changes with the others beside it, or from call to call: "
+                f"{self._file}: its output for an image depends on the other images, or changes from call to call: "
                 "export it in eval mode"
             )
         return streams
@@ -249,7 +249,7 @@ class _Program:
 
 def _open_program(file: Path) -> FrozenEncoder:
     if not file.is_file():
-        raise ValueError(f"{file}: no such file: give one of torch.export.save or of torch.jit.save")
+        raise ValueError(f"{file}: no such file: give one from torch.export.save or torch.jit.save")
     names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
     inside = {name.partition("/")[2] for name in names}
     if "archive_format" in inside:
@@ -258,15 +258,17 @@ def _open_program(file: Path) -> FrozenEncoder:
         load = _scripted
     else:
         raise ValueError(
-            f"{file}: is no exported program; a pickled module, which needs its author's classes and may run anything, "
-            "is not opened: save torch.export.export(model, …) with torch.export.save"
+            f"{file}: is not an exported program; a pickled module, which needs its author's classes and may run any "
+            "code, is not opened: save torch.export.export(model, …) with torch.export.save"
         )
-    told = _told(file)
+    about = _described(file)
     try:
         move = load(file)
-    except Exception as error:  # whatever torch raises about a file
-        raise ValueError(f"{file}: torch {torch.__version__} cannot open it ({_line(error)}): export it anew") from None
-    return _Program(move, told, file)
+    except Exception as error:  # from torch
+        raise ValueError(
+            f"{file}: torch {torch.__version__} cannot open it ({_line(error)}): export it again"
+        ) from None
+    return _Program(move, about, file)
 
 
 def _exported(file: Path) -> Callable[[torch.device | str], Callable[[Tensor], Any]]:
@@ -278,35 +280,37 @@ def _exported(file: Path) -> Callable[[torch.device | str], Callable[[Tensor], A
 
 def _scripted(file: Path) -> Callable[[torch.device | str], Callable[[Tensor], Any]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own: the user has such a file all the same
+        warnings.simplefilter("ignore", DeprecationWarning)  # about torch.jit, but the user already has such a file
         module = torch.jit.load(file, map_location="cpu").eval()
     return module.to
 
 
-def _told(file: Path) -> Mapping[str, Any]:
-    """What FILE.json says, checked."""
-    beside = file.with_name(file.name + ".json")
+def _described(file: Path) -> Mapping[str, Any]:
+    """The contents of FILE.json, validated."""
+    where = file.with_name(file.name + ".json")
     example = '{"image": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
     try:
-        told = json.loads(beside.read_text())
+        about = json.loads(where.read_text())
     except OSError:
-        raise ValueError(f"{beside}: is missing: it tells what the encoder takes, such as {example}") from None
+        raise ValueError(
+            f"{where}: is missing: it describes the encoder's input; write for example {example}"
+        ) from None
     except ValueError as error:
-        raise ValueError(f"{beside}: is no JSON ({_line(error)}): write such as {example}") from None
-    if not isinstance(told, dict):
-        raise ValueError(f"{beside}: holds no object: write such as {example}")
-    told = {"prefix": 0} | told
+        raise ValueError(f"{where}: is not JSON ({_line(error)}): write for example {example}") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"{where}: is not an object: write for example {example}")
+    about = {"prefix": 0} | about
     fits = {
         "image": lambda x: isinstance(x, int) and x > 0,
         "mean": _is_colour,
         "std": lambda x: _is_colour(x) and min(x) > 0,
         "prefix": lambda x: isinstance(x, int) and x >= 0,
     }
-    for name in (*fits, *told):
-        if name not in told or name not in fits or not fits[name](told[name]):
-            said = f"{name} is {told[name]!r}" if name in told else f"{name} is missing"
-            raise ValueError(f"{beside}: {said}: it holds image, mean, std and perhaps prefix, such as {example}")
-    return told
+    for name in (*fits, *about):
+        if name not in about or name not in fits or not fits[name](about[name]):
+            problem = f"{name} is {about[name]!r}" if name in about else f"{name} is missing"
+            raise ValueError(f"{where}: {problem}: give image, mean, std and optionally prefix, such as {example}")
+    return about
 
 
 def _is_colour(value: Any) -> bool:
@@ -328,6 +332,6 @@ def _check_last(encoder: FrozenEncoder, last: int) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what an error says, not too long of it."""
+    """The first line of an error's text, cut to 160 characters."""
     said = str(error).strip().partition("\n")[0] or type(error).__name__
     return said if len(said) <= 160 else said[:159] + "…"

@@ -16,23 +16,23 @@ from xtra.probe.features import Feature, Features, Labelled
 from xtra.probe.heads import Candidates
 from xtra.probe.result import pack
 
-CONFUSED, MISTAKES = 20, 24  # that a result keeps
+CONFUSED, MISTAKES = 20, 24  # most entries in a result
 
 
 @dataclass(frozen=True)
 class Score:
-    """One kind's chosen point: which images of the evaluation set it got right; how every point did in selection."""
+    """One kind's chosen point: its answers on the evaluation set, and every point's accuracy in selection."""
 
     kind: str
     feature: Feature
     chosen: dict[str, float]
     selection: tuple[dict[str, float], ...]
-    said_N: np.ndarray  # the class that it gives to each image, in the order of the set's rows; -1: none
+    said_N: np.ndarray  # the class predicted for each image, in the order of the set's rows; -1: none
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What every point of one candidate says of each image."""
+    """The answers of every point of one candidate for each image."""
 
     right_GN: Tensor  # bool
     said_GN: Tensor  # int32: the class; -1 where the head has diverged
@@ -54,7 +54,7 @@ def score(found: Sequence[Candidates], evaluation: Iterable[Features]) -> list[A
 def choose(
     found: Sequence[Candidates], selected: Sequence[Answers], evaluated: Sequence[Answers], images: int
 ) -> list[Score]:
-    """The best point of every kind on the `images` that selection looked at; of equals the first."""
+    """The best point of every kind on the `images` used for selection; the first of equals."""
     best = []
     for kind in dict.fromkeys(one.kind for one in found):
         mine = [n for n, one in enumerate(found) if one.kind == kind]
@@ -66,7 +66,7 @@ def choose(
 
 
 def accuracy(kind: str, said_N: np.ndarray, eval_set: Labelled, labels: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a ProbeResult that say how well it did, and on what."""
+    """The fields of a ProbeResult on its accuracy and the evaluation set."""
     right_N = said_N == eval_set.class_N
     total_C = np.bincount(eval_set.class_N, minlength=len(labels)).tolist()
     right_C = np.bincount(eval_set.class_N[right_N], minlength=len(labels)).tolist()
@@ -91,7 +91,7 @@ def accuracy(kind: str, said_N: np.ndarray, eval_set: Labelled, labels: tuple[st
 
 
 def confused(said_N: np.ndarray, class_N: np.ndarray) -> tuple[tuple[int, int, int], ...]:
-    """The CONFUSED commonest mistakes: (class, class that it was taken for, times)."""
+    """The CONFUSED most common mistakes: (class, predicted class, times)."""
     wrong = (said_N != class_N) & (said_N >= 0)
     pairs, times = np.unique(np.stack([class_N[wrong], said_N[wrong]]), axis=1, return_counts=True)
     commonest = np.argsort(-times, kind="stable")[:CONFUSED]
@@ -99,7 +99,7 @@ def confused(said_N: np.ndarray, class_N: np.ndarray) -> tuple[tuple[int, int, i
 
 
 def mistakes(said_N: np.ndarray, class_N: np.ndarray) -> tuple[tuple[int, int, int], ...]:
-    """MISTAKES images that it got wrong, evenly spaced over the set: (row, class, class that it was taken for)."""
+    """MISTAKES images that it got wrong, evenly spaced over the set: (row, class, predicted class)."""
     rows = np.flatnonzero((said_N != class_N) & (said_N >= 0))
     spaced = rows[np.linspace(0, len(rows) - 1, min(MISTAKES, len(rows))).round().astype(int)] if len(rows) else rows
     return tuple((int(row), int(class_N[row]), int(said_N[row])) for row in spaced)

@@ -1,7 +1,7 @@
-"""What probe heads see: labels of a dataset version, and features of its images from a frozen encoder.
+"""The inputs of probe heads: labels of a dataset version, and features of its images from a frozen encoder.
 
-Training features come in batches of `Features`, from the cache here, which holds a few deterministic views of every
-image (for CPUs and quick probes), or augmented on the fly (xtra/probe/augmented_features.py). Evaluation sees every
+Training features come in batches of `Features`, from the cache here, which keeps a few deterministic views of every
+image (for CPUs and quick probes), or augmented on the fly (xtra/probe/augmented_features.py). Evaluation uses every
 centre crop once.
 """
 
@@ -22,11 +22,11 @@ from shards.stream import order
 from xtra import data
 from xtra.probe.encoders import FrozenEncoder
 
-# Not a seed anyone passes to `subset`, whose thresholds on the same hash would otherwise pick out the hold-out.
+# An unlikely seed for `subset`: with the same seed, its thresholds on the same hash would select the validation split.
 HOLDOUT_SEED = 0x686F6C64
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
-Progress = Callable[[str, int, int], None]  # what is being done, how many images are done, of how many
+Progress = Callable[[str, int, int], None]  # current work, images done, total
 
 
 # --- labels --------------------------------------------------------------------------------------------------------
@@ -42,20 +42,20 @@ class Labelled:
 
     @property
     def held(self) -> np.ndarray:
-        """Numbers of the samples that no head trains on."""
+        """Numbers of the held-out samples, on which no head trains."""
         return np.flatnonzero(self.held_N)
 
     @property
     def kept(self) -> np.ndarray:
-        """Numbers of the samples that heads train on."""
+        """Numbers of the samples on which heads train."""
         return np.flatnonzero(~self.held_N)
 
 
 def labelled(train: Manifest, evaluation: Manifest, holdout: float) -> tuple[Labelled, Labelled, tuple[str, ...]]:
-    """Both sets and their classes: those that train's dataset.json names, or else its sorted labels. Of a sample with
-    several labels the first counts. A share `holdout` of train is held out, by hash of the key; 0: nothing is.
+    """Both sets and their classes: those in train's dataset.json, otherwise its sorted labels. A sample's first label
+    counts. A share `holdout` of train is held out, by hash of the key; 0: nothing.
 
-    Raises ValueError naming the key of a sample without label, or with one that is no class.
+    Raises ValueError naming the key of a sample without a label, or whose label is not a class.
     """
     train_keys, train_labels = keys_and_labels(train)
     eval_keys, eval_labels = keys_and_labels(evaluation)
@@ -69,7 +69,7 @@ def labelled(train: Manifest, evaluation: Manifest, holdout: float) -> tuple[Lab
         held_N = key_hash(train_keys, HOLDOUT_SEED) < np.uint64(holdout * 2.0**64)
         if not held_N.any() or held_N.sum() > len(held_N) - 2:
             raise ValueError(
-                f"{train.dataset}: a hold-out of {holdout:g} takes {held_N.sum()} of {len(held_N)} samples: "
+                f"{train.dataset}: a validation split of {holdout:g} has {held_N.sum()} of {len(held_N)} samples: "
                 "use a larger set or another holdout"
             )
     return (
@@ -80,7 +80,7 @@ def labelled(train: Manifest, evaluation: Manifest, holdout: float) -> tuple[Lab
 
 
 def keys_and_labels(manifest: Manifest) -> tuple[list[str], list[str]]:
-    """Of every sample in manifest order. Raises ValueError for one without label."""
+    """Keys and labels in manifest order. Raises ValueError for a sample without a label."""
     keys: list[str] = []
     labels: list[str] = []
     for number in range(len(manifest.shards)):
@@ -96,7 +96,7 @@ def keys_and_labels(manifest: Manifest) -> tuple[list[str], list[str]]:
 
 
 def numbered(manifest: Manifest, keys: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Class numbers, int64 [N]. Raises ValueError naming the first label that is no class."""
+    """Class numbers, int64 [N]. Raises ValueError naming the first label that is not a class."""
     number = {label: n for n, label in enumerate(classes)}
     for key, label in zip(keys, labels):
         if label not in number:
@@ -111,8 +111,9 @@ def numbered(manifest: Manifest, keys: Sequence[str], labels: Sequence[str], cla
 
 
 class Feature(NamedTuple):
-    """What a head sees of an image: tokens [N, D], pooled [D] (their mean), each the mean of the residual streams after
-    the last `layers` layers, before any final norm; or pixels [3HW] (0..255: the head's batch norm standardises)."""
+    """A head's input for an image: tokens [N, D] or pooled [D] (their mean), each the mean of the residual streams
+    after the last `layers` layers, before any final norm; or pixels [3HW] (0..255: the head's batch norm
+    standardises)."""
 
     form: Literal["tokens", "pooled", "pixels"]
     layers: int = 0
@@ -120,7 +121,7 @@ class Feature(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """What heads see of some images, in a storage type; `of` widens it to float32."""
+    """The heads' inputs for some images, in a storage type; `of` converts to float32."""
 
     labels_B: Tensor  # int64 class numbers
     values: dict[Feature, Tensor]
@@ -149,7 +150,7 @@ def joined(parts: Sequence[Features]) -> Features:
 
 @dataclass(frozen=True)
 class Encode:
-    """Decoded images -> the features that the run's heads want, and their shapes and storage types."""
+    """Decoded images -> the features that the run's heads need, and their shapes and storage types."""
 
     encoder: FrozenEncoder
     wanted: tuple[Feature, ...]
@@ -193,8 +194,8 @@ class Encode:
         return images * sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.stored.values())
 
     def batches(self, source: Manifest, view: int = 0, only: np.ndarray | None = None) -> Iterator[data.Batch]:
-        """Every image (of the sample numbers in `only`) once: the centre crop (view 0), or a random crop that depends
-        on seed, view and image alone."""
+        """Every image (or those numbered in `only`) once: the centre crop (view 0), or a random crop that depends only
+        on seed, view and image."""
         size = self.encoder.image
         return data.eval_batches(
             source, self.batch, size, self.resize, view=view, seed=self.seed, threads=self.threads, only=only
@@ -204,7 +205,7 @@ class Encode:
     def __call__(
         self, images_B3HW: Tensor, class_B: np.ndarray, alter: Callable[[Tensor], Tensor] | None = None
     ) -> Features:
-        """uint8 images [B, 3, H, W] -> features on the device. `alter` gets what the encoder would see, normalised."""
+        """uint8 images [B, 3, H, W] -> features on the device. `alter` may change the encoder's normalised input."""
         images_B3HW = images_B3HW.to(self.device)
         found: dict[Feature, Tensor] = {}
         deepest = max(feature.layers for feature in self.wanted)
@@ -217,7 +218,7 @@ class Encode:
             if not all(bool(stream.isfinite().all()) for stream in streams):
                 raise ValueError(
                     f"the {self.encoder.name} encoder's features of some images are not finite in {self.precision}: "
-                    "look at its weights, or use precision fp32"
+                    "check its weights, or use precision fp32"
                 )
         for feature in self.wanted:
             if feature.form == "pixels":
@@ -229,7 +230,7 @@ class Encode:
         return Features(torch.from_numpy(class_B).to(self.device), found)
 
     def evaluation(self, of: Labelled, what: str, say: Progress, only: np.ndarray | None = None) -> Iterator[Features]:
-        """Features of the centre crop of every image (of those in `only`) once."""
+        """Features of the centre crop of every image (or those numbered in `only`) once."""
         done, total = 0, len(of.class_N) if only is None else len(only)
         for batch in self.batches(of.manifest, only=only):
             yield self(batch.images_B3HW, of.class_N[np.asarray(batch.sample_B)])
@@ -271,7 +272,7 @@ class Cache:
         self.filled = 0  # the first rows, whole batches: view after view, images in the order of `train.kept`
 
     def fill(self, say: Progress) -> None:
-        """Encode every view once, but for what is filled already. Raises ValueError when a feature does not fit its
+        """Encode every view once, except rows that are already filled. Raises ValueError if a feature does not fit its
         storage type."""
         row_N = np.cumsum(~self.train.held_N) - 1
         for view in range(self.filled // self.images, self.views):

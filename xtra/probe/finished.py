@@ -1,4 +1,4 @@
-"""Which states of interrupted probes are of probes that have their results by now, so that nobody goes on from them."""
+"""States of interrupted probes that are obsolete because the probes have their results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from xtra.augment import Augment
 from xtra.probe.config import Config, in_words
 from xtra.probe.resume import DAMAGED, FOLDER, STATE
 
-_ENCODER = ", encoder in "  # what is before it in a protocol says how the images were evaluated
+_ENCODER = ", encoder in "  # the part of a protocol before it describes the images' evaluation
 
 
 def unneeded_states(out: str) -> list[tuple[str, store.Entry]]:
-    """Files in OUT/probes-unfinished, by their names below OUT, that no probe goes on from.
+    """Obsolete files in OUT/probes-unfinished, by their names below OUT.
 
-    They are states of which every head has a result of the same settings in OUT/probes, and tensors that no state
-    names. A probe that runs may still write either.
+    These are states whose heads all have a result with the same settings in OUT/probes, and tensors that no state
+    names. A running probe may still write either.
     """
     found: list[tuple[str, store.Entry]] = []
     digests = store.names(store.join(out, FOLDER))
@@ -30,7 +30,7 @@ def unneeded_states(out: str) -> list[tuple[str, store.Entry]]:
         if any(entry.name == STATE for entry in entries):
             state = _read(store.join(folder, STATE))
             if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
-                continue  # damaged: the probe itself will say so
+                continue  # damaged: the probe itself will report it
             if not _is_finished(state["settings"], results):
                 parts = state.get("parts", ())  # of kept views
                 needed = {STATE, DAMAGED, state.get("tensors", ""), *(parts if isinstance(parts, list) else ())}
@@ -64,7 +64,7 @@ def _is_finished(settings: Mapping[str, Any], results: list[Mapping[str, Any]]) 
             any(_fits(settings, config, head, r) for r in results) for head in config.heads
         )
     except (TypeError, KeyError, ValueError, AttributeError):
-        return False  # of another build
+        return False  # from another build
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def _fits(settings: Mapping[str, Any], config: Config, head: str, result: Mappin
     grid = {(point["lr"], point["weight_decay"]) for point in result["selection"]}
     if grid != {(lr, decay) for lr in config.lrs for decay in config.weight_decays}:
         return False
-    told, asked = result["protocol"], in_words(config, result["image"], head, result["selection"])
-    if config.protocol != "published" and told.partition(", image ")[0] != asked.partition(", image ")[0]:
+    had, asked = result["protocol"], in_words(config, result["image"], head, result["selection"])
+    if config.protocol != "published" and had.partition(", image ")[0] != asked.partition(", image ")[0]:
         return False
     selected_on = "eval" if config.protocol == "published" else "holdout"
-    return result["selected_on"] == selected_on and told.partition(_ENCODER)[2] == asked.partition(_ENCODER)[2]
+    return result["selected_on"] == selected_on and had.partition(_ENCODER)[2] == asked.partition(_ENCODER)[2]

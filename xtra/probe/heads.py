@@ -1,8 +1,8 @@
 """Probe heads on frozen features: every point of a grid (learning rate x weight decay) trained side by side.
 
-One forward of the encoder serves all of them. Parameters carry a leading grid dimension G and meet in batched products;
-the batch-norm statistics, which depend on the features alone, are shared. Heads do not see each other: gradients are
-clipped for each head by its own norm and AdamW steps each with its own rate, so head g ends where it would have ended
+One forward pass of the encoder serves all of them. Parameters have a leading grid dimension G and are applied in
+batched products; the batch-norm statistics, which depend on the features alone, are shared. Heads are independent:
+gradients are clipped for each head by its own norm and AdamW steps each at its own rate, so head g ends as if trained
 alone (tests/xtra/probe/test_heads.py).
 
 Shape letters: G grid points, B images, N tokens, D channels, C classes, H attention heads of width E = D/H, K = G*H.
@@ -57,8 +57,8 @@ class AttentiveHeads(nn.Module):
 
     The pooling of XTRA and AIM (one query, k and v without bias, no output projection) in a form that is equal in
     exact arithmetic and about 40 times cheaper: since there is one query, q . (W_k x) = (W_k^T q) . x, so q and W_k
-    fold into one vector a head; since the pooling is linear, sum_n w_n (W_v x_n) = W_v (sum_n w_n x_n), so W_v is
-    applied once an image instead of once a token.
+    fold into one vector per head; since the pooling is linear, sum_n w_n (W_v x_n) = W_v (sum_n w_n x_n), so W_v is
+    applied once per image instead of once per token.
     """
 
     def __init__(self, points: int, width: int, classes: int, attention_heads: int = 16, seed: int = 0):
@@ -98,7 +98,7 @@ Heads = LinearHeads | AttentiveHeads
 
 @dataclass(frozen=True)
 class Candidates:
-    """Classifiers of one kind on one feature, trained: one for every point of a grid, to choose among."""
+    """Trained classifiers of one kind on one feature, one for every point of a grid, to choose from."""
 
     kind: str
     feature: Feature
@@ -108,7 +108,7 @@ class Candidates:
 
 @dataclass
 class Head:
-    """One kind of head on one feature, training: its whole grid side by side."""
+    """One kind of head on one feature in training: its whole grid side by side."""
 
     kind: str
     feature: Feature
@@ -127,7 +127,7 @@ class Head:
         return Candidates(self.kind, self.feature, points, self.module.eval())
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that training goes on from, themselves: weights, batch-norm statistics, AdamW's moments."""
+        """The training state's own tensors, not copies: weights, batch-norm statistics, AdamW's moments."""
         moments = {}
         for (name, _), (first, second) in zip(self.optimiser.named, self.optimiser.moments, strict=True):
             moments |= {f"{name}/exp_avg": first, f"{name}/exp_avg_sq": second}
@@ -143,7 +143,7 @@ def losses(logits_GBC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def answers(logits_GBC: Tensor) -> Tensor:
-    """Each head's first choice: class [G, B]. A head that diverged chooses nothing, -1 (argmax of NaN is class 0)."""
+    """Each head's predicted class, [G, B]; -1 for a head that diverged (argmax of NaN would be class 0)."""
     return torch.where(logits_GBC.isfinite().all(-1), logits_GBC.argmax(-1), -1)
 
 
@@ -168,7 +168,7 @@ _OFFICIAL = {
 
 
 def of_official(kind: str, attention_heads: int, state: Mapping[str, Tensor]) -> Heads:
-    """One trained head from the tensors of an official probe's classifier, its batch-norm statistics included."""
+    """One trained head from the tensors of an official probe's classifier, including batch-norm statistics."""
     names = _OFFICIAL[kind]
     classes, width = state[names["weight_GCD"]].shape
     heads = (
@@ -185,13 +185,13 @@ class Schedule:
     """Learning rates as a function of samples seen: linear warm-up from `warmup_start` of a point's own rate, then a
     cosine to `min_lr`.
 
-    As officially, the warm-up reaches the peak one step (`batch` samples) before its end. A point whose own rate lies
-    under min_lr keeps it there instead of being lifted.
+    As in the official code, the warm-up reaches the peak one step (`batch` samples) before its end. A point whose own
+    rate is below min_lr keeps its rate.
 
-    `warmup_defect` is that of the official probes without warm-up (13 of their 15 sets): their scheduler
-    (LinearWarmupCosineAnnealingLR of lightning-bolts) returns the rate that a warm-up would start from at step 0 and
-    from then on rescales the rate of the step before, so that no point ever has its own rate. The official configs give
-    a tenth of the point's rate there (`warmup_start_lr` in config/eval), so each trains with a tenth of what it says.
+    `warmup_defect` reproduces the official probes without warm-up (13 of their 15 sets): their scheduler
+    (LinearWarmupCosineAnnealingLR from lightning-bolts) returns the warm-up's starting rate at step 0 and from then on
+    rescales the previous step's rate, so that no point ever reaches its own rate. The official configs set a tenth of
+    the point's rate there (`warmup_start_lr` in config/eval), so each point trains at a tenth of its nominal rate.
     """
 
     samples: int
@@ -217,7 +217,7 @@ class Schedule:
 class StackedAdamW:
     """AdamW (decoupled decay, Loshchilov and Hutter 2019) over stacked heads: each its own rate, decay and clipping.
 
-    Everything but biases is decayed, the query too, as in the official probes. Equal, head by head, to
+    Everything except biases is decayed, including the query, as in the official probes. Equal, head by head, to
     torch.nn.utils.clip_grad_norm_ followed by torch.optim.AdamW.
     """
 
@@ -265,10 +265,10 @@ def _grad(parameter: Tensor) -> Tensor:
 
 
 def _stack(points: int, value: Tensor) -> nn.Parameter:
-    """All grid points start from the same weights, so that they differ by their hyperparameters alone."""
+    """The same initial weights for all grid points, so that they differ only in hyperparameters."""
     return nn.Parameter(value.expand(points, *value.shape).clone())
 
 
 def _fan_in_uniform(draw: torch.Generator, *shape: int, fan_in: int = 0) -> Tensor:
-    """nn.Linear's own initialisation, from a generator of ours: U(-1, 1) / sqrt(fan_in)."""
+    """nn.Linear's initialisation, U(-1, 1) / sqrt(fan_in), from our own generator."""
     return (2 * torch.rand(*shape, generator=draw) - 1) / math.sqrt(fan_in or shape[-1])

@@ -1,10 +1,10 @@
-"""The views that an interrupted probe had encoded, from which the same command goes on to the same result.
+"""The views encoded by an interrupted probe, from which the same command continues to the same result.
 
 OUT/probes-unfinished/<digest>/000000001280-<attempt>.safetensors   features of some rows, up to that one
 OUT/probes-unfinished/<digest>/state.json                           names these files, and the settings
 
-Rows are encoded in one order, so what is kept is the first of them, in whole batches of the encoder. Files are written
-once and never changed; each holds at most PART bytes, which bounds what a save or a load needs in memory.
+Rows are encoded in a fixed order, so the kept ones are the first, in whole batches of the encoder. Files are written
+once and never changed; each has at most PART bytes, which bounds the memory of a save or a load.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from shards.typed_json import Count
 from xtra.probe.features import Cache, Features, Progress
 from xtra.probe.resume import DAMAGED, FOLDER, STATE, remove_from, set_aside
 
-PART = 64 << 20  # bytes of a file, about
+PART = 64 << 20  # approximate bytes per file
 
 
 @dataclass(frozen=True)
 class State:
     """`state.json`."""
 
-    rows: Count  # that are encoded: those of the first view, then those of the second
+    rows: Count  # encoded rows: those of the first view, then those of the second
     parts: tuple[str, ...]  # names in the same folder, in the rows' order
     seconds: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if any("/" in name for name in self.parts):
-            raise ValueError("field 'parts' names a file outside of its folder")
+            raise ValueError("field 'parts' names a file outside its folder")
 
 
 class KeptViews:
-    """What of one cache of views is kept; `settings` is all that the probe follows from, the encoder by its
-    fingerprint. `say` hands on the probe's progress: whoever ends the probe there leaves its views."""
+    """The kept views of one cache; `settings` are all inputs of the probe, with the encoder's fingerprint. `say` passes
+    on the probe's progress: if it raises, the views so far are kept."""
 
     def __init__(
         self, out: str, settings: Mapping[str, Any], every_seconds: float, since: float, progress: Progress
@@ -58,23 +58,23 @@ class KeptViews:
         self.every, self.saved, self.since = every_seconds, time.monotonic(), since
         self._progress, self._attempt = progress, secrets.token_hex(4)
         self._cache: Cache | None = None
-        self._rows, self._parts = 0, list[str]()  # as state.json has them, or will
-        self._found: list[str] = []  # what was there when we began
+        self._rows, self._parts = 0, list[str]()  # as in state.json, or about to be
+        self._found: list[str] = []  # files that existed at the start
 
     def say(self, what: str, done: int, total: int) -> None:
         if self._cache is not None and time.monotonic() - self.saved >= self.every:
             self.save()
         try:
             self._progress(what, done, total)
-        except BaseException:  # whoever watches ends it here, between two steps
+        except BaseException:  # the caller may end it here, between two steps
             try:
                 self.save()
             except store.StoreError as error:
-                warnings.warn(f"the views that were encoded are not kept: {error}", stacklevel=2)
+                warnings.warn(f"the encoded views were not saved: {error}", stacklevel=2)
             raise
 
     def fill(self, cache: Cache) -> None:
-        """Encode what is not kept; from here on `say` keeps what the cache holds."""
+        """Encode the missing rows; from here on `say` saves the cache's rows."""
         self._found = store.names(self.folder)
         cache.filled = self._load(cache.features)
         self._cache = cache
@@ -83,7 +83,7 @@ class KeptViews:
         cache.fill(self.say)
 
     def _load(self, features: Features) -> int:
-        """Put kept rows into the features; how many. A state that is damaged is none: a UserWarning says so, it is
+        """Load kept rows into the features; return their number. A damaged state is ignored with a UserWarning and
         kept as state-damaged.json, and the views are encoded again."""
         url = store.join(self.folder, STATE)
         if STATE not in self._found:
@@ -106,7 +106,7 @@ class KeptViews:
         return rows
 
     def save(self) -> None:
-        """The rows that are new, then the state that names them: a state that is there is whole."""
+        """Write the new rows, then the state that names them, so an existing state is always complete."""
         if self._cache is None or self._cache.filled == self._rows:
             return
         features, rows = self._cache.features, self._cache.filled
@@ -123,7 +123,7 @@ class KeptViews:
         self._rows, self.saved = rows, time.monotonic()
 
     def remove(self) -> None:
-        """The result is written: our files go, and those that we found. Another probe's newer state stays."""
+        """After the result is written: remove our files, and those found at the start, but no newer state."""
         there = store.names(self.folder)
         going = {*self._parts, *self._found, DAMAGED} - {STATE}
         named: set[str] = set()
@@ -140,7 +140,7 @@ def _tensors(features: Features) -> dict[str, Tensor]:
 
 
 def _paired(features: Features, part: Mapping[str, Tensor], first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(where they belong, rows of a file), every tensor. Raises ValueError for rows of another shape, or too many."""
+    """(destination, rows of a file) for every tensor. Raises ValueError for rows of another shape, or too many."""
     for name, into in _tensors(features).items():
         rows = part[name]
         target = into[first : first + len(rows)]

@@ -1,6 +1,6 @@
 """Quick probes: nearest neighbours and logistic regression on pooled features of one view of each image.
 
-Neither has a schedule or an augmentation; each has one number to choose, and all its choices are points of a grid.
+Neither has a schedule or augmentation; each has one hyperparameter, whose values are the points of a grid.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 TEMPERATURE = 0.07  # of the votes of neighbours (Wu et al. 2018; DINO, DINOv2)
 ITERATIONS = 200  # of L-BFGS, at most, for each strength
-_AT_ONCE = 1 << 16  # training images that are compared in one product
+_AT_ONCE = 1 << 16  # training images per product
 
 
 class Neighbours:
     """Votes of the k nearest training images by cosine similarity s, each of weight exp(s / TEMPERATURE)."""
 
     def __init__(self, train_TD: Tensor, label_T: Tensor, classes: int, ks: Sequence[int]) -> None:
-        """Raises ValueError when no k is at most T."""
+        """Raises ValueError if no k is at most T."""
         self.ks = tuple(k for k in ks if k <= len(train_TD))
         if not self.ks:
             raise ValueError(f"knn is {' '.join(map(str, ks))}, but only {len(train_TD)} images train: lower it")
@@ -37,7 +37,7 @@ class Neighbours:
             label_BK = torch.cat((label_BK, label_S[found.indices]), 1)
             near_BK, index_BK = near_BK.topk(min(most, near_BK.shape[1]))
             label_BK = label_BK.gather(1, index_BK)
-        # Against the nearest, so that the largest weight is 1.
+        # Relative to the nearest, so that the largest weight is 1.
         weight_BK = ((near_BK - near_BK[:, :1]) / TEMPERATURE).exp()
         votes = x_BD.new_zeros(len(self.ks), len(x_BD), self.classes)
         for vote_BC, k in zip(votes, self.ks):
@@ -47,7 +47,7 @@ class Neighbours:
 
 class Logistic:
     """Multinomial logistic regression by L-BFGS: min over W, b of c * (sum of cross-entropies) + |W|^2 / 2, for every
-    inverse strength c, each from where the one before ended, on features standardised over the training images."""
+    inverse strength c, each started from the previous solution, on features standardised over the training images."""
 
     def __init__(self, train_TD: Tensor, label_T: Tensor, classes: int, strengths: Sequence[float]) -> None:
         self.mean_D = train_TD.mean(0)

@@ -21,25 +21,25 @@ from xtra.run import checkpoint
 
 
 def evaluate_official(config: Config, evaluation: Manifest, since: float, say: Progress) -> ProbeResult:
-    """The result of `config.checkpoint` on this set, written to `config.out` if that is given.
+    """The result of `config.checkpoint` on this set, written to `config.out` if given.
 
-    Raises ValueError for a file that is no official probe, and for a set of other classes.
+    Raises ValueError for a file that is not an official probe, and for a set with other classes.
     """
     at = config.checkpoint
     if not at or any(store.exists(store.join(at, name)) for name in ("config.json", checkpoint.COMMIT)):
         raise ValueError("train is empty: give the labelled dataset that trains the heads")
     for name in ("heads", "encoder", "pixels", "protocol", "strict"):
         if getattr(config, name) != getattr(Config, name):
-            raise ValueError(f"{name} is of heads that train; an official probe is evaluated as it came: leave it out")
+            raise ValueError(f"{name} applies to heads that train; an official probe is only evaluated: leave it out")
     official = read_probe(at)
     keys, found = keys_and_labels(evaluation)
     if not (labels := evaluation.classes):
-        raise ValueError(f"{evaluation.dataset}: names no classes, whose order the probe counts by: import it anew")
+        raise ValueError(f"{evaluation.dataset}: has no class list, which gives the probe's order: import it again")
     module = heads.of_official(official.kind, official.attention_heads, official.state).to(config.on)
     if official.classes != len(labels):
         raise ValueError(
-            f"{at}: tells {official.classes} classes apart, {evaluation.dataset} has {len(labels)}: "
-            "evaluate it on the set that it was trained for"
+            f"{at}: has {official.classes} classes, {evaluation.dataset} has {len(labels)}: evaluate it on the set "
+            "that it was trained for"
         )
     frozen = of_xtra(official.encoder.requires_grad_(False), "official")
     mark = frozen.fingerprint()
@@ -61,7 +61,7 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
     eval_set = Labelled(evaluation, class_N, np.zeros(len(class_N), bool))
     candidates = [Candidates(official.kind, feature, ({},), module)]
     (answers,) = score(candidates, encode.evaluation(eval_set, "evaluate", say))
-    told = [line for line in official.report if line.startswith(("assumed", "told"))]
+    notes = [line for line in official.report if line.startswith(("assumed", "told"))]
     result = ProbeResult(
         checkpoint=at,
         samples_seen=0,
@@ -70,7 +70,7 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
         lr=None,
         weight_decay=None,
         selection=(),
-        protocol="; ".join([f"as it came, image {frozen.image} of {resize}, encoder in {config.precision}", *told]),
+        protocol="; ".join([f"as it came, image {frozen.image} of {resize}, encoder in {config.precision}", *notes]),
         layers=official.layers,
         selected_on="nothing",
         fingerprint=mark,

@@ -1,11 +1,11 @@
-"""The official code's probe checkpoints: an encoder and the head that was trained on it, which it calls fine-tuned.
+"""The official code's probe checkpoints: an encoder and the head trained on it (called fine-tuned there).
 
-They are Lightning files with `enc.*` beside `classifier.*` (src/modules/cls.py). An attentive head has cls_token, k, v,
-linear and bn, and reads the mean of the last layers' tokens; a linear one is a batch norm (0) and a linear layer (1),
-and reads the last layer's mean token. Like all official files they are opened without running anything that is pickled
-in them (xtra/official/unpickle.py); tensors fit one by one or the file is refused. How many layers and attention heads
-there are no tensor tells: that is read from the file's `hyper_parameters`, or assumed as in the published probes, and
-reported.
+They are Lightning files with `enc.*` next to `classifier.*` (src/modules/cls.py). An attentive head has cls_token, k,
+v, linear and bn, and reads the mean of the last layers' tokens; a linear one is a batch norm (0) and a linear layer
+(1), and reads the last layer's mean token. Like all official files they are opened without running pickled code
+(xtra/official/unpickle.py); tensors fit one by one or the file is refused. Tensors do not determine the numbers of
+layers and attention heads: these are read from the file's `hyper_parameters`, or assumed as in the published probes,
+and reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xtra.official import OfficialFile, config_of, from_official, make_encoder, 
 
 _LAYERS = {"attentive": 6, "linear": 1}  # of the published probes
 _ATTENTION_HEADS = 16
-_COUNTER = "num_batches_tracked"  # of a batch norm: no use in evaluation
+_COUNTER = "num_batches_tracked"  # of a batch norm, unused in evaluation
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OfficialProbe:
     encoder: Encoder  # in eval mode
     kind: Literal["attentive", "linear"]
     layers: int
-    attention_heads: int  # 0 of a linear head
+    attention_heads: int  # 0 for a linear head
     state: Mapping[str, Tensor]  # float32, official names: cls_token, k.weight, … or 0.running_mean, 1.weight, …
     report: tuple[str, ...]  # what was taken, what was not, what had to be assumed
 
@@ -42,13 +42,13 @@ class OfficialProbe:
 
 
 def read_probe(path: str, size: str = "") -> OfficialProbe:
-    """An official probe checkpoint, a file or a DeepSpeed folder; `size` is the encoder's where tensors do not tell.
+    """Open an official probe checkpoint, a file or a DeepSpeed folder; `size`: the encoder's, if tensors are ambiguous.
 
-    Raises ValueError naming the file and what is missing, unexpected, of another shape, or not what probes here do.
+    Raises ValueError naming the file and what is missing, unexpected, misshapen or unsupported.
     """
     file = open_official(path)
     if not file.classifier:
-        raise ValueError(f"{path}: holds no classifier.*: is it a pretraining checkpoint? probe it with --train")
+        raise ValueError(f"{path}: has no classifier.*: is it a pretraining checkpoint? probe it with --train")
     try:
         return _read(file, size)
     except ValueError as error:
@@ -61,10 +61,10 @@ def _read(file: OfficialFile, size: str) -> OfficialProbe:
     encoder_tensors = {name: t for name, t in file.tensors.items() if name.startswith("enc.")}
     alone = replace(file, tensors=encoder_tensors)
     config, assumed = config_of(alone, size)
-    told = _Settings(file.settings)
-    config, block = _blocks(config, told)
-    layers = told.number("cls", "n_last_blocks")
-    heads = told.number("attentive_pooling", "num_heads") if kind == "attentive" else 0
+    given = _Settings(file.settings)
+    config, block = _blocks(config, given)
+    layers = given.number("cls", "n_last_blocks")
+    heads = given.number("attentive_pooling", "num_heads") if kind == "attentive" else 0
     if block:
         assumed = [*(f"assumed: {config.heads} encoder heads, which no tensor tells" for _ in assumed[:1]), block]
     if layers is None:
@@ -73,7 +73,7 @@ def _read(file: OfficialFile, size: str) -> OfficialProbe:
     if heads is None:
         heads = _ATTENTION_HEADS
         assumed += [f"assumed: {heads} attention heads, as the published attentive probes have"]
-    _check(config, told, kind, layers, heads)
+    _check(config, given, kind, layers, heads)
     state = _head(file, kind, config.width)
     require_fit({name: t.shape for name, t in encoder_tensors.items()}, config, encoder_only=True)
     weights = from_official({name: t.read() for name, t in encoder_tensors.items()}, config, encoder_only=True)
@@ -104,7 +104,7 @@ class _Settings:
         self.values = values
 
     def get(self, part: str, name: str) -> Any:
-        """None where nothing is said."""
+        """None if not given."""
         inner = self.values.get(part)
         nested = inner.get(name) if isinstance(inner, Mapping) else None
         return self.values.get(f"{part}_{name}", nested)
@@ -114,19 +114,19 @@ class _Settings:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _blocks(config: ModelConfig, told: _Settings) -> tuple[ModelConfig, str]:
-    """The config with the block that the settings tell, and a line about it; "" where they tell none."""
-    causal, block_causal = told.get("enc", "is_causal"), told.get("enc", "is_block_causal")
+def _blocks(config: ModelConfig, given: _Settings) -> tuple[ModelConfig, str]:
+    """The config with the block size from the settings, and a line about it; "" if they have none."""
+    causal, block_causal = given.get("enc", "is_causal"), given.get("enc", "is_block_causal")
     if causal is None and block_causal is None:
         return config, ""
     if not causal and not block_causal:
         raise ValueError("its encoder attends without a mask (enc.is_block_causal is off); ours is block-causal")
-    block = (told.number("enc", "block_size") or 1) if block_causal else 1
+    block = (given.number("enc", "block_size") or 1) if block_causal else 1
     return replace(config, block=block), f"told by its settings: blocks of {block} x {block} patches"
 
 
-def _check(config: ModelConfig, told: _Settings, kind: str, layers: int, heads: int) -> None:
-    """Raises ValueError for what this head reads and ours cannot give."""
+def _check(config: ModelConfig, given: _Settings, kind: str, layers: int, heads: int) -> None:
+    """Raises ValueError if this head needs inputs that our encoder cannot give."""
     if not 1 <= layers <= config.depth:
         raise ValueError(f"its head reads the last {layers} layers; the encoder has {config.depth}")
     if heads and config.width % heads:
@@ -135,13 +135,13 @@ def _check(config: ModelConfig, told: _Settings, kind: str, layers: int, heads: 
     if layers > 1:
         wanted["avgpool_layers"] = True
     for name, value in wanted.items():
-        found = told.get("cls", name)
+        found = given.get("cls", name)
         if found is not None and bool(found) != value:
             raise ValueError(f"its setting cls.{name} is {found}; a probe of kind {kind} here has it {value}")
 
 
 def _head(file: OfficialFile, kind: str, width: int) -> dict[str, Tensor]:
-    """The head's tensors, strictly. Raises ValueError that counts and names what does not fit."""
+    """The head's tensors, checked strictly. Raises ValueError that counts and names what does not fit."""
     final = "linear" if kind == "attentive" else "1"
     classes = file.classifier[f"{final}.bias"].shape[0] if f"{final}.bias" in file.classifier else 0
     norm = "bn" if kind == "attentive" else "0"

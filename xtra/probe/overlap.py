@@ -1,13 +1,13 @@
-"""Pictures that a training and an evaluation set share: what a probe has seen with its label is no test.
+"""Pictures shared by a training and an evaluation set, which do not test a probe that was trained on them.
 
-Two judgements, both from the index alone. Equal sha256: the stored bytes are the same. Perceptual hashes at most
-`phash.NEAR` bits apart: copies that were rescaled, compressed again or recoloured (`shards.pixels.phash` says which it
-finds, and that it misses mirrored and cropped ones). Seen on CIFAR-10, 50,000 against 10,000: none equal in bytes, 6 of
-equal hash, 104 at most 4 bits apart, 103 of these with one label. CIFAR-10 against Tiny ImageNet, 3e9 pairs: 5, and
-those that were looked at are the same photographs.
+Two tests, both from the index alone. Equal sha256: the stored bytes are the same. Perceptual hashes at most
+`phash.NEAR` bits apart: copies that were rescaled, recompressed or recoloured (`shards.pixels.phash` documents what it
+finds; it misses mirrored and cropped ones). On CIFAR-10, 50,000 against 10,000: none equal in bytes, 6 with an equal
+hash, 104 at most 4 bits apart, 103 of these with one label. CIFAR-10 against Tiny ImageNet, 3e9 pairs: 5, and those
+inspected are the same photographs.
 
-A hash that does not have half of its bits set is left out: it is of a picture so plain that coefficients tie, and
-unlike pictures have it. No hash (null) is a picture that was not decoded or has one colour.
+A hash without exactly half of its bits set is ignored: its picture is so plain that coefficients tie, and different
+pictures share it. A picture without a hash (null) was not decoded or has one colour.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from shards.manifest import Manifest
 from shards.pixels import phash
 from shards.selection import selected_index
 
-KEYS = 16  # pairs that are named
+KEYS = 16  # most pairs named
 _AT_ONCE = 8  # indexes read at once
 _PAIRS = 1 << 22  # hashes compared in one step
-# Of five bands of bits at least one is equal in hashes that differ in at most four bits (the pigeonhole principle).
+# Hashes that differ in at most four bits agree in at least one of five bands (the pigeonhole principle).
 _EDGES = np.linspace(0, 64, phash.NEAR + 2).astype(int)
 
 
 @dataclass(frozen=True)
 class Shared:
-    """How many evaluation pictures the training set has too; a picture counts once, as equal bytes if it can."""
+    """The number of evaluation pictures that are also in the training set; each counts once, equal bytes first."""
 
     sha256: int  # equal bytes
-    phash: int | None  # other bytes, but looks alike; None: one of the sets has no perceptual hashes, nobody knows
+    phash: int | None  # other bytes, but similar; None: unknown, as one of the sets has no perceptual hashes
     keys: tuple[tuple[str, str], ...]  # (training key, evaluation key) of the first KEYS, in evaluation order
 
     @property
@@ -53,7 +53,7 @@ class Shared:
 
 
 def shared(train: Manifest, evaluation: Manifest) -> Shared:
-    """Reads both indexes once, evaluation's into memory: 1.3 million rows against 50,000 take some seconds."""
+    """Compare both indexes, evaluation's in memory: 1.3 million rows against 50,000 take some seconds."""
     ours = pa.concat_tables(_rows(evaluation))
     sha_E, hash_E = ours["sha256"].combine_chunks(), _hashes(ours)
     bands = _bands(hash_E)
@@ -72,7 +72,7 @@ def shared(train: Manifest, evaluation: Manifest) -> Shared:
         rows, first = np.unique(mine[order], return_index=True)
         for row, twin in zip(rows.tolist(), other[order][first].tolist()):
             alike.setdefault(row, keys[twin].as_py())
-    # One picture may stand in the evaluation set twice; index_in told of its first row only.
+    # A picture may be in the evaluation set twice; index_in returned only its first row.
     first_E = pc.index_in(sha_E, value_set=sha_E, skip_nulls=True).to_pylist()
     equal = {row: equal[first] for row, first in enumerate(first_E) if first in equal}
     twins = alike | equal
@@ -88,7 +88,7 @@ def _rows(manifest: Manifest) -> Iterator[pa.Table]:
 
 
 def _hashes(table: pa.Table) -> np.ndarray:
-    """uint64 [rows]; 0 where there is none that says something."""
+    """uint64 [rows]; 0 for no usable hash."""
     hash_N = pc.fill_null(table["phash"], 0).to_numpy().astype(np.uint64)
     return np.where(np.bitwise_count(hash_N) == 32, hash_N, np.uint64(0))
 
@@ -99,7 +99,7 @@ def _band(hash_N: np.ndarray, number: int) -> np.ndarray:
 
 
 def _bands(hash_E: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each band: its values in ascending order, and the rows that have them."""
+    """For each band: its values in ascending order, and their rows."""
     rows = np.flatnonzero(hash_E)
     found = []
     for number in range(len(_EDGES) - 1):
@@ -112,7 +112,7 @@ def _bands(hash_E: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def _near(
     bands: list[tuple[np.ndarray, np.ndarray]], hash_E: np.ndarray, hash_T: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of evaluation and of training whose hashes are at most `NEAR` bits apart; a pair may come several times."""
+    """Rows of evaluation and training whose hashes are at most `NEAR` bits apart; a pair may occur several times."""
     asked = np.flatnonzero(hash_T)
     mine, other = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for number, (value, rows) in enumerate(bands):

@@ -2,13 +2,13 @@
 
 One pass of the encoder feeds every head of the grid (`xtra/probe/heads.py`): learning rates x weight decays x layer
 sets. By default the grid point is chosen on a tenth of the training set that no head trained on; the published protocol
-chooses it on the evaluation set. The images are shown in a few views that are encoded once, or augmented anew in every
+chooses it on the evaluation set. The images are shown in a few views that are encoded once, or augmented again in every
 epoch.
 
-What is probed: the residual streams after the encoder's last layers, before any final norm, with the block-causal mask
-of pretraining unless `mask` says otherwise. attentive: their mean over the last layers, every token. linear, knn,
-logreg: of the last one, averaged over tokens. pixels: the image itself under the linear head, which any encoder has to
-beat.
+Heads read the residual streams after the encoder's last layers, before any final norm, with the block-causal mask of
+pretraining unless `mask` says otherwise. attentive: the mean over the last layers, for every token. linear, knn,
+logreg: the last layer, averaged over tokens. pixels: the image itself under the linear head, a baseline that any
+encoder has to beat.
 """
 
 from __future__ import annotations
@@ -46,36 +46,36 @@ _DEFAULT_LAYERS = 6  # of the published attentive probe
 
 @dataclass(frozen=True)
 class Probed:
-    """The encoder that is probed, and where it is from."""
+    """The encoder to probe, and its origin."""
 
     encoder: FrozenEncoder
-    label: str  # trained, random, official, or the name of somebody else's
-    out: str  # folder that gets the results and the state of an interrupted probe; "": none does
+    label: str  # trained, random, official, or another encoder's name
+    out: str  # folder for the results and the state of an interrupted probe; "": not written
     fingerprint: str
-    own: bool = False  # out is the folder of the run that the encoder is of
-    checkpoint: str = ""  # of a run, or the words that name somebody else's encoder
-    samples_seen: int = 0  # 0 for encoders that are not from a run of ours
+    own: bool = False  # `out` is the folder of the encoder's own run
+    checkpoint: str = ""  # of a run, or another encoder's spec
+    samples_seen: int = 0  # 0 for encoders that are not from one of our runs
 
 
 def run(config: Config, progress: Progress | None = None, encoder: Encoder | None = None) -> list[ProbeResult]:
-    """Train, choose and evaluate: one result a kind of head, each also written to
+    """Train, choose and evaluate: one result per kind of head, each also written to
     `probes/<set>-<head>-<encoder>-<samples seen>.json` (`ProbeResult.name`). Without `train`, `checkpoint` is an
-    official probe checkpoint, which is evaluated as it is.
+    official probe checkpoint, which is only evaluated.
 
-    Memory: without `augment` a cache holds `views` x training images, each of tokens x width values of `cache_dtype`
-    for every layer set (attentive), width float32 (linear) and the bytes of the image (pixels): 50,000 images of 64
-    tokens and 192 channels are 1.2 GB a view. `encoder` is one of ours, in memory, which stays as it is; else the
-    config names one. Raises ValueError for sets without usable labels, a cache above `cache_gb`, a layer set deeper
+    Memory: without `augment`, a cache holds `views` x training images, each with tokens x width values of `cache_dtype`
+    for every layer set (attentive), width float32 (linear) and the bytes of the image (pixels): 50,000 images with 64
+    tokens and 192 channels take 1.2 GB per view. `encoder` is one of ours, in memory, which is not modified; otherwise
+    the config names one. Raises ValueError for sets without usable labels, a cache above `cache_gb`, a layer set deeper
     than the encoder and, if `strict`, sets that share images.
     """
     since, say = time.monotonic(), progress or (lambda what, done, total: None)
     if not config.eval:
-        raise ValueError("eval is empty: give the labelled dataset that the result is about")
+        raise ValueError("eval is empty: give the labelled dataset to evaluate on")
     if config.out:
         folder_kind.require(config.out, "results of probes", "run", "probes")
     check_device(config.on)
     if not config.train and config.mask != "own":
-        raise ValueError(f"mask is {config.mask}, but an official probe has been trained with its own: leave it out")
+        raise ValueError(f"mask is {config.mask}, but an official probe was trained with its own mask: leave it out")
     if not config.train:
         return [evaluate_official(config, read_manifest(config.eval), since, say)]
     probed = open_probed(config) if encoder is None else _given(config, encoder)
@@ -101,24 +101,24 @@ def run(config: Config, progress: Progress | None = None, encoder: Encoder | Non
     for result in results:
         write(probed.out, result, probed.own)
     kept.remove()
-    unfinished.remove()  # only now: until here an hour of training may still be lost to a full disk
+    unfinished.remove()  # only now: before, a full disk could still lose an hour of training
     return results
 
 
-# --- what is probed ------------------------------------------------------------------------------------------------
+# --- the encoder ---------------------------------------------------------------------------------------------------
 
 
 def open_probed(config: Config) -> Probed:
-    """Raises ValueError when there is no committed checkpoint, or nothing says which model is meant."""
+    """The encoder to probe. Raises ValueError if there is no committed checkpoint, or the config names no model."""
     if config.encoder not in ("trained", "random"):
         if not config.out:
-            raise ValueError(f"out is empty: name the folder that gets the results of {config.encoder}")
+            raise ValueError(f"out is empty: give the folder for the results of {config.encoder}")
         encoder = open_encoder(config.encoder)
         mark = encoder.fingerprint()
         return Probed(encoder.to(config.on), encoder.name, config.out, mark, checkpoint=config.encoder)
     if not (config.checkpoint or (config.encoder == "random" and config.out)):
         raise ValueError("checkpoint is empty: give a run folder, or one of its checkpoints")
-    given = store.absolute(config.checkpoint or config.out)  # absolute, since the run is found by going up
+    given = store.absolute(config.checkpoint or config.out)  # absolute, since the run is a parent folder
     if store.is_local(given) and store.local_path(given).is_file():
         raise ValueError(f"{given}: is a file: give a run folder; without train, an official probe checkpoint")
     is_checkpoint = store.exists(store.join(given, checkpoint.COMMIT))
@@ -131,7 +131,7 @@ def open_probed(config: Config) -> Probed:
         url = given if is_checkpoint else checkpoint.latest(run) or ""
         if not url:
             also = folder_kind.instead(run)
-            raise ValueError(f"{run}: holds no committed checkpoint{also}: name a run folder or one of its checkpoints")
+            raise ValueError(f"{run}: holds no committed checkpoint{also}: give a run folder or one of its checkpoints")
         seen = checkpoint.read_commit(url)["samples_seen"]
         encoder = checkpoint.load_encoder(url)
     frozen = of_xtra(encoder.requires_grad_(False), config.encoder, config.mask)
@@ -141,7 +141,7 @@ def open_probed(config: Config) -> Probed:
 
 def _given(config: Config, encoder: Encoder) -> Probed:
     if not config.out:
-        raise ValueError("out is empty: name the folder that gets the results of an encoder that is given")
+        raise ValueError("out is empty: give the folder for the results of this encoder")
     frozen = of_xtra(copy.deepcopy(encoder).requires_grad_(False), "given")
     mark = frozen.fingerprint()
     return Probed(frozen.to(config.on), frozen.name, config.out, mark)
@@ -159,7 +159,7 @@ def _kinds(config: Config) -> tuple[str, ...]:
 
 
 def _features(config: Config, encoder: FrozenEncoder, kind: str) -> tuple[Feature, ...]:
-    """What heads of this kind see, one for every layer set."""
+    """The features for heads of this kind, one for every layer set."""
     if kind == "pixels":
         return (Feature("pixels"),)
     if kind == "attentive":
@@ -194,7 +194,7 @@ def _fit(
     classes: int,
     say: Progress,
 ) -> list[Candidates]:
-    """Everything that the config asks for, trained on what is not held out."""
+    """All heads in the config, trained on the samples that are not held out."""
     asked = [(kind, feature) for kind in _kinds(config) for feature in _features(config, encode.encoder, kind)]
     quick = [(kind, feature) for kind, feature in asked if kind in _QUICK]
     stepped = [new_head(config, kind, f, encode, classes) for kind, f in asked if (kind, f) not in quick]
@@ -219,11 +219,11 @@ def _fit(
 
 
 def _check_batches(config: Config, images: int) -> None:
-    """Batch norm has no statistics of one image."""
+    """Refuse steps with one image, for which batch norm has no statistics."""
     least = config.batch if config.augment else images // math.ceil(images / config.batch)
     if least < 2:
         raise ValueError(
-            f"batch is {config.batch} and {images} images train, so that a step would see 1 image; batch norm needs 2: "
+            f"batch is {config.batch} and {images} images train, so one step would have 1 image; batch norm needs 2: "
             "give a larger batch or a larger set"
         )
 
@@ -233,7 +233,7 @@ def _only(encode: Encode, features: Sequence[Feature]) -> Encode:
 
 
 def new_head(config: Config, kind: str, feature: Feature, encode: Encode, classes: int) -> Head:
-    """Untrained, with a copy of its initial weights for every learning rate and weight decay."""
+    """Untrained heads, with a copy of the initial weights for every learning rate and weight decay."""
     points = heads.grid(config.lrs, config.weight_decays)
     width = encode.stored[feature][0][-1]
     if kind == "attentive":
@@ -252,17 +252,17 @@ def _schedule(config: Config, images: int, samples: int) -> heads.Schedule:
 def train(
     stepped: Sequence[Head], source: Iterable[Features], schedule: heads.Schedule, say: Progress, seen: int = 0
 ) -> None:
-    """Every grid point of every head, over the same batches, from `seen` samples on to the end of the schedule."""
+    """Train every grid point of every head on the same batches, from `seen` samples to the end of the schedule."""
     for features in source:
         for head in stepped:
             head.step(features, schedule, seen)
         seen += len(features)
         say("train heads", seen, schedule.samples)
-    assert seen == schedule.samples, "the source shows what the schedule counts"
+    assert seen == schedule.samples, "the source must show as many samples as the schedule has"
 
 
 def _kept_views(config: Config, probed: Probed, train: Manifest, since: float, say: Progress) -> KeptViews:
-    """The views that an interrupted probe of these settings had encoded."""
+    """The views encoded by an interrupted probe with these settings."""
     settings = {name: dataclasses.asdict(config)[name] for name in roles.names(Config, "law", "trial")}
     settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]
     settings |= {"quick": [kind for kind in config.heads if kind in _QUICK]}
@@ -271,9 +271,9 @@ def _kept_views(config: Config, probed: Probed, train: Manifest, since: float, s
 
 
 def _unfinished(config: Config, probed: Probed, train: Manifest, since: float) -> Unfinished:
-    """The state of this probe's training, by all that the training follows from and nothing else."""
+    """The state of this probe's training, identified by exactly the inputs of the training."""
     settings = roles.chosen(Config, dataclasses.asdict(config), "law", "trial")
-    if config.mask == "own":  # as in states of older builds, which do not know the others
+    if config.mask == "own":  # as in states of older builds, which have no mask setting
         del settings["mask"]
     settings["heads"] = [kind for kind in config.heads if kind not in _QUICK]
     settings |= {"fingerprint": probed.fingerprint, "train": train.digest, "device": config.on}
@@ -288,7 +288,7 @@ def _train_augmented(
     stepped: Sequence[Head],
     say: Progress,
 ) -> None:
-    """From where an interrupted probe of the same settings left off, if one did. The last state is always saved."""
+    """Train from where an interrupted probe with the same settings stopped, if any. The last state is always saved."""
     assert config.augment is not None
     position = unfinished.load(stepped)
     if position is not None:
@@ -300,7 +300,7 @@ def _train_augmented(
             unfinished.save(stepped, source.position)
         try:
             say(what, done, total)
-        except BaseException:  # whoever watches ends it here, between two steps
+        except BaseException:  # the caller may end it here, between two steps
             unfinished.save(stepped, source.position)
             raise
 
@@ -310,7 +310,7 @@ def _train_augmented(
 
 
 def _quick(config: Config, kind: str, feature: Feature, cache: Cache, classes: int, say: Progress) -> Candidates:
-    """From the first view of every image, the centre crop."""
+    """Fit on the first view of every image, the centre crop."""
     x_TD = cache.features.of(feature)[: cache.images].to(config.on)
     label_T = cache.features.labels_B[: cache.images].to(config.on)
     say(kind, 0, cache.images)

@@ -1,11 +1,10 @@
-"""The state of a probe that was interrupted, from which the same command goes on to the same result.
+"""The state of an interrupted probe, from which the same command continues to the same result.
 
 OUT/probes-unfinished/<digest>/000000012800-<attempt>.safetensors   heads, batch-norm statistics and AdamW's moments
-OUT/probes-unfinished/<digest>/state.json                           names that file; the settings, and the place in the
-                                                                    data
+OUT/probes-unfinished/<digest>/state.json                           names that file; settings, and position in the data
 
-Two probes of the same settings may run at once: no two share a name. A probe that is done removes its own files and the
-state that it began from, even if the attempt which saved that still runs: its result is there then.
+Two probes with the same settings may run at once: no two share a name. A finished probe removes its own files and the
+state that it started from, even if the attempt that saved it still runs: the result exists by then.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class State:
 
     def __post_init__(self) -> None:
         if "/" in self.tensors:
-            raise ValueError("field 'tensors' names a file outside of its folder")
+            raise ValueError("field 'tensors' names a file outside its folder")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A `Position` as it is written: every field must be there."""
+    """A `Position` as written: every field is required."""
 
     trained: Count
     start: Count
@@ -57,13 +56,13 @@ class Place:
 
 
 def set_aside(folder: str, error: Exception) -> None:
-    """Keep a state that cannot be gone on from as state-damaged.json, and say why in a UserWarning."""
+    """Keep an unusable state as state-damaged.json, and give the reason in a UserWarning."""
     url = store.join(folder, STATE)
     store.put(store.join(folder, DAMAGED), store.read(url))
     store.delete(url)
     why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
     warnings.warn(
-        f"{url}: is no state to go on from ({why}): the probe begins again; what was there is {DAMAGED}",
+        f"{url}: cannot be resumed ({why}): the probe begins again; the old state is kept as {DAMAGED}",
         stacklevel=3,
     )
 
@@ -74,32 +73,32 @@ def remove_from(folder: str, names: set[str]) -> None:
         store.delete(store.join(folder, name))
     if store.is_local(folder):
         store.remove_left_aside(folder)
-        with contextlib.suppress(OSError):  # nothing was saved, or another probe's state is there
+        with contextlib.suppress(OSError):  # nothing was saved, or the folder has another probe's state
             store.local_path(folder).rmdir()
             store.local_path(folder).parent.rmdir()
 
 
 class Unfinished:
-    """States of one training; `settings` is all that it follows from, the encoder by its fingerprint."""
+    """States of one training; `settings` are all its inputs, with the encoder's fingerprint."""
 
     def __init__(self, out: str, settings: Mapping[str, Any], every_seconds: float, since: float) -> None:
-        """`since`: when the probe began, by time.monotonic; loading a state moves it back by what that had taken."""
+        """`since`: the probe's start by time.monotonic; loading a state moves it back by that state's seconds."""
         self.settings = json.loads(json.dumps(settings))
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = store.join(out, FOLDER, digest[:16])
         self.every, self.saved, self.since = every_seconds, time.monotonic(), since
         self._attempt = secrets.token_hex(4)
-        self._mine = ""  # the tensors of our last state
-        self._found: list[str] = []  # tensors that were there when we began
+        self._mine = ""  # the file of our last state's tensors
+        self._found: list[str] = []  # files of tensors that existed at the start
 
     def due(self) -> bool:
         return time.monotonic() - self.saved >= self.every
 
     def load(self, heads: Sequence[Head]) -> Position | None:
-        """Put the heads where they were; None when nothing was saved.
+        """Restore the heads; None if nothing was saved.
 
-        A state that is damaged, or lacks its tensors, is none: a UserWarning says so, it is kept as
-        state-damaged.json, and the training begins again.
+        A state that is damaged or has lost its tensors is ignored with a UserWarning and kept as state-damaged.json,
+        and the training begins again.
         """
         self._found = [name for name in store.names(self.folder) if name.endswith(".safetensors")]
         url = store.join(self.folder, STATE)
@@ -125,7 +124,7 @@ class Unfinished:
         return position
 
     def save(self, heads: Sequence[Head], position: Position) -> None:
-        """The tensors first: a state that is there is whole."""
+        """Write the tensors first, so an existing state is always complete."""
         name = f"{position.trained:012d}-{self._attempt}.safetensors"
         tensors = {f"{n}/{key}": t.contiguous() for n, head in enumerate(heads) for key, t in head.state().items()}
         with scratch.folder("xtra-probe-") as aside:
@@ -140,7 +139,7 @@ class Unfinished:
         self._mine, self.saved = name, time.monotonic()
 
     def remove(self) -> None:
-        """The result is written: our state goes, and what ended attempts left. Another one's newer state stays."""
+        """After the result is written: remove our state and ended attempts' files, but no newer state."""
         there = store.names(self.folder)
         named = ""
         if STATE in there:

@@ -1,4 +1,4 @@
-"""A training run's folder: its config, attempts, metrics, checkpoints and what it knows of poison samples."""
+"""A training run's folder: its config, attempts, metrics, checkpoints and poison samples."""
 
 from shards.door import door
 

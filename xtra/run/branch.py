@@ -1,7 +1,8 @@
-"""Branches: runs that go on from a checkpoint of a trunk, a run at a constant rate, and decay theirs to 0.
+"""Branches: runs that continue from a checkpoint of a trunk (a run at a constant rate) and decay their rate to 0.
 
 One trunk serves every sample count (xtra/optim.py, `decay_start`). A branch sees the samples that the trunk would see,
-in the same order, since both are pure functions of the same config: it ends where a whole run of its length would end.
+in the same order, since both are pure functions of the same config: it gives the same result as a full run of its
+length.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from xtra.run.folder import differences
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-BRANCHES_DIFFER = ("samples",)  # from their trunk, beside what any attempt may change
+BRANCHES_DIFFER = ("samples",)  # from their trunk, in addition to settings that any attempt may change
 
 
 def require_trunk(settings: DataclassInstance, manifest: str, start: int) -> str:
-    """The checkpoint of the trunk, after `start` samples, that a branch with these settings begins from.
+    """The trunk's checkpoint after `start` samples, from which a branch with these settings starts.
 
-    Raises ValueError when the trunk has no such checkpoint, or was trained with other settings or on another manifest.
+    Raises ValueError if the trunk has no such checkpoint, or was trained with other settings or on another manifest.
     """
     ours = dataclasses.asdict(settings)
     trunk = str(ours["branch"])
     config = store.join(trunk, "config.json")
     if not store.exists(config):
-        raise ValueError(f"{trunk}: is no run (it has no config.json): give the run that this one branches from")
+        raise ValueError(f"{trunk}: is not a run (it has no config.json): give the run that this one branches from")
     theirs = records.read_settings(trunk)
     same: dict[str, Any] = {name: theirs.get(name) for name in BRANCHES_DIFFER}
     ours |= same | {"optim": ours["optim"] | {"decay": (theirs.get("optim") or {}).get("decay", 0.0)}}
@@ -39,7 +40,7 @@ def require_trunk(settings: DataclassInstance, manifest: str, start: int) -> str
     url = checkpoint.checkpoint_folder(trunk, start)
     if start not in checkpoint.committed(trunk):
         raise ValueError(
-            f"{trunk}: has no checkpoint after {start} samples, where the decay begins: train it to there with "
+            f"{trunk}: has no checkpoint after {start} samples, where the decay begins: train it that far with "
             f"--keep-at {start}"
         )
     found = str(checkpoint.read_commit(url).get("manifest"))

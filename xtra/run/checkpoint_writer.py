@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: tensors are copied, and a thread uploads and commits them."""
+"""Checkpoints written in the background: tensors are copied, and a thread uploads and commits them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from xtra.run.folder import Attempt
 
 
 class Saver:
-    """One checkpoint at a time is being written. A context that waits for the last one, however it is left.
+    """Writes one checkpoint at a time. A context manager that waits for the last one, also after an error.
 
-    Of several ranks, the first writes; where they share the optimiser's state out (`parts` > 1), each writes its part.
+    Of several ranks, the first writes; if the optimiser's state is sharded (`parts` > 1), each writes its part.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class Saver:
         self.part, self.parts = (self.rank, parts) if parts > 1 else (0, 1)
         self.thread: threading.Thread | None = None
         self.taken: checkpoint.Snapshot | None = None  # the last one: the next is copied into its memory
-        self.saving = 0  # samples seen of what is being written
+        self.saving = 0  # samples seen of the checkpoint being written
         self.committed = True
         self.saved_at: float | None = None  # when the newest checkpoint was committed (UNIX seconds)
         self.failed: BaseException | None = None
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], samples_seen: int) -> bool:
-        """Begin to write a checkpoint; returns, on every rank, whether a later attempt has taken over instead.
+        """Start writing a checkpoint; returns, on every rank, whether a later attempt has taken over instead.
 
-        Raises StoreError when the one before could not be written.
+        Raises StoreError if the previous one could not be written.
         """
         superseded = self.wait()
         if superseded and self.rank == 0:
@@ -68,13 +68,13 @@ class Saver:
                 checkpoint.prune(run, self.keep, self.keep_every, self.keep_at)
         except BaseException as error:  # for the thread that trains
             self.failed = error
-            # A later attempt clears away what earlier ones were writing.
+            # A later attempt removes unfinished files of earlier ones.
             with contextlib.suppress(store.StoreError):
                 if isinstance(error, store.StoreError) and not self.attempt.is_newest():
                     self.committed, self.failed = False, None
 
     def wait(self) -> bool:
-        """Until nothing is being written any more; returns, on every rank, whether a later attempt has taken over."""
+        """Wait until writing is done; returns, on every rank, whether a later attempt has taken over."""
         self._join()
         superseded = [self.rank == 0 and not (self.committed and self.attempt.is_newest())]
         if dist.is_initialized():

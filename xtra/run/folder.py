@@ -1,7 +1,7 @@
-"""The run folder: what a run is, who is writing it, and what it measured (docs/design.md, "Run folder").
+"""The run folder: a run's settings, its attempts, and its metrics (docs/design.md, "Run folder").
 
-A bucket cannot append and attempts may overlap, so everything here is put if absent or an immutable part named by its
-attempt; readers take the highest attempt. A writer that sees a higher attempt than its own must stop.
+A bucket cannot append and attempts may overlap, so every file here is put if absent, or an immutable log segment named
+by its attempt; readers take the highest attempt. A writer that sees a higher attempt than its own must stop.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from xtra.run import checkpoint, live, records
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-ENDED = 800_000  # the part in which a driver says how an attempt ended
-STALLED = 900_000  # first number of the parts that ranks leave which stalled: no rank counts so far
+ENDED = 800_000  # number of the segment in which a driver records how an attempt ended
+STALLED = 900_000  # first number of segments about stalled ranks, above any that a rank reaches
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Attempt:
     number: int
 
     def is_newest(self) -> bool:
-        """Once a later attempt has started, this one must not commit anything more."""
+        """Whether no later attempt has started; otherwise this one must not commit any more."""
         return max(attempts(self.run), default=self.number) <= self.number
 
 
@@ -54,22 +54,22 @@ def attempts(run: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Opened:
-    """What every rank of an attempt must agree on; rank 0 finds it out and tells the others."""
+    """State that all ranks of an attempt share; rank 0 determines and broadcasts it."""
 
     attempt: Attempt
     manifest: Manifest | Mixture
-    checkpoints: tuple[str, ...]  # the committed ones, newest first, to resume from
+    checkpoints: tuple[str, ...]  # committed ones to resume from, newest first
     remarks: tuple[str, ...]  # for the user
-    val: Manifest | None = None  # the held-out dataset, where there is one
+    val: Manifest | None = None  # the held-out dataset, if any
 
 
 def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tuple[str, ...]]:
     """The manifest or mixture that a run with this config must read, and remarks for the user; writes nothing.
 
-    A setting that the run's config does not have, as it is older, is taken to have been what is now its default.
+    A setting missing from an older run's config counts as its current default.
 
-    Raises ValueError naming what is missing, the field in which the config differs from that of the run, or the
-    manifests that differ: the run's, its newest checkpoint's and the one that --data names.
+    Raises ValueError naming what is missing, the field in which the config differs from the run's, or the manifests
+    that differ: the run's, its newest checkpoint's and that of --data.
     """
     config = asdict(settings)
     for name, what in (("data", "the dataset to read"), ("out", "the run folder")):
@@ -84,19 +84,17 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
         for name, old, new in differences(settings, before, config):
             raise ValueError(f"{run}: was begun with {name} = {old!r}, now {new!r}: use the old value or another --out")
         if before.get("batch") != config["batch"]:
-            remarks.append(
-                f"{run}: the batch is now {config['batch']}, it was {before.get('batch')} when the run began"
-            )
+            remarks.append(f"{run}: the batch is now {config['batch']}; the run began with {before.get('batch')}")
     named = (config["data"], list(config.get("mix", ())))
     if before is not None and recorded is not None and (before.get("data"), before.get("mix", [])) == named:
-        # A restart reads the versions that the run began with, even when DATASET has a newer one by now.
+        # A restart reads the versions that the run began with, even if DATASET has a newer one.
         manifest = _recorded(recorded)
     else:
         manifest = read_mixture(*named)
     newest = checkpoint.latest(run)
     others = {recorded["manifest"]} if recorded else set()
     if newest:
-        with contextlib.suppress(checkpoint.Damaged):  # then an older one is gone on from
+        with contextlib.suppress(checkpoint.Damaged):  # the run then resumes from an older one
             others |= {checkpoint.read_commit(newest)["manifest"]}
     for other in sorted(others - {manifest.digest}):
         if not config["other_manifest"]:
@@ -109,7 +107,7 @@ def terms(run: str, settings: DataclassInstance) -> tuple[Manifest | Mixture, tu
 
 
 def _recorded(info: dict[str, Any]) -> Manifest | Mixture:
-    """What run.json names."""
+    """The manifest or mixture that run.json names."""
     if not info.get("mixture"):
         return read_manifest(f"{info['dataset']}@{info['manifest']}")
     manifests = tuple(read_manifest(f"{part['dataset']}@{part['manifest']}") for part in info["mixture"])
@@ -117,7 +115,7 @@ def _recorded(info: dict[str, Any]) -> Manifest | Mixture:
 
 
 def open_run(run: str, settings: DataclassInstance, world: int) -> Opened:
-    """Start a run or an attempt at continuing it. Raises what `terms` raises, and has then written nothing."""
+    """Start a run, or an attempt to continue it. Raises what `terms` raises, before writing anything."""
     manifest, remarks = terms(run, settings)
     config = asdict(settings)
     facts = _facts(manifest, config, world)
@@ -125,13 +123,13 @@ def open_run(run: str, settings: DataclassInstance, world: int) -> Opened:
     ours = store.put_json_if_absent(store.join(run, "config.json"), config)
     ours = store.put_json_if_absent(store.join(run, "run.json"), facts) and ours
     if not (begun or ours):
-        return open_run(run, settings, world)  # another process began this run just now: meet its terms
+        return open_run(run, settings, world)  # another process has just begun this run: continue it
     number = max(attempts(run), default=0) + 1
     while not store.put_json_if_absent(
         store.join(run, "attempts", f"{number:06d}.json"), facts | {"attempt": number, **_who()}
     ):
         number += 1
-    # Looked up after the attempt is announced: from here on an earlier attempt commits nothing more.
+    # Looked up after the attempt is announced: from here on, earlier attempts commit nothing.
     found = tuple(checkpoint.checkpoint_folder(run, samples) for samples in reversed(checkpoint.committed(run)))
     return Opened(Attempt(run, number), manifest, found, remarks)
 
@@ -144,7 +142,7 @@ def _if_there(read: Callable[[str], dict[str, Any]], run: str) -> dict[str, Any]
 
 
 def _plain(values: Any) -> Any:
-    """As JSON gives it back: no tuples."""
+    """The value as JSON returns it: without tuples."""
     return json.loads(json.dumps(values))
 
 
@@ -220,11 +218,11 @@ def now() -> str:
 
 @dataclass
 class Parts:
-    """Rows of one kind (metrics or events) of one rank, flushed as immutable parts; a context that flushes its last."""
+    """Rows of one kind (metrics or events) of one rank, flushed as immutable segments; a context flushes at its end."""
 
     attempt: Attempt
     kind: str
-    part: int = 0  # a rank starts at its own number and steps by the world size, so ranks share no name
+    part: int = 0  # segment number: starts at the rank and steps by the world size, so ranks share no name
     stride: int = 1
     rows: list[dict[str, Any]] = field(default_factory=list)
     flushed_at: float = field(default_factory=time.monotonic)
@@ -233,7 +231,7 @@ class Parts:
         self.rows.append(row)
 
     def tell(self, event: dict[str, Any]) -> None:
-        """A row with the time."""
+        """Add an event with the time."""
         self.add({"at": now(), **event})
 
     def flush(self) -> None:
@@ -255,7 +253,7 @@ class Parts:
 
 
 def stalled(run: str, rank: int, stack: str) -> None:
-    """Record that a rank made no step for too long, and where it stood; from outside of the training, which hangs."""
+    """Record that a rank hangs, with its stack; called from outside the training."""
     number = max(attempts(run), default=0)
     if number:
         event = {"at": now(), "event": "stalled", "rank": rank, "stack": stack}
@@ -264,6 +262,6 @@ def stalled(run: str, rank: int, stack: str) -> None:
 
 
 def ended(run: str, number: int, how: str, why: str) -> None:
-    """Record how the driver saw an attempt end; the first word stays."""
+    """Record the driver's reason for an attempt's end; the first record is kept."""
     body = (json.dumps({"at": now(), "event": how, "why": why}) + "\n").encode()
     store.put_if_absent(store.join(run, "events", f"{number:06d}-{ENDED:06d}.jsonl"), body)

@@ -1,4 +1,4 @@
-"""What attempts that were killed left in a run's folder goes when its work is done."""
+"""Remove files that killed attempts left in a run's folder, when the run's work is done."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FOLDERS = ("", "attempts", "metrics", "events", "probes")
 
 
 def remove_leftovers(attempt: Attempt, keep: int, keep_every: int, keep_at: Collection[int] = ()) -> None:
-    """Prune, then remove the files of attempts whose checkpoints another one's COMMIT beat or that were passed by, and
+    """Prune, then remove checkpoint files of attempts that lost to another's COMMIT or are older than the newest, and
     half-written files. Does nothing once a later attempt has taken over. Raises StoreError.
 
-    A checkpoint that was set aside as damaged stays as it is, until its turn to be pruned comes.
+    A checkpoint set aside as damaged is kept until it is due to be pruned.
     """
     if not attempt.is_newest():
         return
@@ -27,7 +27,7 @@ def remove_leftovers(attempt: Attempt, keep: int, keep_every: int, keep_at: Coll
     folders = [store.join(base, name) for name in store.names(base) if re.fullmatch(r"\d{12}", name)]
     for folder in folders:
         there = store.names(folder)
-        alive = None  # an attempt without a COMMIT may be of a process that still writes
+        alive = None  # without a COMMIT, a process may still be writing it
         if checkpoint.COMMIT in there:
             with contextlib.suppress(checkpoint.Damaged, store.Missing):
                 alive = f"{checkpoint.read_commit(folder)['attempt']:06d}"

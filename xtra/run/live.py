@@ -1,8 +1,8 @@
-"""Whether another process is at work on a run, as far as that can be proved.
+"""Whether another process is working on a run, as far as that can be proved.
 
-An attempt's file names its driver: the process of the command, which starts group after group of workers on a cluster
-and is the attempt's own process elsewhere. A driver is alive where its process lives on this machine, or where Ray
-says that its job has not ended; it is dead where either says so; else nobody knows.
+An attempt's file names its driver: the command's process, which starts group after group of workers on a cluster and is
+the attempt's own process elsewhere. A driver is alive if its process lives on this machine or Ray says that its job has
+not ended; it is dead if either shows that it ended; otherwise its state is unknown.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from shards import store, typed_json
 from xtra.run import records
 from xtra.run.records import Begun, Driver
 
-VARIABLE = "XTRA_DRIVER"  # what a rank of a group finds its driver in, as JSON
+VARIABLE = "XTRA_DRIVER"  # environment variable with a group's driver, as JSON
 _PROC = Path("/proc")
 _BOOT = _PROC / "sys/kernel/random/boot_id"
-_LAST = 16  # parts of an attempt's events in which its end is looked for, and as many as it has ranks
-_OVER = {"done", "stopped", "mistake"}  # however it was trained
-_OVER_ALONE = {*_OVER, "stop", "failed"}  # of a group's ranks these may be followed by the next group
+_LAST = 16  # last event segments searched for an attempt's end, in addition to one per rank
+_OVER = {"done", "stopped", "mistake"}  # final in any run
+_OVER_ALONE = {*_OVER, "stop", "failed"}  # final without a cluster; on one, another group may follow
 
 
 @dataclass(frozen=True)
 class Other:
-    """An attempt that has not ended, as far as its run folder says."""
+    """An attempt without a recorded end in its run folder."""
 
     run: str
     attempt: int
     host: str
     pid: int
     since: str
-    proved: bool  # it is at work; else that is not known
+    proved: bool  # it is provably running; otherwise unknown
 
     def __str__(self) -> str:
         doing = "is at work on it" if self.proved else "may still be at work on it"
@@ -51,18 +51,18 @@ def this_process() -> Driver:
 
 
 def driver() -> Driver:
-    """The driver of this rank: this process, unless a group's driver has said that it is."""
+    """The driver of this rank: the group's driver if it set VARIABLE, otherwise this process."""
     said = os.environ.get(VARIABLE)
     return Driver(**json.loads(said)) if said else this_process()
 
 
 def say_driver(facts: dict[str, Any]) -> None:
-    """In a rank: who drives its group."""
+    """Record in a rank who drives its group."""
     os.environ[VARIABLE] = json.dumps(facts)
 
 
 def lives(other: Driver) -> bool | None:
-    """Whether that very process lives; None where this machine cannot know."""
+    """Whether exactly that process lives; None if this machine cannot tell."""
     here = this_process()
     if not (here.boot and (other.host, other.boot) == (here.host, here.boot)):
         return None
@@ -70,8 +70,8 @@ def lives(other: Driver) -> bool | None:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in clock ticks since the machine did; None for none, and for one that has ended."""
-    about = _read(_PROC / str(pid) / "stat").rpartition(")")[2].split()  # its name may have spaces and brackets
+    """A process's start time in clock ticks since boot; None if there is none, or it has ended."""
+    about = _read(_PROC / str(pid) / "stat").rpartition(")")[2].split()  # its name may contain spaces and brackets
     return int(about[19]) if len(about) > 19 and about[0] not in "ZX" else None
 
 
@@ -83,14 +83,14 @@ def _read(path: Path) -> str:
 
 
 def at_work(run: str, number: int, job_lives: Callable[[str, str], bool | None] = lambda *job: None) -> Other | None:
-    """The attempt of that number, unless it has ended, its driver is dead, or that is this very process.
+    """The attempt with that number, unless it has ended, its driver is dead, or its driver is this process.
 
-    `job_lives(cluster, job)` says what Ray knows of a job.
+    `job_lives(cluster, job)`: whether Ray says that a job lives.
     """
     try:
         begun = typed_json.read(Begun, store.join(run, "attempts", f"{number:06d}.json"))
     except store.StoreError:
-        return None  # a damaged file proves nothing, and keeps nobody from going on
+        return None  # a damaged file proves nothing, and must not block the run
     theirs = begun.driver
     if theirs and theirs.is_process(driver()):
         return None
@@ -104,7 +104,7 @@ def at_work(run: str, number: int, job_lives: Callable[[str, str], bool | None] 
 
 
 def _ended(run: str, number: int, ends: set[str], world: int) -> bool:
-    """Whether the last events of an attempt say that it is over, and nothing follows."""
+    """Whether the last event of an attempt records its end."""
     folder = store.join(run, "events")
     names = [name for name in records.ours(store.names(folder), records.PART) if name.startswith(f"{number:06d}-")]
     for name in names[-_LAST - world :]:

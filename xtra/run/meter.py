@@ -1,4 +1,4 @@
-"""What a run costs the machine: model FLOPs utilisation, two ways, and memory."""
+"""A run's use of the machine: model FLOPs utilisation, counted in two ways, and memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from xtra.model import ModelConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of a training image as the paper's code would spend them and as we do, and what the machines could do."""
+    """FLOPs per training image in the paper's code and in ours, and the machines' peak."""
 
     paper: int
     done: int
-    peak: float | None  # FLOP/s of all ranks' GPUs together; None where it is not known, as on a CPU
+    peak: float | None  # FLOP/s of all ranks' GPUs together; None if unknown, as on a CPU
 
     def utilisation(self, samples_per_s: float) -> dict[str, float]:
-        """MFU in the official code's FLOPs (comparable with peers) and in the FLOPs that are really done."""
+        """MFU in the official code's FLOPs (comparable with peers) and in the FLOPs that are really computed."""
         if self.peak is None:
             return {}
         return {
@@ -37,7 +37,7 @@ def shape_of(model: ModelConfig) -> Shape:
 def attention_ends(
     model: ModelConfig, device: torch.device, attention: str = "auto", last_block: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of the encoder's and of the decoder's attention in training, where the runs of queries end."""
+    """Where the runs of queries end in training, for the encoder's and the decoder's attention."""
     tokens = model.tokens - (0 if last_block else model.per_block)
 
     def ends(head_width: int) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def attention_ends(
 
 
 def cost(model: ModelConfig, device: torch.device, world: int, skips: bool = False, attention: str = "auto") -> Cost:
-    """`skips`: residual branches that drop path zeroes are not computed (on average half the last layer's rate)."""
+    """The cost of an image. `skips`: branches zeroed by drop path are not computed (on average half the last rate)."""
     shape = shape_of(model)
     keep = 1 - model.drop_path / 2 if skips else 1.0
     done = flops_done(shape, attention_ends(model, device, attention), keep)
@@ -57,7 +57,7 @@ def cost(model: ModelConfig, device: torch.device, world: int, skips: bool = Fal
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most that this process has held so far: on its GPU, or of the machine's memory."""
+    """The peak memory of this process so far: on its GPU, or in the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,16 +1,16 @@
-"""Samples that kill the process that decodes them: found after two deaths at one place, then replaced like any bad one.
+"""Poison samples, which kill the process that decodes them: found after two deaths, then replaced like any bad sample.
 
-While samples are decoded, their numbers stand in a mapped file in the node's temporary folder, which outlives the
-process (`shards.pixels.isolate`). The next attempt's processes publish what dead ones left on their node. What was in
-flight at the deaths of two attempts is suspect. The next time that it comes up it is decoded in a child process, and
-the verdict goes into the run folder, where every later attempt finds it, at any world size:
+While samples are decoded, their numbers are in a mapped file in the node's temporary folder, which outlives the process
+(`shards.pixels.isolate`). The next attempt's processes publish the numbers that dead ones left on their node. A sample
+that was in flight when two attempts died is suspect. The next time it is due, it is decoded in a child process, and the
+verdict goes into the run folder, where every later attempt finds it, at any world size:
 
-bad       the reference decoder dies of it: replaced
-careful   only a fast decoder does, here or on a device: the reference decoder has it from now on
-cleared   neither does. An attempt that was killed from outside leaves marks as well
+bad       the reference decoder dies: the sample is replaced
+careful   only a fast decoder dies, here or on a device: from now on the reference decoder decodes it
+cleared   neither dies. An attempt that was killed from outside leaves numbers as well
 
-    <run>/killers/deaths/<attempt>-<rank>.json       what was in flight when that process died
-    <run>/killers/judged/<sample>-<attempt>.json     what came of a suspect
+    <run>/killers/deaths/<attempt>-<rank>.json       samples in flight when that process died
+    <run>/killers/judged/<sample>-<attempt>.json     the verdict on a suspect
 """
 
 from __future__ import annotations
@@ -48,39 +48,39 @@ _MARKS = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)")  # manifest, attempt, rank
 
 @dataclass(frozen=True)
 class Known:
-    """What earlier attempts at a run found out about samples of its manifest, by number."""
+    """Earlier attempts' findings about samples of a run's manifest, by number."""
 
-    bad: Mapping[int, str]  # why
+    bad: Mapping[int, str]  # number -> why
     careful: frozenset[int]
     cleared: frozenset[int]
-    suspects: frozenset[int]  # in flight at DEATHS attempts' deaths since they were last judged
+    suspects: frozenset[int]  # in flight when DEATHS attempts died since they were last judged
 
 
 def find(attempt: Attempt, manifest: str, device: torch.device) -> Known:
-    """Publish what the dead left on this node; returns what all nodes know. To be called by every rank."""
+    """Publish dead processes' samples on this node; return all nodes' findings. Every rank must call it."""
     publish(attempt.run)
-    sum_numbers(torch.zeros(1, device=device)).item()  # from here on every rank has published
+    sum_numbers(torch.zeros(1, device=device)).item()  # waits until every rank has published
     return known(attempt.run, manifest)
 
 
 def publish(run: str) -> None:
-    """Tell the run what its dead processes on this node were decoding, and remove their marks."""
+    """Record in the run which samples its dead processes on this node were decoding, and remove their marks."""
     prefix = _prefix(run)
-    shared = Path(tempfile.gettempdir())  # where older builds put them, among the files of other users
+    shared = Path(tempfile.gettempdir())  # older builds put them here, among other users' files
     for path in (*private_folder().glob(f"{prefix}*"), *shared.glob(f"{prefix}*")):
         name = _MARKS.fullmatch(path.name.removeprefix(prefix))
         if name is None or alive(path):
             continue
         manifest, attempt, rank = name.groups()
         death = {"manifest": manifest, "attempt": int(attempt), "samples": sorted(suspects(path))}
-        if death["samples"]:  # another process of this node may be saying the same
+        if death["samples"]:  # another process of this node may write the same
             store.put_json_if_absent(store.join(run, "killers", "deaths", f"{attempt}-{rank}.json"), death)
-        with contextlib.suppress(OSError):  # gone by now, or not ours
+        with contextlib.suppress(OSError):  # already gone, or not ours
             path.unlink()
 
 
 def known(run: str, manifest: str) -> Known:
-    """What the run folder says about samples of the manifest with this digest."""
+    """The run folder's findings about samples of the manifest with this digest."""
     bad: dict[int, str] = {}
     careful: set[int] = set()
     cleared: dict[int, int] = {}  # by which attempt
@@ -101,9 +101,9 @@ def known(run: str, manifest: str) -> Known:
 
 
 def _read_all(kind: type[R], folder: str, manifest: str) -> Iterator[R]:
-    """What is about this manifest. Raises StoreError naming a damaged file."""
+    """The records about this manifest. Raises StoreError naming a damaged file."""
     names = records.ours(store.names(folder), records.DEATH)
-    with ThreadPoolExecutor(READERS, thread_name_prefix="killers") as pool:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="poison") as pool:
         for found in pool.map(lambda name: typed_json.read(kind, store.join(folder, name)), names):
             if found.manifest == manifest[:16]:
                 yield found
@@ -114,10 +114,9 @@ def _prefix(run: str) -> str:
 
 
 class Guard:
-    """What stands between this process's decoders and samples that may end it (`data.Guard`). A context; thread-safe.
+    """Protects this process's decoders from poison samples (`data.Guard`). A context manager; thread-safe.
 
-    `crop` is what `train_batches` shows of a sample; `tar_url` names a shard by its number; `slots` samples may be in
-    flight at one time.
+    `crop`: the transform of `train_batches`; `tar_url`: shard number -> URL; `slots`: most samples in flight at once.
     """
 
     def __init__(
@@ -149,11 +148,11 @@ class Guard:
         self._child.close()
 
     def decoding(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
-        """Until the end of the block this process is at these samples."""
+        """Marks these samples as in flight until the end of the block."""
         return self._marks.decoding(*[sample.sample for sample in samples])
 
     def risky(self, sample: Sample) -> bool:
-        """Whether only `decode` may have its body."""
+        """Whether only `decode` may decode it."""
         number = sample.sample
         return number in self._suspects or number in self._bad or number in self._careful
 
@@ -169,7 +168,7 @@ class Guard:
         decode_reference(sample.body, self._crop, draws, out_3HW)
 
     def _judge(self, sample: Sample, out_3HW: np.ndarray) -> None:
-        """Decode a suspect in the child, and tell the run what came of it. Raises image.Undecodable."""
+        """Decode a suspect in the child, and record the verdict. Raises image.Undecodable."""
         try:
             words, pixels = self._ask(sample, fast=False)
         except Killed as killed:
@@ -182,7 +181,7 @@ class Guard:
         except Killed as killed:
             verdict, why = "careful", str(killed)
         if sample.sample in self._cleared:
-            verdict = "careful"  # it was cleared, and two more attempts died: a device may do what no child here can
+            verdict = "careful"  # cleared, yet two more attempts died: perhaps on a device, which no child tries here
         if verdict == "careful":
             self._careful.add(sample.sample)
         self._settle(sample, verdict, why)
@@ -191,14 +190,14 @@ class Guard:
         out_3HW[:] = np.frombuffer(pixels, np.uint8).reshape(out_3HW.shape)
 
     def _ask(self, sample: Sample, fast: bool) -> tuple[dict[str, Any], bytes]:
-        """Raises Killed."""
+        """Decode in the child. Raises Killed."""
         words = dataclasses.asdict(self._crop) | {"epoch": sample.epoch, "sample": sample.sample, "fast": fast}
         memory = 20 * image.MAX_PIXELS + 8 * len(sample.body) + (256 << 20)  # two RGBX copies, a progressive JPEG's
         return self._child.ask(words, bytes(sample.body), memory)
 
     def _settle(self, sample: Sample, verdict: str, why: str) -> None:
         self._suspects.discard(sample.sample)
-        told = {
+        record = {
             "manifest": self._manifest,
             "attempt": self._attempt.number,
             "sample": sample.sample,
@@ -208,11 +207,11 @@ class Guard:
             "why": why,
         }
         name = f"{sample.sample:012d}-{self._attempt.number:06d}.json"
-        store.put_json_if_absent(store.join(self._attempt.run, "killers", "judged", name), told)
+        store.put_json_if_absent(store.join(self._attempt.run, "killers", "judged", name), record)
 
 
 def answer(words: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-    """In the child: decode a sample as `train_batches` would, or by the reference decoder alone."""
+    """In the child: decode a sample like `train_batches`, or only by the reference decoder."""
     scale, ratio, flip = (words["augment"][name] for name in ("scale", "ratio", "flip"))
     augment = Augment(tuple(scale), tuple(ratio), flip)
     size, seed, epoch, sample = (words[name] for name in ("size", "seed", "epoch", "sample"))

@@ -1,7 +1,7 @@
-"""What the JSON objects of a run folder hold, as far as anything reads it (docs/design.md, "Run folder").
+"""The fields of a run folder's JSON objects that are read (docs/design.md, "Run folder").
 
-`shards.typed_json` checks them: what an older build did not write has a default, what these classes do not name stays
-in the object as it was read.
+`shards.typed_json` checks them: fields that older builds did not write have defaults; fields not named here stay in the
+object as read.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from shards import store, typed_json
 from shards.typed_json import Count
 
 NUMBERED = re.compile(r"\d{6,}\.json")  # attempts
-PART = re.compile(r"(\d{6,})-\d{6,}\.jsonl")  # metrics and events: the attempt
-DEATH = re.compile(r"\d+-\d+\.json")  # also of judged poison samples
-MOST = 2**31 - 1  # of a size in a model
+PART = re.compile(r"(\d{6,})-\d{6,}\.jsonl")  # segments of metrics and events; the group is the attempt
+DEATH = re.compile(r"\d+-\d+\.json")  # also verdicts on poison samples
+MOST = 2**31 - 1  # largest size in a model config
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Settings:
-    """`config.json`. What shapes the run is compared setting by setting when an attempt begins."""
+    """`config.json`. The settings that shape the run are compared one by one when an attempt begins."""
 
     model: dict[str, Any]
     data: str = ""
@@ -62,7 +62,7 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if not 0 <= value <= MOST:
-                raise ValueError(f"field 'model.{name}' is {value}, which no model has")
+                raise ValueError(f"field 'model.{name}' is {value}, which is impossible")
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Driver:
-    """One process, so that no later one of the same number is taken for it."""
+    """Identifies one process, so that a later one with the same pid is not mistaken for it."""
 
     host: str
     pid: Count
-    boot: str = ""  # of its machine; "" where the system does not say
-    started: Count = 0  # clock ticks since then
-    cluster: str = ""  # the Ray session that its groups of workers are in
-    job: str = ""  # and its number there
+    boot: str = ""  # its machine's boot id; "" if the system has none
+    started: Count = 0  # clock ticks since boot
+    cluster: str = ""  # the Ray session of its groups of workers
+    job: str = ""  # its Ray job id
 
     def is_process(self, other: Driver) -> bool:
         return all(getattr(self, name) == getattr(other, name) for name in ("host", "pid", "boot", "started"))
@@ -134,7 +134,7 @@ class Happened:
 
     def __post_init__(self) -> None:
         if self.at is not None and datetime.fromisoformat(self.at).tzinfo is None:
-            raise ValueError(f"field 'at' is {self.at[:40]!r}, a time without its zone")
+            raise ValueError(f"field 'at' is {self.at[:40]!r}, a time without a time zone")
 
 
 @dataclass(frozen=True)
@@ -168,5 +168,5 @@ def read_facts(run: str) -> dict[str, Any]:
 
 
 def ours(names: list[str], pattern: re.Pattern[str]) -> list[str]:
-    """Those of a listing that are ours; what else is there (.DS_Store, .nfs0001, notes) does not matter."""
+    """The names in a listing that match; others (.DS_Store, .nfs0001, notes) are ignored."""
     return [name for name in names if pattern.fullmatch(name)]

@@ -1,4 +1,4 @@
-"""Going on from the newest checkpoint that is whole."""
+"""Resume from the newest complete checkpoint."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from xtra.run.folder import Attempt
 def load_newest(
     attempt: Attempt, checkpoints: Sequence[str], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[str]]:
-    """Fill the model and the optimiser from the first of `checkpoints` (newest first) that every rank finds whole.
+    """Load the model and the optimiser from the first of `checkpoints` (newest first) that is complete on every rank.
 
-    Returns the samples it has seen, 0 without any checkpoint, and remarks: one for each damaged one. Those lose their
-    COMMIT to a name beside it: the run will save at their sample counts again, and a COMMIT is never written twice.
-    Raises ValueError when all are damaged; nothing is changed then.
+    Returns the samples it has seen (0 without any checkpoint) and a remark for each damaged one. Their COMMIT is
+    renamed: the run will save at their sample counts again, and a COMMIT is never overwritten. Raises ValueError,
+    without changing anything, if all are damaged.
     """
     damaged: list[tuple[str, str]] = []
     for url in checkpoints:
         state, error = None, ""
-        for _ in range(2):  # a read from afar may go wrong once
+        for _ in range(2):  # a remote read may fail once
             try:
                 state, error = checkpoint.load(url, model, optimizer), ""
                 break
@@ -43,14 +43,14 @@ def load_newest(
         return seen, [*aside, f"going on at {seen:,} samples"]
     if damaged:
         raise ValueError(
-            f"{attempt.run}: none of its {len(damaged)} checkpoints is whole ({damaged[0][1]}): "
-            "bring one back from a copy, or begin again with another --out"
+            f"{attempt.run}: none of its {len(damaged)} checkpoints is complete ({damaged[0][1]}): "
+            "restore one from a copy, or begin again with another --out"
         )
     return 0, []
 
 
 def _any_rank(error: str) -> str:
-    """The error of the first rank that has one."""
+    """The error of the first rank that has one, on every rank."""
     if not dist.is_initialized():
         return error
     errors: list[str] = [""] * dist.get_world_size()
@@ -59,7 +59,7 @@ def _any_rank(error: str) -> str:
 
 
 def _set_aside(url: str, attempt: Attempt) -> None:
-    """Every file stays, until the checkpoint's turn to be pruned comes."""
+    """Rename the COMMIT; all files are kept until the checkpoint is due to be pruned."""
     if (dist.is_initialized() and dist.get_rank() > 0) or not attempt.is_newest():
         return
     try:

@@ -1,13 +1,13 @@
-"""Where a run's numbers also go, beside its own metrics files: TensorBoard, MLflow, Weights & Biases.
+"""Additional destinations for a run's metrics: TensorBoard, MLflow, Weights & Biases.
 
-One interface: a sink is made from (run folder, config) and takes rows of numbers at a count of samples seen. Libraries
-are imported only when asked for (extras tensorboard, mlflow and wandb); each is told where to send things by its own
+One interface: a sink is made from (run folder, config) and receives rows of numbers at a count of samples seen.
+Libraries are imported only if requested (extras tensorboard, mlflow and wandb); each is configured by its own
 environment variables.
 
-The run folder has everything, so a sink never costs a run: one that fails while the run goes on is left out from there
-on, which the events tell. Rows reach sinks when the run folder has them. A continued run joins what its earlier
-attempts began, and sends no row that the run folder had before it. So a sink may lack rows for good: those after it
-failed, which is said when the run goes on, and those that a killed process had not got through to it yet.
+The run folder has everything, so a sink never fails a run: one that fails is dropped for the rest of the attempt, and
+an event records it. Rows are sent once the run folder has them. A resumed run continues its earlier attempts' records,
+and sends no row that the run folder had before it. So a sink may permanently miss rows: those after it failed, which is
+reported when the run resumes, and those that a killed process had not sent yet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shards import store, typed_json
 from xtra.run import records
 from xtra.run.folder import Parts
 
-SINKS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # and what each imports
+SINKS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # name -> module
 READERS = 16
 
 
@@ -72,7 +72,7 @@ class MLflow:
 
 
 class WandB:
-    """A run named after the run folder, under WANDB_PROJECT; its id is made from the folder, so attempts are one."""
+    """A run named after the run folder, under WANDB_PROJECT; its id comes from the folder, so attempts share it."""
 
     def __init__(self, run: str, config: Mapping[str, Any]) -> None:
         wandb = _library("wandb")
@@ -88,17 +88,19 @@ class WandB:
 
 
 def require(names: tuple[str, ...], run: str) -> None:
-    """Raises ValueError naming what is not known, not installed, or cannot have this run. Starts nothing."""
+    """Raises ValueError for a sink that is unknown, not installed, or cannot be used for this run. Starts nothing."""
     for name in names:
         if name not in SINKS:
-            raise ValueError(f"sinks has {name!r}; it must be of {', '.join(SINKS)}")
+            raise ValueError(f"sinks has {name!r}; each must be one of {', '.join(SINKS)}")
         if name == "tensorboard" and not store.is_local(run):
-            raise ValueError(f"sinks has tensorboard, which writes to a local folder: {run} is none")
+            raise ValueError(
+                f"sinks has tensorboard, which writes to a local folder, but {run} is not one: leave it out"
+            )
         _library(name)
 
 
 def open_sinks(names: tuple[str, ...], run: str, config: Mapping[str, Any]) -> dict[str, Sink]:
-    """Raises what `require` raises, and ValueError naming what does not start."""
+    """Start the sinks. Raises what `require` raises, and ValueError naming one that does not start."""
     require(names, run)
     kinds = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
     assert kinds.keys() == SINKS.keys()
@@ -106,14 +108,14 @@ def open_sinks(names: tuple[str, ...], run: str, config: Mapping[str, Any]) -> d
     for name in names:
         try:
             opened[name] = kinds[name](run, config)
-        except Exception as error:  # theirs: no account, no server, no such experiment
+        except Exception as error:  # from the library: no account, no server, no such experiment
             said = " ".join(str(error).split())
             raise ValueError(f"sinks has {name}, which does not start ({type(error).__name__}: {said})") from None
     return opened
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim.lr": …}: nested settings under dotted names."""
+    """Nested settings under dotted names: {"optim.lr": …}."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -135,18 +137,18 @@ def _name(run: str) -> str:
 
 
 def recorded(run: str) -> int:
-    """The samples seen of the latest row that earlier attempts put into the run folder's metrics; 0 without any."""
+    """The samples seen of the latest row in the run folder's metrics by earlier attempts; 0 without any."""
     folder = store.join(run, "metrics")
     latest: dict[str, str] = {}
     for name in records.ours(store.names(folder), records.PART):
-        latest[name.partition("-")[0]] = name  # names are sorted: an attempt's last part
+        latest[name.partition("-")[0]] = name  # names are sorted: an attempt's last segment
     rows = [typed_json.last_line(store.join(folder, name)) for name in latest.values()]
     seen = [row.get("samples_seen") for row in rows if isinstance(row, dict)]
     return max((each for each in seen if isinstance(each, int)), default=0)
 
 
 def gaps(run: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    """A remark for each of these sinks that earlier attempts went on without."""
+    """A remark for each of these sinks that an earlier attempt dropped."""
     folder = store.join(run, "events")
     parts = records.ours(store.names(folder), records.PART) if names else []
     with ThreadPoolExecutor(READERS, thread_name_prefix="events") as pool:
@@ -154,23 +156,23 @@ def gaps(run: str, names: tuple[str, ...]) -> tuple[str, ...]:
     events = [event for text in texts for event in typed_json.lines(text) if isinstance(event, dict)]
     lost = {event.get("sink"): event.get("error") for event in events if event.get("event") == "sink lost"}
     return tuple(
-        f"{run}: {name} lacks rows, as an earlier attempt went on without it ({lost[name]}); the run folder has them"
+        f"{run}: {name} misses rows, because an earlier attempt dropped it ({lost[name]}); the run folder has them"
         for name in names
         if name in lost
     )
 
 
 class Recorder:
-    """Rows of a run's metrics: into its metrics files always, and into the sinks; a context that closes them.
+    """Writes rows of a run's metrics to its metrics files and to the sinks; a context manager that closes them.
 
-    `tell` is given an event when a sink is left out.
+    `tell` receives an event when a sink is dropped.
     """
 
     def __init__(
         self, metrics: Parts, names: tuple[str, ...], config: Mapping[str, Any], tell: Callable[[dict], None]
     ) -> None:
         self.metrics, self.tell = metrics, tell
-        self.rows: list[dict[str, Any]] = []  # that sinks have not been sent yet
+        self.rows: list[dict[str, Any]] = []  # not yet sent to the sinks
         self.sent = recorded(metrics.attempt.run) if names else 0
         self.sinks = open_sinks(names, metrics.attempt.run, config)
 
@@ -180,7 +182,7 @@ class Recorder:
             self.rows.append(row)
 
     def flush(self) -> None:
-        """Write the part; what the run folder has then goes to the sinks."""
+        """Write the segment, then send its rows to the sinks."""
         self.metrics.flush()
         rows, self.rows = self.rows, []
         for name in tuple(self.sinks):
@@ -189,7 +191,7 @@ class Recorder:
     def _try(self, name: str, work: Callable[[Sink], object]) -> None:
         try:
             work(self.sinks[name])
-        except Exception as error:  # whatever a foreign library raises, the run goes on
+        except Exception as error:  # from the library: the run must continue
             del self.sinks[name]
             self.tell({"event": "sink lost", "sink": name, "error": f"{type(error).__name__}: {error}"})
 

@@ -1,4 +1,4 @@
-"""What one GPU makes of this code: `make bench-gpu`, `xtra bench gpu`, `python -m jobs.bench.gpu`."""
+"""Measurements on one GPU: `make bench-gpu`, `xtra bench gpu`, `python -m jobs.bench.gpu`."""
 
 from shards.door import door
 

@@ -1,4 +1,4 @@
-"""`python -m jobs.bench.gpu`: runs from this source tree, with no library installed for its command line."""
+"""`python -m jobs.bench.gpu`: runs from this source tree; its command line needs no installed library."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The training arms of `make bench-gpu`: one change at a time, in the order of what decides.
+"""The training variants of `make bench-gpu`: one change at a time, the most important first.
 
-For each size the best that is known and the official shape come first; then the ways of attention, pruning, the number
-of images, and the decoder's precision last. What is faster and computes the same is kept for the arms after it.
+For each size, the best known variant and the official shape come first; then attention implementations, pruning, the
+number of images, and finally the decoder's precision. A faster change that computes the same is kept for later ones.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from jobs.bench.gpu.table import row_of, short
 from xtra.attention import ARMS
 from xtra.model import SIZES, ModelConfig, Xtra
 
-IMAGES = {"b16": 256, "h14": 96}  # a step, to begin with; other sizes: 8
+IMAGES = {"b16": 256, "h14": 96}  # per step, at first; other sizes: 8
 LONG = 90.0  # seconds that must be left for max-autotune
-BETTER = 0.99  # of the best time: what is at most this is kept
+BETTER = 0.99  # a change is kept if its time is at most this share of the best
 
 
 @dataclass(frozen=True)
 class Best:
-    """The fastest of our arms that compute the same, by seconds an image."""
+    """The fastest of our variants that compute the same, by seconds per image."""
 
     arm: Arm
     image: float
 
 
 def best_of(rows: list[dict[str, Any]], size: str) -> Best | None:
-    """Of the rows so far, also those of an earlier process."""
+    """The best so far, including rows of an earlier process."""
     best = None
     for row in rows:
         if row["section"] != "train" or row.get("size") != size or "step_ms" not in row:
@@ -47,7 +47,7 @@ def best_of(rows: list[dict[str, Any]], size: str) -> Best | None:
 
 
 def run(bench: Bench) -> None:
-    """For each size the best known arm and the official shape first; then, size by size, one change after the other."""
+    """For each size, the best known variant and the official shape first; then, size by size, one change at a time."""
     plans = [_plan(bench, name) for name in bench.config.sizes]
     for plan in plans:
         next(plan)
@@ -58,7 +58,7 @@ def run(bench: Bench) -> None:
 
 
 def _plan(bench: Bench, size: str) -> Iterator[str]:
-    """The arms of one size, a group at a time; a new model is made for each, as two sizes need not fit at once."""
+    """The variants of one size, a group at a time; each group makes a new model, as two sizes may not fit at once."""
     config = replace(SIZES[size], drop_path=bench.config.drop_path, predict=1)
     base = Arm("best known", images=bench.config.images or IMAGES.get(size, 8))
     if not bench.config.compile:
@@ -73,7 +73,7 @@ def _plan(bench: Bench, size: str) -> Iterator[str]:
     ]
     base = _group(bench, size, config, first, base)
     yield "first"
-    if best_of(bench.rows, size) is None and base.compile != "none":  # perhaps nothing compiles here
+    if best_of(bench.rows, size) is None and base.compile != "none":  # compiling may not work here
         base = _group(bench, size, config, [replace(base, name="not compiled", compile="none")], base)
         yield "not compiled"
     for group in groups(images, bench.device, bench.config.compile):
@@ -82,7 +82,7 @@ def _plan(bench: Bench, size: str) -> Iterator[str]:
 
 
 def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[str, Any]]]:
-    """Changes to try, one group after the other, each against what is best by then."""
+    """Changes to try, one group after the other, each against the best so far."""
     cuda = device.type == "cuda"
     arms = [arm for arm in ARMS if arm != "dense" and (cuda or not arm.startswith("flex"))]
     found: list[list[dict[str, Any]]] = [
@@ -107,7 +107,7 @@ def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[
 
 
 def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: Arm) -> Arm:
-    """Measure some arms; the best of ours so far, those that compute the same, is returned to go on with."""
+    """Measure some variants; return the best of ours so far that computes the same, as the next base."""
     if bench.left() < 10:
         for arm in arms:
             bench.add("train", {"size": size, "name": arm.name, "left_out": "no time"})
@@ -115,7 +115,7 @@ def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: 
     try:
         model = step.empty_model(config, bench.device)
     except Exception as why:
-        print(f"  {size}: no model could be made: {type(why).__name__}: {why}", flush=True)
+        print(f"  {size}: the model cannot be made: {type(why).__name__}: {why}", flush=True)
         return base
     for arm in arms:
         _measured(bench, size, config, arm, model)

@@ -1,18 +1,18 @@
-"""`make bench-gpu STAGE=1|2|3`: what one GPU makes of this code: right first, then fast, then fed.
+"""`make bench-gpu STAGE=1|2|3`: measure this code on one GPU: correctness, then speed, then feeding it with data.
 
     python -m jobs.bench.gpu --stage 1 --out 1.json [--sizes b16 h14] [--images N] [--vectors DIR] ...
 
-1  attention's kernels one by one, checks, then training arms: the headline ones first, as far as the time goes
-2  one training step under torch's profiler: ms by kernel beside its floor, launches, elementwise time
-3  `xtra.train.run` itself, compiled beside eager, again, resumed and so on; decoding; shards -> steps, with the wait
+1  attention's kernels one by one, checks, then training variants: the headline ones first, as time permits
+2  one training step under torch's profiler: ms by kernel next to its floor, launches, elementwise time
+3  `xtra.train.run` itself: compiled, eager, repeated, resumed and so on; decoding; shards -> steps, with the data wait
 
-Needs torch, Pillow, numpy and pyarrow, and this source tree; nothing has to be installed. What `make gpu-bundle` put
-into .gpu/ is used where it is. Every row is written to --out as soon as it is there; what does not work is one line,
-and the rest goes on. A stage takes nine minutes at most. It runs in a process of its own, which another one watches
-(watch.py), as nothing inside can stop a compiler. Without a GPU it runs at a tiny size, which shows only that it works.
-`python -m jobs.bench.gpu_table *.json` makes docs/perf.md's tables of the results.
+Needs torch, Pillow, numpy and pyarrow, and this source tree; nothing has to be installed. The contents of .gpu/ (from
+`make gpu-bundle`) are used if present. Every row is written to --out at once; a failure is one line, and the rest
+continues. A stage takes at most nine minutes. It runs in a separate process watched by another (watch.py), because
+nothing inside can stop a compiler. Without a GPU it runs at a tiny size, which only shows that it works.
+`python -m jobs.bench.gpu_table *.json` makes docs/perf.md's tables from the results.
 
-Beside each measured time stands the floor (floor.py) at the speeds that large products and copies reach here.
+Next to each measured time stands the floor (floor.py) at the speeds that large products and copies reach here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from xtra.model import SIZES
 
 
 def run(config: Config) -> dict[str, Any]:
-    """All sections in this process; interrupted, it shows what was measured. Raises ValueError for a bad setting."""
+    """Run all sections in this process; if interrupted, show the rows so far. Raises ValueError for a bad setting."""
     config = settled(config)
     cuda = config.device == "cuda"
     bench = Bench(config, torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
@@ -85,7 +85,7 @@ def _sections(bench: Bench) -> None:
         try:
             if name in config.only:
                 section(bench)
-        except Exception as why:  # the table of the others is to come
+        except Exception as why:  # the other sections' table must still be printed
             bench.failed(name, {"name": name, "size": ""}, why)
 
 
@@ -127,7 +127,7 @@ def _checks(bench: Bench) -> None:
     if vectors:
         _some(bench, "parity vectors", lambda: checks.official_numbers(vectors, device))
     else:
-        print("  parity vectors are left out: --vectors DIR names none", flush=True)
+        print("  parity vectors are skipped: give --vectors DIR", flush=True)
     if device.type == "cuda":
         bench.attempt("checks", "device against CPU", lambda: checks.same_as_cpu(device))
     checks.attention_arms(device, lambda name, work: bench.attempt("checks", name, work))
@@ -139,7 +139,7 @@ def _checks(bench: Bench) -> None:
 
 
 def _some(bench: Bench, name: str, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
-    """Checks that come one after the other; one that breaks off is a check that does not hold."""
+    """Add checks one by one; an exception counts as a failed check."""
     if bench.has("checks", name):
         return
     limit = min(90.0, bench.left() / 3)
@@ -194,7 +194,7 @@ def _data(bench: Bench) -> None:
         )
 
 
-# ---- the command line: no library is asked for here -----------------------------------------------------------------
+# ---- the command line: needs no installed library -------------------------------------------------------------------
 
 
 def parse(words: list[str]) -> Config:

@@ -1,10 +1,10 @@
-"""What a machine with a GPU, on which nothing can be installed, needs besides this source tree: `make gpu-bundle`.
+"""`make gpu-bundle`: what a GPU machine without an installer needs in addition to this source tree.
 
     python -m jobs.bench.gpu.bundle [--vectors DIR] [--tar SMALL.tar] [--wheels FOLDER]
 
-It fills .gpu/, which git ignores, with at most 60 MiB: the compiled croppers with the libjpeg that they are linked to,
-wheels (nvImageCodec with nvJPEG, and torchcodec, which decode; safetensors, which checkpoints need), the official
-numbers, a small tar of photographs, and this tree's commit. `make bench-gpu` uses what is in .gpu/ (`environment`).
+It fills .gpu/, which git ignores, with at most 60 MiB: the compiled croppers with the libjpeg that they link to, wheels
+(nvImageCodec with nvJPEG, and torchcodec, for decoding; safetensors, for checkpoints), the official numbers, a small
+tar of photographs, and this tree's commit. `make bench-gpu` uses the contents of .gpu/ (`environment`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from jobs.bench import commit
 FOLDER = ".gpu"
 LIMIT = 60 << 20  # bytes
 WHEELS = ("nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "torchcodec", "safetensors")
-SITE = Path(".bench/gpu-site")  # where wheels are unpacked: what travels stays small
+SITE = Path(".bench/gpu-site")  # wheels are unpacked here, outside .gpu/, which stays small
 NATIVE = Path("shards/pixels")
 
 
 def make(folder: Path, vectors: str = "", tar: str = "", wheels: str = "") -> list[tuple[str, int]]:
-    """Fill the folder: every file and its bytes. Raises ValueError where something is missing or it gets too large."""
+    """Fill the folder; return (file, bytes) pairs. Raises ValueError if something is missing or it is too large."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     put_croppers(folder)
@@ -46,7 +46,7 @@ def make(folder: Path, vectors: str = "", tar: str = "", wheels: str = "") -> li
     else:
         command = ["-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder), *WHEELS]
         if subprocess.run([sys.executable, *command], check=False).returncode:
-            raise ValueError(f"pip did not get {', '.join(WHEELS)}: give a folder that has them, --wheels FOLDER")
+            raise ValueError(f"pip did not download {', '.join(WHEELS)}: give a folder that has them, --wheels FOLDER")
     files = [(str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file()]
     total = sum(size for _, size in files)
     if total > LIMIT:
@@ -57,7 +57,7 @@ def make(folder: Path, vectors: str = "", tar: str = "", wheels: str = "") -> li
 
 
 def put_croppers(folder: Path) -> None:
-    """Copy the compiled croppers, and the libjpeg that they are linked to. Raises ValueError where none are built."""
+    """Copy the compiled croppers, and the libjpeg that they link to. Raises ValueError if none are built."""
     built = sorted(NATIVE.glob("_*.so"))
     if not built:
         raise ValueError(f"{NATIVE} has no compiled croppers: run make setup first")
@@ -69,9 +69,9 @@ def put_croppers(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What to add to the environment of a process that is to use the bundle: nothing where there is none.
+    """Environment variables for a process that uses the bundle; empty if there is no bundle.
 
-    The croppers are put in their place in this source tree, and wheels are unpacked into another folder of it.
+    Copies the croppers to their place in this source tree, and unpacks the wheels into another folder of it.
     """
     if not folder.is_dir():
         return {}
@@ -100,7 +100,7 @@ def _linked(library: Path) -> list[Path]:
 
 def _require(path: str) -> None:
     if not Path(path).exists():
-        raise ValueError(f"{path} is not there")
+        raise ValueError(f"{path} does not exist: check --vectors, --tar and --wheels")
 
 
 def main(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What must be right on a device before its speed counts: parity, attention, and bfloat16 against float32."""
+"""Correctness checks on a device: parity, attention, and bfloat16 against float32."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from xtra.model import SIZES, build
 from xtra.optim import OptimConfig, learning_rate, make_optimizer
 
 Row = dict[str, Any]
-FLOAT64, FLOAT32, BFLOAT16 = 1e-9, 1e-3, 2e-2  # relative errors that are still rounding; float32 may be TF32 in kernels
-APART = 0.02  # of the final loss: what bfloat16 may differ from float32
+FLOAT64, FLOAT32, BFLOAT16 = 1e-9, 1e-3, 2e-2  # relative errors explained by rounding; kernels may use TF32 for float32
+APART = 0.02  # share of the final loss by which bfloat16 may differ from float32
 
 
 def row(check: str, what: str, value: float, bar: float) -> Row:
@@ -37,12 +37,12 @@ def row(check: str, what: str, value: float, bar: float) -> Row:
 
 
 def official_numbers(vectors: str, device: torch.device) -> Iterator[Row]:
-    """The parity vectors, computed on the device in float64. Raises ImportError without safetensors, to read them."""
+    """The parity vectors, computed on the device in float64. Raises ImportError without safetensors."""
     from jobs.bench import parity
 
     for case in parity.read_cases(vectors):
         moved = replace(case, tensors={name: t.to(device) for name, t in case.tensors.items()})
-        with torch.device(device):  # where the model is made
+        with torch.device(device):  # the model is made here
             errors = parity.compare(moved)
         yield row("parity", f"{case.name}, float64", max(errors.values()), FLOAT64)
 
@@ -65,13 +65,13 @@ def same_as_cpu(device: torch.device) -> Row:
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs||; infinite where one is not a number."""
+    """||ours - theirs|| / ||theirs||; infinite if one is NaN."""
     apart = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp(min=1e-30))
     return apart if apart == apart else float("inf")
 
 
 def attention_arm(arm: str, head_width: int, dtype: torch.dtype, device: torch.device, tokens: int = 240) -> Row:
-    """Output and gradients of an arm against softmax(q k') v in float64. Raises what torch raises where it cannot."""
+    """An implementation's output and gradients against softmax(q k') v in float64. Raises what torch raises."""
     generator = torch.Generator().manual_seed(head_width)
     x = torch.randn(2, tokens, 3, 4, head_width, generator=generator).to(device, dtype)
     q, k, v = inputs = [t.detach().requires_grad_() for t in x.permute(2, 0, 3, 1, 4).unbind(0)]
@@ -89,8 +89,8 @@ def attention_arm(arm: str, head_width: int, dtype: torch.dtype, device: torch.d
 
 
 def finite_gradients(arm: str, head_width: int, device: torch.device, tokens: int) -> Row:
-    """Numbers that are not finite in the output and gradients of an arm in bfloat16 where every logit is about -120: a
-    logarithm of the sum below that of float32's largest number is what cuDNN's backward pass stumbled over."""
+    """The number of non-finite values in an implementation's bfloat16 output and gradients when every logit is about
+    -120: cuDNN's backward pass failed where the log-sum-exp was below minus the log of float32's largest number."""
     generator = torch.Generator().manual_seed(head_width)
     x = 0.1 * torch.randn(2, tokens, 3, 4, head_width, generator=generator)
     x[:, :, 0, :, 0], x[:, :, 1, :, 0] = 1.0, -120 * head_width**0.5
@@ -104,13 +104,13 @@ def finite_gradients(arm: str, head_width: int, device: torch.device, tokens: in
 
 
 def attention_arms(device: torch.device, run: Callable[[str, Callable[[], Row]], None]) -> None:
-    """Every arm at the head widths of B/16 and H/14; `run` is given a name and what computes a row."""
+    """Every implementation at B/16's and H/14's head widths; `run` gets a name and a function that computes a row."""
     cuda = device.type == "cuda"
     for arm in ARMS:
         if arm.startswith("flex"):
             if not cuda:
                 continue  # torch has no backward pass for it there
-            dtypes = [torch.bfloat16]  # compiled anew for each kind, which takes seconds
+            dtypes = [torch.bfloat16]  # each dtype is compiled separately, which takes seconds
         else:
             dtypes = [torch.float64, torch.bfloat16]
         for head_width in (64, 80, 128) if cuda else (8,):
@@ -119,14 +119,14 @@ def attention_arms(device: torch.device, run: Callable[[str, Callable[[], Row]],
                 name = f"attention {arm}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}"
                 run(name, lambda a=arm, w=head_width, d=dtype, n=tokens: attention_arm(a, w, d, device, n))
             if arm.startswith("flex"):
-                continue  # no kernel of cuDNN's; a compilation for every shape
+                continue  # not a cuDNN kernel; compiled for every shape
             for tokens in (64, 192, 240) if cuda else (48, 64):
                 name = f"attention {arm}, {tokens} x {head_width}, low logits"
                 run(name, lambda a=arm, w=head_width, n=tokens: finite_gradients(a, w, device, n))
 
 
 def made_pictures(count: int, size: int) -> Tensor:
-    """uint8 [count, 3, size, size]: soft shapes that have something to predict."""
+    """uint8 [count, 3, size, size]: soft shapes, which are predictable."""
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(count, 3, size, size)
     for cells in (2, 4, 8, 16):
@@ -137,8 +137,8 @@ def made_pictures(count: int, size: int) -> Tensor:
 
 
 def precision_runs(device: torch.device, steps: int, batch: int, size: str) -> Iterator[Row]:
-    """The same training in float32, again from another seed, and in bfloat16 with and without a float32 decoder: means
-    of the last tenth's losses as shares of float32's, and whether bfloat16 stays within APART of it."""
+    """The same training in float32, with another seed, and in bfloat16 with and without a float32 decoder: the mean
+    loss over the last tenth relative to float32's, and whether bfloat16 stays within APART of it."""
     config = SIZES[size]
     pictures = made_pictures(8 * batch, config.image).to(device)
     optim = OptimConfig(lr=1e-3, warmup=0.1)

@@ -1,4 +1,4 @@
-"""Decoding on a device, and the whole way: shards -> decoded batches -> training steps, with the wait for data."""
+"""Decoding on a device, and end to end: shards -> decoded batches -> training steps, with the wait for data."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from xtra.loss import next_block_loss
 from xtra.model import Xtra
 from xtra.optim import OptimConfig, make_optimizer
 
-WARM = 8  # batches before those that are timed: layers are compiled, in all their forms, and buffers fill
-AHEAD = 4  # steps that the host may be ahead of the device, which so never waits for being looked at
+WARM = 8  # warm-up batches: all forms of the layers are compiled, and buffers fill
+AHEAD = 4  # steps that the host may be ahead of the device, so that measuring never stalls it
 
 Row = dict[str, Any]
-Run = Callable[[str, Callable[[], Row]], None]  # given a name and what computes a row
+Run = Callable[[str, Callable[[], Row]], None]  # gets a name and a function that computes a row
 
 
 def dataset(stack: ExitStack, data: str, images: int) -> Manifest:
-    """A dataset; or one made of a folder's or a tar's JPEGs, or of made ones of about 110 KB where `data` is empty, in
-    a folder that is gone when the stack is left."""
+    """A dataset; or one made from a folder's or a tar's JPEGs, or from synthetic ones of about 110 KB if `data` is
+    empty, in a folder that is removed when the stack exits."""
     if data and (store.exists(store.join(data, "dataset.json")) or "@" in data):
         return read_manifest(data)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "set"
@@ -47,14 +47,14 @@ def dataset(stack: ExitStack, data: str, images: int) -> Manifest:
 def decode_arms(
     bodies: Sequence[bytes], size: int, device: torch.device, seconds: float, threads: int, run: Run
 ) -> None:
-    """The CPU with its threads, then what can decode on the device, crops and whole pictures."""
+    """The CPU with its threads, then everything that can decode on the device, for crops and whole pictures."""
     run("decode on the CPU, crops", lambda: on_cpu(bodies, size, seconds, threads))
     run("decode torchvision, whole", lambda: torchvision(bodies, device, seconds))
     for library in gpu_decode.LIBRARIES:
         try:
             gpu_decode.library(device, threads, [library])
         except ValueError as why:
-            print(f"  {library} is left out: {why}", flush=True)
+            print(f"  {library} is skipped: {why}", flush=True)
             continue
         for shown in ("crop", "whole"):
             for callers in (1, 2):
@@ -66,7 +66,7 @@ def decode_arms(
 
 
 def on_cpu(bodies: Sequence[bytes], size: int, seconds: float, threads: int) -> Row:
-    """Training crops by the CPU's threads, as training has them: images/s."""
+    """Images/s of training crops on CPU threads, as in training."""
     from concurrent.futures import ThreadPoolExecutor
 
     views = decoding.views_of(bodies, "crop", size)
@@ -100,7 +100,7 @@ def torchvision(bodies: Sequence[bytes], device: torch.device, seconds: float) -
     encoded = [torch.frombuffer(bytearray(body), dtype=torch.uint8) for body in bodies[:256]]
     begun, done = 0.0, 0
     for turn in range(1 << 30):
-        if turn == 1:  # the first one is for warming up
+        if turn == 1:  # the first turn is a warm-up
             begun = time.perf_counter()
         decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
         if device.type == "cuda":
@@ -118,8 +118,8 @@ def torchvision(bodies: Sequence[bytes], device: torch.device, seconds: float) -
 def end_to_end(
     manifest: Manifest, model: Xtra, device: torch.device, batch: int, seconds: float, threads: int, decoder: str
 ) -> Row:
-    """Train from the shards for so many seconds; what share of them the device waited between two steps, by its own
-    clock: the host may wait for data while the device still computes. Raises ValueError where the decoder is not here.
+    """Train from the shards for `seconds`; measure the share of time that the device waited between steps, by its own
+    clock: the host may wait for data while the device still computes. Raises ValueError if the decoder is unavailable.
     """
     on_gpu: DeviceDecoder | None = None
     if decoder == "gpu":
@@ -155,16 +155,16 @@ def end_to_end(
                     break
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    del clock.marks[: 2 * WARM - 1]  # from the end of the last step that is not counted
+    del clock.marks[: 2 * WARM - 1]  # from the end of the last warm-up step
     spent = clock.seconds()  # wait, step, wait, step ...
     waits, took = spent[::2], sum(spent)
-    told = on_gpu.told() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
-    by_cpu = sum(told["cpu"].values())
+    done = on_gpu.told() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
+    by_cpu = sum(done["cpu"].values())
     return {
-        "decoder": f"{told['decoder']}, {threads} threads",
+        "decoder": f"{done['decoder']}, {threads} threads",
         "batch": batch,
         "images_per_s": round(samples / took, 1),
         "wait_share": round(sum(waits) / took, 4),
         "wait_median_ms": round(1e3 * statistics.median(waits), 2),
-        "cpu_fallback_share": round(by_cpu / max(1, by_cpu + told["gpu"]), 4) if on_gpu else None,
+        "cpu_fallback_share": round(by_cpu / max(1, by_cpu + done["gpu"]), 4) if on_gpu else None,
     }

@@ -1,12 +1,12 @@
-"""The least time that a training step can take on a GPU: its FLOPs and its bytes over what the machine can do.
+"""The least time that a training step can take on a GPU: its FLOPs and bytes over the machine's ceilings.
 
     python -m jobs.bench.gpu.floor        # the tables of docs/perf.md, for one H100 and one H200
 
-The time is a sum over parts, none of which overlaps another: matrix products at the rate of large ones in their
-precision; attention at that rate or at the speed of reading and writing its operands, whichever takes longer; what is
-elementwise (norms, GELU, residuals, biases, the loss) at the bandwidth, each tensor between two matrix products read
-and written once; and what is done for every parameter. Kernels that start late, tiles that do not fit and waits are not
-in it: they are what the measured time has on top.
+The time is a sum over non-overlapping parts: matrix products at the rate of large ones in their precision; attention at
+that rate or at the speed of reading and writing its operands, whichever takes longer; elementwise work (norms, GELU,
+residuals, biases, the loss) at the bandwidth, with each tensor between two matrix products read and written once; and
+the work for every parameter. Launch delays, partial tiles and waits are not included: they are the rest of the measured
+time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Precision = Literal["bf16", "tf32", "fp32"]
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine can do: FLOP/s of large matrix products by precision, bytes/s read plus written, bytes/s from the
-    host, and the stated peak that utilisation is a share of."""
+    """A machine's limits: FLOP/s of large matrix products by precision, bytes/s read plus written, bytes/s from the
+    host, and the nominal peak that defines utilisation."""
 
     name: str
     bf16: float
@@ -33,14 +33,14 @@ class Ceilings:
     peak: float
 
 
-# What large products and copies reach, expected: of the makers' 989, 494 and 67 TFLOP/s, and 3.35 and 4.8 TB/s.
+# Expected for large products and copies, of the nominal 989, 494 and 67 TFLOP/s, and 3.35 and 4.8 TB/s.
 REACHED = Ceilings("H100 SXM", 800e12, 400e12, 50e12, 3.0e12, 50e9, 989e12)
 REACHED_H200 = Ceilings("H200 SXM", 800e12, 400e12, 50e12, 4.3e12, 50e9, 989e12)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training. The defaults are the best that is known; every other arm changes some of them."""
+    """One training variant. The defaults are the best known; every other variant changes some of them."""
 
     name: str
     shape: Literal["ours", "official"] = "ours"
@@ -56,25 +56,25 @@ class Arm:
         return self.name
 
 
-# Bytes that a layer reads and writes outside of its matrix products, for each token and unit of its width, MLP ratio 4,
+# Bytes that a layer reads and writes outside its matrix products, per token and unit of width, with MLP ratio 4 and
 # bf16 with a float32 residual stream. Compiled: two norms, fused with the residual sum before and the cast after (each
 # 12 + 16, forward and backward), GELU (16 + 24), sums for the gradients of biases (18). Not compiled: sums, norms,
-# casts and drop path are passes of their own.
+# casts and drop path are separate passes.
 LAYER_BYTES = {True: 2 * (12 + 16) + 16 + 24 + 18, False: 230}
-ATTENTION_BYTES = 8 + 16  # q, k, v in and o out; then those and do in, dq, dk, dv out
-MLP_BYTES = 12  # of a hidden unit of bridge or head: GELU forward and backward, the bias's gradient
-PIXEL_BYTES = 50  # of a pixel value: normalised, cut to patches and targets, target normalised, compared, and back
-# Of a parameter: AdamW in one pass (4 read, 3 written) or in nine, the norm of gradients and their scaling, the weight
+ATTENTION_BYTES = 8 + 16  # reads q, k, v, writes o; then reads these and do, writes dq, dk, dv
+MLP_BYTES = 12  # per hidden unit of bridge or head: GELU forward and backward, the bias's gradient
+PIXEL_BYTES = 50  # per pixel value: normalised, cut to patches and targets, target normalised, compared, and back
+# Per parameter: AdamW in one pass (4 read, 3 written) or in nine, the norm of gradients and their scaling, the weight
 # cast to bf16 and the gradient back.
 ADAMW_BYTES = {True: 28, False: 84}
 CLIP_BYTES, CAST_BYTES = 12, 12
-SAVED_BYTES = 36  # of a token and unit of width in a layer: what the forward pass keeps, bf16 with float32 residuals
+SAVED_BYTES = 36  # kept by the forward pass per token, unit of width and layer, bf16 with float32 residuals
 
 
 def floor(
     shape: Shape, arm: Arm, machine: Ceilings, ends: tuple[tuple[int, ...], tuple[int, ...]], drop_path: float
 ) -> dict[str, float]:
-    """Seconds of a step by part. `ends`: see `flops.forward_flops`."""
+    """Seconds of a step, by part. `ends`: see `flops.forward_flops`."""
     official = arm.shape == "official"
     last = official or not arm.drop_last
     keep = 1 - drop_path / 2 if arm.dropped != "compute" and not official else 1.0
@@ -108,7 +108,7 @@ def floor(
 
 
 def memory(shape: Shape, arm: Arm) -> float:
-    """Bytes: weights, gradients and AdamW's moments in float32, weights cast to bf16, what the forward pass keeps."""
+    """Bytes of weights, gradients and AdamW's moments in float32, bf16 weights, and kept activations."""
     last = arm.shape == "official" or not arm.drop_last
     tokens = shape.tokens - (0 if last else shape.block**2)
     wide = 1 if arm.decoder == "bf16" else 2
@@ -128,7 +128,7 @@ DENSE: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 def arms_of_the_plan(images: int) -> list[tuple[Arm, tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """Those whose floors docs/perf.md shows, and where their runs of queries end."""
+    """The variants whose floors docs/perf.md shows, and where their query tiles end."""
     best = Arm("best known", images=images)
     official = Arm("official shape, fp32 decoder", "official", images, compile="none", decoder="fp32", fused=False)
     return [

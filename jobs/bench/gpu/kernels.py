@@ -1,5 +1,5 @@
-"""Attention kernel by kernel, at the shapes of B/16 and H/14: ms forward and backward beside the floor, what a first
-call costs, and what a batch size costs that was not met before.
+"""Attention kernel by kernel, at the shapes of B/16 and H/14: ms forward and backward next to the floor, and the cost
+of a first call and of a new batch size.
 
 Shapes: B images, H heads, N tokens, E width of a head.
 """
@@ -29,13 +29,13 @@ CALLS = 20
 KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "flash, no mask": SDPBackend.FLASH_ATTENTION,  # it takes none: plain causal, for comparison
+    "flash, no mask": SDPBackend.FLASH_ATTENTION,  # accepts no mask: plain causal, for comparison
     "math": SDPBackend.MATH,
 }
 
 
 def run(device: torch.device, machine: Ceilings | None, attempt: Run) -> None:
-    """`attempt` is given a name and what computes a row, for torch's own choice and every kernel of every shape."""
+    """Call `attempt` with a name and a function that computes a row, for torch's choice and every kernel and shape."""
     for shape in SHAPES if device.type == "cuda" else TINY:
         b, h, n, e = shape
         name = f"{b} x {h} x {n} x {e}"
@@ -45,14 +45,14 @@ def run(device: torch.device, machine: Ceilings | None, attempt: Run) -> None:
 
 
 def inputs(shape: tuple[int, int, int, int], device: torch.device) -> list[Tensor]:
-    """Queries, keys and values as the model has them: strided views of one tensor."""
+    """Queries, keys and values as in the model: strided views of one tensor."""
     b, h, n, e = shape
     x = torch.randn(b, n, 3, h, e, device=device, dtype=torch.bfloat16)
     return [t.detach().requires_grad_() for t in x.permute(2, 0, 3, 1, 4).unbind(0)]
 
 
 def choice(shape: tuple[int, int, int, int], device: torch.device) -> Row:
-    """Which kernel torch takes if nobody says: with the mask, and plain causal."""
+    """The kernel that torch chooses by default, with the mask and plain causal."""
     q, k, v = inputs(shape, device)
     mask = block_causal_mask(shape[2], 16, device)
     masked, causal = torch._fused_sdp_choice(q, k, v, mask), torch._fused_sdp_choice(q, k, v, None, 0.0, True)
@@ -60,7 +60,7 @@ def choice(shape: tuple[int, int, int, int], device: torch.device) -> Row:
 
 
 def measure(shape: tuple[int, int, int, int], kernel: str, device: torch.device, machine: Ceilings | None) -> Row:
-    """Raises what torch raises where it has no such kernel for the shape."""
+    """Time one kernel. Raises what torch raises if it has no such kernel for the shape."""
     b, h, n, e = shape
     mask = block_causal_mask(n, 16, device)
     how: dict[str, Any] = {"is_causal": True} if "no mask" in kernel else {"attn_mask": mask}

@@ -1,10 +1,10 @@
 """The training loop itself (xtra/train.py) on this device, in small runs that are compared with each other.
 
-compiled, again    twice the same: how far apart the losses of two equal runs are
-resumed            stopped half way and resumed
+compiled, again    the same run twice: how far the losses of equal runs differ
+resumed            stopped halfway and resumed
 eager, micro, pruned, subset, flex64, block 1     one setting changed
 
-It needs safetensors, which checkpoints are written with.
+It needs safetensors, for checkpoints.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHOWN = ("samples_per_s", "data_wait", "mfu_paper", "memory_bytes")
 
 
 class Loop:
-    """Runs in a folder that is gone when the stack is left; the losses of those so far."""
+    """Runs in a folder that is removed when the stack exits, and the losses of the runs so far."""
 
     def __init__(self, stack: ExitStack, device: torch.device, compile: bool, pictures: int) -> None:  # noqa: A002
         self._stack, self._device, self._compile, self._pictures = stack, device, compile, pictures
@@ -40,7 +40,7 @@ class Loop:
     def measure(self, name: str) -> dict[str, Any]:
         """One of RUNS. Raises ImportError without safetensors, and what the run raises."""
         if name != "compiled" and "compiled" not in self._losses:
-            self._run("compiled")  # another process measured it: here it is what others are compared with
+            self._run("compiled")  # measured by another process, but needed here for comparison
         row = self._run(name)
         if name != "compiled":
             ours, theirs = self._losses[name], self._losses["compiled"]
@@ -116,7 +116,7 @@ class Loop:
 
 
 def metrics(run: str) -> list[dict[str, Any]]:
-    """The rows of a run, the latest attempt's where attempts overlap."""
+    """The metrics rows of a run, the latest attempt's where attempts overlap."""
     folder, rows = store.join(run, "metrics"), {}
     for name in store.names(folder):
         for line in store.read(store.join(folder, name)).decode().splitlines():

@@ -1,4 +1,4 @@
-"""One training step under torch's profiler: ms by kernel, launches and elementwise time, beside the floor's parts."""
+"""One training step under torch's profiler: ms by kernel, launches and elementwise time, next to the floor's parts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from xtra.model import SIZES
 from xtra.run import attention_ends, shape_of
 
 STEPS = 3  # profiled
-KERNELS = 40  # shown, those that take longest
-# Kinds of kernels by a part of their name, the first that fits; what fits none is elementwise.
+KERNELS = 40  # slowest kernels shown
+# Kind of a kernel by a part of its name, the first match; without a match it is elementwise.
 KINDS = (
     ("attention", ("flash", "fmha", "sdpa", "attention", "flex")),
     ("products", ("gemm", "cutlass", "cublas", "nvjet", "addmm", "mm_", "::mm", "bmm", "s16816", "wgmma")),
@@ -27,7 +27,7 @@ KINDS = (
 
 
 def arms(base: Arm) -> list[Arm]:
-    """Those worth looking into: the base with each of attention's kernels, and pruned."""
+    """The variants worth profiling: the base with each attention kernel, and pruned."""
     found = [replace(base, name="dense"), replace(base, name="dense-cudnn", attention="dense-cudnn")]
     if base.compile != "none":
         found.append(replace(base, name="flex64", attention="flex64"))
@@ -40,7 +40,7 @@ def kind(kernel: str) -> str:
 
 
 def measure(size: str, arm: Arm, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:
-    """The step of `make bench-gpu`'s training arms. Raises what torch raises where it cannot be computed."""
+    """Profile one training variant of `make bench-gpu`. Raises what torch raises if it cannot be computed."""
     config = replace(SIZES[size], drop_path=0.2, predict=1)
     model = step.empty_model(config, device)
     cuda = device.type == "cuda"
@@ -83,7 +83,7 @@ def measure(size: str, arm: Arm, device: torch.device, machine: Ceilings | None)
 
 
 def _by_name(profiled: Any, cuda: bool) -> tuple[Counter[str], Counter[str]]:
-    """Milliseconds a step, and calls of all steps, by kernel; without a GPU by torch's own operations."""
+    """Milliseconds per step, and calls over all steps, by kernel; without a GPU by torch operation."""
     ms: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiled.events():

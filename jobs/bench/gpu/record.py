@@ -1,4 +1,4 @@
-"""A run of `make bench-gpu`: its settings, the rows so far, and what becomes of a row that fails."""
+"""A run of `make bench-gpu`: its settings, the rows so far, and the handling of rows that fail."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from xtra.model import SIZES
 
 SECTIONS = ("kernels", "checks", "train", "profile", "loop", "data")
 STAGES = {1: ("kernels", "checks", "train"), 2: ("profile",), 3: ("loop", "data")}
-ARM = 120.0  # seconds that one row may take, with what is compiled for it
-SHARE = 1 / 3  # of the seconds left, which it may take if that is more
-AGAIN = 75  # exit status of a process that is to be started again: what comes next needs one of its own
+ARM = 120.0  # seconds that one row may take, including compilation,
+SHARE = 1 / 3  # or this share of the seconds left, if that is more
+AGAIN = 75  # exit status that asks for a restart: the next row needs a fresh process
 
 
 @dataclass(frozen=True)
 class Config:
-    out: str = ""  # JSON file, written anew after every row
-    stage: int = 0  # 1, 2 or 3; 0: what --only says
-    seconds: float = 0.0  # for all of it; what has no time left is named. 0: 520, without a GPU 100
-    sizes: tuple[str, ...] = ()  # of xtra.model.SIZES; default: b16 h14, without a GPU tiny32
-    only: tuple[str, ...] = ()  # of kernels, checks, train, profile, loop, data; default: those of the stage, or all
-    images: int = 0  # a step, to begin with; 0: by the size
-    arm_seconds: float = 2.5  # of timed steps, an arm
+    out: str = ""  # JSON file, rewritten after every row
+    stage: int = 0  # 1, 2 or 3; 0: as given by --only
+    seconds: float = 0.0  # time limit; rows without time left are listed. 0: 520, without a GPU 100
+    sizes: tuple[str, ...] = ()  # names in xtra.model.SIZES; default: b16 h14, without a GPU tiny32
+    only: tuple[str, ...] = ()  # some of kernels, checks, train, profile, loop, data; default: the stage's, or all
+    images: int = 0  # per step, at first; 0: by the size
+    arm_seconds: float = 2.5  # timed steps per variant
     drop_path: float = 0.2
-    check_steps: int = 300  # of training in each precision, without a GPU at most 30; 0: none
+    check_steps: int = 300  # training steps in each precision, without a GPU at most 30; 0: none
     vectors: str = ""  # folder of the official numbers; they need safetensors
-    data: str = ""  # dataset, or folder or tar of JPEGs; default: made pictures
-    pictures: int = 2000  # in the dataset that is made
-    threads: int = 0  # that decode; 0: one a core
+    data: str = ""  # dataset, or folder or tar of JPEGs; default: synthetic pictures
+    pictures: int = 2000  # in the synthetic dataset
+    threads: int = 0  # decoding threads; 0: one per core
     device: str = "auto"  # "cpu", "cuda" or "auto"
-    commit: str = ""  # of this source tree, where it is no git checkout
-    compile: bool = True  # --no-compile: no arm is compiled, as none is on a CPU
-    watched: bool = True  # --no-watched: in this process, with no time limit from outside; what is in --out is kept
+    commit: str = ""  # of this source tree, if it is not a git checkout
+    compile: bool = True  # --no-compile: compile no variant, as on a CPU
+    watched: bool = True  # --no-watched: run in this process, without outside time limits; rows in --out are kept
 
     def __post_init__(self) -> None:
         for name, values, allowed in (("sizes", self.sizes, SIZES), ("only", self.only, SECTIONS)):
             for value in values:
                 if value not in allowed:
-                    raise ValueError(f"{name} has {value!r}; it must be of {', '.join(allowed)}")
+                    raise ValueError(f"{name} has {value!r}; each must be one of {', '.join(allowed)}")
         if self.stage not in (0, *STAGES):
             raise ValueError(f"stage is {self.stage}; it must be 1, 2 or 3")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -58,20 +58,20 @@ class Config:
 
 
 class StartAgain(BaseException):
-    """What comes next needs a process of its own."""
+    """The next row needs a fresh process."""
 
 
 @dataclass
 class Bench:
-    """What all sections share: the device, the time that is left, and the rows so far."""
+    """State shared by all sections: the device, the time left, and the rows so far."""
 
     config: Config
     device: torch.device
     begun: float = field(default_factory=time.monotonic)
     rows: list[dict[str, Any]] = field(default_factory=list)
     machine: Ceilings | None = None
-    kept_back: float = 0.0  # seconds for the sections to come
-    ran: int = 0  # rows of this process, some of which leave their mark on what follows
+    kept_back: float = 0.0  # seconds reserved for later sections
+    ran: int = 0  # rows of this process, some of which affect later ones
     spoilt: bool = False
     about: dict[str, Any] = field(default_factory=lambda: result("gpu", [], {}) | {"torch": torch.__version__})
 
@@ -79,7 +79,7 @@ class Bench:
         return self.config.seconds - self.kept_back - (time.monotonic() - self.begun)
 
     def has(self, section: str, name: str, size: str = "") -> bool:
-        """Whether an earlier process of this bench has this row, or rows of this group."""
+        """Whether an earlier process of this bench measured this row, or rows of this group."""
         return any(
             row["section"] == section and name in (row["name"], row.get("group")) and row.get("size", "") == size
             for row in self.rows
@@ -97,7 +97,7 @@ class Bench:
                 print(f"  {self.config.out} was not written: {why}", flush=True)
 
     def ratios(self) -> dict[str, float]:
-        """None without a GPU: there the same work twice differs by as much as any two arms."""
+        """None without a GPU: there, repeated work differs as much as any two variants do."""
         return ratios(self.rows) if self.device.type == "cuda" else {}
 
     def result(self) -> dict[str, Any]:
@@ -105,13 +105,13 @@ class Bench:
         return self.about | {"seconds": seconds, "rows": self.rows, "ratios": self.ratios()}
 
     def failed(self, section: str, named: dict[str, Any], why: Exception) -> None:
-        """A line and a row that say what went wrong."""
+        """Print and record an error as a row."""
         said = f"{type(why).__name__}: {' '.join(str(why).split())[:300]}"
         print(f"  {named['name']}: {said}", flush=True)
         self.add(section, named | {"failed": said})
 
     def doing(self, section: str, named: dict[str, Any], seconds: float) -> None:
-        """For the process that watches this one: what is being done, and how long it may take."""
+        """Report to the watching process the current row and how long it may take."""
         if self.config.out:
             try:
                 written(f"{self.config.out}.doing", json.dumps({"section": section, "seconds": seconds, **named}))
@@ -127,8 +127,8 @@ class Bench:
         alone: bool = False,
         **known: Any,
     ) -> None:
-        """Add what is `known` and what `work` gives; or a row and a line that say why there is nothing. `alone`: in a
-        process in which nothing else runs, where one watches that starts it again."""
+        """Add a row with `known` and the result of `work`, or with the reason why there is none. `alone`: run it in a
+        fresh process, if a watching process can restart this one."""
         named = {"name": name} | known
         if self.has(section, name, known.get("size", "")):
             return
@@ -144,21 +144,21 @@ class Bench:
         try:
             with step.at_most(limit):
                 row = work()
-        except Exception as why:  # whatever a kernel, a compiler or a library throws: the other arms are to run
+        except Exception as why:  # from a kernel, a compiler or a library: the other variants must still run
             self.failed(section, named, why)
             return
         self.add(section, named | row)
 
 
 def written(out: str, text: str) -> None:
-    """Never half of it. Raises OSError."""
+    """Write a file atomically. Raises OSError."""
     aside = Path(f"{out}.part")
     aside.write_text(text)
     aside.replace(out)
 
 
 def settled(config: Config) -> Config:
-    """The config with its defaults for this machine, of which the bundle has some."""
+    """The config with defaults for this machine, some of them from the bundle."""
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     sizes = config.sizes or (("b16", "h14") if use_cuda else ("tiny32",))
     carried = Path(bundle.FOLDER)
@@ -177,7 +177,7 @@ def settled(config: Config) -> Config:
 
 
 def rows_of(out: str) -> list[dict[str, Any]]:
-    """What an earlier process of this bench has measured; nothing where it has not begun."""
+    """The rows measured by an earlier process of this bench; empty if there was none."""
     try:
         return json.loads(Path(out).read_text())["rows"] if out else []
     except (OSError, ValueError, KeyError):

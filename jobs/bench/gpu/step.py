@@ -1,7 +1,7 @@
-"""One arm of `make bench-gpu`: training steps timed part by part, with the memory that they took.
+"""One variant of `make bench-gpu`: training steps timed part by part, with their memory.
 
-The step is that of xtra/train.py, on one device and without its record keeping: pinned uint8 pixels to the device, made
-ready there, forward, backward, clipping, fused AdamW. Weights are random numbers made on the device, and hardly change.
+The step is that of xtra/train.py, on one device and without logging: pinned uint8 pixels to the device, preprocessed
+there, forward, backward, clipping, fused AdamW. Weights are random numbers made on the device, and hardly change.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from xtra.model import ModelConfig, Xtra, float32_products, made_constant
 from xtra.optim import OptimConfig, make_optimizer
 
 PARTS = ("data", "forward", "backward", "clip", "optimiser")
-ALONE = 4  # steps timed one by one, each given to an idle device
-AGAIN = 5.0  # seconds after which `at_most` raises once more, where the block still runs
-WARM = 3  # steps before those that are timed; more where shapes change from step to step, and each may be compiled
+ALONE = 4  # steps timed one by one, each on an idle device
+AGAIN = 5.0  # seconds until `at_most` raises again, if the block still runs
+WARM = 3  # warm-up steps; more where shapes change from step to step, and each may be compiled
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What some steps of an arm took; seconds are medians over steps, of the device's clock where it is a GPU."""
+    """The time of some steps of a variant; seconds are medians over steps, by the device's clock on a GPU."""
 
-    arm: Arm  # as it ran: with fewer images, perhaps
+    arm: Arm  # as it ran, perhaps with fewer images
     step: float
     parts: dict[str, float]
-    host: float  # until the host has given an idle device one step's work: above `step`, the device waits for it
-    kernels: dict[str, str]  # of attention, as torch names them: encoder, decoder
-    memory: int  # most bytes in use at once; 0 on a CPU
-    warm: float  # before the first timed step, compiling included
+    host: float  # for the host to submit one step to an idle device: above `step`, the device waits for it
+    kernels: dict[str, str]  # torch's names of the attention kernels: encoder, decoder
+    memory: int  # peak bytes; 0 on a CPU
+    warm: float  # before the first timed step, including compilation
     steps: int
     loss: float
 
 
 class Clock:
-    """Marks on the device's own time."""
+    """Marks on the device's own clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -67,13 +67,13 @@ class Clock:
             self.marks.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Between each mark and the next. What the marks are on must be done."""
+        """Seconds between successive marks; the device must have finished."""
         pairs = zip(self.marks, self.marks[1:])
         return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
 
 
 def ceilings(device: torch.device) -> Ceilings:
-    """What large products and copies reach on this device."""
+    """Measure large products and copies on this device."""
     cuda = device.type == "cuda"
     side, count = (8192, 10) if cuda else (512, 3)
 
@@ -112,7 +112,7 @@ def ceilings(device: torch.device) -> Ceilings:
 
 
 def empty_model(config: ModelConfig, device: torch.device) -> Xtra:
-    """A model of random weights, made on the device: the official initialisation of H/14 takes a CPU ten seconds."""
+    """A model with random weights, made on the device: the official initialisation of H/14 takes a CPU ten seconds."""
     with torch.device("meta"):
         model = Xtra(config)
     model.to_empty(device=device)
@@ -125,27 +125,27 @@ def empty_model(config: ModelConfig, device: torch.device) -> Xtra:
 
 
 def fitting(arm: Arm, model: Xtra, device: torch.device, seconds: float, say: Callable[[str], None] = print) -> Timing:
-    """`measure`, with half the images as often as the device's memory does not suffice."""
+    """`measure`, halving the images until they fit in the device's memory."""
     while True:
         try:
             return measure(arm, model, device, seconds)
         except torch.OutOfMemoryError:
             if arm.images <= 1:
                 raise
-        # Outside of the handler: its traceback holds the tensors of the step.
-        say(f"  {arm.name}: {arm.images} images do not fit in the memory, {arm.images // 2} are tried")
+        # Outside the handler: its traceback keeps the step's tensors alive.
+        say(f"  {arm.name}: {arm.images} images do not fit in memory, trying {arm.images // 2}")
         arm = replace(arm, images=arm.images // 2)
         forget(device, model)
 
 
 def measure(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
-    """Time about so many seconds of steps. Raises what torch raises where an arm cannot be computed."""
+    """Time steps for about `seconds`. Raises what torch raises if a variant cannot be computed."""
     with as_arm_says(arm, model, device):
         return _timed(arm, model, device, seconds)
 
 
 def forget(device: torch.device, model: Xtra) -> None:
-    """Give back the memory of an arm that ended."""
+    """Free the memory of a finished variant."""
     model.zero_grad(set_to_none=True)
     if device.type == "cuda":
         gc.collect()
@@ -154,7 +154,7 @@ def forget(device: torch.device, model: Xtra) -> None:
 
 @contextlib.contextmanager
 def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
-    """The model, and torch, set as the arm says; undone after it."""
+    """Configure the model and torch for the variant; restore them afterwards."""
     model.decoder_fp32 = arm.decoder != "bf16"
     model.encoder.skip_dropped = arm.dropped != "compute"
     model.encoder.attention = model.decoder.attention = arm.attention
@@ -165,12 +165,12 @@ def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
             yield
     finally:
         if model.compiled:
-            uncompile(model)  # other shapes and flags: the next arm is not to look through what was compiled for this
+            uncompile(model)  # shapes and flags change: the next variant must not search this one's compiled code
         forget(device, model)
 
 
 def kernels_of(model: Xtra, device: torch.device, official: bool, last_block: bool) -> dict[str, str]:
-    """Which kernels compute attention in training under autocast, of encoder and decoder."""
+    """The kernels that compute attention in training under autocast, for encoder and decoder."""
     c, found = model.config, {}
     tokens = c.tokens - (0 if last_block else c.per_block)
     sides = (("encoder", model.encoder, c.width, c.heads), ("decoder", model.decoder, c.dec_width, c.dec_heads))
@@ -194,7 +194,7 @@ Step = tuple[Clock, float, Tensor]  # marks, the host's seconds, the loss
 
 
 def stepper(arm: Arm, model: Xtra, device: torch.device) -> Callable[[int], Step]:
-    """A function that takes the step of a number, without waiting for the device."""
+    """A function that runs the step with a given number, without waiting for the device."""
     c = model.config
     cuda = device.type == "cuda"
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
@@ -206,7 +206,7 @@ def stepper(arm: Arm, model: Xtra, device: torch.device) -> Callable[[int], Step
     draw = drop_path.subset_scales if arm.dropped == "subset" else drop_path.scales
 
     def step(number: int) -> Step:
-        """The clock, the host's seconds, the loss."""
+        """Returns the clock, the host's seconds and the loss."""
         clock, begun = Clock(device), time.perf_counter()
         clock.mark()
         images = normalise(pixels[number % 2].to(device, non_blocking=True))
@@ -258,11 +258,11 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
     if cuda:
         torch.cuda.synchronize(device)
     taken = [step(warm + number) for number in range(steps)]
-    loss = float(taken[-1][2])  # waits for all
+    loss = float(taken[-1][2])  # waits for all steps
     if cuda:
         torch.cuda.synchronize(device)
     by_part = [statistics.median(column) for column in zip(*(clock.seconds() for clock, _, _ in taken))]
-    # From one step's begin to the next one's: also what lies between them.
+    # From one step's start to the next one's, including gaps.
     ends = Clock(device)
     ends.marks = [taken[0][0].marks[0], taken[-1][0].marks[-1]]
     return Timing(
@@ -280,13 +280,13 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block after so long: an arm that compiles for ever must not take the others' time."""
+    """Raise TimeoutError in the block after `seconds`: endless compilation must not take the other variants' time."""
 
     def ring(number: int, frame: object) -> None:
         raise TimeoutError(f"took more than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    # It rings on: a library that swallows the first error does not swallow all of them.
+    # It fires repeatedly: a library may swallow the first error, but not all of them.
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1.0), AGAIN)
     try:
         yield

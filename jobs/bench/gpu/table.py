@@ -1,4 +1,4 @@
-"""The rows of `make bench-gpu`: what is in one, and how they are shown."""
+"""The rows of `make bench-gpu`: their contents and their presentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xtra.run import attention_ends, shape_of
 
 
 def row_of(config: ModelConfig, timing: Timing, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:
-    """A row of the table: what was measured, and the floor beside it."""
+    """A row of the table: the measurement and its floor."""
     arm, shape = timing.arm, shape_of(config)
     last = arm.shape == "official" or not arm.drop_last
     which = arm.attention if arm.attention in ARMS and arm.shape == "ours" else "dense"
@@ -49,7 +49,7 @@ def row_of(config: ModelConfig, timing: Timing, device: torch.device, machine: C
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Of each size, our best against the official shape in its precisions (rates, ours over theirs), and its MFU."""
+    """For each size, our best over the official shape in each precision (ratios of rates), and its MFU."""
     found: dict[str, float] = {}
     train = [row for row in rows if row["section"] == "train" and "samples_per_s" in row]
     for size in dict.fromkeys(row["size"] for row in train):
@@ -71,7 +71,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def tables(rows: list[dict[str, Any]], found: dict[str, float]) -> list[str]:
-    """Everything that was measured, as text; `found` are its ratios."""
+    """All measurements as text; `found` are their ratios."""
     lines = ["", *check_lines(rows)]
     for row in rows:
         if row["section"] == "machine" and "bf16" in row:
@@ -88,8 +88,8 @@ def tables(rows: list[dict[str, Any]], found: dict[str, float]) -> list[str]:
     if data:
         lines += ["", "data"]
         for row in data:
-            told = [f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None]
-            lines.append(f"{row['name']:<40} " + "  ".join(told))
+            words = [f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None]
+            lines.append(f"{row['name']:<40} " + "  ".join(words))
     lines += ["", *(f"{name} {value:.3g}" for name, value in found.items())]
     return lines
 
@@ -120,11 +120,11 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    """The arm's name, and what of the best is not the default."""
+    """The variant's name, and for the best also its non-default settings."""
     arm = row["arm"]
-    told = [arm["attention"]] * (arm["attention"] != "dense" and not row["name"].startswith("attention"))
-    told += [arm["dropped"]] * (arm["dropped"] != "compute" and "branches" not in row["name"])
-    return row["name"] + (f" ({', '.join(told)})" if told else "")
+    words = [arm["attention"]] * (arm["attention"] != "dense" and not row["name"].startswith("attention"))
+    words += [arm["dropped"]] * (arm["dropped"] != "compute" and "branches" not in row["name"])
+    return row["name"] + (f" ({', '.join(words)})" if words else "")
 
 
 def short(row: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
-"""Time limits from outside: the bench in a process of its own, ended when a row takes too long, and started again.
+"""Time limits from outside: the bench in a separate process, which is ended when a row takes too long, and restarted.
 
-A compiler inside `.backward()` runs in a thread of C++ that no signal of Python's reaches. So the bench says in a file
-what it is doing and how long that may take. Where it takes longer, this process ends that one, adds a row that says so,
-and starts another, which goes on with what has no row yet. It does the same for a process that dies, and for what asks
-for a process of its own.
+A compiler inside `.backward()` runs in a C++ thread that Python's signals cannot interrupt. So the bench writes to a
+file what it is doing and how long that may take. If it takes longer, this process ends it, adds a row with the reason,
+and starts another, which continues with the missing rows. It does the same if the process dies or asks for a fresh
+process.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from jobs.bench.gpu import bundle
 from jobs.bench.gpu.record import AGAIN, Config, settled, written
 
-GRACE = 15.0  # seconds above a row's limit, in which it should have ended by itself
-START = 90.0  # seconds until a process must say what it is doing
+GRACE = 15.0  # seconds beyond a row's own limit before it is ended
+START = 90.0  # seconds until a process must report its first row
 LOOK = 0.5  # seconds
 
 
 def run(config: Config, words: list[str]) -> dict[str, Any]:
-    """The result in --out, of as many processes as it took. Raises ValueError for a bad setting."""
+    """Run the bench in as many processes as needed; return the result in --out. Raises ValueError for bad settings."""
     config = settled(config)
     begun = time.monotonic()
     out, doing = Path(config.out), Path(f"{config.out}.doing")
@@ -47,25 +47,25 @@ def run(config: Config, words: list[str]) -> dict[str, Any]:
         finally:
             _end(process)
         if process.returncode == 2:
-            raise ValueError("the bench did not begin (see above)")
+            raise ValueError("the bench did not start (see above)")
         if not why and process.returncode in (0, 130):
             break
         silent = 0 if doing.exists() else silent + 1
         if silent > 1:
-            raise ValueError("the bench's process ends before it does anything (see above)")
+            raise ValueError("the bench's process ends before its first row (see above)")
         if why or process.returncode != AGAIN:
             _add(config, doing, why or f"its process ended with {process.returncode}")
     doing.unlink(missing_ok=True)
     found = json.loads(out.read_text())
     if "subject" not in found:
-        raise ValueError(f"{config.seconds:.0f} s were not enough to begin anything: give --seconds more")
+        raise ValueError(f"{config.seconds:.0f} s were not enough for any row: give more --seconds")
     found["seconds"] = round(time.monotonic() - begun, 1)
     written(config.out, json.dumps(found, indent=1))
     return found
 
 
 def _watched(process: subprocess.Popen[bytes], doing: Path, left: float) -> str:
-    """Wait for the process; why it must be ended, or nothing where it ended by itself."""
+    """Wait for the process; return why it must be ended, or "" if it ended by itself."""
     begun = time.monotonic()
     while process.poll() is None:
         time.sleep(LOOK)
@@ -87,14 +87,14 @@ def _read(doing: Path) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and those of its own, such as a compiler's."""
+    """End the process and its children, such as compilers."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _add(config: Config, doing: Path, why: str) -> None:
-    """A row for what the process did when it ended, so that the next one leaves it out."""
+    """Add a row for the process's last activity, so that the next process skips it."""
     row = {"section": "machine", "name": "the bench's process", **_read(doing), "failed": why}
     row.pop("seconds", None)
     print(f"  {row['name']}: {why}", flush=True)

@@ -1,4 +1,4 @@
-"""What we measure ourselves against: its environments, and the scripts that run inside them."""
+"""The tools that we compare with: their environments, and the scripts that run inside them."""
 
 from shards.door import door
 

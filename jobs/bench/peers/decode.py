@@ -1,9 +1,9 @@
-"""webdataset and Pillow over the same tars: one process that makes a pass over them whenever it is told to.
+"""webdataset and Pillow over the same tars: one process that makes passes over them on command.
 
     python decode.py '{"tars": [...], "views": "views.json", "setting": "crop", "size": 224, "batch": 64}'
 
-It runs in an environment of its own, so it imports nothing of ours; ours (decode_ours.py) borrows `serve` from it, so
-that both are measured by the same lines. Commands on stdin, one a line; answers on stdout, one JSON a line:
+It runs in its own environment, so it imports none of our modules; ours (decode_ours.py) imports `serve` from it, so
+that both are measured by the same code. Commands on stdin, one per line; answers on stdout, one JSON object per line:
 
 pass           a pass over all images, batch after batch: {"cpu": s, "wall": s, "images": n}
 pixels FILE    the same, and the pixels of the images that views.json lists under "compare", as a .npy in that order
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-Batches = Iterator[tuple[Any, np.ndarray]]  # keys and uint8 [B, 3, size, size], which may be used again after it
+Batches = Iterator[tuple[Any, np.ndarray]]  # keys and uint8 [B, 3, size, size], which the next batch may overwrite
 
 
 def serve(batches: Callable[[], Batches], compare: list[str]) -> None:
@@ -34,17 +34,17 @@ def serve(batches: Callable[[], Batches], compare: list[str]) -> None:
             images += len(keys)
             if wanted:
                 kept |= {key: pixels_B3HW[i].copy() for i, key in enumerate(keys) if key in wanted}
-        told = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "images": images}
+        answer = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "images": images}
         if command == "pixels":
             np.save(path, np.stack([kept[key] for key in compare]))
-        print(json.dumps(told), flush=True)
+        print(json.dumps(answer), flush=True)
 
 
 def transform(body: bytes, picture: Any, view: list[int], setting: str, size: int) -> np.ndarray:
-    """A view (x, y, width, height, mirrored) of a picture as its users write it with Pillow: uint8 [3, size, size].
+    """A view (x, y, width, height, mirrored) of a picture, as users write it with Pillow: uint8 [3, size, size].
 
-    crop: cut out, then resize (torchvision's RandomResizedCrop). box: Pillow's `resize(box=...)`. draft: the same, of a
-    picture that libjpeg decoded at 1/2, 1/4 or 1/8, if the box keeps `size` pixels at that.
+    crop: cut out, then resize (torchvision's RandomResizedCrop). box: Pillow's `resize(box=...)`. draft: the same,
+    after libjpeg decodes at 1/2, 1/4 or 1/8, if the box then still has `size` pixels.
     """
     from PIL import Image
 
@@ -88,10 +88,10 @@ def main() -> None:
 
     spec = json.loads(sys.argv[1])
     with open(spec["views"]) as file:
-        told = json.load(file)
+        wanted = json.load(file)
     os.sched_setaffinity(0, {spec["core"]})
     print(json.dumps({"build": f"pillow{'-simd' * ('post' in PIL.__version__)} {PIL.__version__}"}), flush=True)
-    serve(lambda: webdataset_batches(spec, told["views"]), told["compare"])
+    serve(lambda: webdataset_batches(spec, wanted["views"]), wanted["compare"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The tools we measure ourselves against, each in a virtual environment of its own under `.bench/` of the checkout.
+"""The tools that we compare with, each in its own virtual environment under the checkout's `.bench/`.
 
-`build(IMG2DATASET)` gives the Python that runs it. An environment is built once; one that was left half-built, or built
-for other versions, is built anew. Its own `freeze.txt` says what was installed.
+`build(IMG2DATASET)` returns the Python that runs it. An environment is built once; an incomplete one, or one for other
+versions, is rebuilt. Its `freeze.txt` lists the installed packages.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ ROOT = Path(__file__).parents[3] / ".bench"
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool, the requirements that make it run, and what has to import for it to count as built."""
+    """A tool, its requirements, and the modules that must import for it to count as built."""
 
     name: str
     requirements: tuple[str, ...]
     imports: str
-    newest: tuple[int, int] = (3, 13)  # Python that it runs on
-    why: str = ""  # not on newer ones
-    first: tuple[str, ...] = ()  # installed before the requirements, with all they ask for
-    bare: tuple[str, ...] = ()  # installed last, without what they ask for
+    newest: tuple[int, int] = (3, 13)  # newest Python that it runs on
+    why: str = ""  # why not on newer ones
+    first: tuple[str, ...] = ()  # installed before the requirements, with dependencies
+    bare: tuple[str, ...] = ()  # installed last, without dependencies
 
 
 IMG2DATASET = Peer(
     "img2dataset",
-    # Its own ranges are open: with albumentations 2, pandas 3 or webdataset 0.3 and newer it fails or warns on start.
+    # Its own version ranges are open: with albumentations 2, pandas 3 or webdataset 0.3 it fails or warns on start.
     (
         "img2dataset==1.47.0",
         "albumentations==1.4.24",
@@ -49,8 +49,8 @@ IMG2DATASET = Peer(
 
 STREAMS = Peer(
     "streams",
-    # What the three import when they read and write; of the clouds and picture libraries that MosaicML's asks for,
-    # reading from S3 needs none. Numpy is its range.
+    # The modules that the three import when they read and write. Reading from S3 needs none of the cloud and image
+    # libraries that MosaicML's requires; its numpy range is kept.
     (
         "numpy<2.2",
         "boto3",
@@ -77,9 +77,9 @@ STREAMS = Peer(
 
 
 def build(peer: Peer, root: Path = ROOT) -> Path:
-    """The interpreter of the peer's environment, made now if need be (a minute, from the package index).
+    """The interpreter of the peer's environment, built now if necessary (a minute, from the package index).
 
-    Raises ValueError when no fitting Python is here or the installation fails.
+    Raises ValueError if there is no suitable Python or the installation fails.
     """
     folder = root / peer.name
     python, done = folder / "bin" / "python", folder / "done.json"
@@ -89,7 +89,7 @@ def build(peer: Peer, root: Path = ROOT) -> Path:
     wanted = json.dumps({"requirements": [*peer.first, *peer.requirements, *peer.bare], "python": version})
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{peer.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two benches at once build it once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # concurrent benches build it once
         if done.exists() and done.read_text() == wanted:
             return python
         print(f"building {peer.name}'s environment in {folder}", file=sys.stderr, flush=True)
@@ -106,7 +106,7 @@ def build(peer: Peer, root: Path = ROOT) -> Path:
 
 
 def interpreter(peer: Peer) -> Path:
-    """This Python if it is old enough for the peer, else an older one on PATH. Raises ValueError naming both."""
+    """This Python if it is old enough for the peer, otherwise an older one on PATH. Raises ValueError naming both."""
     oldest = (3, 11)
     if oldest <= sys.version_info[:2] <= peer.newest:
         return Path(sys.executable)
@@ -123,7 +123,7 @@ def interpreter(peer: Peer) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """The environment variables a peer is run with: ours, without what would lead its Python to our modules."""
+    """A peer's environment variables: ours, without those that would make its Python import our modules."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
@@ -131,6 +131,6 @@ def environment() -> dict[str, str]:
 def _run(peer: Peer, command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         raise ValueError(f"{peer.name}: its environment cannot be built: {' '.join(command[1:4])} ...: {said[-1]}")
     return done.stdout

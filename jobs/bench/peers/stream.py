@@ -1,10 +1,10 @@
-"""One reader's pass over a made dataset, and the writing of the formats that two of them need.
+"""One reader's pass over a synthetic dataset, and writers for the formats that two of the peers need.
 
     python stream.py '{"verb": "read", "who": "webdataset", ...}'      prints one JSON object
 
-This file runs as a script in the peers' own environment, so nothing of ours is imported here; our own reader
-(`stream_ours`) takes `drain` from it, so that all are measured alike: user + system time of this process and of the
-children it waited for, from before the dataset is opened to after its last sample; imports are not in it.
+This file runs as a script in the peers' environment, so it imports none of our modules; our reader (`stream_ours`)
+imports `drain` from it, so that all are measured alike: user + system time of this process and of the children it
+waited for, from before the dataset is opened to after its last sample, without imports.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-NUMBER = slice(6, 14)  # the bytes of a body that hold its number, eight digits (a JPEG comment)
-CHUNK = 1 << 26  # bytes of a shard of theirs: MosaicML's default, and about what our bench's tars have
+NUMBER = slice(6, 14)  # the bytes of a body with its number, eight digits in a JPEG comment
+CHUNK = 1 << 26  # bytes per shard of the peers: MosaicML's default, and about the size of the bench's tars
 
 
 def cpu() -> float:
-    """Seconds, user and system, of this process and the children that it has waited for."""
+    """User + system seconds of this process and the children that it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
 
@@ -39,7 +39,7 @@ def peak_rss() -> int:
 
 
 class Slot:
-    """The memory of one batch: bodies are copied into it one behind the other. `numbers` tells whose they were."""
+    """The memory of one batch, into which bodies are copied one after the other. `numbers` identifies them."""
 
     def __init__(self, batch: int, largest: int) -> None:
         self.flat = np.empty(batch * largest, np.uint8)
@@ -61,7 +61,7 @@ class Slot:
         return len(starts)
 
     def note(self, bodies: Iterable[Any]) -> int:
-        """The same of bodies that the reader itself has copied into the memory of one batch: ours does."""
+        """The same for bodies that the reader itself put into one batch's memory, as ours does."""
         digits = [bytes(body[NUMBER]) for body in bodies]
         self.bytes += sum(map(len, bodies))
         self.numbers.append(np.frombuffer(b"".join(digits), np.uint8).reshape(len(digits), -1))
@@ -84,15 +84,15 @@ def batches(bodies: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def drain(open_batches: Any, spec: dict[str, Any], copied: bool = False) -> dict[str, Any]:
-    """Open and read one pass and then `passes` more, which are what is measured: `cpu` and `wall` are of those.
+    """Open and read one pass, then measure `passes` more: `cpu` and `wall` cover only these.
 
-    `copied`: its batches lie in the memory of a batch already. The source goes on behind what is measured, so that
-    whoever reads ahead has as much of that behind as before. What opening and the first pass cost is told apart.
-    Dies unless every sample came exactly once a pass.
+    `copied`: the reader's batches already use one batch's memory. The source continues beyond the measured passes, so
+    that a reader that prefetches does as much of it at the end as at the start. Opening and the first pass are reported
+    separately. Raises AssertionError unless every sample came exactly once per pass.
     """
     images, until = spec["images"], spec["images"] * (1 + spec["passes"])
     slot = Slot(spec["batch"], spec["largest"])
-    slot.flat[:] = 0  # its pages are there before the clock starts
+    slot.flat[:] = 0  # touch its pages before the clock starts
     begun: tuple[float, ...] = (cpu(), time.perf_counter(), 0, 0)
     marks: list[tuple[float, ...]] = []
     taken, first_s = 0, 0.0
@@ -105,7 +105,7 @@ def drain(open_batches: Any, spec: dict[str, Any], copied: bool = False) -> dict
                 break
     assert len(marks) == 2, f"the source ended after {taken} samples"
     counts = np.bincount(slot.seen()[:until], minlength=images)
-    assert len(counts) == images, "a sample that nobody wrote was read"
+    assert len(counts) == images, "a sample was read that was never written"
     assert (counts == 1 + spec["passes"]).all(), f"samples were read {counts.min()} to {counts.max()} times"
     first, rest = ([y - x for x, y in zip(*pair)] for pair in ((begun, marks[0]), marks))
     done = dict(zip(("cpu", "wall", "images", "bytes"), rest))
@@ -145,7 +145,7 @@ def litdata(spec: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _caches(spec: dict[str, Any]) -> Iterator[str]:
-    """A new cache folder for every pass over the network: in the old one the second pass would find everything."""
+    """A new cache folder for every pass over the network: with the old one, the second pass would fetch nothing."""
     for number in itertools.count():
         os.makedirs(f"{spec['cache']}/{number}")
         yield f"{spec['cache']}/{number}"
@@ -159,12 +159,12 @@ def prepare(who: str) -> None:
     if who == "webdataset":
         import_module("webdataset")
     elif who == "litdata":
-        os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"  # it asks the package index at every start
+        os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"  # it contacts the package index at every start
         downloader = import_module("litdata.streaming.downloader")
         downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # loopback's endpoint has no TLS
     else:
-        import_module("transformers")  # it looks for torchvision, too, and must not find what follows
-        # Its picture datasets want torchvision, which must be built for the very torch that is here; no one needs it.
+        import_module("transformers")  # it also looks for torchvision, and must not find the fake below
+        # MosaicML's picture datasets import torchvision, which must match the installed torch; nothing here needs it.
         for name in (
             "torchvision",
             "torchvision.datasets",
@@ -175,7 +175,7 @@ def prepare(who: str) -> None:
         setattr(sys.modules["torchvision.datasets"], "VisionDataset", object)  # noqa: B010
         setattr(sys.modules["torchvision.transforms.functional"], "to_tensor", None)  # noqa: B010
         if "AWS_ENDPOINT_URL" in os.environ:
-            os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]  # its own name for it
+            os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]  # MosaicML's name for it
         import_module("streaming.base.util").clean_stale_shared_memory()
 
 
@@ -188,7 +188,7 @@ def read(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(spec: dict[str, Any]) -> dict[str, Any]:
-    """The samples of tars in a peer's own format, uncompressed as ours."""
+    """Write the samples of tars in a peer's own format, uncompressed like ours."""
     prepare(spec["who"])
     {"mosaic": _write_mds, "litdata": _write_litdata}[spec["who"]](spec["folder"], _samples(spec["tars"]))
     return {"files": len(glob.glob(spec["folder"] + "/*"))}

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: one engine (plot.py) and what is drawn with it."""
+"""Charts as inline SVG: one engine (plot.py) and the charts drawn with it."""
 
 from shards.door import door
 

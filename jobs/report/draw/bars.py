@@ -1,5 +1,5 @@
-"""Counts as bars over a labelled axis -> a <figure> of HTML: no script, no fonts, no links; the same input, the same
-bytes. Colours and sizes are those of all pages (`jobs.report.html`)."""
+"""Counts as bars over a labelled axis -> an HTML <figure>: no scripts, fonts or links; the same input gives the same
+bytes. Colours and sizes come from the common style (`jobs.report.html`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from itertools import pairwise
 from jobs.report.draw.plot import ticks
 from jobs.report.html import escaped, safe
 
-LEFT, TOP, WIDE, HIGH, BOTTOM = 46, 20, 344, 120, 34  # of and around the plotting area, pixels on a phone
+LEFT, TOP, WIDE, HIGH, BOTTOM = 46, 20, 344, 120, 34  # the plotting area and its margins, pixels on a phone
 TICKS = 8  # most labels below the bars
-STEEP = 50  # times the median, from which the largest count asks for a logarithmic scale,
-LEAST = 0.7  # which begins here, so that a count of 1 can be seen
+STEEP = 50  # the scale is logarithmic if the largest count is this many times the median
+LEAST = 0.7  # where a logarithmic scale begins, so that a count of 1 is visible
 
 
 def histogram(title: str, counts: Sequence[int], edges: Sequence[str], what: str) -> str:
-    """Bars between labelled edges, from the first bin that is not empty to the last; both ends are open. `what` is
-    counted. Empty where nothing is."""
+    """Bars between labelled edges, from the first non-empty bin to the last; both ends are open. `what` names the
+    counted things. "" if all bins are empty."""
     assert len(counts) == len(edges) + 1
     used = [at for at, n in enumerate(counts) if n]
     if not used:
@@ -42,8 +42,8 @@ def histogram(title: str, counts: Sequence[int], edges: Sequence[str], what: str
 
 
 def ranked(title: str, counts: Sequence[int], what: str) -> str:
-    """Counts from the largest to the smallest as one shape, whether they are 2 or a million: at most one step a pixel,
-    each as high as the largest count in it."""
+    """Counts from the largest to the smallest as one shape, whether there are 2 or a million: at most one step per
+    pixel, each as high as its largest count."""
     falling = sorted(counts, reverse=True)
     if not falling or not falling[0]:
         return ""
@@ -80,13 +80,13 @@ def _text(x: float, y: float, words: str, kind: str = "") -> str:
 def _figure(title: str, words: str, drawn: str, top: int, what: str, log: bool = False) -> str:
     lines = [10**k for k in range(len(str(top)))] if log else sorted({round(tick) for tick in ticks(0, top, 4)})
     grid = "".join(f'<path d="M{LEFT} {_y(n, top, log):.1f}h{WIDE}"/>' for n in lines)
-    beside = "".join(_text(LEFT - 6, _y(n, top, log) + 4, _short(n), "y") for n in lines)
+    labels = "".join(_text(LEFT - 6, _y(n, top, log) + 4, _short(n), "y") for n in lines)
     named = _text(LEFT - 6, 9, f"{what}, log scale" if log else what, "y first") + _text(
         LEFT + WIDE / 2, TOP + HIGH + 31, title
     )
     return (
         f'<figure class="bars"><svg viewBox="0 0 {LEFT + WIDE + 10} {TOP + HIGH + BOTTOM}" role="img" '
-        f'aria-label="{safe(words)}">{grid}{drawn}{beside}{named}</svg></figure>'
+        f'aria-label="{safe(words)}">{grid}{drawn}{labels}{named}</svg></figure>'
     )
 
 

@@ -1,4 +1,4 @@
-"""What a study shows, as charts: accuracy over three axes, the efficient front, held-out loss, grids of rates."""
+"""Charts of a study's results: accuracy over three axes, the efficient front, held-out loss, learning-rate grids."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def baselines(rows: Iterable[LedgerRow], head: str) -> list[Rule]:
 
 
 def accuracy_axis(points: Sequence[Point], rules: Sequence[Rule]) -> Axis:
-    """One scale for all charts of a set and head: around the intervals, and the baselines that are not far below."""
+    """One scale for all charts of a set and head: spans the intervals, and baselines not far below them."""
     values = [v for p in points for v in (p.bar.low, p.bar.high, p.bar.mean)]
     low, high = min(values), max(values)
     near = [v for rule in rules for v in (rule.low, rule.high) if v >= low - 1.2 * (high - low)]
@@ -58,7 +58,7 @@ def accuracy_chart(
     y: Axis | None = None,
     size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> str | None:
-    """Accuracy of one set and head over one axis. None for less than two points, or for one value of the axis."""
+    """Accuracy of one set and head over one axis. None for fewer than two points, or one value of the axis."""
     shown = [p for p in points if p.x(along) > 0]
     if len(shown) < 2 or len({p.x(along) for p in shown}) < 2:
         return None
@@ -95,7 +95,7 @@ def _lines(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats at equal or fewer FLOPs, cheapest first."""
+    """The points that no other point beats at equal or fewer FLOPs, cheapest first."""
     best: list[Point] = []
     for p in sorted(points, key=lambda p: (p.x("flops"), -p.bar.mean)):
         if not best or p.bar.mean > best[-1].bar.mean:
@@ -104,7 +104,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def front_chart(points: Sequence[Point], title: str, y: Axis) -> str | None:
-    """Accuracy over FLOPs with the efficient front as a step line. None for less than three points."""
+    """Accuracy over FLOPs with the efficient front as a step line. None for fewer than three points."""
     shown = [p for p in points if p.x("flops") > 0]
     if len(shown) < 3 or len({p.x("flops") for p in shown}) < 2:
         return None
@@ -121,7 +121,7 @@ def front_chart(points: Sequence[Point], title: str, y: Axis) -> str | None:
 
 
 def loss_charts(points: Sequence[Point], y: Axis) -> list[str]:
-    """Accuracy over the held-out loss, a chart for each block, since losses compare inside one block size only."""
+    """Accuracy over the held-out loss, a chart for each block size, as losses compare only within one."""
     by_block: dict[int, list[Point]] = {}
     for p in points:
         if all(m.row.val_loss is not None for m in p.group):
@@ -151,7 +151,7 @@ def lines_chart(
     y: Axis | None = None,
     log_y: bool = False,
 ) -> str | None:
-    """Paths and marks over samples seen, or over `x`. None where there is nothing to draw."""
+    """Paths and marks over samples seen, or over `x`. None if there is nothing to draw."""
     points = [point for s in series for path in s.paths for point in path]
     points += [(m.x, v) for s in series for m in s.marks for v in (m.y, m.low, m.high) if v is not None]
     points += [(px, v) for s in series for px, low, high in s.band for v in (low, high)]
@@ -166,8 +166,8 @@ def lines_chart(
 
 
 def selection_chart(results: Sequence[Mapping[str, Any]]) -> str | None:
-    """Accuracy over the learning rate where the grid point was chosen, a line for each head, layer set and decay of
-    one probe. None where no head has several rates."""
+    """Accuracy over the learning rate, on the images that chose the grid point; a line for each head, layer set and
+    weight decay of one probe. None if no head has several rates."""
     lines: dict[str, list[tuple[float, float]]] = {}
     best: dict[str, float] = {}
     for result in results:
@@ -182,7 +182,7 @@ def selection_chart(results: Sequence[Mapping[str, Any]]) -> str | None:
                 best[", ".join(words)] = float(top["lr"])
     if not any(len({lr for lr, _ in line}) > 1 for line in lines.values()):
         return None
-    where = "test images" if results[0].get("selected_on") == "eval" else "hold-out"
+    where = "test images" if results[0].get("selected_on") == "eval" else "validation split"
     series = []
     for style, (name, line) in enumerate(lines.items()):
         marks = [

@@ -1,4 +1,4 @@
-"""How trainings went: loss, learning rate, gradient norm, throughput and waiting for data over samples seen."""
+"""Training curves: loss, learning rate, gradient norm, throughput and waiting for data over samples seen."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jobs.report.ledger import Run
 from jobs.report.tables import human
 from xtra.run import Metric
 
-BINS = 70  # to which a curve is averaged
-RUNS = 12  # in one chart, the longest first
+BINS = 70  # points of an averaged curve
+RUNS = 12  # most runs in one chart, the longest first
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ QUANTITIES = (
 
 
 def losses_by_block(runs: Sequence[Run]) -> dict[int, list[Run]]:
-    """Runs with a log by block: losses are means over targets of a block, and compare inside one size only."""
+    """Runs with a log by block size: losses are means over a block's targets, and compare only within one size."""
     found: dict[int, list[Run]] = {}
     for run in runs:
         if run.metrics:
@@ -45,7 +45,8 @@ def losses_by_block(runs: Sequence[Run]) -> dict[int, list[Run]]:
 
 
 def training_charts(study: Study, runs: Sequence[Run]) -> list[list[str]]:
-    """A row for each quantity, a chart for each block; one scale in a row. What no run logged is left out."""
+    """A row for each quantity, a chart for each block size; one scale per row. A quantity that no run logged is left
+    out."""
     chosen = {block: _longest(group) for block, group in losses_by_block(runs).items()}
     rows = []
     for quantity in QUANTITIES:
@@ -84,7 +85,7 @@ def _series(study: Study, runs: Sequence[Run], quantity: Quantity) -> list[Serie
 
 
 def _thinned(run: Run, quantity: Quantity) -> list[tuple[float, float]]:
-    """The curve in at most BINS bins, equal on a log axis; a bin is the mean of its rows."""
+    """The curve as the means of at most BINS bins of equal width on a log axis."""
     first, last = max(1, run.metrics[0].samples_seen), max(2, run.metrics[-1].samples_seen)
     bins: dict[int, list[tuple[float, float]]] = {}
     for m in run.metrics:
@@ -98,7 +99,7 @@ def _thinned(run: Run, quantity: Quantity) -> list[tuple[float, float]]:
 
 
 def held_out_charts(study: Study, runs: Sequence[Run]) -> list[str]:
-    """The held-out loss at the end of each run over samples seen, a chart for each block."""
+    """The held-out loss at the end of each run over samples seen, a chart for each block size."""
     ends: dict[int, dict[Line, list[tuple[Run, float]]]] = {}
     for run in runs:
         value = next((m.val_loss for m in reversed(run.metrics) if m.val_loss is not None), None)

@@ -1,7 +1,7 @@
-"""Lines and points over two axes -> an <svg> element: no script, no fonts, no links; the same input, the same bytes.
+"""Lines and points over two axes -> an <svg> element: no scripts, fonts or links; the same input gives the same bytes.
 
 Colours are CSS variables of the page, so that one chart serves light and dark. A point can be hovered, tapped and
-reached by Tab: what it says appears in a line above the plot, by CSS alone, and is its <title> for screen readers.
+reached by Tab: its text appears in a line above the plot, by CSS alone, and is its <title> for screen readers.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import pairwise
 
 from jobs.report.html import escaped
 
-WIDTH = 360  # of most charts, in units that are pixels on a phone
-LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 46, 12, 46, 190, 40  # of and around the plotting area
-STYLES = 8  # colours and markers that the page's style has
+WIDTH = 360  # of most charts; one unit is a pixel on a phone
+LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 46, 12, 46, 190, 40  # the plotting area and its margins
+STYLES = 8  # colours and markers in the page's style
 LETTER = 6.3  # mean width of a character of 12 px
 
 Form = Callable[[float], str]
@@ -24,7 +24,7 @@ Form = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Mark:
-    """A measured point; `text` is what it says when it is pointed at."""
+    """A measured point; `text` appears when it is pointed at."""
 
     x: float
     y: float
@@ -48,7 +48,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Rule:
-    """A horizontal line, such as what is reached without pretraining; a band where it spans several values."""
+    """A horizontal line, such as the accuracy without pretraining; a band where it spans several values."""
 
     label: str
     low: float
@@ -77,8 +77,7 @@ class Axis:
 
 
 def log_axis(label: str, values: Sequence[float], form: Form, exact: bool = True) -> Axis:
-    """Around values above 0; the label says that the scale is logarithmic. `exact`: where the values are few, the ticks
-    are at just these."""
+    """A logarithmic axis around values above 0; its label says so. `exact`: few values get a tick each."""
     low, high = min(values), max(values)
     apart = sorted(set(values))
     few = exact and len(apart) <= 6 and all(b / a > (high / low) ** 0.13 for a, b in pairwise(apart))
@@ -86,9 +85,9 @@ def log_axis(label: str, values: Sequence[float], form: Form, exact: bool = True
 
 
 def axis(label: str, values: Sequence[float], form: Form, floor: float | None = None) -> Axis:
-    """A linear axis around values, with some air; not below `floor`."""
+    """A linear axis around values, with a margin; not below `floor`."""
     low, high = min(values), max(values)
-    apart = high - low > 1e-6 * max(abs(low), abs(high))  # else rounding alone
+    apart = high - low > 1e-6 * max(abs(low), abs(high))  # otherwise they differ by rounding alone
     air = 0.07 * (high - low) if apart else abs(high) * 0.1 or 1.0
     return Axis(label, low - air if floor is None else max(floor, low - air), high + air, form)
 
@@ -145,7 +144,7 @@ class Chart:
         return "".join(parts)
 
     def described(self) -> str:
-        """The chart in words: what is drawn, and where each line begins and ends."""
+        """The chart in words: its axes, and where each line begins and ends."""
         words = [f"{self.y.label} against {self.x.label}."]
         for s in self.series:
             ends = [(m.x, m.y) for m in s.marks] or [point for path in s.paths for point in path]
@@ -237,7 +236,7 @@ class Chart:
         return f'{band}<path class="n" d="M{LEFT} {y:.1f}H{right}"/>'
 
     def _name(self, rule: Rule, y: float) -> str:
-        """Of a rule, above what it crosses; with an arrow where the line itself is below the chart."""
+        """A rule's name, drawn over the curves; with an arrow where the line itself is below the chart."""
         middle = (rule.low + rule.high) / 2
         arrow = " \u2193" if middle < self.y.low else ""
         name = f"{rule.label} {self.y.form(middle)}{arrow}"
@@ -288,7 +287,7 @@ def _marker(style: int, x: float, y: float) -> str:
     return shapes[style % len(shapes)]
 
 
-# What the page's style says about charts: used by html.document's `style`, and inside files that stand alone.
+# The charts' CSS: passed to html.document as `style`, and included in stand-alone files.
 STYLE = """
 .chart { --c0: #0072b2; --c1: #c2500a; --c2: #00805d; --c3: #a8467f; --c4: #8a6500; --c5: #3b8fc4; --c6: #5b5fc7;
   --c7: #6b7280; --bg: var(--back); }
@@ -328,6 +327,6 @@ svg { --back: #fff; --ink: #1f2328; --soft: #59616b; --line: #e3e6ea; background
 
 
 def stand_alone(svg: str) -> str:
-    """A chart as a file of its own, for slides and READMEs."""
+    """A chart as a complete SVG file, for slides and READMEs."""
     opening, rest = svg.split(">", 1)
     return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{_ALONE}{STYLE}</style>{rest}'

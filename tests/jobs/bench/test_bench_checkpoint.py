@@ -45,7 +45,9 @@ def test_writing_that_takes_longer_than_the_interval_is_waited_for():
 def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "available_memory", lambda: 20_000_000_000)
     monkeypatch.setattr(checkpoint, "build", None)
-    with pytest.raises(ValueError, match=r"size h14 needs 21\.\d+ GB of memory, 20\.000 GB are free: take a smaller"):
+    with pytest.raises(
+        ValueError, match=r"size h14 needs 21\.\d+ GB of memory, but 20\.000 GB are free: take a smaller"
+    ):
         checkpoint.run(checkpoint.Config(size="h14", out=store.join(str(tmp_path), "x")))
     with pytest.raises(ValueError, match="size is 'b15'; it must be one of tiny32"):
         checkpoint.Config(size="b15")

@@ -22,9 +22,9 @@ def test_a_simulation_goes_on_where_it_stopped(tmp_path):
     assert kept["rows"] == rows
     assert kept["hardware"]
     assert set(rows[0]) == {"design", "done", "E", "a", "A", "multiplier", "held out"}
-    with pytest.raises(ValueError, match="was made with"):
+    with pytest.raises(ValueError, match="has settings"):
         coverage.run(dataclasses.replace(config, seed=1))
-    with pytest.raises(ValueError, match="'neither' is no design"):
+    with pytest.raises(ValueError, match="'neither' is not a design"):
         coverage.run(coverage.Config(only=("neither",)))
 
 

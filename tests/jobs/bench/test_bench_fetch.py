@@ -52,7 +52,7 @@ def test_a_run_gives_rows_and_ratios_that_fit(standin, tmp_path):
 @pytest.mark.slow
 def test_a_peer_that_keeps_other_bytes_is_no_peer(standin, tmp_path):
     standin("[:-1]")
-    with pytest.raises(ValueError, match="keep: the bodies that the two kept are not the same"):
+    with pytest.raises(ValueError, match="keep: the two kept different bodies"):
         fetch.run(fetch.Config(images=50, rounds=1, modes=("keep",), scratch=str(tmp_path)))
 
 
@@ -63,7 +63,7 @@ def test_a_peer_that_fails_is_named_with_its_last_words(standin, tmp_path):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="modes names 'kepp': give some of keep, decode, resize, https"):
+    with pytest.raises(ValueError, match="modes has 'kepp': give some of keep, decode, resize, https"):
         fetch.Config(modes=("kepp",))
     with pytest.raises(ValueError, match="rounds is 0"):
         fetch.Config(rounds=0)

@@ -195,7 +195,7 @@ def test_bad_settings_are_one_line(capsys, tmp_path):
     assert gpu.main(["--out", str(tmp_path / "none" / "gpu.json")]) == 2
     assert capsys.readouterr().err.endswith("gpu.json', which cannot be written: No such file or directory\n")
     assert gpu.main(["--sizes", "b15"]) == 2
-    assert "sizes has 'b15'; it must be of tiny32" in capsys.readouterr().err
+    assert "sizes has 'b15'; each must be one of tiny32" in capsys.readouterr().err
     assert gpu.main(["--stage", "4"]) == 2
     assert "stage is 4; it must be 1, 2 or 3" in capsys.readouterr().err
     assert gpu.parse(["--only", "train", "--no-compile", "--seconds", "9"]) == gpu.Config(

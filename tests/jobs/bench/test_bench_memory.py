@@ -51,5 +51,5 @@ def test_the_bench_counts_parameters_and_images_that_fit(capsys):
     assert result["ratios"] == {"formula_off_by_at_most": 0}
     cramped = memory.run(memory.Config(sizes=("tiny32",), memory=0.001))["rows"]
     assert [row["images_that_fit"] for row in cramped[1:]] == [0, 0, 0]
-    with pytest.raises(ValueError, match="sizes has 'b15'; it must be of tiny32"):
+    with pytest.raises(ValueError, match="sizes has 'b15'; each must be one of tiny32"):
         memory.Config(sizes=("b15",))

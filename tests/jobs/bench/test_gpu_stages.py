@@ -119,7 +119,7 @@ def test_a_row_that_is_to_be_alone_asks_for_a_process_of_its_own(tmp_path):
 
 def test_a_process_that_ends_at_once_is_not_started_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(watch.sys, "executable", "/bin/false")
-    with pytest.raises(ValueError, match="ends before it does anything"):
+    with pytest.raises(ValueError, match="ends before its first row"):
         watch.run(record.Config(out=str(tmp_path / "x.json"), device="cpu"), [])
 
 
@@ -164,7 +164,7 @@ def test_the_bundle_has_what_must_travel_and_is_used_where_it_is(tmp_path, monke
     monkeypatch.setattr(bundle, "LIMIT", 3)
     with pytest.raises(ValueError, match=r"above 0 MiB; the largest: "):
         bundle.make(folder, str(vectors), "", str(wheels))
-    with pytest.raises(ValueError, match="none is not there"):
+    with pytest.raises(ValueError, match="none does not exist"):
         bundle.make(folder, "none", "", str(wheels))
     assert bundle.environment(tmp_path / "nothing") == {}
 
@@ -186,7 +186,7 @@ def test_kernels_are_sorted_by_what_they_do():
 def test_a_file_that_is_no_result_and_a_page_without_marks_are_one_line(tmp_path, capsys):
     (tmp_path / "x.json").write_text("[]")
     assert gpu_table.main([str(tmp_path / "x.json")]) == 2
-    assert "is no result of make bench-gpu" in capsys.readouterr().err
+    assert "is not a result of make bench-gpu" in capsys.readouterr().err
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="has no lines <!-- measured: begin -->"):

@@ -157,7 +157,7 @@ def test_a_damaged_probe_is_named(config: study.Config, tmp_path: Path) -> None:
     url = run.probes[0]["_file"]
     probe: dict[str, Any] = store.read_json(url)
     store.put_json(url, probe | {"correct": probe["correct"] + 1})
-    with pytest.raises(ValueError, match=f"{url}: right has other counts than correct"):
+    with pytest.raises(ValueError, match=f"{url}: `right` and `correct` disagree"):
         rows.write_rows(store.join(config.out, "grid"), str(tmp_path / "elsewhere"))
     assert store.names(str(tmp_path / "elsewhere")) == []
 
@@ -171,9 +171,9 @@ def test_a_missing_set_is_named(config: study.Config, tmp_path: Path) -> None:
 def test_a_part_of_the_arms_is_a_study_of_its_own(config: study.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "ARMS", ALL_ARMS)
     part = dataclasses.replace(config, samples=(160,), stages=(160,), seeds=(0,), arms=("block4", "block1"))
-    with pytest.raises(ValueError, match="arms has 'block9'; it must be of block4, "):
+    with pytest.raises(ValueError, match="arms has 'block9'; each must be one of block4, "):
         dataclasses.replace(part, arms=("block9",))
-    with pytest.raises(ValueError, match="arms lacks block4 or block1, which the primary comparison is of"):
+    with pytest.raises(ValueError, match="arms must contain block4 and block1, for the primary comparison"):
         dataclasses.replace(part, arms=("block4-cosine",))
     small = dataclasses.replace(part, secondary=(), batch=20, warmup=40)
     stop = threading.Event()

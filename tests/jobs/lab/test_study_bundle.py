@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_left_out_and_counted(data: str, tmp_path: Path) ->
     assert 0 < less.pictures["tin-train"] < 96
     assert less.pictures["cifar10-test"] == 30
     assert len(members(tmp_path / "less.tar.xz", "tin-train")) == 2 * less.pictures["tin-train"]
-    with pytest.raises(ValueError, match=r"cifar10-test does not fit into .* MiB beside the code"):
+    with pytest.raises(ValueError, match=r"cifar10-test and the code do not fit into .* MiB"):
         bundle.pack(data, str(tmp_path / "none.tar.xz"), limit=whole.code_bytes + 50)
     assert {path.name for path in tmp_path.iterdir()} == {"whole.tar.xz", "less.tar.xz"}
 
@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(data: str, tmp_path: Path, capsys: pytest.Capture
     for words, said in (
         (["--data", str(tmp_path), *out], "is not a dataset"),
         (["--data", data, *out, "--pictures", "0"], "--pictures is 0"),
-        (["--data", data, *out, "--wheels", "nowhere"], "--wheels nowhere is no folder"),
+        (["--data", data, *out, "--wheels", "nowhere"], "--wheels nowhere is not a folder"),
     ):
         assert bundle.main(words) == 2
         err = capsys.readouterr().err
@@ -136,14 +136,14 @@ def test_a_python_without_the_libraries_is_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu_study, "NEEDED", ("torch", "PIL", "nothing_of_that_name"))
     assert gpu_study.main([]) == 2
-    assert capsys.readouterr().err.startswith("gpu-study: this Python lacks nothing_of_that_name: pip install")
+    assert capsys.readouterr().err.startswith("gpu-study: this Python has no nothing_of_that_name: pip install")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert gpu_study.main(["--device", "cpu", "--batch", "60000"]) == 2
     said = "gpu-study: --samples has 100000; a count must be at least two batches, of 60000\n"
     assert capsys.readouterr().err == said
     assert gpu_study.main(["--device", "cpu"]) == 2
-    assert "no such tars: run this in the folder that the bundle was unpacked into" in capsys.readouterr().err
+    assert "no such tars: run this in the folder where the bundle was unpacked" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_the_command_inside_trains_probes_and_goes_on(data: str, tmp_path: Path)
 
     first = call("--minutes", "0.2")
     assert first.returncode == os.EX_TEMPFAIL, first
-    assert first.stderr.splitlines()[-1] == "gpu-study: not whole yet: the same command goes on"
+    assert first.stderr.splitlines()[-1] == "gpu-study: not complete yet: the same command continues"
     done = call()
     assert done.returncode == 0, done
     again = call()

@@ -185,8 +185,8 @@ def test_the_command_probes_a_suite(root, run_folder, probed, capsys):
         (["--suite", "paper16", "--root", "x"], "--suite is 'paper16'; it must be one of paper15"),
         (["--suite", "paper15"], "--root must be given, such as --root s3://"),
         (["--suite", "paper15", "--root", "nowhere"], "has none of imagenet1k"),
-        (["--suite", "paper15", "--root", "x", "--only", "cifar"], "--only cifar is no benchmark"),
-        (["--suite", "paper15", "--root", "x", "--train", "y"], "--train and --eval are of one set"),
+        (["--suite", "paper15", "--root", "x", "--only", "cifar"], "--only cifar is not a benchmark"),
+        (["--suite", "paper15", "--root", "x", "--train", "y"], "--train and --eval name one set"),
         (["--suite", "paper15", "--root", "x", "--epoch", "1"], "--epoch is not a flag; did you mean --epochs?"),
     ],
 )

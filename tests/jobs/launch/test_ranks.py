@@ -174,6 +174,6 @@ def test_a_mistake_is_one_line_of_rank_0(data: Path, tmp_path: Path) -> None:
 def test_a_rank_that_does_not_come_is_waited_for_and_then_named(data: Path, tmp_path: Path) -> None:
     (alone,) = ended(start(srun_ranks()[:1], [*words(data, tmp_path / "run"), "--wait-for-workers", "1"]))
     assert alone[0] == os.EX_TEMPFAIL
-    assert alone[2].startswith("xtra train: not all of 2 ranks came to localhost:")
+    assert alone[2].startswith("xtra train: not all of 2 ranks joined at localhost:")
     assert len(alone[2].splitlines()) == 1
     assert not (tmp_path / "run").exists()

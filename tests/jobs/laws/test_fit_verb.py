@@ -96,7 +96,7 @@ def test_without_seeds_intervals_come_from_residuals(tmp_path: Path, capsys: pyt
     value = as_json(capsys, where)["arms"]["x"]["a"]
     assert value["low"] < 0.35 < value["high"]
     assert cli.main(["fit", where]) == 0
-    assert "No seeds in this table" in capsys.readouterr().out
+    assert "The table has no seeds" in capsys.readouterr().out
     one = made_ledgers.write(tmp_path / "one.csv", made_ledgers.rows("x", noise=0.002, seeds=1))
     assert cli.main(["fit", one]) == 0
     said = capsys.readouterr().out
@@ -213,7 +213,7 @@ def test_files_that_are_no_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "empty.csv").write_bytes(b"")
     assert "is empty" in refused(capsys, str(tmp_path / "empty.csv"))
     (tmp_path / "head.csv").write_text("arm,samples_seen,accuracy\n")
-    assert "holds no accuracy" in refused(capsys, str(tmp_path / "head.csv"))
+    assert "has no accuracy of a trained encoder" in refused(capsys, str(tmp_path / "head.csv"))
     assert "LEDGER is missing" in refused(capsys)
 
 

@@ -163,7 +163,7 @@ def test_another_probe_is_named_and_not_all_else_equal(tmp_path: Path, change: d
     assert "model.block" in [d.name for d in pair.differs]
     assert pair.equal == ""
     text = Reader(page(read_runs(str(tmp_path)))).text
-    assert "Not all else is equal: the two differ in" in text
+    assert "The two differ in more than one thing: " in text
     assert "1 of 1 comparisons change more than one thing" in text
 
 
@@ -180,7 +180,7 @@ def test_another_commit_is_said(tmp_path: Path):
         run_folders.write_json(path, json.loads(path.read_text()) | {"git": "another"})
     (pair,) = made(tmp_path)
     assert pair.equal == BUT_CODE
-    assert "all else is equal but the commit" in Reader(page(read_runs(str(tmp_path)))).text
+    assert "and in the commit (" in Reader(page(read_runs(str(tmp_path)))).text
 
 
 def test_the_same_arm_on_other_data_is_compared_with_itself_alone(tmp_path: Path):
@@ -239,7 +239,7 @@ def test_a_declared_comparison_that_was_not_measured_is_said(tmp_path: Path):
     declare(tmp_path, samples_seen=99)
     text = Reader(Path(write_report(str(tmp_path))).read_text()).text
     assert (
-        "The declared comparison (block1 against block4 on tin-val, linear probe, after 99 samples) is not there"
+        "The declared comparison (block1 against block4 on tin-val, linear probe, after 99 samples) has not been"
         in text
     )
     assert "No comparison was declared" not in text
@@ -295,9 +295,9 @@ def test_bits_that_do_not_fit_are_reported_and_not_used(tmp_path: Path, change: 
     (path,) = (tmp_path / "block4-n12800-s1/probes").iterdir()
     run_folders.write_json(path, json.loads(path.read_text()) | change)
     (pair,) = made(tmp_path)
-    assert pair.paired == "seeds", "the others' bits alone are no pairs"
+    assert pair.paired == "seeds", "one side's bits alone make no pairs"
     text = Reader(Path(write_report(str(tmp_path))).read_text()).text
-    assert f"block4-n12800-s1, probes/{path.name}: which images it got right does not fit its accuracy" in text
+    assert f"block4-n12800-s1, probes/{path.name}: its record of right images contradicts its accuracy" in text
 
 
 def test_a_line_is_compared_with_itself_under_other_seeds(tmp_path: Path):

@@ -124,7 +124,7 @@ def test_rows_fit_the_terminal_and_cannot_write_to_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"reason": "robot"}, "reason 'robot' is none: use kept, dns"),
+        ({"reason": "robot"}, "reason is 'robot': it must be one of kept, dns"),
         ({"samples": 0}, "samples is 0: it must be at least 1"),
         ({"reason": "robots"}, "no robots links in the shards that were read: it has kept, http_404"),
         ({"label": "c9"}, "no kept links labelled c9"),

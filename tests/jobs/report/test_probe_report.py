@@ -126,16 +126,19 @@ def test_a_probe_says_what_it_chose_who_chose_it_and_what_it_knows(tmp_path: Pat
     )
     ledger = read_runs(str(tmp_path))
     text = Reader(probes.details(ledger)).text
-    assert "chosen: lr 0.01, weight decay 0.1, layers 6 (of 3 grid points, by a hold-out of the training set)" in text
+    assert (
+        "chosen: lr 0.01, weight decay 0.1, layers 6 (of 3 grid points, on a validation split of the training set)"
+        in text
+    )
     assert "3 of the test images are among the training images byte for byte, 1,234 more look alike" in text
     assert "61 s for all heads" in text
     assert "of 11 classes, best class 10 83, class 9 75" in text
     assert "worst class 0 0, class 1 8" in text
-    assert "most often it takes class 3 for class 5 7 times, class 1 for class 2 4 times" in text
-    assert "accuracy in % on the hold-out" in text
+    assert "it most often mistakes class 3 for class 5 (7 times), class 1 for class 2 (4 times)" in text
+    assert "accuracy in % on the validation split" in text
     (row,) = ledger.rows
     assert (row.shared_sha256, row.shared_phash, row.probe_seconds) == (3, 1234, 61.4)
-    assert "Of tin-val the training set of the heads holds" in " ".join(said(tmp_path)[1])
+    assert "For tin-val, the heads' training set contains" in " ".join(said(tmp_path)[1])
 
 
 def test_the_selection_chart_has_a_line_for_each_head_and_layer_set():

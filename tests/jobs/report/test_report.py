@@ -171,7 +171,7 @@ def test_the_limits_are_said_where_they_apply(tmp_path: Path):
     folder = run_folders.write_run(tmp_path / "a", samples=12800)
     run_folders.write_probe(folder, 0.2, samples_seen=6400)
     shown, limits = said(tmp_path)
-    assert "1 of 1 probes are of checkpoints before the end" in " ".join(limits)
+    assert "1 of 1 probes measure checkpoints before the end" in " ".join(limits)
     assert "0 of 1 points have more than one seed" in " ".join(limits)
     assert "must not be compared" not in " ".join(limits), "there is one block size only"
     assert "AIM-like" not in " ".join(limits)
@@ -205,7 +205,7 @@ def test_runs_without_probes_make_a_page_that_says_so(tmp_path: Path):
 
 def test_what_went_wrong_is_said(tmp_path: Path):
     run_folders.write_probe(run_folders.write_run(tmp_path / "runs/whole"), 0.2)
-    assert "None: every run came to its end" in Path(write_report(str(tmp_path / "runs"))).read_text()
+    assert "None: every run finished" in Path(write_report(str(tmp_path / "runs"))).read_text()
     stopped = run_folders.write_run(tmp_path / "runs/stopped", 12800, commit=False)
     run_folders.write_commit(stopped, 6400, run_folders.digest("train", 6400))
     run_folders.write_json(stopped / "attempts/000002.json", run_folders.attempt(2))
@@ -239,7 +239,7 @@ def test_text_from_files_is_escaped(tmp_path: Path):
 def test_a_folder_of_unreadable_runs_is_no_report(tmp_path: Path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"no run in it can be read: .*run"):
+    with pytest.raises(ValueError, match=r"has no readable run: .*run"):
         write_report(str(tmp_path))
     assert not (tmp_path / "report.html").exists()
 

@@ -28,7 +28,7 @@ def test_figure_one_has_both_ratios_and_why(tmp_path: Path):
     assert "152 times the unique images" in text
     assert "only 1.5 times its samples, because XTRA ViT-H/14 saw every image about 100 times" in text
     assert html.count("<svg") == 3, "both panels, the left one also over samples seen"
-    assert "none of ours is on the left" in text
+    assert "the left panel has none of ours" in text
 
 
 def test_an_encoder_with_all_fifteen_sets_is_on_figure_one(tmp_path: Path):

@@ -108,17 +108,17 @@ def test_a_licence_is_that_of_the_weights_and_of_the_code() -> None:
 @pytest.mark.parametrize(
     ("prefix", "mask", "said"),
     [
-        (False, "causal", "under the block-causal mask, and `xtra probe` reads it so unless another is asked for."),
+        (False, "causal", "under the block-causal mask, and `xtra probe` reads it so by default."),
         (
             False,
             "none",
-            "under the block-causal mask, and `xtra probe` reads it so: these are other tokens than those.",
+            "under the block-causal mask, and `xtra probe` reads it so: this export gives different tokens.",
         ),
-        (True, "none", "with prefix attention, and `xtra probe` reads it without a mask unless another is asked for."),
+        (True, "none", "with prefix attention, and `xtra probe` reads it without a mask by default."),
         (
             True,
             "causal",
-            "prefix attention, and `xtra probe` reads it without a mask: these are other tokens than those.",
+            "prefix attention, and `xtra probe` reads it without a mask: this export gives different tokens.",
         ),
     ],
     ids=["causal", "causal-none", "prefix", "prefix-causal"],
@@ -126,7 +126,7 @@ def test_a_licence_is_that_of_the_weights_and_of_the_code() -> None:
 def test_the_card_says_which_mask_and_whose(prefix: bool, mask: Any, said: str) -> None:
     text = card(facts("encoder", mask, replace(SMALL, prefix=prefix)))
     assert said in text
-    assert ("block-causal: a token sees" in text) == (mask == "causal")
+    assert ("block-causal: a token attends" in text) == (mask == "causal")
     assert "by at most 1.5e-06" in text
 
 
@@ -143,18 +143,18 @@ def test_what_was_measured_stands_under_its_mask() -> None:
         "linear": "40.0% (37.0% to 43.0%, 1,000 images)",
         "eval": "90.0% (87.0% to 93.0%, 1,000 images)",
     }
-    flatters = "attentive, point chosen on the evaluation set: this flatters"
+    biased = "attentive, point chosen on the evaluation set: overestimates accuracy"
     text = card(facts("encoder", "causal", probes=probes))
     assert "<th>mask causal (this export)</th>\n<th>mask none</th>" in rendered(text)
     assert rows(text) == [
         ["flowers | 17", "attentive", cells["own"], cells["none"]],
         ["flowers | 17", "linear", cells["linear"], "not measured"],
-        ["flowers | 17", flatters, cells["eval"], "not measured"],
+        ["flowers | 17", biased, cells["eval"], "not measured"],
     ]
-    assert "For what is not measured, with a labelled" in text
+    assert "To measure the rest, with a labelled" in text
     both = card(facts("encoder", "causal", probes=probes[:2]))
     assert "not measured" not in both
-    assert "Not measured: neither mask. The commands, with a labelled" in card(facts("encoder", "causal"))
+    assert "Neither mask was measured. To measure them, with a labelled" in card(facts("encoder", "causal"))
     assert rows(card(facts("timm", "none", probes=probes)))[0][2:] == [cells["none"], cells["own"]]
     prefix = card(facts("encoder", "none", replace(SMALL, prefix=True), probes=probes[:1]))
     assert rows(prefix)[0][2:] == [cells["own"], "not measured"]

@@ -125,7 +125,7 @@ def test_the_modelling_file_names_what_does_not_fit(tmp_path: Path) -> None:
         code.Vit  # noqa: B018
     config = store.read_json(str(out / "config.json"))
     store.put_json(str(out / "config.json"), config | {"model_type": "vit"})
-    with pytest.raises(ValueError, match=r"config\.json is of model_type 'vit', not of 'xtra'"):
+    with pytest.raises(ValueError, match=r"config\.json has model_type 'vit', not 'xtra'"):
         code.load(".")
 
 
@@ -279,7 +279,7 @@ def test_a_probe_opens_the_program(tmp_path: Path) -> None:
     [
         (SMALL, ["--to", "timm"], "timm's VisionTransformer has no such mask: use --to encoder, or --mask none"),
         (SMALL, ["--to", "timm", "--mask", "causal"], "its attention is block-causal, and timm's"),
-        (replace(SMALL, prefix=True), ["--to", "official"], "prefix attention, which the official code lacks"),
+        (replace(SMALL, prefix=True), ["--to", "official"], "prefix attention, but the official code would apply"),
         (SMALL, ["--to", "official", "--mask", "none"], "the official code always applies the block-causal one"),
         (SMALL, ["--to", "run", "--mask", "none"], "mask is none, but a run has its model's own"),
         (SMALL, ["--license", "My Licence"], "license is 'My Licence'; it must be an identifier such as apache-2.0"),
@@ -305,7 +305,7 @@ def test_a_run_that_diverged_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         model.encoder.norm.bias[3] = float("nan")
     run = run_of(tmp_path / "run", SMALL, model)
     assert cli.main(["export", run, "--out", str(tmp_path / "out"), "--to", to]) == 2
-    assert "gives tokens that are not finite: export an earlier checkpoint" in capsys.readouterr().err
+    assert "gives non-finite tokens: export an earlier checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -39,7 +39,7 @@ def test_every_recipe_is_known_again_in_full_size(name: str) -> None:
     config = get(name).model
     found, said = config_of(as_file(config, ours=True))
     assert found == config
-    assert said == ["heads, dec_heads, drop_path, order, prefix: as xtra export wrote them beside the weights"]
+    assert said == ["heads, dec_heads, drop_path, order, prefix: as xtra export wrote them with the weights"]
 
 
 def test_the_papers_models_are_known_without_what_export_writes_beside_them() -> None:
@@ -79,9 +79,8 @@ def test_what_the_official_code_does_not_build_is_said(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", replace(SMALL, prefix=True, mlp_ratio=2.0))
     said = export.run(export.Config(run, str(tmp_path / "there"), to="official", mask="causal")).report
     assert [line for line in said if line.startswith("note: ")] == [
-        "note: the official code has no encoder of width 48, 3 layers and 3 heads: xtra reads this file, that code "
-        "does not",
-        "note: the official decoder's MLPs are 4 times as wide as it, not 2 times",
+        "note: the official code has no encoder of width 48, 3 layers and 3 heads: only xtra reads this file",
+        "note: the official decoder's MLPs are 4 times its width, not 2 times",
         "note: the official code has no prefix attention: it applies the block-causal mask",
     ]
 

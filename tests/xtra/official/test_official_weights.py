@@ -122,7 +122,7 @@ def test_wrappers_of_parts_are_left_out(tmp_path, wrapper, after):
     torch.save({"state_dict": wrapped}, tmp_path / "x.ckpt")
     assert official.open_official(str(tmp_path / "x.ckpt")).tensors.keys() == theirs.keys()
     torch.save({"state_dict": theirs | {f"_orig_mod.{next(iter(theirs))}": torch.zeros(3)}}, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match="with and without its wrapper's name"):
+    with pytest.raises(ValueError, match="with and without a wrapper's prefix"):
         official.open_official(str(tmp_path / "x.ckpt"))
 
 
@@ -200,7 +200,7 @@ def test_files_with_the_encoder_alone_give_the_encoder(model, tmp_path, wrap):
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(xtra.load(str(tmp_path / "encoder.pt"))(x), model.encoder(x))
     assert official.read_official(str(tmp_path / "encoder.pt")).encoder_only
-    with pytest.raises(ValueError, match="holds the encoder alone: use --to encoder"):
+    with pytest.raises(ValueError, match="contains only the encoder: use --to encoder"):
         export.run(export.Config(str(tmp_path / "encoder.pt"), str(tmp_path / "out"), to="run"))
 
 
@@ -308,14 +308,14 @@ def damaged(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("cut", "is no zip, .*: it was cut short, download it again"),
+        ("cut", "is not a zip .*: it begins like one, but its end is missing: download it again"),
         ("page", "it is a web page"),
-        ("pointer", "it is a pointer of Git LFS"),
+        ("pointer", "it is a Git LFS pointer"),
         ("empty", "it is empty"),
         ("old", "load it with the torch that wrote it and save it again"),
-        ("text", "is no zip"),
-        ("list", "holds a list, not a dict"),
-        ("numbers", "holds no tensors under state_dict, module, encoder"),
+        ("text", "is not a zip"),
+        ("list", "contains a list, not a dict"),
+        ("numbers", "has no tensors under state_dict, module, encoder"),
         ("other", "its first is backbone.weight"),
         ("pickle", "data.pkl cannot be read"),
         ("packed", "data.pkl is compressed"),

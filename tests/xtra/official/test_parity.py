@@ -43,7 +43,7 @@ def test_the_bench_reports_every_case_and_the_largest_error(capsys):
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no NAME\.json"):
+    with pytest.raises(ValueError, match=r"has no NAME\.json"):
         parity.run(parity.Config(str(tmp_path)))
 
 

@@ -163,10 +163,10 @@ def test_a_folder_of_something_else_or_of_other_vectors_is_refused(world, tmp_pa
     xtra.embed(world["run"], data, out, progress=False, **SMALL)
     whole = files(tmp_path / "out")
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"layers": 2}, "holds vectors whose layers is 1, not 2"),
-        ({"rows": 40}, "holds vectors whose rows is 20, not 40"),
-        ({"dtype": "float16"}, "holds vectors whose dtype is float32, not float16"),
-        ({"encoder": "random"}, "holds vectors whose fingerprint is"),
+        ({"layers": 2}, "contains vectors whose layers is 1, not 2"),
+        ({"rows": 40}, "contains vectors whose rows is 20, not 40"),
+        ({"dtype": "float16"}, "contains vectors whose dtype is float32, not float16"),
+        ({"encoder": "random"}, "contains vectors whose fingerprint is"),
         ({"layers": 9}, "layers is 9; the trained encoder has 1..3"),
         ({"pooling": "max"}, "pooling is 'max': it must be one of mean, none"),
         ({"encode_batch": 7}, "rows is 20; it must be a multiple of encode_batch, which is 7"),
@@ -178,7 +178,7 @@ def test_a_folder_of_something_else_or_of_other_vectors_is_refused(world, tmp_pa
             xtra.embed(world["run"], data, out, progress=False, **SMALL | changes)
         assert said in str(error.value)
     for other, to, said in [
-        (world["train"].dataset, out, "holds vectors whose manifest is"),
+        (world["train"].dataset, out, "contains vectors whose manifest is"),
         (data, world["run"], "holds checkpoints and no vectors"),
         (data, data, "holds commits and no vectors"),
     ]:

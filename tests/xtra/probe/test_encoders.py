@@ -37,7 +37,7 @@ def test_a_fingerprint_is_of_the_weights():
 
 
 def test_a_program_elsewhere_is_not_looked_for_here():
-    with pytest.raises(ValueError, match=r"'torch:s3://b/m\.pt2'; a program must lie on this machine"):
+    with pytest.raises(ValueError, match=r"'torch:s3://b/m\.pt2'; a program must be on this machine"):
         open_encoder("torch:s3://b/m.pt2")
 
 
@@ -140,10 +140,10 @@ def test_a_program_in_training_mode_is_refused(tmp_path):
 
 def test_images_of_another_size_and_odd_outcomes_are_named(tmp_path):
     script(Theirs("tokens").eval(), file := tmp_path / "theirs.pt")
-    with pytest.raises(ValueError, match=r"theirs\.pt: gives \[\(3, 0, 8\)\] for 3 images"):
+    with pytest.raises(ValueError, match=r"theirs\.pt: returns \[\(3, 0, 8\)\] for 3 images"):
         open_encoder(write_told(file, **TOLD, prefix=17))
     script(nn.Conv2d(3, 4, 16), file)
-    with pytest.raises(ValueError, match=r"gives \[\(3, 4, 1, 1\)\] for 3 images; wanted \[3, tokens, width\]"):
+    with pytest.raises(ValueError, match=r"returns \[\(3, 4, 1, 1\)\] for 3 images; it must be \[3, tokens, width\]"):
         open_encoder(write_told(file, **TOLD))
     with pytest.raises(ValueError, match=r"does not run on images \[3, 3, 8, 8\]"):
         open_encoder(write_told(file, **TOLD | {"image": 8}))
@@ -157,11 +157,11 @@ def test_pickles_are_refused_unopened(tmp_path):
     for what in (Bomb(), Theirs("tokens").state_dict()):
         torch.save(what, tmp_path / "module.pt")
         with pytest.raises(
-            ValueError, match=r"module\.pt: is no exported program; a pickled module.*torch\.export\.save"
+            ValueError, match=r"module\.pt: is not an exported program; a pickled module.*torch\.export\.save"
         ):
             open_encoder(f"torch:{tmp_path}/module.pt")
     (tmp_path / "module.pt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no exported program"):
+    with pytest.raises(ValueError, match="is not an exported program"):
         open_encoder(f"torch:{tmp_path}/module.pt")
     with pytest.raises(ValueError, match=r"absent\.pt: no such file"):
         open_encoder(f"torch:{tmp_path}/absent.pt")
@@ -180,16 +180,16 @@ def test_pickles_are_refused_unopened(tmp_path):
 )
 def test_what_is_told_beside_a_program_is_checked(tmp_path, told, said):
     script(nn.Conv2d(3, 4, 16), tmp_path / "theirs.pt")
-    with pytest.raises(ValueError, match=rf"theirs\.pt\.json: {said}: it holds image, mean, std"):
+    with pytest.raises(ValueError, match=rf"theirs\.pt\.json: {said}: give image, mean, std"):
         open_encoder(write_told(tmp_path / "theirs.pt", **told))
 
 
 def test_a_program_with_nothing_beside_it_is_refused(tmp_path):
     script(nn.Conv2d(3, 4, 16), tmp_path / "theirs.pt")
-    with pytest.raises(ValueError, match=r"theirs\.pt\.json: is missing: it tells what the encoder takes"):
+    with pytest.raises(ValueError, match=r"theirs\.pt\.json: is missing: it describes the encoder's input"):
         open_encoder(f"torch:{tmp_path}/theirs.pt")
     (tmp_path / "theirs.pt.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         open_encoder(f"torch:{tmp_path}/theirs.pt")
 
 

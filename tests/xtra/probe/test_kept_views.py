@@ -133,7 +133,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("what", sorted(DAMAGE))
 def test_damaged_ones_are_encoded_again(config, undisturbed, what):
     DAMAGE[what](stopped_at(config, "encode view 1", 100))
-    with pytest.warns(UserWarning, match=r"state.json: is no state to go on from \(.*begins again"):
+    with pytest.warns(UserWarning, match=r"state.json: cannot be resumed \(.*begins again"):
         results, steps = encoded(config)
     assert steps[0][0] == "encode view 1 of 2"
     assert [whole(result) for result in results] == undisturbed
@@ -145,5 +145,8 @@ def test_where_they_cannot_be_kept_the_stop_still_is_one(config, monkeypatch):
         raise store.StoreError("out: cannot write: No space left on device")
 
     monkeypatch.setattr(kept_views.store, "put", full)
-    with pytest.warns(UserWarning, match="are not kept: out: cannot write: No space left"), pytest.raises(Interrupted):
+    with (
+        pytest.warns(UserWarning, match="were not saved: out: cannot write: No space left"),
+        pytest.raises(Interrupted),
+    ):
         probe.run(config, lambda what, done, total: (_ for _ in ()).throw(Interrupted()))

@@ -141,9 +141,9 @@ def test_a_pretraining_checkpoint_is_no_probe(tmp_path):
     model = build(CONFIG, 0)
     weights = to_official({name: p.detach() for name, p in model.named_parameters()}, CONFIG)
     torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"last\.ckpt: holds no classifier\.\*: is it a pretraining checkpoint\?"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: has no classifier\.\*: is it a pretraining checkpoint\?"):
         read_probe(str(tmp_path / "last.ckpt"))
-    with pytest.raises(ValueError, match="is no file and no folder here"):
+    with pytest.raises(ValueError, match="no such file or folder"):
         read_probe(str(tmp_path / "absent.ckpt"))
 
 

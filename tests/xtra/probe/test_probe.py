@@ -109,7 +109,7 @@ def test_labels_are_checked_before_any_work(world: Any, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="y-2 has no label"):
         probe.run(dataclasses.replace(world["config"], train=bare))
-    with pytest.raises(ValueError, match=r"a hold-out of 0.1 takes \d of 3 samples"):
+    with pytest.raises(ValueError, match=r"a validation split of 0.1 has \d of 3 samples"):
         probe.run(dataclasses.replace(world["config"], train=other.dataset))
 
 
@@ -136,7 +136,7 @@ def test_mistakes_in_the_config_are_named(world: Any, tmp_path: Path) -> None:
             dataclasses.replace(world["config"], **change)
     with pytest.raises(ValueError, match="eval is empty"):
         probe.run(dataclasses.replace(world["config"], eval=""))
-    with pytest.raises(ValueError, match="out is empty: name the folder"):
+    with pytest.raises(ValueError, match="out is empty: give the folder"):
         probe.run(dataclasses.replace(world["config"], encoder="timm:vit", out=""))
     for device in ("nonsense", "cuda:99"):
         with pytest.raises(ValueError, match=f"device is {device}: .*give one of this machine"):
@@ -232,7 +232,7 @@ def test_the_defect_of_the_published_warm_up_is_said(world: Any, tmp_path: Path)
         assert "no warm-up and its published defect: peaks are 0.1 of the rates named" in result.protocol
     (name,) = (n for n in store.names(str(tmp_path / "defect" / "probes")) if "linear" in n)
     assert name.endswith("-1280-published-warmup-defect.json")
-    with pytest.raises(ValueError, match="warmup_defect is of schedules without warm-up"):
+    with pytest.raises(ValueError, match="warmup_defect needs a schedule without warm-up"):
         dataclasses.replace(config, warmup_epochs=1.0)
 
 
@@ -303,7 +303,7 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
     monkeypatch.setattr(official_evaluation, "read_probe", lambda path: given)
 
     config = probe.Config("last.ckpt", eval=world["eval"].dataset, resize=16, out=str(tmp_path))
-    with pytest.raises(ValueError, match="eval: names no classes"):
+    with pytest.raises(ValueError, match="eval: has no class list"):
         probe.run(config)
     named = labelled_set(tmp_path / "named", "colours eval", labels(61), 1000, tuple(sorted(COLOURS)))
     config = dataclasses.replace(config, eval=named.dataset)
@@ -315,9 +315,9 @@ def test_an_official_probe_is_evaluated_as_it_came(world: Any, tmp_path: Path, m
     assert f"colours_eval-linear-official-{result.fingerprint}-0.json" in store.names(str(tmp_path / "probes"))
     two = labelled_set(tmp_path / "two", "two", labels(60)[:2] * 9, classes=("green", "red"))
     for change in ({"heads": ("linear",)}, {"strict": True}, {"protocol": "published"}):
-        with pytest.raises(ValueError, match="is evaluated as it came: leave it out"):
+        with pytest.raises(ValueError, match="is only evaluated: leave it out"):
             probe.run(dataclasses.replace(config, **change))
-    with pytest.raises(ValueError, match=r"last.ckpt: tells 3 classes apart, .*two has 2"):
+    with pytest.raises(ValueError, match=r"last.ckpt: has 3 classes, .*two has 2"):
         probe.run(dataclasses.replace(config, eval=two.dataset))
     with pytest.raises(ValueError, match="train is empty"):
         probe.run(dataclasses.replace(config, checkpoint=world["run"]))

@@ -80,5 +80,5 @@ def test_states_of_older_builds_are_still_those_of_the_same_probe(world: Any) ->
 def test_a_mask_is_refused_where_there_is_no_other(world: Any) -> None:
     with pytest.raises(ValueError, match="mask is none, but timm:vit takes none: leave it out"):
         dataclasses.replace(world["config"], encoder="timm:vit", mask="none")
-    with pytest.raises(ValueError, match="an official probe has been trained with its own"):
+    with pytest.raises(ValueError, match="an official probe was trained with its own"):
         probe.run(dataclasses.replace(world["config"], train="", mask="causal"))

@@ -82,7 +82,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_state_is_told_kept_aside_and_the_probe_begins_again(what: str, folder: Path, tmp_path: Path) -> None:
     DAMAGE[what](folder)
     head, unfinished = OneHead(1.0), begun(tmp_path)
-    with pytest.warns(UserWarning, match=r"state.json: is no state to go on from \(.*begins again") as told:
+    with pytest.warns(UserWarning, match=r"state.json: cannot be resumed \(.*begins again") as told:
         assert unfinished.load([head]) is None  # type: ignore[list-item]
     assert "\n" not in str(told[0].message)
     assert head.weight.eq(1).all(), "no half of it was taken"

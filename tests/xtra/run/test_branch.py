@@ -59,7 +59,7 @@ def test_a_stopped_branch_goes_on_from_its_own_checkpoint(data, trunk, tmp_path)
     [
         (
             {"samples": 80},
-            "has no checkpoint after 60 samples, where the decay begins: train it to there with --keep-at",
+            "has no checkpoint after 60 samples, where the decay begins: train it that far with --keep-at",
         ),
         (
             {"optim": dataclasses.replace(CONSTANT, lr=2e-3)},
@@ -67,7 +67,7 @@ def test_a_stopped_branch_goes_on_from_its_own_checkpoint(data, trunk, tmp_path)
         ),
         ({"seed": 7}, "was trained with seed = 0, its branch has 7"),
         ({"batch": 5}, "was trained with batch = 10, its branch has 5"),
-        ({"branch": "/nowhere"}, "/nowhere: is no run"),
+        ({"branch": "/nowhere"}, "/nowhere: is not a run"),
     ],
 )
 def test_a_branch_of_another_trunk_is_refused_and_writes_nothing(data, trunk, tmp_path, changes, message):

@@ -88,7 +88,7 @@ def test_where_none_is_whole_nothing_is_touched(data, stopped, tmp_path):
     shutil.copytree(stopped / "stopped", tmp_path / "run")
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         flip(folder / "000001" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"none of its 3 checkpoints is whole \(.*sha256 is .*\): bring one back"):
+    with pytest.raises(ValueError, match=r"none of its 3 checkpoints is complete \(.*sha256 is .*\): restore one"):
         train.run(config(data, tmp_path / "run"))
     assert checkpoint.committed(str(tmp_path / "run")) == [30, 60, 90]
 

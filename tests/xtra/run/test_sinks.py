@@ -91,8 +91,8 @@ def test_a_continued_run_says_what_a_sink_lacks(tmp_path, libraries, monkeypatch
         train.run(settings)
     said: list[dict] = []
     train.run(settings, progress=said.append)
-    (gap,) = [row["remark"] for row in said if "lacks rows" in row.get("remark", "")]
-    assert gap.startswith(f"{tmp_path}/run: mlflow lacks rows, as an earlier attempt went on without it (ZeroDivision")
+    (gap,) = [row["remark"] for row in said if "misses rows" in row.get("remark", "")]
+    assert gap.startswith(f"{tmp_path}/run: mlflow misses rows, because an earlier attempt dropped it (ZeroDivision")
 
 
 def test_a_start_without_the_library_leaves_the_run_alone(tmp_path, libraries, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_library_that_is_missing_or_does_not_start_is_named(monkeypatch, tmp_p
         ValueError, match=r"sinks has wandb, which is not installed .*: pip install 'xtra-pretrain\[wandb"
     ):
         open_sinks(("wandb",), str(tmp_path), {})
-    with pytest.raises(ValueError, match="tensorboard, which writes to a local folder: s3://b/run is none"):
+    with pytest.raises(ValueError, match="tensorboard, which writes to a local folder, but s3://b/run is not one"):
         open_sinks(("tensorboard",), "s3://b/run", {})
 
 
