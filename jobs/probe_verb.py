@@ -26,8 +26,9 @@ _RECIPES = {"published": PROBE, "linear-b": PROBE_LINEAR_B}
 _ALSO = (
     "--augment published | linear-b: every epoch anew, as the paper's probes or its linear probe of B/16 do, not "
     "--views of each image encoded once.",
-    "--suite paper15 --root URL [--only NAME …] [--workers N]: the paper's evaluation sets that lie at URL/NAME/train "
-    "and URL/NAME/eval, each with its own settings; flags that are given hold for all. What is done is left as it is.",
+    "--suite paper15 --root URL [--only NAME …] [--workers N or MIN..MAX]: the paper's evaluation sets that lie at "
+    "URL/NAME/train and URL/NAME/eval, each with its own settings; flags that are given hold for all. What is done is "
+    "left as it is.",
     "--follow --every N: probe the checkpoints of a run that is being trained as they come, every N samples.",
 )
 
@@ -72,7 +73,7 @@ def suite(call: Call, name: str) -> Any:
     root, only = " ".join(call.several("root")), call.several("only")
     if not root:
         raise ValueError(f"--root is missing: give the folder that has NAME/train and NAME/eval of {name}")
-    workers = call.own("workers", 1)
+    workers = call.workers()
     given = (word.partition("=")[0].partition(".")[0] for word in call.words if word.startswith("--"))
     kept = frozenset(flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in given)
     wanted = suites.Config(root, config(call), kept, only, workers)

@@ -143,7 +143,7 @@ def _has_workers(verb: str, words: list[str]) -> bool:
     """Whether the work is done by workers, and the driver only waits for them."""
     if verb in ON_WORKERS:
         return True
-    return verb == "probe" and Call(verb, "", list(words)).own("workers", 1) > 1
+    return verb == "probe" and Call(verb, "", list(words)).workers().most > 1
 
 
 def _bytes(text: str) -> int:

@@ -170,13 +170,16 @@ def _scale(call: Call) -> Any:
     from jobs.lab import scale
     from jobs.progress import Progress
 
-    config = call.config(scale.Config)
+    workers = call.workers()
+    config = call.config(
+        scale.Config, also="--workers N or MIN..MAX: processes that train a run together (1: this one)."
+    )
     if config.power:
         return power(len(config.seeds), config.sd, config.arms)
     stop = call.stoppable()
-    start_group(call, config.workers)
+    start_group(call, workers.most)
     with Progress("") as bar:
-        result = scale.run(config, functools.partial(_show_study, bar), stop)
+        result = scale.run(config, functools.partial(_show_study, bar), stop, workers)
     say(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
     return result
 

@@ -37,7 +37,6 @@ class Config:
     seeds_vary: Literal["all", "weights", "data", "probe"] = "all"
     lrs: tuple[float, ...] = ()  # peak rates, each an arm of its own: a sweep; empty: the recipe's
     held_out: str = ""  # dataset on which each run's loss is measured at its end; the probe's eval if empty
-    workers: int = 1  # processes that train together
     at_once: int = 1  # runs of one worker side by side; each has its trunk, branches and probes to itself
     probe: probe.Config = field(default_factory=lambda: probe.Config("", train="", eval=""))
     random: bool = True  # also probe each recipe's encoder at its initial weights
@@ -55,8 +54,6 @@ class Config:
                 raise ValueError(f"{name} is empty; a study needs at least one")
         if min(self.samples) < 1:
             raise ValueError(f"samples has {min(self.samples)}; every count must be at least 1")
-        if self.workers > 1 and self.at_once > 1:
-            raise ValueError(f"at_once is {self.at_once}: runs go side by side with one worker each; workers is more")
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,20 @@ class StudyResult:
     stopped: bool
 
 
-def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
-    """Train and probe what is missing. Raises ValueError for a dataset, recipe or probe set that is not there."""
+def run(
+    config: Config,
+    progress: Progress = lambda row: None,
+    stop: threading.Event | None = None,
+    workers: cluster.Workers | int = 1,
+) -> StudyResult:
+    """Train and probe what is missing; a run by `workers` together, and as many probes at a time.
+
+    Raises ValueError for a dataset, recipe or probe set that is not there.
+    """
     stop = stop or threading.Event()
+    workers = cluster.Workers(workers, workers) if isinstance(workers, int) else workers
+    if workers.most > 1 and config.at_once > 1:
+        raise ValueError(f"at_once is {config.at_once}: runs go side by side with one worker each; workers is more")
     folder_kind.require(config.out, "a study", "study", "probes")
     for flag, url in (("probe.train", config.probe.train), ("probe.eval", config.probe.eval)):
         if not url:
@@ -81,11 +89,11 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     trials = [trial for one in chains for trial in one.trials]
     for trial in trials:  # a run that is there must be the one wanted: other data or settings are refused here
         terms(trial.run.out, trial.run)
-    if config.workers > 1:
+    if workers.most > 1:
         missing = [trial.run for trial in trials if not chain.is_trained(trial.run)]
-        results = cluster.train_all(missing, config.workers, stop, progress, True) if missing else []
+        results = cluster.train_all(missing, workers, stop, progress, True) if missing else []
         probes = [p for trial in trials if chain.is_trained(trial.run) for p in chain.missing_probes(trial)]
-        probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
+        probed = cluster.probe_all(probes, workers, stop, progress) if not stop.is_set() else 0
         done = [chain.Done(sum(each.loss is not None and not each.stopped for each in results), probed)]
     else:
         missing = [one for one in chains if not chain.is_done(one)]

@@ -74,7 +74,7 @@ class Config:
     probe: probe.Config  # whose features, which heads; fields of it that `kept` names hold for every set
     kept: frozenset[str] = frozenset()
     only: tuple[str, ...] = ()  # names of benchmarks; all 15 if empty
-    workers: int = 1
+    workers: cluster.Workers | int = 1  # probes at a time
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.only) - BENCHMARKS.keys()):
