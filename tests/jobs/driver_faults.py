@@ -143,7 +143,8 @@ def supervisor(cluster: Cluster, upload: bool, rng: random.Random, node: bool = 
     with training(cluster, "run", *TWO, verb=words, **cluster.jobs) as command:
         attempt, start = strike(command, upload, rng)
         (pid,) = pids_of(victim, "ray::JobSupervisor")
-        drivers = pids_of(victim, "on_node.py")
+        drivers = victim.pids("on_node.py")
+        assert drivers, "the driver is elsewhere"
         since = time.monotonic()
         if node:
             victim.kill()

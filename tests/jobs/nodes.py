@@ -60,9 +60,13 @@ class Node:
 
     def pid(self, what: str) -> int:
         """The one process of the node whose command has this word: raylet, gcs_server, ..."""
-        found = [pid for pid, _ in self.remember() if what in _program(pid)]
+        found = self.pids(what)
         assert len(found) == 1, f"{self.name} has {len(found)} processes {what}: {self.log.read_text()[-500:]}"
         return found[0]
+
+    def pids(self, what: str) -> list[int]:
+        """All of its processes whose command has this word."""
+        return [pid for pid, _ in self.remember() if what in _program(pid)]
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Signal every process of the node, as when its machine goes (SIGSTOP: stands still)."""
