@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -62,14 +63,18 @@ def main() -> int:
                 row |= {"ok": False, "why": str(error)[-3000:]}
             except Exception:
                 row |= {"ok": False, "why": traceback.format_exc()[-3000:]}
-            rows.append(row | {"took": round(time.monotonic() - begun)})
-            print(json.dumps(rows[-1]), flush=True)
+            row |= {"took": round(time.monotonic() - begun)}
+            print(json.dumps(row), flush=True)
+            if row["ok"] is None:
+                continue
+            rows.append(row)
             if given.json:
                 with given.json.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     rows = [row for row in rows if row["fault"] in asked]
     print("\n" + table(rows))
-    return 0 if all(row["ok"] for row in rows) else 1
+    missing = {(name, number) for name in asked for number in range(rounds)} - {(r["fault"], r["round"]) for r in rows}
+    return 0 if not missing and all(row["ok"] for row in rows) else 1
 
 
 def read(path: Path | None) -> list[dict]:
@@ -85,23 +90,33 @@ def commit() -> str:
 
 
 def one(name: str, number: int, rng: random.Random) -> dict:
-    """One round on a cluster of its own."""
+    """One round on a cluster of its own; {"ok": None} where the machine was too busy for that to start."""
     fault = FAULTS[name]
-    with cluster_faults.prepared(fault) as cluster:
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(cluster_faults.prepared(fault))
+        except AssertionError as error:
+            return {"ok": None, "why": str(error)[-300:]}
         return {"ok": True, **fault.run(cluster, number % 5 < 2, rng)}
 
 
 def table(rows: list[dict]) -> str:
     """One line a fault: rounds that held, median seconds and ratio."""
-    lines = ["| fault | rounds | held | seconds, median | x a start | load |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| fault | rounds | held | seconds, median | x a start | load | commits |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in dict.fromkeys(row["fault"] for row in rows):
         mine = [row for row in rows if row["fault"] == name]
         seconds = [row["seconds"] for row in mine if row.get("seconds") is not None]
         ratios = [row["seconds"] / row["start"] for row in mine if row.get("seconds") and row.get("start")]
         middle = f"{statistics.median(seconds):.1f}" if seconds else ""
         ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
+        commits = ", ".join(dict.fromkeys(row.get("commit", "?") for row in mine))
         load = f"{min(r['load'] for r in mine)} to {max(r['load'] for r in mine)}"
-        lines.append(f"| {name} | {len(mine)} | {sum(r['ok'] for r in mine)} | {middle} | {ratio} | {load} |")
+        lines.append(
+            f"| {name} | {len(mine)} | {sum(r['ok'] for r in mine)} | {middle} | {ratio} | {load} | {commits} |"
+        )
     return "\n".join(lines)
 
 
