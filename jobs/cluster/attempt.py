@@ -56,6 +56,10 @@ class Abandoned(Exception):
     """Raised by `watch` to end the group: it is killed and run() raises it again."""
 
 
+class Silent(ray.exceptions.RayError):
+    """Raised for a controller that stands still."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Resources that are taken for a group, one place a worker."""
@@ -156,6 +160,8 @@ def reason(error: BaseException | None) -> str:
 
 def _one_line(error: BaseException | None) -> str:
     words = " ".join(str(error).split())
+    if isinstance(error, Silent):
+        return words
     if isinstance(error, ray.exceptions.RayActorError):  # the first sentence, and where it was
         where = re.search(r"\bpid: (\d+) .*?\bip: ([\w.:]+)", words)
         return words.partition(" class_name: ")[0].rstrip(".") + (f", pid {where[1]} on {where[2]}" if where else "")
@@ -285,7 +291,7 @@ class _Pulse:
                 self._limit = SILENT_SECONDS
             self._ask()
         elif time.monotonic() - self._since > self._limit:
-            raise ray.exceptions.GetTimeoutError(f"Ray's controller has not answered for {self._limit:.0f} s")
+            raise Silent(f"Ray's controller has not answered for {self._limit:.0f} s")
 
 
 class _Trainer(TorchTrainer):
