@@ -313,9 +313,9 @@ def ingest(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
             workers = [node for node in cluster.nodes[1:] if pids_of(node, "ray::Ingester")]
             with standing_still(origin.pid):
                 rng.choice(workers).kill()
-                first.until(lambda: "3 workers, 2 placed" in first.said)
-            since = time.monotonic()
-            seconds = first.until(lambda: done() >= 12) - since
+                since = time.monotonic()
+                seconds = first.until(lambda: "3 workers, 2 placed" in first.said) - since
+            first.until(lambda: done() >= 12)
             first.process.kill()
         with command(cluster, "set", *words) as second:
             assert second.end() == 0, second.said
