@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from jobs import cluster
 from jobs.flags import Call
 from jobs.lab import FollowConfig, SuiteConfig
 from jobs.progress import Progress
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ProbeWords:
-    """What `xtra probe` takes beside the settings of a probe."""
+class ProbeWords(cluster.WorkersWords):
+    """The flags of `xtra probe` besides the settings of a probe. Workers are for --suite: as many probes at a time."""
 
     # every epoch augmented on the fly, as in the paper's probes or in its linear probe of B/16; without it --views of
     # each image are encoded once
@@ -31,7 +32,6 @@ class ProbeWords:
     suite: Literal["paper15"] | None = None
     root: str = ""  # of --suite: the folder that has NAME/train and NAME/eval of every set
     only: tuple[str, ...] = ()  # of --suite: names of sets; all of those at --root if empty
-    workers: int = 1  # of --suite: processes that probe side by side
     follow: bool = False  # probe the checkpoints of a run that is being trained, as they come
     every: int = 0  # of --follow: samples from one probe to the next
     parent: int = 0  # of --follow: end with this process, by its id; for xtra train's own use
@@ -84,7 +84,7 @@ def suite(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
     given = (word.partition("=")[0].partition(".")[0] for word in call.words if word.startswith("--"))
     kept = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in given}
     own = {field.name for field in fields(ProbeWords)} | {"checkpoint"}
-    wanted = SuiteConfig(words.root, settings, frozenset(kept - own), words.only, words.workers)
+    wanted = SuiteConfig(words.root, settings, frozenset(kept - own), words.only, words.wanted())
     stop = call.stoppable()
     with Progress("") as bar:
         result = suites.run(wanted, lambda row: bar(row["probe"], row["probes"], "probes", row.get("note", "")), stop)

@@ -112,7 +112,7 @@ def _wanted(settings: Config, verb: str, words: list[str], made: list[Any]) -> A
     folder = next((str(value) for name in ("out", *PLACES) if (value := getattr(made[-1], name, ""))), "")
     cpus = settings.driver_cpus
     if cpus is None:  # whether the work is done by workers, and the driver only waits for them
-        cpus = 0.0 if verb in ON_WORKERS or (verb == "probe" and made[0].workers > 1) else 1.0
+        cpus = 0.0 if verb in ON_WORKERS or (verb == "probe" and made[0].wanted().most > 1) else 1.0
     if settings.name and not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", settings.name):
         raise ValueError(f"--name is {settings.name!r}; it must be letters, digits, '_', '.' and '-'")
     for name, number in (("driver-cpus", cpus), ("driver-gpus", settings.driver_gpus), ("retries", settings.retries)):

@@ -188,15 +188,17 @@ def _export(call: Call) -> Any:
 def _scale(call: Call) -> Any:
     from jobs.lab import ScaleConfig
 
-    config = call.config(ScaleConfig, needs=() if "--power" in call.words else ("probe.train", "probe.eval"))
+    needs = () if "--power" in call.words else ("probe.train", "probe.eval")
+    words, config = call.both(cluster.WorkersWords, ScaleConfig, needs=needs)
+    workers = words.wanted()
     if config.power:
         return power(len(config.seeds), config.sd, config.arms)
     stop = call.stoppable()
-    start_group(call, config.workers)
+    start_group(call, workers.most)
     from jobs.lab import scale
 
     with Progress("") as bar:
-        result = scale.run(config, functools.partial(_show_study, bar), stop)
+        result = scale.run(config, functools.partial(_show_study, bar), stop, workers)
     say(f"{result.runs} runs, {result.trained} trained and {result.probed} probed now: xtra report {result.out}")
     return result
 

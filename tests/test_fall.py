@@ -23,7 +23,7 @@ from ingest.config import Config
 from ingest.http.fetcher import FetchConfig
 from ingest.select.apply import SelectConfig
 from ingest.sets import folders
-from jobs.cluster import group
+from jobs.cluster import Workers, group
 from jobs.lab import scale
 from jobs.report import ledger, scaling
 from shards import check, store
@@ -185,10 +185,8 @@ def test_a_study_over_two_workers_balances(tmp_path, ray_cluster):
     data = str(tmp_path / "data")
     folders.run(folders.Config(str(labelled), data))
     probing = probe.Config("", train=data, eval=data, lrs=(1e-2,), epochs=1, views=1, batch=30, heads=("linear",))
-    settings = scale.Config(
-        data, str(tmp_path / "study"), ("demo32",), samples=(64, 90), workers=2, probe=probing, pixels=False
-    )
-    first = scale.run(settings)
+    settings = scale.Config(data, str(tmp_path / "study"), ("demo32",), samples=(64, 90), probe=probing, pixels=False)
+    first = scale.run(settings, workers=2)
     assert (first.trained, first.probed) == (2, 3)
     for samples in (64, 90):
         run = f"{settings.out}/demo32-{samples:09d}-s0"
@@ -197,4 +195,5 @@ def test_a_study_over_two_workers_balances(tmp_path, ray_cluster):
         state = store.read_json(store.join(checkpoint.latest(run), folder, "state.json"))
         assert state["cursor"]["samples_seen"] == samples
         assert store.read_json(store.join(run, "run.json"))["world"] == 2
-    assert (scale.run(settings).trained, scale.run(settings).probed) == (0, 0)
+    again = scale.run(settings, workers=Workers(1, 2))
+    assert (again.trained, again.probed) == (0, 0)

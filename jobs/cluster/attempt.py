@@ -4,6 +4,10 @@ Ray's fit() blocks and gives nobody its controller, so a group that cannot end b
 the cluster; a thread that is still inside fit() then reads freed memory, and the process dies of a segmentation fault.
 And Ray's controller asks for its places itself: it starts from a view of the cluster that may be old, says nothing
 while it waits, and leaves them taken when it is killed. What is private in Ray 2.60 is used in this file alone.
+
+Most of the time to a first step is processes that start and import. Ray's own start three that a group of ours has no
+use for (one asks an autoscaler, one hands out Ray datasets, one waits for reports): they are left out. The controller
+of a next group is started while there is time.
 """
 
 from __future__ import annotations
@@ -21,13 +25,15 @@ import ray
 from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train import FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import (
     DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
     get_env_vars_to_propagate,
 )
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.util.placement_group import (
     PlacementGroup,
@@ -40,11 +46,18 @@ from jobs.cluster.rendezvous import torch_config
 from jobs.cluster.wanted import HeadLost
 
 POLL_SECONDS = 0.5
+SILENT_SECONDS = 60.0  # after which a controller that does not answer counts as lost
+STARTING_SECONDS = 600.0  # the same until its group has started: it hears nothing meanwhile
+READY_SECONDS = 5.0  # in which one that was started ahead must answer
 ABORT_SECONDS = 5.0  # for the controller to end its workers before it is killed, and they with it
 
 
 class Abandoned(Exception):
     """Raised by `watch` to end the group: it is killed and run() raises it again."""
+
+
+class Silent(ray.exceptions.RayError):
+    """Raised for a controller that stands still."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,11 @@ def _give_back(held: PlacementGroup) -> None:
 
 
 def run(
-    work: Callable[[dict[str, Any]], Any], job: dict[str, Any], places: Places, watch: Callable[[], None]
+    work: Callable[[dict[str, Any]], Any],
+    job: dict[str, Any],
+    places: Places,
+    watch: Callable[[], None],
+    controllers: Controllers,
 ) -> Result:
     """Run `work(job)` on every rank of one group; its error, if it had one, is in the result.
 
@@ -90,6 +107,7 @@ def run(
         trainer = _Trainer(
             work,
             watch=watch,
+            controllers=controllers,
             train_loop_config=job | {"places": places.held},
             torch_config=torch_config("nccl" if places.gpus else "gloo", storage),
             scaling_config=ScalingConfig(num_workers=places.workers, use_gpu=places.gpus),
@@ -142,6 +160,8 @@ def reason(error: BaseException | None) -> str:
 
 def _one_line(error: BaseException | None) -> str:
     words = " ".join(str(error).split())
+    if isinstance(error, Silent):
+        return words
     if isinstance(error, ray.exceptions.RayActorError):  # the first sentence, and where it was
         where = re.search(r"\bpid: (\d+) .*?\bip: ([\w.:]+)", words)
         return words.partition(" class_name: ")[0].rstrip(".") + (f", pid {where[1]} on {where[2]}" if where else "")
@@ -156,12 +176,122 @@ class _Held(DefaultPlacementGroupHandle):
 
 
 class _Group(WorkerGroup):
+    """Ray's, on the driver's places, and without the actor through which ranks wait for each other's reports."""
+
+    def _start_impl(self, builder: Any) -> None:
+        worker_group.SynchronizationActor = _NoActor
+        state._shutdown_sync_actor = _NoActor.end
+        super()._start_impl(builder)
+
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> _Held:
         return _Held(self._train_run_context.train_loop_config["places"])
 
 
+class _NoActor:
+    """In the place of an actor that nobody calls."""
+
+    @classmethod
+    def options(cls, **settings: Any) -> type[_NoActor]:
+        return cls
+
+    @classmethod
+    def remote(cls, **settings: Any) -> str:
+        return "no actor"
+
+    @staticmethod
+    def end(actor: Any) -> None:
+        pass
+
+
+class _Fixed(FixedScalingPolicy):
+    """Ray's, without the actor that asks an autoscaler: the driver has asked it."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
 class _Controller(TrainController):
+    """Ray's, which is there before it is given its work: most of its start is imports."""
+
     worker_group_cls = _Group
+    _worker_group: Any = None
+
+    def __init__(self) -> None:
+        pass
+
+    async def lead(self, settings: dict[str, Any]) -> None:
+        super().__init__(**settings | {"scaling_policy": _Fixed(settings["scaling_policy"].scaling_config)})
+        await self.run()
+
+    async def ready(self) -> None:
+        """Answers once the process is there."""
+
+    async def started(self) -> bool:
+        """Whether the group is at work; not answered while it starts."""
+        return self._worker_group is not None
+
+
+class Controllers:
+    """The processes of Ray's controllers, on the driver's node; the next one may be started ahead of its group."""
+
+    def __init__(self) -> None:
+        environment = get_env_vars_to_propagate()
+        environment.setdefault(
+            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR, DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
+        )
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        self._kind = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(_Controller)
+        self._next: Any = None
+        self._ready: Any = None  # its answer
+
+    def prepare(self) -> None:
+        """Start the next one, unless it is there."""
+        if self._next is None:
+            self._next = self._kind.remote()
+            self._ready = self._next.ready.remote()
+
+    def take(self) -> Any:
+        """The next one, if it is well or still starting; else another."""
+        self.prepare()
+        taken, self._next = self._next, None
+        if not ray.wait([self._ready], timeout=0)[0]:
+            return taken
+        again = taken.ready.remote()
+        try:
+            if ray.wait([again], timeout=READY_SECONDS)[0]:
+                ray.get([self._ready, again])
+                return taken
+        except ray.exceptions.RayError:
+            pass
+        ray.kill(taken)
+        return self._kind.remote()
+
+    def close(self) -> None:
+        if self._next is not None:
+            ray.kill(self._next)
+
+
+class _Pulse:
+    """Whether a controller still answers. One that stands still would never say that its group has ended."""
+
+    def __init__(self, controller: Any) -> None:
+        self._controller, self._limit = controller, STARTING_SECONDS
+        self._ask()
+
+    def _ask(self) -> None:
+        self._asked, self._since = self._controller.started.remote(), time.monotonic()
+
+    def require(self) -> None:
+        """Raises a RayError for one that has died, and for one that has been silent for too long."""
+        if ray.wait([self._asked], timeout=0)[0]:
+            if ray.get(self._asked):
+                self._limit = SILENT_SECONDS
+            self._ask()
+        elif time.monotonic() - self._since > self._limit:
+            raise Silent(f"Ray's controller has not answered for {self._limit:.0f} s")
 
 
 class _Trainer(TorchTrainer):
@@ -169,31 +299,31 @@ class _Trainer(TorchTrainer):
 
     result: Result
 
-    def __init__(self, loop: Callable[[dict[str, Any]], Any], *, watch: Callable[[], None], **settings: Any) -> None:
+    def __init__(
+        self,
+        loop: Callable[[dict[str, Any]], Any],
+        *,
+        watch: Callable[[], None],
+        controllers: Controllers,
+        **settings: Any,
+    ) -> None:
         super().__init__(loop, **settings)
-        self._watch = watch
+        self._watch, self._controllers = watch, controllers
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without a process that frees the places of a dead controller: the driver holds them."""
-        return [
-            callback
-            for callback in super()._create_default_callbacks()
-            if not isinstance(callback, PlacementGroupCleanerCallback)
-        ]
+        """Without the process that frees the places of a dead controller, as the driver holds them, and without the one
+        that hands out Ray datasets."""
+        needless = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, needless)]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
         """Ray 2.60's own method but for the waiting (ray/train/v2/api/data_parallel_trainer.py; private)."""
-        environment = get_env_vars_to_propagate()
-        environment.setdefault(
-            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR, DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
-        )
-        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(_Controller)
-        controller = actor.remote(**settings)
+        controller = self._controllers.take()
         try:
-            running = controller.run.remote()
+            running, pulse = controller.lead.remote(settings), _Pulse(controller)
             while not ray.wait([running], timeout=POLL_SECONDS)[0]:
                 self._watch()
+                pulse.require()
             ray.get(running)
             self.result = ray.get(controller.get_result.remote())
         except HeadLost:

@@ -13,7 +13,8 @@ A run is given up only where group after group is lost without a new COMMIT. Eve
 group saves at the end of its step and returns, so nothing is lost.
 
 Ray Train's own elasticity (ScalingConfig(num_workers=(MIN, MAX))) is not used: it restarts from the last checkpoint
-instead of saving first, and it waits for a start that cannot succeed before it takes fewer workers.
+instead of saving first, and it waits for a start that cannot succeed before it takes fewer workers. Both are
+compared by tests/jobs/soak_cluster.py --faults resize.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any, Literal
 import ray
 
 from jobs.cluster import attempt, capacity
-from jobs.cluster.attempt import Abandoned, Places
+from jobs.cluster.attempt import Abandoned, Controllers, Places
 from jobs.cluster.capacity import Head
 from jobs.cluster.desk import Desk
 from jobs.cluster.gauges import Gauges
@@ -48,6 +49,7 @@ LOSSES = 8  # groups in a row that made no COMMIT
 SETTLE_SECONDS = 5.0  # in which places come free of a group that has just ended, before fewer are taken
 PLACE_SECONDS = 5.0  # that free places may take to be given
 SAY_SECONDS = 10.0
+AHEAD_SECONDS = 10.0  # at work after which the controller of a next group is started, in case there is one
 LOOK_SECONDS = 1.0  # between looks for nodes that go, and for places that came free
 POLL_SECONDS = 0.5
 _WHY = {
@@ -75,6 +77,7 @@ class Attempts:
     progress: Progress
     desk: Desk = field(default_factory=Desk)
     head: Head = field(default_factory=Head)
+    controllers: Controllers = field(default_factory=Controllers)
     done: list[TrainResult] = field(default_factory=list)  # of the first runs
     resized_at: float = 0.0
     begun: bool = False  # some group had its places
@@ -85,6 +88,7 @@ class Attempts:
 
     def close(self) -> None:
         self.desk.close()
+        self.controllers.close()
         if self.asked:
             capacity.ask_autoscaler(self.kind, 0)
 
@@ -95,6 +99,7 @@ class Attempts:
     def run(self) -> list[TrainResult]:
         """Train all. Raises ValueError for a rank's mistake and for a run that is lost again and again; TryLater when
         there was no room for too long."""
+        self.controllers.prepare()
         losses, newest = 0, self._newest()
         while not self.stop.is_set():
             with self._places() as places:
@@ -167,8 +172,10 @@ class Attempts:
             if not self.head.answers():
                 self.stop.wait(POLL_SECONDS)
                 continue
-            room = capacity.look(self.kind)
-            if not (self.begun or room.may_have(self.workers.least) or in_a_job() or self.workers.wait is not None):
+            room = capacity.look(self.kind, self.workers.most)
+            # Where there is no autoscaler somebody may start nodes meanwhile; one adds no more than its limit.
+            patient = room.limit is None and (in_a_job() or self.workers.wait is not None)
+            if not (self.begun or patient or room.may_have(self.workers.least)):
                 raise ValueError(too_many(self.workers, room))
             waited = time.monotonic() - since
             chosen = choose(self.workers, room, settled=waited >= SETTLE_SECONDS)
@@ -200,10 +207,10 @@ class Attempts:
         self.groups += 1
         asked: Literal["", "stop", "yield"] = ""
         met = False
-        looked = time.monotonic()
+        met_at = looked = time.monotonic()
 
         def watch() -> None:
-            nonlocal asked, met, looked
+            nonlocal asked, met, met_at, looked
             if self.gauges.due():
                 self.gauges.set(self._left[0].out, {"xtra_attempts": self.groups})
             if self.stop.is_set():
@@ -214,7 +221,9 @@ class Attempts:
                     asked = "yield"
                     self._say(why)
             heard, rows = self.desk.turn(bool(asked), group)
-            met = met or heard
+            met, met_at = met or heard, met_at if met else time.monotonic()
+            if met and time.monotonic() - met_at > AHEAD_SECONDS:
+                self.controllers.prepare()
             for row in rows:
                 self.progress(row)
             if asked and not met:
@@ -228,7 +237,7 @@ class Attempts:
             "driver": dataclasses.asdict(this_process()) | attempt.this_job(),
         }
         try:
-            result = attempt.run(work, job, places, watch)
+            result = attempt.run(work, job, places, watch, self.controllers)
         except Abandoned:
             return Ended("stopped" if asked == "stop" else "yield")
         except ray.exceptions.RayError as error:  # the controller
@@ -277,6 +286,6 @@ def too_many(workers: Workers, room: capacity.Room, otherwise: str = "") -> str:
     """What to say of more workers than there can ever be."""
     have = f"this cluster has {room.total} {room.kind}s"
     if room.limit is not None:
-        have += f" and may grow to {max(room.limit, room.total)}"
+        have += f" and may grow to {max(room.limit, room.total):.0f}"
     cpu = ", or --device cpu" if room.kind == "GPU" else ""
     return f"workers is {workers}; {have}: use fewer workers{cpu}"

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 from ray.autoscaler.sdk import request_resources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.cluster.wanted import HeadLost
+from jobs.cluster.wanted import HeadLost, on_a_cluster
 
 CONNECT_SECONDS = 2.0
 HEAD_SECONDS = 20.0  # in which the head must answer
+ASK_SECONDS = 30.0  # in which a task on the head must say what its autoscaler may add
+# The greeting of an HTTP/2 client, and its settings: a server that is at work returns its own. One that stands still
+# accepts connections all the same, because the kernel does.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Room:
     total: int
     free: int
     jobs: int  # others that run on the cluster
-    limit: int | None  # to which an autoscaler may add; None: there is no autoscaler
+    limit: float | None  # to which an autoscaler may add, inf where that is not known; None: there is no autoscaler
 
     def may_have(self, workers: int) -> bool:
         """Whether there can ever be so many places, as far as anybody knows."""
@@ -36,7 +45,9 @@ class Room:
         """One line on why the workers have no place yet."""
         others = f" by {self.jobs} other job{'s' * (self.jobs != 1)}" if self.jobs else ""
         line = f"waiting for {workers} {self.kind}s: {self.total - self.free} of {self.total} in use{others}"
-        return line + (f"; the cluster may grow to {self.limit}" if self.limit is not None else "")
+        if self.limit is None:
+            return line
+        return f"{line}; the cluster may grow" + (f" to {self.limit:.0f}" if math.isfinite(self.limit) else "")
 
 
 class Head:
@@ -51,14 +62,18 @@ class Head:
     def answers(self) -> bool:
         """Raises HeadLost when it has not for some time."""
         try:
-            socket.create_connection(self._at, CONNECT_SECONDS).close()
+            with socket.create_connection(self._at, CONNECT_SECONDS) as line:
+                line.sendall(GREETING)
+                heard = line.recv(1)
         except OSError:
+            heard = b""
+        if not heard:
             silent = time.monotonic() - self._heard
             if silent > HEAD_SECONDS:
                 raise HeadLost(
                     f"the cluster's head at {self._at[0]}:{self._at[1]} has not answered for {silent:.0f} s: what is "
                     "committed is kept, and the same command goes on when the cluster is back"
-                ) from None
+                )
             return False
         self._heard = time.monotonic()
         return True
@@ -69,17 +84,18 @@ class Head:
             time.sleep(CONNECT_SECONDS / 4)
 
 
-def look(kind: str) -> Room:
-    """The room for workers that need one CPU, or one GPU, each."""
+def look(kind: str, wanted: int = 0) -> Room:
+    """The room for workers that need one CPU, or one GPU, each; with its limit where so many are not free."""
     total, free, going = _per_node()
     stay = [node for node in total if node not in going]
-    most = _autoscaler_limits()
+    places = sum(math.floor(free.get(node, {}).get(kind, 0) + 1e-6) for node in stay)
+    most = _growth(ray.get_runtime_context().gcs_address) if places < wanted and on_a_cluster() else None
     return Room(
         kind,
         total=sum(math.floor(total[node].get(kind, 0)) for node in stay),
-        free=sum(math.floor(free.get(node, {}).get(kind, 0) + 1e-6) for node in stay),
+        free=places,
         jobs=_other_jobs(),
-        limit=None if most is None else int(most.get(kind, 0)),
+        limit=None if most is None else most.get(kind, 0 if most else math.inf),
     )
 
 
@@ -101,9 +117,53 @@ def _per_node() -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
     return state.total_resources_per_node(), state.available_resources_per_node(), draining
 
 
-def _autoscaler_limits() -> dict[str, int] | None:
-    """What the cluster may grow to. Private in Ray 2.60."""
-    return ray._private.state.state.get_max_resources_from_cluster_config()
+@cache
+def _growth(address: str) -> Mapping[str, float] | None:
+    """What the cluster may grow to, of each kind; empty where that is not known, None without an autoscaler.
+
+    Asked of the head once: Ray 2.60 has a call for it, which only hosted clusters answer.
+    """
+    heads = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    if not heads:
+        return None
+    there = NodeAffinitySchedulingStrategy(heads[0]["NodeID"], soft=False)
+    ask = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_read_growth)
+    try:
+        return ray.get(ask.remote(address.rpartition(":")[2]), timeout=ASK_SECONDS)
+    except ray.exceptions.RayError:
+        return {}
+
+
+def _read_growth(port: str) -> Mapping[str, float] | None:
+    """On the head: what the configuration of its autoscaler allows. Its process has it as an argument (`ray up`); where
+    there is no such process the autoscaler is elsewhere (KubeRay), and nobody says what it may do."""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            commands.append(path.read_text(errors="replace").split("\0"))
+    monitors = [words for words in commands if any(word.endswith("/autoscaler/_private/monitor.py") for word in words)]
+    monitors += [words for words in commands if any(word.endswith("/autoscaler/v2/monitor.py") for word in words)]
+    for words in monitors:
+        given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        if given.get("--gcs-address", "").rpartition(":")[2] == port:
+            file = given.get("--autoscaling-config")
+            return _most(yaml.safe_load(Path(file).expanduser().read_text())) if file else None
+    return {}
+
+
+def _most(config: Mapping[str, Any]) -> Mapping[str, float]:
+    """Of each kind, as much as all nodes together can have: the largest first, up to the number of nodes."""
+    kinds = {name: dict(of) for name, of in config["available_node_types"].items()}
+    head = kinds.pop(config.get("head_node_type", ""), {})
+    most = config.get("max_workers", 0)
+    found: dict[str, float] = {}
+    for kind in ("CPU", "GPU"):
+        left, found[kind] = most, head.get("resources", {}).get(kind, 0)
+        for of in sorted(kinds.values(), key=lambda of: -of.get("resources", {}).get(kind, 0)):
+            nodes = min(left, of.get("max_workers", most))
+            found[kind] += nodes * of.get("resources", {}).get(kind, 0)
+            left -= nodes
+    return found
 
 
 def _other_jobs() -> int:

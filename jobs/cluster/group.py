@@ -135,7 +135,7 @@ def need(kind: str, workers: Workers) -> None:
     from jobs.cluster import capacity
     from jobs.cluster.attempts import too_many
 
-    room = capacity.look(kind)
+    room = capacity.look(kind, workers.least)
     if not room.may_have(workers.least):
         raise ValueError(too_many(workers, room))
 

@@ -241,7 +241,7 @@ class _Driver:
         if any(seat.spoke for seat in self._seats.values()):
             self._placed_at = now
         elif now - self._placed_at > self._patience:
-            room = capacity.look("CPU")
+            room = capacity.look("CPU", len(self._seats))
             raise TryLater(
                 f"no place for any of {len(self._seats)} workers after {now - self._placed_at:.0f} s "
                 f"({room.waiting(str(len(self._seats)))}): the same command goes on"

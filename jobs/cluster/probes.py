@@ -23,21 +23,20 @@ KILLED = 3  # times for lack of memory
 
 def probe_all(
     configs: Sequence[probe.Config],
-    workers: int = 1,
+    workers: Workers | int = 1,
     stop: threading.Event | None = None,
     progress: Progress = lambda row: None,
     failed: Callable[[probe.Config, str], None] | None = None,
 ) -> int:
-    """Run the probes, `workers` at a time (one: in this process); returns how many were done before `stop`.
+    """Run the probes, at most `workers` at a time (one: in this process); returns how many were done before `stop`.
 
     A probe writes its own results, so one that is stopped or lost is simply missing. Raises the ValueError of a probe
     that cannot be done, or calls `failed` with it and goes on with the others. What is in hand at `stop` is finished.
     """
     stop = stop or threading.Event()
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
+    workers = Workers(workers, workers) if isinstance(workers, int) else workers
     tell = failed or _raise
-    if not configs or (not on_a_cluster() and (workers == 1 or len(configs) < 2)):
+    if not configs or (not on_a_cluster() and (workers.most == 1 or len(configs) < 2)):
         return _probe_here(configs, stop, progress, tell)
     start_ray()
     import ray
@@ -47,12 +46,14 @@ def probe_all(
     auto = probing_device("auto") if any(config.device == "auto" for config in configs) else ""
     configs = [dataclasses.replace(c, device=auto) if c.device == "auto" else c for c in configs]
     gpus = any(config.device.startswith("cuda") for config in configs)
-    need("GPU" if gpus else "CPU", Workers())
+    # N are the most at a time, not what there must be; MIN must be.
+    least = workers.least if workers.least < workers.most else 1
+    need("GPU" if gpus else "CPU", Workers(least, workers.most))
     task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=0, scheduling_strategy="SPREAD")(_probe)
     waiting, running, losses, done = list(configs), {}, Counter[int](), 0
     try:
         while running or (waiting and not stop.is_set()):
-            while waiting and len(running) < workers and not stop.is_set():
+            while waiting and len(running) < workers.most and not stop.is_set():
                 config = waiting.pop(0)
                 running[task.remote(config)] = config, _nodes()
             ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)

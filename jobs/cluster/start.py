@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.cluster.address import require_cluster
-from jobs.cluster.wanted import in_a_job
+from jobs.cluster.wanted import TryLater, in_a_job
 from shards.pixels import private_folder
 
 _RAY_ENV = {
@@ -44,7 +44,7 @@ def start_ray() -> None:
 
     Its own cluster listens on loopback alone, asks for a token that only its processes know, has no dashboard, and ends
     with this process however that ends. Raises ValueError when no cluster answers at RAY_ADDRESS, or when token
-    authentication is switched off for a cluster of its own.
+    authentication is switched off for a cluster of its own; TryLater when its own does not start in time.
     """
     os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
     address = os.environ.get("RAY_ADDRESS", "")
@@ -118,9 +118,13 @@ def _start_own() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     _start_reaper()
     with _environment(**_LOOPBACK_ENV):
-        ray.init(
-            "local", log_to_driver=False, logging_level="error", include_dashboard=False, _temp_dir=_session_root()
-        )
+        try:
+            ray.init(
+                "local", log_to_driver=False, logging_level="error", include_dashboard=False, _temp_dir=_session_root()
+            )
+        except Exception as error:  # Ray raises just that where its processes do not come up in time
+            why = " ".join(str(error).split())[:300]
+            raise TryLater(f"Ray did not start on this machine ({why}): the same command tries again") from None
     assert is_token_auth_enabled(), "Ray started without its token"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ingest.sets import BENCHMARKS
+from jobs.cluster import Workers
 from shards import roles
 from xtra import recipes
 from xtra.probe import Config as ProbeConfig
@@ -92,7 +93,6 @@ class ScaleConfig:
     seeds_vary: Literal["all", "weights", "data", "probe"] = "all"
     lrs: tuple[float, ...] = ()  # peak learning rates to sweep, each a separate arm; empty: the recipe's
     held_out: str = ""  # dataset for each run's held-out loss at its end; the probe's eval if empty
-    workers: int = 1  # processes that train one run together
     at_once: int = 1  # runs trained at the same time, with one worker each
     probe: ProbeConfig = field(default_factory=lambda: ProbeConfig("", train="", eval=""))
     random: bool = True  # also probe each recipe's encoder at its initial weights
@@ -110,8 +110,6 @@ class ScaleConfig:
                 raise ValueError(f"{name} is empty; a study needs at least one")
         if min(self.samples) < 1:
             raise ValueError(f"samples has {min(self.samples)}; every count must be at least 1")
-        if self.workers > 1 and self.at_once > 1:
-            raise ValueError(f"at_once is {self.at_once} and workers {self.workers}: one of them must be 1")
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class SuiteConfig:
     probe: ProbeConfig  # the encoder and the heads
     kept: frozenset[str] = frozenset()  # fields of `probe` that override every set's own setting
     only: tuple[str, ...] = ()  # names of benchmarks; all 15 if empty
-    workers: int = 1
+    workers: Workers | int = 1  # probes at a time
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.only) - BENCHMARKS.keys()):

@@ -35,9 +35,20 @@ class StudyResult:
     stopped: bool
 
 
-def run(config: Config, progress: Progress = lambda row: None, stop: threading.Event | None = None) -> StudyResult:
-    """Train and probe what is missing. Raises ValueError for a missing dataset, recipe or probe set."""
+def run(
+    config: Config,
+    progress: Progress = lambda row: None,
+    stop: threading.Event | None = None,
+    workers: cluster.Workers | int = 1,
+) -> StudyResult:
+    """Train and probe what is missing: each run by `workers` together, and as many probes at a time.
+
+    Raises ValueError for a missing dataset, recipe or probe set.
+    """
     stop = stop or threading.Event()
+    workers = cluster.Workers(workers, workers) if isinstance(workers, int) else workers
+    if workers.most > 1 and config.at_once > 1:
+        raise ValueError(f"at_once is {config.at_once} and workers {workers}: one of them must be 1")
     folder_kind.require(config.out, "a study", "study", "probes")
     for flag, url in (("probe.train", config.probe.train), ("probe.eval", config.probe.eval)):
         if not url:
@@ -48,11 +59,11 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     trials = [trial for one in chains for trial in one.trials]
     for trial in trials:  # refuse existing runs with other data or settings
         terms(trial.run.out, trial.run)
-    if config.workers > 1:
+    if workers.most > 1:
         missing = [trial.run for trial in trials if not chain.is_trained(trial.run)]
-        results = cluster.train_all(missing, config.workers, stop, progress, True) if missing else []
+        results = cluster.train_all(missing, workers, stop, progress, True) if missing else []
         probes = [p for trial in trials if chain.is_trained(trial.run) for p in chain.missing_probes(trial)]
-        probed = cluster.probe_all(probes, config.workers, stop, progress) if not stop.is_set() else 0
+        probed = cluster.probe_all(probes, workers, stop, progress) if not stop.is_set() else 0
         done = [chain.Done(sum(each.loss is not None and not each.stopped for each in results), probed)]
     else:
         missing = [one for one in chains if not chain.is_done(one)]

@@ -15,12 +15,15 @@ import random
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from cluster_runs import (
@@ -40,7 +43,7 @@ from cluster_runs import (
 )
 from forked import run_ranks
 from made_datasets import make_dataset
-from nodes import Cluster
+from nodes import Cluster, cluster as started
 
 from jobs.bench.origin import serving
 from xtra import recipes, train
@@ -49,6 +52,7 @@ SAMPLES = 1600
 SHARDS = [40, 37]  # samples of the dataset's
 TWO = ("--workers=2", f"--samples={SAMPLES}")
 QUICK = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "15"}  # a stopped rank is lost after that; else 60
+ELASTIC = Path(__file__).with_name("ray_elastic.py")
 DEAD = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000"}  # a stopped node; else a minute
 
 
@@ -58,6 +62,15 @@ class Fault:
     nodes: int = 2
     notice: int = 30
     env: dict[str, str] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)  # of nodes.cluster()
+
+
+@contextmanager
+def prepared(fault: Fault) -> Iterator[Cluster]:
+    """A fresh cluster for a fault, with the dataset of the runs."""
+    with started(fault.nodes, env=fault.env, notice=fault.notice, **fault.more) as made:
+        make_dataset(made.folder / "data", SHARDS)
+        yield made
 
 
 @cache
@@ -144,71 +157,6 @@ def node_stops(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
     return node(cluster, upload, rng, number=signal.SIGSTOP)
 
 
-def desk(cluster: Cluster, upload: bool, rng: random.Random, title: str = "_Desk") -> dict:
-    """The desk dies: nothing else happens, and the next wish still arrives."""
-    whole = undisturbed()
-    with training(cluster, "run", *TWO) as command:
-        _, start = strike(command, upload, rng)
-        os.kill(actor(cluster, "_Desk"), signal.SIGKILL)
-        since = time.monotonic()
-        seconds = command.until_commit(committed(command.run)[-1] + 160) - since
-        time.sleep(3)
-        command.process.send_signal(signal.SIGTERM)
-        assert command.end() == 143, command.said
-        assert attempts(command.run) == [1]
-        assert committed(command.run)[-1] % 160, "the stop did not save"
-    with training(cluster, "run", *TWO) as command:
-        finished(command, whole)
-    return {"seconds": seconds, "start": start}
-
-
-def controller(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
-    whole = undisturbed()
-    with training(cluster, "run", *TWO) as command:
-        attempt, start = strike(command, upload, rng)
-        since = time.monotonic()
-        os.kill(actor(cluster, "_Controller"), signal.SIGKILL)
-        seconds = recovered(command, attempt, since)
-        finished(command, whole)
-    return {"seconds": seconds, "start": start}
-
-
-def driver(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
-    whole = undisturbed()
-    with training(cluster, "run", *TWO) as command:
-        attempt, start = strike(command, upload, rng)
-        command.process.kill()
-        command.process.wait()
-    since = time.monotonic()
-    with training(cluster, "run", *TWO) as command:
-        seconds = recovered(command, attempt, since)
-        finished(command, whole)
-    return {"seconds": seconds, "start": start}
-
-
-def gcs(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
-    """The head's control service goes: the command ends in one line, and the same one goes on with another cluster."""
-    whole = undisturbed()
-    with training(cluster, "run", *TWO) as command:
-        attempt, start = strike(command, upload, rng)
-        since = time.monotonic()
-        os.kill(cluster.head.pid("gcs_server"), signal.SIGKILL)
-        assert command.end(120) == 75, command.said
-        ended = time.monotonic() - since
-        last = command.said.strip().splitlines()[-1]
-        assert last.startswith("xtra train: "), command.said
-        assert "the same command" in last, command.said
-    for each in cluster.nodes:
-        each.kill()
-    cluster.again(2)
-    since = time.monotonic()
-    with training(cluster, "run", *TWO) as command:  # workers go on without a head, and may have ended the run
-        over = committed(command.run)[-1] == SAMPLES
-        seconds = None if over else recovered(command, attempt, since)
-        finished(command, whole)
-    return {"seconds": seconds, "start": start, "ended": round(ended, 1)}
-
-
 def drain(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
     """A notice of 30 s: a COMMIT at once, and another group on the spare node long before the deadline."""
     whole = undisturbed()
@@ -230,29 +178,55 @@ def drain(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
 
 
 def resize(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
-    """Grow 1 -> 2 -> 3 as nodes come, and shrink to 1 as two of them go."""
+    """Grow 1 -> 2 -> 3 as nodes come, and shrink to 1 as two of them go; then the same by Ray Train's own elasticity,
+    which loses what was done since the last checkpoint."""
     words = ("--workers=1..3", "--samples=6400", "--resize-every=1", "--wait-for-workers=200")
-    seconds: dict[str, float] = {}
     with training(cluster, "run", *words) as command:
         start = command.until_commit(160) - command.began
-        for workers in (2, 3):
-            attempt = max(attempts(command.run))
-            cluster.node()
-            since = time.monotonic()
-            seconds[f"to {workers}"] = recovered(command, attempt, since)
-        attempt = max(attempts(command.run))
-        since = time.monotonic()
-        for each in cluster.nodes[2:4]:
-            each.drain()
-        command.until(lambda: worlds(command.run)[-1] == 1)
-        seconds["to 1"] = recovered(command, max(attempts(command.run)) - 1, since)
+        seconds = grown_and_shrunk(cluster, command)
         assert command.end(900) == 0, command.said
         once_each(command.run, 6400)
     stops = [event["samples_seen"] for event in events(command.run, "stop")]
     resumes = [event["samples_seen"] for event in events(command.run, "resume")]
     assert stops == resumes, "samples were lost"
     assert worlds(command.run)[:3] == [1, 2, 3]
-    return {"start": start, **{name: round(value, 1) for name, value in seconds.items()}}
+    rays = Command(cluster, cluster.folder / "rays", [], program=[sys.executable, str(ELASTIC)])
+    rays.program += [str(cluster.folder / "data"), str(rays.run)]
+    try:
+        rays.start().until_commit(160)
+        theirs = grown_and_shrunk(cluster, rays)
+    finally:
+        rays.close()
+    return {"start": start, **seconds, "ray": theirs, "ray lost": lost(rays)}
+
+
+def grown_and_shrunk(cluster: Cluster, command: Command) -> dict[str, float]:
+    """Seconds to the first COMMIT of each new size, as two nodes come one by one and go together."""
+    seconds: dict[str, float] = {}
+    for workers in (2, 3):
+        attempt = max(attempts(command.run))
+        cluster.node()
+        since = time.monotonic()
+        seconds[f"to {workers}"] = recovered(command, attempt, since)
+    since = time.monotonic()
+    for each in cluster.nodes[-2:]:
+        each.drain()
+    command.until(lambda: worlds(command.run)[-1] == 1)
+    seconds["to 1"] = recovered(command, max(attempts(command.run)) - 1, since)
+    return {name: round(value, 1) for name, value in seconds.items()}
+
+
+def lost(command: Command) -> list[int]:
+    """Samples that were done, as far as it was said, and were done again: one number a restart."""
+    found, seen = [], 0
+    resumes = [event["samples_seen"] for event in events(command.run, "resume")]
+    for line in command.said.splitlines():
+        if line.startswith('{"samples_seen"'):
+            now = json.loads(line)["samples_seen"]
+            if now <= seen and resumes:
+                found.append(seen - resumes.pop(0))
+            seen = now
+    return found
 
 
 def worlds(run: Path) -> list[int]:
@@ -299,8 +273,20 @@ def wait(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
     return {"start": start, "lines": len(lines)}
 
 
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def ingest(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
-    """Three workers on three nodes: the limiter dies, a node goes for good, the driver is killed; two nodes end it."""
+    """Three workers on three nodes: the limiter dies, a node goes for good, the driver is killed; two nodes end it.
+
+    The origin stands still until the loss of the node has been noticed, so the ingest does not end before.
+    """
     links = 480
     with serving(bodies=8, bytes=1500, hosts=2) as origin:
         urls = cluster.folder / "urls.txt"
@@ -325,10 +311,11 @@ def ingest(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
             os.kill(actor(cluster, "Book"), signal.SIGKILL)
             first.until(lambda: done() >= 6)
             workers = [node for node in cluster.nodes[1:] if pids_of(node, "ray::Ingester")]
-            rng.choice(workers).kill()
-            since = time.monotonic()
-            first.until(lambda: "3 workers, 2 placed" in first.said)
-            seconds = first.until(lambda: done() >= 12) - since
+            with standing_still(origin.pid):
+                rng.choice(workers).kill()
+                since = time.monotonic()
+                seconds = first.until(lambda: "3 workers, 2 placed" in first.said) - since
+            first.until(lambda: done() >= 12)
             first.process.kill()
         with command(cluster, "set", *words) as second:
             assert second.end() == 0, second.said
@@ -344,10 +331,6 @@ FAULTS = {
     "node": Fault(node, nodes=3),
     "node-comes-back": Fault(node_comes_back),
     "node-stops": Fault(node_stops, nodes=3, env=DEAD),
-    "desk": Fault(desk),
-    "controller": Fault(controller),
-    "driver": Fault(driver),
-    "gcs": Fault(gcs),
     "drain": Fault(drain, nodes=3),
     "resize": Fault(resize, nodes=1),
     "overlap": Fault(overlap),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from jobs.cluster.reaper import processes
 
 RECIPE = ["demo32", "--batch=16", "--checkpoint-every=160", "--threads=1", "--device=cpu"]
-PATIENCE = 300.0  # on a busy machine
+PATIENCE = 900.0  # on a busy machine
 RANK = "ray::RayTrainWorker"
 
 
@@ -32,14 +32,18 @@ class Command:
     run: Path
     words: list[str]
     env: dict[str, str] = field(default_factory=dict)
+    on: Node | None = None  # on which it is to run; on the head's
+    program: list[str] = field(default_factory=list)  # another one
     began: float = 0.0
 
     def start(self) -> Command:
         self.log = self.run.with_suffix(f".{time.monotonic_ns()}.log")
-        command = [sys.executable, "-m", "jobs.cli", *self.words, "--out", str(self.run)]
+        program = ["-m", "jobs.cli"] if self.on is None else [str(Path(__file__).with_name("on_node.py"))]
+        command = self.program or [sys.executable, *program, *self.words, "--out", str(self.run)]
         self.began = time.monotonic()
         with open(self.log, "wb") as log:
             env = {**self.cluster.env, **self.env}
+            env |= {"XTRA_NODE": self.on.name} if self.on else {}
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         return self
 
@@ -80,17 +84,19 @@ class Command:
 
 
 @contextlib.contextmanager
-def training(cluster: Cluster, name: str, *words: str, **env: str) -> Iterator[Command]:
-    """`xtra train` of a run of that name, ended at the latest with the block."""
+def training(
+    cluster: Cluster, name: str, *words: str, on: Node | None = None, verb: tuple[str, ...] = ("train",), **env: str
+) -> Iterator[Command]:
+    """`xtra train` of a run of that name, ended at the latest with the block; on a node, or as a job by `verb`."""
     data = ["--data", str(cluster.folder / "data")]
-    with command(cluster, name, "train", *RECIPE, *data, *words, **env) as begun:
+    with command(cluster, name, *verb, *RECIPE, *data, *words, on=on, **env) as begun:
         yield begun
 
 
 @contextlib.contextmanager
-def command(cluster: Cluster, name: str, *words: str, **env: str) -> Iterator[Command]:
+def command(cluster: Cluster, name: str, *words: str, on: Node | None = None, **env: str) -> Iterator[Command]:
     """`xtra` with these words and --out NAME."""
-    command = Command(cluster, cluster.folder / name, list(words), env).start()
+    command = Command(cluster, cluster.folder / name, list(words), env, on).start()
     try:
         yield command
     finally:
@@ -166,9 +172,14 @@ def ranks(cluster: Cluster) -> dict[int, Node]:
     return {pid: node for node in cluster.nodes for pid in pids_of(node, RANK)}
 
 
+def actors(cluster: Cluster, title: str) -> list[int]:
+    """The processes of actors of a class."""
+    return [pid for node in cluster.nodes for pid in pids_of(node, f"ray::{title}")]
+
+
 def actor(cluster: Cluster, title: str) -> int:
     """The one process of an actor."""
-    found = [pid for node in cluster.nodes for pid in pids_of(node, f"ray::{title}")]
+    found = actors(cluster, title)
     assert len(found) == 1, (title, found)
     return found[0]
 

@@ -3,12 +3,18 @@
 Nodes are started one after the other, because two starts at once time out. They keep to free ports, to a temporary
 folder of their own and to a HOME of their own, in which Ray puts the token that every process has to show. They are
 ended by the ids of the processes that were started here, and by no name.
+
+A machine of its own has one node, and a driver there finds it; here all nodes are on one machine, and a driver joins
+the head. Where a command is to run on another node, `xtra` is on_node.py, which joins the one that XTRA_NODE names: so
+do jobs, whose drivers find the `xtra` of their node first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -19,12 +25,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from places import ROOT
 
 from jobs.cluster.reaper import Process, below, processes
 
 START_SECONDS = 240.0  # on a busy machine
+STARTS = 3  # Ray itself gives a node 30 s
+TOO_SLOW = "timed out during startup"
 END_SECONDS = 20.0
 ASK = """
 import sys
@@ -51,9 +60,13 @@ class Node:
 
     def pid(self, what: str) -> int:
         """The one process of the node whose command has this word: raylet, gcs_server, ..."""
-        found = [pid for pid, _ in self.remember() if what in _program(pid)]
+        found = self.pids(what)
         assert len(found) == 1, f"{self.name} has {len(found)} processes {what}: {self.log.read_text()[-500:]}"
         return found[0]
+
+    def pids(self, what: str) -> list[int]:
+        """All of its processes whose command has this word."""
+        return [pid for pid, _ in self.remember() if what in _program(pid)]
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Signal every process of the node, as when its machine goes (SIGSTOP: stands still)."""
@@ -82,9 +95,12 @@ class Cluster:
         notice: int = 30,
         head: tuple[str, ...] = (),
         dashboard: bool = False,
+        host: str = "127.0.0.1",
+        grows: int = 0,
     ) -> None:
-        self.folder, self.nodes, self.born = folder, list[Node](), 0
-        self.address = f"127.0.0.1:{free_port()}"
+        """At this address of the machine; `grows` nodes of 1 CPU may be added by Ray's autoscaler."""
+        self.folder, self.nodes, self.born, self.host = folder, list[Node](), 0, host
+        self.address = f"{host}:{free_port()}"
         home = folder / "home"
         home.mkdir(parents=True, exist_ok=True)
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
@@ -101,6 +117,11 @@ class Cluster:
         token = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
         subprocess.run(token, env=self.env, check=True, capture_output=True, timeout=START_SECONDS)
         self._head = ["--head", f"--port={self.address.rpartition(':')[2]}", *head]
+        if grows:
+            (folder / "growth.json").write_text(json.dumps(_growth(self.address, grows)))
+            self._head.append(f"--autoscaling-config={folder / 'growth.json'}")
+            self.env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        self._bin(folder / "bin")
         port = free_port()
         self._dashboard = (
             ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
@@ -135,26 +156,38 @@ class Cluster:
         log = self.folder / f"{name}.log"
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words, f"--num-cpus={cpus}"),
-            *(f"--node-name={name}", "--num-gpus=0", "--node-ip-address=127.0.0.1", "--disable-usage-stats"),
+            *(f"--node-name={name}", "--num-gpus=0", f"--node-ip-address={self.host}", "--disable-usage-stats"),
             *("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"),
             *("--object-store-memory=80000000", "--memory=2000000000", "--include-log-monitor=false"),
         ]
         if "--head" in words:
             command += [f"--temp-dir={self.folder / 'ray'}", *self._dashboard]
             command += [f"--ray-client-server-port={free_port()}"]
-        with open(log, "wb") as out:
-            process = subprocess.Popen(
-                command, env={**self.env, **env}, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder
-            )
-        node = Node(name, process, log)
-        self.nodes.append(node)
-        until = time.monotonic() + START_SECONDS
-        while "--block" not in log.read_text():  # printed once it has joined
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until, f"{name} did not start: {log.read_text()[-2000:]}"
-            time.sleep(0.1)
-        node.remember()
+        for left in reversed(range(STARTS)):
+            with open(log, "wb") as out:
+                process = subprocess.Popen(
+                    command,
+                    env={**self.env, **env, "XTRA_NODE": name},
+                    stdout=out,
+                    stderr=out,
+                    stdin=subprocess.DEVNULL,
+                    cwd=self.folder,
+                )
+            node = Node(name, process, log)
+            self.nodes.append(node)
+            if _started(node, again=left > 0):
+                break
+            node.kill()
+            self.nodes.remove(node)
         return node
+
+    def _bin(self, folder: Path) -> None:
+        """The `xtra` of nodes, first in their PATH."""
+        folder.mkdir()
+        words = shlex.join([sys.executable, str(Path(__file__).with_name("on_node.py"))])
+        (folder / "xtra").write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (folder / "xtra").chmod(0o755)
+        self.env["PATH"] = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def close(self) -> None:
         """End every process that was started here."""
@@ -169,6 +202,55 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def _started(node: Node, again: bool) -> bool:
+    """Wait until it has joined; False where Ray gave up on a busy machine and may be started again."""
+    until = time.monotonic() + START_SECONDS
+    while "--block" not in (said := node.log.read_text()):  # printed once it has joined
+        node.remember()
+        if again and node.process.poll() is not None and TOO_SLOW in said:
+            return False
+        assert node.process.poll() is None, said
+        assert time.monotonic() < until, f"{node.name} did not start: {said[-2000:]}"
+        time.sleep(0.1)
+    node.remember()
+    return True
+
+
+def own_address() -> str:
+    """An address of this machine by which others could reach it, where it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            s.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return s.getsockname()[0]
+
+
+def _growth(address: str, most: int) -> dict[str, Any]:
+    """An autoscaler that starts nodes of 1 CPU as processes, by the provider of ray.cluster_utils.AutoscalingCluster.
+
+    That class cannot be used: it reads a file that Ray's wheel lacks, and ends every Ray of the machine at its start.
+    """
+    kinds = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+    small = {"CPU": 1, "object_store_memory": 80_000_000}
+    kinds["one"] = {"resources": small, "node_config": {}, "min_workers": 0, "max_workers": most}
+    provider = {"type": "fake_multinode", "gcs_address": address, "use_node_id_as_ip": True}
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    return {
+        "cluster_name": "grows",
+        "max_workers": most,
+        "provider": provider | {"disable_node_updaters": True, "disable_launch_config_check": True},
+        "available_node_types": kinds,
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 10.0,
+        "idle_timeout_minutes": 10,
+        **{name: {} for name in ("auth", "docker", "head_node", "worker_nodes", "file_mounts")},
+        **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+        **{f"{name}_commands": [] for name in commands},
+        "file_mounts_sync_continuously": False,
+    }
 
 
 def _program(pid: int) -> str:
@@ -188,12 +270,14 @@ def cluster(
     notice: int = 30,
     head: tuple[str, ...] = (),
     dashboard: bool = False,
+    host: str = "127.0.0.1",
+    grows: int = 0,
 ) -> Iterator[Cluster]:
     """A cluster with that many nodes, in a temporary folder with a short path (sockets are in it)."""
     folder = Path(tempfile.mkdtemp(prefix="nodes-", dir=os.environ.get("XTRA_NODES_DIR", tempfile.gettempdir())))
     made = None
     try:
-        made = Cluster(folder, env, notice, head, dashboard)
+        made = Cluster(folder, env, notice, head, dashboard, host, grows)
         for _ in range(nodes):
             made.node(cpus)
         yield made

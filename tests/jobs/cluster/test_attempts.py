@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +16,13 @@ import pytest
 from jobs import cli
 from jobs.cluster import Workers, WorkersWords
 from jobs.cluster.attempts import LOSSES, Attempts, Ended, choose
-from jobs.cluster.capacity import Room
+from jobs.cluster.capacity import Room, _most
 from jobs.cluster.wanted import TryLater, parse_workers
 from jobs.flags import Call
 from xtra.train import TrainResult
 
 
-def room(total: int, free: int, limit: int | None = None) -> Room:
+def room(total: int, free: int, limit: float | None = None) -> Room:
     return Room("CPU", total, free, jobs=2, limit=limit)
 
 
@@ -45,7 +46,18 @@ def test_waiting_says_what_is_in_use_and_what_may_come():
         "waiting for 2 CPUs: 3 of 4 in use by 2 other jobs; the cluster may grow to 8"
     )
     assert Room("GPU", 4, 4, 0, None).waiting("8") == "waiting for 8 GPUs: 0 of 4 in use"
-    assert [room(1, 1, limit).may_have(2) for limit in (None, 1, 2)] == [False, False, True]
+    assert [room(1, 1, limit).may_have(2) for limit in (None, 1, 2, inf)] == [False, False, True, True]
+    assert room(0, 0, limit=inf).waiting("2").endswith("in use by 2 other jobs; the cluster may grow")
+
+
+def test_what_an_autoscaler_may_add_is_the_largest_nodes_first_up_to_their_number():
+    kinds = {
+        "head": {"resources": {"CPU": 2}, "max_workers": 0},
+        "small": {"resources": {"CPU": 4}, "min_workers": 1},
+        "large": {"resources": {"CPU": 16, "GPU": 8}, "max_workers": 2},
+    }
+    config = {"available_node_types": kinds, "head_node_type": "head", "max_workers": 5}
+    assert _most(config) == {"CPU": 2 + 2 * 16 + 3 * 4, "GPU": 16}
 
 
 @pytest.mark.parametrize("text", ["", "x", "2.5", "1..", "..2", "-1", "1...2"])
@@ -92,8 +104,10 @@ class Scripted(Attempts):
         runs: list[Any] = [SimpleNamespace(out=name) for name in ("one", "two")]
         self.rows: list[dict[str, Any]] = []
         desk: Any = SimpleNamespace()
+        controllers: Any = SimpleNamespace(prepare=bool)
         head: Any = SimpleNamespace(wait=bool)
-        super().__init__(runs, Workers(), False, threading.Event(), self.rows.append, desk=desk, head=head)
+        parts = {"desk": desk, "head": head, "controllers": controllers}
+        super().__init__(runs, Workers(), False, threading.Event(), self.rows.append, **parts)
         self.script, self.newest, self.left = list(script), "", list[list[str]]()
 
     def _newest(self) -> list[str | None]:
