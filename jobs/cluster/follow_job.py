@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import aiohttp
 from ray.job_submission import JobInfo, JobStatus
@@ -16,10 +17,14 @@ from jobs.cluster.wanted import TryLater
 
 POLL_SECONDS = 0.5
 SAY_SECONDS = 30.0
+LOG_TRIES = 3
+QUIET_SECONDS = 30.0  # without a word of the job, after which the head is asked whether it goes on
 UNKNOWN_SECONDS = (
     5.0  # after which a job that the head does not know is gone: a head that has just started reads its own
 )
 AWAY_SECONDS = 600.0  # that a head may be gone
+
+T = TypeVar("T")
 
 LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_FAILURE", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
 STOPPED = 130
@@ -86,31 +91,56 @@ class Follower:
                 asyncio.run(self._tail(job))
                 info = self._info(job) or info
             if info.status.is_terminal():
-                self.log.end()
-                return ended(job, info)
+                how = ended(job, info)
+                self._rest_of_log(job, 1 if how.lost else LOG_TRIES)
+                return how
             self._wait_for(job, info)
         return None
 
     def _info(self, job: str) -> JobInfo | None:
         """None where the cluster has had no such job for some seconds, or following was stopped."""
-        since = time.monotonic()
         unknown: float | None = None
         while True:
+            info = self.patiently(job, lambda: self.head.info(job))
+            unknown = unknown or time.monotonic()
+            if info is not None or self.stopped() or time.monotonic() - unknown > UNKNOWN_SECONDS:
+                return info
+            time.sleep(POLL_SECONDS)
+
+    def patiently(self, job: str, ask: Callable[[], T]) -> T | None:
+        """What the head answers, when it does; None where following was stopped. Raises TryLater for one that stays
+        away."""
+        since = time.monotonic()
+        while not self.stopped():
             try:
-                info = self.head.info(job)
-                unknown = unknown or time.monotonic()
-                if info is not None or time.monotonic() - unknown > UNKNOWN_SECONDS:
-                    return info
+                return ask()
             except Away as error:
                 gone = time.monotonic() - since
                 if gone > self.away:
                     raise TryLater(
-                        f"{error}: the head has not answered for {gone:.0f} s: xtra submit wait {job} goes on"
+                        f"{error.why}: the head has not answered for {gone:.0f} s: xtra submit wait {job} goes on"
                     ) from None
-                self._remark(f"{error}: waiting for the cluster's head")
-            if self.stopped():
-                return None
+                self._remark(f"{error.why}: waiting for the cluster's head")
             time.sleep(POLL_SECONDS)
+        return None
+
+    def _rest_of_log(self, job: str, tries: int) -> None:
+        """What its connection did not bring; of a job whose node is gone there may be no log any more."""
+        for turn in range(tries):
+            if text := self.head.log(job):
+                self.log.take(text, self.log.seen)
+                break
+            if turn + 1 < tries:
+                time.sleep(POLL_SECONDS)
+        self.log.end()
+
+    def _goes_on(self, job: str) -> bool:
+        """Asked of a log that says nothing: a machine that is gone closes no connection."""
+        try:
+            info = self.head.info(job)
+        except Away:
+            return False
+        return info is not None and not info.status.is_terminal()
 
     def _wait_for(self, job: str, info: JobInfo) -> None:
         pending = time.time() - (info.start_time or 0) / 1000
@@ -129,12 +159,17 @@ class Follower:
         """Until the log ends, or its connection does: the caller looks which."""
         skip, lines = self.log.seen, self.head.client.tail_job_logs(job)
         coming: asyncio.Future[str] | None = None
+        heard = time.monotonic()
         try:
             while not self.stopped():
                 coming = coming or asyncio.ensure_future(anext(lines))
                 if not (await asyncio.wait({coming}, timeout=POLL_SECONDS))[0]:
+                    if time.monotonic() - heard > QUIET_SECONDS:
+                        if not await asyncio.to_thread(self._goes_on, job):
+                            return
+                        heard = time.monotonic()
                     continue
-                text, coming = coming.result(), None
+                text, coming, heard = coming.result(), None, time.monotonic()
                 skip = self.log.take(text, skip)
         except (StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):
             return

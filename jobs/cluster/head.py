@@ -18,6 +18,8 @@ import ray
 import requests
 from ray.job_submission import JobDetails, JobInfo, JobSubmissionClient
 
+from jobs.cluster.wanted import TryLater
+
 ANSWER_SECONDS = 30.0
 UPLOAD_SECONDS = 300.0
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -27,8 +29,12 @@ for _name in ("job.sdk", "dashboard_sdk"):  # they say of every log that its con
     logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
 
-class Away(ConnectionError):
-    """The head does not answer now."""
+class Away(TryLater):
+    """The head does not answer now, as `why` says."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}: the same command may work later")
+        self.why = why
 
 
 class Head:
@@ -85,6 +91,20 @@ class Head:
         with contextlib.suppress(Away, ValueError), _errors(self.address):
             return self.client.get_job_logs(job)
         return ""
+
+    def submit(self, job: str, **more: Any) -> bool:
+        """False where somebody else has taken that id."""
+        with _errors(self.address):
+            try:
+                self.client.submit_job(submission_id=job, **more)
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    return False
+                if "No available agent" in str(error):  # a head that has just started
+                    raise
+                why = " ".join(str(error).split())[:300]
+                raise ValueError(f"{self.address}: refused {job}: {why}") from None
+        return True
 
     def stop(self, job: str) -> None:
         with _errors(self.address):
@@ -151,10 +171,10 @@ def _errors(address: str) -> Any:
     try:
         yield
     except (requests.RequestException, ConnectionError, TimeoutError) as error:
-        raise Away(f"{address}: {_words(error)}") from None
+        raise Away(f"{address} does not answer now ({_words(error)})") from None
     except RuntimeError as error:
         if re.search(r"status code 5\d\d", str(error)):
-            raise Away(f"{address}: {_words(error)}") from None
+            raise Away(f"{address} does not answer now ({_words(error)})") from None
         raise ValueError(f"{address}: {_refused(error)}") from None
 
 

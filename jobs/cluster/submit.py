@@ -7,6 +7,7 @@ is the last part of the folder that it writes, so two submissions of one command
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import tempfile
@@ -55,10 +56,12 @@ class Jobs:
     def submit(self, wanted: Submission) -> str:
         """Send it; returns its id. Raises ValueError for an id in use and for a package that is too large."""
         job = next_id(wanted.base, self.head.jobs())
-        self._submit_as(job, wanted)
+        if not self._submit_as(job, wanted):  # taken since we looked
+            raise ValueError(in_use(job))
         return job
 
-    def _submit_as(self, job: str, wanted: Submission) -> None:
+    def _submit_as(self, job: str, wanted: Submission) -> bool:
+        """False where somebody else has taken the id."""
         env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
         with tempfile.TemporaryDirectory(prefix="xtra-submit-") as folder:
             runtime: dict[str, Any] = {"env_vars": env}
@@ -69,30 +72,25 @@ class Jobs:
                 runtime["working_dir"] = str(made.path)
             else:
                 env[SUBMITTED_WITH] = version()
-            self._send(job, wanted, runtime)
+            return self._send(job, wanted, runtime)
 
-    def _send(self, job: str, wanted: Submission, runtime: dict[str, Any]) -> None:
-        try:
-            self.head.client.submit_job(
-                entrypoint=wanted.entrypoint,
-                submission_id=job,
-                runtime_env=runtime,
-                metadata={
-                    "xtra": version(),
-                    "folder": wanted.folder,
-                    "base": wanted.base,
-                    "on": ",".join(f"{name}={value}" for name, value in wanted.on.items()),
-                    "needs": f"{wanted.cpus:g} {wanted.gpus:g} {wanted.memory}",
-                },
-                entrypoint_num_cpus=wanted.cpus or None,
-                entrypoint_num_gpus=wanted.gpus or None,
-                entrypoint_memory=wanted.memory or None,
-                entrypoint_label_selector=dict(wanted.on) or None,
-            )
-        except RuntimeError as error:
-            if "already exists" in str(error):  # somebody else has taken it since we looked
-                raise ValueError(in_use(job)) from None
-            raise ValueError(f"{self.head.address}: refused {job}: {' '.join(str(error).split())[:300]}") from None
+    def _send(self, job: str, wanted: Submission, runtime: dict[str, Any]) -> bool:
+        return self.head.submit(
+            job,
+            entrypoint=wanted.entrypoint,
+            runtime_env=runtime,
+            metadata={
+                "xtra": version(),
+                "folder": wanted.folder,
+                "base": wanted.base,
+                "on": ",".join(f"{name}={value}" for name, value in wanted.on.items()),
+                "needs": f"{wanted.cpus:g} {wanted.gpus:g} {wanted.memory}",
+            },
+            entrypoint_num_cpus=wanted.cpus or None,
+            entrypoint_num_gpus=wanted.gpus or None,
+            entrypoint_memory=wanted.memory or None,
+            entrypoint_label_selector=dict(wanted.on) or None,
+        )
 
     def known(self, job: str) -> Submission:
         """A job of the cluster as it was submitted. Raises ValueError where there is none."""
@@ -136,17 +134,22 @@ class Jobs:
             if retries < 1:
                 return ended
             retries -= 1
-            lost, job = job, self._again(job, wanted)
-            follower.say(f"{lost} was lost ({ended.why}): submitted again as {job}")
+            again = follower.patiently(job, functools.partial(self._again, job, wanted))
+            if again is None:
+                return None
+            lost, (job, how) = job, again
+            follower.say(f"{lost} was lost ({ended.why}): {how} as {job}")
             submitted(job)
 
-    def _again(self, job: str, wanted: Submission) -> str:
-        """Under the next number, also where a new head remembers none."""
+    def _again(self, job: str, wanted: Submission) -> tuple[str, str]:
+        """Under the next number, also where a new head remembers none; or the job that another `wait` has submitted."""
         number = int(job.rpartition("-")[2]) if re.search(r"-\d+$", job) else 0
-        known = {str(other.submission_id) for other in self.head.jobs()}
-        number = max([number, *(_number(wanted.base, other) for other in known)])
-        self._submit_as(f"{wanted.base}-{number + 1}", wanted)
-        return f"{wanted.base}-{number + 1}"
+        known = {_number(wanted.base, str(other.submission_id)): other for other in self.head.jobs()}
+        newest = max([number, *known])
+        if newest > number and not known[newest].status.is_terminal():
+            return f"{wanted.base}-{newest}", "goes on"
+        job = f"{wanted.base}-{newest + 1}"
+        return job, "submitted again" if self._submit_as(job, wanted) else "goes on"
 
 
 def next_id(base: str, jobs: list[JobDetails]) -> str:
