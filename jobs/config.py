@@ -16,6 +16,7 @@ class StatusConfig:
     url: str  # a dataset, a run, the --out of a probe, or a folder of these
     watch: bool = False  # show it again and again, until all is done
     every: float = 5.0  # seconds between updates
+    # of one device-hour of a run, or one hour of an ingest's machines; shows what it has cost
     price: float | None = None
 
     def __post_init__(self) -> None:
