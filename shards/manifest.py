@@ -373,7 +373,7 @@ def _load(dataset: str, digest: str) -> Manifest:
         raise ValueError(f"{dataset}: has no manifest {digest[:16]}: {_offer(dataset)}") from None
     if isinstance(head, dict) and isinstance(head.get("format"), int) and head["format"] > FORMAT:
         raise ValueError(
-            f"{base}.json: is of format {head['format']}, this build reads {FORMAT}: upgrade, or use another version"
+            f"{base}.json: has format {head['format']}, this build reads {FORMAT}: upgrade, or use another version"
         )
     try:
         manifest = parse(dataset, head, read_table(base + ".parquet", list(_FIELDS)))

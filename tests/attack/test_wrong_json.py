@@ -51,7 +51,7 @@ def test_a_newer_format_is_told_from_a_damaged_file(tmp_path: Path) -> None:
     made = str(wrong_json.make_dataset(tmp_path))
     info = json.loads(store.read(f"{made}/dataset.json"))
     store.put_json(f"{made}/dataset.json", info | {"format": 2, "units": "many"})
-    with pytest.raises(ValueError, match="is of format 2, this build reads 1: upgrade"):
+    with pytest.raises(ValueError, match="has format 2, this build reads 1: upgrade"):
         dataset.read_info(made)
     store.put_json(f"{made}/dataset.json", info | {"format": "x"})
     with pytest.raises(ValueError, match="field 'format': Expected int, got str"):

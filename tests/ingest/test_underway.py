@@ -42,7 +42,7 @@ def test_status_sees_inside_a_unit_while_it_runs_and_nothing_after(origin: Origi
     assert (last.underway[0].done, last.underway[0].kept, last.underway[0].links) == (9, 8, 10)
     said = status.text(last)
     assert "running  9 of 10 links done (90.0 %), 8 kept" in said
-    assert "which that ingest is at" in " ".join(said.split())
+    assert "units to do, by the running ingest" in " ".join(said.split())
     assert not Path(config.out, FOLDER).exists()
     (after,) = status.read_status(config.out)
     assert "running" not in status.text(after)

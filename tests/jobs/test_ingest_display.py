@@ -138,7 +138,7 @@ def test_busy_slow_and_paused_hosts_stand_out():
         HostLoad("paused.example.org", 0, 9_999_999, 10, 0, 10**6, 1.0, 4e9),
     ]
     text = screen(at(10, 100, hosts=tuple(hosts)))
-    assert re.search(r"paused\.example\.org .* wait [\d.]+ d", next(line for line in text if "paused" in line))
+    assert re.search(r"paused\.example\.org .* wait [\d,.]+ d", next(line for line in text if "paused" in line))
     assert any("slow.example.org" in line and "60.00 s" in line for line in text)
     assert not any("farm0." in line for line in text)
 

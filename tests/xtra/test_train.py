@@ -280,7 +280,7 @@ def test_another_batch_size_is_allowed_and_said(data, tmp_path):
     train.run(config(data, tmp_path / "run"), stop=lambda: next(steps) == 3)
     rows = []
     train.run(config(data, tmp_path / "run", batch=20), progress=rows.append)
-    assert "the batch is now 20, it was 10" in rows[0]["remark"]
+    assert "the batch is now 20; the run began with 10" in rows[0]["remark"]
     assert [r["samples_seen"] for r in metrics(tmp_path / "run")][3:6] == [40, 60, 80]
 
 

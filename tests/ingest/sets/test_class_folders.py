@@ -255,7 +255,7 @@ def test_a_full_scratch_disk_is_one_line_and_the_rerun_makes_the_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.unit.os.writev", full)
+        patch.setattr("ingest.unit_tar.os.writev", full)
         with pytest.raises(ValueError, match=rf"^{tmp_path}: cannot hold a unit \(No space left on device\): free"):
             folders.run(config)
     assert folders.run(config).kept == kept

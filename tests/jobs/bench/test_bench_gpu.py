@@ -117,7 +117,7 @@ def test_memory_that_does_not_suffice_halves_the_images(monkeypatch):
     model = step.empty_model(SIZES["tiny32"], cpu)
     timing = step.fitting(Arm("eight", images=8, compile="none"), model, cpu, 0.01, said.append)
     assert timing.arm.images == 2
-    assert said == [f"  eight: {n} images do not fit in the memory, {n // 2} are tried" for n in (8, 4)]
+    assert said == [f"  eight: {n} images do not fit in memory, trying {n // 2}" for n in (8, 4)]
 
 
 def test_an_arm_that_takes_too_long_is_stopped_even_where_a_library_goes_on(monkeypatch):

@@ -71,7 +71,7 @@ def test_what_the_next_doubling_buys(tmp_path, capsys: pytest.CaptureFixture[str
 
 MISTAKES = [
     (["b16_in1"], "recipe 'b16_in1' is unknown; did you mean b16_in1k?"),
-    (["b16_in1k", "--gpu", "abacus"], "--gpu abacus: its peak is not known"),
+    (["b16_in1k", "--gpu", "abacus"], "--gpu abacus: its peak is unknown"),
     (["b16_in1k", "--mfu", "40"], "mfu is 40; it must be above 0 and at most 1"),
     (["b16_in1k", "--gpus", "0"], "gpus is 0; it must be above 0"),
     (["b16_in1k", "--storage-price", "-1"], "storage_price is -1; it must be 0 or more"),

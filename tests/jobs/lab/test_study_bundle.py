@@ -140,7 +140,7 @@ def test_a_python_without_the_libraries_is_one_line(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert gpu_study.main(["--device", "cpu", "--batch", "60000"]) == 2
-    said = "gpu-study: --samples has 100000; a count must be at least two batches, of 60000\n"
+    said = "gpu-study: --samples has 100000; a count must be at least two batches of 60000\n"
     assert capsys.readouterr().err == said
     assert gpu_study.main(["--device", "cpu"]) == 2
     assert "no such tars: run this in the folder where the bundle was unpacked" in capsys.readouterr().err

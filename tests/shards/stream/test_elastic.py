@@ -12,7 +12,7 @@ from buckets import bucket
 from ranks import Expected, Setting, begin, prove, small_set
 
 from shards.stream.order import Order
-from shards.stream.reader import ReadConfig
+from shards.stream import ReadConfig
 
 BROKEN = (70, 133)
 WORLDS = (1, 2, 3, 4, 8)

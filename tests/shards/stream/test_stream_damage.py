@@ -18,7 +18,7 @@ from made_datasets import jpeg, make_dataset
 from shards import store, store_ranged, store_remote
 from shards.manifest import Manifest, _canonical, _content, read_manifest
 from shards.stream.order import Order, Sequence, batch
-from shards.stream.reader import ReadConfig
+from shards.stream import ReadConfig
 from shards.stream.stream import Stream
 from xtra.data import Augment, train_batches
 
@@ -147,7 +147,7 @@ def test_a_manifest_from_the_future_is_refused(tmp_path: Path, named: str) -> No
     store.put_json(
         str(tmp_path / "versions" / "000002.json"), {"digest": digest, "parent": manifest.digest, "why": "x"}
     )
-    with pytest.raises(ValueError, match=r"is of format 2, this build reads 1: upgrade"):
+    with pytest.raises(ValueError, match=r"has format 2, this build reads 1: upgrade"):
         read_manifest(str(tmp_path) if named == "newest" else f"{tmp_path}@{digest}")
     assert read_manifest(manifest.address).digest == manifest.digest
 

@@ -179,8 +179,8 @@ def test_a_folder_of_something_else_or_of_other_vectors_is_refused(world, tmp_pa
         assert said in str(error.value)
     for other, to, said in [
         (world["train"].dataset, out, "contains vectors whose manifest is"),
-        (data, world["run"], "holds checkpoints and no vectors"),
-        (data, data, "holds commits and no vectors"),
+        (data, world["run"], "contains checkpoints and no vectors"),
+        (data, data, "contains commits and no vectors"),
     ]:
         with pytest.raises(ValueError, match=said):
             xtra.embed(world["run"], other, to, progress=False)
@@ -210,8 +210,8 @@ def test_the_verb_says_what_it_made_and_where_it_goes_on(world, tmp_path, capsys
     assert cli.main(["embed", "--data", world["eval"].dataset, "--out", str(tmp_path / "b")]) == 2
     assert cli.main(["embed", world["run"], "--data", "a"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("xtra embed: checkpoint is empty")
-    assert said[1].startswith("xtra embed: out is empty")
+    assert said[0].startswith("xtra embed: RUN is missing")
+    assert said[1].startswith("xtra embed: --out must be given")
 
 
 @pytest.mark.parametrize("at", [10, 20, 50])
