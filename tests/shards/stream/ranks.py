@@ -28,8 +28,8 @@ import forked
 from made_datasets import jpeg, rows_of, write_unit
 
 from shards.manifest import Manifest, make_version, read_manifest
-from shards.stream.order import Order, Sequence, batch, cut
 from shards.stream import ReadConfig
+from shards.stream.order import Order, Sequence, batch, cut
 from shards.stream.stream import Cursor, Stream
 from xtra.data import Augment, augmented, train_batches
 

@@ -32,8 +32,8 @@ from fault_proxy import FaultProxy, Rule  # noqa: E402
 from ranks import Expected, Line, Run, Setting, begin, prove, small_set  # noqa: E402
 
 from shards.manifest import Manifest  # noqa: E402
-from shards.stream.order import Order  # noqa: E402
 from shards.stream import ReadConfig  # noqa: E402
+from shards.stream.order import Order  # noqa: E402
 
 WORLDS = (1, 2, 3, 4, 8)
 SIDE = 48  # of the pictures, pixels

@@ -11,8 +11,8 @@ import pytest
 from buckets import bucket
 from ranks import Expected, Setting, begin, prove, small_set
 
-from shards.stream.order import Order
 from shards.stream import ReadConfig
+from shards.stream.order import Order
 
 BROKEN = (70, 133)
 WORLDS = (1, 2, 3, 4, 8)

@@ -12,8 +12,8 @@ from buckets import bucket
 from made_datasets import jpeg, make_dataset
 
 from shards import store, store_ranged
-from shards.stream.order import Order
 from shards.stream import ReadConfig
+from shards.stream.order import Order
 from shards.stream.remote_reader import GAP, _pieces
 from shards.stream.slab import Slab
 from shards.stream.stream import Stream, once

@@ -17,8 +17,8 @@ from made_datasets import jpeg, make_dataset
 
 from shards import store, store_ranged, store_remote
 from shards.manifest import Manifest, _canonical, _content, read_manifest
-from shards.stream.order import Order, Sequence, batch
 from shards.stream import ReadConfig
+from shards.stream.order import Order, Sequence, batch
 from shards.stream.stream import Stream
 from xtra.data import Augment, train_batches
 
