@@ -139,18 +139,27 @@ def test_where_two_workers_died_links_are_judged_apart(origin: Served, tmp_path:
         write_list(tmp_path / "list.txt", urls), str(tmp_path / "out"), 60, fetch=fetch, scratch=str(scratch)
     )
     killed: list[int] = []
-    apart = False
+    apart, over = threading.Event(), threading.Event()
 
     def kill(now: Progress) -> None:
-        nonlocal apart
-        apart |= len(killed) == 2 and isolated()
         alive = ingesters(scratch).keys() - set(killed)
         if len(killed) < 2 and 5 < now.done < 60 and alive:
             killed.append(alive.pop())
             os.kill(killed[-1], signal.SIGKILL)
 
-    balanced(run(config, kill, crawl=partial(crawl_on_actors, workers=1)), urls)
-    assert (len(killed), apart) == (2, True)
+    def watch() -> None:  # the child may live for less time than there is between two reports of progress
+        while not over.wait(0.02):
+            if len(killed) == 2 and isolated():
+                apart.set()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        balanced(run(config, kill, crawl=partial(crawl_on_actors, workers=1)), urls)
+    finally:
+        over.set()
+        watching.join()
+    assert (len(killed), apart.is_set()) == (2, True)
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_a_real_training_shows_what_it_predicts_and_what_its_probe_got_wrong(tmp
     assert "data:image" not in page(read_runs(str(runs))), "only where they are asked for"
     first = Path(run(Config(str(runs))).report).read_text()
     assert first.count("data:image/webp") == 4 * 6, "four images: themselves, by four checkpoints, a free run"
-    assert "taken for c" in first
+    assert ", predicted c" in first
     assert 'id="funnel"' in first
     assert first == Path(run(Config(str(runs))).report).read_text(), "the same bytes"
     without = Path(run(Config(str(runs), pictures=False)).report).read_text()
