@@ -136,9 +136,7 @@ def _binary(url: str, column: pa.Array) -> pa.BinaryArray:
         plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
         return (column if plain else column.cast(pa.string())).cast(pa.binary())
     except pa.ArrowNotImplementedError:
-        raise ValueError(
-            f"{url}: a column is {column.type}: name a text column with --url-column, --id-column or --label-column"
-        ) from None
+        raise ValueError(f"{url}: a column is {column.type}: name one of text, with --url-column and such") from None
 
 
 def _label_lists(url: str, column: pa.Array | None, n: int) -> pa.ListArray:
