@@ -203,7 +203,7 @@ def test_every_picture_is_checked_and_the_others_are_kept():
     images_B3SS, refused = decoder(bodies, views, 24)
     assert refused == [1, 2, 3, 4]
     assert decoder.counts == {"gpu": 2, "not decoded": 1, "not written": 2, "of one colour": 1}
-    assert decoder.told() == {
+    assert decoder.report() == {
         "decoder": "by Pillow",
         "device": "cpu",
         "gpu": 2,

@@ -85,7 +85,7 @@ def test_a_config_survives_json_and_refuses_unknown_and_missing_fields():
     with pytest.raises(ValueError, match=r"model\.colour is unknown; the fields are image, patch"):
         model_config({**values, "colour": 1})
     del values["bridge"]
-    with pytest.raises(ValueError, match=r"misses a field: .*bridge"):
+    with pytest.raises(ValueError, match=r"is incomplete: .*bridge"):
         model_config(values)
 
 
