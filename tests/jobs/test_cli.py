@@ -152,7 +152,7 @@ MISTAKES = [
     (["check", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["select", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["status", "/no/such/folder"], "/no/such/folder: is neither a dataset nor a run, and contains none"),
-    (["report", "/no/such/folder"], "/no/such/folder: holds no run"),
+    (["report", "/no/such/folder"], "/no/such/folder: contains no run"),
     (["bench", "parrot"], "'parrot' is not a subject; did you mean parity?"),
 ]
 
@@ -335,7 +335,7 @@ def test_ingest_accounts_for_every_link(tmp_path: Path, capsys: pytest.CaptureFi
         "kept": "8",
         "samples": "8",
     }
-    again = out[out.index("1 link may work later; this asks for them again:") + 1]
+    again = out[out.index("1 link may work later; to retry them:") + 1]
     kept = ["--fetch.allow-private", "127.0.0.1", "--fetch.retries", "0"]
     assert shlex.split(again) == ["xtra", "ingest", "--retry", "--out", str(tmp_path / "set"), *kept]
     result = json.loads(out[-1])
@@ -451,5 +451,5 @@ def test_an_import_that_finds_all_committed_sees_what_is_gone(tmp_path: Path, ca
     tar.unlink()
     capsys.readouterr()
     assert cli.main(words) == 1
-    assert f"committed, and gone or of another size: {tar.name}: xtra check" in capsys.readouterr().err
+    assert f"committed, but missing or of another size: {tar.name}: xtra check" in capsys.readouterr().err
     assert cli.main(["select", f"{out}@1", "--subset", "2"]) == 1

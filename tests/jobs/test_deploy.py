@@ -185,7 +185,7 @@ def test_the_words_of_a_job_are_checked_and_quoted(capsys: pytest.CaptureFixture
     ("words", "complaint"),
     [
         ([], "KIND is missing: give one of ray-up-aws"),
-        (["rayjob"], "'rayjob' is no kind of file; did you mean rayjob-"),
+        (["rayjob"], "'rayjob' is not a kind of file; did you mean rayjob-"),
         (["iam", "--set", "bukket=x"], "there is no such value; did you mean bucket?"),
         (["iam", "--set", "bucket"], "--set is 'bucket'; it must be NAME=VALUE"),
         (["iam", "--set", "bucket=My Bucket"], "bucket is 'My Bucket'; it must match"),
@@ -196,7 +196,7 @@ def test_the_words_of_a_job_are_checked_and_quoted(capsys: pytest.CaptureFixture
         (["rayjob-train", "--set", "command=train demo32 --bach 2"], "--set command: --bach is not a flag"),
         (["rayjob-train", "--workers", "3"], "--workers is not known"),
         (["check"], "FILE is missing"),
-        (["check", "/nowhere.yaml"], "/nowhere.yaml: is not there"),
+        (["check", "/nowhere.yaml"], "/nowhere.yaml: does not exist"),
     ],
 )
 def test_mistakes_are_one_line(words, complaint, capsys):

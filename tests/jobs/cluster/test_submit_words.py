@@ -103,7 +103,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "demo32", "--data", "s3://b/d", "--out", "runs/1"], "--out is 'runs/1'; on a cluster"),
         (
             ["train", "demo32", "--data", "s3://b/d", "--out", "s3://b/r", "--probe.trian", "x"],
-            "of the flags --probe.FLAG",
+            "in the flags --probe.FLAG",
         ),
         (["ingest", "--urls", "s3://b/l", "--out", "s3://b/d", "--unit", "0"], "unit is 0"),
         (["bench", "nothing"], "'nothing' is not a subject"),

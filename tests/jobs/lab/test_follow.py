@@ -179,7 +179,7 @@ def processes(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"every": 0}, "of the flags --probe.FLAG: --every is 0"),
+        ({"every": 0}, "in the flags --probe.FLAG: --every is 0"),
         ({"epoch": 1}, "--epoch is not a flag; did you mean --epochs?"),
         ({"train": "nowhere"}, "nowhere"),
     ],
@@ -192,4 +192,4 @@ def test_mistakes_are_told_before_anything_is_trained(sets, config, change, said
 
 def test_a_training_that_would_not_keep_what_is_to_be_probed_is_refused(sets, config, capsys):
     assert cli.main([*words(config, sets), "--keep-every", "30"]) == 2
-    assert "--keep-every 30 loses what --probe.every 40 is to probe" in capsys.readouterr().err
+    assert "--keep-every 30 deletes checkpoints that --probe.every 40 needs" in capsys.readouterr().err
