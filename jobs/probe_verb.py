@@ -143,7 +143,8 @@ def beside(call: Call, training: TrainConfig, words: list[str]) -> tuple[TrainCo
         training = dataclasses.replace(training, keep_every=settings.every)
     elif not following.keeps(training.keep_every, settings.every):
         raise ValueError(
-            f"--keep-every {training.keep_every} deletes checkpoints that --probe.every {settings.every} needs: leave it out"
+            f"--keep-every {training.keep_every} deletes checkpoints that --probe.every {settings.every} needs: "
+            "leave it out"
         )
 
     def report(line: str) -> None:

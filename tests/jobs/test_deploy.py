@@ -57,7 +57,7 @@ def test_a_misspelt_field_fails_wherever_it_is(kind: str):
             place[field + "x"] = place.pop(field)
             with pytest.raises(ValueError, match=rf"^{kind}: ") as refused:
                 require(wrong, kind)
-            tried += "is no field; did you mean" in str(refused.value)
+            tried += "is not a field; did you mean" in str(refused.value)
     assert tried > 40
 
 
@@ -85,8 +85,8 @@ def test_a_misspelt_field_of_ray_up_fails():
 @pytest.mark.parametrize(
     ("path", "value", "complaint"),
     [
-        (("shutdownAfterJobFinishes",), False, "would be paid for after its job"),
-        (("backoffLimit",), 0, "a job whose head is lost would not go on"),
+        (("shutdownAfterJobFinishes",), False, "would cost money after its job"),
+        (("backoffLimit",), 0, "a job whose head is lost would not resume"),
         (("rayClusterSpec", "authOptions", "mode"), "disabled", "'token' was expected"),
         (("rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), "4", 'num-cpus is not "0"'),
         (

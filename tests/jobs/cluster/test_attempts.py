@@ -136,7 +136,7 @@ def test_a_run_is_given_up_only_after_losses_without_a_checkpoint_between():
     patient = Scripted(*early, (LOST, "1"), *[(LOST, "1")] * (LOSSES - 2), done)
     assert [r.run for r in patient.run()] == ["one", "two"]
     assert [row["remark"] for row in patient.rows] == [
-        "workers were lost (rank 1: it died): going on from the newest checkpoint"
+        "workers were lost (rank 1: it died): resuming from the newest checkpoint"
     ] * (2 * LOSSES - 2)
     with pytest.raises(
         ValueError, match=f"one: {LOSSES} groups of workers in a row were lost without a new checkpoint"
