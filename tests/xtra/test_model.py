@@ -178,7 +178,7 @@ def test_drop_path_scales_are_a_pure_function_with_the_right_rates():
     for layer in range(12):
         kept = scales[layer][scales[layer] != 0]
         torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - float(expected[layer]))))
-    # An image keeps its draws wherever it stands in whatever batch; another epoch, seed or branch draws anew.
+    # An image keeps its draws wherever it stands in whatever batch; another epoch, seed or branch has other draws.
     part = drop_path.scales(config.drop_path, config.depth, 11, epoch[100:110], sample[100:110])
     assert torch.equal(part, scales[:, :, 100:110])
     assert not torch.equal(drop_path.scales(config.drop_path, config.depth, 11, epoch + 1, sample), scales)

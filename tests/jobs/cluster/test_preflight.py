@@ -95,7 +95,10 @@ def web() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://head:8265", "RAY_ADDRESS http://head:8265: that is where a dashboard takes jobs: give .* head:6379"),
+        (
+            "http://head:8265",
+            "RAY_ADDRESS http://head:8265: that is a dashboard's address, for jobs: give .* head:6379",
+        ),
         ("ray://head:10001", "Ray Client is not supported: give .* head:6379"),
         ("head", "is not HOST:PORT"),
         ("127.0.0.1:PORT", "no Ray cluster answers there .*refused.*: start it or unset it"),

@@ -236,7 +236,7 @@ def test_importing_the_package_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=str(ROOT)).returncode == 0
 
 
-def test_prune_keeps_the_newest_and_sweeps_what_lies_before(trained):
+def test_prune_keeps_the_newest_and_removes_older_ones(trained):
     run, model, optimizer = trained
     for samples in (256, 384, 512):
         checkpoint.save(run, 3, samples, model, optimizer, STATE)
