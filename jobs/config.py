@@ -37,7 +37,7 @@ class ReportConfig:
     runs: str  # folder of run folders, or one run
     out: str | None = None  # the page; RUNS/report.html if not given
     note: str | None = None  # a paragraph to put on top
-    # The comparison declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given.
+    # the comparison declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given
     primary: tuple[str, ...] = ()
     pictures: bool = True  # show predictions and misclassified test images, if checkpoints and datasets can be opened
 

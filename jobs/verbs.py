@@ -45,6 +45,8 @@ class TrainWords(cluster.WorkersWords):
     # take over a run that another command is provably working on; that command ends when it next saves. Without this
     # flag, such a run is refused.
     take_over: bool = False
+    # probe the checkpoints during training, in another process: with these and all other flags of xtra probe, each as
+    # --probe.FLAG
     probe: ProbesWords = ProbesWords()
 
 

@@ -285,6 +285,7 @@ class TrainConfig:
     keep_every: int = roles.machine(0)  # also keep the first checkpoint at or after each multiple of this; 0: none
     # also save and keep a checkpoint after exactly so many samples, so that runs can branch there
     keep_at: tuple[int, ...] = roles.machine(())
+    # off unless val.data is given; the official code validates on ImageNet-1k, resized to 300 px for crops of 256
     val: Validation = field(default_factory=Validation, metadata=roles.role("machine"))
     # where metrics also go, in addition to the run folder
     sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = roles.machine(())

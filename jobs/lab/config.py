@@ -43,27 +43,27 @@ PRIMARY = {"arm": "block4", "against": "block1"}  # declared before the study ra
 
 @dataclass(frozen=True)
 class StudyConfig:
-    # A folder of imported sets: tin-train, tin-val (Tiny ImageNet), cifar10-train, cifar10-test, grocery-train,
-    # grocery-test.
+    # folder of imported sets: tin-train, tin-val (Tiny ImageNet), cifar10-train, cifar10-test, grocery-train,
+    # grocery-test
     data: str = field(metadata=roles.role("data"))
     out: str = field(metadata=roles.role("machine"))  # folder of the runs
     rows: str = roles.machine("")  # folder for the result rows, updated whenever a part is done: docs/study
     samples: tuple[int, ...] = roles.law(recipes.STUDY_SAMPLES)  # samples seen at which runs end and are probed
-    seeds: tuple[int, ...] = roles.trial((0, 1, 2))  # more may be added later
-    # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
+    seeds: tuple[int, ...] = roles.trial((0, 1, 2))  # seeds of the runs; more may be added later
+    # the grid up to the first of these counts is run first, for all seeds; then its trunks are trained up to the next
     stages: tuple[int, ...] = roles.trial((16_000, 64_000))
     sweep_samples: int = roles.law(4_000)  # samples seen by each run of the sweep
-    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # of the sweep, which is extended if an end is best
+    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # rates of the sweep, extended if an end is best
     few_images: int = roles.law(6_250)  # images of the arm that separates unique images from samples seen
     head_images: int = roles.law(10_000)  # images that train probe heads
     held_out_images: int = roles.law(1_000)  # images for the held-out pretraining loss
     probe_epochs: int = roles.law(20)  # epochs of each probe
     at_once: int = roles.machine(2)  # runs trained at the same time, a process each
-    arms: tuple[str, ...] = roles.law(())  # names in ARMS; empty: all
+    arms: tuple[str, ...] = roles.law(())  # variants to run, by their names in ARMS; empty: all
     # sets that are probed only at a stage's largest count
     secondary: tuple[Literal["tin", "grocery"], ...] = roles.law(("tin", "grocery"))
     batch: int = roles.law(0)  # images per step; 0: the recipe's
-    warmup: int = roles.law(0)  # samples; 0: the recipe's
+    warmup: int = roles.law(0)  # samples of the warm-up; 0: the recipe's
     device: Literal["cpu", "cuda"] = roles.machine("cpu")  # where everything runs
     threads: int = roles.machine(1)  # decoding threads of each run
 
@@ -88,8 +88,8 @@ class ScaleConfig:
     recipes: tuple[str, ...] = ("demo32", "demo32_aim")  # recipes to compare; xtra train --help lists them
     samples: tuple[int, ...] = (1024, 4096, 16384)  # samples seen by each run
     seeds: tuple[int, ...] = (0,)  # a run of every recipe and count for each
-    # What a seed changes: the initial weights (and the random crops, which are drawn with them), the order of the data,
-    # the initial weights of probe heads (and their views), or all of these.
+    # what a seed changes: the initial weights (and the random crops, which are drawn with them), the order of the data,
+    # the initial weights of probe heads (and their views), or all of these
     seeds_vary: Literal["all", "weights", "data", "probe"] = "all"
     lrs: tuple[float, ...] = ()  # peak learning rates to sweep, each a separate arm; empty: the recipe's
     held_out: str = ""  # dataset for each run's held-out loss at its end; the probe's eval if empty
@@ -119,7 +119,7 @@ class PlanConfig:
     gpus: int = 8  # GPUs that train together
     gpu: str = "H100"  # a name with a known peak (xtra/flops.py)
     mfu: float = 0.4  # share of that peak that the official code's FLOPs reach
-    images: int = 0  # in the dataset; 0: the paper's number, if the recipe is the paper's
+    images: int = 0  # images in the dataset; 0: the paper's number, if the recipe is the paper's
     image_bytes: int = 110_000  # average size of a stored image
     months: float = 1.0  # how long the dataset is kept, in addition to the run
     links: int = 0  # also plan the ingest of this many links
