@@ -161,7 +161,7 @@ def test_ctrl_c_ends_both(sets, config):
     os.killpg(child.pid, signal.SIGINT)
     said = child.communicate(timeout=60)[1]
     assert child.returncode == 130
-    assert said.count("stopped by SIG") == said.count("stopping: ") == 1, "the follower leaves it to the training"
+    assert said.count("stopped by SIG") == said.count("stopping after") == 1, "the follower leaves it to the training"
     assert "ended early" not in said
     assert not processes(config.out, "--follow")
 
