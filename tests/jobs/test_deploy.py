@@ -102,7 +102,7 @@ def test_a_misspelt_field_of_ray_up_fails():
         (
             ("rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "env"),
             [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
-            "keys come from a service account, or from a secret by its name",
+            "keys must come from a service account, or from a secret by its name",
         ),
         (
             ("rayClusterSpec", "headGroupSpec", "template", "spec", "volumes", 0, "emptyDir"),
