@@ -28,7 +28,7 @@ endif
 	.venv/bin/python -m shards.pixels.crop
 	@touch $@
 
-demo: setup ## the whole fall on two cores, no network, no bucket: OUT=… (folder or s3://…), DATA=… (your labelled folder)
+demo: setup ## the whole pipeline on two cores, no network, no bucket: OUT=… (folder or s3://…), DATA=… (your labelled folder)
 	.venv/bin/python -m jobs.demo $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 demo-cluster: setup ## the same as jobs of a Ray cluster, from a bucket and a folder, beside one machine: ARGS='--samples 1024'

@@ -1,8 +1,8 @@
-"""The command `xtra`: words -> a Config -> its run(). Rooms are imported only by the verb that needs them.
+"""The command `xtra`: words -> a Config -> its run(). Packages are imported only by the verb that needs them.
 
 A verb's flags are the fields of its Config, nested ones with dots (`--optim.lr 1e-3`). A user's mistake is one line on
-stderr and exit 2, or 75 where the same command may work later; a finished verb that found something wrong exits 1; a
-stop by signal exits 130 or 143 and can be rerun; anything else that is raised is a bug and shows its traceback.
+stderr and exit 2, or 75 if the same command may work later; a finished verb that found something wrong exits 1; a verb
+stopped by a signal exits 130 or 143 and can be rerun; any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _refuse_skew()
         _refuse_empty(call.words)
         _refuse_secrets(call.words)
-        # No memory image of a process that decodes strangers' pictures and has a store's keys in its environment.
+        # No core dump: this process decodes untrusted pictures with a store's keys in its environment.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         with _signals(call), _remarks(name):
             result = verb.run(call)
@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if not call.shown:
             say(f"xtra {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        code = getattr(error, "exit_code", 2)  # 75: nothing is wrong, and the same command may go on later
+        code = getattr(error, "exit_code", 2)  # 75: nothing is wrong, and the same command may work later
         if getattr(error, "at_once", False):
             sys.stdout.flush()
             os._exit(code)
@@ -76,16 +76,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _too_small(error: BaseException) -> str | None:
-    """What this machine lacks, in one line, where that is what an error says."""
+    """Which resource this machine is short of, in one line, if the error means that; else None."""
     text = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError):
-        return (
-            "there is too little memory: allow more (ulimit -v), or ask for less at once (--threads, --batch, --unit)"
-        )
+        return "there is too little memory: allow more (ulimit -v), or use less at once (--threads, --batch, --unit)"
     if isinstance(error, ImportError) and "failed to map" in str(error):
         return f"there is too little memory to load a library ({text}): allow more (ulimit -v)"
-    if isinstance(error, SystemError) and "without exception set" in text:  # of a library that has no memory to say so
-        return f"a library failed without a word ({text}), as where there is too little memory: allow more (ulimit -v)"
+    if isinstance(error, SystemError) and "without exception set" in text:  # out of memory in a library
+        return f"a library failed without a message ({text}), probably for lack of memory: allow more (ulimit -v)"
     if "can't start new thread" in text:
         return "no thread can be started: allow more memory (ulimit -v) or processes (ulimit -u)"
     return None
@@ -93,7 +91,7 @@ def _too_small(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def _remarks(verb: str) -> Iterator[None]:
-    """A UserWarning of ours is a line for the user, without the place in the code that gave it."""
+    """Show our UserWarnings as one line each, without their place in the code."""
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -110,7 +108,7 @@ def _remarks(verb: str) -> Iterator[None]:
 
 
 def _refuse_skew() -> None:
-    """The words of a job were checked where it was submitted, by that version's parser."""
+    """Refuse a version that differs from the one whose parser checked the job when it was submitted."""
     submitted = os.environ.get(cluster.SUBMITTED_WITH)
     if submitted is not None and submitted != cluster.version():
         raise ValueError(
@@ -120,7 +118,7 @@ def _refuse_skew() -> None:
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:
-    """Before anything is opened: what is given would be stored in configs, pages and metadata."""
+    """Refuse secrets before anything is opened, because the words would be stored in configs, pages and metadata."""
     from shards.url_secrets import refuse_secrets
 
     for before, word in itertools.pairwise(["", *words]):
@@ -153,7 +151,7 @@ def _help() -> str:
 
 @contextlib.contextmanager
 def _signals(call: Call) -> Iterator[None]:
-    """SIGINT and SIGTERM reach the call until the block ends."""
+    """Send SIGINT and SIGTERM to the call until the block ends."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     call.listen()
     try:
@@ -171,7 +169,7 @@ def _stopped(call: Call) -> int:
 
 
 def plain(value: Any) -> Any:
-    """JSON of a result: dataclasses as objects, numbers that JSON does not have as null."""
+    """A result as JSON values: dataclasses as objects, non-finite numbers as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""What `xtra status`, `doctor`, `report` and `peek` may be asked.
+"""The Configs of `xtra status`, `doctor`, `report` and `peek`.
 
-They stand here, and not beside what does it, because the words of a command are read into them: this file loads none of
-numpy, Arrow and torch, so that help and mistakes take no time. `jobs.status.Config` and the others are these.
+A file of their own, because a command's flags are parsed into them: it loads none of numpy, Arrow and torch, so that
+help and error messages are quick. `jobs.status.Config` and the others are these.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from shards.config import KEPT
 @dataclass(frozen=True)
 class StatusConfig:
     url: str  # a dataset, a run, the --out of a probe, or a folder of these
-    watch: bool = False  # show it again and again, until all is done
+    watch: bool = False  # refresh until all is done
     every: float = 5.0  # seconds between updates
-    # of one device-hour of a run, or one hour of an ingest's machines; shows what it has cost
+    # price of one device-hour of a run, or of one hour of an ingest's machines; shows the cost so far
     price: float | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class ReportConfig:
     runs: str  # folder of run folders, or one run
     out: str | None = None  # the page; RUNS/report.html if not given
     note: str | None = None  # a paragraph to put on top
-    # The comparison declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given.
+    # the comparison declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given
     primary: tuple[str, ...] = ()
     pictures: bool = True  # show predictions and misclassified test images, if checkpoints and datasets can be opened
 

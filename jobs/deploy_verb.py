@@ -1,4 +1,4 @@
-"""The words of `xtra deploy`: files that start a cluster, made from a few values, and checked."""
+"""The flags of `xtra deploy`: files that start a cluster, made from a few values, and checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.terminal import say
 
 
 def deploy(call: Call, verbs: Mapping[str, Any]) -> Any:
-    """`xtra deploy KIND [--set NAME=VALUE …]` prints the file; `xtra deploy check FILE …` checks what was edited."""
+    """`xtra deploy KIND [--set NAME=VALUE …]` prints the file; `xtra deploy check FILE …` checks edited files."""
     from jobs import deploy
 
     kinds = [*deploy.KINDS, "check"]
@@ -21,11 +21,11 @@ def deploy(call: Call, verbs: Mapping[str, Any]) -> Any:
         raise SystemExit(0)
     kind = call.first()
     if kind not in kinds:
-        what = "KIND is missing" if kind is None else f"{kind!r} is no kind of file{nearest(kind, kinds)}"
+        what = "KIND is missing" if kind is None else f"{kind!r} is not a kind of file{nearest(kind, kinds)}"
         raise ValueError(f"{what}: give one of {', '.join(kinds)}")
     if kind == "check":
         return _check(call.words)
-    given = [word.removeprefix("--set=") for word in call.words if word != "--set"]  # which may stand several times
+    given = [word.removeprefix("--set=") for word in call.words if word != "--set"]  # --set may be repeated
     if wrong := [word for word in given if word.startswith("-")] or given[: "--set" not in " ".join(call.words[:1])]:
         raise ValueError(f"{wrong[0]} is not known: xtra deploy KIND --set NAME=VALUE …; --help lists the values")
 
@@ -55,12 +55,12 @@ def _check(files: Sequence[str]) -> Any:
         try:
             documents = list(yaml.safe_load_all(store.read(file)))
         except yaml.YAMLError as error:
-            raise ValueError(f"{file}: is no YAML: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
         except store.Missing:
-            raise ValueError(f"{file}: is not there") from None
+            raise ValueError(f"{file}: does not exist") from None
         for document in documents:
             deploy.require(document, file)
-        say(f"{file}: as it should be", file=sys.stderr)
+        say(f"{file}: is valid", file=sys.stderr)
     return {"files": list(files)}
 
 
@@ -68,8 +68,6 @@ def _describe(kinds: Sequence[str], examples: tuple[str, ...]) -> None:
     from jobs.deploy import Values
 
     usage = "xtra deploy KIND [--set NAME=VALUE …] > FILE"
-    also = (
-        f"KIND: {', '.join(kinds[:-1])}.\nxtra deploy check FILE … checks what was edited. The names and their values:"
-    )
+    also = f"KIND: {', '.join(kinds[:-1])}.\nxtra deploy check FILE … checks edited files. The names and their values:"
     text = describe((Values,), (Values(),), (), Help(usage, also, examples)).replace(" [--flags]", "", 1)
     say("\n".join(line.replace("│ --", "│   ", 1) for line in text.splitlines() if "--help" not in line))

@@ -188,7 +188,7 @@ def gpu_decode() -> Check:
     body = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(body, "JPEG")
     decoder([body.getvalue()], [image.crop_view((32, 32, 128, 128), 64)], 64)
-    done = decoder.told()
+    done = decoder.report()
     if not done["gpu"]:
         return Check("warn", "GPU decode", f"{done['decoder']} fails on a plain JPEG: {done['cpu']}", "--decoder cpu")
     return Check("ok", "GPU decode", f"{done['decoder']}: --decoder gpu")

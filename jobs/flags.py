@@ -1,8 +1,9 @@
-"""Words -> a Config: the call that a verb gets, and the flags that are the fields of its Config.
+"""Words -> a Config: a verb's call, and the flags, which are the fields of its Config.
 
-Nested fields are flags with dots (`--optim.lr 1e-3`). A verb that takes more than its Config has a dataclass for that
-as well, and both are read together. Whole numbers may be written `1e6`, `100k` or `1.5M`. A mistake is a ValueError in
-one line that names the flag, the nearest valid one and the next step. The CLI library lives in this file only.
+Nested fields are flags with dots (`--optim.lr 1e-3`). A verb that takes more than its Config has a
+second dataclass for that, and both are parsed together. Whole numbers may be written `1e6`, `100k` or `1.5M`. A mistake
+is a ValueError in one line that names the flag, the nearest valid one and the next step. Only this file uses the CLI
+library.
 """
 
 from __future__ import annotations
@@ -37,30 +38,30 @@ class Stopped(BaseException):
 
 @dataclass
 class Call:
-    """One invocation: the words after the verb, and what the verb tells back."""
+    """One invocation: the words after the verb, and what the verb reports back."""
 
     verb: str
     takes: str
     words: list[str]
-    examples: tuple[str, ...] = ()  # that end the verb's help
+    examples: tuple[str, ...] = ()  # at the end of the verb's help
     exit_code: int = 0
     signal: int = 0
     can_stop: bool = False
-    on_stop: Callable[[], None] | None = None  # shows the wish to stop where a table covers the terminal
+    on_stop: Callable[[], None] | None = None  # shows that a stop was requested, where a table covers the terminal
     stop: threading.Event = field(default_factory=threading.Event)
     json: bool = False  # the command ends with one JSON object
-    quiet: bool = False  # of signals: it runs beside another command, which tells of them
-    echo: float = 0.0  # seconds after a signal in which another one is the same wish
-    shown: bool = False  # what it raises has been printed, or another rank prints it
-    place: Any = None  # this process's among the ranks that a launcher has started (jobs/launch)
+    quiet: bool = False  # no remarks about signals: it runs next to another command, which makes them
+    echo: float = 0.0  # seconds after a signal in which another one counts as the same
+    shown: bool = False  # its error has been printed, or another rank prints it
+    place: Any = None  # this process's rank among those that a launcher has started (jobs/launch)
     _since: float = 0.0
 
     def first(self) -> str | None:
-        """Take the leading word that is no flag, if there is one."""
+        """Remove and return the leading word, if it is not a flag."""
         return self.words.pop(0) if self.words and not self.words[0].startswith("-") else None
 
     def prefixed(self, name: str) -> list[str]:
-        """Take the flags --NAME.FLAG with their values, and give them as --FLAG."""
+        """Remove the flags --NAME.FLAG with their values, and return them as --FLAG."""
         taken, left, ours = [], [], False
         for word in self.words:
             if word.startswith("--"):
@@ -70,15 +71,15 @@ class Call:
         return taken
 
     def config(self, kind: type[C], first: str = "", default: C | None = None, needs: Sequence[str] = ()) -> C:
-        """The words as a Config; `first` names the field that the leading plain word sets, `needs` those that must be
-        given although they have a default."""
+        """The words as a Config; `first` names the field that the leading plain word sets, `needs` the fields that
+        must be given although they have a default."""
         config: C = self._read((kind,), (default,), first, needs)[0]
         return config
 
     def both(
         self, own: type[W], kind: type[C], first: str = "", default: C | None = None, needs: Sequence[str] = ()
     ) -> tuple[W, C]:
-        """The words as what the verb takes beside its Config, and as that Config."""
+        """The words as the verb's second dataclass and its Config."""
         mine, config = self._read((own, kind), (None, default), first, needs)
         return mine, config
 
@@ -97,22 +98,22 @@ class Call:
         return parse_all(kinds, self.words, prog, defaults, needs, page)
 
     def stoppable(self) -> threading.Event:
-        """From here on a signal asks the verb to wind down by itself."""
+        """From here on a signal asks the verb to stop by itself."""
         self.can_stop = True
         return self.stop
 
-    def heed(self) -> None:
-        """End the verb here, between two steps of it, if a signal asked for that."""
+    def raise_if_stopped(self) -> None:
+        """Raises Stopped between two steps of the verb if a signal has arrived."""
         if self.stop.is_set():
             raise Stopped
 
     def listen(self) -> None:
-        """Take SIGINT and SIGTERM; again after a library that takes them for itself has started (Ray does)."""
+        """Handle SIGINT and SIGTERM; call it again after starting a library that takes them over (Ray does)."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        """The first asks a verb that can to wind down; any other ends it at once."""
+        """The first signal asks a verb that can to stop by itself; any other ends it at once."""
         if self.signal and time.monotonic() - self._since < self.echo:
             return
         urgent = self.signal or not self.can_stop
@@ -127,15 +128,15 @@ class Call:
         if self.quiet:
             return
         if self.on_stop is None:
-            os.write(2, b"stopping: finishing what is in hand; once more to stop at once\n")
+            os.write(2, b"stopping after the work in progress; again to stop at once\n")
         else:
             self.on_stop()
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The word that was most likely meant, as the end of a sentence; "" where none is near.
+    """The most likely intended word, as the end of a sentence; "" if none is similar.
 
-    One that begins as `word` does goes before others, and `--lr` means `--optim.lr`.
+    Words that start with `word` come first, and `--lr` means `--optim.lr`.
     """
     words = list(words)
     longer = [other for other in words if len(word) > 3 and other.startswith(word)]
@@ -146,7 +147,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 # ---- words -> Config ----
 
-# What a flag that must be given may look like, by the last part of its name.
+# Example values of flags that must be given, by the last part of their name.
 EXAMPLES = {
     "urls": "list.txt",
     "data": "s3://bucket/set",
@@ -161,7 +162,7 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 @dataclass(frozen=True)
 class Help:
-    """What help says around the flags."""
+    """The text of a help page around the flags."""
 
     usage: str
     also: str = ""
@@ -171,8 +172,8 @@ class Help:
 @dataclass(frozen=True)
 class Flag:
     required: bool
-    values: float  # words that follow it; inf: all up to the next flag
-    kind: Any = str  # of each: int, a Literal, ...
+    values: float  # number of words that follow it; inf: all up to the next flag
+    kind: Any = str  # type of each: int, a Literal, ...
 
 
 def parse(kind: type[C], words: Sequence[str], prog: str, default: C | None = None, page: Help | None = None) -> C:
@@ -198,9 +199,9 @@ def parse_all(
     flags = _flags(kinds, defaults, needs)
     checked = _checked(words, flags, prog)
     missing = [flag for flag, about in flags.items() if about.required and not _has(words, flag)]
-    if {flag[2:] for flag in missing} <= {*needs}:  # they have a default, so that what is given can be looked at first
+    if {flag[2:] for flag in missing} <= {*needs}:  # they have a default, so the given flags can be checked first
         starts = [_start(kind, default, ()) for kind, default in zip(kinds, defaults)]
-        made, said = _tyro(kinds, checked, prog, starts, columns=10_000)  # a complaint is made one line of: no breaks
+        made, said = _tyro(kinds, checked, prog, starts, columns=10_000)  # wide, so that an error is one line
         if made is None:
             raise ValueError(f"{_complaint(said)}: {prog} --help describes the flags")
         if not missing:
@@ -223,10 +224,10 @@ def describe(kinds: Sequence[type], defaults: Sequence[Any], needs: Sequence[str
 def _tyro(
     kinds: Sequence[type], words: Sequence[str], prog: str, starts: Sequence[Any], columns: int
 ) -> tuple[list[Any] | None, str]:
-    """What was made, or None if the parser ended with help or a complaint; and what it printed."""
+    """The parsed objects, or None if the parser ended with help or an error; and what it printed."""
     import tyro
 
-    flat = tyro.conf.arg(name="")  # the flags of each kind as they are
+    flat = tyro.conf.arg(name="")  # no prefix for the flags of each kind
     names = [f"part{n}" for n in range(len(kinds))]
     group = dataclasses.make_dataclass("Words", [(name, Annotated[kind, flat]) for name, kind in zip(names, kinds)])
     before, said = os.environ.get("COLUMNS"), io.TextIOWrapper(io.BytesIO(), "utf-8")
@@ -245,7 +246,7 @@ def _tyro(
 
 
 def _start(kind: type[C], default: C | None, needs: Sequence[str], prefix: str = "") -> C:
-    """The values before any flag; what must be given is marked as the parser wants it. Nothing checks them yet."""
+    """The values before any flag, with required ones marked for the parser. Nothing is checked yet."""
     import tyro
 
     hints, made = typing.get_type_hints(kind), object.__new__(kind)
@@ -267,8 +268,8 @@ def _start(kind: type[C], default: C | None, needs: Sequence[str], prefix: str =
 
 
 def _checked(words: Sequence[str], flags: Mapping[str, Flag], prog: str) -> list[str]:
-    """The words, with whole numbers written out. Raises ValueError for an unknown flag, a word that is no value of its
-    flag, and one that no flag takes."""
+    """The words, with whole numbers written out. Raises ValueError for an unknown flag, an invalid value, and a word
+    that no flag takes."""
     checked, flag, left = list[str](), "", 0.0
     for word in words:
         if word.startswith("--"):
@@ -296,8 +297,8 @@ def _has(words: Sequence[str], flag: str) -> bool:
 
 
 def _value(flag: str, text: str, kind: Any) -> str:
-    """The word as the parser takes it, 1000000 for 1e6, 1000k and 1M. Raises ValueError for a word that is none of the
-    choices, and for a number that is not whole."""
+    """The word as the parser takes it, 1000000 for 1e6, 1000k and 1M. Raises ValueError for a word that is not one of
+    the choices, and for a number that is not whole."""
     choices = [str(choice) for choice in typing.get_args(kind)]
     if text == "None" or not (choices or kind is int):
         return text
@@ -313,14 +314,14 @@ def _value(flag: str, text: str, kind: Any) -> str:
 
 
 def _flags(kinds: Sequence[type], defaults: Sequence[Any], needs: Sequence[str], prefix: str = "") -> dict[str, Flag]:
-    """Every flag of the kinds, with what it takes and whether it must be given."""
+    """Every flag of the kinds, with its values and whether it is required."""
     flags: dict[str, Flag] = {}
     for kind, default in zip(kinds, defaults):
         hints = typing.get_type_hints(kind)
         for f in dataclasses.fields(kind):
             name, hint = f"{prefix}{_dashed(f.name)}", hints[f.name]
             if any(dataclasses.is_dataclass(choice) for choice in typing.get_args(hint)):
-                continue  # a whole Config or None: the verb's to fill
+                continue  # a whole Config or None: filled by the verb
             required = name in needs or (default is None and f.default is f.default_factory is REQUIRED)
             if dataclasses.is_dataclass(hint):
                 inner = _flags((typing.cast(type, hint),), (default,), needs, f"{name}.")

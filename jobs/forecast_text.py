@@ -35,10 +35,10 @@ def _title(f: Forecast) -> Iterator[str]:
     yield f"a dry run of {clean(name, 66)}"
     yield f"{f.sampled:,} of {f.links:,} links tried in {span(f.took)}; nothing was written"
     for rule, n in f.not_chosen_by.items():
-        what = "are of classes that were not asked for" if rule == carry.CLASSES else f"are not {clean(rule, 40)}"
+        what = "belong to other classes" if rule == carry.CLASSES else f"are not {clean(rule, 40)}"
         yield f"{n:,} more lines {what}"
     if f.stopped:
-        yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so this is too bright"
+        yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so this is too optimistic"
 
 
 def _shares(f: Forecast) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _shares(f: Forecast) -> Iterator[str]:
     for name, e in rows.items():
         share, low, high = (percent(part, f.links) for part in (e.value, e.low, e.high))
         yield f"{name:20}{share:>9}   {f'{low} to {high}':<21}{e.value:>20,.0f}"
-    yield "(duplicates and placeholders that only the whole list shows come off this)"
+    yield "(minus duplicates and placeholders, which only the whole list shows)"
 
 
 def _costs(f: Forecast) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _times(f: Forecast) -> Iterator[str]:
         yield f"  {name:18}{span(seconds):>9}   {why}"
     workers = math.ceil(max(f.connection_seconds, f.cpu_seconds) / f.host_seconds) if f.host_seconds else 1
     if workers > 1:
-        yield f"more workers help, up to {workers:,}: then {clean(f.hosts[0].name, 30)} is what it waits for"
+        yield f"more workers help, up to {workers:,}: then {clean(f.hosts[0].name, 30)} is the limit"
     elif bound == "one host":
         yield "more workers do not help: no host is asked faster than --fetch.per-host says"
 

@@ -1,7 +1,7 @@
 """How an ingest is going: a table on a terminal, a line every few seconds anywhere else; always on stderr.
 
-The rate is that of the last minute and leaves out the time in which nothing could be asked, so the time left is
-what remains at the pace of now; while the run is paused it says so instead of promising anything.
+The rate covers the last minute without pauses, and the time left is at that rate. While the run is paused, the display
+says so instead of estimating.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 5.0  # between lines
 REFRESH = 2  # a second; drawing costs some milliseconds
-WINDOW = 60.0  # seconds of work that the rate is taken over
-STOPPING = "stopping: finishing what is in hand; once more to stop at once"
-STILL = 2.0  # seconds in which no link ends, with a note that says why, are a pause
-SETTLED = 3.0  # seconds of work before a rate means anything
+WINDOW = 60.0  # seconds of work over which the rate is measured
+STOPPING = "stopping after the work in progress; again to stop at once"
+STILL = 2.0  # seconds without a finished link that count as a pause, if a note says why
+SETTLED = 3.0  # seconds of work before a rate is meaningful
 BUSIEST, SLOWEST = 4, 3  # hosts shown
 
 
@@ -42,7 +42,7 @@ class Pace:
         self._points: deque[tuple[float, int, int]] = deque()  # seconds of work, links, bytes
         self._work = self._seconds = self._alive = 0.0
         self._done = 0
-        self.paused = False  # there is a note, and nothing ends
+        self.paused = False  # there is a note, and no link finishes
 
     def add(self, p: Progress) -> None:
         if p.done_now > self._done:
@@ -57,7 +57,7 @@ class Pace:
             self._points.popleft()
 
     def rates(self, p: Progress) -> tuple[float, float] | None:
-        """Links and bytes a second; None while too little was done to tell."""
+        """Links and bytes a second; None until enough work is done."""
         then, links, size = self._points[0] if self._points else (0.0, 0, 0)
         span = self._work - then
         if span < SETTLED:
@@ -65,13 +65,13 @@ class Pace:
         return (p.done_now - links) / span, (p.fetched_bytes - size) / span
 
     def left(self, p: Progress) -> float | None:
-        """Seconds of work that remain at the present rate; None where there is none."""
+        """Seconds of work left at the present rate; None without a rate."""
         rates = self.rates(p)
         return (p.links - p.done) / rates[0] if rates and rates[0] > 0 else None
 
 
 class Live:
-    """Call it with each Progress, from any one thread; use it in a `with` block, which gives the terminal back."""
+    """Call it with each Progress, from any one thread; use it in a `with` block, which restores the terminal."""
 
     def __init__(self, title: str, out: TextIO | None = None, every: float = EVERY_SECONDS, things: str = "links"):
         self.title, self.out, self.every, self.things = title, out or sys.stderr, every, things
@@ -83,7 +83,7 @@ class Live:
         self.stopping = False
 
     def stop(self) -> None:
-        """Show that the wish to stop was heard; safe in a signal handler."""
+        """Show that a stop was requested; safe in a signal handler."""
         self.stopping = True
         if self._screen is None:
             os.write(2, STOPPING.encode() + b"\n")
@@ -99,7 +99,7 @@ class Live:
                     console=console,
                     get_renderable=lambda: self._drawn(console.width, console.height),
                     refresh_per_second=REFRESH,
-                    transient=True,  # the closing table takes its place
+                    transient=True,  # the closing table replaces it
                     redirect_stdout=False,  # results go where the user sent them
                 )
                 self._screen.start()
@@ -130,7 +130,7 @@ class Live:
         with self._lock:
             if self._newest is None:
                 return Text(f"{clean(self.title, width)}\nreading the list", overflow="crop", no_wrap=True)
-            since = time.monotonic() - self._at  # the clock goes on while one big step is under way
+            since = time.monotonic() - self._at  # the clock advances during a long step
             return drawn(self.title, self._newest, self.pace, width, height, since, self.stopping, self.things)
 
 
@@ -138,7 +138,7 @@ class Live:
 
 
 def line(p: Progress, pace: Pace, things: str = "links") -> str:
-    """All of it in one line, for logs."""
+    """The whole progress in one line, for logs."""
     rates = pace.rates(p)
     words = [f"{p.done:,} of {p.links:,} {things} ({percent(p.done, p.links)})"]
     if rates:
@@ -157,7 +157,7 @@ def remaining(p: Progress, pace: Pace, things: str = "links") -> str:
 
 
 def clean(text: str, width: int, tail: bool = False) -> str:
-    """Printable and at most `width` wide: hosts and details come from strangers, who also know terminal codes."""
+    """Printable and at most `width` wide: hosts and details are untrusted and may contain terminal codes."""
     text = terminal.clean(text).replace("\n", "�")
     if len(text) <= width:
         return text
@@ -202,11 +202,11 @@ def drawn(
     parts += [Text(""), _reasons(p, width, max(1, room - (len(hosts) + 2 if hosts else 0)))]
     if hosts:
         parts += [Text(""), _hosts(hosts, width)]
-    return Group(*parts, Text(""))  # the terminal echoes ^C at the end: not where that would break a line
+    return Group(*parts, Text(""))  # an empty last line, because the terminal echoes ^C there
 
 
 def _ends(left: str, right: str, width: int, style: str = "") -> Text:
-    """One line: words at both ends, the left ones cut if they must be."""
+    """One line with text at both ends; the left one is cut if necessary."""
     from rich.text import Text
 
     left = clean(left, max(1, width - len(right) - 1))
@@ -214,7 +214,7 @@ def _ends(left: str, right: str, width: int, style: str = "") -> Text:
 
 
 def _reasons(p: Progress, width: int, height: int) -> RenderableType:
-    """Kept and every reason, in as many columns as fit; the rarest are summed up where the space ends."""
+    """Kept and every reason, in as many columns as fit; the rarest are summed if there is no room."""
     from rich.table import Table
     from rich.text import Text
 
@@ -243,7 +243,7 @@ def _reasons(p: Progress, width: int, height: int) -> RenderableType:
 
 
 def _chosen_hosts(hosts: Iterable[HostLoad], room: int) -> list[HostLoad]:
-    """Those with most under way, then the slowest of the others."""
+    """The busiest hosts, then the slowest of the others."""
     hosts = list(hosts)
     busy = heapq.nlargest(max(0, min(BUSIEST, room)), hosts, key=lambda h: (h.active + h.waiting, h.done))
     names = {host.name for host in busy}

@@ -1,4 +1,4 @@
-"""The verbs that make and look at datasets: ingest, import, select, peek; and what came of a dataset, in words."""
+"""The verbs that make and show datasets: ingest, import, select, peek; and the text of their results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from shards.manifest import Manifest
 
 C = TypeVar("C")
-LOST = 4  # objects named in a line
-_THINGS = {"ingest": "links", "import": "pictures"}  # what a source has, in words
+LOST = 4  # lost objects named in a line
+_THINGS = {"ingest": "links", "import": "pictures"}  # what a source consists of
 
 
 def ingest_verb(call: Call) -> Any:
@@ -49,8 +49,8 @@ def ingest_verb(call: Call) -> Any:
 
 
 def _spare_pandas() -> None:
-    """Keep pyarrow from importing pandas, which it does on its first array wherever pandas is installed: a third of a
-    second and 40 MB of every process that ingests, for conversions that nothing here asks for."""
+    """Keep pyarrow from importing pandas, which it does on its first array if pandas is installed: a third of a
+    second and 40 MB in every process that ingests, for conversions that nothing here uses."""
     import pyarrow
 
     class Absent:
@@ -61,7 +61,7 @@ def _spare_pandas() -> None:
 
     sys.meta_path.insert(0, Absent)  # type: ignore[arg-type]
     try:
-        pyarrow.array([])  # it looks once, and remembers
+        pyarrow.array([])  # it looks for pandas only once
     finally:
         sys.meta_path.remove(Absent)  # type: ignore[arg-type]
 
@@ -122,7 +122,7 @@ def _gather(call: Call, config: C, title: str, run: Callable[..., IngestResult])
 
 
 def _result(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
-    """Print what came of one dataset; returns it for --json."""
+    """Print the result for one dataset; returns it for --json."""
     from jobs import link_counts
     from jobs.report import dataset_page
     from shards import manifest
@@ -148,13 +148,13 @@ def _result(call: Call, config: Any, result: IngestResult) -> dict[str, Any]:
     if account.retryable:
         again = dataset_page.retry_command(result.dataset, dataset_page.settings(config))
         links = f"{account.retryable:,} link{'s' if account.retryable > 1 else ''}"
-        say(f"\n{links} may work later; this asks for them again:\n{again}")
+        say(f"\n{links} may work later; to retry them:\n{again}")
     say(f"\ndataset  {found['address']}" + (f"\npage     {found['page']}" if found["page"] else ""))
     return found
 
 
 def _lost(call: Call, version: Manifest) -> list[str]:
-    """What commits name and the store no longer has; a rerun does not notice, as the commits are there."""
+    """Objects that commits name but the store no longer has; a rerun does not notice, because the commits exist."""
     from shards import check
 
     lost = check.absent(version)
@@ -162,15 +162,15 @@ def _lost(call: Call, version: Manifest) -> list[str]:
         call.exit_code = 1
         more = f" and {len(lost) - LOST:,} more" if len(lost) > LOST else ""
         say(
-            f"xtra {call.verb}: {version.dataset}/shards: committed, and gone or of another size: "
-            f"{', '.join(lost[:LOST])}{more}: xtra check {version.dataset} says what that costs",
+            f"xtra {call.verb}: {version.dataset}/shards: committed, but missing or of another size: "
+            f"{', '.join(lost[:LOST])}{more}: xtra check {version.dataset} says what is lost",
             file=sys.stderr,
         )
     return lost
 
 
 def _page(call: Call, config: Any, result: IngestResult) -> str | None:
-    """The page of a finished ingest. The dataset is whole without it, so a store that fails now is only a remark."""
+    """Write the page of a finished ingest. The dataset is complete without it, so a failing store is only a remark."""
     from jobs.report import dataset_page
     from shards.store import StoreError
 
@@ -217,7 +217,7 @@ def peek_verb(call: Call) -> Any:
 
 
 def start_group(call: Call, workers: int) -> None:
-    """Start Ray before the work, because it takes SIGTERM for itself and would die of it instead of saving."""
+    """Start Ray before the work, because it takes over SIGTERM and would die of it instead of saving."""
     from jobs import cluster
 
     if workers > 1 or cluster.on_a_cluster():

@@ -1,4 +1,4 @@
-"""The verbs `report`, `fit` and `plan`: what was measured, what more of it buys, and what that costs."""
+"""The verbs `report`, `fit` and `plan`: what was measured, what more training would gain, and what it costs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _power(config: Any) -> Any:
 
 
 def power(seeds: int, sd: float, arms: int, comparisons: int = 1) -> dict[str, Any]:
-    """Say what difference a design can find. Raises ValueError for numbers that make no design."""
+    """Print the difference that a design can detect. Raises ValueError for an impossible design."""
     from jobs.laws import statistics
 
     found = statistics.detectable_difference(seeds, sd, arms, comparisons)

@@ -1,4 +1,4 @@
-"""Where every line of a list went: lines -> links -> kept -> samples, with the reason of each that fell."""
+"""What became of every line of a list: lines -> links -> kept -> samples, with the reason of each loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ingest.record import CONTENT, FINAL, RETRYABLE, Reason
 from shards.figures import percent
 from shards.manifest import Manifest, Version
 
-SHOWN = 20  # lines of what was excluded
-WIDTH = 28  # of a name in a table
-CLASSES = "classes"  # the rule that the choice of classes is
+SHOWN = 20  # lines of an exclusion list
+WIDTH = 28  # width of a name in a table
+CLASSES = "classes"  # name of the rule that chooses classes
 GROUPS: dict[str, frozenset[Reason]] = {
     "failed, may work later": RETRYABLE,
     "gone, or not ours to take": FINAL,
@@ -40,25 +40,25 @@ class Account:
 
     @property
     def retryable(self) -> int:
-        """Links whose reason says that the same link may succeed later: what `--retry` takes."""
+        """Links that may succeed later, by their reason: `--retry` fetches them again."""
         return sum(n for reason, n in self.reasons.items() if reason in RETRYABLE)
 
     def grouped(self) -> Iterator[tuple[str, int, dict[str, int]]]:
-        """(what the group means, how many, by reason) of each group that has any, the most frequent reason first."""
+        """(meaning, count, counts by reason) of each non-empty group, the most frequent reason first."""
         for meaning, members in GROUPS.items():
             if found := ordered({reason: n for reason, n in self.reasons.items() if reason in members}):
                 yield meaning, sum(found.values()), found
 
 
 def excluded(counts: list[tuple[str, int]], name: str) -> str:
-    """How many pictures the first lines of a list took out, and how many lines none."""
+    """How many pictures the first lines of an exclusion list removed, and how many lines matched none."""
     shown = "\n".join(f"{count:>12,}  {line[:66]}" for line, count in counts[:SHOWN])
     nothing = sum(1 for _, count in counts if not count)
     return f"{shown}\n{len(counts):,} lines of {name}; {nothing:,} name no picture here"
 
 
 def meaning(chosen: Manifest, before: Version | None, now: Version | None) -> str:
-    """Whether a dataset's bare name means another version since one was chosen; in one line."""
+    """In one line: which version a dataset's bare name means now, and whether that has changed."""
     bare = chosen.dataset
     if now is None or (now.digest != chosen.digest and now == before):
         still = f"{bare} still means {bare}@{now.number}" if now else f"{bare} still means no version"
@@ -74,18 +74,18 @@ def of_manifest(manifest: Manifest, not_chosen: Mapping[str, int] = {}) -> Accou
 
 
 def left_out(account: Account) -> list[tuple[str, int]]:
-    """What left lines of the list out, in words, and how many."""
+    """The rules that left lines of the list out, in words, and how many each."""
     return [("of no chosen class" if rule == CLASSES else f"not {rule}", n) for rule, n in account.not_chosen.items()]
 
 
 def ordered(counts: Mapping[str, int]) -> dict[str, int]:
-    """The largest first; none of nothing."""
+    """Sorted, the largest first, without zeros."""
     return {name: n for name, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])) if n}
 
 
 def text(account: Account, things: str = "links") -> str:
     """The account as a table of at most 60 columns; each stage is what remains of the one before. `things`: what the
-    source has, "links" or "pictures"."""
+    source consists of, "links" or "pictures"."""
     a = account
     rows: list[tuple[str, int]] = []
     if a.not_chosen:
@@ -100,7 +100,7 @@ def text(account: Account, things: str = "links") -> str:
 
 
 def selection(account: Account) -> str:
-    """The last stages alone: what was kept, and what of it a version holds; shares are of what was kept."""
+    """Only the last stages: kept pictures, and the samples of a version; shares are of the kept ones."""
     return _table(_selected(account), account.kept)
 
 

@@ -1,7 +1,7 @@
-"""Run once by `make setup`: take pillow-simd instead of Pillow where this machine can build it whole.
+"""Run once by `make setup`: replace Pillow by pillow-simd if this machine can build it with all codecs.
 
-pillow-simd is source only and owns the same `PIL` package, so exactly one of the two is installed. It replaces Pillow
-only if a build made aside, with AVX2, reports every codec that Pillow's own wheels have; otherwise nothing changes and
+pillow-simd has no wheels and provides the same `PIL` package, so exactly one of the two is installed. It replaces
+Pillow only if a trial build, with AVX2, reports every codec of Pillow's own wheels; otherwise nothing changes and
 `xtra doctor` names what is missing. No feature and no verdict depends on the choice (docs/design.md, section 4).
 """
 
@@ -41,8 +41,8 @@ def has_avx2() -> bool:
 
 
 def build_environment() -> dict[str, str]:
-    """The variables that pillow-simd is built with. CFLAGS replaces Python's own flags, its -O3 included, and without
-    that pillow-simd resizes ten times slower than Pillow does, not four times faster."""
+    """The environment for building pillow-simd. CFLAGS replaces Python's own flags including -O3, without which
+    pillow-simd resizes ten times slower than Pillow instead of four times faster."""
     return os.environ | {"CFLAGS": f"-O3 -DNDEBUG -fwrapv {os.environ.get('CFLAGS', '')} -mavx2"}
 
 
@@ -50,11 +50,11 @@ def main() -> int:
     missing = missing_headers()
     if missing or not has_avx2():
         why = f"no {', '.join(missing)}" if missing else "this processor has no AVX2"
-        print(f"PIL: Pillow ({why} for pillow-simd; xtra doctor tells more)")
+        print(f"PIL: Pillow ({why} for pillow-simd; see xtra doctor)")
         return 0
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     with tempfile.TemporaryDirectory(prefix="pillow-simd-") as aside:
-        # No cache: pip would take a wheel that was once built with other flags.
+        # No cache: pip might use a wheel that was built with other flags.
         build = [*pip, "wheel", "--no-cache-dir", "--no-deps", "--no-binary", "pillow-simd", "-w", aside, PILLOW_SIMD]
         built = subprocess.run(build, env=build_environment(), capture_output=True, check=False)
         wheels = list(Path(aside).glob("*.whl"))
@@ -65,7 +65,7 @@ def main() -> int:
         subprocess.run([*pip, "install", "--no-deps", "--target", str(trial), str(wheels[0])], check=True)
         isolated = os.environ | {"PYTHONPATH": str(trial)}
         if subprocess.run([sys.executable, "-c", _REPORT, *FEATURES], env=isolated, check=False).returncode:
-            print("PIL: Pillow (the pillow-simd built here lacks a codec)")
+            print("PIL: Pillow (the pillow-simd built here misses a codec)")
             return 0
         subprocess.run([*pip, "uninstall", "-y", "pillow"], check=True)
         subprocess.run([*pip, "install", "--no-deps", str(wheels[0])], check=True)

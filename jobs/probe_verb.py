@@ -1,5 +1,5 @@
-"""The words of `xtra probe` beyond one probe: a suite of sets, following a run, and doing so beside its training; and
-those of `xtra embed`."""
+"""The flags of `xtra probe` beyond one probe: a suite of sets, following a run, also during its training; and those of
+`xtra embed`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeWords(cluster.WorkersWords):
-    """The flags of `xtra probe` besides the settings of a probe. Workers are for --suite: as many probes at a time."""
+    """The flags of `xtra probe` besides the settings of a probe. Workers are for --suite: so many probes at a time."""
 
-    # every epoch augmented on the fly, as in the paper's probes or in its linear probe of B/16; without it --views of
+    # augment every epoch on the fly, as in the paper's probes or in its linear probe of B/16; without it, --views of
     # each image are encoded once
     augment: Literal["published", "linear-b"] | None = None
-    # the paper's evaluation sets, each with its own settings; flags that are given hold for all, and what is done stays
+    # probe the paper's evaluation sets, each with its own settings; given flags apply to all, finished sets are skipped
     suite: Literal["paper15"] | None = None
-    root: str = ""  # of --suite: the folder that has NAME/train and NAME/eval of every set
-    only: tuple[str, ...] = ()  # of --suite: names of sets; all of those at --root if empty
-    follow: bool = False  # probe the checkpoints of a run that is being trained, as they come
-    every: int = 0  # of --follow: samples from one probe to the next
-    parent: int = 0  # of --follow: end with this process, by its id; for xtra train's own use
+    root: str = ""  # with --suite: the folder with NAME/train and NAME/eval of every set
+    only: tuple[str, ...] = ()  # with --suite: names of sets; all those in --root if empty
+    follow: bool = False  # probe the checkpoints of a run while it is being trained
+    every: int = 0  # with --follow: samples between two probes
+    parent: int = 0  # with --follow: end when this process (by its id) ends; used by xtra train itself
 
 
 def going_on(what: str) -> bool:
-    """Whether a probe's progress says where it goes on; printed as a line of its own then."""
+    """Whether a probe's progress says where it resumes; then it is printed as a line of its own."""
     if what.startswith("going on at"):
         say(what, file=sys.stderr, flush=True)
         return True
@@ -46,7 +46,7 @@ def going_on(what: str) -> bool:
 
 
 def read(call: Call, first: str = "checkpoint") -> tuple[ProbeWords, probe.Config]:
-    """The words as what to do, and one probe."""
+    """The flags parsed as what to do, and the settings of a probe."""
     suite = any(word.partition("=")[0] == "--suite" for word in call.words)
     words, settings = call.both(ProbeWords, probe.Config, first, needs=("root",) if suite else ("train", "eval"))
     if words.augment:
@@ -100,10 +100,10 @@ def follow(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
     parent = words.parent
     wanted = FollowConfig(settings, words.every, parent)
     if parent:
-        os.nice(10)  # where both want the same cores, the training goes first
+        os.nice(10)  # on shared cores, the training has priority
     stop = call.stoppable()
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         say(f"xtra probe: {line}", file=sys.stderr, flush=True)
 
     with Progress("images") as bar:
@@ -112,7 +112,7 @@ def follow(call: Call, words: ProbeWords, settings: probe.Config) -> Any:
             if not (going_on(what) or parent):
                 bar(done, total, what)
 
-        result = following.run(wanted, tell, show, stop)
+        result = following.run(wanted, report, show, stop)
     ending = "it has ended" if result.finished else "it has not ended"
     say(f"{result.run}: {len(result.probed)} checkpoints probed, {len(result.failed)} failed; {ending}")
     call.exit_code = 1 if result.failed else 0
@@ -125,11 +125,11 @@ def read_beside(words: list[str]) -> FollowConfig:
         mine, settings = read(Call("probe", "", list(words)), first="")
         return FollowConfig(settings, mine.every)
     except ValueError as error:
-        raise ValueError(f"of the flags --probe.FLAG: {error}") from None
+        raise ValueError(f"in the flags --probe.FLAG: {error}") from None
 
 
 def beside(call: Call, training: TrainConfig, words: list[str]) -> tuple[TrainConfig, AbstractContextManager[None]]:
-    """The training's config with checkpoints kept until they are probed, and the block in which they are."""
+    """The training's config, keeping checkpoints until they are probed, and a context that probes them."""
     settings = read_beside(words)
     from jobs.lab import follow as following
     from shards.manifest import read_manifest
@@ -138,15 +138,16 @@ def beside(call: Call, training: TrainConfig, words: list[str]) -> tuple[TrainCo
         for url in (settings.probe.train, settings.probe.eval):
             read_manifest(url)
     except ValueError as error:
-        raise ValueError(f"of the flags --probe.FLAG: {error}") from None
+        raise ValueError(f"in the flags --probe.FLAG: {error}") from None
     if not training.keep_every:
         training = dataclasses.replace(training, keep_every=settings.every)
     elif not following.keeps(training.keep_every, settings.every):
         raise ValueError(
-            f"--keep-every {training.keep_every} loses what --probe.every {settings.every} is to probe: leave it out"
+            f"--keep-every {training.keep_every} deletes checkpoints that --probe.every {settings.every} needs: "
+            "leave it out"
         )
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         say(f"xtra train: {line}", file=sys.stderr, flush=True)
 
-    return training, following.beside(training.out, words, call.stop, tell)
+    return training, following.beside(training.out, words, call.stop, report)

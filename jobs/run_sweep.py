@@ -1,13 +1,13 @@
-"""Sweeping a run: what dead writers left of checkpoints and probes, by age; what a COMMIT names is never removed.
+"""Sweep a run: remove old remains of checkpoints and probes whose writers died; never anything that a COMMIT names.
 
-Goes when it is older than `older_than` by the store's clock, and its attempt has written nothing since:
+Removed if older than `older_than` by the store's clock, and if its attempt has written nothing since:
 
-    checkpoints/SAMPLES/ATTEMPT/     where SAMPLES has no COMMIT.json, or one that names another attempt
-    probes-unfinished/DIGEST/        the state of a probe that has its results; tensors that no state names
-    .aside-*, .probe-*               objects that were half put, in every folder of a run, or beside vectors
-    uploads in parts                 that nobody completed (S3)
+    checkpoints/SAMPLES/ATTEMPT/     if SAMPLES has no COMMIT.json, or one that names another attempt
+    probes-unfinished/DIGEST/        the state of a probe with results; tensors that no state names
+    .aside-*, .probe-*               half-written objects, in every folder of a run or of vectors
+    multipart uploads                that were never completed (S3)
 
-The state of a probe without results stays, however old: the same command goes on from it.
+The state of a probe without results is always kept: the same command resumes from it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SAMPLES = re.compile(r"\d{12}")
 def run(config: Config) -> SweepResult:
     """Sweep a run, a folder that probes or embeddings write to, or all of these directly in the folder.
 
-    Raises ValueError when there is none, and StoreError when a COMMIT cannot be read: then nothing goes.
+    Raises ValueError if there is none, and StoreError if a COMMIT cannot be read; then nothing is removed.
     """
     runs = [""] if _is_run(config.url) else _runs_in(config.url)
     if not runs:
         raise ValueError(f"{config.url}: is neither a dataset nor a run: give the --out of xtra ingest, train or probe")
     if config.seconds < LEAST:
-        raise ValueError(f"older_than is {config.older_than}: what is that young may be of a run that lives; give 1h")
+        raise ValueError(f"older_than is {config.older_than}: younger objects may belong to a running process; give 1h")
     before = config.before()
     beaten: Found = []
     undecided: Found = []
@@ -58,8 +58,8 @@ def _runs_in(url: str) -> list[str]:
 
 
 def _checkpoints(run: str, before: float) -> tuple[Found, Found]:
-    """Files of attempts that a COMMIT has beaten, and of checkpoints that have none, but for those of attempts that
-    wrote anything since `before`."""
+    """Files of attempts that lost to another's COMMIT, and of checkpoints without one, except for attempts that wrote
+    anything since `before`."""
     alive = {
         entry.name[:6]
         for folder in _WRITTEN

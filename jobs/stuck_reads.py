@@ -1,5 +1,5 @@
-"""A signal that finds the main thread in a read of a store that does not answer: nothing there looks at the wish to
-stop, so the signal is given once more, which ends the verb at once."""
+"""Stop a verb whose main thread hangs in a read of a store: nothing there checks for a stop, so the signal is raised
+a second time, which ends the verb at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 from shards import store
 
 PATIENCE = 8.0  # seconds after the first signal
-STILL = 4.0  # of these, that one read takes
+STILL = 4.0  # of these, spent in one read
 _READS = {
     function.__code__
     for function in (

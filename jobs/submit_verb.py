@@ -1,4 +1,4 @@
-"""The words of `xtra submit`: a command is checked here by its own parser, and only then sent to a cluster."""
+"""The flags of `xtra submit`: a command is checked here by its own parser before it is sent to a cluster."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ HERE = (
     "status",
     "peek",
     "plan",
-)  # verbs that say something of where they run, or at once
-ON_WORKERS = ("train", "ingest", "scale")  # their work is done by workers; all others' by the driver itself
+)  # verbs about the machine they run on, or quick ones
+ON_WORKERS = ("train", "ingest", "scale")  # workers do their work; the driver itself does that of all others
 PLACES = ("urls", "out", "data", "source", "dataset", "runs", "ledger", "url", "checkpoint", "train", "eval", "rows")
 AGAIN_SECONDS = 5.0  # in which a second Ctrl-C stops the job
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -31,21 +31,21 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @dataclass(frozen=True)
 class Config:
-    """Flags of `xtra submit` itself; they stand before the verb."""
+    """Flags of `xtra submit` itself; they come before the verb."""
 
-    address: str = ""  # of the cluster's dashboard, http://HOST:8265; RAY_API_SERVER_ADDRESS or RAY_ADDRESS if empty
-    wait: bool = True  # follow the job to its end, with its output and its exit status
-    name: str = ""  # of the job, before its number; VERB-<last part of --out> if empty
-    on: tuple[str, ...] = ()  # KEY=VALUE labels of the node that the driver is to run on
-    driver_cpus: float | None = None  # 1 for verbs that work in the driver, so that they do not run on the head; else 0
-    driver_gpus: float = 0.0  # of the node that the driver runs on
-    driver_memory: str = ""  # such as 4G
-    code: Literal["image", "here"] = "image"  # here: send this checkout; image: what the cluster's image has
-    retries: int = 3  # times that a job whose node or head died is submitted again
+    address: str = ""  # the cluster's dashboard, http://HOST:8265; RAY_API_SERVER_ADDRESS or RAY_ADDRESS if empty
+    wait: bool = True  # follow the job to its end, showing its output and returning its exit status
+    name: str = ""  # name of the job, before its number; VERB-<last part of --out> if empty
+    on: tuple[str, ...] = ()  # KEY=VALUE labels of the node to run the driver on
+    driver_cpus: float | None = None  # CPUs for the driver; None: 1 for verbs that work in it (not on the head), else 0
+    driver_gpus: float = 0.0  # GPUs for the driver
+    driver_memory: str = ""  # memory for the driver, such as 4G
+    code: Literal["image", "here"] = "image"  # which code to run. here: send this checkout; image: the cluster image's
+    retries: int = 3  # how often a job whose node or head died is resubmitted
 
 
 class _Checked(BaseException):
-    """What a verb made of its words, instead of its work."""
+    """Carries a verb's parsed config, raised instead of doing its work."""
 
     def __init__(self, made: list[Any]) -> None:
         self.made = made
@@ -59,7 +59,7 @@ class _Checking(Call):
 def submit(call: Call, verbs: Mapping[str, Any]) -> Any:
     """`xtra submit [--flags] VERB …`, and `xtra submit list | logs ID | stop ID | wait ID`."""
     flags, rest = _split(call.words)
-    also = f"These flags stand before VERB. The jobs: xtra submit {' | '.join(ACTIONS)}."
+    also = f"These flags come before VERB. To manage jobs: xtra submit {' | '.join(ACTIONS)}."
     settings = parse(Config, flags, "xtra submit", page=Help("xtra submit VERB …", also, call.examples))
     if not rest:
         raise ValueError(f"VERB is missing: give a verb, or one of {', '.join(ACTIONS)}")
@@ -84,7 +84,7 @@ def submit(call: Call, verbs: Mapping[str, Any]) -> Any:
 
 
 def check(verb: str, made: Any, words: Sequence[str]) -> list[Any]:
-    """What a verb makes of its words, its config last. Raises ValueError, as the verb would, and begins nothing."""
+    """What a verb parses from its words, its config last. Raises ValueError as the verb would; starts nothing."""
     checking = _Checking(verb, made.takes, list(words))
     try:
         made.run(checking)
@@ -100,8 +100,8 @@ def check(verb: str, made: Any, words: Sequence[str]) -> list[Any]:
         value = getattr(found[-1], field.name)
         if field.name in PLACES and isinstance(value, str) and value and not re.match(r"/|[a-z0-9+]+://", value):
             raise ValueError(
-                f"--{field.name.replace('_', '-')} is {value!r}; on a cluster that is a place inside of the job's own "
-                "folder: give a bucket's URL, or a whole path that every node has"
+                f"--{field.name.replace('_', '-')} is {value!r}; on a cluster that is a path inside the job's own "
+                "folder: give a bucket's URL, or an absolute path that every node has"
             )
     return found
 
@@ -111,7 +111,7 @@ def _wanted(settings: Config, verb: str, words: list[str], made: list[Any]) -> A
 
     folder = next((str(value) for name in ("out", *PLACES) if (value := getattr(made[-1], name, ""))), "")
     cpus = settings.driver_cpus
-    if cpus is None:  # whether the work is done by workers, and the driver only waits for them
+    if cpus is None:  # 0 if workers do the work and the driver only waits for them
         cpus = 0.0 if verb in ON_WORKERS or (verb == "probe" and made[0].wanted().most > 1) else 1.0
     if settings.name and not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", settings.name):
         raise ValueError(f"--name is {settings.name!r}; it must be letters, digits, '_', '.' and '-'")
@@ -145,7 +145,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our own flags, and from the verb on its own."""
+    """The flags of submit itself, and the words from the verb on."""
     single = {"--wait", "--no-wait", "--help", "-h"}
     at = 0
     while at < len(words) and words[at].startswith("-"):
@@ -156,7 +156,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(words[:at]), list(words[at:])
 
 
-# --- jobs that are there ---
+# --- existing jobs ---
 
 
 def _action(call: Call, action: str, words: list[str], before: list[str]) -> Any:
@@ -165,7 +165,7 @@ def _action(call: Call, action: str, words: list[str], before: list[str]) -> Any
     prog = f"xtra submit {action}"
     settings = parse(Config, [*before, *asked.words], prog, page=Help(f"{prog} {asked.takes}".strip()))
     if action == "list" and job is not None:
-        raise ValueError(f"list takes no word, this is {job!r}: xtra submit wait {job} waits for a job")
+        raise ValueError(f"list takes no word, but {job!r} was given: xtra submit wait {job} waits for a job")
     if action != "list" and job is None:
         raise ValueError(f"ID is missing: xtra submit {action} ID; xtra submit list shows them")
     from jobs import cluster
@@ -209,7 +209,7 @@ def _stop(call: Call, jobs: Any, job: str, wait: bool) -> Any:
 
     info = jobs.head.info(job)
     if info.status.is_terminal():
-        say(f"{job}: has ended already ({info.status.value})", file=sys.stderr)
+        say(f"{job}: has already ended ({info.status.value})", file=sys.stderr)
         return {"job": job, "status": str(info.status.value)}
     jobs.head.stop(job)
     say(f"{job}: stopping: it has {cluster.STOP_SECONDS} s to save", file=sys.stderr, flush=True)
@@ -224,7 +224,7 @@ def _stop(call: Call, jobs: Any, job: str, wait: bool) -> Any:
 
 
 def _wait(call: Call, jobs: Any, job: str, wanted: Any, retries: int) -> Any:
-    """Its output here as it comes, then its exit status and, with --json, its last line."""
+    """Show the job's output as it comes, then take its exit status and, with --json, its last line."""
     from jobs import cluster
 
     shown = Shown(call.json)
@@ -235,7 +235,7 @@ def _wait(call: Call, jobs: Any, job: str, wanted: Any, retries: int) -> Any:
     try:
         ended = jobs.wait(job, wanted, retries, is_done, follower, now.append)
         if ended is None:
-            call.quiet = True  # the job has not been stopped, and a rerun would meet it
+            call.quiet = True  # the job was not stopped, and a rerun would find it running
             _offer(now[-1])
             return None
     except Stopped:
@@ -248,7 +248,7 @@ def _wait(call: Call, jobs: Any, job: str, wanted: Any, retries: int) -> Any:
     if ended.why and not error:
         _remark(f"{ended.job}: {ended.why}")
     elif error and shown.last != error:
-        say(error, file=sys.stderr)  # after what Ray wrote last
+        say(error, file=sys.stderr)  # after Ray's last output
     return shown.result
 
 
@@ -257,7 +257,7 @@ def _remark(words: str) -> None:
 
 
 def _offer(job: str) -> None:
-    """Say what was not done, and leave a moment for it."""
+    """Say that the job was not stopped and how to stop it, and wait for a second Ctrl-C."""
     say(
         f"{job} goes on: xtra submit wait {job} follows it again, xtra submit stop {job} stops it; "
         f"Ctrl-C within {AGAIN_SECONDS:.0f} s stops it now",
@@ -268,7 +268,7 @@ def _offer(job: str) -> None:
 
 
 def is_done(folder: str) -> bool:
-    """Whether a run or a dataset is finished, by its folder alone; False where nothing here can say so."""
+    """Whether a run or a dataset is finished, by its folder alone; False if that cannot be read."""
     from jobs import status
     from shards.store import StoreError
 
@@ -280,13 +280,13 @@ def is_done(folder: str) -> bool:
 
 
 class Shown:
-    """A job's lines on our own output. With --json the last one is held back, to be the command's own."""
+    """Shows a job's lines on our own output. With --json the last one is held back, to end this command's output."""
 
     def __init__(self, as_json: bool) -> None:
         self.json = as_json
         self.result: Any = None
         self.last = ""
-        self.error = ""  # the last line of a verb that could not go on
+        self.error = ""  # the last error line of the verb
 
     def line(self, line: str) -> None:
         self.last = line if line.strip() else self.last

@@ -58,15 +58,15 @@ def sweep(call: Call) -> Any:
     if store.exists(store.join(config.url, "dataset.json")):
         result = sweep.run(config)
     else:
-        from jobs import run_sweep  # it brings torch along
+        from jobs import run_sweep  # it loads torch
 
         result = run_sweep.run(config)
     done = "would remove" if result.dry_run else "removed"
-    why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by writers that died"
-    why += f"; {len(result.uploads):,} uploads that nobody completed" if result.uploads else ""
+    why = f"{result.beaten:,} of attempts that lost, {result.stale:,} left by dead writers"
+    why += f"; {len(result.uploads):,} uploads that were never completed" if result.uploads else ""
     say(f"{done} {len(result.objects):,} objects, {size(result.bytes)}: {why}")
     if result.young:
-        say(f"{result.young:,} more may be of a writer that lives: they go when they are older")
+        say(f"{result.young:,} more may belong to a running writer: they are removed when they are older")
     if result.remark:
         say(f"xtra sweep: {result.remark}", file=sys.stderr)
     return result
@@ -78,7 +78,7 @@ def status(call: Call) -> Any:
 
     if not config.watch:
         return {"status": [status.as_dict(found) for found in status.run(config)]}
-    stop, call.quiet = call.stoppable(), True  # a stop ends the watching alone
+    stop, call.quiet = call.stoppable(), True  # a stop ends only the watching
     found = status.run(config, lambda seconds: stop.wait(seconds))
     return {"status": [status.as_dict(each) for each in found]}
 

@@ -23,28 +23,30 @@ if TYPE_CHECKING:
     from jobs.flags import Call
     from xtra.probe import ProbeResult
 
-MAIN = ("demo32", "small64", "b16_in1k", "h14_in21k")  # recipes that a message names
+MAIN = ("demo32", "small64", "b16_in1k", "h14_in21k")  # recipes named in an error message
 PARITY = 1e-9  # largest relative error against the official float64 numbers
 
 
 @dataclass(frozen=True)
 class ProbesWords:
-    """Probe the checkpoints meanwhile, in a process beside the training: with these and all other flags of xtra probe,
-    each as --probe.FLAG."""
+    """Probe the checkpoints during training, in another process: with these and all other flags of xtra probe, each as
+    --probe.FLAG."""
 
-    every: int = 0  # samples from one probe to the next
+    every: int = 0  # samples between two probes
     train: str = ""  # labelled dataset that trains the heads
-    eval: str = ""  # labelled dataset that the result is about
+    eval: str = ""  # labelled dataset that is evaluated
     device: str = "cpu"  # as in xtra probe
 
 
 @dataclass(frozen=True)
 class TrainWords(cluster.WorkersWords):
-    """What `xtra train` takes beside the recipe's settings."""
+    """The flags of `xtra train` besides the recipe's settings."""
 
-    # go on with a run that another command is provably at work on, which ends when it next saves; without this flag
-    # such a run is refused
+    # take over a run that another command is provably working on; that command ends when it next saves. Without this
+    # flag, such a run is refused.
     take_over: bool = False
+    # probe the checkpoints during training, in another process: with these and all other flags of xtra probe, each as
+    # --probe.FLAG
     probe: ProbesWords = ProbesWords()
 
 
@@ -79,7 +81,7 @@ def _train(call: Call) -> Any:
     which = iter([f"recipe {name}", *(f"not {other}" for other in recipes.variants(name))])
 
     def show(row: dict[str, Any]) -> None:
-        for line in which:  # once the run has begun: a refused one is one line
+        for line in which:  # only once the run has started: a refusal is one line
             say(line, file=sys.stderr, flush=True)
         _show(progress, row, "", f"loss {row['loss']:.4f}" if row.get("loss") else "")
 
@@ -88,19 +90,19 @@ def _train(call: Call) -> Any:
     with launch.joined(call, config, workers, followed) as placed, Progress("samples") as progress:
         results = cluster.train_all([placed], workers, call.stoppable(), show, words.take_over)
     if not results:
-        say("stopped before the workers began, or between two groups of them")
+        say("stopped before the workers started, or between two groups of them")
         return {}
     (result,) = results
     last = "there was nothing left to do" if result.loss is None else f"loss {result.loss:.4f}"
     say(f"{result.samples_seen:,} samples seen, {last}: {result.run}")
     if result.superseded:
-        say(f"xtra train: a later attempt has taken {result.run} over: xtra status shows it", file=sys.stderr)
+        say(f"xtra train: a later attempt has taken over {result.run}: xtra status shows it", file=sys.stderr)
         call.exit_code = 1
     return result
 
 
 def _show(bar: Progress, row: dict[str, Any], what: str, note: str) -> None:
-    """One row of a run's progress: a remark as a line of its own, numbers on the bar."""
+    """Show one row of a run's progress: a remark on its own line, numbers on the bar."""
     if "remark" in row:
         say(row["remark"], file=sys.stderr, flush=True)
     else:
@@ -123,7 +125,7 @@ def _probe(call: Call) -> Any:
         def show(what: str, done: int, total: int) -> None:
             if not probe_verb.going_on(what):
                 progress(done, total, what)
-            call.heed()  # a probe with augmentation saves its state then
+            call.raise_if_stopped()  # a probe with augmentation then saves its state
 
         results = probe.run(config, show)
     say("\n".join(_probe_lines(results)))
@@ -131,7 +133,7 @@ def _probe(call: Call) -> Any:
 
 
 def _probe_lines(results: list[ProbeResult]) -> list[str]:
-    """The outcome of one run's heads, no line wider than 80 columns unless a name is."""
+    """The results of one run's heads, in 80 columns except for long names."""
     first = results[0]
     of = "an official probe" if first.encoder == "official" else next((r.encoder for r in results if r.layers), "no")
     seen = f" at {first.samples_seen:,} samples" if first.samples_seen else ""
@@ -142,8 +144,8 @@ def _probe_lines(results: list[ProbeResult]) -> list[str]:
         lines.append(f"  {r.head:<9}  {100 * r.accuracy:5.1f} %  ({interval})  {point}".rstrip())
     chosen = {
         "holdout": "points chosen on images of the training set that no head trained on",
-        "eval": "points chosen on the evaluation set itself, as published: this flatters",
-        "nothing": "evaluated as it came",
+        "eval": "points chosen on the evaluation set itself, as published: this overestimates",
+        "nothing": "evaluated as it is",
     }
     lines.append(f"{chosen[first.selected_on]}, {first.seconds:,.0f} s")
     if first.shared_sha256 or first.shared_phash:
@@ -250,7 +252,7 @@ class Verb:
     takes: str  # the leading word, as help shows it
     help: str
     run: Callable[[Call], Any]
-    examples: tuple[str, ...] = ()  # that end its help
+    examples: tuple[str, ...] = ()  # at the end of its help
 
 
 VERBS = {
@@ -280,7 +282,7 @@ VERBS = {
     ),
     "trace": Verb(
         "PLACE",
-        "what became of samples, and which steps of runs saw them",
+        "show what became of samples, and which steps saw them",
         upkeep_verbs.trace,
         ("xtra trace set https://example.com/a.jpg --runs runs", "xtra trace runs/one --file keys.txt"),
     ),
@@ -316,31 +318,31 @@ VERBS = {
     ),
     "embed": Verb(
         "RUN",
-        "write the vectors of a dataset's pictures as Parquet",
+        "write feature vectors of a dataset's pictures as Parquet",
         _embed,
         ("xtra embed runs/one --data set --out vectors",),
     ),
     "generate": Verb(
         "CHECKPOINT",
-        "draw what a model predicts of some images",
+        "draw a model's predictions for some images",
         _generate,
         ("xtra generate runs/one --data set --out pictures",),
     ),
     "export": Verb(
         "CHECKPOINT",
-        "write a checkpoint as other programs read it",
+        "write a checkpoint in a format that other programs read",
         _export,
         ("xtra export runs/one --out encoder", "xtra export xtra.ckpt --to run --out runs/official"),
     ),
     "scale": Verb(
         "",
-        "train and probe what is missing of a grid of runs",
+        "train and probe the missing runs of a grid",
         _scale,
         ("xtra scale --data set --out r --samples 1k 4k --probe.train a --probe.eval b",),
     ),
     "study": Verb(
         "",
-        "run what is missing of the block-size study of docs/study",
+        "run the missing parts of the block-size study (docs/study)",
         _study,
         ("xtra study --data sets --out runs --seeds 0 1",),
     ),
@@ -352,19 +354,19 @@ VERBS = {
     ),
     "fit": Verb(
         "LEDGER",
-        "scaling laws of a ledger, with intervals; its arms compared",
+        "fit scaling laws to a ledger, with intervals; compare arms",
         fit_verb,
         ("xtra fit runs/ledger.parquet --by demo32", "xtra fit --power --seeds 5 --sd 0.4"),
     ),
     "plan": Verb(
         "RECIPE",
-        "what a run costs before anything is spent",
+        "show what a run will cost",
         plan_verb,
         ("xtra plan b16_in1k --price 2.50 --gpus 16",),
     ),
     "status": Verb(
         "URL",
-        "say what a run or a dataset is doing, from its folder",
+        "show what a run or a dataset is doing, from its folder",
         upkeep_verbs.status,
         ("xtra status runs/one --watch",),
     ),
@@ -376,13 +378,13 @@ VERBS = {
     ),
     "deploy": Verb(
         "KIND",
-        "a file that starts a cluster",
+        "print a file that starts a cluster",
         lambda call: deploy_verb.deploy(call, VERBS),
         ("xtra deploy rayjob-train --set workers=8 bucket=mine > job.yaml",),
     ),
     "bench": Verb(
         "SUBJECT",
-        "measure us beside a peer, or beside the official numbers",
+        "compare with a peer, or with the official numbers",
         _bench,
         ("xtra bench fetch", "xtra bench train --size b16 --device cuda"),
     ),
@@ -396,7 +398,7 @@ VERBS = {
 
 
 def _offer(call: Call, flags: str, entries: Mapping[str, str]) -> NoReturn:
-    """The help of a verb whose flags are those of its leading word: what this word may be."""
+    """The help of a verb whose flags depend on its leading word: lists the choices."""
     say(" ".join(filter(None, [f"usage: xtra {call.verb} {call.takes}", flags, "[--flags]"])) + "\n")
     say("\n".join(_entry(name, doc) for name, doc in entries.items()))
     say(f"\nxtra {call.verb} {call.takes} --help describes the flags, with their values.\n\nexamples:")

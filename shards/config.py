@@ -23,8 +23,8 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 class Order:
     """Parameters of the shuffled order; all of them travel in the cursor."""
 
-    seed: int = roles.trial(0)  # of the shuffle
-    version: int = roles.law(1)  # of the order's definition; this build knows 1
+    seed: int = roles.trial(0)  # seed of the shuffle
+    version: int = roles.law(1)  # version of the order's definition; this build knows 1
     lanes: int = roles.law(64)  # L: independent runs of the epoch's sequence that are read side by side
     chunk: int = roles.law(16)  # c: samples of one shard that stay together, the unit of reading
     window: int = roles.law(32)  # w: chunks whose samples are mixed inside a lane
@@ -42,12 +42,12 @@ class ReadConfig:
     """How samples are fetched; nothing of it changes which samples come, or their order."""
 
     connections: int = roles.machine(32)  # ranged reads at once from a remote store
-    # bytes for remote samples that wait for their turn; None: what the order's window takes
+    # bytes of remote samples to keep in memory; None: what the order's window needs
     memory: int | None = roles.machine(None)
     # folder for what was fetched from a remote store, shared by the processes of a node
     cache: str | None = roles.machine(None)
-    cache_bytes: int = roles.machine(64 << 30)  # that the cache may fill; what is unused for longest goes first
-    ahead: int = roles.machine(2)  # batches that are ready before they are asked for
+    cache_bytes: int = roles.machine(64 << 30)  # most bytes in the cache; the least recently used go first
+    ahead: int = roles.machine(2)  # batches prepared in advance
 
     def __post_init__(self) -> None:
         for name in ("connections", "ahead", "cache_bytes"):

@@ -1,10 +1,10 @@
-"""Figures as people read them: sizes, spans of time, shares, and the interval of a share."""
+"""Numbers formatted for people: sizes, durations, shares; and the confidence interval of a share."""
 
 from __future__ import annotations
 
 import math
 
-Z = 1.959963984540054  # of 95 %
+Z = 1.959963984540054  # the normal quantile of a 95 % interval
 
 
 def size(count: float) -> str:
@@ -27,14 +27,14 @@ def span(seconds: float) -> str:
 
 
 def percent(part: float, whole: float = 1.0) -> str:
-    """12.3 %; something is never shown as nothing."""
+    """12.3 %; a share above 0 is never shown as 0."""
     value = 100 * part / whole if whole else 0.0
     return "<0.1 %" if 0 < value < 0.05 else f"{value:.1f} %"
 
 
 def wilson(hits: float, total: float, z: float = Z) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), of 95 % by default: also sane at 0, at 1 and for few
-    samples; all from 0 to 1 where there are none."""
+    """Wilson's score interval of a proportion (Wilson 1927), 95 % by default: also valid at 0, at 1 and for few
+    samples; (0, 1) for none."""
     if not total:
         return 0.0, 1.0
     share, weight = hits / total, z * z / total

@@ -1,16 +1,16 @@
-"""What a setting decides, said beside its default, and read by whoever compares two settings.
+"""What a setting decides: declared next to its default, and read by code that compares two settings.
 
     lr: float = roles.law(1e-3)
     threads: int = roles.machine(2)
     samples: int = field(metadata=roles.role("trial"))  # a setting without a default
 
-law      shapes the result: results are comparable where their laws are equal, and a rerun has to keep them
-trial    which repetition it is, and how long it lasts: a rerun has to keep it, a comparison goes along it
-data     where what is read lies: that is compared by the digest of its contents
+law      shapes the result: results are comparable if their laws are equal, and a rerun must keep them
+trial    which repetition it is, and how long: a rerun must keep it, a comparison varies it
+data     where the input is: it is compared by the digest of its contents
 machine  where, how fast, what is kept, and names: any rerun may change it
 
-`unless`: the setting decides nothing where other settings of its Config have these values (SET: any but None), as
-`decoder_fp32` under `precision="fp32"`. `resumed`: a resumed run may change it, although it is a law.
+`unless`: the setting decides nothing if other settings of its Config have these values (SET: any except None), such as
+`decoder_fp32` with `precision="fp32"`. `resumed`: a resumed run may change it although it is a law.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def names(config: type, *roles: Role) -> tuple[str, ...]:
 def chosen(
     config: type, values: Mapping[str, Any], *roles: Role, under: Mapping[str, Any] | None = None, resumed: bool = False
 ) -> dict[str, Any]:
-    """Of the values of a Config, as JSON or `asdict` has them, those with one of these roles that decide something
-    under the values `under`, themselves if None; in nested Configs too. `resumed`: also without those that a resumed
-    run may change. Names that the class does not have stay: they are of another build."""
+    """The values of a Config (from JSON or `asdict`) that have one of these roles and decide something, given the
+    values `under` (default: the values themselves); in nested Configs too. `resumed`: also without those that a
+    resumed run may change. Names that the class does not have are kept: they come from another build."""
     under, kept, inner = values if under is None else under, dict(values), nested(config)
     for one in fields(config):
         said, value = one.metadata, kept.get(one.name)
@@ -84,6 +84,6 @@ def nested(config: type) -> dict[str, type]:
 
 @functools.cache
 def defaults(config: type) -> Mapping[str, Any]:
-    """Of every setting that has one, in nested Configs too."""
+    """The default of every setting that has one, in nested Configs too."""
     found = {one.name: one.default for one in fields(config) if one.default is not MISSING}
     return found | {name: defaults(inner) for name, inner in nested(config).items() if name not in found}

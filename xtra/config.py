@@ -39,19 +39,19 @@ class ModelConfig:
     image: int = field(metadata=roles.role("law"))  # side of the square image, pixels
     patch: int = field(metadata=roles.role("law"))  # side of a patch, pixels
     block: int = field(metadata=roles.role("law"))  # side of a block, patches; 1 is plain causal AIM
-    width: int = field(metadata=roles.role("law"))  # of the encoder
+    width: int = field(metadata=roles.role("law"))  # width of the encoder
     depth: int = field(metadata=roles.role("law"))  # layers of the encoder
     heads: int = field(metadata=roles.role("law"))  # attention heads of an encoder layer
     bridge: int = field(metadata=roles.role("law"))  # hidden width of the MLP between encoder and decoder
-    dec_width: int = field(metadata=roles.role("law"))  # of the decoder
+    dec_width: int = field(metadata=roles.role("law"))  # width of the decoder
     dec_depth: int = field(metadata=roles.role("law"))  # layers of the decoder
     dec_heads: int = field(metadata=roles.role("law"))  # attention heads of a decoder layer
     head: int = field(metadata=roles.role("law"))  # hidden width of the pixel head
-    predict: int = roles.law(1)  # heads: head i predicts block k+1+i from block k
-    mlp_ratio: float = roles.law(4.0)  # hidden width of an encoder layer's MLP over the width
+    predict: int = roles.law(1)  # number of heads; head i predicts block k+1+i from block k
+    mlp_ratio: float = roles.law(4.0)  # hidden width of an encoder layer's MLP, as a multiple of the width
     drop_path: float = roles.law(0.0)  # rate of the last encoder layer, rising linearly from 0; the decoder has none
-    order: str = roles.law("raster")  # of the blocks; "random" trains on `blocks.block_orders`
-    dec_mlp_ratio: float = roles.law(0.0)  # of the decoder; 0: as mlp_ratio
+    order: str = roles.law("raster")  # order of the blocks; "random" trains on `blocks.block_orders`
+    dec_mlp_ratio: float = roles.law(0.0)  # the same for the decoder; 0: as mlp_ratio
     prefix: bool = roles.law(False)  # AIM's prefix attention (xtra/prefix.py)
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ def model_config(values: Mapping[str, Any]) -> ModelConfig:
     try:
         return ModelConfig(**values)
     except TypeError as error:
-        raise ValueError(f"the model config misses a field: {error}") from None
+        raise ValueError(f"the model config is incomplete: {error}") from None
 
 
 def _sizes() -> dict[str, ModelConfig]:
@@ -162,19 +162,19 @@ recipes set it."""
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = roles.law(1e-3)  # the peak
-    min_lr: float = roles.law(1e-6)  # at the last sample of a cosine
-    warmup_lr: float = roles.law(1e-4)  # at the first sample (the configs', not in the paper)
-    # below 1 a fraction of all samples, else a number of samples (paper: B 15/800, H 3/100)
+    lr: float = roles.law(1e-3)  # peak learning rate
+    min_lr: float = roles.law(1e-6)  # learning rate at the last sample of a cosine schedule
+    warmup_lr: float = roles.law(1e-4)  # learning rate at the first sample (official configs, not in the paper)
+    # below 1: a share of all samples; otherwise a number of samples (paper: B 15/800, H 3/100)
     warmup: float = roles.law(0.03)
-    betas: tuple[float, float] = roles.law((0.9, 0.95))  # of AdamW: decay rates of the two moments
-    eps: float = roles.law(1e-8)  # of AdamW, added to the root of the second moment
-    weight_decay: float = roles.law(0.05)  # of AdamW; not for biases and one-dimensional parameters
-    clip: float = roles.law(1.0)  # of the global gradient norm; inf does not clip
-    # constant: warm-up, then the peak, then a decay to 0 over the last samples; until the decay begins, the run is
-    # the same whatever its number of samples, so that one run (a trunk) serves many (its branches).
+    betas: tuple[float, float] = roles.law((0.9, 0.95))  # AdamW's decay rates of the two moments
+    eps: float = roles.law(1e-8)  # AdamW's epsilon, added to the root of the second moment
+    weight_decay: float = roles.law(0.05)  # AdamW's weight decay; biases and one-dimensional parameters have none
+    clip: float = roles.law(1.0)  # limit of the global gradient norm; inf: no clipping
+    # constant: warm-up, then the peak rate, then a decay to 0 over the last samples. Until the decay begins, the run
+    # does not depend on its number of samples, so one run (a trunk) serves many (its branches).
     schedule: Literal["cosine", "constant"] = roles.law("cosine")
-    decay: float = roles.law(0.2)  # share of all samples in which a constant rate decays; 0: a trunk, which never does
+    decay: float = roles.law(0.2)  # share of all samples over which a constant rate decays; 0: never (a trunk)
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
@@ -184,7 +184,7 @@ class OptimConfig:
         if self.schedule == "constant" and 0 < self.warmup < 1:
             raise ValueError(
                 f"optim.warmup is {self.warmup}, a share; with a constant schedule give a number of samples, "
-                "so that runs of all lengths begin alike"
+                "so that runs of all lengths start alike"
             )
         for name in ("lr", "min_lr", "warmup_lr", "warmup", "weight_decay"):
             if not getattr(self, name) >= 0:
@@ -206,8 +206,8 @@ class Augment:
     """Training-time augmentation; the defaults are the paper's Table 1."""
 
     scale: tuple[float, float] = roles.law((0.3, 1.0))  # share of the image's area that a crop covers
-    ratio: tuple[float, float] = roles.law((3 / 4, 4 / 3))  # width over height of a crop
-    flip: float = roles.law(0.5)  # probability of a horizontal mirror
+    ratio: tuple[float, float] = roles.law((3 / 4, 4 / 3))  # aspect ratio of a crop, width / height
+    flip: float = roles.law(0.5)  # probability of a horizontal flip
     randaugment: str = roles.law("")  # RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "": none
     erase: float = roles.law(0.0)  # probability that a rectangle becomes noise (random erasing, timm's mode "pixel")
 
@@ -227,10 +227,10 @@ class Augment:
 
 @dataclass(frozen=True)
 class Validation:
-    """Off without `data`. The official code validates on ImageNet-1k's set, resized to 300 px for crops of 256."""
+    """Off unless `data` is given. The official code validates on ImageNet-1k, resized to 300 px for crops of 256."""
 
-    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST
-    every: int = roles.machine(1_000_000)  # samples seen in training
+    data: str = roles.data("")  # dataset to validate on: URL, URL@VERSION or URL@DIGEST
+    every: int = roles.machine(1_000_000)  # training samples between two validations
     batch: int = roles.machine(256)  # images in one forward pass of a rank
     resize: int = roles.machine(0)  # short side before the centre crop, pixels; 0: the image size
 
@@ -245,59 +245,60 @@ class TrainConfig:
     """One pretraining run. Counts are samples; the batch is global."""
 
     model: ModelConfig = field(metadata=roles.role("law"))
-    # to see in total; the last batch is cut to it
+    # samples to see in total; the last batch is cut short to match
     samples: int = field(metadata=roles.role("trial", unless={"optim.schedule": "constant", "optim.decay": 0.0}))
-    batch: int = field(metadata=roles.role("law", resumed=True))  # images a step, of all ranks together
+    batch: int = field(metadata=roles.role("law", resumed=True))  # images per step, over all ranks
     data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST
-    # other datasets and their shares of the samples seen, URL=SHARE; data has the rest
+    # other datasets and their shares of the samples seen, URL=SHARE; data gets the rest
     mix: tuple[str, ...] = roles.data(())
     out: str = roles.machine("")  # run folder
-    recipe: str = roles.trial("custom")  # name of the recipe that this run began from
-    arm: str = roles.machine("")  # what comparisons call it; the recipe's name if empty
-    # a run at a constant rate to begin from, at its checkpoint where this run's decay begins
+    recipe: str = roles.trial("custom")  # name of the recipe that this run started from
+    arm: str = roles.machine("")  # name of the variant in comparisons; the recipe's name if empty
+    # trunk to branch from: a run at a constant rate, with a checkpoint where this run's decay begins
     branch: str = roles.data("")
-    seed: int = roles.trial(0)  # of the initial weights, drop path and crops
+    seed: int = roles.trial(0)  # seed of the initial weights, drop path and crops
     optim: OptimConfig = field(default_factory=OptimConfig, metadata=roles.role("law"))
     loss: LossConfig = field(default_factory=LossConfig, metadata=roles.role("law"))
     augment: Augment = field(default_factory=Augment, metadata=roles.role("law"))
     order: Order = field(default_factory=Order, metadata=roles.role("law"))
-    precision: str = roles.law("fp32")  # or "bf16": autocast
+    precision: str = roles.law("fp32")  # "fp32", or "bf16" (autocast)
     # under bf16, keep the decoder in fp32, as the official code does
     decoder_fp32: bool = roles.law(False, unless={"precision": "fp32"})
     # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
     tf32: bool = roles.law(False)
-    # Most images in one forward pass of a rank, gradients added up; 0: on a CPU all at once, on a GPU what its free
-    # memory holds (xtra/fit.py).
+    # most images in one forward pass of a rank, with gradients accumulated; 0: all of them on a CPU, as many as fit
+    # into free memory on a GPU (xtra/fit.py)
     micro: int = roles.machine(0)
-    # Residual branches that drop path zeroes: computed all the same (official); skipped (the same numbers, in a few
-    # shapes); or a fixed number of each micro-batch is skipped (as DINOv2).
+    # what to do with residual branches that drop path zeroes. compute: compute them anyway (official); skip: leave
+    # them out (the same numbers, in a few shapes); subset: leave out a fixed number per micro-batch (as DINOv2)
     dropped: Literal["compute", "skip", "subset"] = roles.law("compute")
     compile: Literal["auto", "on", "off"] = roles.machine("auto")  # torch.compile layers, head and loss; auto: on a GPU
-    attention: Arm = roles.machine("auto")  # how it is computed (xtra/attention.py): the same numbers, to rounding
+    attention: Arm = roles.machine("auto")  # implementation (xtra/attention.py); all agree up to rounding
     shard_optimizer: bool = roles.machine(False)  # each rank keeps its share of the optimiser's state (ZeRO 1)
     device: str = roles.machine("auto")  # "cpu", "cuda" or "auto"
-    threads: int = roles.machine(0)  # decoding threads a rank; 0: on a GPU its share of the cores, on a CPU 2
+    threads: int = roles.machine(0)  # decoding threads per rank; 0: 2 on a CPU, its share of the cores on a GPU
     read: ReadConfig = field(default_factory=ReadConfig, metadata=roles.role("machine"))
-    # JPEGs: "gpu" needs the extra `gpu`; "auto" takes it where it can. What a GPU refuses, the CPU decodes.
+    # JPEG decoder: "gpu" needs the extra `gpu`; "auto" uses it where available. What a GPU refuses, the CPU decodes.
     decoder: Literal["cpu", "gpu", "auto"] = roles.machine("cpu")
-    checkpoint_every: int = roles.machine(1_000_000)  # samples
-    keep: int = roles.machine(2)  # newest checkpoints that stay
-    keep_every: int = roles.machine(0)  # samples; the first checkpoint at or after each multiple stays as well; 0: none
-    # samples after which there is a checkpoint that stays, so that runs may branch there
+    checkpoint_every: int = roles.machine(1_000_000)  # samples between two checkpoints
+    keep: int = roles.machine(2)  # number of newest checkpoints to keep
+    keep_every: int = roles.machine(0)  # also keep the first checkpoint at or after each multiple of this; 0: none
+    # also save and keep a checkpoint after exactly so many samples, so that runs can branch there
     keep_at: tuple[int, ...] = roles.machine(())
+    # off unless val.data is given; the official code validates on ImageNet-1k, resized to 300 px for crops of 256
     val: Validation = field(default_factory=Validation, metadata=roles.role("machine"))
-    # where metrics also go, beside the run folder
+    # where metrics also go, in addition to the run folder
     sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = roles.machine(())
     max_bad: float = roles.machine(0.01)  # stop when a larger share of samples had to be replaced
-    other_manifest: bool = roles.machine(False)  # go on with a checkpoint of another manifest
+    other_manifest: bool = roles.machine(False)  # resume even if the checkpoint was made with another manifest
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name, nought in (("micro", "what fits"), ("keep_every", "none"), ("threads", "by the cores")):
+        for name, meaning in (("micro", "what fits"), ("keep_every", "none"), ("threads", "by the cores")):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({nought}) or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({meaning}) or more")
         if not 0 <= self.max_bad <= 1:
             raise ValueError(f"max_bad is {self.max_bad}; it must be a share, 0 to 1")
         if self.precision not in ("fp32", "bf16"):
@@ -314,7 +315,9 @@ class TrainConfig:
                 "of its own: use --dropped compute and an attention other than flex"
             )
         if self.branch and (self.optim.schedule != "constant" or not self.optim.decay):
-            raise ValueError("branch is of runs that decay a constant rate: use --optim.schedule constant, decay 0.2")
+            raise ValueError(
+                "branch needs a constant rate that decays: use --optim.schedule constant --optim.decay 0.2"
+            )
         if off := [at for at in self.keep_at if at < 1 or at % self.batch]:
             raise ValueError(f"keep_at has {off[0]}; each must be a multiple of the batch, which is {self.batch}")
         if self.decoder == "gpu" and self.augment.randaugment:
@@ -330,12 +333,12 @@ class GenerateConfig:
     checkpoint: str  # a run folder, one of its checkpoints, or an official checkpoint
     data: str  # dataset: URL, URL@VERSION or URL@DIGEST
     out: str  # folder for grid-000.png, grid-001.png, ...
-    samples: int = 16  # drawn from the whole set
-    rows: int = 8  # images a grid, side by side
+    samples: int = 16  # images, drawn from the whole set
+    rows: int = 8  # images per grid, side by side
     given: int = 0  # true blocks that a free run starts from; 0: a quarter of them
-    head: int = 0  # which head: 0 predicts the next block, 1 the one after
+    head: int = 0  # prediction head: 0 predicts the next block, 1 the one after
     resize: int = 0  # short side before the centre crop, pixels; 0: the image size
-    seed: int = 0  # which samples
+    seed: int = 0  # another seed draws other samples
     device: str = "auto"  # "cpu" or "cuda"; auto: the GPU where there is one
 
     def __post_init__(self) -> None:

@@ -2,10 +2,10 @@
 
     stream -> (feeder thread) draws, headers, views -> (decoding threads) pixels into a batch slot -> Batch
 
-What is shown of a picture (`image.View`) is decided before anything is decoded, so that whoever decodes, the threads
-here or a device that takes a whole batch, shows the same. What a fast decoder refuses goes to Pillow, the reference
-decoder, which alone says what is bad. A bad sample is replaced by the next decodable one of its lane window and
-reported in the batch's events: the count of samples seen, the x-axis of every curve, stays true.
+The view of a picture (`image.View`) is chosen before anything is decoded, so that the threads here and a device that
+takes whole batches show the same. What a fast decoder refuses goes to Pillow, the reference decoder, which alone
+decides what is bad. A bad sample is replaced by the next decodable one of its lane window and reported in the batch's
+events, so the count of samples seen, the x-axis of every curve, stays correct.
 
 Shapes: B images of 3 x H x W pixels, H = W = size.
 """
@@ -35,18 +35,18 @@ from xtra.batch_memory import Lease, Slots
 MEAN = (0.485, 0.456, 0.406)  # ImageNet statistics, as the official code's transforms use
 STD = (0.229, 0.224, 0.225)
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop gives up after as many
-_TOGETHER = 8  # samples that one decoding task takes: handing each over alone costs more than decoding a small one
+_TOGETHER = 8  # samples per decoding task: a task of its own costs more than decoding a small picture
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoded samples, this rank's part of a global batch; `events` tell what was replaced and why."""
+    """Decoded samples, this rank's part of a global batch; `events` report what was replaced and why."""
 
     lease: Lease = field(repr=False)
     keys: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
-    sample_B: np.ndarray  # in the manifest
-    epoch_B: np.ndarray  # whose draws augment each
+    sample_B: np.ndarray  # number in the manifest
+    epoch_B: np.ndarray  # epoch whose draws augment each
     events: tuple[dict[str, Any], ...] = field(default=())
 
     def __len__(self) -> int:
@@ -68,20 +68,20 @@ class DeviceDecoder(Protocol):
     def __call__(
         self, bodies: Sequence[crop.Body], views: Sequence[View | None], size: int
     ) -> tuple[Tensor, list[int]]:
-        """uint8 [B, 3, size, size] on the device, and the indices that it refuses, whose pixels may be anything. A view
-        is None where the header does not tell the size: these must be refused. It keeps nothing of the bodies."""
+        """uint8 [B, 3, size, size] on the device, and the refused indices, whose pixels are undefined. A view is None
+        if the header does not give the size: these must be refused. Keeps no reference to the bodies."""
         ...
 
 
 class Guard(Protocol):
-    """Keeps samples that may end their process from this one's decoders; see xtra/run/poison.py."""
+    """Keeps samples that may kill a process away from the decoders of this one; see xtra/run/poison.py."""
 
     def decoding(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
-        """Until the end of the block this process is at these samples."""
+        """Marks these samples as being decoded by this process until the end of the block."""
         ...
 
     def risky(self, sample: Sample) -> bool:
-        """Whether only `decode` may have its body."""
+        """Whether only `decode` may decode it."""
         ...
 
     def decode(self, sample: Sample, out_3HW: np.ndarray) -> None:
@@ -110,23 +110,23 @@ def normalise(
     mean: tuple[float, float, float] = MEAN,
     std: tuple[float, float, float] = STD,
 ) -> Tensor:
-    """uint8 -> float32 with mean and std (of pixels in 0..1) taken out, on the images' own device."""
+    """uint8 -> float32 normalised by mean and std (of pixels in 0..1), on the images' own device."""
     mean_311, std_311 = _statistics(images_B3HW.device, mean, std)
     return (images_B3HW.float() - mean_311) / std_311
 
 
 @functools.cache
 def _statistics(device: torch.device, *statistics: tuple[float, float, float]) -> list[Tensor]:
-    """Sent to a device once: the host waits for whatever the device has to do before it takes them."""
+    """Sent to each device only once, because the host waits for all earlier work of the device."""
     return [(torch.tensor(numbers).view(3, 1, 1) * 255).to(device) for numbers in statistics]
 
 
-# ---- what is shown of a picture ------------------------------------------------------------------------------------
+# ---- views of a picture --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Centre:
-    """The short side resized to `resize`, the central size x size of that."""
+    """Resize the short side to `resize`, then crop the central size x size."""
 
     size: int
     resize: int
@@ -153,7 +153,7 @@ class RandomCrop:
     seed: int
 
     def draw(self, epoch_B: np.ndarray, sample_B: np.ndarray) -> list[Any]:
-        """The draws of each sample, for all that may become of it: (tries x (area, ratio, x, y), mirrored)."""
+        """All draws that a sample may need, for each: (tries x (area, ratio, x, y), mirrored)."""
         epoch_B, sample_B = np.asarray(epoch_B, np.int64), np.asarray(sample_B, np.int64)
         u = uniform(self.seed, "crop", epoch_B[:, None], sample_B[:, None], np.arange(4 * _CROP_TRIES))
         mirrored_B = uniform(self.seed, "flip", epoch_B, sample_B) < self.augment.flip
@@ -163,7 +163,7 @@ class RandomCrop:
         return image.crop_view(self.box(width, height, draws[0]), self.size, draws[1])
 
     def finish(self, out_R3HW: np.ndarray, epoch_R: Sequence[int], sample_R: Sequence[int]) -> None:
-        """RandAugment, where it is asked for, on pixels that are shown already."""
+        """RandAugment, if configured, on cropped pixels."""
         if self.augment.randaugment:
             policy = rand_augment.parse(self.augment.randaugment)
             acts_R = rand_augment.draw(policy, self.seed, np.array(epoch_R), np.array(sample_R))
@@ -205,19 +205,19 @@ def crop_box(
 def decode_batch(
     bodies: Sequence[crop.Body], views: Sequence[View | None], size: int, out_B3HW: np.ndarray
 ) -> list[int]:
-    """Decode what the accelerator takes, straight into uint8 [B, 3, size, size]. Returns the indices that it refuses,
-    all of them where it was not built: these are the reference decoder's."""
+    """Decode what the accelerator takes, straight into uint8 [B, 3, size, size]. Returns the indices that it refuses
+    (all if it was not built), which are left to the reference decoder."""
     return crop.decode_batch(bodies, views, size, out_B3HW)
 
 
 def decode_reference(body: crop.Body, transform: Transform, draws: Any, out_3HW: np.ndarray) -> None:
-    """Decode one picture by the reference decoder. Raises image.Undecodable: the sample is bad."""
+    """Decode one picture with the reference decoder. Raises image.Undecodable if the sample is bad."""
     picture = image.decode(bytes(body))
     image.show(picture, transform.view(*picture.size, draws), out_3HW)
 
 
 def augmented(body: crop.Body, size: int, augment: Augment, seed: int, epoch: int, sample: int) -> np.ndarray:
-    """Decode and augment but for erasing: uint8 [3, size, size]. Raises image.Undecodable."""
+    """Decode and augment, except for erasing: uint8 [3, size, size]. Raises image.Undecodable."""
     transform = RandomCrop(size, augment, seed)
     out_3HW = _alone(body, size, transform, epoch, sample)
     transform.finish(out_3HW[None], [epoch], [sample])
@@ -238,14 +238,14 @@ def _alone(body: crop.Body, size: int, transform: Transform, epoch: int, sample:
 
 
 def _views(bodies: Sequence[crop.Body], transform: Transform, draws_B: Sequence[Any]) -> list[View | None]:
-    """What is shown of each picture; None where the accelerator's look at the header does not tell."""
+    """The view of each picture; None if the accelerator cannot read its size from the header."""
     return [
         transform.view(*size, draws) if size is not None else None for size, draws in zip(crop.sizes(bodies), draws_B)
     ]
 
 
 def _by_header(body: crop.Body, transform: Transform, draws: Any) -> View | None:
-    """What is shown of an upright JPEG, which a device may take even where there is no accelerator."""
+    """The view of an upright JPEG, which a device may take even without the accelerator; else None."""
     try:
         head = image.header(bytes(body))
     except image.Undecodable:
@@ -266,15 +266,15 @@ def train_batches(
     device: DeviceDecoder | None = None,
     guard: Guard = _UNGUARDED,
 ) -> Iterator[Batch]:
-    """The stream's batches, decoded and augmented but for erasing, which whoever normalises them does
-    (`augment.erase`); `ahead` batches are being decoded while one is consumed.
+    """The stream's batches, decoded and augmented except for erasing, which follows normalisation (`augment.erase`);
+    `ahead` batches are being decoded while one is consumed.
 
     Raises ValueError when a whole lane window does not decode, or for RandAugment with a device that decodes.
     """
     transform = RandomCrop(size, augment, seed)
 
     def replace(sample: Sample, why: image.Undecodable, out_3HW: np.ndarray) -> tuple[Sample, dict[str, Any]]:
-        """Show a stand-in. Crops follow the sample that is really shown, in the epoch in which it is shown."""
+        """Show a substitute. Its crop is drawn for itself, in the epoch in which it is shown."""
         tar, tried = stream.reader.tar_url(sample.shard), 0
         for other in stream.substitutes(sample):
             tried += 1
@@ -286,10 +286,10 @@ def train_batches(
                         out_3HW[:] = _alone(other.body, size, transform, sample.epoch, other.sample)
             except image.Undecodable:
                 continue
-            told = {"event": "substitute", "shard": tar, "key": sample.key, "why": str(why), "shown": other.key}
-            return other, told
+            event = {"event": "substitute", "shard": tar, "key": sample.key, "why": str(why), "shown": other.key}
+            return other, event
         raise ValueError(
-            f"{tar}: {sample.key} and its whole lane window do not decode ({why}; {tried} stand-ins tried): run "
+            f"{tar}: {sample.key} and its whole lane window do not decode ({why}; {tried} substitutes tried): run "
             "xtra check on the dataset; in a small set, leave out what does not decode"
         )
 
@@ -309,8 +309,8 @@ def eval_batches(
     device: DeviceDecoder | None = None,
     only: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Every sample of the manifest once, or of the rising sample numbers in `only`, in row order; of `part` (r, w)
-    every w-th batch from the r-th on.
+    """Every sample of the manifest once, in row order; with `only`, those with these rising numbers; with `part` (r,
+    w), every w-th batch from the r-th on.
 
     View 0 resizes the short side to `resize` (default: the size itself) and crops the centre; view v >= 1 is the
     deterministic augmentation that training would use in epoch v. Raises ValueError naming the sample that does not
@@ -327,18 +327,18 @@ def eval_batches(
 
 
 Replace = Callable[[Sample, image.Undecodable, np.ndarray], tuple[Sample, dict[str, Any]]]
-Replaced = dict[int, tuple[Sample, dict[str, Any]]]  # by index in the batch: what is shown instead, and the event
+Replaced = dict[int, tuple[Sample, dict[str, Any]]]  # by index in the batch: the substitute, and the event
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A batch, and those of its samples that the CPU decodes: all, or what the device refused."""
+    """A batch, and which of its samples the CPU decodes: all, or those that the device refused."""
 
     encoded: Encoded
-    epoch_B: np.ndarray  # whose draws they are
+    epoch_B: np.ndarray  # epoch of each sample's draws
     draws_B: Sequence[Any]
     views: Sequence[View | None]
-    index: list[int]  # of the samples that the CPU decodes; row j of the slot is sample index[j]
+    index: list[int]  # the samples that the CPU decodes; row j of the slot is sample index[j]
     slot: Lease
     on_device: Tensor | None
     pieces: list[Future[Replaced]] = field(default_factory=list)
@@ -354,8 +354,8 @@ def _batches(
     epoch: int | None = None,
     guard: Guard = _UNGUARDED,
 ) -> Iterator[Batch]:
-    """Each batch decoded, in order, with `ahead` batches under way while one is consumed. The draws are those of each
-    sample's own epoch, unless one is given. The source is closed with it."""
+    """Decoded batches, in order, with `ahead` batches under way while one is consumed. Draws are those of each sample's
+    own epoch unless `epoch` is given. Closes the source at the end."""
     if device is not None and isinstance(transform, RandomCrop) and transform.augment.randaugment:
         raise ValueError("augment.randaugment works on pixels that the CPU decodes: use --decoder cpu or leave it out")
     slots = Slots(transform.size)
@@ -393,7 +393,7 @@ def _begun(
     epoch: int | None,
     guard: Guard,
 ) -> _Work:
-    # What is risky is hidden from everything here, which refuses it.
+    # Risky samples have no body here, so that every fast decoder refuses them.
     bodies = [b"" if guard.risky(sample) else sample.body for sample in encoded]
     epoch_B = encoded.place.epoch if epoch is None else np.full(len(encoded), epoch, np.int64)
     draws_B = transform.draw(epoch_B, encoded.place.sample)
@@ -423,7 +423,7 @@ def _decode_rows(work: _Work, rows: range, transform: Transform, replace: Replac
     replaced = {row: replace(samples[row], why, out_R3HW[row]) for row, why in bad.items()}
     shown = [replaced[row][0] if row in replaced else sample for row, sample in enumerate(samples)]
     transform.finish(out_R3HW, [work.epoch_B[i] for i in index], [sample.sample for sample in shown])
-    return {index[row]: told for row, told in replaced.items()}
+    return {index[row]: substitute for row, substitute in replaced.items()}
 
 
 def _finished(work: _Work) -> Batch:
@@ -432,7 +432,7 @@ def _finished(work: _Work) -> Batch:
         replaced |= piece.result()
     lease = work.slot
     if work.on_device is not None:
-        for row, i in enumerate(work.index):  # one by one: indices would have to be sent, and waited for
+        for row, i in enumerate(work.index):  # one by one: indexing by a tensor would send it and wait for it
             work.on_device[i].copy_(work.slot.images_B3HW[row], non_blocking=True)
         work.slot.release()
         lease = Lease(work.on_device)

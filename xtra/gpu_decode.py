@@ -304,8 +304,8 @@ class GpuDecoder:
         self.counts["gpu"] += len(bodies) - len(refused)
         return out_B3SS, sorted(refused)
 
-    def told(self) -> dict[str, Any]:
-        """For a run's events: the decoder, the pictures decoded on the GPU, and those on the CPU by reason."""
+    def report(self) -> dict[str, Any]:
+        """For a run's events: the decoder, how many pictures the GPU decoded, and how many the CPU, by reason."""
         counts = dict(self.counts)
         return {"decoder": self.library.name, "device": str(self.device), "gpu": counts.pop("gpu", 0), "cpu": counts}
 

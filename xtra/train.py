@@ -74,11 +74,11 @@ def run(
 ) -> TrainResult:
     """Train until `config.samples`, resuming from the run folder's newest checkpoint.
 
-    `stop` is asked after every step; True on any rank ends the run with a checkpoint. `progress` is given rows of
+    `stop` is called after every step; True on any rank ends the run with a checkpoint. `progress` receives rows of
     numbers, and {"remark": text} for what the user should know.
 
     Runs on every rank of the default torch.distributed group, or alone without one. Raises ValueError for what the user
-    can mend: a run begun with other settings, a non-finite loss, too many undecodable samples.
+    can correct: a run that was started with other settings, a non-finite loss, too many undecodable samples.
     """
     # --- set up
     rank, world = world_of()
@@ -107,11 +107,11 @@ def run(
     orders_KK = block_orders(config.model.blocks, config.seed).to(device) if config.model.order == "random" else None
     machine = cost(config.model, device, world, config.dropped != "compute", config.attention)
     crop = RandomCrop(config.model.image, config.augment, config.seed)
-    slots = config.batch + 16 * config.threads  # of a batch that a device decodes, and of the threads' samples
+    slots = config.batch + 16 * config.threads  # a batch that a device decodes, and the threads' samples
     steps, superseded = Steps(config.out, config.data, config.max_bad, seen, machine, device), False
 
     def lost(event: dict[str, Any]) -> None:
-        events.tell(event)
+        events.add_event(event)
         progress({"remark": f"the run goes on without {event['sink']}, which failed: {event['error']}"})
 
     with (
@@ -121,11 +121,11 @@ def run(
         poison.Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
         Parts(attempt, "metrics") as metrics,
         Parts(attempt, "events", rank, world) as events,
-        Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.tell, config.keep_at) as saver,
+        Saver(attempt, config.keep, config.keep_every, len(owners.parts), events.add_event, config.keep_at) as saver,
         Recorder(metrics, config.sinks if rank == 0 else (), dataclasses.asdict(config), lost) as recorder,
     ):
         if rank == 0:
-            events.tell({"event": "resume" if seen else "start", "samples_seen": seen, "world": world})
+            events.add_event({"event": "resume" if seen else "start", "samples_seen": seen, "world": world})
         for batch in train_batches(
             stream, config.model.image, config.augment, config.seed, config.threads, device=on_gpu, guard=guard
         ):
@@ -138,30 +138,30 @@ def run(
 
             # --- step
             loss_share = _forward_backward(model, batch, config, total, device, perm_K, gradients)
-            batch.release()  # where that was a GPU's, it has been released when its copy was begun
+            batch.release()  # on a GPU it was already released when its copy began
             gradients.finish()
             summed = sum_numbers(_to_sum(loss_share, len(batch.events), stop()))
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
             optimizer.step()
             owners.spread()
-            model.zero_grad(set_to_none=True)  # what other ranks own, too
+            model.zero_grad(set_to_none=True)  # also the parameters that other ranks own
             seen += total
 
             # --- record
             row = steps.done(seen, lr, summed, grad_norm, batch.keys)
             for event in batch.events:
-                events.tell({"samples_seen": seen, **event})
+                events.add_event({"samples_seen": seen, **event})
             if opened.val is not None and crossed(config.val.every, seen, total, config.samples):
                 row["val_loss"] = _validate(model, opened.val, config, device, orders_KK)
             due = crossed(config.checkpoint_every, seen, total, config.samples, config.keep_at)
             if due or steps.are_due():
-                steps.look(seen, recorder.add if rank == 0 else lambda row: None, events.tell)
+                steps.look(seen, recorder.add if rank == 0 else lambda row: None, events.add_event)
                 progress({"samples": config.samples, "loss": steps.loss, "saved_at": saver.saved_at, **row})
             due = due or steps.halted
             if due or time.monotonic() - events.flushed_at > FLUSH_SECONDS:
                 if on_gpu is not None:
-                    events.tell({"event": "decoded", "samples_seen": seen, **on_gpu.told()})
-                recorder.flush()  # before the checkpoint: a resumed run's record has no gap
+                    events.add_event({"event": "decoded", "samples_seen": seen, **on_gpu.report()})
+                recorder.flush()  # before the checkpoint, so that a resumed run's log has no gap
                 events.flush()
 
             # --- save
@@ -174,7 +174,7 @@ def run(
         superseded = saver.wait() or superseded
         stopped = seen < config.samples or superseded
         if rank == 0:
-            events.tell({"event": "stop" if stopped else "done", "samples_seen": seen})
+            events.add_event({"event": "stop" if stopped else "done", "samples_seen": seen})
     if rank == 0:
         remove_leftovers(attempt, config.keep, config.keep_every, config.keep_at)
     return TrainResult(
@@ -186,7 +186,7 @@ def _plan(config: Config, manifest: Manifest | Mixture, world: int) -> str:
     """The steps, epochs and passes that follow from counts of samples."""
     steps, share = math.ceil(config.samples / config.batch), math.ceil(config.batch / world)
     passes = math.ceil(share / (config.micro or share))
-    mixed = f"; mixed of {manifest.shares}" if isinstance(manifest, Mixture) else ""
+    mixed = f"; mixed from {manifest.shares}" if isinstance(manifest, Mixture) else ""
     return (
         f"{config.samples:,} samples are {steps:,} steps of {config.batch:,}, {config.samples / manifest.samples:.3g} "
         f"epochs of {manifest.samples:,}; a step is {world} x {share:,} images, in {passes} pass{'es' * (passes > 1)}"
@@ -204,29 +204,29 @@ def _device(config: Config) -> torch.device:
 
 
 def _join_run(config: Config, rank: int, world: int) -> Opened:
-    """Rank 0 opens the run folder; the others are told what it found, or the error it met."""
-    told: list[Any] = [None]
+    """Rank 0 opens the run folder; the others receive what it found, or its error."""
+    shared: list[Any] = [None]
     if rank == 0:
         try:
             val = read_manifest(config.val.data) if config.val.data else None
-            require(config.sinks, config.out)  # before the attempt is announced, which ends one that is at work
+            require(config.sinks, config.out)  # before the attempt is announced, which would end a running one
             begin = _trunk(config)  # before anything is written
             opened = open_run(config.out, config, world)
             if begin and not opened.checkpoints:
                 opened = dataclasses.replace(opened, checkpoints=(begin,))
             remarks = (*opened.remarks, *gaps(config.out, config.sinks))
-            told = [dataclasses.replace(opened, val=val, remarks=remarks)]
+            shared = [dataclasses.replace(opened, val=val, remarks=remarks)]
         except ValueError as error:
-            told = [error]
+            shared = [error]
     if world > 1:
-        dist.broadcast_object_list(told, src=0)
-    if isinstance(told[0], ValueError):
-        raise told[0]
-    return told[0]
+        dist.broadcast_object_list(shared, src=0)
+    if isinstance(shared[0], ValueError):
+        raise shared[0]
+    return shared[0]
 
 
 def _trunk(config: Config) -> str:
-    """The trunk's checkpoint that a branch without one of its own begins from; "" for other runs."""
+    """The trunk's checkpoint from which a branch without own checkpoints starts; "" for other runs."""
     if not config.branch or checkpoint.latest(config.out):
         return ""
     manifest, _ = terms(config.out, config)
@@ -234,7 +234,7 @@ def _trunk(config: Config) -> str:
 
 
 def _compile(config: Config, model: Xtra, device: torch.device) -> tuple[str, ...]:
-    """Compile the model if the config says so; remarks for the user."""
+    """Compile the model if the config says so; returns remarks for the user."""
     if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
         return ()
     why = compiled.unavailable() if config.compile == "auto" else ""
@@ -257,7 +257,7 @@ def _micro(
     free -= fit.fixed_bytes(sum(p.numel() for p in model.parameters()), world, missing)
     fits = fit.images_that_fit(config.model, config.precision == "bf16", config.decoder_fp32, free)
 
-    def once(images: int) -> None:
+    def one_pass(images: int) -> None:
         moments = torch.empty(8 * missing, dtype=torch.uint8, device=device)
         side, nothing = config.model.image, np.zeros(images, np.int64)
         pixels = torch.zeros(images, 3, side, side, dtype=torch.uint8)
@@ -269,7 +269,7 @@ def _micro(
             model.zero_grad(set_to_none=True)
             del moments
 
-    return least(fit.tried(fit.even_parts(share, fits), once), device)
+    return least(fit.tried(fit.even_parts(share, fits), one_pass), device)
 
 
 def _forward_backward(
@@ -281,12 +281,12 @@ def _forward_backward(
     perm_K: Tensor | None,
     gradients: GradientSum | None,
 ) -> Tensor:
-    """Add this rank's share of the global mean loss's gradient; returns that share of the loss (no host sync)."""
+    """Add this rank's share of the gradient of the global mean loss; returns its share of that loss (no host sync)."""
     share = torch.zeros((), device=device)
     step = config.micro or max(len(batch), 1)
     pixels_B3HW = batch.images_B3HW.to(device, non_blocking=True)
     if device.type == "cuda":
-        batch.release()  # now: what waits for this memory waits for the copy, and not for the whole step
+        batch.release()  # now: who needs this memory next waits for the copy only, not for the whole step
     loss_of = compiled.compiled_loss() if model.compiled else compiled.loss_of
     for start in range(0, len(batch), step):
         part = slice(start, start + step)

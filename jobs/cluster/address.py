@@ -1,4 +1,4 @@
-"""Whether a cluster answers at RAY_ADDRESS, asked before Ray is: it tries for a minute, and warns on every try."""
+"""Check that a cluster answers at RAY_ADDRESS before Ray is used, which would retry for a minute with warnings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 
-# In a process of its own, because Ray writes warnings past Python and remembers a token's absence. The versions are
-# those that Ray keeps for its own check (private in 2.60).
+# In a process of its own, because Ray's warnings bypass Python and it caches the absence of a token. The versions are
+# those that Ray stores for its own check (private in 2.60).
 _ASK = """
 import json, sys
 from ray._raylet import GcsClient
@@ -37,7 +37,7 @@ def require_cluster(address: str) -> None:
         return
     if "://" in address:
         scheme, _, rest = address.partition("://")
-        known = {"ray": "Ray Client is not supported", "http": "that is where a dashboard takes jobs"}
+        known = {"ray": "Ray Client is not supported", "http": "that is a dashboard's address, for jobs"}
         why, host = known.get(scheme.rstrip("s"), "an address has no scheme"), rest.partition(":")[0].rstrip("/")
         raise ValueError(f"RAY_ADDRESS {address}: {why}: give the head's own address, such as {host or 'HOST'}:6379")
     host, _, port = address.rpartition(":")
@@ -51,12 +51,14 @@ def require_cluster(address: str) -> None:
         ) from None
     found = _ask(address)
     if "token" in found and "RAY_AUTH_MODE" not in os.environ and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"  # `ray start` asks for one by default, and clients bring none
+        os.environ["RAY_AUTH_MODE"] = "token"  # `ray start` requires one by default, but clients send none
         found = _ask(address)
     if "token" in found:
         raise ValueError(f"RAY_ADDRESS {address}: {_about_the_token(found['token'])}")
     if "cluster" not in found:
-        raise ValueError(f"RAY_ADDRESS {address}: what answers there is no Ray cluster: give the address of the head")
+        raise ValueError(
+            f"RAY_ADDRESS {address}: what answers there is not a Ray cluster: give the address of the head"
+        )
     ours = {"ray_version": version("ray"), "python_version": platform.python_version()}
     for name, mine in ours.items():
         theirs = found["cluster"].get(name, mine)
@@ -66,7 +68,7 @@ def require_cluster(address: str) -> None:
 
 
 def _ask(address: str) -> dict:
-    """{"cluster": versions}, {"token": "missing" or "wrong"}, or {} for what is no cluster."""
+    """{"cluster": versions}, {"token": "missing" or "wrong"}, or {} if it is not a cluster."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and not _has_token():
         return {"token": "missing"}  # Ray would end the process
     command = [sys.executable, "-c", _ASK, address]
@@ -86,8 +88,8 @@ def _has_token() -> bool:
 def _about_the_token(state: str) -> str:
     if state == "missing" or not _has_token():
         return (
-            "it asks for a token, and there is none: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            "it requires a token, and there is none: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         )
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return f"it asks for a token, and RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE')!r}: set it to token"
+        return f"it requires a token, and RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE')!r}: set it to token"
     return "it refuses the token of this process: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"

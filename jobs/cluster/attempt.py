@@ -1,13 +1,14 @@
-"""One Ray Train group, in the driver's own thread, on places that the driver holds.
+"""One Ray Train group, run in the driver's own thread, on resources that the driver holds.
 
-Ray's fit() blocks and gives nobody its controller, so a group that cannot end by itself could only be ended by leaving
-the cluster; a thread that is still inside fit() then reads freed memory, and the process dies of a segmentation fault.
-And Ray's controller asks for its places itself: it starts from a view of the cluster that may be old, says nothing
-while it waits, and leaves them taken when it is killed. What is private in Ray 2.60 is used in this file alone.
+Ray's fit() blocks and does not expose its controller, so a group that cannot end by itself could only be ended by
+leaving the cluster; a thread still inside fit() would then read freed memory, and the process would die of a
+segmentation fault. Ray's controller also requests its resources itself: from a view of the cluster that may be old,
+without a message while it waits, and without freeing them when it is killed. Ray Train's private names (Ray 2.60) are
+used only in this file.
 
-Most of the time to a first step is processes that start and import. Ray's own start three that a group of ours has no
-use for (one asks an autoscaler, one hands out Ray datasets, one waits for reports): they are left out. The controller
-of a next group is started while there is time.
+Most of the time to a first step is spent on starting processes and importing. Three of Ray's own are left out because
+our groups do not need them (one asks an autoscaler, one distributes Ray datasets, one waits for reports). The next
+group's controller is started in advance.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from jobs.cluster.rendezvous import torch_config
 from jobs.cluster.wanted import HeadLost
 
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 60.0  # after which a controller that does not answer counts as lost
-STARTING_SECONDS = 600.0  # the same until its group has started: it hears nothing meanwhile
-READY_SECONDS = 5.0  # in which one that was started ahead must answer
-ABORT_SECONDS = 5.0  # for the controller to end its workers before it is killed, and they with it
+SILENT_SECONDS = 60.0  # without an answer after which a controller counts as lost
+STARTING_SECONDS = 600.0  # the same while its group starts, when it cannot answer
+READY_SECONDS = 5.0  # in which a controller that was started in advance must answer
+ABORT_SECONDS = 5.0  # for the controller to end its workers before all are killed
 
 
 class Abandoned(Exception):
@@ -57,30 +58,30 @@ class Abandoned(Exception):
 
 
 class Silent(ray.exceptions.RayError):
-    """Raised for a controller that stands still."""
+    """Raised for a controller that hangs."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Resources that are taken for a group, one place a worker."""
+    """Resources reserved for a group, one bundle (place) per worker."""
 
     held: PlacementGroup
     workers: int
     gpus: bool
 
     def nodes(self) -> frozenset[str]:
-        """On which nodes they are, by id."""
+        """The ids of their nodes."""
         return frozenset(placement_group_table(self.held).get("bundles_to_node_id", {}).values())
 
 
 @contextlib.contextmanager
 def take(workers: int, gpus: bool, seconds: float) -> Iterator[Places | None]:
-    """Places for so many workers, given back at the end of the block; None where that long none came free."""
+    """Places for so many workers, freed at the end of the block; None if they are not available within `seconds`."""
     held = placement_group([{"GPU" if gpus else "CPU": 1}] * workers, strategy="PACK")
     try:
         yield Places(held, workers, gpus) if held.wait(seconds) else None
     except HeadLost:
-        raise  # nobody is there to take them back
+        raise  # no head is left to free them
     except BaseException:
         _give_back(held)
         raise
@@ -99,9 +100,9 @@ def run(
     watch: Callable[[], None],
     controllers: Controllers,
 ) -> Result:
-    """Run `work(job)` on every rank of one group; its error, if it had one, is in the result.
+    """Run `work(job)` on every rank of one group; the result contains its error, if any.
 
-    `watch` is called every half second; what it raises ends the group. Raises a RayError when the controller died.
+    `watch` is called every half second; an exception from it ends the group. Raises a RayError if the controller died.
     """
     with tempfile.TemporaryDirectory(prefix="xtra-ray-", ignore_cleanup_errors=True) as storage:
         trainer = _Trainer(
@@ -111,26 +112,26 @@ def run(
             train_loop_config=job | {"places": places.held},
             torch_config=torch_config("nccl" if places.gpus else "gloo", storage),
             scaling_config=ScalingConfig(num_workers=places.workers, use_gpu=places.gpus),
-            # A name that was never used: with an old one Ray would go on from its own idea of a checkpoint.
+            # A new name: with an old one Ray would resume from its own checkpoint record.
             run_config=RunConfig(
                 name=f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}",
-                storage_path=storage,  # nothing of ours is in it: no worker looks there
+                storage_path=storage,  # nothing of ours is stored there
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
-        with contextlib.suppress(TrainingFailedError):  # it is in the result
+        with contextlib.suppress(TrainingFailedError):  # the error is in the result
             trainer.fit()
         return trainer.result
 
 
 def this_job() -> dict[str, str]:
-    """The Ray session that this driver is in, and its job there."""
+    """This driver's Ray session and its job there."""
     return {"cluster": _session(), "job": ray.get_runtime_context().get_job_id()}
 
 
 def job_lives(cluster: str, job: str) -> bool | None:
-    """Whether a driver's job has not ended; None where this process is not in that session, or knows no such job."""
+    """Whether a driver's job has not ended; None if this process is not in that session, or the job is unknown."""
     if not ray.is_initialized() or _session() != cluster:
         return None
     return next((not row["IsDead"] for row in ray._private.state.jobs() if row["JobID"] == job), None)
@@ -141,7 +142,7 @@ def _session() -> str:
 
 
 def mistake(result: Result) -> str | None:
-    """What a rank's ValueError says, if that is what ended the group: the user's to correct."""
+    """The text of a rank's ValueError, if that ended the group: for the user to correct."""
     for failure in getattr(result.error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)  # Ray wraps it, with its traceback as text
         if isinstance(cause, ValueError):
@@ -162,21 +163,21 @@ def _one_line(error: BaseException | None) -> str:
     words = " ".join(str(error).split())
     if isinstance(error, Silent):
         return words
-    if isinstance(error, ray.exceptions.RayActorError):  # the first sentence, and where it was
+    if isinstance(error, ray.exceptions.RayActorError):  # the first sentence, and the process
         where = re.search(r"\bpid: (\d+) .*?\bip: ([\w.:]+)", words)
         return words.partition(" class_name: ")[0].rstrip(".") + (f", pid {where[1]} on {where[2]}" if where else "")
     return f"{type(error).__name__}: {words[:200]}".rstrip(": ")
 
 
 class _Held(DefaultPlacementGroupHandle):
-    """Places that the driver gives back itself."""
+    """Places that the driver frees itself."""
 
     def shutdown(self) -> None:
         pass
 
 
 class _Group(WorkerGroup):
-    """Ray's, on the driver's places, and without the actor through which ranks wait for each other's reports."""
+    """Ray's worker group, on the driver's places, without the actor that synchronises the ranks' reports."""
 
     def _start_impl(self, builder: Any) -> None:
         worker_group.SynchronizationActor = _NoActor
@@ -188,7 +189,7 @@ class _Group(WorkerGroup):
 
 
 class _NoActor:
-    """In the place of an actor that nobody calls."""
+    """Replaces an actor that is never called."""
 
     @classmethod
     def options(cls, **settings: Any) -> type[_NoActor]:
@@ -204,7 +205,7 @@ class _NoActor:
 
 
 class _Fixed(FixedScalingPolicy):
-    """Ray's, without the actor that asks an autoscaler: the driver has asked it."""
+    """Ray's policy, without the actor that asks an autoscaler: the driver has done that."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         pass
@@ -214,7 +215,7 @@ class _Fixed(FixedScalingPolicy):
 
 
 class _Controller(TrainController):
-    """Ray's, which is there before it is given its work: most of its start is imports."""
+    """Ray's controller, started before its work is known, because most of its start is imports."""
 
     worker_group_cls = _Group
     _worker_group: Any = None
@@ -227,15 +228,15 @@ class _Controller(TrainController):
         await self.run()
 
     async def ready(self) -> None:
-        """Answers once the process is there."""
+        """Answers once the process runs."""
 
     async def started(self) -> bool:
-        """Whether the group is at work; not answered while it starts."""
+        """Whether the group has started; no answer while it starts."""
         return self._worker_group is not None
 
 
 class Controllers:
-    """The processes of Ray's controllers, on the driver's node; the next one may be started ahead of its group."""
+    """The processes of Ray's controllers, on the driver's node; the next one may be started before its group."""
 
     def __init__(self) -> None:
         environment = get_env_vars_to_propagate()
@@ -248,13 +249,13 @@ class Controllers:
         self._ready: Any = None  # its answer
 
     def prepare(self) -> None:
-        """Start the next one, unless it is there."""
+        """Start the next one, unless that is done."""
         if self._next is None:
             self._next = self._kind.remote()
             self._ready = self._next.ready.remote()
 
     def take(self) -> Any:
-        """The next one, if it is well or still starting; else another."""
+        """The next one, if it answers or is still starting; else a new one."""
         self.prepare()
         taken, self._next = self._next, None
         if not ray.wait([self._ready], timeout=0)[0]:
@@ -275,7 +276,7 @@ class Controllers:
 
 
 class _Pulse:
-    """Whether a controller still answers. One that stands still would never say that its group has ended."""
+    """Checks that a controller still answers. One that hangs would never report the end of its group."""
 
     def __init__(self, controller: Any) -> None:
         self._controller, self._limit = controller, STARTING_SECONDS
@@ -285,7 +286,7 @@ class _Pulse:
         self._asked, self._since = self._controller.started.remote(), time.monotonic()
 
     def require(self) -> None:
-        """Raises a RayError for one that has died, and for one that has been silent for too long."""
+        """Raises a RayError if the controller died or has not answered for too long."""
         if ray.wait([self._asked], timeout=0)[0]:
             if ray.get(self._asked):
                 self._limit = SILENT_SECONDS
@@ -295,7 +296,7 @@ class _Pulse:
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer, whose fit() calls `watch` every half second and ends the group when that raises."""
+    """Ray's trainer, whose fit() calls `watch` every half second and ends the group if that raises."""
 
     result: Result
 
@@ -311,13 +312,13 @@ class _Trainer(TorchTrainer):
         self._watch, self._controllers = watch, controllers
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without the process that frees the places of a dead controller, as the driver holds them, and without the one
-        that hands out Ray datasets."""
+        """Without the process that frees a dead controller's places (the driver holds them), and the one that
+        distributes Ray datasets."""
         needless = (PlacementGroupCleanerCallback, DatasetsCallback)
         return [each for each in super()._create_default_callbacks() if not isinstance(each, needless)]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
-        """Ray 2.60's own method but for the waiting (ray/train/v2/api/data_parallel_trainer.py; private)."""
+        """Ray 2.60's own method except for the waiting (ray/train/v2/api/data_parallel_trainer.py; private)."""
         controller = self._controllers.take()
         try:
             running, pulse = controller.lead.remote(settings), _Pulse(controller)
@@ -327,7 +328,7 @@ class _Trainer(TorchTrainer):
             ray.get(running)
             self.result = ray.get(controller.get_result.remote())
         except HeadLost:
-            raise  # Ray could end nothing
+            raise  # without its head, Ray can end nothing
         except BaseException:
             with contextlib.suppress(ray.exceptions.RayError):  # the answer to abort() is that the actor is dead
                 ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)

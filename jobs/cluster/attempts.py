@@ -1,16 +1,15 @@
 """The attempts of a run: the driver owns them, Ray owns one group of workers at a time.
 
-Each takes as many places as there are between the least and the most that were asked for, trains on them, and ends in
-one of five ways:
+Each takes as many places as are available within the requested range, trains on them, and ends in one of five ways:
 
-    done      every run is whole
-    stopped   the user asked, or a later attempt took the run over
-    yield     we asked, because a node of the group is about to go or places came free: save, and start a new group
-    mistake   a rank raised ValueError: the user's, and no retry
+    done      every run is complete
+    stopped   the user asked, or a later attempt took over the run
+    yield     the driver asked, because a node is about to go or places became free: save, and start a new group
+    mistake   a rank raised ValueError: an error of the user's, not retried
     lost      anything else: start a new group from the newest COMMIT
 
-A run is given up only where group after group is lost without a new COMMIT. Every wish to end travels the same way: the
-group saves at the end of its step and returns, so nothing is lost.
+A run is given up only if LOSSES groups in a row are lost without a new COMMIT. All requests to end work the same way:
+the group saves at the end of its step and returns, so nothing is lost.
 
 Ray Train's own elasticity (ScalingConfig(num_workers=(MIN, MAX))) is not used: it restarts from the last checkpoint
 instead of saving first, and it waits for a start that cannot succeed before it takes fewer workers. Both are
@@ -45,17 +44,17 @@ from xtra.train import Config, TrainResult
 
 Progress = Callable[[dict[str, Any]], None]
 
-LOSSES = 8  # groups in a row that made no COMMIT
-SETTLE_SECONDS = 5.0  # in which places come free of a group that has just ended, before fewer are taken
-PLACE_SECONDS = 5.0  # that free places may take to be given
+LOSSES = 8  # groups in a row without a new COMMIT
+SETTLE_SECONDS = 5.0  # for a group that just ended to free its places, before fewer are taken
+PLACE_SECONDS = 5.0  # within which free places must be reserved
 SAY_SECONDS = 10.0
-AHEAD_SECONDS = 10.0  # at work after which the controller of a next group is started, in case there is one
-LOOK_SECONDS = 1.0  # between looks for nodes that go, and for places that came free
+AHEAD_SECONDS = 10.0  # of work after which the next group's controller is started, in case it is needed
+LOOK_SECONDS = 1.0  # between checks for nodes that go and places that became free
 POLL_SECONDS = 0.5
 _WHY = {
     "drained": "a node of the group was about to go",
     "resized": "there was room for more workers",
-    "stopped": "the user asked, or the platform",
+    "stopped": "the user or the platform asked for it",
 }
 
 
@@ -68,7 +67,7 @@ class Ended:
 
 @dataclass
 class Attempts:
-    """The state of the loop in the driver."""
+    """The driver's loop over attempts, and its state."""
 
     configs: Sequence[Config]
     workers: Workers
@@ -78,13 +77,13 @@ class Attempts:
     desk: Desk = field(default_factory=Desk)
     head: Head = field(default_factory=Head)
     controllers: Controllers = field(default_factory=Controllers)
-    done: list[TrainResult] = field(default_factory=list)  # of the first runs
+    done: list[TrainResult] = field(default_factory=list)  # results of the first runs
     resized_at: float = 0.0
-    begun: bool = False  # some group had its places
-    asked: bool = False  # the autoscaler
+    begun: bool = False  # some group has had its places
+    asked: bool = False  # whether the autoscaler was asked
     gauges: Gauges = field(default_factory=Gauges)
-    groups: int = 0  # so far
-    yielded: str = ""  # why the last group was asked to make way: drained or resized
+    groups: int = 0  # started so far
+    yielded: str = ""  # why the last group was asked to yield: drained or resized
 
     def close(self) -> None:
         self.desk.close()
@@ -97,8 +96,8 @@ class Attempts:
         return "GPU" if self.gpus else "CPU"
 
     def run(self) -> list[TrainResult]:
-        """Train all. Raises ValueError for a rank's mistake and for a run that is lost again and again; TryLater when
-        there was no room for too long."""
+        """Train all. Raises ValueError for a rank's mistake and for a run whose groups are lost repeatedly; TryLater
+        when there was no room for too long."""
         self.controllers.prepare()
         losses, newest = 0, self._newest()
         while not self.stop.is_set():
@@ -108,7 +107,7 @@ class Attempts:
                 before = self._attempts_made()
                 ended = self._attempt(places)
                 self._record(ended, before)
-                self.head.wait()  # a group that was lost with its head left places that nobody can take back
+                self.head.wait()  # if the head was lost, the group's places cannot be freed
             results = [TrainResult(**result) for result in ended.results]
             whole = [result for result in results if not result.stopped]
             if ended.how in ("done", "stopped"):
@@ -130,14 +129,14 @@ class Attempts:
         return [checkpoint.latest(config.out) for config in self.configs]
 
     def _attempts_made(self) -> dict[str, int] | None:
-        """The newest attempt of each run that is left; None where the store does not say now."""
+        """The newest attempt of each remaining run; None if the store does not answer now."""
         try:
             return {config.out: max(numbers_of(config.out), default=0) for config in self._left}
         except StoreError:
             return None
 
     def _record(self, ended: Ended, before: dict[str, int] | None) -> None:
-        """Leave in the events of the attempts that this group made why they ended, unless they were done."""
+        """Record in the events of this group's attempts why they ended, unless they were done."""
         superseded = bool(ended.results) and ended.results[-1]["superseded"]
         after = None if ended.how == "done" or superseded else self._attempts_made()
         if before is None or after is None:
@@ -147,7 +146,7 @@ class Attempts:
             how = "lost node"
         for run, number in after.items():
             if number > before[run]:
-                with contextlib.suppress(StoreError):  # a store that was away is no reason to end what goes on
+                with contextlib.suppress(StoreError):  # an unavailable store must not end the training
                     record(run, number, how, ended.why or _WHY.get(how, how))
 
     def _lost(self, why: str, losses: int) -> None:
@@ -155,9 +154,9 @@ class Attempts:
         if losses >= LOSSES:
             raise ValueError(
                 f"{run}: {LOSSES} groups of workers in a row were lost without a new checkpoint, the last with {why}: "
-                "see the run's events; the same command goes on from the newest checkpoint"
+                "see the run's events; the same command resumes from the newest checkpoint"
             )
-        self._say(f"workers were lost ({why}): going on from the newest checkpoint")
+        self._say(f"workers were lost ({why}): resuming from the newest checkpoint")
 
     def _say(self, remark: str) -> None:
         self.progress({"run": self._left[0].out, "remark": remark})
@@ -166,14 +165,14 @@ class Attempts:
 
     @contextmanager
     def _places(self) -> Iterator[Places | None]:
-        """As many as there are, once there are enough; None when the user stops."""
+        """As many places as are available, once there are enough; None if the user stops."""
         since = said = time.monotonic()
         while not self.stop.is_set():
             if not self.head.answers():
                 self.stop.wait(POLL_SECONDS)
                 continue
             room = capacity.look(self.kind, self.workers.most)
-            # Where there is no autoscaler somebody may start nodes meanwhile; one adds no more than its limit.
+            # Without an autoscaler, nodes may be started by hand meanwhile; with one, up to its limit only.
             patient = room.limit is None and (in_a_job() or self.workers.wait is not None)
             if not (self.begun or patient or room.may_have(self.workers.least)):
                 raise ValueError(too_many(self.workers, room))
@@ -202,7 +201,7 @@ class Attempts:
     # --- one group ---
 
     def _attempt(self, places: Places) -> Ended:
-        """Train on these places until the group ends, however it does."""
+        """Train on these places until the group ends in any way."""
         group, nodes = uuid.uuid4().hex[:8], places.nodes()
         self.groups += 1
         asked: Literal["", "stop", "yield"] = ""
@@ -227,7 +226,7 @@ class Attempts:
             for row in rows:
                 self.progress(row)
             if asked and not met:
-                raise Abandoned  # no rank has begun: there is nobody to ask and nothing to save
+                raise Abandoned  # no rank has started, so there is nothing to save
 
         job = {
             "configs": [self._placed(config) for config in self._left],
@@ -240,7 +239,7 @@ class Attempts:
             result = attempt.run(work, job, places, watch, self.controllers)
         except Abandoned:
             return Ended("stopped" if asked == "stop" else "yield")
-        except ray.exceptions.RayError as error:  # the controller
+        except ray.exceptions.RayError as error:  # the controller died
             return Ended("lost", why=attempt.reason(error))
         for row in self.desk.turn(bool(asked), group)[1]:
             self.progress(row)
@@ -258,22 +257,22 @@ class Attempts:
         return dataclasses.replace(config, device="cuda" if self.gpus else "cpu")
 
     def _reason_to_yield(self, places: Places, nodes: frozenset[str]) -> str:
-        """Why this group should save and make way for another; "" if it should not."""
+        """Why this group should save and yield to another; "" if it should not."""
         if nodes & capacity.going().keys():
             self.yielded = "drained"
-            return "a node of the group is about to go: saving, and going on with the others"
+            return "a node of the group is about to go: saving, then continuing with the others"
         if places.workers < self.workers.most and time.monotonic() - self.resized_at >= self.workers.resize_every:
             room = capacity.look(self.kind)
             self.resized_at = time.monotonic()
             if room.free:
                 self.yielded = "resized"
                 more = min(self.workers.most, places.workers + room.free)
-                return f"there is room for {more} workers: saving, and going on with them"
+                return f"there is room for {more} workers: saving, then continuing with them"
         return ""
 
 
 def choose(workers: Workers, room: capacity.Room, settled: bool) -> int:
-    """How many workers to start now; 0: none yet. Until things settle, as many as the nodes that stay can hold."""
+    """How many workers to start now; 0: none yet. Until `settled`, wait for as many as the remaining nodes can hold."""
     hoped = min(workers.most, room.total)
     if hoped < workers.least:
         return 0
@@ -283,7 +282,7 @@ def choose(workers: Workers, room: capacity.Room, settled: bool) -> int:
 
 
 def too_many(workers: Workers, room: capacity.Room, otherwise: str = "") -> str:
-    """What to say of more workers than there can ever be."""
+    """The error for more workers than the cluster can ever have."""
     have = f"this cluster has {room.total} {room.kind}s"
     if room.limit is not None:
         have += f" and may grow to {max(room.limit, room.total):.0f}"

@@ -1,4 +1,4 @@
-"""What a cluster has: places for workers, nodes that are about to go, what its autoscaler may add."""
+"""The capacity of a cluster: places for workers, nodes that are about to go, what its autoscaler may add."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.cluster.wanted import HeadLost, on_a_cluster
 
 CONNECT_SECONDS = 2.0
-HEAD_SECONDS = 20.0  # in which the head must answer
-ASK_SECONDS = 30.0  # in which a task on the head must say what its autoscaler may add
-# The greeting of an HTTP/2 client, and its settings: a server that is at work returns its own. One that stands still
-# accepts connections all the same, because the kernel does.
+HEAD_SECONDS = 20.0  # within which the head must answer
+ASK_SECONDS = 30.0  # within which a task on the head must report what its autoscaler may add
+# The preface of an HTTP/2 client and its settings, to which a working server replies. A hanging server still accepts
+# connections, because the kernel does.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
@@ -34,11 +34,11 @@ class Room:
     kind: str
     total: int
     free: int
-    jobs: int  # others that run on the cluster
-    limit: float | None  # to which an autoscaler may add, inf where that is not known; None: there is no autoscaler
+    jobs: int  # other jobs on the cluster
+    limit: float | None  # places after growth by the autoscaler; inf: unknown; None: no autoscaler
 
     def may_have(self, workers: int) -> bool:
-        """Whether there can ever be so many places, as far as anybody knows."""
+        """Whether there can ever be so many places, as far as known."""
         return max(self.total, self.limit or 0) >= workers
 
     def waiting(self, workers: str) -> str:
@@ -51,8 +51,8 @@ class Room:
 
 
 class Head:
-    """Whether the cluster's head answers, asked without Ray: its own calls wait for a head that is gone, and after a
-    minute end the process."""
+    """Whether the cluster's head answers, checked without Ray, whose calls wait for a lost head and end the process
+    after a minute."""
 
     def __init__(self) -> None:
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -60,7 +60,7 @@ class Head:
         self._heard = time.monotonic()
 
     def answers(self) -> bool:
-        """Raises HeadLost when it has not for some time."""
+        """Raises HeadLost if it has not answered for some time."""
         try:
             with socket.create_connection(self._at, CONNECT_SECONDS) as line:
                 line.sendall(GREETING)
@@ -72,20 +72,20 @@ class Head:
             if silent > HEAD_SECONDS:
                 raise HeadLost(
                     f"the cluster's head at {self._at[0]}:{self._at[1]} has not answered for {silent:.0f} s: what is "
-                    "committed is kept, and the same command goes on when the cluster is back"
+                    "committed is kept, and the same command resumes when the cluster is back"
                 )
             return False
         self._heard = time.monotonic()
         return True
 
     def wait(self) -> None:
-        """Until it answers. Raises HeadLost."""
+        """Wait until it answers. Raises HeadLost."""
         while not self.answers():
             time.sleep(CONNECT_SECONDS / 4)
 
 
 def look(kind: str, wanted: int = 0) -> Room:
-    """The room for workers that need one CPU, or one GPU, each; with its limit where so many are not free."""
+    """The room for workers that need one CPU or GPU each; with its limit if fewer than `wanted` are free."""
     total, free, going = _per_node()
     stay = [node for node in total if node not in going]
     places = sum(math.floor(free.get(node, {}).get(kind, 0) + 1e-6) for node in stay)
@@ -100,18 +100,18 @@ def look(kind: str, wanted: int = 0) -> Room:
 
 
 def going() -> Mapping[str, float]:
-    """The nodes that are being drained, by id, and when they end (UNIX seconds; 0: not known)."""
+    """The nodes that are being drained, by id, and when they end (UNIX seconds; 0: unknown)."""
     return _per_node()[2]
 
 
 def ask_autoscaler(kind: str, workers: int) -> None:
-    """Say how many places are wanted; 0 takes it back. Without an autoscaler nobody reads it."""
+    """Request so many places; 0 withdraws the request. Without an autoscaler it has no effect."""
     request_resources(bundles=[{kind: 1}] * workers)
 
 
 def _per_node() -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
     """Total and free resources of every live node, and the nodes that go. Private calls of Ray 2.60, which has no
-    public one by node, nor for drains."""
+    public ones per node or for drains."""
     state = ray._private.state.state
     draining = {node: deadline / 1e3 for node, deadline in state.get_draining_nodes().items()}
     return state.total_resources_per_node(), state.available_resources_per_node(), draining
@@ -119,9 +119,9 @@ def _per_node() -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
 
 @cache
 def _growth(address: str) -> Mapping[str, float] | None:
-    """What the cluster may grow to, of each kind; empty where that is not known, None without an autoscaler.
+    """What the cluster may grow to, by kind; empty if unknown, None without an autoscaler.
 
-    Asked of the head once: Ray 2.60 has a call for it, which only hosted clusters answer.
+    The head is asked once. Ray 2.60 has a call for it, but only hosted clusters answer it.
     """
     heads = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
     if not heads:
@@ -135,8 +135,8 @@ def _growth(address: str) -> Mapping[str, float] | None:
 
 
 def _read_growth(port: str) -> Mapping[str, float] | None:
-    """On the head: what the configuration of its autoscaler allows. Its process has it as an argument (`ray up`); where
-    there is no such process the autoscaler is elsewhere (KubeRay), and nobody says what it may do."""
+    """Runs on the head: what the autoscaler's configuration allows. Its process has it as an argument (`ray up`);
+    without such a process the autoscaler is elsewhere (KubeRay), and its limits are unknown."""
     commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -152,7 +152,7 @@ def _read_growth(port: str) -> Mapping[str, float] | None:
 
 
 def _most(config: Mapping[str, Any]) -> Mapping[str, float]:
-    """Of each kind, as much as all nodes together can have: the largest first, up to the number of nodes."""
+    """The most that all nodes together can have, by kind: the largest nodes first, up to the allowed number."""
     kinds = {name: dict(of) for name, of in config["available_node_types"].items()}
     head = kinds.pop(config.get("head_node_type", ""), {})
     most = config.get("max_workers", 0)
@@ -167,6 +167,6 @@ def _most(config: Mapping[str, Any]) -> Mapping[str, float]:
 
 
 def _other_jobs() -> int:
-    """How many other drivers are at work. Private in Ray 2.60; the public one needs a dashboard."""
+    """The number of other running drivers. A private call of Ray 2.60; the public one needs a dashboard."""
     mine = ray.get_runtime_context().get_job_id()
     return sum(not job["IsDead"] and job["JobID"] != mine for job in ray._private.state.jobs())

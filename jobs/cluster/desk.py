@@ -1,7 +1,7 @@
-"""The desk: where the driver and the workers leave each other notes. It lives on the driver's node.
+"""The desk: an actor on the driver's node through which the driver and the workers exchange messages.
 
-It holds nothing that matters. Progress that is lost with it is only not shown; the wish to stop is said again every
-half second; Ray starts a desk that died again. Results come back as the group's return value.
+It holds no essential state. Progress that is lost with it is just not shown; a request to stop is repeated every half
+second; Ray restarts a desk that died. Results come back as the group's return value.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.cluster.gauges import Gauges, of_step
 
 POLL_SECONDS = 0.5
-ANSWER_SECONDS = 10.0  # that a worker waits for the desk
-SILENT_SECONDS = 30.0  # after which a desk that does not answer its driver is ended, and starts again
+ANSWER_SECONDS = 10.0  # that a worker waits for an answer of the desk
+SILENT_SECONDS = 30.0  # after which a desk that does not answer its driver is restarted
 STALLED = 70  # exit status of a rank that ended itself
 
 
 class _Desk:
     def __init__(self) -> None:
         self.ending = False
-        self.met: set[str] = set()  # groups of which a rank has spoken
+        self.met: set[str] = set()  # groups with a rank that has reported
         self.rows: list[dict[str, Any]] = []
 
     def turn(self, ending: bool, group: str) -> tuple[bool, list[dict[str, Any]]]:
-        """The driver's: whether a rank of the group has spoken, and the news."""
+        """Called by the driver; returns whether a rank of the group has reported, and the new rows."""
         self.ending = ending
         rows, self.rows = self.rows, []
         return group in self.met, rows
 
     def speak(self, group: str, rows: list[dict[str, Any]]) -> bool:
-        """A rank's: leave news, and hear whether to save and return."""
+        """Called by a rank with new rows; returns whether to save and return."""
         self.met.add(group)
         self.rows += rows
         return self.ending
 
 
 class Desk:
-    """The driver's side. Nothing here waits for long or raises what Ray raises."""
+    """The driver's side. No method waits long or raises Ray's errors."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -54,7 +54,7 @@ class Desk:
         self._since = 0.0
 
     def turn(self, ending: bool, group: str) -> tuple[bool, list[dict[str, Any]]]:
-        """Say whether the group is to save and return; what it has to say."""
+        """Set whether the group is to save and return; returns whether a rank has reported, and new rows."""
         if self._asked is None:
             self._asked, self._since = self.actor.turn.remote(ending, group), time.monotonic()
         if not ray.wait([self._asked], timeout=POLL_SECONDS / 5)[0]:
@@ -73,7 +73,7 @@ class Desk:
 
 
 class Talk:
-    """A rank's side: a thread that brings news to the desk and hears the wish to stop, and ends a rank that stalls."""
+    """A rank's side: a thread that sends rows, receives requests to stop, and ends a rank that stalls."""
 
     def __init__(self, desk: Any, group: str, stall: float, rank: int) -> None:
         self._desk, self._group, self._stall, self._rank = desk, group, stall, rank
@@ -87,14 +87,14 @@ class Talk:
         self._thread.start()
 
     def stop(self) -> bool:
-        """Asked by the training after every step."""
+        """Whether to stop; the training calls it after every step."""
         self._stepped = time.monotonic()
         return self._ending
 
     def note(self, run: str, row: dict[str, Any]) -> None:
-        """News of a run: of numbers only the newest matter, and only those of rank 0."""
+        """Queue a row for the driver: only rank 0's; of rows with numbers, only the newest."""
         if row.get("samples_seen") is not None and row["samples_seen"] == row.get("samples"):
-            self._stepped = None  # the last step is done, and its checkpoint may take its time
+            self._stepped = None  # the last step is done, and its checkpoint may take long
         if self._rank == 0:
             if row.get("samples_seen") is not None and (
                 self._gauges.due() or row["samples_seen"] == row.get("samples")
@@ -105,7 +105,7 @@ class Talk:
                 self._rows = [*kept, {"run": run, **row}]
 
     def begin(self, stalled: Callable[[str], None]) -> None:
-        """Another run; `stalled` records the stack of one that makes no step."""
+        """Start another run; `stalled` records its stack if it makes no step."""
         self._stalled, self._stepped, self._began = stalled, time.monotonic(), time.time()
 
     def close(self) -> None:
@@ -124,11 +124,11 @@ class Talk:
             rows, self._rows = self._rows, []
         try:
             self._ending |= ray.get(self._desk.speak.remote(self._group, rows), timeout=ANSWER_SECONDS)
-        except ray.exceptions.RayError:  # it is gone, or slow: a new one will say it again
+        except ray.exceptions.RayError:  # it is gone or slow; the driver repeats the request
             return
 
     def _give_up(self) -> None:
-        """Leave the stack of the training in the events, and die: Ray Train ends the group, and the driver goes on."""
+        """Record the training's stack in the events, and exit: Ray Train ends the group, the driver starts another."""
         stack = "".join(traceback.format_stack(sys._current_frames().get(self._worker or 0)))
         writer = threading.Thread(target=self._stalled, args=(stack,), daemon=True)
         writer.start()

@@ -1,4 +1,4 @@
-"""A submitted job until it ends: its log line by line, through a head that goes away and comes back."""
+"""Follow a submitted job until it ends: its log line by line, even if the head goes away and comes back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from jobs.cluster.wanted import TryLater
 POLL_SECONDS = 0.5
 SAY_SECONDS = 30.0
 LOG_TRIES = 3
-QUIET_SECONDS = 30.0  # without a word of the job, after which the head is asked whether it goes on
-UNKNOWN_SECONDS = (
-    5.0  # after which a job that the head does not know is gone: a head that has just started reads its own
-)
+QUIET_SECONDS = 30.0  # without output of the job, after which the head is asked whether it still runs
+# after which a job that the head does not know counts as gone: a restarted head needs time to load its jobs
+UNKNOWN_SECONDS = 5.0
 AWAY_SECONDS = 600.0  # that a head may be gone
 
 T = TypeVar("T")
@@ -32,15 +31,15 @@ STOPPED = 130
 
 @dataclass
 class Log:
-    """What a job has written, as it comes. Only the newest lines are kept."""
+    """A job's output, as it comes. Only the last line is kept."""
 
     line: Callable[[str], None]
-    seen: int = 0  # characters that were shown
-    rest: str = ""  # of a line that has not ended
-    last: str = ""  # line that is not empty
+    seen: int = 0  # characters shown so far
+    rest: str = ""  # the start of an unfinished line
+    last: str = ""  # the last non-empty line
 
     def take(self, text: str, skip: int) -> int:
-        """Show `text`, less its first `skip` characters; returns how many are still to skip."""
+        """Show `text` without its first `skip` characters; returns how many remain to skip."""
         fresh = text[skip:]
         self.seen += len(fresh)
         *whole, self.rest = (self.rest + fresh).split("\n")
@@ -60,7 +59,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Ended:
-    """`exit_code` is the verb's own; `lost` says why a job is gone that the verb itself did not end."""
+    """`exit_code` is the verb's own; `lost`: the job ended without its verb, as `why` explains."""
 
     job: str
     exit_code: int
@@ -70,7 +69,7 @@ class Ended:
 
 @dataclass
 class Follower:
-    """Follows one job after the other. `stopped` is asked twice a second, and ends the following, not the job."""
+    """Follows one job after the other. `stopped` is called twice a second; it ends the following, not the job."""
 
     head: Head
     stopped: Callable[[], bool]
@@ -81,12 +80,12 @@ class Follower:
     _said: float = float("-inf")
 
     def follow(self, job: str) -> Ended | None:
-        """How it ended; None where `stopped` did. Raises TryLater for a head that stays away."""
+        """How the job ended; None if `stopped`. Raises TryLater if the head does not come back."""
         self.log = Log(self.line)
         while not self.stopped():
             info = self._info(job)
             if info is None:
-                return None if self.stopped() else Ended(job, 1, "the cluster has no such job any more", lost=True)
+                return None if self.stopped() else Ended(job, 1, "the cluster no longer has this job", lost=True)
             if info.driver_agent_http_address:
                 asyncio.run(self._tail(job))
                 info = self._info(job) or info
@@ -98,7 +97,7 @@ class Follower:
         return None
 
     def _info(self, job: str) -> JobInfo | None:
-        """None where the cluster has had no such job for some seconds, or following was stopped."""
+        """None if the cluster has not known the job for some seconds, or following was stopped."""
         unknown: float | None = None
         while True:
             info = self.patiently(job, lambda: self.head.info(job))
@@ -108,8 +107,7 @@ class Follower:
             time.sleep(POLL_SECONDS)
 
     def patiently(self, job: str, ask: Callable[[], T]) -> T | None:
-        """What the head answers, when it does; None where following was stopped. Raises TryLater for one that stays
-        away."""
+        """The head's answer, once it comes; None if following was stopped. Raises TryLater if the head stays away."""
         since = time.monotonic()
         while not self.stopped():
             try:
@@ -118,14 +116,15 @@ class Follower:
                 gone = time.monotonic() - since
                 if gone > self.away:
                     raise TryLater(
-                        f"{error.why}: the head has not answered for {gone:.0f} s: xtra submit wait {job} goes on"
+                        f"{error.why}: the head has not answered for {gone:.0f} s: "
+                        f"xtra submit wait {job} follows it again"
                     ) from None
                 self._remark(f"{error.why}: waiting for the cluster's head")
             time.sleep(POLL_SECONDS)
         return None
 
     def _rest_of_log(self, job: str, tries: int) -> None:
-        """What its connection did not bring; of a job whose node is gone there may be no log any more."""
+        """Show the part of the log that is missing; if the job's node is gone, its log may be too."""
         for turn in range(tries):
             if text := self.head.log(job):
                 self.log.take(text, self.log.seen)
@@ -135,7 +134,7 @@ class Follower:
         self.log.end()
 
     def _goes_on(self, job: str) -> bool:
-        """Asked of a log that says nothing: a machine that is gone closes no connection."""
+        """Whether a silent job still runs: a machine that is gone does not close its connections."""
         try:
             info = self.head.info(job)
         except Away:
@@ -145,9 +144,7 @@ class Follower:
     def _wait_for(self, job: str, info: JobInfo) -> None:
         pending = time.time() - (info.start_time or 0) / 1000
         if info.status == JobStatus.PENDING and pending > SAY_SECONDS:
-            self._remark(
-                f"{job} has not begun after {pending:.0f} s: its driver has no place, or its environment is made"
-            )
+            self._remark(f"{job} has not started after {pending:.0f} s: no place for its driver, or still setting up")
         time.sleep(POLL_SECONDS)
 
     def _remark(self, words: str) -> None:
@@ -156,7 +153,7 @@ class Follower:
             self.say(words)
 
     async def _tail(self, job: str) -> None:
-        """Until the log ends, or its connection does: the caller looks which."""
+        """Show the log until it or its connection ends; the caller checks which."""
         skip, lines = self.log.seen, self.head.client.tail_job_logs(job)
         coming: asyncio.Future[str] | None = None
         heard = time.monotonic()
@@ -182,7 +179,7 @@ class Follower:
 
 
 def ended(job: str, info: JobInfo) -> Ended:
-    """The verb's exit status, from what Ray says of its process."""
+    """The verb's exit status, from Ray's information about its process."""
     if info.status == JobStatus.SUCCEEDED:
         return Ended(job, 0)
     if info.status == JobStatus.STOPPED:

@@ -1,6 +1,6 @@
-"""What a run or an ingest is doing, as metrics that Ray exports on the port of the process's node (Prometheus).
+"""Progress of a run or an ingest as metrics (Prometheus) that Ray exports on a port of the process's node.
 
-Ray puts `ray_` before each name. Every value has the label `run`, the place that the command writes. Prometheus asks
+Ray puts `ray_` before each name. Every value has the label `run`, the command's output folder. Prometheus polls
 every few seconds, so no process sets its values more than once a second.
 """
 
@@ -15,14 +15,14 @@ import ray.util.metrics
 EVERY_SECONDS = 1.0
 GAUGES = {
     "xtra_samples_seen": "samples that a run has seen",
-    "xtra_samples": "samples that a run is to see",
+    "xtra_samples": "samples that a run will see in total",
     "xtra_samples_per_s": "samples a second since the attempt's start",
     "xtra_loss": "loss of the last step",
     "xtra_data_wait_seconds": "seconds that the last step waited for its batch",
     "xtra_checkpoint_age_seconds": "seconds since the attempt's newest checkpoint, or since its start",
     "xtra_attempts": "groups of workers that the driver has started",
     "xtra_links": "links of an ingest's list",
-    "xtra_links_done": "links that have their verdict",
+    "xtra_links_done": "links with a verdict",
     "xtra_links_kept": "links whose picture was kept",
     "xtra_links_per_s": "links a second since the ingest's start",
     "xtra_links_rejected": "links without a picture, by reason",
@@ -37,7 +37,7 @@ class Gauges:
         self._at = float("-inf")
 
     def due(self) -> bool:
-        """Whether a second has passed since the last time; then it begins again."""
+        """Whether a second has passed since this was last true."""
         now = time.monotonic()
         if now - self._at < EVERY_SECONDS:
             return False
@@ -59,7 +59,7 @@ class Gauges:
 
 
 def of_step(row: Mapping[str, Any], began: float) -> dict[str, float | None]:
-    """The values of a row of a run's progress; `began` is when its attempt did (UNIX seconds)."""
+    """The values of a row of a run's progress; `began` is the attempt's start (UNIX seconds)."""
     return {
         "xtra_samples_seen": row["samples_seen"],
         "xtra_samples": row["samples"],

@@ -1,8 +1,8 @@
 """The same run() in this process or on the workers of a Ray cluster.
 
 One worker group serves many runs: starting a group costs some 20 s, so a study's runs are trained one after another by
-the same processes. Ray's checkpoint registry is never a source: our own COMMITs say what a run has, and a group that
-lost a worker starts again from them (docs/design.md, "Run folder").
+the same processes. Ray's checkpoint registry is never used: our own COMMITs define a run's state, and a group that
+lost a worker restarts from them (docs/design.md, "Run folder").
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jobs.cluster.start import start_ray
 from jobs.cluster.wanted import HeadLost, Workers, on_a_cluster
 from shards import store
 
-if TYPE_CHECKING:  # torch comes with these, and an ingest has no use for it
+if TYPE_CHECKING:  # these load torch, which an ingest does not need
     from xtra.train import Config, TrainResult
 
 Progress = Callable[[dict[str, Any]], None]
@@ -35,10 +35,10 @@ def train_all(
     """Train the runs one after another: in this process, which may be a rank of a group that a launcher has started, or
     on a Ray Train group for several workers or on a cluster.
 
-    `stop` makes every rank save a checkpoint and return at the end of its step. Workers and nodes may be lost, go and
-    come meanwhile. Raises ValueError for what train.run() raises it for, for a run that another process is at work on
-    (unless `take_over`, and only where that is proved), and TryLater when the cluster had no place for the workers in
-    the time that they may wait.
+    `stop` makes every rank save a checkpoint and return at the end of its step. Workers and nodes may come
+    and go meanwhile. Raises ValueError for the reasons of train.run(), and for a run that another process is provably
+    working on (unless `take_over`); TryLater if the cluster had no place for the workers within the time that they may
+    wait.
     """
     from xtra import train
     from xtra.distributed import world_of
@@ -68,7 +68,7 @@ def _look_for_others(
     progress: Progress,
     job_lives: Callable[[str, str], bool | None] = lambda *job: None,
 ) -> None:
-    """Raises ValueError for a run whose newest attempt is provably at work; says so where that may be."""
+    """Raises ValueError for a run whose newest attempt is provably running; a remark if it may be running."""
     from xtra.run import at_work, attempts
 
     for run in (config.out for config in configs):
@@ -77,8 +77,8 @@ def _look_for_others(
         if other is None:
             continue
         if other.proved and not take_over:
-            raise ValueError(f"{other}: wait for it, stop it, or give --take-over to go on in its place")
-        progress({"run": run, "remark": f"{other}: going on in its place; it ends when it next saves"})
+            raise ValueError(f"{other}: wait for it, stop it, or give --take-over to continue in its place")
+        progress({"run": run, "remark": f"{other}: continuing in its place; it ends when it next saves"})
 
 
 def ingest_all(
@@ -89,8 +89,8 @@ def ingest_all(
 ) -> ingest.IngestResult:
     """Ingest a list: in this process, or by Ray actors for several workers or on a cluster.
 
-    `stop` ends it within seconds; what is not committed is done by a rerun. Raises ValueError for what
-    ingest.run.run() raises it for, and TryLater when the cluster had no room for any worker for too long.
+    `stop` ends it within seconds; a rerun does what is not committed. Raises ValueError for the reasons of
+    ingest.run.run(), and TryLater when the cluster had no room for any worker for too long.
     """
     workers = Workers(workers, workers) if isinstance(workers, int) else workers
     stop = stop or threading.Event()
@@ -120,7 +120,7 @@ def ingest_all(
 
 
 def require_nodes(read: Iterable[str], out: str, progress: Progress) -> None:
-    """Ask every node of a cluster that others started whether it can do its part; `read` are datasets.
+    """Check that every node of an existing cluster can do its part; `read` are datasets.
 
     Raises ValueError naming the first that cannot.
     """
@@ -131,7 +131,7 @@ def require_nodes(read: Iterable[str], out: str, progress: Progress) -> None:
 
 
 def need(kind: str, workers: Workers) -> None:
-    """Raises ValueError when the cluster can never have so many: Ray would wait for ever, without a word."""
+    """Raises ValueError if the cluster can never have so many: Ray would wait for ever without a message."""
     from jobs.cluster import capacity
     from jobs.cluster.attempts import too_many
 
@@ -141,7 +141,7 @@ def need(kind: str, workers: Workers) -> None:
 
 
 def _absolute(c: Config) -> Config:
-    """Workers have other working directories."""
+    """The config with absolute paths, because workers have other working directories."""
     from shards.stream import split_part
 
     val = dataclasses.replace(c.val, data=c.val.data and store.absolute(c.val.data))

@@ -1,8 +1,8 @@
-"""The head of a running cluster, as its dashboard's job server shows it: where it is, its token, its version.
+"""The head of a running cluster, through its dashboard's job server: its address, token and version.
 
-Ray's own client waits for ever for a server that accepts and says nothing, takes an address from the environment before
-the one that it is given, and raises whatever its libraries raise. Here every request has a time limit, and a mistake
-is one line.
+Ray's own client waits for ever for a server that accepts but does not answer, prefers an address in the environment to
+the one that it is given, and raises any error of its libraries. Here every request has a time limit, and an error is
+one line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UPLOAD_SECONDS = 300.0
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
-for _name in ("job.sdk", "dashboard_sdk"):  # they say of every log that its connection was closed
+for _name in ("job.sdk", "dashboard_sdk"):  # they report every closed connection of a log
     logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
 
@@ -38,22 +38,22 @@ class Away(TryLater):
 
 
 class Head:
-    """One cluster's job server. What does not answer in time raises Away; what it refuses, ValueError."""
+    """One cluster's job server. Methods raise Away if it does not answer in time, and ValueError if it refuses."""
 
     def __init__(self, address: str) -> None:
-        """Connect. Raises ValueError for no answer, no or a wrong token, and a cluster of another version of Ray."""
+        """Connect. Raises ValueError without an answer, with a missing or wrong token, or another version of Ray."""
         self.address = address
         _find_token()
         try:
             version = self._ask_version()
-            with _environment("RAY_API_SERVER_ADDRESS", address):  # Ray takes this before its own argument
+            with _environment("RAY_API_SERVER_ADDRESS", address):  # Ray prefers this to its argument
                 self.client = _Client(address)
         except (requests.RequestException, ConnectionError, TimeoutError) as error:
             raise ValueError(
                 f"{address}: no Ray dashboard answers within {ANSWER_SECONDS:.0f} s ({_words(error)}): start the "
                 "cluster, forward its port (ray dashboard CONFIG.yaml), or give another --address"
             ) from None
-        except RuntimeError as error:  # Ray's AuthenticationError among them, and a version of Ray without jobs
+        except RuntimeError as error:  # also Ray's AuthenticationError, and a version of Ray without jobs
             raise ValueError(f"{address}: {_refused(error)}") from None
         if version != ray.__version__:
             raise ValueError(
@@ -68,16 +68,16 @@ class Head:
         try:
             return str(reply.json()["ray_version"])
         except (ValueError, KeyError, TypeError):
-            raise RuntimeError(f"answers with status {reply.status_code}, and is no Ray dashboard") from None
+            raise RuntimeError(f"answers with status {reply.status_code}, and is not a Ray dashboard") from None
 
     def jobs(self) -> list[JobDetails]:
-        """The jobs that were submitted, oldest first."""
+        """The submitted jobs, oldest first."""
         with _errors(self.address):
             found = [job for job in self.client.list_jobs() if job.submission_id]
         return sorted(found, key=lambda job: job.start_time or 0)
 
     def info(self, job: str) -> JobInfo | None:
-        """None where the cluster has no such job."""
+        """None if the cluster has no such job."""
         with _errors(self.address):
             try:
                 return self.client.get_job_info(job)
@@ -87,13 +87,13 @@ class Head:
                 raise
 
     def log(self, job: str) -> str:
-        """All that it has written so far; "" where that cannot be read now."""
+        """All its output so far; "" if that cannot be read now."""
         with contextlib.suppress(Away, ValueError), _errors(self.address):
             return self.client.get_job_logs(job)
         return ""
 
     def submit(self, job: str, **more: Any) -> bool:
-        """False where somebody else has taken that id."""
+        """Submit it; False if that id is already taken."""
         with _errors(self.address):
             try:
                 self.client.submit_job(submission_id=job, **more)
@@ -113,13 +113,13 @@ class Head:
 
 class _Client(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:
-        """Ray 2.60's own, with a limit of time (private)."""
+        """Ray 2.60's own (private), with a time limit."""
         more.setdefault("timeout", UPLOAD_SECONDS if method == "PUT" else ANSWER_SECONDS)
         return super()._do_request(method, endpoint, **more)
 
 
 def find(address: str) -> str:
-    """The URL of a cluster's dashboard, as given or from the environment. Raises ValueError where it is none."""
+    """The URL of a cluster's dashboard, as given or from the environment. Raises ValueError if it is not valid."""
     name = "--address"
     if not address:
         name = next((name for name in ADDRESSES if os.environ.get(name)), "")
@@ -132,9 +132,9 @@ def find(address: str) -> str:
 
 
 def _find_token() -> None:
-    """Use the token that `ray start` left, or that the environment names: Ray's client does neither by itself.
+    """Use the token that `ray start` stored or the environment names: Ray's client does neither by itself.
 
-    A process that is in a cluster keeps that one's token: its connections would break.
+    A process that has joined a cluster keeps that cluster's token, or its connections would break.
     """
     import ray
 
@@ -145,7 +145,7 @@ def _find_token() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
     from ray._raylet import AuthenticationTokenLoader, Config
 
-    Config.initialize("")  # what an earlier `import ray` read of the environment
+    Config.initialize("")  # replace what an earlier `import ray` read from the environment
     AuthenticationTokenLoader.instance().reset_cache()
 
 
@@ -181,14 +181,14 @@ def _errors(address: str) -> Any:
 def _refused(error: RuntimeError) -> str:
     text = str(error)
     if "Missing authentication token" in text or "Authentication required" in text:
-        return "asks for a token, and there is none here: put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        return "requires a token, and there is none here: put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
     if "Invalid authentication token" in text or "Authentication failed" in text:
         return "refuses the token of RAY_AUTH_TOKEN or ~/.ray/auth_token: it is another cluster's"
     return _words(error)
 
 
 def _words(error: BaseException) -> str:
-    """The last sentence that says something, of errors that hold each other as text."""
+    """The innermost reason of errors that contain each other as text."""
     words = " ".join(str(error).split())
     inner = re.findall(r"\[Errno [-\d]+\] ([^'\")]+)|(timed out|Read timed out)", words)
     return next((part for pair in reversed(inner) for part in pair if part), words[:200] or type(error).__name__)

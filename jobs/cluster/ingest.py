@@ -1,9 +1,9 @@
-"""The map over units: Ray actors crawl, the driver hands units out and holds nothing that a rerun would miss.
+"""The map over units: Ray actors crawl; the driver assigns units and holds no state that a rerun would need.
 
-Every worker is an actor with a crawl in a thread; the driver talks with each in turns that last a quarter of a second
-at most and bring commits, counts and events. A worker that dies is replaced and its units are handed out again: we own
-the retry, not Ray. After two deaths at a unit its links are judged one by one in a child process, so what kills a
-worker is found, named and passed over.
+Every worker is an actor with a crawl in a thread; the driver polls each in turns of at most a quarter of a second,
+which return commits, counts and events. A dead worker is replaced and its units are assigned again: we do the retry,
+not Ray. After two deaths at a unit its links are checked one by one in a child process, so that a link that kills a
+worker is found, named and skipped.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from ingest.record import Event
 from ingest.run import Work
 from ingest.scratch import scratch_folder
 from ingest.sealing import SEALING
-from jobs.cluster.book import Book, Leases
+from jobs.cluster.rate_limiter import Leases, RateLimiter
 from jobs.cluster.wanted import HeadLost, TryLater, Workers
 from shards.dataset import Commit
 from shards.pixels import leave_no_core
 
-POLL = 0.25  # seconds that a turn of talk lasts when nothing happens
+POLL = 0.25  # seconds that a turn lasts when nothing happens
 CAREFUL_FROM = 2  # deaths at a unit
 DEATHS = 6  # at a unit, before the run is given up
-STILLBORN = 3  # workers in a row that died before their first word
-WORKER_BYTES = 500_000_000  # of memory that a worker was seen to take at most, and that its node must have
+STILLBORN = 3  # workers in a row that died before their first answer
+WORKER_BYTES = 500_000_000  # most memory that a worker was seen to use; its node must have it free
 LOOK_SECONDS = 1.0  # between looks for nodes that are about to go
-LAST_WORDS = 8.0  # seconds that workers have to end in when the run is stopped
+LAST_WORDS = 8.0  # seconds for workers to end when the run is stopped
 
 
 @dataclass(frozen=True)
 class News:
-    """What a worker tells in a turn. `wants`: units that it could begin now."""
+    """A worker's report in a turn. `wants`: number of units that it could begin now."""
 
     commits: tuple[Commit, ...]
     underway: Underway
     events: tuple[Event, ...]
     wants: int
-    node: str = ""  # on which the worker is
+    node: str = ""  # the worker's node
     returned: tuple[int, ...] = ()  # units that it had not begun
     ended: bool = False
-    mistake: str | None = None  # the user's to mend
-    bug: str | None = None  # ours: a traceback
+    mistake: str | None = None  # for the user to correct
+    bug: str | None = None  # a bug of ours: its traceback
 
 
 # --- in the worker -------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class News:
 class Ingester:
     """The actor. The class has this name because processes of actors are listed by it."""
 
-    def __init__(self, config: Config, largest: int, name: str, book: Any) -> None:
+    def __init__(self, config: Config, largest: int, name: str, limiter: Any) -> None:
         import ray
 
         leave_no_core()
@@ -75,18 +75,18 @@ class Ingester:
         self._bug: str | None = None
         self._stop = threading.Event()
         self._news = threading.Condition()
-        leases = Leases(book, name)
+        leases = Leases(limiter, name)
         threading.Thread(target=self._live, args=(config, largest, leases), name="crawl", daemon=True).start()
 
     def talk(self, units: Sequence[Assignment], stop: bool, leave: bool = False) -> News:
-        """Take units on, and tell what has happened since the last turn; waits up to POLL for something to tell.
+        """Accept units, and report what has happened since the last turn; waits up to POLL for something to report.
 
-        `leave` gives back what has not been begun.
+        `leave` returns units that were not begun.
         """
         self._todo.extend(units)
         returned: list[int] = []
         while leave and self._todo:
-            with suppress(IndexError):  # the crawl has just taken the last
+            with suppress(IndexError):  # the crawl has just taken the last one
                 returned.append(self._todo.pop().unit)
         if stop:
             self._stop.set()
@@ -122,11 +122,11 @@ class Ingester:
         with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:
             scratch.check(largest)
             with (
-                closing(Fetcher(config.fetch, scratch.folder, leases, self._tell)) as fetcher,
-                closing(Crawl(config.out, config.filter, scratch, fetcher, self._tell)) as crawl,
+                closing(Fetcher(config.fetch, scratch.folder, leases, self._add_event)) as fetcher,
+                closing(Crawl(config.out, config.filter, scratch, fetcher, self._add_event)) as crawl,
             ):
                 for commit in crawl.run(self._tasks(), self._stop.is_set):
-                    with self._news:  # at once, so that no unit counts both as committed and as under way
+                    with self._news:  # both together, so that no unit counts as committed and as under way
                         self._underway = crawl.underway()
                         if commit is not None:
                             self._commits.append(commit)
@@ -136,7 +136,7 @@ class Ingester:
         while True:
             yield self._todo.popleft() if self._todo else None
 
-    def _tell(self, event: Event) -> None:
+    def _add_event(self, event: Event) -> None:
         with self._news:
             self._events.append(event)
 
@@ -145,8 +145,8 @@ class Ingester:
 
 
 def crawl_on_actors(work: Work, workers: Workers | int) -> Iterator[Commit]:
-    """The units, by that many Ray actors, as far as there is room for them. Raises ValueError for what stops a worker
-    for good, and TryLater when there was no room for any of them for too long."""
+    """Crawl the units with so many Ray actors, as far as there is room. Raises ValueError for an error that retries
+    cannot fix, and TryLater when there was no room for any of them for too long."""
     driver = _Driver(work, Workers(workers, workers) if isinstance(workers, int) else workers)
     try:
         while driver.left and not work.stop():
@@ -162,14 +162,14 @@ def crawl_on_actors(work: Work, workers: Workers | int) -> Iterator[Commit]:
 
 @dataclass
 class _Seat:
-    """A worker, as the driver sees it."""
+    """The driver's view of a worker."""
 
     actor: Any
     name: str
-    units: set[int] = field(default_factory=set)  # handed out and not committed
+    units: set[int] = field(default_factory=set)  # assigned and not committed
     underway: Underway = field(default_factory=Underway)
     wants: int = IN_FLIGHT
-    spoke: bool = False  # until then it has no place, perhaps for ever
+    spoke: bool = False  # has answered; until then it has no place, perhaps for ever
     node: str = ""
     leaving: bool = False  # its node is about to go
 
@@ -184,22 +184,22 @@ class _Driver:
         self._placed_at = self._looked_at = time.monotonic()  # when a worker last had its place
         self._work = work
         self.left = set(work.units)  # not committed
-        self._todo = deque(work.units)  # not handed out
+        self._todo = deque(work.units)  # not assigned
         self._deaths: Counter[int] = Counter()
         self._stillborn = self._born = 0
-        self._gone = Underway()  # bytes of workers that are no more
+        self._gone = Underway()  # counts of workers that have ended
         fetch = work.config.fetch
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        book = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Book)
-        self._book = book.remote(fetch.per_host, fetch.rate)
-        self._seats: dict[Any, _Seat] = {}  # by the reference of the turn that is under way
+        limiter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(RateLimiter)
+        self._limiter = limiter.remote(fetch.per_host, fetch.rate)
+        self._seats: dict[Any, _Seat] = {}  # by the reference of the current turn
         for _ in range(workers.most):
             self._hire()
 
     def turn(self, stop: bool = False) -> Iterator[Commit]:
-        """Listen to whoever has something to tell, and hand out units."""
+        """Receive the reports of workers that have one, and assign units."""
         self._look()
         ready, _ = self._ray.wait(list(self._seats), num_returns=1, timeout=2 * POLL)
         for reference in ready:
@@ -224,7 +224,7 @@ class _Driver:
         return "" if placed == len(seats) else f"{len(seats)} workers, {placed} placed: the others wait for room"
 
     def _look(self) -> None:
-        """Every second: nodes that are about to go get no new units; without any worker there is an end to waiting."""
+        """Once a second: give no new units to nodes that are about to go; give up if no worker ever gets a place."""
         from jobs.cluster import capacity
 
         now = time.monotonic()
@@ -248,13 +248,13 @@ class _Driver:
             )
 
     def dismiss(self) -> Iterator[Commit]:
-        """Tell all to stop, and wait a little for what they still have to say."""
+        """Stop all workers, and wait a little for their last reports."""
         deadline = time.monotonic() + LAST_WORDS
         while self._seats and time.monotonic() < deadline:
             yield from self.turn(stop=True)
 
     def close(self) -> None:
-        for actor in [*(seat.actor for seat in self._seats.values()), self._book]:
+        for actor in [*(seat.actor for seat in self._seats.values()), self._limiter]:
             self._ray.kill(actor)
 
     def _hire(self) -> None:
@@ -263,11 +263,11 @@ class _Driver:
         actor = self._ray.remote(
             num_cpus=1, memory=WORKER_BYTES, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )(Ingester)
-        self._talk(_Seat(actor.remote(self._work.config, self._work.largest, name, self._book), name))
+        self._talk(_Seat(actor.remote(self._work.config, self._work.largest, name, self._limiter), name))
 
     def _talk(self, seat: _Seat, stop: bool = False) -> None:
         units = []
-        # What a worker would begin beyond its two because its hosts are slow it may have while there is enough for all.
+        # A worker with slow hosts may begin more than its two units while there are enough for all.
         most = MOST_IN_FLIGHT if len(self._todo) > 2 * IN_FLIGHT * len(self._seats) else IN_FLIGHT
         ready = seat.spoke and not seat.leaving and not stop
         while self._todo and ready and len(units) < seat.wants and len(seat.units) < most + SEALING:
@@ -296,11 +296,11 @@ class _Driver:
 
     def _part(self, seat: _Seat) -> None:
         self._gone = Underway(fetched_bytes=self._gone.fetched_bytes + seat.underway.fetched_bytes)
-        self._book.forget.remote(seat.name)
-        self._ray.kill(seat.actor)  # one that was lost may only have been out of reach
+        self._limiter.forget.remote(seat.name)
+        self._ray.kill(seat.actor)  # a lost worker may only have been unreachable
 
     def _lose(self, seat: _Seat, error: Exception, replace: bool) -> None:
-        """A worker died: its units are handed out again, first, to whoever comes."""
+        """A worker died: put its units first in the queue."""
         lost = seat.units & self.left
         self._deaths.update(lost)
         self._todo.extendleft(sorted(lost, reverse=True))

@@ -1,5 +1,5 @@
-"""What a node answers to the questions of preflight.py. It travels to the node as code, because the product may not be
-there: it imports the standard library alone, and everything else where it may fail.
+"""The facts of a node that preflight.py compares. This module is sent to the node as code, because the product may be
+missing there: at its top it imports only the standard library, and everything else where that may fail.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_P
 
 
 def answer(datasets: list[str], out: str, seen: str) -> dict[str, Any]:
-    """Facts of the machine that this runs on.
+    """Facts about the machine that this runs on.
 
     `datasets` are folders of datasets, `out` is where results go ("": nowhere), `seen` a file that the driver has put
-    there, if that is a plain path.
+    there, if `out` is a local path.
     """
     facts: dict[str, Any] = {
         "host": socket.gethostname(),
@@ -60,7 +60,7 @@ def _of_the_product(datasets: list[str], out: str, seen: str) -> dict[str, Any]:
         facts["interface"] = interface_of(facts["address"])
     facts["read"] = {url: _failure(store.read, store.join(url, "dataset.json")) for url in datasets}
     if seen and not Path(seen).exists():
-        facts["out"] = "the file that the driver has just written there is not there"
+        facts["out"] = "the file that the driver has just written there does not exist"
     elif out:
         facts["out"] = _failure(store.check_writable, out)
     return facts
@@ -72,7 +72,7 @@ def interface_of(address: str) -> str | None:
         for _, name in socket.if_nameindex():
             try:
                 found = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
+            except OSError:  # it has no address
                 continue
             if socket.inet_ntoa(found[20:24]) == address:
                 return name
@@ -80,7 +80,7 @@ def interface_of(address: str) -> str | None:
 
 
 def _failure(ask: Any, url: str) -> str | None:
-    """Why it does not work; None if it does."""
+    """Why `ask(url)` fails; None if it works."""
     try:
         ask(url)
     except Exception as error:  # of any kind: it is reported

@@ -1,7 +1,7 @@
-"""The code of this checkout as one zip, for `xtra submit --code here`: what git tracks, and nothing that it ignores.
+"""The code of this checkout as one zip, for `xtra submit --code here`: the files that git tracks.
 
-The compiled croppers are ignored by git and go along where this machine built them. Their names carry the platform and
-a digest of their source, so a node of another platform does not load them and decodes with Pillow, to the same bytes.
+The compiled croppers, which git ignores, are added if this machine built them. Their names contain the platform and a
+digest of their source, so a node of another platform does not load them and decodes with Pillow, to the same bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from shards.pixels import crop, entropy
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_BYTES = 50_000_000
-NAMED = 5  # files that a refusal names
-_DATE = (1980, 1, 1, 0, 0, 0)  # of every member: the same files make the same zip, which is sent once
+NAMED = 5  # files that an error names
+_DATE = (1980, 1, 1, 0, 0, 0)  # date of every member: equal files make equal zips, which are sent once
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Package:
     path: Path
     files: int
     bytes: int
-    left: tuple[str, ...] = ()  # code that git does not track and does not ignore: it stays here
+    left: tuple[str, ...] = ()  # code that git neither tracks nor ignores: it is not sent
 
 
 def pack(target: Path, root: Path = ROOT) -> Package:
-    """Write the zip. Raises ValueError where `root` is no checkout, or its files have more than MOST_BYTES."""
+    """Write the zip. Raises ValueError if `root` is not a checkout, or its files exceed MOST_BYTES."""
     files = [name for name in _tracked(root) if not Path(name).name.startswith(".env")]
     files += [str(path.relative_to(root)) for path in _croppers(root)]
     sizes = {name: (root / name).stat().st_size for name in files if (root / name).is_file()}
@@ -36,7 +36,7 @@ def pack(target: Path, root: Path = ROOT) -> Package:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:NAMED]
         listed = ", ".join(f"{name} {sizes[name] / 1e6:.1f}" for name in largest)
         raise ValueError(
-            f"--code here: the tracked files have {total / 1e6:.1f} MB, the most is {MOST_BYTES / 1e6:.0f} MB; the "
+            f"--code here: the tracked files have {total / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f} MB; the "
             f"largest in MB: {listed}: take data out of the repository, or use --code image"
         )
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
@@ -52,12 +52,12 @@ def pack(target: Path, root: Path = ROOT) -> Package:
 def _tracked(root: Path) -> list[str]:
     found = _listed(root)
     if not found:
-        raise ValueError(f"--code here: {root} is no git checkout: run xtra from one, or use --code image")
+        raise ValueError(f"--code here: {root} is not a git checkout: run xtra from one, or use --code image")
     return found
 
 
 def _listed(root: Path, *words: str) -> list[str]:
-    """Names below the root; none where it is no checkout."""
+    """Paths below the root; none if it is not a checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,7 +1,7 @@
-"""Every node before anything: the same questions to each node of a cluster and to this machine; a line a difference.
+"""Checks of every node before any work: each node of a cluster is compared with this machine; one line per difference.
 
-Nothing is measured twice: what a node cannot read or write, lacks or has otherwise is known in seconds, and not after a
-group of workers has started and died there.
+What a node cannot read or write, misses or has in another version is known in seconds, and not after a group of workers
+has started and died there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILES = 4096
 def check_nodes(datasets: Sequence[str] = (), out: str = "") -> list[Check]:
     """One check for every difference between a node and this machine, or a single good one.
 
-    `datasets` are to be read and `out` is to be written; the cluster has been joined (start_ray()).
+    `datasets` will be read and `out` written; the cluster must have been joined (start_ray()).
     """
     folders = [store.absolute(url.partition("@")[0]) for url in datasets if url]
     out = store.absolute(out) if out else ""
@@ -43,7 +43,7 @@ def check_nodes(datasets: Sequence[str] = (), out: str = "") -> list[Check]:
 
 
 def require(datasets: Sequence[str], out: str, say: Any) -> None:
-    """Refuse to begin where a node cannot do its part; `say` hears of lesser differences.
+    """Refuse to start if a node cannot do its part; `say` receives lesser differences.
 
     Raises ValueError naming the first node, what is wrong, and the next step.
     """
@@ -59,7 +59,7 @@ def require(datasets: Sequence[str], out: str, say: Any) -> None:
 
 
 def compare(name: str, facts: dict[str, Any], here: dict[str, Any], out: str) -> Iterator[Check]:
-    """What of a node differs from this machine and matters; `facts` and `here` are from node_facts.answer()."""
+    """The differences between a node and this machine that matter; `facts` and `here` are from node_facts.answer()."""
     what = f"node {name}"
     if "silent" in facts:
         yield Check("warn", what, facts["silent"], "see whether it is overloaded, or stop it")
@@ -101,7 +101,10 @@ def _resources(what: str, facts: dict[str, Any], here: dict[str, Any]) -> Iterat
         yield Check("warn", what, f"its clock is {off:+.0f} s off ours", "set it by NTP")
     if missing := [key for key in here["aws"] if key not in facts["aws"]]:
         yield Check(
-            "warn", what, f"lacks {', '.join(missing)}", "set it where the node is started; keys are never passed on"
+            "warn",
+            what,
+            f"does not have {', '.join(missing)}",
+            "set it where the node is started; keys are never passed on",
         )
     if facts.get("address") and not facts["interface"]:
         yield Check("warn", what, f"no interface has its address {facts['address']}", "set GLOO_SOCKET_IFNAME there")
@@ -115,7 +118,7 @@ def _reach(url: str, facts: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _ask_all(folders: list[str], out: str, seen: str) -> dict[str, dict[str, Any]]:
-    """The answers of all live nodes that stay, by address and name."""
+    """The answers of all live nodes that are not drained, by address and name."""
     going = capacity.going()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
     ray.cloudpickle.register_pickle_by_value(node_facts)
@@ -134,7 +137,7 @@ def _ask_all(folders: list[str], out: str, seen: str) -> dict[str, dict[str, Any
         if reference in done:
             try:
                 answers[name] = ray.get(reference) | {"waited": time.time() - began}
-            except ray.exceptions.RayError as error:  # the node went, or cannot even read the question
+            except ray.exceptions.RayError as error:  # the node has gone, or cannot read the question
                 answers[name] = {"silent": " ".join(str(error).split())[-200:]}
         else:
             ray.cancel(reference, force=True)
@@ -149,7 +152,7 @@ def _name(node: dict[str, Any]) -> str:
 
 @contextmanager
 def _mark(out: str) -> Iterator[str]:
-    """A file in a plain folder, which nodes must see; nothing of it is left, nor of folders that it took."""
+    """A file in a local folder, which all nodes must see; it and new folders are removed at the end."""
     if not out or not store.is_local(out):
         yield ""
         return
@@ -165,6 +168,6 @@ def _mark(out: str) -> Iterator[str]:
         yield str(mark)
     finally:
         mark.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody has put something there
+        with contextlib.suppress(OSError):  # the folder is in use by now
             for up in made:
                 up.rmdir()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from xtra import probe
 
 POLL_SECONDS = 0.5
-LOSSES = 8  # of a probe's process, not counting those that went with their node
-KILLED = 3  # times for lack of memory
+LOSSES = 8  # of a probe's process, not counting lost nodes
+KILLED = 3  # times that a probe may run out of memory
 
 
 def probe_all(
@@ -28,16 +28,16 @@ def probe_all(
     progress: Progress = lambda row: None,
     failed: Callable[[probe.Config, str], None] | None = None,
 ) -> int:
-    """Run the probes, at most `workers` at a time (one: in this process); returns how many were done before `stop`.
+    """Run the probes, at most `workers` at a time (1: in this process); returns how many were done before `stop`.
 
     A probe writes its own results, so one that is stopped or lost is simply missing. Raises the ValueError of a probe
-    that cannot be done, or calls `failed` with it and goes on with the others. What is in hand at `stop` is finished.
+    that cannot be done, or calls `failed` with it and continues with the others. Running probes finish after `stop`.
     """
     stop = stop or threading.Event()
     workers = Workers(workers, workers) if isinstance(workers, int) else workers
-    tell = failed or _raise
+    report = failed or _raise
     if not configs or (not on_a_cluster() and (workers.most == 1 or len(configs) < 2)):
-        return _probe_here(configs, stop, progress, tell)
+        return _probe_here(configs, stop, progress, report)
     start_ray()
     import ray
 
@@ -46,7 +46,7 @@ def probe_all(
     auto = probing_device("auto") if any(config.device == "auto" for config in configs) else ""
     configs = [dataclasses.replace(c, device=auto) if c.device == "auto" else c for c in configs]
     gpus = any(config.device.startswith("cuda") for config in configs)
-    # N are the most at a time, not what there must be; MIN must be.
+    # --workers N is the most at a time, not a minimum; the MIN of MIN..MAX is.
     least = workers.least if workers.least < workers.most else 1
     need("GPU" if gpus else "CPU", Workers(least, workers.most))
     task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=0, scheduling_strategy="SPREAD")(_probe)
@@ -66,17 +66,17 @@ def probe_all(
                     note = "/".join(config.eval.rstrip("/").rsplit("/", 2)[-2:])
                     progress({"run": config.out, "probe": done, "probes": len(configs), "note": note})
                 elif how == "failed" or losses[id(config)] >= (KILLED if how == "memory" else LOSSES):
-                    tell(config, error)
+                    report(config, error)
                 else:
                     waiting.append(config)
-    finally:  # nothing runs any more, unless this one was stopped at once
+    finally:  # something still runs only if this process was stopped at once
         for reference in running:
             ray.cancel(reference, force=True)
     return done
 
 
 def probing_device(name: str) -> str:
-    """Where probes with this setting are made: of "auto" a GPU, where this machine or the cluster has one."""
+    """The device for probes with this setting; for "auto" a GPU, if this machine or the cluster has one."""
     from xtra.device import chosen
 
     if name != "auto" or not on_a_cluster():
@@ -96,7 +96,7 @@ def _nodes() -> frozenset[str]:
 def _outcome(
     reference: Any, nodes: frozenset[str]
 ) -> tuple[Literal["done", "failed", "node", "memory", "worker"], str]:
-    """How a probe ended: done, failed, or lost with its node, to the lack of memory or otherwise; and in one line why.
+    """How a probe ended: done, failed, or lost with its node, for lack of memory or otherwise; and why, in one line.
 
     `nodes` were alive when it began.
     """

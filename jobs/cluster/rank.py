@@ -13,9 +13,9 @@ from shards.pixels import leave_no_core
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """The results of the runs, up to one that was stopped.
+    """The results of the runs, up to the first that was stopped.
 
-    Raises ValueError, a plain one that any process can read, for what train.run() raises it for.
+    Raises ValueError for the reasons of train.run(), a plain one that any process can unpickle.
     """
     from xtra import train
     from xtra.run import say_driver, stalled

@@ -1,9 +1,9 @@
-"""Ends what a killed driver leaves of its own Ray cluster.
+"""Ends the remains of a Ray cluster whose driver was killed.
 
-Ray's processes die with their driver, but for its two agents: each holds the pipe by which the other would notice. This
-is a program of its own (`python reaper.py DRIVER PACKAGE`), of the standard library alone: it remembers the processes
-that its parent started from Ray's package and those below them, and kills what outlives the parent. Linux; elsewhere it
-finds none.
+Ray's processes die with their driver, except for its two agents: each holds the pipe by which the other would notice.
+This is a separate program (`python reaper.py DRIVER PACKAGE`) that uses only the standard library: it remembers the
+processes that its parent started from Ray's package and their descendants, and kills those that outlive the parent. It
+works on Linux; elsewhere it finds no processes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 POLL_SECONDS = 0.5
-LOOK_EVERY = 4  # polls; the agents are there from the cluster's start on
-GRACE_SECONDS = 3.0  # in which Ray's own way of dying may do
+LOOK_EVERY = 4  # polls; the agents exist from the cluster's start
+GRACE_SECONDS = 3.0  # for Ray's processes to end by themselves
 
-Process = tuple[int, int]  # its id, and when it was started, in ticks: an id may be used again
+Process = tuple[int, int]  # id and start time in ticks, because ids are reused
 
 
 def processes() -> dict[Process, int]:
@@ -35,7 +35,7 @@ def processes() -> dict[Process, int]:
 
 
 def below(driver: int, package: str = "") -> set[Process]:
-    """The children of a process whose commands name `package`, and all that descends from these; but for this one."""
+    """The children of a process whose commands name `package`, and all their descendants, except for this process."""
     parents = processes()
     found = {child for child, parent in parents.items() if parent == driver and package in _command(child[0])}
     fresh = found

@@ -1,8 +1,8 @@
 """How the ranks of a group find each other.
 
-On one machine: by a file that only their user can open, because torch's usual rendezvous is a server at rank 0 that
-listens on every interface and believes everybody. On several: by that server, over the interface that leads to the
-other nodes, which is not the one of the host's name where that resolves to 127.0.1.1.
+On one machine: through a file that only their user can open, because torch's usual rendezvous is a server at rank 0
+that listens on every interface without authentication. On several: through that server, on the interface that leads to
+the other nodes, which the host's name may not give (it may resolve to 127.0.1.1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs.cluster.start import on_one_machine
 
 
 def torch_config(backend: str, folder: str) -> TorchConfig:
-    """How to set up torch.distributed on this cluster; `backend` is gloo or nccl, `folder` this user's alone."""
+    """How to set up torch.distributed on this cluster; `backend` is gloo or nccl, `folder` is private to this user."""
     if not on_one_machine():
         return _NetworkConfig(backend)
     config = _LoopbackConfig(backend)
@@ -36,7 +36,7 @@ def _meet(backend: str, path: str, rank: int, ranks: int, seconds: int) -> None:
 
 
 def _face_the_others() -> None:
-    """Take the interface of the address by which the cluster knows this node; what the user has set stays."""
+    """Use the interface with this node's address in the cluster, unless the user has set one."""
     import ray
 
     name = interface_of(ray.util.get_node_ip_address())
@@ -46,8 +46,8 @@ def _face_the_others() -> None:
 
 
 class _NetworkBackend(_TorchBackend):
-    """Ray Train's own, with the right interface. Ranks are not asked to take their leave: they are ended at once, and
-    one that waits for a dead one could not answer."""
+    """Ray Train's own, with the right interface. Ranks do not close their process group: they are ended at once, and
+    a rank that waits for a dead one could not answer."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(_face_the_others)
@@ -58,7 +58,7 @@ class _NetworkBackend(_TorchBackend):
 
 
 class _LoopbackBackend(_TorchBackend):
-    """Ray Train's own, but for where the ranks meet."""
+    """Ray Train's own, except for the rendezvous."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         import ray
@@ -73,7 +73,7 @@ class _LoopbackBackend(_TorchBackend):
 
 
 class _LoopbackConfig(TorchConfig):
-    folder = ""  # new for every group
+    folder = ""  # a new one for every group
 
     @property
     def backend_cls(self) -> type[_LoopbackBackend]:

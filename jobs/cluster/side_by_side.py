@@ -1,4 +1,4 @@
-"""Independent pieces of work side by side: a process each on this machine, a task each where Ray has a cluster."""
+"""Independent pieces of work in parallel: one process each on this machine, or one task each on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def side_by_side(
     stop: threading.Event | None = None,
     progress: Progress = lambda row: None,
 ) -> list[R]:
-    """The results of `work`, in the order in which they come, `at_once` pieces at a time (one: in this process).
+    """The results of `work`, in the order of completion, `at_once` pieces at a time (1: in this process).
 
-    With RAY_ADDRESS they are tasks of one core each on that cluster. Else the cores of this machine are shared out
-    among processes. `stop` reaches every piece, and no further one begins. When one fails the others are stopped.
-    Raises ValueError for what `work` raises it for, and for a process that died.
+    With RAY_ADDRESS they are tasks of one core each on that cluster, otherwise processes that share the cores of this
+    machine. `stop` reaches every piece, and no further one starts. If one fails, the others are stopped. Raises
+    ValueError for the reasons of `work`, and for a process that died.
     """
     stop = stop or threading.Event()
     if at_once < 1:
@@ -70,8 +70,8 @@ class _Piece:
         self.process.start()
 
     def ended(self, progress: Progress) -> dict[str, Any] | None:
-        """Hand on the rows that have come; {"result"} or {"error"} once it is over, else None."""
-        alive = self.process.is_alive()  # asked first: what a process put before it ended is found below
+        """Forward new rows to `progress`; returns {"result"} or {"error"} once the piece has ended, else None."""
+        alive = self.process.is_alive()  # checked first, so that rows put before the process ended are found below
         while True:
             try:
                 note = self.notes.get(timeout=0.0 if alive else 1.0)
@@ -83,14 +83,16 @@ class _Piece:
             progress(note["row"])
         if alive:
             return None
-        return {"error": f"a process ended with {self.process.exitcode} amid its work: run the same command to go on"}
+        return {"error": f"a process ended early with {self.process.exitcode}: rerun the same command to resume"}
 
 
 def _child(work: Callable[..., Any], item: Any, threads: int, stop: Any, notes: Any) -> None:
     import torch
 
     leave_no_core()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent says when to stop
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends it to all processes; the parent decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(threads)
     stopping = threading.Event()
@@ -103,7 +105,7 @@ def _child(work: Callable[..., Any], item: Any, threads: int, stop: Any, notes: 
 
 
 def _watch(stop: Any, stopping: threading.Event) -> None:
-    """Hand on the wish to stop. Without a parent there is nobody to work for: what is committed is kept."""
+    """Forward a request to stop. Without a parent, exit: committed work is kept."""
     parent = multiprocessing.parent_process()
     while parent is not None and parent.is_alive():
         if stop.wait(POLL_SECONDS):
@@ -113,7 +115,7 @@ def _watch(stop: Any, stopping: threading.Event) -> None:
 
 
 def _on_ray() -> Callable[..., Any]:
-    """What begins a piece as a task of the cluster."""
+    """A function that starts a piece as a task of the cluster."""
     from jobs.cluster.start import start_ray
 
     start_ray()
@@ -123,7 +125,7 @@ def _on_ray() -> Callable[..., Any]:
 
 
 class _Task:
-    """One piece of work as a Ray task, and the actor through which it is stopped and says how far it is."""
+    """One piece of work as a Ray task, and the actor through which it is stopped and reports its progress."""
 
     def __init__(self, ray: Any, work: Callable[..., Any], item: Any) -> None:
         self.ray, self.stop = ray, threading.Event()
@@ -131,7 +133,7 @@ class _Task:
         self.result = ray.remote(num_cpus=1, max_retries=0)(_task).remote(work, item, self.notes)
 
     def ended(self, progress: Progress) -> dict[str, Any] | None:
-        """Hand on the rows that have come; {"result"} or {"error"} once it is over, else None."""
+        """Forward new rows to `progress`; returns {"result"} or {"error"} once the piece has ended, else None."""
         done, _ = self.ray.wait([self.result], timeout=0)
         try:
             for row in self.ray.get(self.notes.collect.remote(self.stop.is_set())):
@@ -139,7 +141,7 @@ class _Task:
             return self.ray.get(self.result) if done else None
         except self.ray.exceptions.RayError as error:
             return {
-                "error": f"a worker was lost ({' '.join(str(error).split())[-300:]}): run the same command to go on"
+                "error": f"a worker was lost ({' '.join(str(error).split())[-300:]}): rerun the same command to resume"
             }
 
 
@@ -153,7 +155,7 @@ class _Notes:
         return rows
 
     def give(self, row: dict[str, Any] | None) -> bool:
-        """Whether to stop."""
+        """Add a row; returns whether to stop."""
         self.rows = [*self.rows[-99:], row] if row else self.rows
         return self.stopping
 

@@ -1,4 +1,4 @@
-"""Join a Ray cluster, or start one of this machine's own that nobody else can reach."""
+"""Join a Ray cluster, or start a private one on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line of a worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # notice a dead worker in a quarter of a second
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # and one that does not answer in a minute
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # we look for nodes that go ourselves, and more often
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # we watch for nodes that go ourselves, more often
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -28,23 +28,23 @@ _RAY_ENV = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
-# What a node needs to find the bucket, and is no secret: keys it has of its own.
+# What a node needs to find the bucket, without secrets: a node has its own keys.
 _PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE")
 _LOOPBACK_ENV = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "no other machines": it listens on loopback alone
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "no other machines": listen only on loopback
     "GLOO_SOCKET_IFNAME": "lo",  # torch's own connections between ranks
     "NCCL_SOCKET_IFNAME": "lo",
-    "RAY_worker_niceness": "0",  # Ray's 15 is for background work; these workers are what the machine was asked to do
+    "RAY_worker_niceness": "0",  # Ray's 15 is for background work; ours is not
 }
-_LONGEST = 40  # bytes of a path below which Ray puts its sockets, whose paths may have 107
+_LONGEST = 40  # bytes of the folder in which Ray puts its sockets, whose paths may have 107
 
 
 def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one in this machine's own processes.
+    """Join the cluster at RAY_ADDRESS, or start a private one on this machine.
 
-    Its own cluster listens on loopback alone, asks for a token that only its processes know, has no dashboard, and ends
-    with this process however that ends. Raises ValueError when no cluster answers at RAY_ADDRESS, or when token
-    authentication is switched off for a cluster of its own; TryLater when its own does not start in time.
+    A private cluster listens only on loopback, requires a token that only its processes know, has no dashboard, and
+    ends with this process, however that ends. Raises ValueError when no cluster answers at RAY_ADDRESS, or when token
+    authentication is switched off for a private cluster; TryLater when that does not start in time.
     """
     os.environ.update({name: value for name, value in _RAY_ENV.items() if name not in os.environ})
     address = os.environ.get("RAY_ADDRESS", "")
@@ -52,7 +52,7 @@ def start_ray() -> None:
     if own:
         _require_token()
     elif "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-        require_cluster(address or "auto")  # before Ray is imported, which then knows the token
+        require_cluster(address or "auto")  # before Ray is imported, so that it finds the token
     import ray
 
     if ray.is_initialized():
@@ -63,10 +63,10 @@ def start_ray() -> None:
     else:
         _join(address)
     if threading.current_thread() is threading.main_thread():
-        for number, handler in taken.items():  # Ray takes them for itself, and would die of SIGTERM amid the work
+        for number, handler in taken.items():  # Ray takes them over, and SIGTERM would then end the work
             signal.signal(number, handler)
-    # Ray tells of workers that died on our standard output, even after a command's last line, and has no public switch
-    # for that; we tell of them ourselves.
+    # Ray prints dead workers to our standard output, even after a command's last line, and has no public switch for
+    # that; we report them ourselves.
     ray._private.worker._worker_logs_enabled = False
 
 
@@ -77,7 +77,7 @@ def on_one_machine() -> bool:
     host = ray.get_runtime_context().gcs_address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, as RAY_ADDRESS may give: of a cluster
+    except ValueError:  # a name, as RAY_ADDRESS may contain: a cluster
         return False
 
 
@@ -85,7 +85,7 @@ def _join(address: str) -> None:
     import ray
 
     passed = {} if in_a_job() else {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
-    if passed:  # stores that are not AWS want these two
+    if passed:  # stores other than AWS need these two
         passed |= {name: os.environ[name] for name in _RAY_ENV if name.startswith("AWS_")}
     try:
         ray.init(log_to_driver=False, logging_level="error", runtime_env={"env_vars": passed} if passed else None)
@@ -95,7 +95,7 @@ def _join(address: str) -> None:
 
 
 def _require_token() -> None:
-    """A token of this process and its children alone; one that the user has set stays."""
+    """Set a token for this process and its children only, unless the user has set one."""
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     if mode.lower() != "token":
         raise ValueError(
@@ -113,7 +113,7 @@ def _start_own() -> None:
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
     from ray._raylet import AuthenticationTokenLoader, Config
 
-    Config.initialize("")  # what an earlier `import ray` read of the environment
+    Config.initialize("")  # replace what an earlier `import ray` read from the environment
     AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = False
     _start_reaper()
@@ -122,16 +122,16 @@ def _start_own() -> None:
             ray.init(
                 "local", log_to_driver=False, logging_level="error", include_dashboard=False, _temp_dir=_session_root()
             )
-        except Exception as error:  # Ray raises just that where its processes do not come up in time
+        except Exception as error:  # Ray raises a plain Exception if its processes do not start in time
             why = " ".join(str(error).split())[:300]
             raise TryLater(f"Ray did not start on this machine ({why}): the same command tries again") from None
     assert is_token_auth_enabled(), "Ray started without its token"
 
 
 def _session_root() -> str | None:
-    """Where Ray keeps its logs and sockets: in a folder of this user alone, or where RAY_TMPDIR says.
+    """Ray's folder for logs and sockets: private to this user, or from RAY_TMPDIR.
 
-    Ray opens its own folder to every user, who could then put a socket in the place of one of Ray's.
+    Ray's own folder is open to every user, who could replace one of its sockets.
     """
     if os.environ.get("RAY_TMPDIR"):
         return None
@@ -142,7 +142,7 @@ def _session_root() -> str | None:
 
 
 def _start_reaper() -> None:
-    """A process that outlives this one; in a session of its own, where Ctrl-C does not reach it."""
+    """Start a process that outlives this one, in a session of its own, where Ctrl-C does not reach it."""
     import ray
 
     package = str(Path(ray.__file__).parent)
@@ -153,7 +153,7 @@ def _start_reaper() -> None:
 
 @contextmanager
 def _environment(**names: str) -> Iterator[None]:
-    """Set them for the children that are started meanwhile; what the user has set stays."""
+    """Set variables for children started in the block, except those that the user has set."""
     own = {name: value for name, value in names.items() if name not in os.environ}
     os.environ.update(own)
     try:

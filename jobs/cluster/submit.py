@@ -1,8 +1,8 @@
 """`xtra submit`: the same command as a job of a cluster.
 
-A job is its words and nothing else: what it needs to know of a store comes from the nodes' own environment or role, so
-that no key is in an entry point, in metadata, in a runtime environment or in a log. Its id is VERB-NAME-N, where NAME
-is the last part of the folder that it writes, so two submissions of one command meet.
+A job is only its words: access to a store comes from the nodes' own environment or role, so that no key is in an entry
+point, in metadata, in a runtime environment or in a log. Its id is VERB-NAME-N, where NAME is the last part of its
+output folder, so that submitting a command twice is noticed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from jobs.cluster.follow_job import Ended, Follower
 from jobs.cluster.head import Head, find
 from jobs.cluster.wanted import SUBMITTED_WITH, version
 
-STOP_SECONDS = 120  # between a stop and a kill: Ray's own 3 do not make a checkpoint on a bucket
-GONE = 0  # exit status of a lost job whose folder says that all is done
+STOP_SECONDS = 120  # between a stop and a kill: Ray's own 3 are too few to save to a bucket
+GONE = 0  # exit status of a lost job whose folder is complete
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A command for a cluster, and what its driver needs there."""
+    """A command for a cluster, and the resources that its driver needs there."""
 
-    words: tuple[str, ...]  # the verb and all that follows it
+    words: tuple[str, ...]  # the verb and all following words
     base: str  # the id without its number
-    folder: str = ""  # what the verb writes or reads
+    folder: str = ""  # that the verb writes or reads
     code: Literal["image", "here"] = "image"
     cpus: float = 0.0
     gpus: float = 0.0
@@ -50,25 +50,25 @@ class Jobs:
     """The jobs of one cluster: submitted, listed, stopped, waited for."""
 
     def __init__(self, address: str = "") -> None:
-        """Raises ValueError for all that Head raises it for."""
+        """Raises ValueError for the reasons of Head."""
         self.head = Head(find(address))
 
     def submit(self, wanted: Submission) -> str:
         """Send it; returns its id. Raises ValueError for an id in use and for a package that is too large."""
         job = next_id(wanted.base, self.head.jobs())
-        if not self._submit_as(job, wanted):  # taken since we looked
+        if not self._submit_as(job, wanted):  # taken since the jobs were listed
             raise ValueError(in_use(job))
         return job
 
     def _submit_as(self, job: str, wanted: Submission) -> bool:
-        """False where somebody else has taken the id."""
+        """False if the id is already taken."""
         env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
         with tempfile.TemporaryDirectory(prefix="xtra-submit-") as folder:
             runtime: dict[str, Any] = {"env_vars": env}
             if wanted.code == "here":
                 made = package.pack(Path(folder) / "code.zip")
                 if made.left:
-                    warnings.warn(f"{', '.join(made.left)}: git does not track it, so it stays here", stacklevel=2)
+                    warnings.warn(f"{', '.join(made.left)}: git does not track it, so it is not sent", stacklevel=2)
                 runtime["working_dir"] = str(made.path)
             else:
                 env[SUBMITTED_WITH] = version()
@@ -93,7 +93,7 @@ class Jobs:
         )
 
     def known(self, job: str) -> Submission:
-        """A job of the cluster as it was submitted. Raises ValueError where there is none."""
+        """A job of the cluster as it was submitted. Raises ValueError if there is none."""
         info = self.head.info(job)
         if info is None:
             there = ", ".join(str(other.submission_id) for other in self.head.jobs()[-5:])
@@ -121,9 +121,9 @@ class Jobs:
         follower: Follower,
         submitted: Callable[[str], None] = lambda job: None,
     ) -> Ended | None:
-        """Follow it to its end, and those that take its place; None where following was stopped.
+        """Follow it and its replacements to the end; None if following was stopped.
 
-        A job whose driver's node or whose head died is submitted again, at most `retries` times, unless `done(folder)`.
+        A job whose driver's node or head died is submitted again, at most `retries` times, unless `done(folder)`.
         """
         while True:
             ended = follower.follow(job)
@@ -142,7 +142,7 @@ class Jobs:
             submitted(job)
 
     def _again(self, job: str, wanted: Submission) -> tuple[str, str]:
-        """Under the next number, also where a new head remembers none; or the job that another `wait` has submitted."""
+        """Submit it under the next number, also to a new head; or use a job that another `wait` has submitted."""
         number = int(job.rpartition("-")[2]) if re.search(r"-\d+$", job) else 0
         known = {_number(wanted.base, str(other.submission_id)): other for other in self.head.jobs()}
         newest = max([number, *known])
@@ -153,7 +153,7 @@ class Jobs:
 
 
 def next_id(base: str, jobs: list[JobDetails]) -> str:
-    """The first number that no job had. Raises ValueError while the newest with this base has not ended."""
+    """The next unused id. Raises ValueError while the newest job with this base has not ended."""
     known = {_number(base, str(job.submission_id)): job for job in jobs}
     newest = max(known) if known else 0
     if newest and not known[newest].status.is_terminal():
@@ -164,7 +164,7 @@ def next_id(base: str, jobs: list[JobDetails]) -> str:
 def in_use(job: str) -> str:
     return (
         f"{job} is running: xtra submit logs {job} follows it, xtra submit stop {job} stops it, "
-        f"xtra submit --name OTHER submits beside it"
+        f"xtra submit --name OTHER submits another"
     )
 
 

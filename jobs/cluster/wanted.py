@@ -7,20 +7,20 @@ import re
 from dataclasses import dataclass
 from importlib import metadata
 
-SUBMITTED_WITH = "XTRA_SUBMITTED_WITH"  # the variable that says which version of this package a job was checked by
-WAIT_SECONDS = 60.0  # outside of a job, where somebody sits before the terminal
+SUBMITTED_WITH = "XTRA_SUBMITTED_WITH"  # the variable with the version of this package that checked a job
+WAIT_SECONDS = 60.0  # outside of a job, where a user is waiting
 
 
 class TryLater(ValueError):
-    """Nothing is wrong with the command, but it cannot go on now: the same command may later."""
+    """Nothing is wrong with the command, but it cannot continue now; the same command may work later."""
 
     exit_code = os.EX_TEMPFAIL  # 75
 
 
 class HeadLost(TryLater):
-    """The cluster's head is gone. Ray would wait a minute for it and then end the process: ask it nothing more."""
+    """The cluster's head is gone. Ray would wait a minute for it and then end the process: do not call it any more."""
 
-    at_once = True  # also no library's leave-taking
+    at_once = True  # without any library's exit handlers
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Workers:
 
     least: int = 1
     most: int = 1
-    wait: float | None = None  # seconds without room after which the command ends; None: 60, in a job for ever
+    wait: float | None = None  # seconds to wait for room before the command ends; None: 60, or for ever in a job
     stall: float = 600.0  # seconds without a step after which a rank counts as lost
-    resize_every: float = 300.0  # seconds between two looks for more workers
+    resize_every: float = 300.0  # seconds between checks for room for more workers
 
     def __post_init__(self) -> None:
         if self.least < 1:
@@ -57,21 +57,21 @@ class Workers:
 
 @dataclass(frozen=True)
 class WorkersWords:
-    """The flags that `Workers` are made from."""
+    """The flags for `Workers`."""
 
-    # processes that share the work: N, or MIN..MAX for what there is between, and more as it comes; 1: this process,
-    # unless RAY_ADDRESS names a cluster. What torchrun or srun has started is found (docs/launchers.md).
+    # processes that share the work: N, or MIN..MAX for as many as there is room for, growing later; 1: this process,
+    # unless RAY_ADDRESS names a cluster. Processes started by torchrun or srun are detected (docs/launchers.md).
     workers: str = "1"
-    # seconds without room for them after which the command ends with exit code 75; None: 60, in a job for ever
+    # seconds to wait for room for them before the command ends with exit code 75; None: 60, or for ever in a job
     wait_for_workers: float | None = None
     stall: float = 600.0  # seconds without a step after which a worker counts as lost
-    resize_every: float = 300.0  # seconds between two looks for more workers
+    resize_every: float = 300.0  # seconds between checks for room for more workers
 
     def __post_init__(self) -> None:
         self.wanted()
 
     def wanted(self) -> Workers:
-        """Raises ValueError for a number of workers that is none."""
+        """Raises ValueError for an invalid number of workers."""
         least, most = parse_workers(self.workers)
         return Workers(least, most, self.wait_for_workers, self.stall, self.resize_every)
 
@@ -96,7 +96,7 @@ def on_a_cluster() -> bool:
 
 
 def version() -> str:
-    """Of this package; "?" where it is not installed."""
+    """The version of this package; "?" if it is not installed."""
     try:
         return metadata.version("xtra-pretrain")
     except metadata.PackageNotFoundError:

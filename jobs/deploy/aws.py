@@ -1,4 +1,4 @@
-"""AWS: machines by `ray up`, what their role may do, and what the bucket allows."""
+"""AWS: machines by `ray up`, the policy of their role, and the policy of the bucket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jobs.deploy.values import Values
 
 TOKEN = "/home/ray/.ray/auth_token"
 PID = "/tmp/ray-start.pid"
-# Two minutes before a spot machine goes, its own metadata says so. `ray start --block` drains at SIGTERM.
+# A spot machine's metadata announces its end two minutes before. `ray start --block` drains at SIGTERM.
 _WATCH = (
     "nohup bash -c 'while sleep 5; do "
     'token=$(curl -sf -X PUT -H "X-aws-ec2-metadata-token-ttl-seconds: 60" http://169.254.169.254/latest/api/token); '
@@ -19,7 +19,7 @@ _WATCH = (
 
 
 def ray_up(v: Values) -> dict[str, Any]:
-    """A head on demand without CPUs for work, and spot workers, for `ray up`."""
+    """For `ray up`: an on-demand head without CPUs for work, and spot workers."""
     env = {
         "RAY_AUTH_MODE": "token",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(v.drain),
@@ -71,7 +71,7 @@ def ray_up(v: Values) -> dict[str, Any]:
                 },
             },
         },
-        # One token for all nodes and for you: ray get-auth-token --generate makes it.
+        # One token for all nodes and the user, made by ray get-auth-token --generate.
         "file_mounts": {TOKEN: "~/.ray/auth_token"},
         "head_start_ray_commands": [
             "ray stop",
@@ -87,7 +87,7 @@ def ray_up(v: Values) -> dict[str, Any]:
 
 
 def node_policy(v: Values) -> dict[str, Any]:
-    """What every node and pod may do: read, write and sweep below the prefix, and nothing else."""
+    """The policy of every node and pod: read, write and sweep below the prefix, nothing else."""
     below = f"{v.prefix.strip('/')}/*" if v.prefix.strip("/") else "*"
     bucket = f"arn:aws:s3:::{v.bucket}"
     return _policy(
@@ -120,7 +120,7 @@ def node_policy(v: Values) -> dict[str, Any]:
 
 
 def head_policy(v: Values) -> dict[str, Any]:
-    """What a head of `ray up` may do besides: start and end the workers of its own cluster."""
+    """The additional policy of the head of `ray up`: start and end the workers of its own cluster."""
     own = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": v.name}}
     region = {"StringEquals": {"aws:RequestedRegion": v.region}}
     return _policy(
@@ -149,7 +149,7 @@ def head_policy(v: Values) -> dict[str, Any]:
 
 
 def bucket_policy(v: Values) -> dict[str, Any]:
-    """Encrypted connections alone, and nobody outside of the account."""
+    """Only encrypted connections, and only from the own account."""
     bucket = f"arn:aws:s3:::{v.bucket}"
     deny: dict[str, Any] = {"Effect": "Deny", "Principal": "*", "Resource": [bucket, f"{bucket}/*"], "Action": "s3:*"}
     return _policy(

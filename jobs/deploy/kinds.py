@@ -1,4 +1,4 @@
-"""Every kind of file: made from values, checked, as text; and files that somebody edited, checked again."""
+"""Every kind of file: made from values, checked, and as text; and checks of edited files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FILES: dict[str, Callable[[Values], dict[str, Any]]] = {
 
 
 def make(kind: str, values: Values, check: Callable[[Sequence[str]], None] = lambda words: None) -> str:
-    """The text of one file; `check` looks at the words of a job. Raises ValueError for what would not work."""
+    """The text of one file; `check` validates the words of a job. Raises ValueError for values that would not work."""
     if kind in _JOBS:
         build, usual = _JOBS[kind]
         words = rayjob.words_of(values, usual)
@@ -42,9 +42,9 @@ def make(kind: str, values: Values, check: Callable[[Sequence[str]], None] = lam
 
 
 def require(made: Any, name: str) -> None:
-    """Raises ValueError, in one line, for a file that is not what Ray, Kubernetes or AWS would take."""
+    """Raises ValueError, in one line, for a file that Ray, Kubernetes or AWS would not accept."""
     if not isinstance(made, dict):
-        raise ValueError(f"{name}: is no file of xtra deploy")
+        raise ValueError(f"{name}: is not a file of xtra deploy")
     if made.get("kind") == "RayJob" or "spec" in made:
         _matches(made, RAYJOB, name)
         if why := wrong(made):
@@ -52,11 +52,11 @@ def require(made: Any, name: str) -> None:
     elif "provider" in made:
         _require_ray_up(made, name)
     elif set(made) != {"Version", "Statement"}:
-        raise ValueError(f"{name}: is neither a RayJob, nor of ray up, nor a policy of AWS")
+        raise ValueError(f"{name}: is neither a RayJob, nor a file for ray up, nor an AWS policy")
 
 
 def _require_ray_up(made: dict[str, Any], name: str) -> None:
-    """By the schema that the Ray wheel has (private in Ray 2.60, as `ray up` has no dry run)."""
+    """Checks by the schema in the Ray wheel (private in Ray 2.60; `ray up` has no dry run)."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
@@ -77,17 +77,17 @@ def _matches(made: Any, schema: dict[str, Any], name: str) -> None:
 
 
 def _complaint(error: jsonschema.ValidationError) -> str:
-    """Where it is, and the nearest field for one that there is not."""
+    """The place of the error, with the nearest known field for an unknown one."""
     where = ".".join(map(str, error.absolute_path)) or "the file"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = list(error.schema.get("properties", {})) if isinstance(error.schema, dict) else []
         for field in (field for field in error.instance if field not in known):
-            return f"{where}.{field} is no field{nearest(str(field), known)}"
+            return f"{where}.{field} is not a field{nearest(str(field), known)}"
     return f"{where}: {error.message[:300]}"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Two spaces before the items of lists, and no aliases."""
+    """Indents list items by two spaces, and writes no aliases."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)

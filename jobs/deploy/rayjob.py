@@ -1,4 +1,4 @@
-"""Kubernetes: a RayJob (KubeRay, ray.io/v1), which makes its own cluster, runs one command and removes it."""
+"""Kubernetes: a RayJob (KubeRay, ray.io/v1), which starts its own cluster, runs one command and removes the cluster."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 from jobs.deploy.values import Values
 
-STOP_SECONDS = 120  # as jobs/cluster/submit.py gives a job to save
+STOP_SECONDS = 120  # for a job to save, as in jobs/cluster/submit.py
 INGEST = "ingest --urls {root}/lists/list.txt --out {root}/data --fetch.contact you@example.org --workers 1..{cpus}"
 TRAIN = "train h14_in21k --data {root}/data --out {root}/runs/h14 --workers 1..{places}"
 
 
 def words_of(v: Values, usual: str) -> list[str]:
-    """The job's command: the one that was given, or an example."""
+    """The job's command: the given one, or an example."""
     cpus = v.workers * v.cpus
     return shlex.split(v.command or usual.format(root=v.root, cpus=cpus, places=v.workers * v.gpus or cpus))
 
 
 def ingest(v: Values, words: Sequence[str]) -> dict[str, Any]:
-    """Workers come one by one, as there is work, and go when they have none: units are independent."""
+    """Workers are added one by one while there is work, and removed when idle, because units are independent."""
     group = _group(v, replicas=max(v.least, 0), least=v.least, most=v.workers, gpus=0)
     return _rayjob(v, words, group, autoscaled=True)
 
 
 def train(v: Values, words: Sequence[str]) -> dict[str, Any]:
-    """Workers come all or none: as one replica of several hosts, or as a queue of Kueue admits them."""
+    """Workers start all together: as one replica of several hosts, or admitted by a Kueue queue."""
     if v.queue:
         group = _group(v, replicas=v.workers, least=v.workers, most=v.workers, gpus=v.gpus)
     else:
@@ -93,7 +93,7 @@ def _pod(v: Values, role: str, cpus: str, memory: str, shm: str, gpus: int, spot
     if v.secret:
         container["envFrom"] = [{"secretRef": {"name": v.secret}}]
     if role == "ray-worker":
-        # The shell that KubeRay starts Ray with passes no signal on; this asks Ray to drain, and waits for that.
+        # KubeRay starts Ray in a shell that does not forward signals; this asks Ray to drain, and waits for it.
         drain = f"pkill -TERM -f '/ray[ ]start'; sleep {v.drain}"
         container["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", drain]}}}
     label, _, value = (v.spot if spot else v.on_demand).partition("=")

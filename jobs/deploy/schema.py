@@ -1,7 +1,7 @@
-"""The fields of a RayJob that we use, strictly: what is not here is a mistake. And what must hold between them.
+"""A strict schema of the RayJob fields that we use (any other is an error), and rules between fields.
 
-Kubernetes itself drops a misspelt field without a word, and the job then runs without it. The names are those of
-KubeRay's ray.io/v1 and of Kubernetes' pods; only fields that our files have are listed.
+Kubernetes itself silently drops a misspelt field, and the job then runs without it. The names are those of KubeRay's
+ray.io/v1 and of Kubernetes' pods; only fields that our files use are listed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TEXTS: dict[str, Any] = {"type": "object", "additionalProperties": TEXT}
 
 
 def _fields(required: str = "", /, **fields: Any) -> dict[str, Any]:
-    """An object with these fields and no others, of which those in `required` have to be there."""
+    """The schema of an object with only these fields, of which those in `required` must be present."""
     return {"type": "object", "additionalProperties": False, "required": required.split(), "properties": fields}
 
 
@@ -103,16 +103,16 @@ RAYJOB = _fields(
 
 
 def wrong(job: dict[str, Any]) -> str:
-    """What does not hold in a RayJob with the right fields; "" if all does."""
+    """The violated rule in a RayJob with valid fields; "" if there is none."""
     spec = job["spec"]
     cluster = spec["rayClusterSpec"]
     head = cluster["headGroupSpec"]
     if not spec["shutdownAfterJobFinishes"]:
-        return "shutdownAfterJobFinishes is false: the cluster would be paid for after its job"
+        return "shutdownAfterJobFinishes is false: the cluster would cost money after its job"
     if spec["backoffLimit"] < 1:
-        return "backoffLimit is 0: a job whose head is lost would not go on"
+        return "backoffLimit is 0: a job whose head is lost would not resume"
     if head["rayStartParams"].get("num-cpus") != "0":
-        return 'the head\'s num-cpus is not "0": work on the head ends all when it takes its memory'
+        return 'the head\'s num-cpus is not "0": work on the head ends the whole job when it uses up its memory'
     for where, pod in [
         ("head", head["template"]),
         *((g["groupName"], g["template"]) for g in cluster["workerGroupSpecs"]),
@@ -126,12 +126,12 @@ def _wrong_pod(pod: dict[str, Any], saves: bool) -> str:
     env = {entry["name"]: entry["value"] for entry in pod["containers"][0].get("env", [])}
     grace, drain = pod["terminationGracePeriodSeconds"], env.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
     if saves and not 0 < int(drain) < grace:
-        return f"terminationGracePeriodSeconds is {grace}, the drain time {drain}: work saves first, and then it ends"
+        return f"terminationGracePeriodSeconds is {grace}, the drain time {drain}: this must be above 0 and shorter"
     for name in env:
         if any(word in name for word in ("SECRET", "TOKEN", "ACCESS_KEY", "PASSWORD")):
-            return f"{name} is written in the file: keys come from a service account, or from a secret by its name"
+            return f"{name} is in the file: keys must come from a service account, or from a secret by its name"
     volumes = {volume["name"]: volume["emptyDir"] for volume in pod.get("volumes", [])}
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0].get("volumeMounts", [])}
     if not volumes.get(mounts.get("/dev/shm", ""), {}).get("sizeLimit"):
-        return "/dev/shm has no volume with a sizeLimit: a container's own has 64 MB"
+        return "/dev/shm has no volume with a sizeLimit: a container's default has 64 MB"
     return ""

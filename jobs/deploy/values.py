@@ -1,4 +1,4 @@
-"""The few values that all files of a deployment are made from."""
+"""The few values from which all files of a deployment are made."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ _SHAPES = {
     "queue": rf"({_NAME})?",
     "secret": rf"({_NAME})?",
 }
-SAVE_SECONDS = 30  # of a platform's notice that a node keeps for its own end, after its work was drained
+SAVE_SECONDS = 30  # of a platform's notice that a node keeps for its own shutdown, after draining
 
 
 @dataclass(frozen=True)
 class Values:
-    """Set with --set NAME=VALUE; what is not set has these defaults."""
+    """Set with --set NAME=VALUE; others have these defaults."""
 
-    name: str = "xtra"  # of the cluster or the job
-    image: str = "registry.example.com/xtra-pretrain:0.1.0"  # what make image built, where the cluster can pull it
-    bucket: str = "my-bucket"  # of datasets and runs
-    prefix: str = "xtra"  # below which everything is, in that bucket
-    region: str = "us-east-1"  # of AWS, where all is
-    account: str = "123456789012"  # of AWS
-    command: str = ""  # the words of the job, as after `xtra`
-    workers: int = 4  # machines, each with one pod or one container
-    least: int = 0  # of an ingest's workers; the others come when there is work
-    gpus: int = 1  # of a worker; 0: it has CPUs alone
-    cpus: int = 8  # of a worker
-    memory: str = "64Gi"  # of a worker
-    shm: str = "16Gi"  # of a worker's memory, for /dev/shm: Ray's objects, and batches between processes
-    machine: str = "g6.2xlarge"  # of a worker, on AWS
-    head_machine: str = "m7i.large"  # on AWS
+    name: str = "xtra"  # name of the cluster or the job
+    image: str = "registry.example.com/xtra-pretrain:0.1.0"  # image built by make image, where the cluster can pull it
+    bucket: str = "my-bucket"  # bucket of datasets and runs
+    prefix: str = "xtra"  # prefix of everything in that bucket
+    region: str = "us-east-1"  # AWS region of everything
+    account: str = "123456789012"  # AWS account
+    command: str = ""  # command of the job, without `xtra`
+    workers: int = 4  # machines, each with one pod or container
+    least: int = 0  # least number of an ingest's workers; more start when there is work
+    gpus: int = 1  # GPUs per worker; 0: CPUs only
+    cpus: int = 8  # CPUs per worker
+    memory: str = "64Gi"  # memory per worker
+    shm: str = "16Gi"  # size of /dev/shm, part of a worker's memory, for Ray's objects and batches between processes
+    machine: str = "g6.2xlarge"  # AWS machine type of a worker
+    head_machine: str = "m7i.large"  # AWS machine type of the head
     notice: int = 120  # seconds between the platform's notice and the end of a node: AWS spot 120, Google spot 30
-    idle: int = 900  # seconds without work after which a node goes: more than a checkpoint takes
-    retries: int = 3  # new clusters that a job may have after its own was lost
-    namespace: str = "default"  # of Kubernetes
-    service_account: str = "xtra"  # of Kubernetes, which may read and write the bucket
-    secret: str = ""  # of Kubernetes, with AWS_ACCESS_KEY_ID and the like, where no service account has a role
-    token_secret: str = "xtra-ray-token"  # of Kubernetes, with Ray's token as auth_token
-    queue: str = ""  # Kueue's local queue; without one the workers of a training are one group of hosts, all or none
-    on_demand: str = "eks.amazonaws.com/capacityType=ON_DEMAND"  # label of nodes that the platform does not take back
-    spot: str = "eks.amazonaws.com/capacityType=SPOT"  # label of nodes that it may; empty: workers may be anywhere
+    idle: int = 900  # seconds without work after which a node is removed: more than a checkpoint takes
+    retries: int = 3  # how often a job may start again on a new cluster
+    namespace: str = "default"  # Kubernetes namespace
+    service_account: str = "xtra"  # Kubernetes service account that may read and write the bucket
+    secret: str = ""  # Kubernetes secret with AWS_ACCESS_KEY_ID etc., if the service account has no role
+    token_secret: str = "xtra-ray-token"  # Kubernetes secret with Ray's token as auth_token
+    queue: str = ""  # Kueue's local queue; if empty, the workers of a training start together as one group of hosts
+    on_demand: str = "eks.amazonaws.com/capacityType=ON_DEMAND"  # label of nodes that are not preempted
+    spot: str = "eks.amazonaws.com/capacityType=SPOT"  # label of nodes that may be preempted; empty: any
 
     def __post_init__(self) -> None:
         for name, shape in _SHAPES.items():
@@ -71,11 +71,11 @@ class Values:
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
         if self.least > self.workers:
-            raise ValueError(f"least is {self.least}, workers {self.workers}: the least may not be more than all")
+            raise ValueError(f"least is {self.least}, workers {self.workers}: least must not exceed workers")
 
     @property
     def drain(self) -> int:
-        """Seconds in which a node that has its notice lets its work save: less than the notice."""
+        """Seconds for work to save after a node got its notice: less than the notice."""
         return max(self.notice - SAVE_SECONDS, self.notice // 2)
 
     @property
@@ -84,7 +84,7 @@ class Values:
 
 
 def parse_values(texts: Sequence[str]) -> Values:
-    """Raises ValueError for a name that is none, and for a value of another kind."""
+    """Raises ValueError for an unknown name, and for a value of the wrong type."""
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Values)}
     given: dict[str, Any] = {}
     for text in texts:

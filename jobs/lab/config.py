@@ -1,6 +1,6 @@
-"""What the studies may be asked: `xtra study`, `scale`, `plan`, and `xtra probe` with --suite and --follow.
+"""The Configs of studies: `xtra study`, `scale`, `plan`, and `xtra probe` with --suite and --follow.
 
-Loads no torch: the words of a command are read into these (see jobs/config.py). `jobs.lab.scale.Config` and the others
+Loads no torch: a command's flags are parsed into these (see jobs/config.py). `jobs.lab.scale.Config` and the others
 are these.
 """
 
@@ -16,7 +16,7 @@ from shards import roles
 from xtra import recipes
 from xtra.probe import Config as ProbeConfig
 
-SWEEP_SEED = 1000  # not one of the grid's
+SWEEP_SEED = 1000  # not used by the grid
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,28 @@ PRIMARY = {"arm": "block4", "against": "block1"}  # declared before the study ra
 
 @dataclass(frozen=True)
 class StudyConfig:
-    # A folder of imported sets: tin-train, tin-val (Tiny ImageNet), cifar10-train, cifar10-test, grocery-train,
-    # grocery-test.
+    # folder of imported sets: tin-train, tin-val (Tiny ImageNet), cifar10-train, cifar10-test, grocery-train,
+    # grocery-test
     data: str = field(metadata=roles.role("data"))
-    out: str = field(metadata=roles.role("machine"))  # the runs
+    out: str = field(metadata=roles.role("machine"))  # folder of the runs
     rows: str = roles.machine("")  # folder for the result rows, updated whenever a part is done: docs/study
     samples: tuple[int, ...] = roles.law(recipes.STUDY_SAMPLES)  # samples seen at which runs end and are probed
-    seeds: tuple[int, ...] = roles.trial((0, 1, 2))  # more may be added later
-    # The grid up to the first of these counts comes first, for all seeds; then its trunks grow to the next.
+    seeds: tuple[int, ...] = roles.trial((0, 1, 2))  # seeds of the runs; more may be added later
+    # the grid up to the first of these counts is run first, for all seeds; then its trunks are trained up to the next
     stages: tuple[int, ...] = roles.trial((16_000, 64_000))
-    sweep_samples: int = roles.law(4_000)
-    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # of the sweep, which extends beyond an end that is best
-    few_images: int = roles.law(6_250)  # of the arm that separates unique images from samples seen
+    sweep_samples: int = roles.law(4_000)  # samples seen by each run of the sweep
+    lrs: tuple[float, ...] = roles.law((1e-3, 2e-3, 4e-3))  # rates of the sweep, extended if an end is best
+    few_images: int = roles.law(6_250)  # images of the arm that separates unique images from samples seen
     head_images: int = roles.law(10_000)  # images that train probe heads
-    held_out_images: int = roles.law(1_000)  # for the pretraining loss
-    probe_epochs: int = roles.law(20)  # of each probe
+    held_out_images: int = roles.law(1_000)  # images for the held-out pretraining loss
+    probe_epochs: int = roles.law(20)  # epochs of each probe
     at_once: int = roles.machine(2)  # runs trained at the same time, a process each
-    arms: tuple[str, ...] = roles.law(())  # names in ARMS; empty: all
-    # probed at a stage's largest count
+    arms: tuple[str, ...] = roles.law(())  # variants to run, by their names in ARMS; empty: all
+    # sets that are probed only at a stage's largest count
     secondary: tuple[Literal["tin", "grocery"], ...] = roles.law(("tin", "grocery"))
     batch: int = roles.law(0)  # images per step; 0: the recipe's
-    warmup: int = roles.law(0)  # samples; 0: the recipe's
-    device: Literal["cpu", "cuda"] = roles.machine("cpu")  # that everything runs on
+    warmup: int = roles.law(0)  # samples of the warm-up; 0: the recipe's
+    device: Literal["cpu", "cuda"] = roles.machine("cpu")  # where everything runs
     threads: int = roles.machine(1)  # decoding threads of each run
 
     def __post_init__(self) -> None:
@@ -85,11 +85,11 @@ class StudyConfig:
 class ScaleConfig:
     data: str  # dataset to pretrain on
     out: str  # the study's folder; each run is a folder below it
-    recipes: tuple[str, ...] = ("demo32", "demo32_aim")  # that are compared; xtra train --help lists them
+    recipes: tuple[str, ...] = ("demo32", "demo32_aim")  # recipes to compare; xtra train --help lists them
     samples: tuple[int, ...] = (1024, 4096, 16384)  # samples seen by each run
     seeds: tuple[int, ...] = (0,)  # a run of every recipe and count for each
-    # What a seed changes: the initial weights (and the random crops, which are drawn with them), the order of the data,
-    # the initial weights of probe heads (and their views), or all of these.
+    # what a seed changes: the initial weights (and the random crops, which are drawn with them), the order of the data,
+    # the initial weights of probe heads (and their views), or all of these
     seeds_vary: Literal["all", "weights", "data", "probe"] = "all"
     lrs: tuple[float, ...] = ()  # peak learning rates to sweep, each a separate arm; empty: the recipe's
     held_out: str = ""  # dataset for each run's held-out loss at its end; the probe's eval if empty
@@ -115,21 +115,21 @@ class ScaleConfig:
 @dataclass(frozen=True)
 class PlanConfig:
     recipe: str  # a training recipe: xtra train --help lists them
-    price: float  # of one GPU-hour; all prices are in the same currency
-    gpus: int = 8  # that train together
+    price: float  # price of one GPU-hour; all prices are in the same currency
+    gpus: int = 8  # GPUs that train together
     gpu: str = "H100"  # a name with a known peak (xtra/flops.py)
     mfu: float = 0.4  # share of that peak that the official code's FLOPs reach
-    images: int = 0  # in the dataset; 0: the paper's number, if the recipe is the paper's
-    image_bytes: int = 110_000  # of a stored image, on average
+    images: int = 0  # images in the dataset; 0: the paper's number, if the recipe is the paper's
+    image_bytes: int = 110_000  # average size of a stored image
     months: float = 1.0  # how long the dataset is kept, in addition to the run
     links: int = 0  # also plan the ingest of this many links
     kept: float = 0.92  # share of links that become images: 13.1 of 14.2 million in the paper
     core_images: float = 1000.0  # links fetched and checked per core-second: see xtra bench fetch
-    core_price: float = 0.05  # of one CPU core-hour
-    storage_price: float = 0.023  # of one GB for a month
-    egress_price: float = 0.09  # of one GB that leaves the region; reading inside it is free
-    put_price: float = 0.005  # of 1,000 writes
-    get_price: float = 0.0004  # of 1,000 reads
+    core_price: float = 0.05  # price of one CPU core-hour
+    storage_price: float = 0.023  # price of one GB for a month
+    egress_price: float = 0.09  # price of one GB that leaves the region; reading inside it is free
+    put_price: float = 0.005  # price of 1,000 writes
+    get_price: float = 0.0004  # price of 1,000 reads
     ledger: str = ""  # measurements whose laws predict the gain of the next doubling
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ class SuiteConfig:
 @dataclass(frozen=True)
 class FollowConfig:
     probe: ProbeConfig  # `probe.checkpoint` is the run
-    every: int  # samples from one probe to the next
+    every: int  # samples between two probes
     parent: int = 0  # process id: end when it is no longer our parent; 0: ignore
     poll: float = 5.0  # seconds between looks at the run
 

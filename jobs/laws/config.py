@@ -1,4 +1,4 @@
-"""What `xtra fit` may be asked. Loads no numpy: the words of a command are read into it (see jobs/config.py)."""
+"""The Config of `xtra fit`. Loads no numpy: a command's flags are parsed into it (see jobs/config.py)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Run folders -> typed rows: what was trained, on exactly which data, at what cost, and what its probes say.
+"""Run folders -> typed rows: what was trained, on exactly which data, at what cost, and its probe results.
 
-Nothing is filled in: a number that no file states is None and stays an empty cell. A file that cannot be read is a
+Nothing is filled in: a number that no file contains is None and stays an empty cell. A file that cannot be read is a
 line in `Ledger.problems`, never a silent gap. A run whose checkpoint was trained on another manifest than run.json
 names is refused, because every later number would be about the wrong data.
 """
@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One run and one of its probes. `None` (an empty cell) is "no file says so", never a guess."""
+    """One run and one of its probes. `None` (an empty cell) means that no file has the value."""
 
     run: str
     name: str
@@ -63,8 +63,8 @@ class LedgerRow:
     block: int
     dataset: str
     manifest: str  # digest; equal in run.json and in the checkpoint
-    unique_images: int  # that were seen by then, exactly: the order shows none twice before it has shown all
-    samples_seen: int  # of the probed checkpoint; 0 for baselines, which saw nothing
+    unique_images: int  # seen so far, exactly: the order repeats none before it has shown all
+    samples_seen: int  # of the probed checkpoint; 0 for baselines
     epochs: float
     flops: int
     seconds: float | None
@@ -72,9 +72,9 @@ class LedgerRow:
     loss: float | None  # mean over the last tenth of the samples
     val_loss: float | None
     world: int
-    seed: int  # of weights, order or probe, whichever is not 0; where several are, of the first of these
+    seed: int  # the first of the seeds of weights, order and probe that is not 0
     git: str
-    settings: str  # digest of all that shapes the training but variant, seed, samples and data: equal is comparable
+    settings: str  # digest of all settings except variant, seed, samples and data: equal means comparable
     set: str = ""  # "" in all fields below: a run without probes
     head: str = ""
     encoder: str = ""
@@ -84,15 +84,15 @@ class LedgerRow:
     total: int | None = None
     classes: int | None = None
     lr: float | None = None
-    layers: int | None = None  # last layers whose mean the head saw
+    layers: int | None = None  # number of last layers whose mean the head saw
     protocol: str = ""  # how the grid point was chosen: hold-out; published; published, warm-up defect
-    how: str = ""  # all settings of the probe, in its own words
+    how: str = ""  # all settings of the probe, in words
     shared_sha256: int | None = None  # test images that trained the head too, byte for byte
-    shared_phash: int | None = None  # further ones that look alike
+    shared_phash: int | None = None  # further near-duplicates
     probe_seconds: float | None = None  # of the whole probe, which its heads share
     probe_train: str = ""  # digest of the set that trained the head
     probe_eval: str = ""
-    arm: str = ""  # what comparisons call it
+    arm: str = ""  # name of the variant in comparisons
     order: str = "raster"  # of the blocks
     selected: int = 0  # images of the manifest
     trunk: str = ""  # name of the run that this one branches from
@@ -106,18 +106,18 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a folder of runs holds; `problems` are one line each and name the file."""
+    """The contents of a folder of runs; `problems` are one line each and name the file."""
 
     runs: tuple[Run, ...] = ()
     rows: tuple[LedgerRow, ...] = ()
     problems: tuple[str, ...] = field(default=())
-    others: tuple[Mapping[str, Any], ...] = ()  # probes of encoders that no run here made, from folders of their own
+    others: tuple[Mapping[str, Any], ...] = ()  # probes of foreign encoders, from folders of their own
 
 
 def read_runs(root: str) -> Ledger:
     """Every run folder directly under `root` (or `root` itself, if it is one).
 
-    A run that mixes manifests is a problem and no run. Raises ValueError if there is nothing at all.
+    A run that mixes manifests is a problem, not a run. Raises ValueError if the folder has no run and no probe.
     """
     root = root.rstrip("/")
     folders = [root] if _is_run(root) else [store.join(root, n) for n in store.names(root)]
@@ -128,14 +128,14 @@ def read_runs(root: str) -> Ledger:
     others += [p for run in runs for p in run.probes if not _is_ours(p)]
     if not runs and not problems and not others:
         raise ValueError(
-            f"{root}: holds no run (no run.json in it or one folder below): give the --out of a training run"
+            f"{root}: contains no run (no run.json in it or one folder below): give the --out of a training run"
         )
     rows = [row for run in runs for row in _rows(run, problems)]
     return Ledger(tuple(runs), tuple(rows), tuple(problems), tuple(others))
 
 
 def _foreign_probes(url: str, problems: list[str]) -> list[dict[str, Any]]:
-    with contextlib.suppress(store.StoreError):  # a file beside the runs is no folder
+    with contextlib.suppress(store.StoreError):  # a file among the run folders
         return _read_each(_probe, _json_files(store.join(url, "probes")), problems)
     return []
 
@@ -156,7 +156,7 @@ def _is_run(url: str) -> bool:
 
 
 def read_run(url: str, problems: list[str]) -> Run | None:
-    """One run folder; what cannot be read is appended to `problems`. None if the run cannot be told apart at all."""
+    """One run folder; what cannot be read is appended to `problems`. None if its two JSON files cannot be read."""
     try:
         config, info = records.read_settings(url), records.read_facts(url)
         shape = _shape(config, store.join(url, "config.json"))
@@ -166,7 +166,7 @@ def read_run(url: str, problems: list[str]) -> Run | None:
     commits: dict[int, Mapping[str, Any]] = {}
     for seen in filter(_SAMPLES.fullmatch, store.names(store.join(url, "checkpoints"))):
         where = store.join(url, "checkpoints", seen, "COMMIT.json")
-        if store.exists(where):  # a checkpoint without its commit never happened
+        if store.exists(where):  # a checkpoint without a commit does not count
             for commit in _read_each(_commit, [where], problems):
                 _same_manifest(url, info["manifest"], commit.get("manifest"), where)
                 commits[int(seen)] = commit
@@ -207,7 +207,7 @@ def _same_manifest(run: str, ours: str, theirs: Any, where: str) -> None:
     if theirs != ours:
         raise ValueError(
             f"{run}: run.json names manifest {ours} but {where} was made with {theirs}: "
-            "train each manifest in a run folder of its own, or move this run away"
+            "use a separate run folder for each manifest, or move this run away"
         )
 
 
@@ -215,7 +215,7 @@ def _same_manifest(run: str, ours: str, theirs: Any, where: str) -> None:
 
 
 def _is_ours(probe: Mapping[str, Any]) -> bool:
-    """Of a run's encoder, trained or not, or of raw pixels; not of somebody else's, whose size no run here tells."""
+    """Whether it probes a run's encoder, trained or not, or raw pixels; the size of a foreign encoder is unknown."""
     return probe.get("encoder") in ("trained", "random", "none")
 
 
@@ -228,7 +228,7 @@ def _rows(run: Run, problems: list[str]) -> list[LedgerRow]:
             problems.append(str(error))
         except (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
             where = probe["_file"] if probe else run.url
-            problems.append(f"{where}: gives no row ({error!r}): it is damaged, or of another version")
+            problems.append(f"{where}: cannot be read ({error!r}): it is damaged, or from another version")
     return rows
 
 
@@ -263,7 +263,7 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
 
 
 def protocol(probe: Mapping[str, Any]) -> str:
-    """How the grid point was chosen, which decides what a probe may be compared with."""
+    """How the grid point was chosen; only probes with equal protocols are comparable."""
     mask = f", mask {probe['mask']}" if probe.get("mask") else ""
     how = "published, warm-up defect" if probe.get("warmup_defect") else "published"
     return (how if probe.get("selected_on", "holdout") == "eval" else HOLD_OUT) + mask
@@ -315,24 +315,24 @@ def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
 
 def _fork(config: Mapping[str, Any]) -> int:
     """The samples after which a branch left its trunk."""
-    from xtra.optim import OptimConfig, decay_start  # torch comes with it
+    from xtra.optim import OptimConfig, decay_start  # it loads torch
 
     return decay_start(OptimConfig(**config["optim"]), config["samples"], config["batch"])
 
 
 def _unique(info: Mapping[str, Any], samples_seen: int, seed: int, where: str) -> int:
-    """Different images among the first samples. Images that were shown instead of bad ones are not counted apart."""
+    """Different images among the first samples. Substitutes for bad images are not counted separately."""
     if "mixture" not in info:
         return min(samples_seen, info["manifest_samples"])
     parts = info["mixture"]
-    if any("samples" not in part for part in parts):  # of an older build
+    if any("samples" not in part for part in parts):  # written by an older build
         parts = [p | {"samples": read_manifest(f"{p['dataset']}@{p['manifest']}").samples} for p in parts]
     shown = shown_of_each(tuple(typed_json.get(part, "of_4096", int, where) for part in parts), seed, samples_seen)
     return sum(min(n, part["samples"]) for n, part in zip(shown, parts))
 
 
 def _cost(log: Sequence[Metric]) -> tuple[float | None, float | None, float | None]:
-    """Seconds of training, samples a second, CPU seconds; work that a later attempt redid is not counted."""
+    """Seconds of training, samples a second, CPU seconds; work that a later attempt repeated is not counted."""
     lasts = {m.attempt: m for m in log}.values()
     seconds = sum(m.seconds for m in lasts)
     if not seconds:
@@ -353,5 +353,5 @@ def _shape(config: Mapping[str, Any], where: str) -> Shape:
     try:
         parameters(found), flops_per_image(found)
     except (ArithmeticError, ValueError, AssertionError) as error:
-        raise ValueError(f"{where}: 'model' is of no model ({error!r}): the file is damaged") from None
+        raise ValueError(f"{where}: 'model' describes no model ({error!r}): the file is damaged") from None
     return found

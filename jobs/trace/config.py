@@ -1,4 +1,4 @@
-"""What `xtra trace` may be asked. Loads no Arrow: the words of a command are read into it (see jobs/config.py)."""
+"""The Config of `xtra trace`. Loads no Arrow: a command's flags are parsed into it (see jobs/config.py)."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Life:
     """A process that was seen: what it is, and its memory over time."""
 
     pid: int
-    kind: str  # driver, worker, book, ray
+    kind: str  # driver, worker, limiter, ray
     cpu: float = 0.0  # seconds
     peak: int = 0  # bytes
     memory: list[int] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Watch:
 
 
 def _kind(command: str) -> str:
-    for name, kind in (("ray::Ingester", "worker"), ("ray::Book", "book"), ("ingest.isolate", "child")):
+    for name, kind in (("ray::Ingester", "worker"), ("ray::RateLimiter", "limiter"), ("ingest.isolate", "child")):
         if name in command:
             return kind
     return "ray"
@@ -233,7 +233,7 @@ def ingest(words: Sequence[str], out: str, units: int, kills: Sequence[str], see
 def _wait_for_the_end_of(watch: Watch) -> None:
     """Workers notice by themselves that their driver is gone; Ray's dashboard takes a minute to, and is let alone."""
     deadline = time.monotonic() + 60
-    while left := watch.living("worker") + watch.living("book"):
+    while left := watch.living("worker") + watch.living("limiter"):
         if time.monotonic() > deadline:
             raise SystemExit(f"soak: a minute after the driver was killed, workers {left} are still there")
         time.sleep(0.2)
@@ -271,8 +271,10 @@ def prove(out: str, links: int, result: dict[str, Any], rule: Callable[[int], st
 
 def measured(outcome: Outcome, links: int) -> dict[str, Any]:
     lives = list(outcome.watch.lives.values())
-    cpu = {kind: sum(life.cpu for life in lives if life.kind == kind) for kind in ("worker", "driver", "book", "ray")}
-    ours = [life for life in lives if life.kind in ("worker", "driver", "book")]
+    cpu = {
+        kind: sum(life.cpu for life in lives if life.kind == kind) for kind in ("worker", "driver", "limiter", "ray")
+    }
+    ours = [life for life in lives if life.kind in ("worker", "driver", "limiter")]
     flat = {}
     for life in ours:
         memory = life.memory[20:]  # after it has begun, which takes some 10 s

@@ -1,4 +1,4 @@
-"""`make demo-cluster`: the demo as jobs of a real Ray cluster, from a bucket and from a folder, beside one machine.
+"""`make demo-cluster`: the demo as jobs of a real Ray cluster, from a bucket and from a folder, and on one machine.
 
 The cluster is a head of 0 CPUs and a node of 2, each a `ray start --block` on this machine, with token authentication.
 The bucket is moto's, or one of the store whose endpoint XTRA_TEST_S3 names. Every command goes through `xtra submit`:

@@ -35,7 +35,7 @@ START_SECONDS = 240.0  # on a busy machine
 STARTS = 3  # Ray itself gives a node 30 s
 TOO_SLOW = "timed out during startup"
 END_SECONDS = 20.0
-# `ray start`, but for Ray Client's server: nothing here uses it, Ray has no flag against it, and a head ends with it,
+# `ray start` without Ray Client's server: nothing here uses it, Ray has no flag against it, and a head ends with it,
 # which it does where the machine is too busy for a node to join within 30 s.
 START = """
 from ray.scripts import scripts
@@ -237,7 +237,7 @@ def own_address() -> str:
 def _growth(address: str, most: int) -> dict[str, Any]:
     """An autoscaler that starts nodes of 1 CPU as processes, by the provider of ray.cluster_utils.AutoscalingCluster.
 
-    That class cannot be used: it reads a file that Ray's wheel lacks, and ends every Ray of the machine at its start.
+    That class cannot be used: it reads a file that is not in Ray's wheel, and ends every Ray of the machine on start.
     """
     kinds = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
     small = {"CPU": 1, "object_store_memory": 80_000_000}

@@ -10,7 +10,7 @@ once, losses and weights are those of the undisturbed run to the bit. Seconds ar
 as a ratio to an undisturbed start in the same call. Exit 1 where anything differs.
 
 With --json the rows of earlier calls stay: a round that has a row there, from whatever commit (it is in the row), is
-not done again, and the table is of all.
+not done again, and the table covers all.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ MISTAKES = [
     (["check", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["select", "/no/such/dataset"], "/no/such/dataset: is not a dataset"),
     (["status", "/no/such/folder"], "/no/such/folder: is neither a dataset nor a run, and contains none"),
-    (["report", "/no/such/folder"], "/no/such/folder: holds no run"),
+    (["report", "/no/such/folder"], "/no/such/folder: contains no run"),
     (["bench", "parrot"], "'parrot' is not a subject; did you mean parity?"),
 ]
 
@@ -258,9 +258,9 @@ def test_check_exits_1_when_it_finds_damage(tmp_path: Path, capsys: pytest.Captu
 def test_select_gives_an_address_that_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_dataset(tmp_path, [40])
     assert cli.main(["select", str(tmp_path), "--subset", "10", "--seed", "3", "--json"]) == 0
-    told = last_json(capsys)
-    chosen = read_manifest(told["address"])
-    assert (chosen.samples, chosen.digest) == (told["samples"], told["digest"])
+    reported = last_json(capsys)
+    chosen = read_manifest(reported["address"])
+    assert (chosen.samples, chosen.digest) == (reported["samples"], reported["digest"])
     assert 0 < chosen.samples < 40
 
 
@@ -272,9 +272,9 @@ def test_select_says_what_its_rules_took_out(tmp_path: Path, capsys: pytest.Capt
     assert cli.main(["select", str(tmp_path), "--rules.near-distance", "-1", "--json"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"kept +22 +100\.0 %\n  duplicate +2 +9\.1 %\nsamples +20 +90\.9 %\n", out)
-    told = json.loads(out.splitlines()[-1])
-    assert (told["samples"], told["deselected"]) == (20, {"duplicate": 2})
-    assert read_manifest(str(tmp_path)).digest == told["digest"], "it is the newest version now"
+    reported = json.loads(out.splitlines()[-1])
+    assert (reported["samples"], reported["deselected"]) == (20, {"duplicate": 2})
+    assert read_manifest(str(tmp_path)).digest == reported["digest"], "it is the newest version now"
 
 
 def test_sweep_says_first_and_then_removes_what_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -335,7 +335,7 @@ def test_ingest_accounts_for_every_link(tmp_path: Path, capsys: pytest.CaptureFi
         "kept": "8",
         "samples": "8",
     }
-    again = out[out.index("1 link may work later; this asks for them again:") + 1]
+    again = out[out.index("1 link may work later; to retry them:") + 1]
     kept = ["--fetch.allow-private", "127.0.0.1", "--fetch.retries", "0"]
     assert shlex.split(again) == ["xtra", "ingest", "--retry", "--out", str(tmp_path / "set"), *kept]
     result = json.loads(out[-1])
@@ -451,5 +451,5 @@ def test_an_import_that_finds_all_committed_sees_what_is_gone(tmp_path: Path, ca
     tar.unlink()
     capsys.readouterr()
     assert cli.main(words) == 1
-    assert f"committed, and gone or of another size: {tar.name}: xtra check" in capsys.readouterr().err
+    assert f"committed, but missing or of another size: {tar.name}: xtra check" in capsys.readouterr().err
     assert cli.main(["select", f"{out}@1", "--subset", "2"]) == 1

@@ -57,7 +57,7 @@ def test_a_misspelt_field_fails_wherever_it_is(kind: str):
             place[field + "x"] = place.pop(field)
             with pytest.raises(ValueError, match=rf"^{kind}: ") as refused:
                 require(wrong, kind)
-            tried += "is no field; did you mean" in str(refused.value)
+            tried += "is not a field; did you mean" in str(refused.value)
     assert tried > 40
 
 
@@ -85,8 +85,8 @@ def test_a_misspelt_field_of_ray_up_fails():
 @pytest.mark.parametrize(
     ("path", "value", "complaint"),
     [
-        (("shutdownAfterJobFinishes",), False, "would be paid for after its job"),
-        (("backoffLimit",), 0, "a job whose head is lost would not go on"),
+        (("shutdownAfterJobFinishes",), False, "would cost money after its job"),
+        (("backoffLimit",), 0, "a job whose head is lost would not resume"),
         (("rayClusterSpec", "authOptions", "mode"), "disabled", "'token' was expected"),
         (("rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), "4", 'num-cpus is not "0"'),
         (
@@ -102,7 +102,7 @@ def test_a_misspelt_field_of_ray_up_fails():
         (
             ("rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "env"),
             [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
-            "keys come from a service account, or from a secret by its name",
+            "keys must come from a service account, or from a secret by its name",
         ),
         (
             ("rayClusterSpec", "headGroupSpec", "template", "spec", "volumes", 0, "emptyDir"),
@@ -185,7 +185,7 @@ def test_the_words_of_a_job_are_checked_and_quoted(capsys: pytest.CaptureFixture
     ("words", "complaint"),
     [
         ([], "KIND is missing: give one of ray-up-aws"),
-        (["rayjob"], "'rayjob' is no kind of file; did you mean rayjob-"),
+        (["rayjob"], "'rayjob' is not a kind of file; did you mean rayjob-"),
         (["iam", "--set", "bukket=x"], "there is no such value; did you mean bucket?"),
         (["iam", "--set", "bucket"], "--set is 'bucket'; it must be NAME=VALUE"),
         (["iam", "--set", "bucket=My Bucket"], "bucket is 'My Bucket'; it must match"),
@@ -196,7 +196,7 @@ def test_the_words_of_a_job_are_checked_and_quoted(capsys: pytest.CaptureFixture
         (["rayjob-train", "--set", "command=train demo32 --bach 2"], "--set command: --bach is not a flag"),
         (["rayjob-train", "--workers", "3"], "--workers is not known"),
         (["check"], "FILE is missing"),
-        (["check", "/nowhere.yaml"], "/nowhere.yaml: is not there"),
+        (["check", "/nowhere.yaml"], "/nowhere.yaml: does not exist"),
     ],
 )
 def test_mistakes_are_one_line(words, complaint, capsys):

@@ -69,7 +69,7 @@ def test_help_ends_with_examples_that_are_right(line: str, capsys: pytest.Captur
             submit_verb.check(name, VERBS[name], words)
         except ValueError as error:
             said = str(error)
-        assert not said or "on a cluster that is a place inside" in said  # the words were right until then
+        assert not said or "on a cluster that is a path inside" in said  # the words were right until then
 
 
 def test_what_must_be_given_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:

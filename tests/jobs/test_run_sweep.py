@@ -180,7 +180,7 @@ def test_uploads_of_a_run_go_too_and_a_store_that_lists_none_is_a_remark(
     now = store.clock(run)
     monkeypatch.setattr(store, "clock", lambda url: now + 8 * DAY)
     assert cli.main(["sweep", run]) == 0
-    assert "removed 1 objects, 1 kB: 0 of attempts that lost, 1 left by writers that died; 1 uploads" in (
+    assert "removed 1 objects, 1 kB: 0 of attempts that lost, 1 left by dead writers; 1 uploads" in (
         capsys.readouterr().out
     )
     assert store_uploads.unfinished(run) == []

@@ -119,7 +119,7 @@ WRONG_VERSION = [
     ),
 ]
 SECOND_START = [
-    Slip("train demo32 --data data --out study/live TRAIN", "stop it, or give --take-over to go on in its place"),
+    Slip("train demo32 --data data --out study/live TRAIN", "stop it, or give --take-over to continue in its place"),
     Slip("train demo32 --data data --out study/live TRAIN --workers 1", "attempt 1 is at work on it (process "),
     Slip(
         "train demo32 --data data --out study/run TRAIN --seed 1", "study/run: was begun with seed = 0, now 1: use the"
@@ -223,7 +223,7 @@ def test_who_means_it_takes_a_live_run_over(
     monkeypatch.chdir(place)
     xtra("train", "demo32", "--data", "data", "--out", "study/live", *TRAIN, "--take-over")
     assert "study/live: attempt 1 is at work on it (process " in (err := capsys.readouterr().err)
-    assert "going on in its place; it ends when it next saves" in err
+    assert "continuing in its place; it ends when it next saves" in err
     assert "going on at 32 samples" in err
     assert sorted(path.name for path in (place / "study/live/attempts").iterdir()) == ["000001.json", "000002.json"]
 
@@ -241,4 +241,4 @@ def test_where_nobody_knows_a_line_says_so_and_the_run_goes_on(
     xtra("train", "demo32", "--data", "data", "--out", str(tmp_path / "live"), *TRAIN)
     said = [line for line in capsys.readouterr().err.splitlines() if "may still be at work on it" in line]
     assert len(said) == 1
-    assert said[0].endswith("going on in its place; it ends when it next saves")
+    assert said[0].endswith("continuing in its place; it ends when it next saves")

@@ -223,7 +223,7 @@ def test_a_job_outlives_its_head(place: Place):
     place.cluster.again(1)
     code, out, err = place.end(waiting)
     assert code == 0, err
-    assert "train-orphan-1 was lost (the cluster has no such job any more): submitted again as train-orphan-2" in err
+    assert "train-orphan-1 was lost (the cluster no longer has this job): submitted again as train-orphan-2" in err
     assert json.loads(out.splitlines()[-1])["samples_seen"] == max(place.commits("orphan")) == 3200
     assert [row["job"] for row in place.jobs()] == ["train-orphan-2"]
 

@@ -71,8 +71,8 @@ def test_the_command_prints_json_and_exits_1_for_a_word_that_names_nothing(datas
     assert out[0] == f"k000012  in {dataset}"
     assert any(line.startswith("  stored   ") and "k000012.jpg at" in line for line in out)
     assert "unknown  nothing names no link" in out
-    told = json.loads(out[-1])
-    assert (told["lives"][0]["key"], told["unknown"]) == ("k000012", ["nothing"])
+    reported = json.loads(out[-1])
+    assert (reported["lives"][0]["key"], reported["unknown"]) == ("k000012", ["nothing"])
 
 
 @pytest.mark.parametrize(

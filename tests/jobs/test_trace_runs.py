@@ -96,7 +96,7 @@ def test_every_step_that_is_named_had_the_sample_and_no_other_had(trained):
     found = trace.run(trace.Config(run, keys))
     assert found.problems == found.unknown == ()
     (saw,) = found.runs
-    told = {number: {} for number in shown}
+    traced = {number: {} for number in shown}
     replaced, put = [], []
     for life, one in zip(found.lives, saw.seen):
         for s in one.sightings:
@@ -105,8 +105,8 @@ def test_every_step_that_is_named_had_the_sample_and_no_other_had(trained):
                 continue
             if s.instead:
                 replaced.append((s.attempt, s.samples_seen, life.key, s.instead))
-            assert told[s.attempt].setdefault((s.step, s.rank, s.rank_index), s.instead or life.key)
-    assert told == shown
+            assert traced[s.attempt].setdefault((s.step, s.rank, s.rank_index), s.instead or life.key)
+    assert traced == shown
     assert sorted(put) == sorted(replaced) != []
     assert {key for *_, key, _ in replaced} == {f"k{row:06d}" for row in BROKEN}
 
@@ -197,15 +197,15 @@ def test_a_mixture_and_a_branch_are_traced_through_both_folders(tmp_path):
     keys = logged_keys(tmp_path / "log", 1)
     assert len(keys) == 12
     found = trace.run(trace.Config(str(tmp_path / "runs"), ("example.org",)))
-    told = {run.run.rpartition("/")[2]: [] for run in found.runs}
+    traced = {run.run.rpartition("/")[2]: [] for run in found.runs}
     for run in found.runs:
         for life, seen in zip(found.lives, run.seen):
-            told[run.run.rpartition("/")[2]] += [(s.step, s.index, life.key, s.run) for s in seen.sightings]
+            traced[run.run.rpartition("/")[2]] += [(s.step, s.index, life.key, s.run) for s in seen.sightings]
     expected = [(n, i, key) for n, (of_rank,) in enumerate(keys, 1) for i, key in enumerate(of_rank)]
-    assert sorted(row[:3] for row in told["branch"]) == expected
-    assert sorted(row[:3] for row in told["trunk"]) == expected[:90]
-    assert {row[3] for row in told["branch"] if row[0] <= 9} == {whole.out}
-    assert {row[3] for row in told["branch"] if row[0] > 9} == {branch.out}
+    assert sorted(row[:3] for row in traced["branch"]) == expected
+    assert sorted(row[:3] for row in traced["trunk"]) == expected[:90]
+    assert {row[3] for row in traced["branch"] if row[0] <= 9} == {whole.out}
+    assert {row[3] for row in traced["branch"] if row[0] > 9} == {branch.out}
     shutil.rmtree(whole.out)
     alone = trace.run(trace.Config(branch.out, ("example.org",))).runs[0]
     assert (

@@ -30,9 +30,9 @@ def test_check_repairs_what_it_can_and_then_checks(tmp_path: Path, capsys: pytes
     assert (commit.read_bytes(), manifest.read_bytes()) == before
     commit.unlink()
     assert cli.main(["check", str(tmp_path), "--repair", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [line["name"] for line in told["repair"]["rebuilt"]] == ["commits/000001.json"]
-    assert told["problems"] == []
+    reported = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [line["name"] for line in reported["repair"]["rebuilt"]] == ["commits/000001.json"]
+    assert reported["problems"] == []
 
 
 def test_what_cannot_be_rebuilt_is_one_line_each_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

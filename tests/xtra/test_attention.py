@@ -115,7 +115,7 @@ def test_the_kernels_that_run_have_names(arm, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
 def test_the_kernel_is_part_of_a_compiled_graph(monkeypatch):
-    """Traced with torch's own choice on a CPU, the graph has one fused call; told to take the plain one, none."""
+    """Traced with torch's own choice on a CPU, the graph has one fused call; with the plain one forced, none."""
 
     def calls() -> set[str]:
         torch._dynamo.reset()

@@ -34,7 +34,7 @@ def test_keys_and_crops_do_not_depend_on_world_size_threads_or_resume(tmp_path):
     assert resumed[1].keys == whole[5].keys
 
 
-def test_a_sample_is_cropped_anew_every_epoch():
+def test_a_sample_has_another_crop_every_epoch():
     one, again, two = (augmented(jpeg(3), 16, Augment(), 0, epoch, 7) for epoch in (0, 0, 1))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, two)

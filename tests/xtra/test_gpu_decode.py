@@ -1,4 +1,4 @@
-"""Decoding on a GPU. The pure parts and the checks run everywhere, a stand-in for the library decoding with Pillow; the
+"""Decoding on a GPU. The pure parts and the checks run everywhere, with a fake library that decodes with Pillow; the
 library itself runs where it is installed (its own CPU decoder), and on the GPU where there is one."""
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def test_views_are_resized_as_pillow_does_all_sizes_together():
     images_B3SS, refused = decoder([body] * len(VIEWS), list(VIEWS.values()), 64)
     found = {name: psnr(images_B3SS[i], reference(body, view, 64)) for i, (name, view) in enumerate(VIEWS.items())}
     assert {name: db for name, db in found.items() if db < 50} == {}
-    # A crop of one pixel is of one colour: right, but the reference is asked.
+    # A crop of one pixel has one colour: right, but the reference decoder is used.
     assert ([list(VIEWS)[i] for i in refused], decoder.counts) == (
         ["one pixel"],
         {"gpu": len(VIEWS) - 1, "of one colour": 1},
@@ -203,7 +203,7 @@ def test_every_picture_is_checked_and_the_others_are_kept():
     images_B3SS, refused = decoder(bodies, views, 24)
     assert refused == [1, 2, 3, 4]
     assert decoder.counts == {"gpu": 2, "not decoded": 1, "not written": 2, "of one colour": 1}
-    assert decoder.told() == {
+    assert decoder.report() == {
         "decoder": "by Pillow",
         "device": "cpu",
         "gpu": 2,

@@ -32,7 +32,7 @@ def test_a_mixed_run_resumes_to_the_bit_on_the_versions_it_began_with(sets, tmp_
     train.run(whole, progress=lambda row: said.append(row.get("remark")))
     mixed = read_mixture(one, (f"{two}=0.25",))
     addresses = [manifest.address for manifest in mixed.manifests]
-    assert said[0].endswith(f"; mixed of 3,072/4,096 {addresses[0]}, 1,024/4,096 {addresses[1]}")
+    assert said[0].endswith(f"; mixed from 3,072/4,096 {addresses[0]}, 1,024/4,096 {addresses[1]}")
     facts = store.read_json(str(tmp_path / "whole" / "run.json"))
     assert facts["manifest"] == mixed.digest
     assert [(part["manifest"], part["of_4096"]) for part in facts["mixture"]] == [

@@ -85,7 +85,7 @@ def test_a_config_survives_json_and_refuses_unknown_and_missing_fields():
     with pytest.raises(ValueError, match=r"model\.colour is unknown; the fields are image, patch"):
         model_config({**values, "colour": 1})
     del values["bridge"]
-    with pytest.raises(ValueError, match=r"misses a field: .*bridge"):
+    with pytest.raises(ValueError, match=r"is incomplete: .*bridge"):
         model_config(values)
 
 
@@ -178,7 +178,7 @@ def test_drop_path_scales_are_a_pure_function_with_the_right_rates():
     for layer in range(12):
         kept = scales[layer][scales[layer] != 0]
         torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - float(expected[layer]))))
-    # An image keeps its draws wherever it stands in whatever batch; another epoch, seed or branch draws anew.
+    # An image keeps its draws wherever it stands in whatever batch; another epoch, seed or branch has other draws.
     part = drop_path.scales(config.drop_path, config.depth, 11, epoch[100:110], sample[100:110])
     assert torch.equal(part, scales[:, :, 100:110])
     assert not torch.equal(drop_path.scales(config.drop_path, config.depth, 11, epoch + 1, sample), scales)

@@ -38,7 +38,7 @@ def timm_file(name: str) -> Any:
 
 
 class Queue:
-    """Stands for the module `random`: gives what it is told to, as the draws that timm would make of it."""
+    """Stands for the module `random`: returns given values, as the draws that timm would make."""
 
     def __init__(self, *unit: float) -> None:
         self.unit = list(unit)

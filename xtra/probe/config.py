@@ -1,6 +1,6 @@
-"""What a probe is asked to do (`xtra/probe/probe.py` does it), checked, and in words; and what `xtra embed` is.
+"""The settings of a probe (run by `xtra/probe/probe.py`) and of `xtra embed`, checked; and a probe's settings in words.
 
-Loads no torch: the words of a command are read into these (see xtra/config.py).
+Loads no torch: a command's flags are parsed into these (see xtra/config.py).
 """
 
 from __future__ import annotations
@@ -19,56 +19,57 @@ class Config:
     # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
     checkpoint: str = roles.data("")
     train: str = roles.data("")  # labelled dataset that trains the heads
-    eval: str = roles.data("")  # labelled dataset that the result is about
-    out: str = roles.machine("")  # folder that gets probes/*.json; the run's own if empty
-    # trained, or random (the run's architecture, initial weights), timm:NAME, timm:NAME:FILE, torch:FILE
+    eval: str = roles.data("")  # labelled dataset that is evaluated
+    out: str = roles.machine("")  # folder to write probes/*.json to; the run's own if empty
+    # trained, random (the run's architecture with initial weights), timm:NAME, timm:NAME:FILE or torch:FILE
     encoder: str = roles.data("trained")
-    # own: block-causal as in pretraining, or none after prefix attention; causal or none: that one all the same
+    # own: block-causal as in pretraining, or none after prefix attention; causal, none: force this mask
     mask: Mask = roles.law("own")
-    # knn and logreg are quick: they look at one view of each image, and no schedule or learning rate is theirs.
+    # knn and logreg are quick: they see one view of each image, and need no schedule or learning rate
     heads: tuple[Literal["attentive", "linear", "knn", "logreg"], ...] = roles.law(("attentive", "linear"))
-    pixels: bool = roles.law(False)  # also a linear classifier of raw pixels
-    # holdout: the grid point is chosen on images of train that no head trained on. published: as the paper's numbers
-    # were made, all of train trains and the point is chosen on eval itself, which flatters.
+    pixels: bool = roles.law(False)  # also evaluate a linear classifier on raw pixels
+    # holdout: the grid point is chosen on images of train that no head trained on; published: as for the paper's
+    # numbers, heads train on all of train and the point is chosen on eval itself, which overestimates
     protocol: Literal["holdout", "published"] = roles.law("holdout")
-    # The paper's grid is 1e-4 to 8e-3 at batches of 512 to 4096 and 100 epochs; short probes of small sets need more.
+    # learning rates to try; the paper's are 1e-4 to 8e-3 at batches of 512 to 4096 and 100 epochs, and short probes of
+    # small sets need higher ones
     lrs: tuple[float, ...] = roles.law((3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2, 5e-2))
-    weight_decays: tuple[float, ...] = roles.law((0.1,))  # one more axis of the grid
-    # attentive: the mean of the last n layers, for each n; empty: of the last 6, or of all if the encoder has fewer
+    weight_decays: tuple[float, ...] = roles.law((0.1,))  # weight decays to try
+    # attentive: features are the mean of the last n layers, for each n; empty: the last 6, or all if there are fewer
     layer_sets: tuple[int, ...] = roles.law(())
-    linear_layer_sets: tuple[int, ...] = roles.law((1,))  # linear, knn, logreg: the same, averaged over tokens
-    attention_heads: int = roles.law(16)  # of an attentive head
-    batch: int = roles.law(256)  # images a step of the heads' training
-    epochs: int = roles.law(20)  # over the training set
-    warmup_epochs: float = roles.law(0.0)  # in which rates rise linearly, at the start
-    warmup_start: float = roles.law(0.1)  # share of a point's own rate that its warm-up starts from
-    min_lr: float = roles.law(1e-5)  # at the end of the cosine
-    # the published scheduler without warm-up: a point's peak is warmup_start of its rate
+    linear_layer_sets: tuple[int, ...] = roles.law((1,))  # the same for linear, knn and logreg, averaged over tokens
+    attention_heads: int = roles.law(16)  # attention heads of an attentive probe head
+    batch: int = roles.law(256)  # images per training step of the heads
+    epochs: int = roles.law(20)  # passes over the training set
+    warmup_epochs: float = roles.law(0.0)  # epochs at the start in which rates rise linearly
+    warmup_start: float = roles.law(0.1)  # share of a rate at which its warm-up starts
+    min_lr: float = roles.law(1e-5)  # learning rate at the end of the cosine schedule
+    # as the published scheduler without warm-up: the peak is only warmup_start times the rate
     warmup_defect: bool = roles.law(False)
-    betas: tuple[float, float] = roles.law((0.9, 0.95))  # of the official configs; the paper's Table 2 says 0.9 0.999
-    clip: float = roles.law(3.0)  # of the gradient norm of each grid point
-    # of every epoch, on the fly; None: `views` of each image, encoded once and kept
+    betas: tuple[float, float] = roles.law((0.9, 0.95))  # AdamW's (official configs; paper's Table 2: 0.9 0.999)
+    clip: float = roles.law(3.0)  # limit of the gradient norm of each grid point
+    # augmentation of every epoch, on the fly; None: `views` of each image are encoded once and kept
     augment: Augment | None = roles.law(None)
-    # of each training image, without augment: the centre crop, then random crops with flips
+    # views of each training image without augment: the centre crop, then random crops with flips
     views: int = roles.law(2, unless={"augment": roles.SET})
-    # share of the training set, by hash of the key, that chooses the grid point
+    # share of the training set, by hash of the key, on which the grid point is chosen
     holdout: float = roles.law(0.1, unless={"protocol": "published"})
-    # numbers of neighbours to choose from
+    # numbers of neighbours to try
     knn: tuple[int, ...] = roles.law((5, 10, 20, 50, 100, 200), unless={"augment": roles.SET})
-    # inverse strengths of regularisation to choose from
+    # inverse strengths of regularisation to try
     logreg: tuple[float, ...] = roles.law((1e-2, 1e-1, 1.0, 1e1, 1e2), unless={"augment": roles.SET})
-    strict: bool = roles.machine(False)  # refuse sets that share images
+    strict: bool = roles.machine(False)  # refuse a train and an eval set that share images
     # short side before the centre crop; the image size if None
     resize: int | None = roles.law(None, unless={"augment": roles.SET})
-    seed: int = roles.trial(0)  # of the heads' initial weights, the order and the views
+    seed: int = roles.trial(0)  # seed of the heads' initial weights, the order and the views
     device: str = roles.machine("auto")  # "cpu", "cuda", "cuda:1"; auto: the GPU where there is one
-    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # of the encoder; heads train in fp32
+    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # precision of the encoder; heads train in fp32
     encode_batch: int = roles.law(128)  # images in one pass of the encoder
-    threads: int = roles.machine(2)  # that decode
+    threads: int = roles.machine(2)  # decoding threads
     cache_gb: float = roles.machine(8.0)  # refuse to keep more features than this in memory
-    # of token features
+    # type in which token features are kept
     cache_dtype: Literal["float16", "bfloat16", "float32"] = roles.law("float16", unless={"augment": roles.SET})
-    # between the states that a probe with augment goes on from when it was interrupted
+    # minutes between saved states, from which an interrupted probe with augment resumes
     save_minutes: float = roles.machine(10.0)
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class Config:
         if self.encoder not in ("trained", "random") and not self.encoder.startswith(("timm:", "torch:")):
             raise ValueError(f"encoder is {self.encoder!r}; it must be trained, random, timm:NAME or torch:FILE")
         if self.mask != "own" and self.encoder not in ("trained", "random"):
-            raise ValueError(f"mask is {self.mask}, but {self.encoder} takes none: leave it out")
+            raise ValueError(f"mask is {self.mask}, but {self.encoder} takes no mask: leave it out")
 
     @property
     def on(self) -> str:
@@ -131,20 +132,20 @@ class Config:
 class EmbedConfig:
     # a run folder (its newest checkpoint), one checkpoint of it, or an official checkpoint
     checkpoint: str = roles.data("")
-    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST; it needs no labels
-    out: str = roles.machine("")  # folder for part-000000.parquet, ...; a rerun makes the parts that are missing
-    encoder: str = roles.data("trained")  # as of xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
-    # a vector is the mean of the residual streams after so many last layers, before any final norm
+    data: str = roles.data("")  # dataset: URL, URL@VERSION or URL@DIGEST; labels are not needed
+    out: str = roles.machine("")  # folder for part-000000.parquet, ...; a rerun writes the missing parts
+    encoder: str = roles.data("trained")  # as in xtra probe: trained, random, timm:NAME, timm:NAME:FILE, torch:FILE
+    # a vector is the mean of the residual streams after the last so many layers, before any final norm
     layers: int = roles.law(1)
-    # over tokens, as linear probes; none: all tokens, as attentive probes
+    # mean: one vector per image, as for linear probes; none: all tokens, as for attentive probes
     pooling: Literal["mean", "none"] = roles.law("mean")
     resize: int | None = roles.law(None)  # short side before the centre crop; the image size if None
     device: str = roles.machine("auto")  # auto: the GPU where there is one
-    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # of the encoder
-    dtype: Literal["float32", "float16"] = roles.law("float32")  # in which vectors are kept
+    precision: Literal["fp32", "bf16"] = roles.law("fp32")  # precision of the encoder
+    dtype: Literal["float32", "float16"] = roles.law("float32")  # type in which vectors are written
     encode_batch: int = roles.law(128)  # images in one pass of the encoder
-    rows: int = roles.law(0)  # a part, which is what a kill may lose; 0: some 8192, or 512 where all tokens are kept
-    threads: int = roles.machine(2)  # that decode
+    rows: int = roles.law(0)  # rows per part; a kill loses at most one part; 0: about 8192, or 512 with all tokens
+    threads: int = roles.machine(2)  # decoding threads
 
     def __post_init__(self) -> None:
         for name, least in (("layers", 1), ("encode_batch", 1), ("rows", 0), ("threads", 1)):
@@ -157,7 +158,7 @@ class EmbedConfig:
 
     @property
     def part(self) -> int:
-        """Rows a part: whole batches, so that a sample's batch is the same whichever parts are missing."""
+        """Rows per part: whole batches, so that a sample's batch does not depend on which parts are missing."""
         about = 8192 if self.pooling == "mean" else 512
         return self.rows or max(1, about // self.encode_batch) * self.encode_batch
 

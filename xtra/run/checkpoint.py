@@ -1,8 +1,8 @@
 """Checkpoints: safetensors by parameter name and JSON, committed last. (Official ones: xtra/official/weights.py.)
 
     RUN/checkpoints/000000012800/000001/model.safetensors    parameters by name
-    RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...; where
-                                                             ranks share it out, optim-00001-of-00008.safetensors each
+    RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...; if
+                                                             sharded, one optim-00001-of-00008.safetensors per rank
     RUN/checkpoints/000000012800/000001/state.json           the caller's state: cursor, config, ...
     RUN/checkpoints/000000012800/COMMIT.json                 put if absent, last: attempt, manifest, sizes, sha256
 
@@ -56,7 +56,7 @@ class Snapshot:
     weights: Mapping[str, Tensor]
     optim: Mapping[str, Tensor]  # of this part
     state: Mapping[str, Any]
-    part: int = 0  # where ranks share the optimiser's state out, which share this is, of how many
+    part: int = 0  # if ranks shard the optimiser's state: which part this is, of how many
     parts: int = 1
 
     @property
@@ -109,9 +109,9 @@ def write(
 ) -> bool:
     """Write and commit one checkpoint; True if the committed one is this attempt's.
 
-    A checkpoint that is already committed is left alone, whoever wrote it. `may_commit` is asked after the uploads,
-    which may take minutes. Where there are several parts, each is written by a call of its own, at the same time; the
-    first waits for the notes of the others, and commits. Raises StoreError.
+    A checkpoint that is already committed is left alone. `may_commit` is called after the uploads, which may take
+    minutes. If there are several parts, each is written by a call of its own, at the same time; the first waits for
+    the notes of the others, and commits. Raises StoreError.
     """
     folder = checkpoint_folder(run, samples_seen)
     if not store.exists(store.join(folder, COMMIT)):
@@ -143,7 +143,7 @@ def _note(folder: str, attempt: int, part: int) -> str:
 
 
 def _wait_for(note: str) -> dict[str, Any]:
-    """What another rank says that it has written."""
+    """The files that another rank reports as written."""
     until = time.monotonic() + PART_SECONDS
     while time.monotonic() < until:
         with contextlib.suppress(store.Missing):
@@ -154,8 +154,8 @@ def _wait_for(note: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _scratch(url: str) -> Generator[Path]:
-    """A file to fill before it is put, gone afterwards: beside its place on a local disk, where putting it is giving it
-    its name. Raises StoreError when it cannot be written."""
+    """A temporary file to fill before it is put; on a local disk it is next to its target, so that putting it is a
+    rename. Raises StoreError when it cannot be written."""
     try:
         if not store.is_local(url):
             with scratch.folder("xtra-checkpoint-") as aside:
@@ -163,22 +163,20 @@ def _scratch(url: str) -> Generator[Path]:
             return
         folder = store.local_path(url).parent
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".aside-", dir=folder)  # such a name is in no listing of the store
+        handle, name = tempfile.mkstemp(prefix=".aside-", dir=folder)  # the store's listings leave such names out
         try:
             with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)  # it is written: `store.remove_left_aside` leaves it alone
+                fcntl.flock(handle, fcntl.LOCK_EX)  # being written: `store.remove_left_aside` leaves it alone
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
             os.close(handle)
     except OSError as error:
-        raise store.StoreError(
-            f"{url}: cannot be written ({error.strerror or error}): rerun when that is mended"
-        ) from None
+        raise store.StoreError(f"{url}: cannot be written ({error.strerror or error}): fix that and rerun") from None
 
 
 def _write_file(path: Path, name: str, taken: Snapshot) -> dict[str, Any]:
-    """What the COMMIT says of the file: its size and sha256."""
+    """Write the file; returns its size and sha256 for the COMMIT."""
     with path.open("wb", buffering=0) as file:
         if name == STATE:
             pieces = iter([memoryview((json.dumps(taken.state, indent=1, sort_keys=True) + "\n").encode())])
@@ -188,7 +186,7 @@ def _write_file(path: Path, name: str, taken: Snapshot) -> dict[str, Any]:
         for piece in pieces:
             digest.update(piece)
             size += len(piece)
-            while piece := piece[file.write(piece) :]:  # a write may take less than it is given, 2 GB at most
+            while piece := piece[file.write(piece) :]:  # a write may take less than it is given, and at most 2 GB
                 pass
     return {"bytes": size, "sha256": digest.hexdigest()}
 
@@ -247,10 +245,10 @@ def latest(run: str) -> str | None:
 
 
 def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Fill the model and the optimiser from a committed checkpoint and return its state. Any world size may.
+    """Fill the model and the optimiser from a committed checkpoint, at any world size; returns its state.
 
     Raises Missing without a COMMIT or a file that it names; Damaged naming the file whose size or sha256 differs;
-    ValueError naming the first tensor that does not fit and both shapes. Nothing is changed then.
+    ValueError naming the first tensor that does not fit and both shapes. Nothing is changed in these cases.
     """
     commit = read_commit(checkpoint)
     weights = _tensors(checkpoint, commit, MODEL)
@@ -361,7 +359,7 @@ def _require_same_names(who: str, own: Mapping[str, list[int]], found: Mapping[s
             raise ValueError(f"{who} has {name} {shape}, the file {list(found[name].shape)}: its config is another one")
     for name, tensor in found.items():
         if name not in own:
-            raise ValueError(f"{who} lacks {name}, the file has it {list(tensor.shape)}: its config is another one")
+            raise ValueError(f"{who} has no {name}, the file has it {list(tensor.shape)}: its config is another one")
 
 
 def _load_optimizer(
@@ -389,8 +387,8 @@ def prune(run: str, keep: int, keep_every: int = 0, keep_at: Collection[int] = (
     """Delete all but the newest `keep` committed checkpoints and what dead attempts left before them.
 
     With `keep_every`, the first checkpoint at or after each multiple of so many samples stays as well; so do those
-    after exactly `keep_at` samples. COMMIT goes
-    first, so that a half-deleted checkpoint is no checkpoint. Returns the samples seen of those deleted.
+    after exactly `keep_at` samples. COMMIT is deleted first, so that a half-deleted checkpoint does not count. Returns
+    the samples seen of those deleted.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least 1 checkpoint must stay")

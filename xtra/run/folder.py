@@ -230,7 +230,7 @@ class Parts:
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def add_event(self, event: dict[str, Any]) -> None:
         """Add an event with the time."""
         self.add({"at": now(), **event})
 
@@ -248,7 +248,7 @@ class Parts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None and self.kind == "events":
-            self.tell({"event": "failed", "error": f"{type(error).__name__}: {error}"[:300]})
+            self.add_event({"event": "failed", "error": f"{type(error).__name__}: {error}"[:300]})
         self.flush()
 
 

@@ -62,7 +62,7 @@ def say_driver(facts: dict[str, Any]) -> None:
 
 
 def lives(other: Driver) -> bool | None:
-    """Whether exactly that process lives; None if this machine cannot tell."""
+    """Whether exactly that process is alive; None if this machine cannot tell."""
     here = this_process()
     if not (here.boot and (other.host, other.boot) == (here.host, here.boot)):
         return None

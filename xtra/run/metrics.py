@@ -1,4 +1,4 @@
-"""What a run measured, read back: the parts of its metrics as one log."""
+"""A run's measurements, read back: the segments of its metrics as one log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from shards import store, typed_json
 from xtra.run import records
 
-READERS = 16  # metrics parts are many small objects: read them in parallel
+READERS = 16  # metrics segments are many small objects: read them in parallel
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Metric:
     lr: float | None = None
     grad_norm: float | None = None
     data_wait: float | None = None  # seconds that the step waited for its batch
-    mfu: float | None = None  # in the FLOPs of the paper's code; None where the machine's peak is not known
+    mfu: float | None = None  # in the FLOPs of the paper's code; None if the machine's peak is unknown
 
     @property
     def began_at(self) -> int:
@@ -35,11 +35,11 @@ class Metric:
 
 
 def read_metrics(run: str, problems: list[str]) -> tuple[Metric, ...]:
-    """The parts of all attempts as one log. An attempt replaces what earlier attempts logged from its start on."""
+    """The segments of all attempts as one log. An attempt replaces what earlier attempts logged from its start on."""
     folder = store.join(run, "metrics")
     names = records.ours(store.names(folder), records.PART)
     with ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(lambda n: _read_part(store.join(folder, n), int(n.split("-")[0]), problems), names))
+        parts = list(pool.map(lambda n: _read_segment(store.join(folder, n), int(n.split("-")[0]), problems), names))
     by_attempt: dict[int, list[Metric]] = {}
     for metric in (m for part in parts for m in part):
         by_attempt.setdefault(metric.attempt, []).append(metric)
@@ -50,7 +50,7 @@ def read_metrics(run: str, problems: list[str]) -> tuple[Metric, ...]:
     return tuple(log)
 
 
-def _read_part(url: str, attempt: int, problems: list[str]) -> list[Metric]:
+def _read_segment(url: str, attempt: int, problems: list[str]) -> list[Metric]:
     found: list[Metric] = []
     for number, line in enumerate(store.read(url).splitlines(), 1):
         where = f"{url} line {number}"

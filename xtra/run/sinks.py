@@ -165,13 +165,13 @@ def gaps(run: str, names: tuple[str, ...]) -> tuple[str, ...]:
 class Recorder:
     """Writes rows of a run's metrics to its metrics files and to the sinks; a context manager that closes them.
 
-    `tell` receives an event when a sink is dropped.
+    `on_event` receives an event when a sink is dropped.
     """
 
     def __init__(
-        self, metrics: Parts, names: tuple[str, ...], config: Mapping[str, Any], tell: Callable[[dict], None]
+        self, metrics: Parts, names: tuple[str, ...], config: Mapping[str, Any], on_event: Callable[[dict], None]
     ) -> None:
-        self.metrics, self.tell = metrics, tell
+        self.metrics, self.on_event = metrics, on_event
         self.rows: list[dict[str, Any]] = []  # not yet sent to the sinks
         self.sent = recorded(metrics.attempt.run) if names else 0
         self.sinks = open_sinks(names, metrics.attempt.run, config)
@@ -193,7 +193,7 @@ class Recorder:
             work(self.sinks[name])
         except Exception as error:  # from the library: the run must continue
             del self.sinks[name]
-            self.tell({"event": "sink lost", "sink": name, "error": f"{type(error).__name__}: {error}"})
+            self.on_event({"event": "sink lost", "sink": name, "error": f"{type(error).__name__}: {error}"})
 
     def __enter__(self) -> Recorder:
         return self

@@ -1,4 +1,4 @@
-"""Safetensors files: written with the errors of a full disk, or piece by piece as they are hashed."""
+"""Safetensors files: written so that a full disk is an OSError, or piece by piece so that they can be hashed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", t
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A local safetensors file. Raises OSError for a disk that is full or fails, as the library does not."""
+    """A local safetensors file. Raises OSError for a disk that is full or fails, which the library does not."""
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
@@ -31,8 +31,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """A safetensors file (huggingface.co/docs/safetensors) piece by piece, straight from the tensors' memory.
 
-    So it is hashed while it is written. The library's save_file would have to be read again for that, which costs as
-    much CPU as this whole function and, where the file does not fit into memory beside the state, the disk's time.
+    The caller can hash it while writing it. A file from the library's save_file would have to be read again, which
+    costs as much CPU as this whole function, and disk time if the file does not fit into memory next to the state.
     """
     header: dict[str, Any] = {}
     end = 0

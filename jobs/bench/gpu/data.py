@@ -158,7 +158,7 @@ def end_to_end(
     del clock.marks[: 2 * WARM - 1]  # from the end of the last warm-up step
     spent = clock.seconds()  # wait, step, wait, step ...
     waits, took = spent[::2], sum(spent)
-    done = on_gpu.told() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
+    done = on_gpu.report() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
     by_cpu = sum(done["cpu"].values())
     return {
         "decoder": f"{done['decoder']}, {threads} threads",

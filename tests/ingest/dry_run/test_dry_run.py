@@ -130,7 +130,7 @@ def test_classes_count_apart(origin: Origin, tmp_path: Path) -> None:
     config = Config(urls, fetch=FETCH, classes=ClassConfig(file=str(tmp_path / "classes")))
     found = dry_run.run(config, 50)
     assert (found.links, found.not_chosen, found.bad, found.wanted) == (100, 600, 10, 50)
-    assert any("600 more lines are of classes" in line for line in lines(found))
+    assert any("600 more lines belong to other classes" in line for line in lines(found))
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_command_that_may_work_later_exits_75(monkeypatch, capsys):
 
 
 class Scripted(Attempts):
-    """Groups that end as they are told, each with the newest checkpoint that it leaves."""
+    """Groups with given ends, each with the newest checkpoint that it leaves."""
 
     def __init__(self, *script: tuple[Ended, str]) -> None:
         runs: list[Any] = [SimpleNamespace(out=name) for name in ("one", "two")]
@@ -136,7 +136,7 @@ def test_a_run_is_given_up_only_after_losses_without_a_checkpoint_between():
     patient = Scripted(*early, (LOST, "1"), *[(LOST, "1")] * (LOSSES - 2), done)
     assert [r.run for r in patient.run()] == ["one", "two"]
     assert [row["remark"] for row in patient.rows] == [
-        "workers were lost (rank 1: it died): going on from the newest checkpoint"
+        "workers were lost (rank 1: it died): resuming from the newest checkpoint"
     ] * (2 * LOSSES - 2)
     with pytest.raises(
         ValueError, match=f"one: {LOSSES} groups of workers in a row were lost without a new checkpoint"
@@ -164,7 +164,7 @@ def test_a_mistake_ends_the_run_at_once_and_a_stop_gives_what_there_is():
         (LOST, "lost", "rank 1: it died"),
         (Ended("lost", why="rank 0: The actor died because its node has died"), "lost node", "its node has died"),
         (Ended("yield", (result("one", stopped=True),)), "drained", "a node of the group was about to go"),
-        (Ended("stopped"), "stopped", "the user asked"),
+        (Ended("stopped"), "stopped", "the user or the platform"),
         (Ended("mistake", why="lower --optim.lr"), "mistake", "lower --optim.lr"),
         (Ended("done"), "", ""),
         (Ended("stopped", ({**result("one"), "superseded": True},)), "", ""),

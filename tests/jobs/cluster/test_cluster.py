@@ -67,11 +67,11 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(data, two_ranks, tmp_pa
         killed.update(wait_for(tmp_path / "run", 60))
         os.kill(killed["pid"], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    killing = threading.Thread(target=kill, daemon=True)
+    killing.start()
     slow = config(data, tmp_path / "run", samples=600)
     (result,) = train_all([slow], workers=2)
-    killer.join()
+    killing.join()
     assert result.attempt >= 2, "the run was over before the kill"
     assert losses(tmp_path / "run") == losses(two_ranks)
     assert same_weights(tmp_path / "run", two_ranks)

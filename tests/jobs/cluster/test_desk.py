@@ -1,4 +1,4 @@
-"""What driver and workers tell each other, and that neither needs the other's answer."""
+"""The messages of driver and workers, and that neither needs the other's answer."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_news_go_one_way_and_the_wish_to_end_the_other():
     talk.close()
 
 
-def test_only_rank_0_tells_and_of_numbers_only_the_newest():
+def test_only_rank_0_reports_and_only_its_newest_numbers():
     wire = Wire()
     wire.down = True
     ranks = [Talk(wire, "g", 60, rank) for rank in (0, 1)]

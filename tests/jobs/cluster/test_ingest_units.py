@@ -182,7 +182,7 @@ def test_a_stop_ends_in_seconds_and_a_rerun_does_the_rest(origin: Served, tmp_pa
     assert result.stopped
     assert time.monotonic() - stopped_at < 30  # LAST_WORDS of workers, and what Ray takes on a busy machine
     assert 2 <= result.units_done < 20
-    # A worker that is too slow to end within its last words is killed. What it had begun is of no committed unit; its
+    # A worker that is too slow to end within its last words is killed. What it began is in no committed unit; its
     # scratch is removed by the next run.
     commits = read_commits(config.out, committed_units(config.out))
     named = {name for commit in commits for name in (commit.tar, commit.index)}

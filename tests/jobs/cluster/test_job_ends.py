@@ -169,7 +169,7 @@ def test_a_head_that_stays_away_is_try_again_later(monkeypatch):
 
     monkeypatch.setattr(follow_job, "POLL_SECONDS", 0.01)
     follower = Follower(SimpleNamespace(info=info), lambda: False, lambda line: None, print, away=0.05)
-    with pytest.raises(ValueError, match=r"has not answered for .* xtra submit wait j-1 goes on") as later:
+    with pytest.raises(ValueError, match=r"has not answered for .* xtra submit wait j-1 follows it again") as later:
         follower.follow("j-1")
     assert getattr(later.value, "exit_code", 0) == os.EX_TEMPFAIL
 

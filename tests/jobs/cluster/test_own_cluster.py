@@ -1,4 +1,4 @@
-"""A cluster of this machine's own: nobody else reaches it, and nothing of it outlives its driver."""
+"""A private cluster on this machine: no other user reaches it, and nothing of it outlives its driver."""
 
 import ipaddress
 import os
@@ -89,8 +89,8 @@ def test_two_ranks_listen_on_loopback_ask_for_a_token_and_die_with_their_driver(
         for stranger in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
             assert "let in" not in ask(f"127.0.0.1:{port}", **stranger)
         (raylet,) = (pid for pid in at if b"--raylet_socket_name=" in names[pid])
-        told = Path(f"/proc/{raylet}/environ").read_bytes().decode().split("\0")
-        (secret,) = (value.partition("=")[2] for value in told if value.startswith("RAY_AUTH_TOKEN="))
+        variables = Path(f"/proc/{raylet}/environ").read_bytes().decode().split("\0")
+        (secret,) = (value.partition("=")[2] for value in variables if value.startswith("RAY_AUTH_TOKEN="))
         assert "let in" in ask(f"127.0.0.1:{port}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secret)
         assert not [name for name in names.values() if secret.encode() in name]
         assert not Path(home, ".ray").exists()

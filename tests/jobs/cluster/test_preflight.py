@@ -1,4 +1,4 @@
-"""Before anything: what a node lacks or has otherwise is one line, and so is an address that leads nowhere."""
+"""Before any work: each thing that a node misses or has in another version is one line, and so is a wrong address."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_node_that_is_like_this_machine_is_silent():
         ({"shm": GIB // 8}, "warn", "has 0.1 GiB free in /dev/shm"),
         ({"files": 1024}, "warn", "may open 1024 files"),
         ({"clock": 160.0}, "warn", "its clock is +60 s off ours"),
-        ({"aws": []}, "warn", "lacks AWS_ACCESS_KEY_ID"),
+        ({"aws": []}, "warn", "does not have AWS_ACCESS_KEY_ID"),
         ({"interface": None}, "warn", "no interface has its address 10.0.0.1"),
     ],
 )
@@ -78,7 +78,7 @@ def test_what_a_node_answers_about_itself(tmp_path):
     assert "no such object" in facts["read"][str(tmp_path / "none")]
     assert (facts["out"], facts["import"], facts["python"]) == (None, None, ".".join(map(str, sys.version_info[:3])))
     assert node_facts.answer([], out, str(tmp_path / "mark"))["out"] == (
-        "the file that the driver has just written there is not there"
+        "the file that the driver has just written there does not exist"
     )
     assert node_facts.interface_of("127.0.0.1") == "lo"
 
@@ -95,7 +95,10 @@ def web() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://head:8265", "RAY_ADDRESS http://head:8265: that is where a dashboard takes jobs: give .* head:6379"),
+        (
+            "http://head:8265",
+            "RAY_ADDRESS http://head:8265: that is a dashboard's address, for jobs: give .* head:6379",
+        ),
         ("ray://head:10001", "Ray Client is not supported: give .* head:6379"),
         ("head", "is not HOST:PORT"),
         ("127.0.0.1:PORT", "no Ray cluster answers there .*refused.*: start it or unset it"),
@@ -110,14 +113,14 @@ def test_an_address_that_leads_nowhere_is_one_line_at_once(address, message):
 
 @pytest.mark.slow
 def test_what_answers_and_is_no_cluster_is_named(web):
-    with pytest.raises(ValueError, match="what answers there is no Ray cluster"):
+    with pytest.raises(ValueError, match="what answers there is not a Ray cluster"):
         require_cluster(f"127.0.0.1:{web}")
 
 
 def test_a_port_that_swallows_everything_is_given_up(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr("jobs.cluster.address.ANSWER_SECONDS", 0.5)
-        with pytest.raises(ValueError, match="what answers there is no Ray cluster"):
+        with pytest.raises(ValueError, match="what answers there is not a Ray cluster"):
             require_cluster(f"127.0.0.1:{silent.getsockname()[1]}")
 
 
@@ -145,8 +148,8 @@ def test_every_bad_cluster_is_one_line_and_writes_nothing(tmp_path):
     with cluster(1) as made:
         for env, message in (
             ({"RAY_AUTH_TOKEN": "0" * 64}, "it refuses the token of this process: set RAY_AUTH_TOKEN or"),
-            ({"RAY_AUTH_MODE": "disabled"}, "it asks for a token, and RAY_AUTH_MODE is 'disabled'"),
-            ({"HOME": str(tmp_path)}, "it asks for a token, and there is none: set RAY_AUTH_MODE=token and"),
+            ({"RAY_AUTH_MODE": "disabled"}, "it requires a token, and RAY_AUTH_MODE is 'disabled'"),
+            ({"HOME": str(tmp_path)}, "it requires a token, and there is none: set RAY_AUTH_MODE=token and"),
         ):
             since = time.monotonic()
             done = xtra(made, *train, **env)
@@ -161,6 +164,6 @@ def test_every_bad_cluster_is_one_line_and_writes_nothing(tmp_path):
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert "cannot import the product (not on this node): install it there, or set PYTHONPATH" in done.stderr
         assert done.stderr.splitlines()[-1].startswith("xtra train: node node2 (")
-        assert "lacks AWS_ACCESS_KEY_ID: set it where the node is started" in done.stderr
+        assert "does not have AWS_ACCESS_KEY_ID: set it where the node is started" in done.stderr
         assert "AKexample" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -78,7 +78,7 @@ def fail_or_wait(job: tuple[Path, str], stop: threading.Event, progress: cluster
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("raise", "^no such thing: use another$"), ("die", "ended with -9 amid its work: run the same")],
+    [("raise", "^no such thing: use another$"), ("die", "ended early with -9: rerun the same")],
 )
 def test_an_error_or_a_death_stops_the_others_and_is_one_line(tmp_path: Path, how: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

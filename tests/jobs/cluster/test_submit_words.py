@@ -103,7 +103,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "demo32", "--data", "s3://b/d", "--out", "runs/1"], "--out is 'runs/1'; on a cluster"),
         (
             ["train", "demo32", "--data", "s3://b/d", "--out", "s3://b/r", "--probe.trian", "x"],
-            "of the flags --probe.FLAG",
+            "in the flags --probe.FLAG",
         ),
         (["ingest", "--urls", "s3://b/l", "--out", "s3://b/d", "--unit", "0"], "unit is 0"),
         (["bench", "nothing"], "'nothing' is not a subject"),
@@ -169,10 +169,10 @@ def test_every_verb_that_can_be_submitted_parses_its_words_before_it_works():
 @pytest.mark.parametrize(
     ("status", "body", "complaint"),
     [
-        (401, "Unauthorized: Missing authentication token", "asks for a token, and there is none here"),
+        (401, "Unauthorized: Missing authentication token", "requires a token, and there is none here"),
         (403, "Forbidden: Invalid authentication token", "refuses the token"),
         (200, {"ray_version": "2.9.0", "version": "4"}, "runs Ray 2.9.0, this is Ray"),
-        (200, "<html>", "is no Ray dashboard"),
+        (200, "<html>", "is not a Ray dashboard"),
         (0, "", "no Ray dashboard answers within"),
     ],
 )
@@ -241,13 +241,13 @@ def test_a_package_that_is_too_large_names_the_largest(checkout: Path, tmp_path:
         with (checkout / f"big{number}").open("wb") as file:
             file.truncate((10 + number) * 1_000_000)
     subprocess.run(["git", "-C", checkout, "add", "."], check=True)
-    with pytest.raises(ValueError, match=r"91.0 MB, the most is 50 MB; .*: big6 16.0, big5 15.0, .*, big2 12.0: take"):
+    with pytest.raises(ValueError, match=r"91.0 MB, more than 50 MB; .*: big6 16.0, big5 15.0, .*, big2 12.0: take"):
         package.pack(tmp_path / "big.zip", checkout)
     assert not (tmp_path / "big.zip").exists()
 
 
 def test_a_folder_that_is_no_checkout_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match="is no git checkout"):
+    with pytest.raises(ValueError, match="is not a git checkout"):
         package.pack(tmp_path / "x.zip", tmp_path)
 
 

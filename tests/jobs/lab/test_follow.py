@@ -1,4 +1,4 @@
-"""Probes beside a pretraining: what is due gets its probe once, whatever stops, fails or starts late."""
+"""Probes during a pretraining: each due checkpoint is probed once, whatever stops, fails or starts late."""
 
 import contextlib
 import dataclasses
@@ -71,11 +71,11 @@ def probed_at(run: str) -> list[int]:
 def test_every_due_checkpoint_is_probed_once_and_the_last_as_well(sets, config):
     train.run(config)
     assert checkpoint.committed(config.out) == [48, 80, 128, 160]
-    told = []
-    result = follow.run(following(sets, config.out), told.append)
+    remarks = []
+    result = follow.run(following(sets, config.out), remarks.append)
     assert (result.probed, result.failed, result.finished) == ((48, 80, 128, 160), (), True)
     assert probed_at(config.out) == [48, 80, 128, 160]
-    assert told[0].startswith("48 samples seen: test linear ")
+    assert remarks[0].startswith("48 samples seen: test linear ")
     assert follow.run(following(sets, config.out)).probed == (), "nothing is done twice"
     assert follow.run(following(sets, config.out, every=80)).probed == (), "80 and 160 have their probes"
 
@@ -93,7 +93,7 @@ def test_it_may_start_before_the_run_and_takes_checkpoints_as_they_come(sets, co
     assert sorted({seen // 40 for seen in results[0].probed}) == [1, 2, 3, 4]
 
 
-def test_a_probe_that_fails_is_told_and_the_next_one_is_made(sets, config, monkeypatch):
+def test_a_probe_that_fails_is_reported_and_the_next_one_is_made(sets, config, monkeypatch):
     train.run(config)
     real = probe.run
 
@@ -103,10 +103,10 @@ def test_a_probe_that_fails_is_told_and_the_next_one_is_made(sets, config, monke
         return real(settings, progress)
 
     monkeypatch.setattr(probe, "run", run)
-    told = []
-    result = follow.run(following(sets, config.out), told.append)
+    remarks = []
+    result = follow.run(following(sets, config.out), remarks.append)
     assert (result.probed, result.failed, result.finished) == ((48, 128, 160), (80,), True)
-    assert any("000000000080: was not probed: no memory" in line for line in told)
+    assert any("000000000080: was not probed: no memory" in line for line in remarks)
     monkeypatch.setattr(probe, "run", real)
     assert follow.run(following(sets, config.out)).probed == (80,), "a later call makes up for it"
 
@@ -114,10 +114,10 @@ def test_a_probe_that_fails_is_told_and_the_next_one_is_made(sets, config, monke
 def test_of_a_multiple_whose_first_checkpoint_is_gone_the_next_is_not_due_again(sets, config):
     config = dataclasses.replace(config, keep=3, keep_every=0, samples=96)
     train.run(config)
-    told = []
+    remarks = []
     assert checkpoint.committed(config.out) == [64, 80, 96]
-    assert follow.run(following(sets, config.out), told.append).probed == (64, 80, 96)
-    assert "with --keep-every 40 a slow probe misses none" in told[0]
+    assert follow.run(following(sets, config.out), remarks.append).probed == (64, 80, 96)
+    assert "with --keep-every 40 a slow probe misses none" in remarks[0]
     store.delete(store.join(config.out, "checkpoints", "000000000080", "COMMIT.json"))
     store.delete(store.join(config.out, "probes", "test-linear-trained-64.json"))
     assert follow.run(following(sets, config.out)).probed == (64,), "96 has its probe, and stands for no other"
@@ -133,9 +133,9 @@ def test_it_ends_when_it_is_asked_to_or_its_parent_has_gone(sets, tmp_path):
 def words(config: train.Config, sets, **other) -> list[str]:
     model = [word for name, value in SMALL.items() for word in (f"--model.{name}", str(value))]
     plain = {"data": config.data, "out": config.out, "samples": 160, "batch": 16, "checkpoint-every": 16, "keep": 1}
-    beside = {"every": 40, "train": sets / "data", "eval": sets / "eval", "epochs": 1, "lrs": 1e-2, "views": 1}
-    beside |= {"heads": "linear", **other}
-    flags = {**{f"--{k}": v for k, v in plain.items()}, **{f"--probe.{k}": v for k, v in beside.items()}}
+    probing = {"every": 40, "train": sets / "data", "eval": sets / "eval", "epochs": 1, "lrs": 1e-2, "views": 1}
+    probing |= {"heads": "linear", **other}
+    flags = {**{f"--{k}": v for k, v in plain.items()}, **{f"--probe.{k}": v for k, v in probing.items()}}
     return ["train", "demo32", "--device", "cpu", *model, *(str(word) for pair in flags.items() for word in pair)]
 
 
@@ -161,7 +161,7 @@ def test_ctrl_c_ends_both(sets, config):
     os.killpg(child.pid, signal.SIGINT)
     said = child.communicate(timeout=60)[1]
     assert child.returncode == 130
-    assert said.count("stopped by SIG") == said.count("stopping: ") == 1, "the follower leaves it to the training"
+    assert said.count("stopped by SIG") == said.count("stopping after") == 1, "the follower leaves it to the training"
     assert "ended early" not in said
     assert not processes(config.out, "--follow")
 
@@ -179,12 +179,12 @@ def processes(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"every": 0}, "of the flags --probe.FLAG: --every is 0"),
+        ({"every": 0}, "in the flags --probe.FLAG: --every is 0"),
         ({"epoch": 1}, "--epoch is not a flag; did you mean --epochs?"),
         ({"train": "nowhere"}, "nowhere"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(sets, config, change, said, capsys):
+def test_mistakes_are_reported_before_anything_is_trained(sets, config, change, said, capsys):
     assert cli.main(words(config, sets, **change)) == 2
     assert said in capsys.readouterr().err
     assert not store.exists(store.join(config.out, "config.json"))
@@ -192,4 +192,4 @@ def test_mistakes_are_told_before_anything_is_trained(sets, config, change, said
 
 def test_a_training_that_would_not_keep_what_is_to_be_probed_is_refused(sets, config, capsys):
     assert cli.main([*words(config, sets), "--keep-every", "30"]) == 2
-    assert "--keep-every 30 loses what --probe.every 40 is to probe" in capsys.readouterr().err
+    assert "--keep-every 30 deletes checkpoints that --probe.every 40 needs" in capsys.readouterr().err

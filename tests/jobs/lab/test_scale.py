@@ -48,7 +48,7 @@ def test_the_grid_is_trained_probed_and_not_done_twice(study):
     again = scale.run(study)
     assert (again.trained, again.probed) == (0, 0)
     wider = scale.run(dataclasses.replace(study, samples=(16, 32, 64)))
-    assert (wider.trained, wider.probed) == (1, 2), "one new run, and the baselines now lie beside it"
+    assert (wider.trained, wider.probed) == (1, 2), "one new run, and the baselines are now next to it"
 
 
 def test_a_lost_probe_is_made_again_alone(study):
@@ -68,7 +68,7 @@ def test_a_study_over_other_data_is_refused_before_anything_is_trained(study, tm
     assert store.names(study.out) == ["one-000000032-s0"]
 
 
-def test_what_a_study_lacks_is_named(study):
+def test_what_a_study_misses_is_named(study):
     with pytest.raises(ValueError, match=r"--probe\.train is missing"):
         scale.run(dataclasses.replace(study, probe=probe.Config("", train="", eval="x")))
     with pytest.raises(ValueError, match="samples is empty"):
@@ -190,11 +190,11 @@ def test_a_study_killed_ten_times_gives_the_same_ledger_and_no_run_twice(trunks,
     whole, killed = (ledger.read_runs(folder) for folder in (study.out, out))
     differ = {"run", "seconds", "samples_per_s", "cpu_seconds", "probe_seconds", "git"}
 
-    def told(found):
+    def outcome(found):
         rows = [{k: v for k, v in dataclasses.asdict(row).items() if k not in differ} for row in found.rows]
         return sorted(rows, key=lambda row: (row["name"], row["head"]))
 
-    assert told(whole) == told(killed)
+    assert outcome(whole) == outcome(killed)
     for run in killed.runs:
         seen = [metric.samples_seen for metric in run.metrics]
         assert seen == sorted(set(seen)), f"{run.name} counts a step twice"

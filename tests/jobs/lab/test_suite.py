@@ -1,4 +1,4 @@
-"""A suite probes what lies under its root and is not done, with each set's own settings, and says what it lacks."""
+"""A suite probes the sets below its root that are not done, with each set's own settings, and names missing ones."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def config(root, run_folder, **other) -> suite.Config:
     return suite.Config(str(root), settings)
 
 
-def test_what_lies_there_is_probed_once_and_what_does_not_is_named(root, run_folder, probed):
+def test_sets_that_are_there_are_probed_once_and_missing_ones_are_named(root, run_folder, probed):
     first = suite.run(config(root, run_folder))
     assert [(c.train.split("/")[-2], c.heads) for c in probed] == [
         ("cifar10", ("attentive",)),
@@ -116,7 +116,7 @@ def test_each_set_has_the_settings_of_its_official_configs():
     assert (attentive.epochs, attentive.clip, attentive.min_lr, attentive.warmup_start) == (100, 3.0, 1e-5, 0.1)
     assert (attentive.augment, attentive.weight_decays) == (PROBE, (0.1,))
     assert (linear.augment, linear.weight_decays) == (PROBE_LINEAR_B, (0.0,))
-    (both,) = suite.configs("imagenet1k", base, 224)  # H/14: seven configs each, alike but for the head
+    (both,) = suite.configs("imagenet1k", base, 224)  # H/14: seven configs each, equal except for the head
     assert (both.heads, both.augment, both.weight_decays) == (("attentive", "linear", "knn"), PROBE, (0.1,))
     assert {name: c[0].batch for name, c in made.items() if c[0].batch != 512} == {
         "imagenet1k": 4096, "inat18": 4096, "pcam": 4096, "dtd": 128, "pets": 128, "cars": 128, "infograph": 256,
@@ -132,7 +132,7 @@ def test_a_flag_that_was_given_holds_for_every_set():
         assert (settings.epochs, settings.lrs, settings.batch) == (3, (1e-2,), 128)
 
 
-def test_a_set_that_cannot_be_probed_is_told_and_the_others_go_on(root, tmp_path, probed):
+def test_a_set_that_cannot_be_probed_is_reported_and_the_others_go_on(root, tmp_path, probed):
     broken = str(run_folders.write_run(tmp_path / "broken"))
     result = suite.run(config(root, broken))
     assert result.failed.keys() == {"cifar10", "dtd"}
@@ -140,7 +140,7 @@ def test_a_set_that_cannot_be_probed_is_told_and_the_others_go_on(root, tmp_path
     assert any(line.startswith("failed   dtd: ") for line in suite.text(result, ("linear",)))
 
 
-def test_a_batch_that_the_images_cannot_fill_is_told_before_anything_is_probed(root, run_folder, probed):
+def test_a_batch_that_the_images_cannot_fill_is_refused_before_anything_is_probed(root, run_folder, probed):
     trial = dataclasses.replace(config(root, run_folder, epochs=5), kept=frozenset({"epochs"}))
     result = suite.run(trial)
     assert result.failed == {

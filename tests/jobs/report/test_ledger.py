@@ -186,7 +186,7 @@ def test_a_checkpoint_without_commit_never_happened(tmp_path: Path):
 
 
 def test_a_folder_without_runs_says_what_to_give(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"holds no run.*--out"):
+    with pytest.raises(ValueError, match=r"contains no run.*--out"):
         read_runs(str(tmp_path))
 
 

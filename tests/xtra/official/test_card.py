@@ -88,11 +88,11 @@ def test_a_card_is_whole(target: str, mask: Any, probes: tuple[Measured, ...], p
 
 @pytest.mark.parametrize(("target", "library"), [("encoder", "transformers"), ("timm", "timm"), ("torch", None)])
 def test_the_front_matter_is_what_the_hub_reads(target: str, library: str | None) -> None:
-    told = front(card(facts(target, "none")))
-    assert told.get("library_name") == library
-    assert told["pipeline_tag"] == "image-feature-extraction"
-    assert "xtra" in told["tags"]
-    assert "license" not in told
+    yaml_fields = front(card(facts(target, "none")))
+    assert yaml_fields.get("library_name") == library
+    assert yaml_fields["pipeline_tag"] == "image-feature-extraction"
+    assert "xtra" in yaml_fields["tags"]
+    assert "license" not in yaml_fields
     assert front(card(facts(target, "none", license="cc-by-nc-4.0")))["license"] == "cc-by-nc-4.0"
 
 

@@ -41,7 +41,7 @@ def state(**items: bytes) -> bytes:
     return OPEN + b"}" + text("state_dict") + b"}" + b"".join(text(k) + v + b"s" for k, v in items.items()) + b"s."
 
 
-def beside(value: bytes) -> bytes:
+def next_to_weights(value: bytes) -> bytes:
     """A value next to a state dict that is in order."""
     inner = b"}" + text("enc.pos_embed") + tensor([4], [1]) + b"s"
     return OPEN + b"}" + text("x") + value + b"s" + text("state_dict") + inner + b"s."
@@ -50,8 +50,8 @@ def beside(value: bytes) -> bytes:
 DOUBLED = b"]q\0" + b"".join(b"]q%c(h%ch%ce" % (k + 1, k, k) for k in range(45)) + b"0" * 46 + b"h\x2d"
 BAD = {
     "a dict in itself": OPEN + b"}q\0" + text("x") + b"h\0s.",
-    "200,000 lists in one another": beside(b"]" * 200_000 + b"a" * 199_999),
-    "200,000 tuples as a key": beside(b"}N" + b"\x85" * 200_000 + b"Ns"),
+    "200,000 lists in one another": next_to_weights(b"]" * 200_000 + b"a" * 199_999),
+    "200,000 tuples as a key": next_to_weights(b"}N" + b"\x85" * 200_000 + b"Ns"),
     "memo index 2^31": OPEN + b"Nr" + struct.pack("<I", 0x7FFFFFFF) + b".",
     "memo index in words": OPEN + b"Np99999999999999999\n.",
     "a text of 3 GB": OPEN + b"X" + struct.pack("<I", 3 << 30) + b"abc.",
@@ -68,7 +68,7 @@ BAD = {
         **{"enc.pos_embed": tensor([4], [1], after=b"}" + text("member") + text("secret") + b"sb")}
     ),
     "a tensor that reads otherwise": state(**{"enc.pos_embed": tensor([4], [1]) + b"}" + text("read") + b"Nsb"}),
-    "a function of ours that is changed": beside(
+    "a function of ours that is changed": next_to_weights(
         name("torch._utils", "_rebuild_parameter") + b"(N}" + text("__defaults__") + b"(" + integer(1) + b"tstb"
     ),
     "nothing": b"",
@@ -97,7 +97,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(tmp_path: Path, what: str) 
 
 
 def test_objects_that_many_share_are_counted_once(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path, beside(DOUBLED))  # 45 lists, each twice the last: 2^45 paths
+    path = checkpoint(tmp_path, next_to_weights(DOUBLED))  # 45 lists, each twice the last: 2^45 paths
     assert len(read(path).root["x"]) == 2
     with pytest.raises(ValueError, match="its sizes cannot be read"):
         read_official(str(path))

@@ -42,7 +42,7 @@ def test_every_recipe_is_known_again_in_full_size(name: str) -> None:
     assert said == ["heads, dec_heads, drop_path, order, prefix: as xtra export wrote them with the weights"]
 
 
-def test_the_papers_models_are_known_without_what_export_writes_beside_them() -> None:
+def test_the_papers_models_are_known_without_the_files_that_export_adds() -> None:
     for name in ("b16_in1k", "h14_in21k", "ablation_base", "g14_in21k"):
         config = get(name).model
         assert config_of(as_file(config, ours=False))[0] == replace(config, drop_path=0.0)
@@ -94,7 +94,7 @@ def test_what_the_official_code_does_not_build_is_said(tmp_path: Path) -> None:
         ({"order": "spiral"}, r"model.order is 'spiral'"),
     ],
 )
-def test_a_damaged_config_beside_the_weights_is_named(change: dict[str, object], said: str) -> None:
+def test_a_damaged_config_next_to_the_weights_is_named(change: dict[str, object], said: str) -> None:
     file = as_file(SMALL, ours=True)
     with pytest.raises(ValueError, match=said):
         config_of(replace(file, ours={**file.ours, **change}))

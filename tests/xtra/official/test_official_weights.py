@@ -69,7 +69,7 @@ def lightning(model: Xtra, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deepspeed(model: Xtra, tmp_path: Path) -> Path:
-    """As DeepSpeed stage 0 under Lightning writes it: a folder, half-precision weights, float32 masters beside."""
+    """As DeepSpeed stage 0 under Lightning writes it: a folder, half-precision weights next to float32 masters."""
     folder = tmp_path / "epoch=99-step=629900.ckpt" / "checkpoint"
     folder.mkdir(parents=True)
     module = {f"_forward_module.{name}": w.half() for name, w in state_of(model).items()}

@@ -78,7 +78,7 @@ def test_an_interrupted_probe_goes_on_to_the_same_bits(world: Any, tmp_path: Pat
             assert torch.equal(tensor, theirs.state()[name]), name
 
 
-def test_what_fails_after_training_does_not_cost_it_and_another_encoder_starts_anew(
+def test_what_fails_after_training_does_not_cost_it_and_another_encoder_starts_over(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put_json(str(tmp_path / "a" / "config.json"), {"model": dataclasses.asdict(MODEL), "seed": 3})
@@ -110,7 +110,7 @@ def test_what_fails_after_training_does_not_cost_it_and_another_encoder_starts_a
         dataclasses.replace(config, checkpoint=str(tmp_path / "b")),
         lambda what, done, total: said.append(f"{what} {done}"),
     )
-    assert "train heads 32" in said, "the state is of another encoder"
+    assert "train heads 32" in said, "the state belongs to another encoder"
     assert again.fingerprint != other.fingerprint
 
 

@@ -49,7 +49,7 @@ def expected(world: dict[str, Any], layers: int) -> torch.Tensor:
 @pytest.mark.parametrize("pooling", ["mean", "none"])
 def test_vectors_are_the_encoders_for_every_key(world, tmp_path, layers, pooling):
     out = tmp_path / "vectors"
-    told = xtra.embed(world["run"], world["eval"].dataset, out, layers=layers, pooling=pooling, progress=False, **SMALL)
+    made = xtra.embed(world["run"], world["eval"].dataset, out, layers=layers, pooling=pooling, progress=False, **SMALL)
     table = pq.read_table(out)
     x_BND = expected(world, layers)
     wanted = x_BND.mean(1) if pooling == "mean" else x_BND.flatten(1)
@@ -58,8 +58,8 @@ def test_vectors_are_the_encoders_for_every_key(world, tmp_path, layers, pooling
     assert table["key"].to_pylist() == [sample.key for sample in found]
     assert table["label"].to_pylist() == [sample.label for sample in found]
     assert table.schema.field("vector").type == pa.list_(pa.float32(), wanted.shape[1])
-    assert (told.samples, told.done, told.found, told.parts, told.vector) == (61, 61, 0, 4, wanted.shape[1])
-    assert not told.stopped
+    assert (made.samples, made.done, made.found, made.parts, made.vector) == (61, 61, 0, 4, wanted.shape[1])
+    assert not made.stopped
 
 
 def test_an_encoder_in_memory_gives_the_same_and_stays_as_it_is(world, tmp_path):
@@ -125,8 +125,8 @@ def test_killed_in_the_middle_it_loses_one_part_at_most_and_goes_on_to_the_same(
     assert sum(name.startswith("part") for name in files(tmp_path / "out")) == at // 20
     said: list[int] = []
     config = embedding.Config(world["run"], world["eval"].dataset, str(tmp_path / "out"), **SMALL)
-    told = embedding.run(config, lambda done, total: said.append(done))
-    assert said[0] == told.found == at // 20 * 20
+    made = embedding.run(config, lambda done, total: said.append(done))
+    assert said[0] == made.found == at // 20 * 20
     embedding.run(dataclasses.replace(config, out=str(tmp_path / "whole")))
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
@@ -134,9 +134,9 @@ def test_killed_in_the_middle_it_loses_one_part_at_most_and_goes_on_to_the_same(
 def test_stopped_it_ends_after_a_batch_and_drops_the_part_in_hand(world, tmp_path):
     said: list[int] = []
     config = embedding.Config(world["run"], world["eval"].dataset, str(tmp_path / "out"), **SMALL)
-    told = embedding.run(config, lambda done, total: said.append(done), lambda: said[-1] >= 30)
+    made = embedding.run(config, lambda done, total: said.append(done), lambda: said[-1] >= 30)
     assert said == [0, 10, 20, 30]
-    assert (told.done, told.parts, told.stopped) == (20, 1, True)
+    assert (made.done, made.parts, made.stopped) == (20, 1, True)
 
 
 def test_half_written_parts_of_the_killed_are_no_parts(world, tmp_path):

@@ -73,11 +73,11 @@ class Theirs(nn.Module):
         return b if self.kind == "tokens" else b.mean(1)
 
 
-TOLD = {"image": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}
+SETTINGS = {"image": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}
 
 
-def write_told(file: Path, **told) -> str:
-    file.with_name(file.name + ".json").write_text(json.dumps(told))
+def write_settings(file: Path, **settings) -> str:
+    file.with_name(file.name + ".json").write_text(json.dumps(settings))
     return f"torch:{file}"
 
 
@@ -99,7 +99,7 @@ def exported(tmp_path_factory):
 
 def test_an_exported_program_shows_its_layers_without_its_class_token(exported):
     module, file, _ = exported
-    frozen = open_encoder(write_told(file, **TOLD, prefix=1))
+    frozen = open_encoder(write_settings(file, **SETTINGS, prefix=1))
     assert (frozen.name, frozen.image, frozen.tokens, frozen.width, frozen.depth) == ("torch:any.pt2", 16, 16, 8, 2)
     assert (frozen.mean, frozen.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
     for images in (torch.randn(n, 3, 16, 16) for n in (1, 2, 5)):
@@ -109,7 +109,7 @@ def test_an_exported_program_shows_its_layers_without_its_class_token(exported):
         torch.testing.assert_close(last, wanted[1])
     mark = frozen.fingerprint()
     assert mark == open_encoder(f"torch:{file}").fingerprint()
-    assert mark != open_encoder(write_told(file, **TOLD, prefix=0)).fingerprint(), "it shows other tokens"
+    assert mark != open_encoder(write_settings(file, **SETTINGS, prefix=0)).fingerprint(), "it shows other tokens"
     with pytest.raises(ValueError, match=r"layers is 3; torch:any\.pt2 has 1\.\.2"):
         frozen.layers(images, 3)
     (elsewhere,) = frozen.to("meta").layers(images.to("meta"), 1)  # the one other device that is everywhere
@@ -118,14 +118,14 @@ def test_an_exported_program_shows_its_layers_without_its_class_token(exported):
 
 def test_a_program_for_a_fixed_number_of_images_is_refused(exported):
     with pytest.raises(ValueError, match=r"two\.pt2: does not run on images .*export with a dynamic number"):
-        open_encoder(write_told(exported[2], **TOLD))
+        open_encoder(write_settings(exported[2], **SETTINGS))
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("tokens", 17), ("features", 1)])
 def test_torchscript_gives_tokens_or_features(tmp_path, kind, tokens):
     module, file = Theirs(kind).eval(), tmp_path / "theirs.pt"
     script(module, file)
-    frozen = open_encoder(write_told(file, **TOLD))
+    frozen = open_encoder(write_settings(file, **SETTINGS))
     assert (frozen.tokens, frozen.width, frozen.depth) == (tokens, 8, 1)
     images = torch.randn(3, 3, 16, 16)
     (given,) = frozen.to("cpu").layers(images, 1)
@@ -135,18 +135,18 @@ def test_torchscript_gives_tokens_or_features(tmp_path, kind, tokens):
 def test_a_program_in_training_mode_is_refused(tmp_path):
     script(Theirs("tokens").train(), tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match="export it in eval mode"):
-        open_encoder(write_told(tmp_path / "theirs.pt", **TOLD))
+        open_encoder(write_settings(tmp_path / "theirs.pt", **SETTINGS))
 
 
 def test_images_of_another_size_and_odd_outcomes_are_named(tmp_path):
     script(Theirs("tokens").eval(), file := tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match=r"theirs\.pt: returns \[\(3, 0, 8\)\] for 3 images"):
-        open_encoder(write_told(file, **TOLD, prefix=17))
+        open_encoder(write_settings(file, **SETTINGS, prefix=17))
     script(nn.Conv2d(3, 4, 16), file)
     with pytest.raises(ValueError, match=r"returns \[\(3, 4, 1, 1\)\] for 3 images; it must be \[3, tokens, width\]"):
-        open_encoder(write_told(file, **TOLD))
+        open_encoder(write_settings(file, **SETTINGS))
     with pytest.raises(ValueError, match=r"does not run on images \[3, 3, 8, 8\]"):
-        open_encoder(write_told(file, **TOLD | {"image": 8}))
+        open_encoder(write_settings(file, **SETTINGS | {"image": 8}))
 
 
 def test_pickles_are_refused_unopened(tmp_path):
@@ -169,22 +169,22 @@ def test_pickles_are_refused_unopened(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("settings", "said"),
     [
         ({"image": 16, "mean": [0.5] * 3}, "std is missing"),
-        (TOLD | {"image": "16"}, "image is '16'"),
-        (TOLD | {"std": [1, 0, 1]}, r"std is \[1, 0, 1\]"),
-        (TOLD | {"mean": 0.5}, "mean is 0.5"),
-        (TOLD | {"size": 16}, "size is 16"),
+        (SETTINGS | {"image": "16"}, "image is '16'"),
+        (SETTINGS | {"std": [1, 0, 1]}, r"std is \[1, 0, 1\]"),
+        (SETTINGS | {"mean": 0.5}, "mean is 0.5"),
+        (SETTINGS | {"size": 16}, "size is 16"),
     ],
 )
-def test_what_is_told_beside_a_program_is_checked(tmp_path, told, said):
+def test_the_settings_next_to_a_program_are_checked(tmp_path, settings, said):
     script(nn.Conv2d(3, 4, 16), tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match=rf"theirs\.pt\.json: {said}: give image, mean, std"):
-        open_encoder(write_told(tmp_path / "theirs.pt", **told))
+        open_encoder(write_settings(tmp_path / "theirs.pt", **settings))
 
 
-def test_a_program_with_nothing_beside_it_is_refused(tmp_path):
+def test_a_program_without_settings_is_refused(tmp_path):
     script(nn.Conv2d(3, 4, 16), tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match=r"theirs\.pt\.json: is missing: it describes the encoder's input"):
         open_encoder(f"torch:{tmp_path}/theirs.pt")
@@ -219,7 +219,7 @@ class Vit(nn.Module):
 
 @pytest.fixture
 def timm(monkeypatch):
-    """A stand-in for the package, which imports only with a torchvision built for this torch."""
+    """A fake of the package, which imports only with a torchvision built for this torch."""
     asked = []
 
     def create_model(name, pretrained, num_classes):

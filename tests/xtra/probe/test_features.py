@@ -73,7 +73,7 @@ def test_the_cache_shows_each_image_once_an_epoch_and_each_view_in_turn(world: A
 
 
 def test_the_hold_out_is_independent_of_subsets(tmp_path: Path) -> None:
-    """Both are thresholds on a hash of the key; a 10 % subset must not be the hold-out itself."""
+    """Both are thresholds on a hash of the key; a 10 % subset must not be the validation split itself."""
     full = labelled_set(tmp_path / "a", "a", labels(900))
     part = selection.subset(full, 90)
     whole, _, _ = features.labelled(full, full, 0.1)

@@ -70,7 +70,7 @@ def test_it_goes_on_with_the_views_it_had_to_the_same_bits(config, undisturbed, 
     assert 100 <= rows < 216
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert unneeded_states(config.out) == [], "a sweep leaves it"
-    stopped_at(config, "encode view 2", 40)  # and once more, in the next view
+    stopped_at(config, "encode view 2", 40)  # and again, in the next view
     results, steps = encoded(config)
     first, *rest = steps
     assert first[0] == f"going on at {first[1]} views"

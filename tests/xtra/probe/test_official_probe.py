@@ -88,7 +88,7 @@ def test_encoder_and_head_come_back_to_the_bit(tmp_path, kind, head):
     assert "classifier" not in said.split("head: ")[1]
 
 
-def test_what_the_file_does_not_tell_is_assumed_and_reported(tmp_path):
+def test_what_the_file_does_not_say_is_assumed_and_reported(tmp_path):
     deep = replace(CONFIG, depth=6, mlp_ratio=3.0)
     with pytest.raises(ValueError, match=r"last\.ckpt: no model of these sizes is known"):
         read_probe(save(tmp_path, attentive(), None, deep))

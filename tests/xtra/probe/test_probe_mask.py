@@ -42,7 +42,7 @@ def test_a_mask_that_is_asked_for_is_the_one_that_is_read() -> None:
     assert len({*marks}) == 3
 
 
-def test_results_under_another_mask_lie_beside_the_others(world: Any, tmp_path: Path) -> None:
+def test_results_under_another_mask_are_kept_next_to_the_others(world: Any, tmp_path: Path) -> None:
     own = dataclasses.replace(world["config"], heads=("knn",), out=str(tmp_path))
     other = dataclasses.replace(own, mask="none", pixels=True, epochs=1)
     (first,), (pixels, second) = probe.run(own), probe.run(other)
@@ -78,7 +78,7 @@ def test_states_of_older_builds_are_still_those_of_the_same_probe(world: Any) ->
 
 
 def test_a_mask_is_refused_where_there_is_no_other(world: Any) -> None:
-    with pytest.raises(ValueError, match="mask is none, but timm:vit takes none: leave it out"):
+    with pytest.raises(ValueError, match="mask is none, but timm:vit takes no mask: leave it out"):
         dataclasses.replace(world["config"], encoder="timm:vit", mask="none")
     with pytest.raises(ValueError, match="an official probe was trained with its own"):
         probe.run(dataclasses.replace(world["config"], train="", mask="causal"))

@@ -1,4 +1,4 @@
-"""The state of an interrupted probe: damage is told and costs the state alone, and two probes leave each other's."""
+"""The state of an interrupted probe: damage is reported and costs only the state, and two probes do not interfere."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", sorted(DAMAGE))
-def test_a_damaged_state_is_told_kept_aside_and_the_probe_begins_again(what: str, folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_is_reported_kept_and_the_probe_begins_again(what: str, folder: Path, tmp_path: Path) -> None:
     DAMAGE[what](folder)
     head, unfinished = OneHead(1.0), begun(tmp_path)
-    with pytest.warns(UserWarning, match=r"state.json: cannot be resumed \(.*begins again") as told:
+    with pytest.warns(UserWarning, match=r"state.json: cannot be resumed \(.*begins again") as caught:
         assert unfinished.load([head]) is None  # type: ignore[list-item]
-    assert "\n" not in str(told[0].message)
+    assert "\n" not in str(caught[0].message)
     assert head.weight.eq(1).all(), "no half of it was taken"
     assert sorted(path.name for path in folder.iterdir() if path.suffix == ".json") == ["state-damaged.json"]
     unfinished.save([head], POSITION)  # type: ignore[list-item]

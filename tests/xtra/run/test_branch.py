@@ -100,7 +100,7 @@ def test_a_trunk_may_grow_and_no_other_run_may(data, tmp_path):
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="branch is of runs that decay a constant rate"):
+    with pytest.raises(ValueError, match="branch needs a constant rate that decays"):
         config("d", "o", branch="trunk")
     with pytest.raises(ValueError, match="keep_at has 15; each must be a multiple of the batch, which is 10"):
         config("d", "o", keep_at=(10, 15))

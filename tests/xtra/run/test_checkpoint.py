@@ -179,7 +179,7 @@ def test_the_first_tensor_that_does_not_fit_is_named_with_both_shapes(trained):
     deeper = build(replace(CONFIG, depth=3), 0)
     with pytest.raises(ValueError, match=r"has encoder\.blocks\.2\.norm1\.weight \[64\], the file does not"):
         checkpoint.load(url, deeper)
-    with pytest.raises(ValueError, match=r"lacks heads\.1\.fc1\.weight, the file has it \[128, 256\]"):
+    with pytest.raises(ValueError, match=r"has no heads\.1\.fc1\.weight, the file has it \[128, 256\]"):
         checkpoint.load(url, build(replace(CONFIG, predict=1), 0))
 
 
@@ -236,7 +236,7 @@ def test_importing_the_package_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=str(ROOT)).returncode == 0
 
 
-def test_prune_keeps_the_newest_and_sweeps_what_lies_before(trained):
+def test_prune_keeps_the_newest_and_removes_older_ones(trained):
     run, model, optimizer = trained
     for samples in (256, 384, 512):
         checkpoint.save(run, 3, samples, model, optimizer, STATE)

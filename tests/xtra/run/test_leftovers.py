@@ -73,7 +73,7 @@ def test_what_is_damaged_or_being_written_or_another_attempts_stays(data, tmp_pa
         fcntl.flock(file, fcntl.LOCK_EX)
         remove_leftovers(Attempt(str(run), 1), 2, 0)
         assert held.exists()
-    assert aside.exists(), "beside a checkpoint that was set aside"
+    assert aside.exists(), "next to a checkpoint that was set aside"
     store.put_json(f"{run}/attempts/000002.json", {"attempt": 2})
     remove_leftovers(Attempt(str(run), 1), 1, 0)
     assert checkpoint.committed(str(run)) == [30, 60], "a later attempt has taken over"

@@ -220,8 +220,8 @@ def test_suspects_are_judged_once_and_the_verdict_stays(tmp_path: Path, monkeypa
     assert attempt(3, die=False).suspects == {0, 1, 2, 3}
     settled = attempt(4)
     assert settled == Known({2: "kills its decoder (SIGBUS)"}, frozenset({1}), frozenset({0, 3}), frozenset())
-    told = store.read_json(store.join(run, "killers", "judged", "000000000002-000003.json"))
-    assert (told["shard"], told["key"], told["verdict"]) == ("tar 0", "k2", "bad")
+    record = store.read_json(store.join(run, "killers", "judged", "000000000002-000003.json"))
+    assert (record["shard"], record["key"], record["verdict"]) == ("tar 0", "k2", "bad")
     attempt(5)
     assert attempt(6, die=False).suspects == {0, 3}  # two more attempts died at them
     assert attempt(7, die=False).careful == {0, 1, 3}

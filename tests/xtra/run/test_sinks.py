@@ -1,6 +1,6 @@
 """Sinks: every row goes to each of them once, under its samples seen; one that fails is left out, a missing one named.
 
-The libraries are stand-ins here, but in the last tests, which run where the real ones are installed.
+The libraries are fakes here, except in the last tests, which run where the real ones are installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xtra.run.steps import Steps
 
 @pytest.fixture
 def libraries(monkeypatch) -> list[tuple]:
-    """Stand-ins for the three libraries, which write down how they are called."""
+    """Fakes of the three libraries, which record their calls."""
     calls: list[tuple] = []
 
     def note(name):
@@ -38,7 +38,7 @@ def libraries(monkeypatch) -> list[tuple]:
     return calls
 
 
-def test_a_run_tells_every_sink_every_row_and_closes_them(tmp_path, libraries):
+def test_a_run_sends_every_row_to_every_sink_and_closes_them(tmp_path, libraries):
     data = make_dataset(tmp_path / "data", [40]).dataset
     out = tmp_path / "run"
     train.run(config(data, out, samples=30, sinks=("tensorboard", "mlflow", "wandb")))
@@ -83,7 +83,7 @@ def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(tmp_path, libraries, 
     assert [event["sink"] for event in events if event["event"] == "sink lost"] == ["mlflow"]
 
 
-def test_a_continued_run_says_what_a_sink_lacks(tmp_path, libraries, monkeypatch):
+def test_a_continued_run_says_what_a_sink_misses(tmp_path, libraries, monkeypatch):
     data = make_dataset(tmp_path / "data", [40]).dataset
     settings = config(data, tmp_path / "run", samples=30, sinks=("mlflow", "wandb"))
     with monkeypatch.context() as patch:

@@ -1,7 +1,7 @@
-"""The one rate limiter of all workers of an ingest, in a process of its own, and a worker's side of it.
+"""The rate limiter of all workers of an ingest, in a process of its own, and a worker's client of it.
 
-A settlement names only what changed since the last one that was answered, and is answered likewise. How long a worker
-waits until the next is up to the limiter: a quarter of a second, and more where many workers keep it busy.
+A settlement contains only changes since the last answered one, and so does its answer. The limiter says how long a
+worker waits until the next: a quarter of a second, or more when many workers keep it busy.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from ingest.http import Demand, Grant, Limiter
 
 LEAST, MOST = 0.25, 2.0  # seconds between the settlements of a worker
-BUSY, IDLE = 0.3, 0.15  # of a core: above the one they become rarer, below the other more frequent
-WINDOW = 1.0  # seconds over which that is looked at
-SAME = 0.5  # seconds by which the end of a pause may seem to move
+BUSY, IDLE = 0.3, 0.15  # load of a core above which settlements become rarer, and below which more frequent
+WINDOW = 1.0  # seconds over which the load is measured
+SAME = 0.5  # seconds by which the end of a pause may differ and still count as equal
 
 
 class Leases:
-    """A worker's side: asks without waiting, and goes by the last answer."""
+    """A worker's client: asks without waiting, and uses the last answer."""
 
-    def __init__(self, book: Any, who: str) -> None:
-        self._book, self._who = book, who
+    def __init__(self, limiter: Any, who: str) -> None:
+        self._limiter, self._who = limiter, who
         self._asked: Any = None
-        self._serial = 0  # of settlements since all was said; 0: all is to be said
+        self._serial = 0  # settlements since the last full one; 0: the next is full
         self._said: dict[str, Demand] = {}
         self._granted: dict[str, Grant] = {}
         self._next = 0.0
@@ -34,13 +34,13 @@ class Leases:
         import ray
 
         if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-            # If the limiter's process died, Ray starts another, and each worker says all it does again.
+            # If the limiter's process died, Ray starts another, and each worker sends its full state again.
             answer = None
             with suppress(ray.exceptions.RayError):
                 answer = ray.get(self._asked)
             self._asked = None
             self._hear(answer)
-        # What has just been given back must not come from an old answer should it be wanted before the next one.
+        # A grant that was just given back must not be reused from an old answer.
         self._granted = {host: grant for host, grant in self._granted.items() if host in demands}
         if self._asked is None and time.monotonic() >= self._next:
             self._ask(demands)
@@ -57,10 +57,10 @@ class Leases:
         dropped = [host for host in self._said if host not in demands]
         self._said = {host: changed.get(host) or self._said[host] for host in demands}
         wire = [(host, *_fields(demand)) for host, demand in changed.items()]
-        self._asked = self._book.settle.remote(self._who, self._serial, wire, dropped)
+        self._asked = self._limiter.settle.remote(self._who, self._serial, wire, dropped)
 
     def _hear(self, answer: tuple[float, list[tuple[Any, ...]]] | None) -> None:
-        if answer is None:  # it died, or does not remember what was said before
+        if answer is None:  # it died, or does not know the earlier settlements
             self._serial, self._next = 0, 0.0
             return
         interval, grants = answer
@@ -69,8 +69,8 @@ class Leases:
         self._granted |= {host: Grant(*grant) for host, *grant in grants if host in self._said}
 
 
-class Book:
-    """The actor that keeps the limiter."""
+class RateLimiter:
+    """The actor that owns the `Limiter`."""
 
     def __init__(self, per_host: int, rate: float) -> None:
         self._limiter = Limiter(per_host, rate)
@@ -82,7 +82,7 @@ class Book:
         self, who: str, serial: int, changed: list[tuple[Any, ...]], dropped: list[str]
     ) -> tuple[float, list[tuple[Any, ...]]] | None:
         """The seconds until the next settlement, and the shares that changed. `serial` counts the settlements since the
-        process said all it does (0: it does now). None: it must do so, as what it said before is not known here."""
+        worker's last full one (0: this is full). None: the worker must send a full one; earlier ones are unknown."""
         demands = {host: Demand(*demand) for host, *demand in changed}
         if serial == 0:
             grants = self._limiter.settle(who, demands, time.time())
@@ -98,7 +98,7 @@ class Book:
         self._serials.pop(who, None)
 
     def cpu_seconds(self) -> float:
-        """Of this process so far."""
+        """CPU seconds of this process so far."""
         return time.process_time()
 
     def _pace(self) -> float:
@@ -115,12 +115,12 @@ class Book:
 
 
 def _fields(record: Demand | Grant) -> tuple[Any, ...]:
-    """In order: between processes, tuples cost a third of what objects do."""
+    """The fields in order: between processes, tuples cost a third of what objects do."""
     return tuple(getattr(record, name) for name in record.__slots__)
 
 
 def _same(one: Demand, other: Demand) -> bool:
-    """Equal but for the clock's rounding of a pause."""
+    """Whether they are equal, up to rounding of a pause's end."""
     return (
         (one.transfers, one.active, one.alone) == (other.transfers, other.active, other.alone)
         and abs(one.paused_until - other.paused_until) < SAME

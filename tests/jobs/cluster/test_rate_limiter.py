@@ -1,4 +1,4 @@
-"""The limiter between workers: saying only what changed comes to the same as saying all, and keeps its load low."""
+"""The rate limiter of all workers: sending only changes gives the same shares as sending all, at a low load."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import ray
 
 from ingest.http import Demand, Limiter
-from jobs.cluster.book import Book, Leases
+from jobs.cluster.rate_limiter import Leases, RateLimiter
 
 DIED = ray.exceptions.RayActorError()
 
 
 class Wire:
-    """A book that is called at once; `down` makes it answer as a dead one does."""
+    """A rate limiter that is called directly; `down` makes it answer like a dead actor."""
 
     def __init__(self, per_host: int = 4) -> None:
         self.per_host, self.down, self.sizes, self.seconds = per_host, False, list[int](), 0.0
@@ -25,14 +25,14 @@ class Wire:
         self.settle = SimpleNamespace(remote=self._settle)
 
     def restart(self) -> None:
-        self.book = Book(self.per_host, 0.0)
+        self.limiter = RateLimiter(self.per_host, 0.0)
 
     def _settle(self, *words: Any) -> list[Any]:
         if self.down:
             return [DIED]
         self.sizes.append(len(words[2]))
         began = time.thread_time()
-        answer = self.book.settle(*words)
+        answer = self.limiter.settle(*words)
         self.seconds += time.thread_time() - began
         return [answer]
 
@@ -49,10 +49,10 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Book, "_pace", lambda book: 0.0)
+    monkeypatch.setattr(RateLimiter, "_pace", lambda limiter: 0.0)
 
 
-def test_only_what_changed_is_said_and_the_shares_are_those_of_saying_all(monkeypatch):
+def test_sending_only_changes_gives_the_same_shares_as_sending_all(monkeypatch):
     at_every_call(monkeypatch)
     rng, wire, whole = random.Random(3), Wire(), Limiter(4)
     workers = {who: Leases(wire, who) for who in "abc"}
@@ -62,7 +62,7 @@ def test_only_what_changed_is_said_and_the_shares_are_those_of_saying_all(monkey
         who = rng.choice("abc")
         wants[who][f"h{rng.randrange(50)}"] = Demand(rng.randrange(5))
         wants[who].pop(f"h{rng.randrange(50)}", None)
-        granted = workers[who].settle(wants[who])  # of the settlement before
+        granted = workers[who].settle(wants[who])  # from the previous settlement
         assert {h: g.transfers for h, g in granted.items()} == {
             host: grant.transfers for host, grant in expected[who].items() if host in wants[who]
         }
@@ -70,7 +70,7 @@ def test_only_what_changed_is_said_and_the_shares_are_those_of_saying_all(monkey
     assert sum(wire.sizes) < 200 * 50 / 8
 
 
-def test_after_its_death_all_is_said_again(monkeypatch):
+def test_after_its_death_everything_is_sent_again(monkeypatch):
     at_every_call(monkeypatch)
     wire = Wire()
     worker, demands = Leases(wire, "a"), {f"h{n}": Demand(2) for n in range(5)}
@@ -81,10 +81,10 @@ def test_after_its_death_all_is_said_again(monkeypatch):
     worker.settle(demands)
     wire.down = False
     wire.restart()
-    worker.settle(demands)  # hears of the death
+    worker.settle(demands)  # notices the death
     worker.settle(demands)
     assert wire.sizes[-2:] == [5, 0]
-    wire.restart()  # this time nobody told: the serial is not known
+    wire.restart()  # this time without an error: the serial is unknown
     for _ in range(3):
         assert {host: grant.transfers for host, grant in worker.settle(demands).items()} == dict.fromkeys(demands, 2)
     assert wire.sizes[-3:] == [0, 5, 0]
@@ -107,8 +107,8 @@ def test_64_workers_keep_it_below_half_a_core(shared):
                 wants[n][host] = Demand(rng.randrange(1, 5), active=active)
             worker.settle(wants[n])
         if passed < seconds / 2:
-            spent = wire.seconds  # of the first half, in which all is said and the interval is found
+            spent = wire.seconds  # in the first half, in which everything is sent and the interval is found
         time.sleep(max(0.0, 0.25 - (time.monotonic() - began - passed)))
     load = (wire.seconds - spent) / (seconds / 2)
-    print(f"shared={shared}: {load:.2f} of a core, interval {wire.book._interval:.2f} s")
+    print(f"shared={shared}: {load:.2f} of a core, interval {wire.limiter._interval:.2f} s")
     assert load < 0.5
