@@ -73,7 +73,7 @@ def test_values_without_sense_are_refused(value: str) -> None:
         '{"at": 1, "kin',
     ],
 )
-def test_a_damaged_events_part_is_a_line_of_the_page(tmp_path: Path, line: str) -> None:
+def test_a_damaged_log_segment_is_a_line_of_the_page(tmp_path: Path, line: str) -> None:
     made = str(wrong_json.make_dataset(tmp_path))
     good = '{"at": 1.5, "kind": "host", "about": "a.example", "detail": "paused", "newer": 1}'
     store.put(f"{made}/events/20260101T000000-a-1-000000.jsonl", f"{good}\n{line}\n".encode())

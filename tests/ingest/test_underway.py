@@ -104,7 +104,7 @@ def test_events_of_clocks_that_differ_are_written_in_order(tmp_path: Path) -> No
     log = EventLog(str(tmp_path), every=1000)
     for part in ([5.0, 3.0, 4.0], [2.0, 9.0]):
         for at in part:
-            log.tell(Event(at, "unit", str(at), ""))
+            log.record(Event(at, "unit", str(at), ""))
         log.flush()
     log.close()
     found = [(event.at, event.about) for event in read_events(str(tmp_path))]
