@@ -214,7 +214,7 @@ class Crawl:
     # --- what an earlier run had fetched ---
 
     def _take_up(self, unit: OpenUnit) -> Iterator[None]:
-        """Judge the answers that earlier runs had for a unit; a None now and then, so that the fetcher gets its turn."""
+        """Judge the answers of earlier runs for a unit; a None now and then, so that the fetcher gets its turn."""
         links, until = {same[0].row: same[0] for same in unit.links}, time.monotonic() + TICK
         for left in self._scratch.take(f"unit-{unit_name(unit.number)}"):
             for fetched in journal.replay(left, unit.binding, links, self._planned_at()):

@@ -113,7 +113,7 @@ def test_rules_of_a_manifest_stay_in_their_folder(tmp_path: Path) -> None:
     head = json.loads(store.read(url))
     head["rules"]["file"] = "../dataset.json"
     store.put_json(url, head)
-    with pytest.raises(ValueError, match="its rules lie outside of manifests/"):
+    with pytest.raises(ValueError, match="its rules are outside manifests/"):
         manifest.read_manifest(made)
 
 
