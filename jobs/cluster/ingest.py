@@ -26,7 +26,7 @@ from ingest.record import Event
 from ingest.run import Work
 from ingest.scratch import scratch_folder
 from ingest.sealing import SEALING
-from jobs.cluster.book import Book, Leases
+from jobs.cluster.rate_limiter import Leases, RateLimiter
 from jobs.cluster.wanted import HeadLost, TryLater, Workers
 from shards.dataset import Commit
 from shards.pixels import leave_no_core
@@ -61,7 +61,7 @@ class News:
 class Ingester:
     """The actor. The class has this name because processes of actors are listed by it."""
 
-    def __init__(self, config: Config, largest: int, name: str, book: Any) -> None:
+    def __init__(self, config: Config, largest: int, name: str, limiter: Any) -> None:
         import ray
 
         leave_no_core()
@@ -75,7 +75,7 @@ class Ingester:
         self._bug: str | None = None
         self._stop = threading.Event()
         self._news = threading.Condition()
-        leases = Leases(book, name)
+        leases = Leases(limiter, name)
         threading.Thread(target=self._live, args=(config, largest, leases), name="crawl", daemon=True).start()
 
     def talk(self, units: Sequence[Assignment], stop: bool, leave: bool = False) -> News:
@@ -192,8 +192,8 @@ class _Driver:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        book = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Book)
-        self._book = book.remote(fetch.per_host, fetch.rate)
+        limiter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(RateLimiter)
+        self._limiter = limiter.remote(fetch.per_host, fetch.rate)
         self._seats: dict[Any, _Seat] = {}  # by the reference of the turn that is under way
         for _ in range(workers.most):
             self._hire()
@@ -254,7 +254,7 @@ class _Driver:
             yield from self.turn(stop=True)
 
     def close(self) -> None:
-        for actor in [*(seat.actor for seat in self._seats.values()), self._book]:
+        for actor in [*(seat.actor for seat in self._seats.values()), self._limiter]:
             self._ray.kill(actor)
 
     def _hire(self) -> None:
@@ -263,7 +263,7 @@ class _Driver:
         actor = self._ray.remote(
             num_cpus=1, memory=WORKER_BYTES, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )(Ingester)
-        self._talk(_Seat(actor.remote(self._work.config, self._work.largest, name, self._book), name))
+        self._talk(_Seat(actor.remote(self._work.config, self._work.largest, name, self._limiter), name))
 
     def _talk(self, seat: _Seat, stop: bool = False) -> None:
         units = []
@@ -296,7 +296,7 @@ class _Driver:
 
     def _part(self, seat: _Seat) -> None:
         self._gone = Underway(fetched_bytes=self._gone.fetched_bytes + seat.underway.fetched_bytes)
-        self._book.forget.remote(seat.name)
+        self._limiter.forget.remote(seat.name)
         self._ray.kill(seat.actor)  # one that was lost may only have been out of reach
 
     def _lose(self, seat: _Seat, error: Exception, replace: bool) -> None:

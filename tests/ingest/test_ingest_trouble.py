@@ -87,8 +87,8 @@ ImageFile.ImageFile.load = holed
 
 @pytest.mark.slow
 def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, tmp_path: Path) -> None:
-    origin.files["killer"] = picture("killer", "gif") + b"SEGV"
-    paths = [*(f"/ok/{n}.jpg" for n in range(14)), "/file/killer", "/ok/x.gif"]
+    origin.files["poison"] = picture("poison", "gif") + b"SEGV"
+    paths = [*(f"/ok/{n}.jpg" for n in range(14)), "/file/poison", "/ok/x.gif"]
     urls, out, scratch = write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), tmp_path / "scratch"
     (tmp_path / "killed.py").write_text(KILLED)
     (tmp_path / "sitecustomize.py").write_text(HOLE)
@@ -98,7 +98,7 @@ def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, t
     assert first.returncode == -signal.SIGSEGV
     subprocess.run(words, env=environment, timeout=60, check=True)
     found = {path: (row["reason"], row["detail"]) for path, row in zip(paths, rows_of(out))}
-    assert found.pop("/file/killer") == ("undecodable", "kills its decoder (SIGSEGV)")
+    assert found.pop("/file/poison") == ("undecodable", "kills its decoder (SIGSEGV)")
     assert set(found.values()) == {("kept", "")}
     (killed,) = [event for event in read_events(out) if event.kind == "killed"]
     assert (killed.about, killed.detail) == ("n00000000_14 of unit 1", "kills its decoder (SIGSEGV)")

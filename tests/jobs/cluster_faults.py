@@ -308,7 +308,7 @@ def ingest(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
 
         with command(cluster, "set", *words) as first:
             start = first.until(lambda: done() >= 2) - first.began
-            os.kill(actor(cluster, "Book"), signal.SIGKILL)
+            os.kill(actor(cluster, "RateLimiter"), signal.SIGKILL)
             first.until(lambda: done() >= 6)
             workers = [node for node in cluster.nodes[1:] if pids_of(node, "ray::Ingester")]
             with standing_still(origin.pid):

@@ -22,8 +22,8 @@ SAME = 0.5  # seconds by which the end of a pause may seem to move
 class Leases:
     """A worker's side: asks without waiting, and goes by the last answer."""
 
-    def __init__(self, book: Any, who: str) -> None:
-        self._book, self._who = book, who
+    def __init__(self, limiter: Any, who: str) -> None:
+        self._limiter, self._who = limiter, who
         self._asked: Any = None
         self._serial = 0  # of settlements since all was said; 0: all is to be said
         self._said: dict[str, Demand] = {}
@@ -57,7 +57,7 @@ class Leases:
         dropped = [host for host in self._said if host not in demands]
         self._said = {host: changed.get(host) or self._said[host] for host in demands}
         wire = [(host, *_fields(demand)) for host, demand in changed.items()]
-        self._asked = self._book.settle.remote(self._who, self._serial, wire, dropped)
+        self._asked = self._limiter.settle.remote(self._who, self._serial, wire, dropped)
 
     def _hear(self, answer: tuple[float, list[tuple[Any, ...]]] | None) -> None:
         if answer is None:  # it died, or does not remember what was said before
@@ -69,7 +69,7 @@ class Leases:
         self._granted |= {host: Grant(*grant) for host, *grant in grants if host in self._said}
 
 
-class Book:
+class RateLimiter:
     """The actor that keeps the limiter."""
 
     def __init__(self, per_host: int, rate: float) -> None:

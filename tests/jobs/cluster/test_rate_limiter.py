@@ -11,13 +11,13 @@ import pytest
 import ray
 
 from ingest.http import Demand, Limiter
-from jobs.cluster.book import Book, Leases
+from jobs.cluster.rate_limiter import Leases, RateLimiter
 
 DIED = ray.exceptions.RayActorError()
 
 
 class Wire:
-    """A book that is called at once; `down` makes it answer as a dead one does."""
+    """A rate limiter that is called at once; `down` makes it answer as a dead one does."""
 
     def __init__(self, per_host: int = 4) -> None:
         self.per_host, self.down, self.sizes, self.seconds = per_host, False, list[int](), 0.0
@@ -25,14 +25,14 @@ class Wire:
         self.settle = SimpleNamespace(remote=self._settle)
 
     def restart(self) -> None:
-        self.book = Book(self.per_host, 0.0)
+        self.limiter = RateLimiter(self.per_host, 0.0)
 
     def _settle(self, *words: Any) -> list[Any]:
         if self.down:
             return [DIED]
         self.sizes.append(len(words[2]))
         began = time.thread_time()
-        answer = self.book.settle(*words)
+        answer = self.limiter.settle(*words)
         self.seconds += time.thread_time() - began
         return [answer]
 
@@ -49,7 +49,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Book, "_pace", lambda book: 0.0)
+    monkeypatch.setattr(RateLimiter, "_pace", lambda limiter: 0.0)
 
 
 def test_only_what_changed_is_said_and_the_shares_are_those_of_saying_all(monkeypatch):
@@ -110,5 +110,5 @@ def test_64_workers_keep_it_below_half_a_core(shared):
             spent = wire.seconds  # of the first half, in which all is said and the interval is found
         time.sleep(max(0.0, 0.25 - (time.monotonic() - began - passed)))
     load = (wire.seconds - spent) / (seconds / 2)
-    print(f"shared={shared}: {load:.2f} of a core, interval {wire.book._interval:.2f} s")
+    print(f"shared={shared}: {load:.2f} of a core, interval {wire.limiter._interval:.2f} s")
     assert load < 0.5
