@@ -41,17 +41,17 @@ def by_url(links: Sequence[Link]) -> list[list[Link]]:
 
 
 def with_all(entries: list[Link | BadLine]) -> list[Link | BadLine]:
-    """The entries; the first link of each URL also says what the others of that URL do."""
+    """The entries; the first link of each URL also has the others' keys, labels and columns."""
     if len({entry.url for entry in entries}) == len(entries):
         return entries
     firsts = {
-        same[0].row: replace(same[0], also=f"[{', '.join(map(_said, same[1:]))}]")
+        same[0].row: replace(same[0], also=f"[{', '.join(map(_as_json, same[1:]))}]")
         for same in by_url([entry for entry in entries if isinstance(entry, Link)])
         if len(same) > 1
     }
     return [firsts.get(entry.row, entry) for entry in entries] if firsts else entries
 
 
-def _said(link: Link) -> str:
+def _as_json(link: Link) -> str:
     columns = f'"columns": {link.columns}, ' if link.columns else ""
     return f'{{{columns}"key": "{link.key}", "labels": {json.dumps(link.labels)}}}'

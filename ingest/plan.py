@@ -294,7 +294,7 @@ def host_names(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def need_contact(config: Config, links: int) -> None:
-    """Raises ValueError when so many links need a contact and there is none."""
+    """Raises ValueError if so many links need a contact that is not set."""
     if links > CONTACT_FROM and not config.fetch.contact:
         raise ValueError(
             f"{config.urls or config.out}: fetches more than {CONTACT_FROM} links without a contact: "

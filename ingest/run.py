@@ -135,7 +135,7 @@ def run(
 
 def _report(p: Progress, beats: Beats, progress: Callable[[Progress], None] | None) -> None:
     """Show the progress to the caller and to `xtra status`."""
-    beats.say(
+    beats.update(
         here(
             links=p.links,
             done=p.done,
@@ -177,7 +177,9 @@ def _version(config: Config, planned: plan.Plan, tally: Tally) -> manifest.Manif
     made = manifest.make_version(config.out, "ingest" if planned.units == planned.info.units else "retry")
     if made.rules is None and made.kept:
         scratch = Path(config.scratch) if config.scratch else None
-        made = select(made, config.select, scratch, lambda what, n, of: tally.say(f"selecting: {n:,} of {of:,} {what}"))
+        made = select(
+            made, config.select, scratch, lambda what, n, of: tally.remark(f"selecting: {n:,} of {of:,} {what}")
+        )
     assert made.links == planned.links, f"{made.links} links in the version, {planned.links} in the plan"
     assert tally.kept + tally.reasons.total() == planned.links
     if len(made.shards) == planned.units:  # else it also has units of a retry that another driver has begun since
@@ -242,7 +244,7 @@ class Tally:
         self.fetched_bytes = max(self.fetched_bytes, sum(worker.fetched_bytes for worker in self._under))
         self.report()
 
-    def say(self, note: str) -> None:
+    def remark(self, note: str) -> None:
         """A remark on the work after the last unit."""
         self._note = note
         self.report()

@@ -386,20 +386,20 @@ def _load(dataset: str, digest: str) -> Manifest:
 
 def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
     """The manifest in its two objects. Raises StoreError, AssertionError or TypeError if they are damaged."""
-    said = typed_json.checked(Head, head, f"{dataset}: a manifest")
-    assert not said.rules or "/" not in said.rules.file, "its rules are outside manifests/"
+    fields = typed_json.checked(Head, head, f"{dataset}: a manifest")
+    assert not fields.rules or "/" not in fields.rules.file, "its rules are outside manifests/"
     return Manifest(
         dataset=dataset,
-        list_name=said.list_name,
-        list_sha256=said.list_sha256,
+        list_name=fields.list_name,
+        list_sha256=fields.list_sha256,
         shards=tuple(map(_checked, map(Shard, *(table[name].to_pylist() for name in _FIELDS)))),
-        links=said.links,
-        kept=said.kept,
-        reasons=said.reasons,
-        deselected=said.deselected,
-        subset=said.subset,
-        classes=said.classes,
-        rules=said.rules,
+        links=fields.links,
+        kept=fields.kept,
+        reasons=fields.reasons,
+        deselected=fields.deselected,
+        subset=fields.subset,
+        classes=fields.classes,
+        rules=fields.rules,
     )
 
 

@@ -292,7 +292,7 @@ class Entry:
 
     name: str
     bytes: int
-    modified: float  # seconds since 1970, by the store's clock; infinity where the store does not say
+    modified: float  # seconds since 1970, by the store's clock; infinity if the store does not give it
 
 
 def entries(url: str) -> list[Entry]:

@@ -1,7 +1,7 @@
 """Is the network down, or are the links dead?
 
 A list of 2011 has thousands of dead names in a row, so that failures alone prove nothing. The network is *suspected*
-when nobody has answered for a while and, in that time, hosts failed that had answered before (or very many hosts).
+when nobody has answered for a while and, in that time, hosts failed that had answered before (or very many did).
 It is then *asked*: an origin that answered not long ago is asked again; any answer clears it. Only when these
 fail too is the network *out*. Failures without an answer since the last sign of life then count against no link.
 
@@ -87,7 +87,7 @@ class Network:
         return good[-1 - (self.probed - 1) % len(good)] if good else ""
 
     def probe_failed(self, now: float) -> bool:
-        """A probe found nobody. Returns whether the network now counts as out, and did not before."""
+        """A probe had no answer. Returns whether the network now counts as out, and did not before."""
         self.unanswered += 1
         if self.out_since or not self.suspected or self.unanswered < (len(self.good) or COLD):
             return False

@@ -91,7 +91,7 @@ def _reason(slot: Slot, error: int, message: str) -> tuple[Reason | None, str]:
 
 
 def _redirect(slot: Slot) -> str | None:
-    """Where a transfer with a 3xx status leads, as a URL; None when it does not say."""
+    """Where a transfer with a 3xx status leads, as a URL; None if it does not."""
     target = slot.curl.getinfo_raw(pycurl.REDIRECT_URL)
     return quote(target.decode("utf-8", "surrogateescape")) if target else None
 

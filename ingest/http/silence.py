@@ -67,7 +67,7 @@ class Silence:
         if network.out_since and now - network.out_since > network.limit:
             raise ValueError(
                 f"no network since {clock(network.out_since)}, for {now - network.out_since:.0f} s: "
-                "rerun the same command to go on (--fetch.outage-limit says how long to wait; 0: trust every failure)"
+                "rerun the same command to go on (--fetch.outage-limit sets how long to wait; 0: trust every failure)"
             )
         if not network.suspected:
             alone = len(self.links) == held and not network.evidence

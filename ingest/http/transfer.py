@@ -182,8 +182,8 @@ class Slot:
             self.status = int(words[1])
             self.encoding = ""
         elif line[:17].lower() == b"content-encoding:":
-            said = line[17:].decode("latin-1").strip()
-            self.encoding = f"{self.encoding}, {said}" if self.encoding else said
+            value = line[17:].decode("latin-1").strip()
+            self.encoding = f"{self.encoding}, {value}" if self.encoding else value
         elif line[:11].lower() == b"set-cookie:" and 300 <= self.status < 400:
             task = self.task
             assert task is not None

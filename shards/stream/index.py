@@ -59,7 +59,7 @@ def read_index(manifest: Manifest, shard: int, cache: DiskCache | None = None) -
     table = selected_index(manifest, shard, _COLUMNS).select(_COLUMNS)
     if len(table) != manifest.shards[shard].selected:
         raise store.StoreError(
-            f"{manifest.shards[shard].index}: selects {len(table)} samples, its manifest says "
+            f"{manifest.shards[shard].index}: selects {len(table)} samples, its manifest has "
             f"{manifest.shards[shard].selected}: run xtra check {manifest.dataset}"
         )
     _require_places(table, manifest, shard)

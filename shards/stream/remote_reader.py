@@ -209,7 +209,7 @@ class RemoteReader(Reader):
             list(self._pool.map(lambda one: self._read_alone(*one), missing))
         self._clock = stop or self._clock + len(place)
         if not self._keep:
-            self._evict(len(self._slab.memory_NK), self._passed)  # so that memory is what is useful, not all there is
+            self._evict(len(self._slab.memory_NK), self._passed)  # keep only what is still useful
         return batch
 
     def _take(self, name: _Name, number: int, buffer: np.ndarray, at: int) -> bool:

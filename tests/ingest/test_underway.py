@@ -62,7 +62,7 @@ def test_the_last_words_of_a_killed_run_are_called_so_and_go_with_the_next_or_a_
     os.utime(left, (old, old))
     assert sweep.run(sweep.Config(str(tmp_path), dry_run=True)).objects == (f"{FOLDER}/x.json",)
     with Beats(str(tmp_path)) as beats:
-        beats.say(here())
+        beats.update(here())
         wait_for(lambda: [b.process for b in read_beats(str(tmp_path))] == [os.getpid()])
 
 
@@ -75,7 +75,7 @@ def test_a_store_that_takes_nothing_stops_no_ingest(monkeypatch, tmp_path: Path)
 
     monkeypatch.setattr(store, "put_json", full)
     with Beats(str(tmp_path)) as beats:
-        beats.say(here())
+        beats.update(here())
         wait_for(lambda: bool(tried))
     assert read_beats(str(tmp_path)) == []
 

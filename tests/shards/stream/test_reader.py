@@ -124,7 +124,7 @@ def test_buffers_are_reused_once_released_and_not_while_an_array_holds_them(tmp_
 
 
 class Lengths:
-    """An index whose samples lie with these gaps between them."""
+    """An index whose samples have these gaps between them."""
 
     def __init__(self, length, gaps):
         self.length = [length] * (len(gaps) + 1)

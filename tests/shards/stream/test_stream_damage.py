@@ -105,7 +105,7 @@ def test_an_index_that_selects_another_number_is_named(local: Manifest) -> None:
     make_dataset(store.join(local.dataset, "other"), [19, 20])
     shorter = store.join(local.dataset, "other", "shards", local.shards[0].index)
     store.put(store.join(folder, local.shards[0].index), store.read(shorter))
-    with pytest.raises(store.StoreError, match=rf"{local.shards[0].index}: selects 19 samples, its manifest says 20"):
+    with pytest.raises(store.StoreError, match=rf"{local.shards[0].index}: selects 19 samples, its manifest has 20"):
         stream_all(local)
 
 
