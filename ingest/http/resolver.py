@@ -21,7 +21,7 @@ _NONE = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known of a name now. Without addresses, `error` is the reason; `exists` is False if there is no such name."""
+    """What is known of a name now. Without addresses `error` is the reason; `exists`: there is such a name."""
 
     name: str
     addresses: tuple[str, ...]

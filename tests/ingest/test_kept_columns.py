@@ -139,7 +139,7 @@ def test_bad_lines_stay_and_what_no_line_meets_is_said(tmp_path: Path, origin: O
     result = run(config(str(path), tmp_path, where="width > 200"))
     assert (result.links, result.kept, result.reasons, result.not_chosen) == (3, 1, {"bad_url": 2}, 1)
     path.write_text("url,width\n" + f"{origin.url('/ok/1.jpg')},300\n" * 4)
-    with pytest.raises(ValueError, match="none of its 4 lines is what --where asks for"):
+    with pytest.raises(ValueError, match="none of its 4 lines meets --where"):
         run(config(str(path), tmp_path / "other", where="width > 500"))
 
 
