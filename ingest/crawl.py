@@ -1,7 +1,7 @@
 """The one loop of a worker: units -> links -> bytes -> verdicts -> units sealed and committed.
 
 The links of two units are in flight at a time, so that the last slow links of one do not idle the fetcher; a full unit
-is sealed and uploaded beside the fetching. A unit without a commit never happened; what was fetched of it waits on
+is sealed and uploaded while fetching goes on. A unit without a commit never happened; what was fetched for it stays on
 scratch for the next run (ingest/journal.py).
 """
 
@@ -30,19 +30,19 @@ from shards import store
 from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
 from shards.pixels import InFlight
 
-IN_FLIGHT = 2  # units whose links are being fetched; more where all that is left of these waits for slow hosts,
+IN_FLIGHT = 2  # units whose links are being fetched; more while all links left in them wait for slow hosts,
 MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
 PATIENT = 2.0  # seconds of idleness before one more unit is begun
 TICK = 0.25  # seconds
-JOURNAL_SECONDS = 1.0  # between flushes of what a kill then does not cost
-LAST_WORDS = 5.0  # seconds that a seal has to end in when the run is stopped
-PATIENCE = 30.0  # seconds that other users of the disk have to make room
+JOURNAL_SECONDS = 1.0  # between flushes of the journal: what a kill costs at most
+LAST_WORDS = 5.0  # seconds that a seal may still take when the run is stopped
+PATIENCE = 30.0  # seconds to wait for other users of the disk to make room
 SHOWN_HOSTS = 64
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A unit to do. One at which workers have died repeatedly is judged link by link in a child process."""
+    """A unit to do. If workers have died repeatedly at it, it is judged link by link in a child process."""
 
     unit: int
     careful: bool = False
@@ -50,13 +50,13 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Underway:
-    """What a worker has in hand: counts of the units that it has not committed; bytes are of its whole life."""
+    """A worker's work in progress: counts over the units that it has not committed; bytes over its whole life."""
 
     kept: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     fetched_bytes: int = 0
     hosts: tuple[HostLoad, ...] = ()
-    note: str = ""  # why nothing new is asked for, if that is so
+    note: str = ""  # why nothing new is fetched, if so
     wants: int = 0  # units that it could begin now
 
 
@@ -69,10 +69,10 @@ class Crawl:
         rules: FilterConfig,
         scratch: Scratch,
         fetcher: Fetcher,
-        tell: Callable[[Event], None] = lambda event: None,
+        record: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        self._dataset, self._rules, self._scratch, self._fetcher, self._tell = dataset, rules, scratch, fetcher, tell
-        self._judging = Judging(rules, scratch, tell)
+        self._dataset, self._rules, self._scratch, self._fetcher, self._log = dataset, rules, scratch, fetcher, record
+        self._judging = Judging(rules, scratch, record)
         self._drawing = InFlight(scratch.folder / f"{JUDGING}-thumbs")  # by the threads that seal
         self._open: dict[int, OpenUnit] = {}
         self._sealing = Sealing()
@@ -85,8 +85,8 @@ class Crawl:
         self._fetched_bytes = self._seen_bytes = self._seen_links = 0
 
     def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[Commit | None]:
-        """The commits of the units, as they are made; a None about every TICK. A None among the tasks says: none just
-        now. Ends when the tasks do, or soon after `stop` returns True: what is not committed by then is dropped.
+        """The commits of the units, as they are made; a None about every TICK. A None task means that none is
+        available yet. Ends when the tasks do, or soon after `stop` returns True: uncommitted units are dropped.
 
         Raises ValueError for a store or a scratch folder that fails.
         """
@@ -135,10 +135,10 @@ class Crawl:
         return read_info(self._dataset)
 
     def close(self) -> None:
-        """Ends the worker; what its open units have fetched is put by for the next run."""
+        """Ends the worker; what its open units have fetched is kept for the next run."""
         for unit in [*self._open.values(), *self._sealing.full]:
             self._put_by(unit)
-        for path in self._scratch.folder.glob(f"{TAKEN}*"):  # not taken up to the end
+        for path in self._scratch.folder.glob(f"{TAKEN}*"):  # not all of it was taken up
             self._scratch.keep(path)
         self._judging.close()
         if not self._sealing.sealing:  # else a thread that was left behind still writes there
@@ -147,7 +147,7 @@ class Crawl:
     # --- links ---
 
     def _links(self, tasks: Iterator[Assignment | None]) -> Iterator[Link | None]:
-        """The links of one unit after the other; None when none may be begun just now."""
+        """The links of one unit after the other; None while no unit may be begun."""
         while True:
             while not self._room():
                 yield None
@@ -164,7 +164,7 @@ class Crawl:
             yield from self._take_up(unit)
             for same in unit.links:
                 if same[0].row not in self._by_row:
-                    continue  # an earlier run had its answer
+                    continue  # answered in an earlier run
                 while self._crowded_since is not None:
                     yield None
                 yield same[0]
@@ -175,7 +175,7 @@ class Crawl:
             return False
         units = [*self._open.values(), *self._sealing.units]
         if not units:
-            return True  # one there must be
+            return True  # at least one must be open
         mean = self._seen_bytes / self._seen_links if self._seen_links > 1000 else BYTES_A_LINK
         last = max(unit.writer.done for unit in units)
         return self._scratch.room() >= COPIES * mean * last
@@ -214,7 +214,7 @@ class Crawl:
     # --- what an earlier run had fetched ---
 
     def _take_up(self, unit: OpenUnit) -> Iterator[None]:
-        """Judge the answers that earlier runs had of a unit; a None now and then, so that the fetcher has its turn."""
+        """Judge the answers of earlier runs for a unit; a None now and then, so that the fetcher gets its turn."""
         links, until = {same[0].row: same[0] for same in unit.links}, time.monotonic() + TICK
         for left in self._scratch.take(f"unit-{unit_name(unit.number)}"):
             for fetched in journal.replay(left, unit.binding, links, self._planned_at()):
@@ -226,15 +226,15 @@ class Crawl:
                     until = time.monotonic() + TICK
             shutil.rmtree(left, ignore_errors=True)
         if unit.had:
-            self._tell(Event(time.time(), "taken up", str(unit.number), f"{len(unit.had)} links of an earlier run"))
+            self._log(Event(time.time(), "taken up", str(unit.number), f"{len(unit.had)} links of an earlier run"))
 
     def _planned_at(self) -> float:
-        """When the dataset was begun, by this machine's clock; 0 where it lies elsewhere."""
+        """When the dataset was begun, by this machine's clock; 0 if the dataset is not on this machine."""
         info = store.join(self._dataset, "dataset.json")
         return store.local_path(info).stat().st_mtime if store.is_local(info) else 0.0
 
     def _put_by(self, unit: OpenUnit) -> None:
-        with contextlib.suppress(OSError):  # a full disk: what is there may still do
+        with contextlib.suppress(OSError):  # a full disk: what was written may still be of use
             unit.writer.spill()
             unit.journal.flush(unit.writer.place)
         unit.close()
@@ -252,7 +252,7 @@ class Crawl:
         row = fetched.link.row
         unit.writer.add(verdict, show)
         for link in unit.same.pop(row, ()):
-            same = replace(verdict.fetched, link=link, attempts=0)  # it was not asked again
+            same = replace(verdict.fetched, link=link, attempts=0)  # it was not fetched again
             unit.writer.add(replace(verdict, fetched=same), show)
         unit.journal.note(fetched, verdict)
         if verdict.fetched_bytes:
@@ -264,7 +264,7 @@ class Crawl:
             self._sealing.add(unit)
 
     def _look(self, wait: float = 0.0) -> None:
-        """Take in what the sealing threads have done, and see how full scratch is."""
+        """Collect the results of the threads, write the journals, and check how full scratch is."""
         if (sealed := self._sealing.done(wait)) is not None:
             unit, result = sealed
             unit.close()
@@ -272,7 +272,7 @@ class Crawl:
             if isinstance(result, BaseException):
                 raise result
             self._commits.append(result)
-            self._tell(Event(time.time(), "unit", str(unit.number), f"{result.kept} kept of {result.links}"))
+            self._log(Event(time.time(), "unit", str(unit.number), f"{result.kept} kept of {result.links}"))
         for unit, fetched, verdict in self._judging.done():
             self._add(unit, fetched, verdict, show=False)
         self._sealing.start()
@@ -284,8 +284,8 @@ class Crawl:
                 unit.journal.flush(unit.writer.place)
 
     def _notice_idleness(self) -> None:
-        """Hosts that are slow, or want to be left alone for a while, must not hold the others up: while transfers are
-        to be had although links wait, more and more units are begun."""
+        """Slow and paused hosts must not delay the others: while transfers could start although links wait, more and
+        more units are begun."""
         active, waiting = self._fetcher.active, self._fetcher.waiting
         now = time.monotonic()
         if not waiting or 2 * active > self._fetcher.config.connections:
@@ -297,7 +297,7 @@ class Crawl:
             self._may_be_open = min(MOST_IN_FLIGHT, max(self._may_be_open, len(self._open)) + 1)
 
     def _measure(self) -> None:
-        """See how full scratch is. Raises ValueError when it is full and nothing of ours will change that."""
+        """Check how full scratch is. Raises ValueError when it is full and no work of ours will free any."""
         if self._scratch.room() > 0:
             self._crowded_since = None
             return

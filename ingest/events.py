@@ -1,4 +1,4 @@
-"""The log of a run, for people to read: `events/<attempt>-<part>.jsonl` in the dataset's folder.
+"""The log of a run, for people to read: `events/<attempt>-<segment>.jsonl` in the dataset's folder.
 
 Buckets cannot append, so a log is a series of immutable segments, written every half minute and at the end.
 """
@@ -37,7 +37,7 @@ class EventLog:
         self.attempt = attempt or attempt_name()
         self._base = store.join(dataset, "events", self.attempt)
         self._every = every
-        self._part = 0
+        self._segment = 0
         self._pending: list[Event] = []
         self._last = 0.0  # time of the last written event
         self._lost = 0
@@ -46,7 +46,7 @@ class EventLog:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def tell(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         with self._lock:
             if len(self._pending) >= PENDING:
                 self._lost += 1
@@ -56,9 +56,9 @@ class EventLog:
                 self._thread = threading.Thread(target=self._flush_often, name="events", daemon=True)
                 self._thread.start()
 
-    def say(self, kind: str, about: str, detail: str = "") -> None:
+    def record_now(self, kind: str, about: str, detail: str = "") -> None:
         """Record an event with the current time."""
-        self.tell(Event(time.time(), kind, about, detail))
+        self.record(Event(time.time(), kind, about, detail))
 
     def flush(self) -> None:
         """Write the pending events as one segment."""
@@ -76,8 +76,8 @@ class EventLog:
                 events[at] = dataclasses.replace(event, at=self._last)
             lines = "".join(json.dumps(dataclasses.asdict(event)) + "\n" for event in events)
             try:
-                store.put(f"{self._base}-{self._part:06d}.jsonl", lines.encode())
-                self._part += 1
+                store.put(f"{self._base}-{self._segment:06d}.jsonl", lines.encode())
+                self._segment += 1
             except store.StoreError:
                 with self._lock:
                     self._pending = [*events, *self._pending][:PENDING]
@@ -91,23 +91,23 @@ class EventLog:
             self.flush()
 
 
-def parts(dataset: str) -> list[str]:
+def segments(dataset: str) -> list[str]:
     """The names of all log segments, run by run in order of their beginning. Other files are ignored."""
-    return [name for name in store.names(store.join(dataset, "events")) if _PART.fullmatch(name)]
+    return [name for name in store.names(store.join(dataset, "events")) if _SEGMENT.fullmatch(name)]
 
 
-_PART = re.compile(r"[^._].*-\d{6}\.jsonl")
+_SEGMENT = re.compile(r"[^._].*-\d{6}\.jsonl")
 
 
 def read_events(dataset: str) -> Iterator[Event]:
     """Every event of every run, run by run in order of their beginning. Damage is returned as an event of the kind
     "damaged", so that reading a log never fails."""
-    names = parts(dataset)  # thousands after some days
-    for found in in_order(lambda name: part_of(dataset, name), names, ahead=READERS):
+    names = segments(dataset)  # thousands after some days
+    for found in in_order(lambda name: read_segment(dataset, name), names, ahead=READERS):
         yield from found
 
 
-def part_of(dataset: str, name: str) -> list[Event]:
+def read_segment(dataset: str, name: str) -> list[Event]:
     """The events of one segment, and one event of the kind "damaged" for all that cannot be read in it."""
     url, found, bad = store.join(dataset, "events", name), list[Event](), list[str]()
     try:

@@ -1,7 +1,7 @@
 """The verdicts of one worker: here where that is cheap and safe, else in a child process.
 
-What this process is decoding is marked on scratch: a worker that finds the marks of one that died judges those links in
-a child.
+What this process is decoding is marked on scratch: a worker that finds the marks of a dead one judges those links in a
+child.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from shards.pixels import InFlight, suspects
 
 
 class Judging:
-    """`judge` gives a verdict at once, or leaves it to a thread, whose verdicts `done` gives. Both belong to one
-    thread. `tell` hears of pictures that are too much for their decoder."""
+    """`judge` returns a verdict at once, or leaves it to a thread, whose verdicts `done` yields. Call both from one
+    thread. `record` receives an event for each picture that is too much for its decoder."""
 
-    def __init__(self, rules: FilterConfig, scratch: Scratch, tell: Callable[[Event], None]) -> None:
-        self.left = 0  # left to the thread, and not yet given by `done`
-        self._rules, self._tell = rules, tell
+    def __init__(self, rules: FilterConfig, scratch: Scratch, record: Callable[[Event], None]) -> None:
+        self.left = 0  # left to the thread, and not yet yielded by `done`
+        self._rules, self._record = rules, record
         self._suspects = frozenset[int]().union(*map(suspects, scratch.left))
         for marks in scratch.left:
             marks.unlink()
@@ -37,8 +37,8 @@ class Judging:
         self._judged: queue.SimpleQueue[tuple[OpenUnit, Fetched, Verdict | BaseException]] = queue.SimpleQueue()
 
     def judge(self, unit: OpenUnit, fetched: Fetched) -> tuple[Verdict, bool] | None:
-        """The verdict, and whether the picture may be shown, which decodes it once more; None: `done` will give it."""
-        if unit.careful or fetched.link.row in self._suspects:  # something here may have killed a process before
+        """The verdict, and whether the picture may be shown, which decodes it again; None: `done` will yield it."""
+        if unit.careful or fetched.link.row in self._suspects:  # may have killed a process before
             return self._noted(self._apart.apart(fetched, self._rules), unit), False
         if not costly(fetched):
             return self._judge_here(unit, fetched), True
@@ -50,7 +50,7 @@ class Judging:
         return None
 
     def done(self) -> Iterator[tuple[OpenUnit, Fetched, Verdict]]:
-        """The verdicts that the thread has come to. Raises what it has met."""
+        """The verdicts that the thread has reached. Raises its errors."""
         while not self._judged.empty():
             unit, fetched, verdict = self._judged.get()
             self.left -= 1
@@ -83,8 +83,8 @@ class Judging:
                 self._judged.put((unit, fetched, error))
 
     def _noted(self, verdict: Verdict, unit: OpenUnit) -> Verdict:
-        """An event, where the body was too much for its decoder."""
+        """Record an event if the body was too much for its decoder; returns the verdict."""
         if verdict.poison:
             about = f"{verdict.fetched.link.key} of unit {unit.number}"
-            self._tell(Event(time.time(), "killed", about, verdict.detail))
+            self._record(Event(time.time(), "killed", about, verdict.detail))
         return verdict

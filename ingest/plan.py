@@ -1,7 +1,7 @@
 """The list -> units of links, planned once; and a retry -> more units, of the links whose reason may have passed.
 
-Both hold a few units in memory. A crash anywhere is harmless: plans are pure functions of what they are made from and
-are put if absent, and what makes them count (dataset.json, a generation) is written after them.
+Both hold a few units in memory. A crash anywhere is harmless: plans are pure functions of their input and are put if
+absent, and what makes them count (dataset.json, a generation) is written after them.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ from shards.dataset import (
 from shards.parallel import in_order
 from shards.pixels import IMAGE_BUILD
 
-CONTACT_FROM = 1000  # links; whoever asks for more must say who asks
+CONTACT_FROM = 1000  # links; more need a contact
 _HOST = r"^(?i:https?)://(?P<host>\[[^\]]*\]|[^/:?#]*)"
 HELD = 64  # units in memory
-NAMED = 8  # files in a line
+NAMED = 8  # files named in a remark
 AT_ONCE = 8  # plans being written, or indexes being read
 _RETRYABLE = tuple(sorted(map(str, RETRYABLE)))
 _RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
@@ -65,19 +65,19 @@ _RETRIED = ["key", "url", "labels", "row", "reason"]  # of the index
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, all told; a rerun finds the same."""
+    """The whole plan; a rerun finds the same."""
 
     info: DatasetInfo
     links: int
-    units: int  # those of retries included
-    note: str = ""  # what people must know
+    units: int  # retries included
+    note: str = ""  # a remark for people
 
 
 def make(config: Config) -> Plan:
-    """Plan the list if that is not done yet; and a retry, if one is asked for and everything planned so far is done.
+    """Plan the list if that is not done yet; and a retry, if requested and everything planned so far is done.
 
     Raises ValueError when the list is missing or empty, when the out folder cannot be written or holds a dataset of
-    another list or other settings, and when more than 1,000 links would be asked for without a contact.
+    another list or other settings, and when more than 1,000 links would be fetched without a contact.
     """
     if not (config.urls or config.retry):
         raise ValueError("--urls is missing: xtra ingest --urls LIST --out FOLDER")
@@ -98,7 +98,7 @@ def make(config: Config) -> Plan:
     note = left_out(config.urls) if config.urls and not is_dataset(config.urls) else ""
     if config.retry:
         if not set(committed_units(config.out)).issuperset(range(units)):
-            note = f"{config.out}: what is not done yet comes first; --retry once more to ask again for what fails"
+            note = f"{config.out}: unfinished units come first; use --retry again for the links that fail"
             note = "" if generations else note
         elif retry := _plan_retry(config.out, info, generations, reasons := config.retry_reasons or _RETRYABLE):
             units += retry.units
@@ -108,14 +108,14 @@ def make(config: Config) -> Plan:
 
 
 def _held(urls: str) -> folder_kind.Held | None:
-    """What of ours a folder is that was given as a list."""
+    """The kind of folder of ours that was given as a list, if it is one."""
     held = folder_kind.look(urls) if store.is_local(urls) and store.local_path(urls).is_dir() else None
     return held if held and held.kind in ("run", "export") else None
 
 
 @contextlib.contextmanager
 def _no_empty_folder(out: str) -> Iterator[None]:
-    """A list or a setting that is refused leaves no folder behind that was not there."""
+    """A list or a setting that is refused leaves no new folder behind."""
     there = not store.is_local(out) or store.local_path(out).exists()
     try:
         yield
@@ -127,13 +127,13 @@ def _no_empty_folder(out: str) -> Iterator[None]:
 
 
 def asked_before(plan: pa.Table) -> Counter[str]:
-    """How many links of a unit ended with which reason before; empty but for a retry's."""
+    """How many links of a unit ended with which reason before; empty unless it is a retry's."""
     before = plan["why"].filter(pc.is_null(plan["line"])).drop_null()
     return Counter(before.to_pylist())
 
 
 def asked_again(dataset: str, units: Iterable[int]) -> Counter[str]:
-    """The same over several units of retries."""
+    """The sum over several units of retries."""
     asked = in_order(lambda unit: asked_before(read_plan(dataset, unit)), units, AT_ONCE, AT_ONCE)
     return sum(asked, Counter())
 
@@ -159,7 +159,7 @@ def _the_list(config: Config) -> DatasetInfo:
     )
     if known:
         old = read_info(config.out)
-        # How many units the list makes, and of which classes, follows from the rest.
+        # The number of units and the classes follow from the rest.
         write_info(config.out, replace(info, units=old.units, classes=old.classes))
         return old
     return _plan_list(config, info)
@@ -171,12 +171,12 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
     units = links = good = asked = 0
     left_out: Counter[str] = Counter()
     kept: dict[str, None] = {}  # names of columns
-    bare: list[int] = []  # units whose part of the list had no columns
+    bare: list[int] = []  # units without columns
     first_bad: dict[str, Any] = {}
 
     def plans() -> Iterator[tuple[int, pa.Table]]:
         nonlocal units, links, good, asked, first_bad
-        held: list[tuple[int, pa.Table]] = []  # until it is known that nothing is refused for want of a contact
+        held: list[tuple[int, pa.Table]] = []  # until it is known whether a contact is needed
         for part in plan_units(config.urls, config.unit, config.format, columns, classes, rules):
             left_out.update(part.left_out)
             if len(part.links):
@@ -212,8 +212,8 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
         raise ValueError(nothing_usable(config.urls, links, first_bad))
     for unit in bare if kept else ():
         write_columns(config.out, unit, carry.split(read_plan(config.out, unit))[1])
-    if not store.exists(store.join(config.out, "dataset.json")):  # else they are another driver's, and count
-        _forget(config.out, [unit for unit in planned_units(config.out) if unit >= units])  # of a longer list
+    if not store.exists(store.join(config.out, "dataset.json")):  # else they are another driver's, and valid
+        _forget(config.out, [unit for unit in planned_units(config.out) if unit >= units])  # left from a longer list
     info = replace(
         info,
         units=units,
@@ -228,7 +228,7 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
 
 
 def _write(dataset: str, unit: int, table: pa.Table) -> None:
-    """A unit's plan, after the columns that the list has besides."""
+    """Write a unit's plan, after the list's other columns."""
     plan, columns = carry.split(table)
     if carry.names(table):
         write_columns(dataset, unit, columns)
@@ -236,7 +236,7 @@ def _write(dataset: str, unit: int, table: pa.Table) -> None:
 
 
 def _forget(dataset: str, units: Iterable[int]) -> None:
-    """Remove plans of a planning that did not end, unless another driver's did meanwhile."""
+    """Remove the plans of an unfinished planning, unless another driver has finished it."""
     if store.exists(store.join(dataset, "dataset.json")):
         return
     for unit in set(planned_units(dataset)) & set(units):
@@ -245,32 +245,30 @@ def _forget(dataset: str, units: Iterable[int]) -> None:
 
 
 def no_links(urls: str, left_out: Counter[str]) -> str:
-    """What to say of a list of which no line is left."""
+    """The error for a list of which no line is left."""
     if not left_out.total():
         return f"{urls}: holds no links: check --urls"
     classes, others = left_out[carry.CLASSES], left_out.total() - left_out[carry.CLASSES]
     if not others:
-        return (
-            f"{urls}: holds no links: none of its {classes:,} lines is of a class that was asked for: check --classes"
-        )
-    return f"{urls}: holds no links: none of its {left_out.total():,} lines is what --where asks for: check --where"
+        return f"{urls}: holds no links: none of its {classes:,} lines has a chosen class: check --classes"
+    return f"{urls}: holds no links: none of its {left_out.total():,} lines meets --where: check --where"
 
 
 def nothing_usable(urls: str, links: int, first_bad: Mapping[str, Any]) -> str:
-    """What to say of a list that has lines, none of which can be used; `first_bad` is a row of the plan."""
+    """The error for a list without any usable line; `first_bad` is a row of the plan."""
     line = f"line {first_bad['line']}, {first_bad['url']!r}: {first_bad['why']}"
     return f"{urls}: none of its {links:,} lines can be used; the first, {line}: give {ACCEPTED}"
 
 
 def left_out(urls: str) -> str:
-    """What to say of files beside a list's own."""
+    """A remark on files in a list's folder that are not lists."""
     names = skipped(urls)
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{urls}: no lists, and not read: {', '.join(names[:NAMED])}{more}" if names else ""
+    return f"{urls}: ignored files that are no lists: {', '.join(names[:NAMED])}{more}" if names else ""
 
 
 def strangers(config: Config, urls: pa.ChunkedArray | pa.Array) -> int:
-    """How many of these good URLs are of other hosts than the addresses that --fetch.allow-private names."""
+    """How many of these good URLs have other hosts than the addresses that --fetch.allow-private names."""
     if not config.fetch.allow_private or config.fetch.contact:
         return len(urls)
     hosts = pc.value_counts(host_names(urls))
@@ -280,7 +278,7 @@ def strangers(config: Config, urls: pa.ChunkedArray | pa.Array) -> int:
 
 
 def _strangers_of(config: Config, units: int) -> int:
-    """The same of a planned list; counted no further than matters."""
+    """The same for a planned list; stops counting above CONTACT_FROM."""
     found = 0
     for unit in range(units):
         plan = read_plan(config.out, unit)
@@ -296,11 +294,11 @@ def host_names(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def need_contact(config: Config, links: int) -> None:
-    """Raises ValueError when so many links of others' hosts would be asked for without saying who asks."""
+    """Raises ValueError if so many links need a contact that is not set."""
     if links > CONTACT_FROM and not config.fetch.contact:
         raise ValueError(
-            f"{config.urls or config.out}: asks for more than {CONTACT_FROM} links without saying who asks: "
-            "set --fetch.contact to an address or page of yours"
+            f"{config.urls or config.out}: fetches more than {CONTACT_FROM} links without a contact: "
+            "set --fetch.contact to your address or page"
         )
 
 
@@ -310,8 +308,8 @@ def need_contact(config: Config, links: int) -> None:
 def _plan_retry(
     dataset: str, info: DatasetInfo, generations: Sequence[Generation], reasons: Sequence[str]
 ) -> Generation | None:
-    """New units of the links whose newest verdict is of these reasons, with the key and row they have; None if there
-    are none. A plan's `why` says what a link ended with before."""
+    """New units of the links whose newest verdict has one of these reasons, with the same key and row; None if there
+    are none. A plan's `why` is the reason that a link ended with before."""
     parent = manifest.make_version(dataset, "retry" if generations else "ingest").digest
     first = info.units + sum(generation.units for generation in generations)
     wanted, units = pa.array(reasons, pa.string()), 0
@@ -327,7 +325,7 @@ def _plan_retry(
         for _ in in_order(lambda unit: _write(dataset, *unit), plans(), AT_ONCE, AT_ONCE):
             pass
     except ValueError as error:
-        raise ValueError(f"{error}; or a retry of other reasons was cut short here: run that one first") from None
+        raise ValueError(f"{error}; or a retry with other reasons was interrupted: finish that one first") from None
     if not units:
         return None
     retry = Generation(len(generations) + 1, parent, first, units)
@@ -338,7 +336,7 @@ def _plan_retry(
 def _newest_with(dataset: str, of_list: int, units: int, reasons: pa.Array, columns: bool) -> Iterator[pa.Table]:
     """Per unit, rows of a plan, with the list's other `columns`, for the links whose newest verdict is in that unit and
     has one of the reasons."""
-    again: dict[int, np.ndarray] = {}  # rows that retries have asked for, by unit
+    again: dict[int, np.ndarray] = {}  # rows that retries have fetched, by unit
     retried = range(of_list, units)
     again.update(zip(retried, in_order(lambda unit: _rows_of(dataset, unit), retried, AT_ONCE, AT_ONCE)))
     everything = np.concatenate([*again.values(), np.empty(0, np.int64)])

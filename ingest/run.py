@@ -1,7 +1,7 @@
 """One ingest: a URL list to a dataset version: links -> bytes -> verdicts -> tars -> commits -> selected samples.
 
-A unit without a commit never happened: a rerun of the same words does exactly the units that are missing, whether the
-last run was stopped, killed or finished.
+A unit without a commit never happened: a rerun of the same command does exactly the missing units, whether the last run
+was stopped, killed or finished.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TICK = 0.25  # seconds between progress reports
 
 @dataclass(frozen=True)
 class Progress:
-    """Counts so far; links of earlier runs included, but not those that a retry has yet to ask for again."""
+    """Counts so far; links of earlier runs included, but not those that a retry has yet to fetch again."""
 
     links: int
     units: int
@@ -45,8 +45,8 @@ class Progress:
     fetched_bytes: int  # of this run
     seconds: float = 0.0  # since this run began
     done_now: int = 0  # links that this run has finished
-    hosts: tuple[HostLoad, ...] = ()  # those with links in hand
-    note: str = ""  # what people must know now, such as that the network is gone; one line
+    hosts: tuple[HostLoad, ...] = ()  # those with links in progress
+    note: str = ""  # a remark for people, such as that the network is down; one line
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class IngestResult:
     deselected: dict[str, int] = field(default_factory=dict)  # kept links that it leaves out, by reason
     not_chosen: int = 0  # lines of the list that its rules (classes, --where) left out; no links of the dataset
     not_chosen_by: dict[str, int] = field(default_factory=dict)  # the same by rule
-    note: str = ""  # what people must know, one line
+    note: str = ""  # a remark for people; one line
 
     @property
     def stopped(self) -> bool:
@@ -74,13 +74,13 @@ class IngestResult:
 
 @dataclass(frozen=True)
 class Work:
-    """What whoever crawls needs to know: the units to do, and where to tell of it."""
+    """The input of a `crawl`: the units to do, and where to report progress."""
 
     config: Config
     units: Sequence[int]
     largest: int  # links a unit, at most
     tally: Tally
-    tell: Callable[[Event], None]
+    record: Callable[[Event], None]
     stop: Callable[[], bool]
 
 
@@ -91,8 +91,8 @@ def run(
     crawl: Callable[[Work], Iterator[Commit]] | None = None,
 ) -> IngestResult:
     """Do the units that have no commit, then make a version. `stop` returning True ends it soon and cleanly: what open
-    units have fetched waits on scratch, and a rerun goes on with it. `crawl` does the units: this process, if nobody
-    else does.
+    units have fetched waits on scratch, and a rerun goes on with it. `crawl` does the units; by default
+    this process does.
 
     Raises ValueError for a list, a store or a setting that cannot work.
     """
@@ -102,13 +102,13 @@ def run(
     todo = [unit for unit in range(planned.units) if unit not in committed]
     largest = min(planned.info.unit, planned.links)
     with Beats(config.out) as beats:
-        tally = Tally(planned.links, planned.units, lambda p: _tell(p, beats, progress))
+        tally = Tally(planned.links, planned.units, lambda p: _report(p, beats, progress))
         tally.begin(config.out, sorted(committed), [unit for unit in todo if unit >= planned.info.units])
         if todo:
             with _log(config.out, todo) as log:
-                for commit in (crawl or crawl_here)(Work(config, todo, largest, tally, log.tell, stop)):
+                for commit in (crawl or crawl_here)(Work(config, todo, largest, tally, log.record, stop)):
                     tally.commit(commit)
-                log.say("finished" if tally.units_done == planned.units else "stopped", config.out)
+                log.record_now("finished" if tally.units_done == planned.units else "stopped", config.out)
         tally.underway(())
         made = _version(config, planned, tally) if tally.units_done == planned.units else None
         remark = ""
@@ -133,9 +133,9 @@ def run(
     )
 
 
-def _tell(p: Progress, beats: Beats, progress: Callable[[Progress], None] | None) -> None:
-    """Let people see how far it is: those who started it, and those who ask `xtra status`."""
-    beats.say(
+def _report(p: Progress, beats: Beats, progress: Callable[[Progress], None] | None) -> None:
+    """Show the progress to the caller and to `xtra status`."""
+    beats.update(
         here(
             links=p.links,
             done=p.done,
@@ -153,34 +153,36 @@ def _tell(p: Progress, beats: Beats, progress: Callable[[Progress], None] | None
 
 
 def _kept(config: Config) -> str:
-    """What to say of what the open units have fetched."""
+    """A remark on what the open units have fetched."""
     folder, size = waiting(config.scratch, config.out)
     return (
-        f"{size / 1e6:,.1f} MB of open units wait in {folder}, for a week: the same command takes them up"
+        f"{size / 1e6:,.1f} MB of open units are kept in {folder} for a week: the same command resumes them"
         if size
         else ""
     )
 
 
 def _other_rules(config: Config, made: manifest.Manifest) -> str:
-    """What to tell who asks for other rules than those of a version that was selected already."""
+    """A remark if other rules are given than those of a version that was selected already."""
     if made.rules is None:
         return ""
     asked = json.loads(json.dumps(dataclasses.asdict(config.select)))
     if all(made.rules.how.get(name) == value for name, value in asked.items()):
         return ""
-    return f"{made.address}: was selected by other rules, and stays: xtra select {config.out} makes another version"
+    return f"{made.address}: was selected by other rules and stays: xtra select {config.out} makes another version"
 
 
 def _version(config: Config, planned: plan.Plan, tally: Tally) -> manifest.Manifest:
-    """The selected version of all units. One that has been selected already stays as it is, by whatever rules."""
+    """The selected version of all units. One that has been selected already stays as it is, whatever its rules."""
     made = manifest.make_version(config.out, "ingest" if planned.units == planned.info.units else "retry")
     if made.rules is None and made.kept:
         scratch = Path(config.scratch) if config.scratch else None
-        made = select(made, config.select, scratch, lambda what, n, of: tally.say(f"selecting: {n:,} of {of:,} {what}"))
+        made = select(
+            made, config.select, scratch, lambda what, n, of: tally.remark(f"selecting: {n:,} of {of:,} {what}")
+        )
     assert made.links == planned.links, f"{made.links} links in the version, {planned.links} in the plan"
     assert tally.kept + tally.reasons.total() == planned.links
-    if len(made.shards) == planned.units:  # else it has units of a retry, too, that another driver has begun since
+    if len(made.shards) == planned.units:  # else it also has units of a retry that another driver has begun since
         assert made.kept == tally.kept, f"{made.kept} kept in the version, {tally.kept} in the commits"
     return made
 
@@ -188,11 +190,11 @@ def _version(config: Config, planned: plan.Plan, tally: Tally) -> manifest.Manif
 @contextlib.contextmanager
 def _log(dataset: str, todo: Sequence[int]) -> Iterator[EventLog]:
     log = EventLog(dataset)
-    log.say("started", dataset, f"{len(todo)} units to do, on {socket.gethostname()}, process {os.getpid()}")
+    log.record_now("started", dataset, f"{len(todo)} units to do, on {socket.gethostname()}, process {os.getpid()}")
     try:
         yield log
     except BaseException as error:
-        log.say("failed", dataset, f"{type(error).__name__}: {error}"[:500])
+        log.record_now("failed", dataset, f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
         log.close()
@@ -214,7 +216,7 @@ class Tally:
         self._shown: Progress | None = None  # what was last reported: a log must not run backwards
 
     def begin(self, dataset: str, committed: Sequence[int], again: Sequence[int]) -> None:
-        """Take in what earlier runs have done; links that a retry has yet to ask for again do not count as done."""
+        """Add what earlier runs have done; links that a retry has yet to fetch again do not count as done."""
         for commit in read_commits(dataset, committed):
             self._add(commit)
         self.reasons.subtract(plan.asked_again(dataset, again))
@@ -225,7 +227,7 @@ class Tally:
     def commit(self, commit: Commit) -> None:
         self._add(commit)
         if commit.unit in self._again:
-            self.reasons.update(commit.supersedes)  # which `begin` has taken off already
+            self.reasons.update(commit.supersedes)  # which `begin` has subtracted already
 
     def _add(self, commit: Commit) -> None:
         self.units_done += 1
@@ -237,13 +239,13 @@ class Tally:
         return {reason: n for reason, n in sorted(self.reasons.items()) if n}
 
     def underway(self, workers: Iterable[Underway]) -> None:
-        """What the workers have in hand now; told if it is time."""
+        """The workers' work in progress; reported if it is time."""
         self._under = tuple(workers)
         self.fetched_bytes = max(self.fetched_bytes, sum(worker.fetched_bytes for worker in self._under))
         self.report()
 
-    def say(self, note: str) -> None:
-        """What is being done after the last unit."""
+    def remark(self, note: str) -> None:
+        """A remark on the work after the last unit."""
         self._note = note
         self.report()
 
@@ -256,7 +258,7 @@ class Tally:
             reasons.update(worker.reasons)
         kept = self.kept + sum(worker.kept for worker in self._under)
         done, again = kept + reasons.total(), ""
-        if self._shown is not None and done < self._shown.done:  # a worker died with what it had in hand
+        if self._shown is not None and done < self._shown.done:  # a worker died with open units
             again = f"{self._shown.done - done:,} links are being done again"
             done, kept, reasons = self._shown.done, self._shown.kept, Counter(self._shown.reasons)
         self._shown = Progress(
@@ -303,8 +305,8 @@ def crawl_here(work: Work) -> Iterator[Commit]:
     with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:
         scratch.check(work.largest)
         with (
-            contextlib.closing(Fetcher(config.fetch, scratch.folder, tell=work.tell)) as fetcher,
-            contextlib.closing(Crawl(config.out, config.filter, scratch, fetcher, work.tell)) as crawl,
+            contextlib.closing(Fetcher(config.fetch, scratch.folder, record=work.record)) as fetcher,
+            contextlib.closing(Crawl(config.out, config.filter, scratch, fetcher, work.record)) as crawl,
         ):
             for commit in crawl.run(map(Assignment, work.units), work.stop):
                 if commit is not None:

@@ -1,4 +1,4 @@
-"""Full units that are sealed and uploaded beside the fetching, a few at a time."""
+"""Full units are sealed and uploaded while fetching goes on, a few at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEALING = 2  # units that are being written to the store
 
 
 class Sealing:
-    """Takes full units; `done` gives their commits."""
+    """Takes full units; `done` returns their commits."""
 
     def __init__(self) -> None:
         self.full: list[OpenUnit] = []  # waiting for their turn
@@ -32,11 +32,11 @@ class Sealing:
         self.start()
 
     def start(self) -> None:
-        """Those whose turn it is."""
+        """Begin to seal the units whose turn it is."""
         while self.full and len(self.sealing) < SEALING:
             unit = self.full.pop(0)
             self.sealing[unit.number] = unit
-            # No pool: an upload that hangs must not hold the process when it is told to stop.
+            # No pool: an upload that hangs must not keep a stopped process alive.
             threading.Thread(target=self._seal, args=(unit,), name=f"seal-{unit.number}", daemon=True).start()
 
     def _seal(self, unit: OpenUnit) -> None:
@@ -46,7 +46,7 @@ class Sealing:
             self._sealed.put((unit.number, error))
 
     def done(self, wait: float) -> tuple[OpenUnit, Commit | BaseException] | None:
-        """A unit that was sealed, and its commit or what went wrong; waits at most so long for one."""
+        """A unit that was sealed, and its commit or what went wrong; waits at most `wait` seconds for one."""
         try:
             number, result = self._sealed.get(timeout=wait) if wait else self._sealed.get_nowait()
         except queue.Empty:

@@ -54,7 +54,7 @@ class Beats:
         self._changed, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="underway", daemon=True)
 
-    def say(self, beat: Beat) -> None:
+    def update(self, beat: Beat) -> None:
         self._newest = beat
         self._changed.set()
 

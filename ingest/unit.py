@@ -23,7 +23,7 @@ from shards.pixels import MAX_PIXELS
 from shards.tar import BLOCK, segment
 from shards.url_secrets import masked, without_secrets
 
-HELD = 48 << 20  # bytes of a unit in memory, at most, that wait for their turn; less of one of several
+HELD = 48 << 20  # bytes of a unit that wait in memory for their turn, at most; less if several units are open
 
 # A row of the index before its member has a place in the tar.
 _JUDGED = tuple(INDEX_SCHEMA.names[:-3])
@@ -33,8 +33,8 @@ _UNPICTURED = (None,) * (len(_JUDGED) - _JUDGED.index("sha256"))
 
 class UnitWriter:
     """Takes the verdicts of a unit's links in any order; `seal` writes them in input order, so that the same bytes
-    fetched give the same tar. Object names carry an attempt that nobody else has: two writers of one unit are harmless,
-    the first commit wins.
+    fetched give the same tar. Object names carry a unique attempt: two writers of one unit are harmless, the first
+    commit wins.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class UnitWriter:
         others: int = 0,
     ) -> None:
         """`supersedes` counts the older verdicts that a retry's unit replaces; `judging` marks the row whose bytes are
-        being decoded for a thumbnail, for pictures of at most `max_pixels`; `others` are the units in hand already: the
+        being decoded for a thumbnail, for pictures of at most `max_pixels`; `others` counts the units already open: the
         k-th holds 1/k of HELD, so that a dozen that wait for slow hosts hold three times HELD together, not twelve."""
         self.dataset = dataset
         self.unit = unit
@@ -80,7 +80,7 @@ class UnitWriter:
         return self._tar.size + self._shown.size
 
     def add(self, verdict: Verdict, show: bool = True) -> None:
-        """One link's verdict; its body goes to scratch. Without `show` no thumbnail is made of it, whatever it is."""
+        """One link's verdict; its body goes to scratch. Without `show` no thumbnail is made of it."""
         link = verdict.fetched.link
         at = self._at[link.row]
         assert self._rows[at] is None, f"{link.key}: two verdicts"
@@ -110,7 +110,7 @@ class UnitWriter:
         self._choice.take(thumbs.Sample(rank, link.key, link.row, reason, verdict.detail, span))
 
     def seal(self) -> Commit:
-        """Write tar, index and thumbnails, then the commit; returns the commit that counts, ours or a faster one's."""
+        """Write tar, index and thumbnails, then the commit; returns the winning commit, ours or another writer's."""
         assert self.done == len(self.links), f"unit {self.unit}: {self.done} of {len(self.links)} links have a verdict"
         name = f"{unit_name(self.unit)}-{self.attempt}"
         tar_url, index_url = (store.join(self.dataset, "shards", name + end) for end in (".tar", ".parquet"))
@@ -125,7 +125,7 @@ class UnitWriter:
             store.put(thumbs_url, thumbs.table(samples, self._body, self._judging, self._max_pixels))
         for url, size_put in ((tar_url, size), (index_url, len(index))):
             if store.size(url) != size_put:
-                raise store.StoreError(f"{url}: is gone or another before its commit: see what removes objects there")
+                raise store.StoreError(f"{url}: was removed or changed before its commit: check what removes objects")
         winner = commit(
             self.dataset,
             Commit(
@@ -152,7 +152,7 @@ class UnitWriter:
         return self._tar.body_at(self._at[row])
 
     def spill(self) -> None:
-        """Put what waits in memory for its turn on scratch as well: for a rerun, as this unit ends here."""
+        """Write what waits in memory to scratch as well: for a rerun, as this unit ends here."""
         self._tar.spill()
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ class UnitWriter:
 
 
 def _members(link: Link, picture: Picture) -> tuple[bytes, ...]:
-    """A link's two members as they will lie in the tar."""
+    """A link's two members as they will be in the tar."""
     described = about(link, picture.sha256, picture.width, picture.height)
     return (
         *segment(f"{link.key}.{picture.suffix}", picture.body),
@@ -212,7 +212,7 @@ def _bad_row(link: BadLine) -> tuple[Any, ...]:
 
 
 def judged_row(verdict: Verdict) -> tuple[Any, ...]:
-    """The cells of the index in the order of its columns, up to those of the member's place."""
+    """The cells of the index in the order of its columns, up to the member's place."""
     fetched, picture = verdict.fetched, verdict.picture
     link = fetched.link
     row = (

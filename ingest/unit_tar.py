@@ -1,4 +1,4 @@
-"""A unit's tar as it comes to be on scratch: members in any order in, the tar in input order out."""
+"""A unit's tar as it is built on scratch: members come in any order, the tar has input order."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class UnitTar:
     def __init__(self, scratch: Path, links: int, hold: int) -> None:
         self._scratch, self._hold = scratch, hold
         self._spool = Spool(scratch / BODIES)
-        self._settled = bytearray(links)  # whether a link is in `places`, or has nothing to put there
+        self._settled = bytearray(links)  # whether a link has its place, or needs none
         # Of kept links: suffix, offset in the spool (-1: in memory only), length there, length of the body.
         self.places: list[tuple[str, int, int, int] | None] = [None] * links
-        self._turn = 0  # all links before this one are in the spool, or have nothing to put there
+        self._turn = 0  # all links before this one are in the spool, or have no members
         self._early: dict[int, tuple[bytes, ...]] = {}  # members of links whose turn has not come
         self._held = 0  # bytes of those
 
@@ -33,7 +33,7 @@ class UnitTar:
         return self._spool.size
 
     def keep(self, at: int, suffix: str, length: int, members: tuple[bytes, ...]) -> None:
-        """Take the members of the at-th link, whose body has the suffix and length, as they will lie in the tar."""
+        """Take the members of the at-th link, whose body has the suffix and length, as they will be in the tar."""
         size = sum(map(len, members))
         self.places[at] = (suffix, -1, size, length)
         if at != self._turn and self._held + size > self._hold:
@@ -44,7 +44,7 @@ class UnitTar:
             self._held += size
 
     def settle(self, at: int) -> None:
-        """Nothing more comes of the at-th link: those whose turn that makes it are written."""
+        """The at-th link is done: members whose turn has come are written."""
         self._settled[at] = True
         while self._turn < len(self._settled) and self._settled[self._turn]:
             members = self._early.pop(self._turn, None)
@@ -61,12 +61,12 @@ class UnitTar:
         self._spool.write(*members)
 
     def body_at(self, at: int) -> tuple[int, int] | None:
-        """Offset and length in the spool of the at-th link's body; None where it is not there."""
+        """Offset and length in the spool of the at-th link's body; None if it is not there."""
         place = self.places[at]
         return (place[1] + BLOCK, place[3]) if place is not None and place[1] >= 0 else None
 
     def spill(self) -> None:
-        """Put what waits in memory for its turn into the spool, out of order: for a rerun, as this unit ends here."""
+        """Write what waits in memory to the spool, out of order: for a rerun, as this unit ends here."""
         self._spool.ordered = False
         for at in sorted(self._early):
             self._put(at, self._early.pop(at))
@@ -86,7 +86,7 @@ class UnitTar:
     def _assemble(self, path: Path) -> tuple[int, str]:
         """Copy the spooled members into a tar in input order; returns its size and sha256.
 
-        All that is long here (reading, hashing, writing) runs without the interpreter's lock.
+        All that takes long here (reading, hashing, writing) runs without the interpreter's lock.
         """
         digest, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(PIECE))
@@ -117,19 +117,19 @@ class UnitTar:
 
 
 class Spool:
-    """A file on scratch that is written on and on, and read anywhere."""
+    """An append-only file on scratch that is read at any offset."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self.ordered = True  # nothing in it lies before what must come first
-        self.digest = hashlib.sha256()  # of all, while that is so
+        self.ordered = True  # all members so far came in input order
+        self.digest = hashlib.sha256()  # of all bytes, while that is so
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def write(self, *pieces: bytes) -> None:
         size = sum(map(len, pieces))
         if (written := os.writev(self._fd, pieces)) != size:
-            # A short write is how a full disk says it first; writing the rest says it in words.
+            # A full disk first shows as a short write; writing the rest raises its error.
             _write_all(self._fd, memoryview(b"".join(pieces))[written:])
         self.size += size
         if self.ordered:
@@ -141,7 +141,7 @@ class Spool:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         read = os.preadv(self._fd, [buffer], offset)
-        assert read == len(buffer), f"{self.path} is shorter than what was put in"
+        assert read == len(buffer), f"{self.path} is shorter than what was written"
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.events import part_of, parts
+from ingest.events import read_segment, segments
 from ingest.record import RETRYABLE, Event
 from ingest.underway import STALE, Beat, read_beats
 from jobs.config import StatusConfig as Config
@@ -212,8 +212,8 @@ def _pace(url: str, units: list[int]) -> tuple[datetime | None, float | None]:
 
 
 def _newest_event(url: str) -> Event | None:
-    names = parts(url)
-    return next(iter(part_of(url, names[-1])[-1:]), None) if names else None
+    names = segments(url)
+    return next(iter(read_segment(url, names[-1])[-1:]), None) if names else None
 
 
 def _asked(index: str) -> pa.ChunkedArray:

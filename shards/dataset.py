@@ -96,7 +96,7 @@ class Commit:
 
     unit: Count
     attempt: str
-    tar: str  # object name under shards/, or the place of a foreign tar
+    tar: str  # object name under shards/, or the path or URL of a foreign tar
     tar_bytes: Count
     tar_sha256: str
     index: str
@@ -119,7 +119,7 @@ class Generation:
     """
 
     number: int  # from 1; the units of dataset.json are generation 0
-    parent: str  # digest of the version that the rows are from
+    parent: str  # digest of the version that has the rows
     first_unit: int
     units: int
 
@@ -213,7 +213,7 @@ def table_bytes(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
-DAMAGE = (  # what Arrow raises for a damaged Parquet file: errors of its own, and those of Python that it borrows
+DAMAGE = (  # what Arrow raises for a damaged Parquet file: its own errors, and Python's
     *(pa.ArrowException, OSError, ValueError, TypeError, LookupError),
     *(OverflowError, MemoryError, NotImplementedError, RecursionError),
 )
@@ -258,16 +258,16 @@ def committed_units(dataset: str) -> list[int]:
 
 
 def read_commit(dataset: str, unit: int) -> Commit:
-    """The commit of a unit. Raises Missing, and StoreError for one that is damaged or of another unit."""
+    """The commit of a unit. Raises Missing, and StoreError for one that is damaged or belongs to another unit."""
     url = store.join(dataset, "commits", unit_name(unit) + ".json")
     found = typed_json.read(Commit, url)
     if found.unit != unit:
-        raise store.StoreError(f"{url}: field 'unit': is {found.unit}: the file is damaged, or of another unit")
+        raise store.StoreError(f"{url}: field 'unit': is {found.unit}: the file is damaged or belongs to another unit")
     return found
 
 
 def read_commits(dataset: str, units: Sequence[int]) -> list[Commit]:
-    """The commits of these units, in their order; many small objects, so many are asked for at once."""
+    """The commits of these units, in their order; many small objects, so they are read in parallel."""
     return list(in_order(lambda unit: read_commit(dataset, unit), units))
 
 

@@ -1,7 +1,7 @@
 """Manifests and versions: which samples a dataset holds, and the proof that every link is accounted for.
 
-Beside what ingest wrote (`shards.dataset`), a dataset's folder holds immutable
-manifests named by their own digest in `manifests/`, and `versions/`, whose newest number is the newest version.
+Besides what ingest wrote (`shards.dataset`), a dataset's folder holds immutable manifests in `manifests/`, named by
+their digests, and `versions/`, whose highest number is the newest version.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SHARD_SCHEMA = pa.schema(
 class Subset:
     """A random subset: the samples whose hashed key is below the threshold; smaller ones nest in larger ones."""
 
-    samples: Count  # asked for; the manifest's own count is what was got
+    samples: Count  # requested; the manifest counts those that were selected
     seed: Unsigned
     threshold: Unsigned  # on the first 8 bytes of blake2b(key, salt = seed)
 
@@ -73,7 +73,7 @@ class Shard:
 
     @property
     def foreign(self) -> bool:
-        """Whether others wrote the tar, and keep it where it lies: it is read there, and never written or removed."""
+        """Whether others wrote the tar and keep it elsewhere: it is read there, and never written or removed."""
         return "://" in self.tar or self.tar.startswith("/")
 
     def tar_url(self, dataset: str) -> str:
@@ -111,11 +111,11 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the content: equal for equal selections, wherever the dataset lies."""
+        """sha256 of the content: equal for equal selections, wherever the dataset is."""
         return hashlib.sha256(_canonical(_content(self))).hexdigest()
 
     def tar_url(self, number: int) -> str:
-        """Where the tar of the number-th shard lies."""
+        """The path or URL of the number-th shard's tar."""
         return self.shards[number].tar_url(self.dataset)
 
     @property
@@ -135,7 +135,7 @@ class Version:
     made_at: str | None = None  # ISO 8601
 
     def __post_init__(self) -> None:
-        assert all(digest is None or _SHA256.fullmatch(digest) for digest in (self.digest, self.parent)), "its digest"
+        assert all(digest is None or _SHA256.fullmatch(digest) for digest in (self.digest, self.parent)), "no sha256"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Head:
     list_sha256: str
     links: Count
     kept: Count
-    reasons: dict[str, int]  # below 0 where a damaged retry replaced more than there was: check says so
+    reasons: dict[str, int]  # below 0 if a damaged retry replaced more than there was: check reports it
     deselected: dict[str, Count]
     subset: Subset | None = None
     classes: tuple[str, ...] | None = None
@@ -159,7 +159,7 @@ def read_version(dataset: str, number: int) -> Version:
 
 
 def newest_version(dataset: str) -> Version | None:
-    """What a dataset's name means without a version; None for one that has none, or whose file says nothing."""
+    """What a dataset's name means without a version; None if there is none, or its file is damaged."""
     numbered = numbers(dataset, "versions", ".json")
     try:
         return read_version(dataset, numbered[-1]) if numbered else None
@@ -176,7 +176,7 @@ def _canonical(value: Any) -> bytes:
 
 def _content(manifest: Manifest) -> dict[str, Any]:
     """All that the digest covers."""
-    # Row lists stood in "deselected" before they had a file of their own: without rules, digests are what they were.
+    # Older builds kept row lists in "deselected", not in a file: without rules, digests are unchanged.
     shards = [{**{name: getattr(shard, name) for name in _FIELDS}, "deselected": []} for shard in manifest.shards]
     rules = manifest.rules
     return {
@@ -247,8 +247,8 @@ def with_commits(dataset: str, info: DatasetInfo, parent: Manifest | None, fresh
 
 
 def add_version(manifest: Manifest, why: str) -> bool:
-    """Write a manifest, and make it the newest version unless it is that already, or lacks a unit that the newest has:
-    what is newest never loses links. True: it is the newest version now."""
+    """Write a manifest, and make it the newest version unless it already is, or the newest has a unit that it has not:
+    the newest version never loses links. Returns whether it is the newest version now."""
     units = {shard.unit for shard in manifest.shards}
     while True:
         number, newest = _newest(manifest.dataset)
@@ -311,7 +311,7 @@ def objects(manifest: Manifest) -> dict[str, bytes]:
     """The two objects of a manifest by their ending, in the order in which they are written."""
     columns = {name: [getattr(shard, name) for shard in manifest.shards] for name in _FIELDS}
     head = _content(manifest)
-    if manifest.rules:  # where they lie is no part of what they say
+    if manifest.rules:  # their location is not part of the content
         head["rules"] |= {"file": manifest.rules.file, "bytes": manifest.rules.bytes}
     return {
         ".parquet": table_bytes(pa.Table.from_pydict(columns, SHARD_SCHEMA)),
@@ -329,7 +329,7 @@ def _newest(dataset: str) -> tuple[int, Manifest | None]:
 def read_manifest(url: str) -> Manifest:
     """`DATASET` (its newest version), `DATASET@3` (a version by number) or `DATASET@DIGEST` (at least 8 hex digits).
 
-    Raises ValueError when there is none, naming what there is.
+    Raises ValueError if there is none, naming those that exist.
     """
     dataset, version = split(url)
     store.require(dataset=dataset)
@@ -385,29 +385,29 @@ def _load(dataset: str, digest: str) -> Manifest:
 
 
 def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
-    """What the two objects of a manifest say. Raises StoreError, AssertionError or TypeError where they are damaged."""
-    said = typed_json.checked(Head, head, f"{dataset}: a manifest")
-    assert not said.rules or "/" not in said.rules.file, "its rules lie outside of manifests/"
+    """The manifest in its two objects. Raises StoreError, AssertionError or TypeError if they are damaged."""
+    fields = typed_json.checked(Head, head, f"{dataset}: a manifest")
+    assert not fields.rules or "/" not in fields.rules.file, "its rules are outside manifests/"
     return Manifest(
         dataset=dataset,
-        list_name=said.list_name,
-        list_sha256=said.list_sha256,
+        list_name=fields.list_name,
+        list_sha256=fields.list_sha256,
         shards=tuple(map(_checked, map(Shard, *(table[name].to_pylist() for name in _FIELDS)))),
-        links=said.links,
-        kept=said.kept,
-        reasons=said.reasons,
-        deselected=said.deselected,
-        subset=said.subset,
-        classes=said.classes,
-        rules=said.rules,
+        links=fields.links,
+        kept=fields.kept,
+        reasons=fields.reasons,
+        deselected=fields.deselected,
+        subset=fields.subset,
+        classes=fields.classes,
+        rules=fields.rules,
     )
 
 
 def _checked(shard: Shard) -> Shard:
-    """Names in a manifest of others become names of files here: of caches, of what a repair writes."""
+    """Names in a foreign manifest become file names here: of caches, and of what a repair writes."""
     inside = "/" not in shard.index and (shard.foreign or "/" not in shard.tar)
-    assert inside, f"unit {shard.unit}: its tar or index lies outside of shards/"
-    assert _SHA256.fullmatch(shard.tar_sha256), f"unit {shard.unit}: its tar_sha256 is not one"
+    assert inside, f"unit {shard.unit}: its tar or index is outside shards/"
+    assert _SHA256.fullmatch(shard.tar_sha256), f"unit {shard.unit}: its tar_sha256 is no sha256"
     counts = (shard.unit, shard.tar_bytes, shard.links, shard.kept, shard.selected)
     assert min(counts) >= 0, f"unit {shard.unit}: a count is below 0"
     assert shard.selected <= shard.kept <= shard.links, f"unit {shard.unit}: its counts are damaged"

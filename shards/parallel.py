@@ -1,4 +1,4 @@
-"""Work on many objects at once, with the results in order: what a bucket answers in 50 ms is asked for side by side."""
+"""Work on many objects at once, with the results in order: a bucket takes 50 ms to answer a request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ AHEAD = 4096  # results that may wait for their turn
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], threads: int = READERS, ahead: int = AHEAD) -> Generator[R]:
-    """The result of each item, in the items' order, by so many threads. At most `ahead` results wait for their turn.
+    """The result of each item, in the items' order, from a pool of threads. At most `ahead` results may wait.
 
     Items are taken by the caller's thread, as they are needed. The first error ends it, and so does closing the
-    iterator: what has not begun by then is left undone.
+    iterator: items that have not begun are dropped.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="parallel") as pool:
         coming: deque[Future[R]] = deque()

@@ -119,8 +119,8 @@ def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | N
 
 
 def fill(file: int, views: Sequence[memoryview], offset: int) -> int:
-    """Fill memory with a local file's bytes from `offset`; returns how many there were. Some file systems give less
-    than there is at one time."""
+    """Fill memory with a local file's bytes from `offset`; returns how many there were. Some file systems return
+    less than there is in one call."""
     need = sum(map(len, views))
     got = os.preadv(file, views, offset)
     while got < need:
@@ -136,13 +136,13 @@ def fill(file: int, views: Sequence[memoryview], offset: int) -> int:
 
 
 def open_read(url: str) -> BinaryIO:
-    """A streaming reader for a large object; what breaks on the way is asked for again, from where it broke."""
+    """A streaming reader for a large object; a read that breaks is resumed where it broke."""
     if is_local(url):
         refuse_special(local_path(url), url)
         with _local_errors("read", url):
             return local_path(url).open("rb")
     fs, path = store_remote.client(url)
-    if url.startswith(("http://", "https://")):  # whose servers need not know ranges
+    if url.startswith(("http://", "https://")):  # their servers may not support ranges
         return store_remote.call("read", url, lambda: fs.open(path, "rb", block_size=READ_AHEAD))
     size = store_remote.call("read", url, lambda: fs.info(path))["size"]
     return io.BufferedReader(_Ranges(url, size), READ_AHEAD)
@@ -191,12 +191,12 @@ def put(url: str, body: bytes) -> None:
 
 def put_file(url: str, path: str | os.PathLike[str], move: bool = False) -> None:
     """Upload a local file whole or not at all; replaces what was there. With `move` the file may be gone afterwards:
-    on the same local disk it then gets its new name without being copied."""
-    with open(path, "rb") as source:  # a missing source is no fault of the store
+    on the same local disk it is renamed, not copied."""
+    with open(path, "rb") as source:  # a missing source is not the store's fault
         if is_local(url):
             target = local_path(url)
             with _local_errors("write", url), aside(target) as written:
-                with contextlib.suppress(OSError):  # for a file that is moved takes the place of the one that is locked
+                with contextlib.suppress(OSError):  # a moved file replaces the locked one
                     fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not (move and renamed(path, written)):
                     shutil.copyfile(path, written)
@@ -212,7 +212,7 @@ def put_if_absent(url: str, body: bytes) -> bool:
 
     Local: `link()`, which fails on an existing name. S3: one single-part PUT with `If-None-Match: *` (RFC 9110
     section 13.1.2). A reply can be lost after the store has applied the write, so a refusal is settled by reading the
-    object back: equal bytes count as ours, so callers who must tell writers apart put a name into the body.
+    object back: equal bytes count as ours, so callers that must distinguish writers put a name into the body.
     """
     if is_local(url):
         target = local_path(url)
@@ -224,14 +224,14 @@ def put_if_absent(url: str, body: bytes) -> bool:
                 return False
             return True
     if len(body) > store_remote.LARGEST_PUT:
-        raise StoreError(f"{url}: has {len(body):,} bytes, more than one write may have: use a smaller --unit")
+        raise StoreError(f"{url}: has {len(body):,} bytes, more than one write allows: use a smaller --unit")
     fs, path = store_remote.client(url)
 
     def create() -> bool:
         try:
             fs.pipe_file(path, body, mode="create", chunksize=max(store_remote.SINGLE_PUT, len(body)))
         except Exception as error:
-            # The same answer, 412, has several shapes by the time it arrives here. The client may have retried a PUT
+            # The answer 412 arrives here in several shapes. The client may have retried a PUT
             # whose reply was lost, so even the first refusal we see can be of our own object: read it back.
             if isinstance(error, FileExistsError) or "PreconditionFailed" in f"{error} {error.__cause__}":
                 return fs.cat_file(path) == body
@@ -250,7 +250,7 @@ def put_json_if_absent(url: str, value: Any) -> bool:
 
 
 def read_json(url: str) -> Any:
-    """JSON of others, of any kind; ours is read by `shards.typed_json`. Raises Missing, and StoreError when the object
+    """Any JSON of others; our own is read by `shards.typed_json`. Raises Missing, and StoreError when the object
     is not JSON."""
     body = read(url)
     try:
@@ -292,11 +292,11 @@ class Entry:
 
     name: str
     bytes: int
-    modified: float  # seconds since 1970, by the store's clock; infinity where the store does not say
+    modified: float  # seconds since 1970, by the store's clock; infinity if the store does not give it
 
 
 def entries(url: str) -> list[Entry]:
-    """The objects directly under a folder by name, also those that were being put when their writer died."""
+    """The objects directly under a folder by name, including those that a dead writer left half-written."""
     if is_local(url):
         found = []
         with contextlib.suppress(Missing), _local_errors("list", url):
@@ -343,7 +343,7 @@ def size(url: str) -> int | None:
 
 
 def clock(url: str) -> float:
-    """What time it is by the store's clock, seconds since 1970: the age of a new object in the folder is none."""
+    """The store's clock, in seconds since 1970: when an object put into the folder now was modified."""
     name = f".probe-{os.getpid()}-{time.time_ns():x}"
     try:
         put(join(url, name), b"")
@@ -373,7 +373,7 @@ def check_writable(url: str) -> None:
     """Fail early, in one line, when a folder cannot be written or its store overwrites on put-if-absent.
 
     Two concurrent conditional puts of one key must have exactly one winner (rclone overwrites silently, Swift lets
-    several through); commits rest on it.
+    several through); commits depend on it.
     """
     if is_local(url):
         refuse_no_folder(local_path(url), url)
@@ -402,7 +402,7 @@ def check_writable(url: str) -> None:
 
 
 def remove_left_aside(url: str) -> None:
-    """Remove what writers that were killed left half-written directly under a local folder."""
+    """Remove half-written files of killed writers directly under a local folder."""
     for path in local_path(url).glob(".aside-*"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if time.time() - os.fstat(file.fileno()).st_mtime > 1:  # a younger one may not be locked yet

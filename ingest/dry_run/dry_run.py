@@ -1,7 +1,7 @@
-"""`--dry-run N`: fetch and judge N links of a list, for real and as politely as ever, and say what all would give.
+"""`--dry-run N`: fetch and judge N links of a list, for real and as politely as ever, and predict the whole list.
 
-One pass over the list plans it in memory and draws a uniform random sample of its links; nothing is written but bodies
-on scratch, and those only until they are judged.
+One pass over the list plans it in memory and draws a uniform random sample of its links; nothing is written except
+bodies on scratch, until they are judged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shards.dataset import table_bytes
 from shards.stream import mix64
 from shards.tar import BLOCK
 
-MOST_HOSTS = 200_000  # that are counted exactly
+MOST_HOSTS = 200_000  # counted exactly
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     seed: int = 0,
 ) -> Forecast:
     """Try `links` links of the list, the same for the same seed, and predict the whole. Nothing is written to
-    config.out. `stop` returning True ends it soon, with what is known by then.
+    config.out. `stop` returning True ends it soon, with what is known so far.
 
     Raises ValueError for a list or a setting that cannot work, and for many links without a contact.
     """
@@ -54,15 +54,15 @@ def run(
     if not config.fetch.allow_private:
         need_contact(config, links)
     begun = time.monotonic()
-    told = _Told(links, progress)
-    survey, sample = _survey(config, links, seed, told, stop)
+    reporter = _Reporter(links, progress)
+    survey, sample = _survey(config, links, seed, reporter, stop)
     need_contact(config, strangers(config, pa.array([link.url for link in sample], pa.string())))
     if not survey.lines - survey.not_chosen and not stop():
         raise ValueError(no_links(config.urls, Counter(survey.left_out)))
     if survey.bad and not survey.good and not stop():
         raise ValueError(f"{config.urls}: none of its {survey.bad:,} lines can be used: give {ACCEPTED}")
     cpu, free = time.process_time(), config.fetch.unlimited
-    outcomes = list(_try(config, sample, told, stop))
+    outcomes = list(_try(config, sample, reporter, stop))
     pace = Pace(
         connections=config.fetch.connections,
         per_host=config.fetch.per_host,
@@ -77,8 +77,10 @@ def run(
 # --- the list ------------------------------------------------------------------------------------------------------
 
 
-def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[], bool]) -> tuple[Survey, list[Link]]:
-    """One pass over the list in constant memory: what it holds, and a uniform sample of its good links by row."""
+def _survey(
+    config: Config, links: int, seed: int, reporter: _Reporter, stop: Callable[[], bool]
+) -> tuple[Survey, list[Link]]:
+    """One pass over the list in constant memory: its contents, and a uniform sample of its good links by row."""
     columns = config.columns
     classes = wordnet.chosen(config.classes, lambda: label_counts(config.urls, config.format, columns.plain))
     hosts, sample = HostCounts(), _Sample(links, seed, config.hash_column)
@@ -99,7 +101,7 @@ def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[
         bad += len(planned.links) - len(good)
         hosts.add(host_names(good["url"]))
         sample.add(good)
-        told.say(f"reading the list: {lines:,} lines")
+        reporter.report(f"reading the list: {lines:,} lines")
         if stop():
             break
     size = 0.0
@@ -110,8 +112,8 @@ def _survey(config: Config, links: int, seed: int, told: _Told, stop: Callable[[
 
 
 class HostCounts:
-    """Links by host: exact up to MOST_HOSTS hosts; beyond them those with fewest are forgotten again and again, so that
-    the counts of those with most are right but for a few."""
+    """Links by host: exact up to MOST_HOSTS hosts; beyond, hosts with the fewest links are dropped repeatedly, so that
+    the counts of the largest hosts are off by a few."""
 
     def __init__(self, most: int = MOST_HOSTS) -> None:
         self.counts: Counter[str] = Counter()
@@ -126,7 +128,7 @@ class HostCounts:
 
     @property
     def distinct(self) -> int:
-        """How many hosts; an upper bound once some were forgotten, for they may have come again."""
+        """How many hosts; an upper bound once some were dropped, for they may have come again."""
         return len(self.counts) + self._forgotten
 
 
@@ -160,7 +162,7 @@ class _Sample:
             self._limit = self._draws[-1]
 
     def links(self) -> list[Link]:
-        """In an order that is random too, so that hosts come mixed."""
+        """The links in random order, so that hosts are mixed."""
         self._cut()
         found = (links_of(*carry.split(table), self._hashed) for table in self._held)
         return [link for links in found for link in links if isinstance(link, Link)]
@@ -169,7 +171,7 @@ class _Sample:
 # --- the links -----------------------------------------------------------------------------------------------------
 
 
-def _try(config: Config, sample: list[Link], told: _Told, stop: Callable[[], bool]) -> Iterator[Outcome]:
+def _try(config: Config, sample: list[Link], reporter: _Reporter, stop: Callable[[], bool]) -> Iterator[Outcome]:
     """Fetch and judge the sample."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="xtra-dry-run-", dir=config.scratch, ignore_cleanup_errors=True)
@@ -182,9 +184,9 @@ def _try(config: Config, sample: list[Link], told: _Told, stop: Callable[[], boo
             for fetched in fetcher.run(iter(sample), stop):
                 if fetched is not None:
                     verdict = judge(fetched, config.filter)
-                    told.count(verdict)
+                    reporter.count(verdict)
                     yield _outcome(verdict)
-                told.say(fetcher.paused(), fetcher)
+                reporter.report(fetcher.paused(), fetcher)
         finally:
             fetcher.close()
 
@@ -204,8 +206,8 @@ def _outcome(verdict: Verdict) -> Outcome:
     )
 
 
-class _Told:
-    """How far the dry run is, and who hears of it every TICK."""
+class _Reporter:
+    """Counts the dry run's progress, and reports it every TICK."""
 
     def __init__(self, links: int, progress: Callable[[Progress], None] | None) -> None:
         self._links, self._progress = links, progress
@@ -221,7 +223,7 @@ class _Told:
         else:
             self._reasons[str(verdict.reason)] += 1
 
-    def say(self, note: str, fetcher: Fetcher | None = None) -> None:
+    def report(self, note: str, fetcher: Fetcher | None = None) -> None:
         now = time.monotonic()
         if self._progress is None or now < self._next:
             return

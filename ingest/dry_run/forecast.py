@@ -1,4 +1,4 @@
-"""What a sample of links says of the whole list: kept, reasons, bytes, requests and time."""
+"""What a sample of links predicts for the whole list: kept, reasons, bytes, requests and time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import NamedTuple
 from ingest.record import Reason
 from shards.figures import Z, wilson
 
-KNOWN = 5  # answers of a host from which on its own speed is believed, not that of all
+KNOWN = 5  # answers of a host from which its own speed is used, not the mean of all
 SLOWEST = 5
 
 
 class Outcome(NamedTuple):
-    """What became of one link of the sample."""
+    """The result of one link of the sample."""
 
     host: str
     reason: Reason | None  # None: kept
@@ -29,14 +29,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over the list told."""
+    """The result of one pass over the list."""
 
     lines: int
     left_out: Mapping[str, int]  # lines, by the rule that leaves them out
-    bad: int  # hold no usable link: known exactly
-    hosts: Mapping[str, int]  # links by host; of very many only those with most
-    host_count: int  # distinct; an upper bound where they are very many
-    columns: tuple[str, ...] = ()  # others that are kept
+    bad: int  # lines without a usable link: known exactly
+    hosts: Mapping[str, int]  # links by host; if there are very many, the largest
+    host_count: int  # distinct; an upper bound if there are very many
+    columns: tuple[str, ...] = ()  # other columns that are kept
     column_bytes: float = 0.0  # a link, in columns/
 
     @property
@@ -45,13 +45,13 @@ class Survey:
 
     @property
     def good(self) -> int:
-        """Links that would be asked for."""
+        """Links that would be fetched."""
         return self.lines - self.not_chosen - self.bad
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast we ask, and what it cost."""
+    """How fast we fetch, and at what cost."""
 
     connections: int
     per_host: int  # transfers at once
@@ -71,7 +71,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class HostForecast:
-    """One host, all its links asked for at the limits."""
+    """One host, all its links fetched at the limits."""
 
     name: str
     links: int
@@ -88,10 +88,10 @@ class Forecast:
     urls: str
     lines: int
     not_chosen: int  # lines that the rules (classes, --where) leave out
-    bad: int  # lines that hold no usable link
+    bad: int  # lines without a usable link
     host_count: int
     wanted: int  # links of the sample
-    sampled: int  # of them with an answer: fewer when it was stopped
+    sampled: int  # those with an answer: fewer if it was stopped
     kept: Estimate
     reasons: dict[str, Estimate]
     fetched_bytes: Estimate
@@ -99,9 +99,9 @@ class Forecast:
     requests: int
     pace: Pace
     seconds_each: float  # of one link, in transfers
-    connection_seconds: float  # if the connections are what bounds it
-    cpu_seconds: float  # if one core is
-    host_seconds: float  # if the host with most to do is
+    connection_seconds: float  # if the connections are the limit
+    cpu_seconds: float  # if one core is the limit
+    host_seconds: float  # if the slowest host is the limit
     hosts: tuple[HostForecast, ...]  # those that take longest
     took: float  # the dry run itself
     stopped: bool
@@ -122,7 +122,7 @@ class Forecast:
 def forecast(
     urls: str, survey: Survey, wanted: int, outcomes: Sequence[Outcome], pace: Pace, took: float, stopped: bool
 ) -> Forecast:
-    """The whole list, if it is as the outcomes of a uniform random sample of its good links."""
+    """Extrapolate the outcomes of a uniform random sample of the good links to the whole list."""
     n, good = len(outcomes), survey.good
     counts = Counter(outcome.reason for outcome in outcomes)
     reasons = {str(reason): _count(hits, n, good) for reason, hits in counts.most_common() if reason is not None}
@@ -178,7 +178,7 @@ def _total(values: Sequence[float], good: int) -> Estimate:
 
 
 def _hosts(survey: Survey, outcomes: Sequence[Outcome], pace: Pace, each: float) -> tuple[HostForecast, ...]:
-    """The hosts that take longest, for nothing that we do makes a host answer sooner than it does or than is polite."""
+    """The hosts that take longest: we cannot make a host answer sooner, or sooner than is polite."""
     seen: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         seen[outcome.host].append(outcome)

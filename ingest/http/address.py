@@ -33,13 +33,13 @@ def refusal(ip: str, port: int, allowed: tuple[str, ...]) -> str | None:
     if public and port in (80, 443):
         return None
     why = f"port {port} is not 80 or 443" if public else f"{ip} is not a public address"
-    # No hint at a cloud's metadata service, or at what no server has: a list of strangers may well name these.
-    nobody = inner.is_link_local or inner.is_multicast or inner.is_unspecified or inner.is_reserved
-    return why if nobody else f"{why}; if it is yours: --fetch.allow-private {inner}"
+    # No hint for a cloud's metadata service or an address that no server has: a stranger's list may name these.
+    no_hint = inner.is_link_local or inner.is_multicast or inner.is_unspecified or inner.is_reserved
+    return why if no_hint else f"{why}; if it is yours: --fetch.allow-private {inner}"
 
 
 def is_named(addresses: Iterable[str], allowed: tuple[str, ...]) -> bool:
-    """Whether all of these addresses that may be connected to at all are ones that the user allows by name."""
+    """Whether the user allows by name all of these addresses that may be connected to at all."""
     known = [ipaddress.ip_address(text.split("%")[0]) for text in addresses]
     inside = [any(_unwrap(each) in net or each in net for net in networks(allowed)) for each in known]
     open_to_all = (refusal(str(each), 443, ()) is None for each, named in zip(known, inside) if not named)
@@ -47,7 +47,7 @@ def is_named(addresses: Iterable[str], allowed: tuple[str, ...]) -> bool:
 
 
 def is_named_host(name: str, allowed: tuple[str, ...]) -> bool:
-    """The same of a host in a URL, without asking a name server: an address, or a name of this machine (RFC 6761)."""
+    """The same for a host in a URL, without a DNS look-up: an address, or a name of this machine (RFC 6761)."""
     name = name.strip("[]").removesuffix(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return is_named(("127.0.0.1", "::1"), allowed)

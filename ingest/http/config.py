@@ -1,4 +1,4 @@
-"""How to ask: the settings of the fetcher, checked, and the name under which it asks."""
+"""The fetcher's settings, checked, and its user agent."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from ingest.http.robots import PRODUCT
 
 VERSION = "0.1"
 PROJECT = "https://github.com/xtra-pretrain/xtra-pretrain"
-RATE = 20.0  # requests/s to one host unless the user says otherwise
+RATE = 20.0  # requests/s to one host unless the user sets another rate
 
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """How to ask. Times in seconds, sizes in bytes."""
+    """How to fetch. Times in seconds, sizes in bytes."""
 
-    allow_private: tuple[str, ...] = ()  # addresses or networks that may be asked although they are not public
+    allow_private: tuple[str, ...] = ()  # addresses or networks that are allowed although they are not public
     per_host: int = 8  # transfers at once to one host name
-    per_host_rate: float | None = None  # requests/s to one host, 0: no limit; None: 20, none for allow_private
+    per_host_rate: float | None = None  # requests/s to one host; 0: no limit; None: 20, no limit for allow_private
     connections: int = 128  # transfers at once in all
     deadline: float = 60.0  # for the transfers of one link, with its redirects and retries; waiting does not count
-    patience: float = 300.0  # a link waits no longer for its host when all wait; our own limits do not count
+    patience: float = 300.0  # longest wait for a host when all links wait; our own limits do not count
     connect_timeout: float = 10.0  # of one connection, TLS included
     low_speed: int = 1000  # bytes/s; slower than this for low_speed_seconds is a timeout
     low_speed_seconds: int = 15  # see low_speed
-    max_bytes: int = 32 << 20  # of one body, unpacked; what is larger is cut off while it comes
-    retries: int = 2  # of a link in one run, for reasons that may pass
+    max_bytes: int = 32 << 20  # of one decoded body; a larger one is cut off as it arrives
+    retries: int = 2  # of a link in one run, after failures that may be temporary
     backoff: float = 1.0  # before the first retry; doubles, with jitter
     redirects: int = 5  # followed for one link
-    robots: bool = True  # heed robots.txt (RFC 9309, and Crawl-delay up to 10 s)
-    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none")  # X-Robots-Tag words heeded
-    max_pause: float = 120.0  # a host that keeps asking for longer ones (Retry-After), with little success, is given up
+    robots: bool = True  # obey robots.txt (RFC 9309, and Crawl-delay up to 10 s)
+    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none")  # X-Robots-Tag words obeyed
+    max_pause: float = 120.0  # a host whose pauses (Retry-After) sum to more, with few successes, is given up
     breaker: int = 8  # failures in a row of one host that stop it for cool_off, three times as long the next time
     cool_off: float = 5.0  # see breaker
-    outage_limit: float = 3600.0  # how long a dead network is waited for; 0: take every failure at its word
-    proxy: str = ""  # http(s) or socks5h proxy; who may be asked is then for the proxy to check, not for us
-    contact: str = ""  # an address or page where the asked can reach you; part of the user agent
+    outage_limit: float = 3600.0  # how long to wait for a network that is down; 0: count every failure
+    proxy: str = ""  # http(s) or socks5h proxy; it then checks addresses, we do not
+    contact: str = ""  # an address or page where site owners can reach you; part of the user agent
     in_memory: int = 1 << 20  # a larger body goes to a file on scratch
 
     def __post_init__(self) -> None:
@@ -68,5 +68,5 @@ class FetchConfig:
 
     @property
     def unlimited(self) -> tuple[str, ...]:
-        """The addresses to which no rate applies: those of allow_private, unless the user says a rate."""
+        """The addresses to which no rate applies: those of allow_private, unless the user sets a rate."""
         return self.allow_private if self.per_host_rate is None else ()

@@ -2,10 +2,10 @@
 
 One `Fetcher` a process drives all transfers and lives across units. A link waits in the queue of its host until
 robots.txt is known and the host's pace, pauses and breaker let it start (schedule.py, hosts.py); a paused host costs
-nothing and holds nobody up. Every link ends: by its bytes, its deadline, its byte cap, its patience, or a Reason. The
-address that is really connected to is checked at the moment of connecting (transfer.py), so neither a redirect nor a
-name that resolves to a private address gets past it. A network that is gone pauses everything and makes no verdicts
-(outage.py).
+nothing and delays no other. Every link ends: by its bytes, its deadline, its byte cap, its patience, or a Reason. The
+address that is actually connected to is checked at connect time (transfer.py), so neither a redirect nor a name that
+resolves to a private address gets past the check. While the network is down, everything pauses and there are no
+verdicts (outage.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ingest.record import Event, Fetched, Link, Reason
 
 HOLD = 131_072  # links held at once, so that a slow host does not hold the others up
 BATCH = 1024  # links taken in one turn
-TICK = 0.25  # seconds between looks at `stop` and at what has no alarm of its own
+TICK = 0.25  # seconds between checks of `stop` and of what has no timer
 AWAY = 5.0  # seconds between two turns after which a timeout is our own fault
 ROBOTS_HOPS = 5  # RFC 9309, 2.3.1.2
 
@@ -44,8 +44,8 @@ def fetch(
     scratch: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Fetched]:
-    """One result a link, as they complete. Large bodies are files under `scratch` (without it: all in memory), and
-    then belong to the caller. `stop` returning True ends the iteration early; what was in flight is dropped."""
+    """One result per link, as they complete. Large bodies are files under `scratch` (without it: all in memory) and
+    belong to the caller. `stop` returning True ends the iteration early; transfers in flight are dropped."""
     fetcher = Fetcher(config, scratch)
     try:
         yield from (fetched for fetched in fetcher.run(links, stop) if fetched is not None)
@@ -54,13 +54,13 @@ def fetch(
 
 
 def ignore(_event: Event) -> None:
-    """Nobody wants to know."""
+    """Drop the event."""
 
 
 class Fetcher:
-    """Fetches for as long as its process lives: connections, DNS, TLS sessions, robots.txt and what is known of hosts
-    stay. `leases` is where several processes share hosts; without it this process has them to itself. `tell` hears of
-    what people will want to know afterwards. With `config.proxy` the address guard is the proxy's affair.
+    """Lives as long as its process, and keeps connections, DNS, TLS sessions, robots.txt and the state of hosts.
+    `leases` shares hosts between processes; without it this process has them to itself. `record` receives events for
+    the log. With `config.proxy` the proxy checks addresses.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Fetcher:
         config: FetchConfig,
         scratch: Path | None = None,
         leases: Leases | None = None,
-        tell: Callable[[Event], None] = ignore,
+        record: Callable[[Event], None] = ignore,
     ) -> None:
         self.config = config
-        self.tell = tell
+        self.record = record
         self._transfers = Transfers(config, scratch)
         self._silence = Silence(config.outage_limit)
         self._network = self._silence.network
@@ -83,11 +83,11 @@ class Fetcher:
         self._schedule = Schedule(self._origins, config.connections, config.patience, leases)
         self._resolver = Resolver(self._transfers.wake)
         self._results: deque[Fetched] = deque()
-        self._held = 0  # links taken whose result has not been made
+        self._held = 0  # links taken that have no result yet
         self._waited = 0.0  # a clock that runs while there is nothing to do but wait for hosts
         self._ticked = 0.0
         if config.proxy:
-            self._say("proxy", config.proxy, "addresses are checked by the proxy, not here")
+            self._record("proxy", config.proxy, "addresses are checked by the proxy, not here")
 
     def close(self) -> None:
         self._drop()
@@ -113,12 +113,12 @@ class Fetcher:
         return self._silence.paused()
 
     def run(self, links: Iterable[Link | None], stop: Callable[[], bool] = lambda: False) -> Iterator[Fetched | None]:
-        """One result a link, as they complete. A None among the links says: none just now, ask again soon. A None among
-        the results comes about every TICK when nothing ends, so that the caller can look after other things.
+        """One result per link, as they complete. A None link means that none is available yet. A None result comes
+        about every TICK while nothing ends, so that the caller can do other work.
 
         Raises ValueError when this machine cannot go on: no sockets, no room on scratch, no network for too long."""
         source, more = iter(links), True
-        turned = told = time.monotonic()
+        turned = reported = time.monotonic()
         try:
             while not stop():
                 now = time.monotonic()
@@ -130,15 +130,15 @@ class Fetcher:
                 for answer in self._resolver.answers():
                     if self._schedule.resolved(answer, now):
                         self._network.failed(answer.name, False)
-                self._schedule.sound(now)
+                self._schedule.fire_due(now)
                 self._start(now)
                 self._turn(now)
                 self._sweep(now)
                 turned = time.monotonic()
                 if not (more or self._held or self._results):
                     return
-                if self._results or turned - told >= TICK:
-                    told = turned
+                if self._results or turned - reported >= TICK:
+                    reported = turned
                     if not self._results:
                         yield None
                     while self._results:
@@ -156,7 +156,7 @@ class Fetcher:
     # --- links start ---
 
     def _take(self, source: Iterator[Link | None], now: float) -> bool:
-        """Take what there is room for; False when there will be no more."""
+        """Take links while there is room; False when the source has ended."""
         for _ in range(min(BATCH, HOLD - self._held)):
             try:
                 link = next(source)
@@ -235,11 +235,11 @@ class Fetcher:
     def _end_of_robots(self, task: Task, text: bytes, ended: Outcome, now: float) -> None:
         if task.robots_of is None:  # a probe
             if self._network.probe_failed(now):
-                self._say("outage", task.origin.host.name, f"no network since {clock(self._network.out_since)}")
+                self._record("outage", task.origin.host.name, f"no network since {clock(self._network.out_since)}")
         elif ended.target is None and (ended.reason is None or (ended.reason is Reason.TOO_LARGE and text)):
-            told = self._schedule.learn(task.robots_of, parse(text), None, now)
-            if told:
-                self._say("robots", task.robots_of.text, told)
+            remark = self._schedule.learn(task.robots_of, parse(text), None, now)
+            if remark:
+                self._record("robots", task.robots_of.text, remark)
         else:
             self._go_on(task, ended, now)
 
@@ -257,18 +257,18 @@ class Fetcher:
         if reason not in _BREAKS or self._silence.excuses(task, ended):
             return
         if ended.status == 429 or ended.pause:
-            told = host.asked_to_wait(task.began, now, ended.pause, reason)
+            remark = host.asked_to_wait(task.began, now, ended.pause, reason)
         elif task.attempts and not host.openings:
-            return  # the link fails again: that says nothing new of its host, and at the end only such links are left
+            return  # a link that fails again says nothing new about its host, and at the end only such links are left
         else:
-            told = host.broke(task.began, now, reason, ended.detail)
-        if told:
-            self._say("host", host.name, told)
+            remark = host.broke(task.began, now, reason, ended.detail)
+        if remark:
+            self._record("host", host.name, remark)
         if host.closed_until > now:
             self._schedule.give_up(host)
 
     def _go_on(self, task: Task, ended: Outcome, now: float) -> None:
-        """After a transfer that brought nothing: follow its redirect, try again, or let that be the end."""
+        """After a transfer without a body: follow its redirect, try again, or end the task."""
         if ended.target is not None:
             task.hops += 1
             most = ROBOTS_HOPS if task.link is None else self.config.redirects
@@ -298,7 +298,7 @@ class Fetcher:
             self._fail(task, ended, now)
 
     def _again(self, task: Task, now: float, wait: float) -> None:
-        """Ask from the beginning, after so many seconds."""
+        """Start the request over after `wait` seconds."""
         task.hops = 0
         task.cookies.clear()
         if task.robots_of is not None:
@@ -336,30 +336,30 @@ class Fetcher:
         self._results.append(fetched)
 
     def _sweep(self, now: float) -> None:
-        """The links that the schedule ended."""
+        """Make results of the links that the schedule ended."""
         ended = self._schedule.ended
         while ended:
             task, reason, detail = ended.popleft()
-            task.attempts += task.hops > 0  # its first request was made, and led here
+            task.attempts += task.hops > 0  # its first request was made, and redirected it here
             self._fail(task, Outcome(reason, detail), now)
 
     # --- the network ---
 
     def _tick(self, now: float) -> None:
-        """What has no alarm of its own."""
+        """Work that has no timer."""
         self._ticked = now
         self._schedule.settle(now)
-        self._schedule.sift(self._waited)
-        for origin in self._origins.shed(now, self._schedule.holds):
+        self._schedule.expire(self._waited)
+        for origin in self._origins.evict(now, self._schedule.holds):
             self._transfers.pin(origin.text, ())
         for _, task, ended in self._silence.settled(now, self._held):
             self._finish(task, None, ended)
 
     def _alive(self, now: float, began: float, origin: str) -> None:
-        """A transfer that began at `began` was answered: what failed before failed although there was a network."""
+        """A transfer that began at `began` was answered: earlier failures happened although the network was up."""
         since = self._network.out_since
         if self._network.alive(now, origin):
-            self._say("outage over", origin, f"no network from {clock(since)} to {clock(now)}")
+            self._record("outage over", origin, f"no network from {clock(since)} to {clock(now)}")
             self._schedule.forgive(since, now)
             for task in self._silence.forgiven():
                 self._again(task, now, 0.0)
@@ -376,23 +376,23 @@ class Fetcher:
             origin.host.begin(now)
             probe = Task(None, f"{origin.text}/robots.txt", origin)
             if not origin.host.addresses:
-                self._transfers.pin(origin.text, ())  # libcurl would go on believing that there is none
+                self._transfers.pin(origin.text, ())  # else libcurl keeps believing that there is none
             probe.spent = max(0.0, self.config.deadline - self.config.connect_timeout)
             self._launch(probe, now)
 
-    def _say(self, kind: str, about: str, detail: str) -> None:
-        self.tell(Event(time.time(), kind, about, detail))
+    def _record(self, kind: str, about: str, detail: str) -> None:
+        self.record(Event(time.time(), kind, about, detail))
 
 
 def _aim(task: Task, url: str, origin: Origin) -> None:
-    """Ask for another URL. What it has waited stays; each host has a clock of its own for that."""
+    """Point the task at another URL. Its waiting time stays; each host has its own clock for that."""
     task.waited += task.origin.host.paced - origin.host.paced
     task.url, task.origin = url, origin
 
 
 def _robots_failure(task: Task, ended: Outcome) -> tuple[Reason, str] | None:
-    """Why a robots.txt cannot be had, and everything is forbidden; None where it is not there, and everything is
-    allowed (RFC 9309, 2.3.1)."""
+    """Why a robots.txt cannot be read, so that everything is forbidden; None if it does not exist, so that everything
+    is allowed (RFC 9309, 2.3.1)."""
     assert ended.reason is not None
     if 300 <= ended.status < 500 and ended.status not in (408, 429):
         return None

@@ -1,4 +1,4 @@
-"""What headers of an answer mean for its body and for the next request of the same link: encodings and cookies."""
+"""Response headers that matter to the body and to the link's next request: encodings and cookies."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ class TooLarge(ValueError):
 
 
 def remember_cookie(jar: dict[str, str], line: str) -> None:
-    """Take one Set-Cookie value into the jar of a host. Paths and domains are not looked at: a jar lives for one link,
-    on one host."""
+    """Put one Set-Cookie value into a host's jar. Paths and domains are ignored: a jar lives for one link and host."""
     pair = line.partition(";")[0]
     name, equals, value = (part.strip() for part in pair.partition("="))
     if not equals or not name or len(pair) > MAX_COOKIE or not pair.isprintable():
@@ -39,10 +38,10 @@ def cookies(jar: dict[str, str]) -> str:
 
 
 def decoded(body: bytes, encoding: str, most: int) -> bytes:
-    """The body with what a Content-Encoding header names undone, outermost first. A name that nobody knows means
-    nothing, and neither does one that is not true: what begins like a picture is one.
+    """Undo the encodings that a Content-Encoding header names, outermost first. Unknown names are ignored, and so are
+    false ones: what begins like a picture is one.
 
-    Raises TooLarge above `most` bytes, and ValueError for a body that begins as encoded and is damaged or cut.
+    Raises TooLarge above `most` bytes, and ValueError for an encoded body that is damaged or cut.
     """
     for name in reversed([part.strip().lower() for part in encoding.split(",")]):
         if name in KNOWN and body and image.sniff(body) is None:

@@ -1,4 +1,4 @@
-"""How hard one host may be asked: its pace, its pauses, its breaker. (Shared among processes: limiter.py.)
+"""The load on one host: its pace, its pauses, its circuit breaker. (Shared between processes: limiter.py.)
 
 Pure: no sockets, no clock of its own. A host is a host name; its ports and schemes share one budget. Times are seconds
 on one monotonic clock, except between processes, where they are unix time.
@@ -20,9 +20,9 @@ COOL_OFF_GROWS = 3.0  # times longer after each opening
 CLOSED = 300.0  # seconds for which a given-up host is not asked; doubles each time
 CLOSED_MOST = 3600.0
 NAME_FOR = 300.0  # seconds for which the addresses of a name are believed
-LOOK_UPS_AGAIN = 1  # after one of which the name server could not tell
+LOOK_UPS_AGAIN = 1  # retries of a look-up that the name server could not answer
 CREDIT = 0.25  # seconds of pauses that one success pays back
-BRISK = 1.0  # seconds; a host whose transfers take no longer keeps nobody waiting, our limits do
+BRISK = 1.0  # seconds; a host whose transfers take no longer is not slow: links wait for our own limits
 
 
 # --- one host, as one process knows it -----------------------------------------------------------------------------
@@ -43,13 +43,13 @@ class Manners:
 
 @dataclass(eq=False, slots=True)
 class Origin:
-    """A scheme, host and port: what robots.txt speaks of."""
+    """A scheme, host and port: what one robots.txt covers."""
 
     text: str  # "http://example.org:8080", without a slash
     host: Host
     robots: Robots | None = None  # None: not known
     failure: tuple[Reason, str] | None = None  # why it is not known, and for now nothing may be asked
-    until: float = 0.0  # when either is to be asked for anew
+    until: float = 0.0  # when either expires
     pinned: float = 0.0  # the `known_until` of the addresses that libcurl has
     asking: bool = False
     waiting: deque[Task] = field(default_factory=deque)  # links that wait for the answer
@@ -99,14 +99,14 @@ class Host:
     last: tuple[Reason, str] = (Reason.TIMEOUT, "")  # what it failed with last
     addresses: tuple[str, ...] = ()
     unlimited: bool = False  # the interval does not apply to it
-    known_until: float = 0.0  # when its name is to be resolved anew
+    known_until: float = 0.0  # when its addresses expire
     resolving: bool = False
     look_ups: int = 0  # that failed, in a row
     answered_ever: bool = False
     listed: bool = False  # in one of the loop's queues
     alarm: float = 0.0  # when the loop looks at it again; 0: no alarm is set
     burst: int = BURST  # links that may still follow at once, on the same connection
-    paced: float = 0.0  # seconds that its links had to wait for the limits that we keep, not for it
+    paced: float = 0.0  # seconds that its links waited for our own limits, not for it
     done: int = 0
     failed: int = 0
     bytes: int = 0
@@ -139,7 +139,7 @@ class Host:
         self.answered_ever = True
 
     def broke(self, began: float, now: float, reason: Reason, detail: str) -> str:
-        """A transfer failed that began at `began`. Returns what there is to tell, or ""."""
+        """A transfer that began at `began` failed. Returns a remark for the log, or ""."""
         if began < self.opened_at:  # one of those that were under way when it opened
             return ""
         self.last = (reason, detail)
@@ -156,9 +156,9 @@ class Host:
         return f"circuit breaker open for {wait:.3g} s: {what}"
 
     def asked_to_wait(self, began: float, now: float, seconds: float, reason: Reason) -> str:
-        """It answered a transfer that began at `began` with 429, or 503 and Retry-After; `seconds` is 0 where it did
-        not say for how long. Returns what there is to tell, or ""."""
-        if began < self.paused_at:  # said when it was already being heeded
+        """It answered a transfer that began at `began` with 429, or 503 and Retry-After; `seconds` is 0 if it did
+        not say for how long. Returns a remark for the log, or ""."""
+        if began < self.paused_at:  # sent before the pause in force began
             self.paused_until = max(self.paused_until, min(now + seconds, now + self.manners.max_pause))
             return ""
         self.pauses += 1
@@ -171,15 +171,18 @@ class Host:
         self.paused_until = now + seconds
         return f"paused for {seconds:.4g} s, as it asked" if seconds >= 1 else ""
 
-    def told(self, until: float, why: tuple[Reason, str], now: float) -> bool:
-        """Another process leaves it alone until then, and says why. Returns whether that is too long to wait for."""
+    def paused_elsewhere(self, until: float, why: tuple[Reason, str], now: float) -> bool:
+        """Another process pauses this host until then, for this reason. Returns whether that is too long to wait."""
         if until <= max(now, self.paused_until, self.closed_until) + 0.5:
             return False
         if until - now <= self.manners.max_pause:
             self.paused_until, self.paused_at = until, now
             return False
         self.last = why
-        self.closed_until, self.paused_until = until, 0.0  # no longer: two that tell each other would never end
+        self.closed_until, self.paused_until = (
+            until,
+            0.0,
+        )  # no longer: two processes would prolong it for ever
         return True
 
     def _close(self, now: float, at_least: float, why: str) -> str:
@@ -190,7 +193,7 @@ class Host:
         return self.last[1]
 
     def resolved(self, answer: Answer, now: float) -> bool:
-        """Its name has been looked up. Returns whether it is given up: there is nobody to ask."""
+        """Its name has been looked up. Returns whether the host is given up for lack of an address."""
         self.resolving = False
         if answer.addresses or self.addresses:  # better an old address than none
             self.addresses = answer.addresses or self.addresses
@@ -207,7 +210,7 @@ class Host:
         return True
 
     def reopen(self) -> None:
-        """What it failed with was not its fault."""
+        """Its failures were not its fault."""
         self.failures = self.openings = self.look_ups = 0
         self.closed_until = self.closed_for = self.paused_until = 0.0
         for origin in self.origins:

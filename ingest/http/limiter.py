@@ -1,7 +1,7 @@
-"""Who may ask which host how hard, when several processes share the hosts.
+"""The rate limiter of hosts that several processes share.
 
-A settlement names only what changed since the one before, and is answered with the shares that changed: most of what
-processes want of most hosts stays as it is. Pure: no sockets, no clock of its own. Times are unix time.
+A settlement names only the demands that changed since the last one, and returns the shares that changed: most demands
+stay as they are. Pure: no sockets, no clock of its own. Times are unix time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ingest.record import Reason
 
-SLICE = 10.0  # seconds a process keeps its place on a host that has more askers than transfers
+SLICE = 10.0  # seconds a process keeps its place on a host with more processes than transfers
 LOST = 60.0  # seconds of silence after which a process is taken for dead
 NO_REASON = (Reason.HTTP_429, "asked to wait")
 
@@ -22,7 +22,7 @@ class Demand:
     """What one process asks of one host."""
 
     transfers: int  # wanted at once, those under way included
-    paused_until: float = 0.0  # unix time until which the host asked to be left alone; 0 when it did not
+    paused_until: float = 0.0  # unix time until which the host is paused; 0 if it is not
     active: int = 0  # under way
     alone: bool = False  # the host asked for an interval between requests: one process at a time can keep it
     why: tuple[Reason, str] = NO_REASON  # it is paused
@@ -42,8 +42,8 @@ class Leases(Protocol):
     """Where several processes agree on their shares of a host."""
 
     def settle(self, demands: Mapping[str, Demand]) -> Mapping[str, Grant]:
-        """Tell all that this process wants now (a host not named is given back); returns what it may do, as far as is
-        known. Never blocks; called every quarter of a second."""
+        """Declare all that this process wants now (a host that is not named is given back); returns its shares as far
+        as they are known. Never blocks; called every quarter of a second."""
         ...
 
 
@@ -61,14 +61,14 @@ class _Hold:
 
     @property
     def most(self) -> int:
-        """What it may be doing, as far as is known here."""
+        """The most transfers that it may have under way, as far as is known here."""
         return max(self.active, self.granted, self.before)
 
 
 @dataclass
 class Limiter:
-    """Shares are fair, and the sum of what the processes may be doing never exceeds `per_host`: what one has to give up
-    goes to another only once the first has shown that it did."""
+    """Shares are fair, and the transfers that may be under way never exceed `per_host` in all: what one process has to
+    give up goes to another only once the first has reported that it did."""
 
     per_host: int  # transfers at once to one host name, of all processes together
     rate: float = 0.0  # requests/s to one host name, of all processes together; 0: no limit
@@ -80,7 +80,7 @@ class Limiter:
     _seen: dict[str, float] = field(default_factory=dict)
 
     def knows(self, who: str) -> bool:
-        """Whether it still has what the process said before."""
+        """Whether it still has this process's earlier demands."""
         return who in self._hosts
 
     def settle(self, who: str, demands: Mapping[str, Demand], now: float) -> dict[str, Grant]:
@@ -91,7 +91,7 @@ class Limiter:
     def change(
         self, who: str, demands: Mapping[str, Demand], given_back: Iterable[str], now: float
     ) -> dict[str, Grant]:
-        """Note what `who` wants otherwise than at its last call.
+        """Note the demands of `who` that changed since its last call.
 
         Returns its shares of the hosts it named, and of others where they have changed since.
         """
@@ -155,7 +155,7 @@ class Limiter:
             self._mark(host, holds, but=who)
 
     def _share(self, who: str, host: str, now: float) -> None:
-        """Its share as it is now. Others look at theirs again where this one matters to them."""
+        """Compute its share, and mark this host for the processes whose own share depends on it."""
         holds = self._holds[host]
         hold = holds[who]
         most, since = hold.most, hold.since

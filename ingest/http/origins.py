@@ -1,4 +1,4 @@
-"""The hosts and origins that are known, by name: found from a URL, forgotten when they are too many."""
+"""The known hosts and origins by name: found from a URL, evicted when there are too many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest.http.robots import ANYTHING, Robots
 from ingest.lists import MAX_URL, check_url
 from ingest.record import Reason
 
-MEMORY = 64 << 20  # bytes for what is known of hosts that have no links now
+MEMORY = 64 << 20  # bytes for the state of hosts without links
 HOST_SIZE = 3072  # bytes of memory, about
 
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?][!-~]*)?")
@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?][!-~]*)?")
 
 class Origins:
     """Finds the origin of a URL. `robots`: whether robots.txt is asked for; `shared`: whether hosts may be asked only
-    with a lease; `guard`: who may be asked, where a proxy and not we will connect to it."""
+    with a lease; `guard`: the allowed addresses, where a proxy connects for us."""
 
     def __init__(self, manners: Manners, robots: bool, shared: bool, guard: tuple[str, ...] | None = None) -> None:
         self.hosts: dict[str, Host] = {}
@@ -67,9 +67,9 @@ class Origins:
             text = list(self._by_text)[number % len(self._by_text)]
         return self._by_text.get(text)
 
-    def shed(self, now: float, held: Callable[[Host], bool]) -> Iterator[Origin]:
-        """Forget hosts that have nothing to do and are not `held`, when what is known of all has grown too large; gives
-        their origins."""
+    def evict(self, now: float, held: Callable[[Host], bool]) -> Iterator[Origin]:
+        """Evict hosts that are idle and not `held` when the state of all hosts takes too much memory; yields their
+        origins."""
         if self._size <= MEMORY:
             return
         for host in list(self.hosts.values()):
@@ -107,7 +107,7 @@ def _is_address(name: str) -> bool:
 
 
 def _refused_literal(name: str, port: int, allowed: tuple[str, ...]) -> str | None:
-    """Why an address in a URL may not be asked for through a proxy; names are the proxy's to check."""
+    """Why an address in a URL may not be asked for through a proxy; the proxy checks names."""
     try:
         return refusal(name, port, allowed)
     except ValueError:

@@ -1,9 +1,9 @@
-"""Tells a network that is gone from links that are dead.
+"""Is the network down, or are the links dead?
 
 A list of 2011 has thousands of dead names in a row, so that failures alone prove nothing. The network is *suspected*
-when nobody has answered for a while and, in that time, hosts failed that had answered before (or very many hosts).
+when nobody has answered for a while and, in that time, hosts failed that had answered before (or very many did).
 It is then *asked*: an origin that answered not long ago is asked again; any answer clears it. Only when these
-fail too is the network *out*. What failed without an answer since the last sign of life is not held against any link.
+fail too is the network *out*. Failures without an answer since the last sign of life then count against no link.
 
 Pure: times are handed in, in seconds on one monotonic clock.
 """
@@ -22,14 +22,14 @@ PROBE = 5.0  # seconds between two probes
 
 @dataclass
 class Network:
-    """What the ends of transfers say about the network. `limit`: seconds without it to bear; 0: never suspect."""
+    """What the ends of transfers say about the network. `limit`: seconds to wait without it; 0: never suspect."""
 
     limit: float
     alive_at: float = 0.0  # the last sign of life; 0: none yet
     silent: dict[str, bool] = field(default_factory=dict)  # hosts that failed since; whether they answered before
     good: dict[str, None] = field(default_factory=dict)  # origins that answered, the last one last
     suspected: bool = False
-    out_since: float = 0.0  # 0: it is there
+    out_since: float = 0.0  # 0: it is up
     over_at: float = 0.0  # when the last outage ended
     probed: int = 0  # probes since the suspicion arose
     unanswered: int = 0  # of these
@@ -67,8 +67,8 @@ class Network:
         return self.limit > 0 and (len(self.silent) >= MANY or known >= KNOWN)
 
     def suspect(self, now: float) -> bool:
-        """Whether there is reason to doubt the network. Where none ever answered that may pass without an answer: the
-        silent may turn out to be names that do not exist."""
+        """Whether there is reason to doubt the network. If no host ever answered, the doubt may end without an
+        answer: the silent names may turn out not to exist."""
         if self.alive_at == 0 or not self.suspected:
             self.suspected = self.evidence and now - self.alive_at >= QUIET
             if not self.suspected:
@@ -76,7 +76,7 @@ class Network:
         return self.suspected
 
     def probe(self, now: float) -> str | None:
-        """The origin to ask now; "" when any will do; None when there is none to ask, or it is not time. In doubt all
+        """The origin to ask now; "" if any will do; None if there is none to ask, or it is too early. In doubt, all
         that answered not long ago are asked at once, else one after the other."""
         good = list(self.good)
         if not self.suspected or now < self.next_probe or (not self.out_since and self.probed >= (len(good) or COLD)):
@@ -87,7 +87,7 @@ class Network:
         return good[-1 - (self.probed - 1) % len(good)] if good else ""
 
     def probe_failed(self, now: float) -> bool:
-        """A probe found nobody. Returns whether the network now counts as out, and did not before."""
+        """A probe had no answer. Returns whether the network now counts as out, and did not before."""
         self.unanswered += 1
         if self.out_since or not self.suspected or self.unanswered < (len(self.good) or COLD):
             return False

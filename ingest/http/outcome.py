@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
     status: int = 0  # 0: there was no answer
     target: str | None = None  # the URL that a redirect leads to
     network: bool = False  # it shows that there is a network: somebody answered, if only to refuse
-    pause: int = 0  # seconds for which the host asks to be left alone
+    pause: int = 0  # seconds for which the host asks us to wait
 
     @property
     def silent(self) -> bool:
@@ -68,7 +68,7 @@ def reason_of_status(status: int) -> Reason:
 
 
 def outcome(slot: Slot, error: int, message: str) -> Outcome:
-    """Of a transfer that has ended with libcurl's error and message; what it brought is still in the slot."""
+    """The outcome of a transfer that ended with libcurl's error and message; its data is still in the slot."""
     status = slot.status
     target = _redirect(slot) if 300 <= status < 400 else None
     reason, detail = (None, "") if target else _reason(slot, error, message)
@@ -91,7 +91,7 @@ def _reason(slot: Slot, error: int, message: str) -> tuple[Reason | None, str]:
 
 
 def _redirect(slot: Slot) -> str | None:
-    """Where a transfer with a 3xx status leads, as a URL; None when it does not say."""
+    """Where a transfer with a 3xx status leads, as a URL; None if it does not."""
     target = slot.curl.getinfo_raw(pycurl.REDIRECT_URL)
     return quote(target.decode("utf-8", "surrogateescape")) if target else None
 

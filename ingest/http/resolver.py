@@ -1,8 +1,8 @@
-"""Names -> addresses, beside the loop.
+"""Names -> addresses, in threads outside the loop.
 
 libcurl resolves 20 names at once; a list of old URLs has names whose servers never answer, 10 s each, and the living
-ones behind them would run out of time. Here a name waits without holding a transfer, and what the name server says of a
-name that it does not find (that there is none, or that it cannot tell) is kept apart.
+ones behind them would run out of time. Here a name waits without holding a transfer, and two failures are
+kept apart: the name does not exist, or the name server cannot answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NONE = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known of a name now. Without addresses `error` says why, and `exists` is False if there is none."""
+    """What is known of a name now. Without addresses `error` is the reason; `exists`: there is such a name."""
 
     name: str
     addresses: tuple[str, ...]
@@ -59,7 +59,7 @@ class Resolver:
             yield self._answers.popleft()
 
     def close(self) -> None:
-        """Does not wait for what is being looked up."""
+        """Does not wait for look-ups in progress."""
         with self._lock:
             self._open = False
         for _ in range(self._threads):
@@ -76,7 +76,7 @@ class Resolver:
 
 
 def look_up(name: str) -> Answer:
-    """Ask this system's resolver; blocks, for as long as it likes."""
+    """Ask this system's resolver; blocks without a time limit."""
     try:
         found = socket.getaddrinfo(name.encode("ascii"), None, type=socket.SOCK_STREAM)
     except socket.gaierror as error:

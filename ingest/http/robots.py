@@ -10,9 +10,9 @@ from urllib.parse import urljoin
 
 PRODUCT = "xtra-pretrain"  # our name in robots.txt and in scoped X-Robots-Tag headers
 LIMIT = 500 << 10  # bytes of a robots.txt that are read (RFC 9309, 2.5)
-MAX_RULES = 10_000  # for us; who writes more is taken to disallow everything, as for
-MAX_RULE = 2 << 10  # octets of a rule, and
-MAX_STARS = 64  # in one
+MAX_RULES = 10_000  # for us; a file with more disallows everything, and so does one that exceeds
+MAX_RULE = 2 << 10  # octets in a rule, or
+MAX_STARS = 64  # stars in a rule
 WORK = 700_000  # that a URL may cost in rules with stars, about a nanosecond each; with more it is disallowed
 A_SEARCH = 100  # of that for a search, whatever its length
 EVERYBODY = ("*", "robots", "bots")  # names that scope an X-Robots-Tag to all

@@ -1,4 +1,4 @@
-"""Which link starts next: one queue a host, in turns, each at its host's pace and only once robots.txt is known.
+"""Which link starts next: one queue per host, in turns, each at its host's pace and only once robots.txt is known.
 
 Hosts that may start something are in one of two queues; the others wait behind an alarm, a lease or an answer and cost
 nothing per turn. No I/O: a robots.txt that is needed is handed out like a link.
@@ -21,8 +21,8 @@ from ingest.http.robots import Robots
 from ingest.record import Reason
 
 LEASED = 4  # hosts that hold or ask for a lease, per transfer at once
-ROBOTS_FOR = 24 * 3600.0  # seconds for which a robots.txt is believed (RFC 9309, 2.4)
-NO_ROBOTS_FOR = 300.0  # seconds until one that could not be had is asked for again
+ROBOTS_FOR = 24 * 3600.0  # seconds for which a robots.txt is kept (RFC 9309, 2.4)
+NO_ROBOTS_FOR = 300.0  # seconds until one that could not be read is asked for again
 CRAWL_DELAY = 10.0  # seconds, the most that is honoured
 LOADS = 64  # hosts shown
 LOADS_FOR = 0.5  # seconds
@@ -49,10 +49,10 @@ class Schedule:
         self._busy: dict[str, Host] = {}  # those that have links now, and some that had
         self._loads: list[HostLoad] = []
         self._loads_at = float("-inf")
-        self._sifted = 0.0  # where the clock of waiting stood when patience was last looked at
+        self._expired_at = 0.0  # the clock of waiting at the last `expire`
 
     def loads(self) -> list[HostLoad]:
-        """The hosts that have most to do, hardly old: there may be tens of thousands, and it is asked often."""
+        """The busiest hosts, cached for LOADS_FOR: there may be tens of thousands, and it is called often."""
         now = time.monotonic()
         if now - self._loads_at > LOADS_FOR:
             self._loads_at = now
@@ -76,7 +76,7 @@ class Schedule:
         self.list(host, now)
 
     def later(self, task: Task, when: float) -> None:
-        """`add` it then."""
+        """`add` it at `when`."""
         heapq.heappush(self._alarms, (when, next(self._numbers), task))
 
     def next(self, now: float) -> Task | None:
@@ -102,7 +102,7 @@ class Schedule:
         return None
 
     def _known(self, host: Host, now: float) -> bool:
-        """Whether it is known where the host is; it will be looked up if not."""
+        """Whether the host's address is known; if not, it will be looked up."""
         if now < host.known_until:
             return True
         host.resolving = True
@@ -110,7 +110,7 @@ class Schedule:
         return False
 
     def resolved(self, answer: Answer, now: float) -> bool:
-        """A name has been looked up: its host goes on, or is given up. Returns whether nobody could tell."""
+        """A name has been looked up: its host goes on, or is given up. Returns whether the name server failed."""
         host = self._origins.hosts.get(answer.name)
         if host is None:
             return False
@@ -128,7 +128,7 @@ class Schedule:
         return None
 
     def _allowed(self, task: Task, now: float) -> bool:
-        """Whether robots.txt lets a link start; when not, the link has ended or waits for the answer."""
+        """Whether robots.txt lets a link start; if not, the link has ended or waits for the answer."""
         origin = task.origin
         if origin.until <= now and not origin.asking:
             self._origins.forget_robots(origin)
@@ -139,7 +139,7 @@ class Schedule:
             origin.waiting.append(task)
             if not origin.asking:
                 origin.asking = True
-                waited = self._sifted - origin.host.paced  # it has a patience of its own, whoever made it necessary
+                waited = self._expired_at - origin.host.paced  # its own, not that of the link that needs it
                 robots = Task(None, f"{origin.text}/robots.txt", origin, origin, waited=waited)
                 origin.host.waiting.appendleft(robots)
             return False
@@ -174,16 +174,16 @@ class Schedule:
 
     @property
     def starved(self) -> bool:
-        """Nothing could start now: what waits, waits for its host."""
+        """Nothing could start now: every waiting link waits for its host."""
         return not (self._ready or self._spare)
 
     @property
     def due(self) -> float:
-        """When `sound` next has something to do."""
+        """When `fire_due` next has something to do."""
         return self._alarms[0][0] if self._alarms else float("inf")
 
-    def sound(self, now: float) -> None:
-        """Let those go on whose time has come."""
+    def fire_due(self, now: float) -> None:
+        """Let the hosts and links go on whose alarm is due."""
         while self._alarms and self._alarms[0][0] <= now:
             what = heapq.heappop(self._alarms)[2]
             if isinstance(what, Task):
@@ -206,7 +206,7 @@ class Schedule:
             host.limit = grant.transfers if grant else 0
             if grant:
                 host.interval = 1 / grant.rate if grant.rate else 0.0
-                if host.told(grant.paused_until - unix, grant.why, now):
+                if host.paused_elsewhere(grant.paused_until - unix, grant.why, now):
                     self.give_up(host)
             if host.idle():
                 host.limit = 0
@@ -214,14 +214,14 @@ class Schedule:
             else:
                 self.list(host, now)
 
-    def sift(self, waited: float) -> None:
+    def expire(self, waited: float) -> None:
         """End the links that have waited too long for their hosts. `waited` is a clock that runs while there is nothing
-        to do but wait, so that neither a busy crawl nor a slow machine counts against a host; nor does the time that
-        the rate, the transfers at once and the lease we keep to would take with any host."""
-        passed = waited - self._sifted
+        to do but wait, so that neither a busy crawl nor a slow machine counts against a host; nor do our own limits:
+        the rate, the transfers at once and the lease."""
+        passed = waited - self._expired_at
         if passed < 1:
             return
-        self._sifted = waited
+        self._expired_at = waited
         for host in self._origins.hosts.values():
             if not (host.limit or host.crawl_delay):
                 host.paced += passed  # other processes have their turn
@@ -232,14 +232,14 @@ class Schedule:
                     self.ended.append((task, host.last[0], f"waited {self._patience:g} s for its host: {why}"[:300]))
 
     def holds(self, host: Host) -> bool:
-        """Whether it waits here for something, if only for a lease."""
+        """Whether it waits here for anything, even a lease."""
         waits = host.alarm > 0 or host.listed or host.resolving
         return waits or host.name in self._leased or host.name in self._unleased
 
     # --- what becomes known ---
 
     def learn(self, origin: Origin, robots: Robots | None, failure: tuple[Reason, str] | None, now: float) -> str:
-        """The answer to a robots.txt: rules, or why there are none. Its links go on. Returns what there is to tell."""
+        """The answer to a robots.txt: rules, or why there are none. Its links go on. Returns a remark, or ""."""
         self._origins.learn_robots(origin, robots, failure)
         origin.asking = False
         origin.until = now + (ROBOTS_FOR if robots else NO_ROBOTS_FOR)
@@ -263,7 +263,7 @@ class Schedule:
             queue.clear()
 
     def forgive(self, since: float, now: float) -> None:
-        """There was no network since then: what failed in that time did not."""
+        """The network was down since then: failures in that time do not count."""
         for host in self._origins.hosts.values():
             if host.failures or host.openings or host.look_ups:
                 host.reopen()
@@ -285,7 +285,7 @@ class Schedule:
                 yield what
 
     def clear(self) -> None:
-        """Forget all links; what is known of hosts stays."""
+        """Forget all links; the state of hosts stays."""
         for queue in (self._ready, self._spare, self._alarms, self.ended, self.unresolved, self._unleased):
             queue.clear()
         self._loads_at = float("-inf")

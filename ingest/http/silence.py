@@ -24,8 +24,8 @@ class Unanswered(NamedTuple):
 
 
 class Silence:
-    """Holds such links until it is known whose fault it was. `limit`: seconds without a network to bear; 0: every
-    failure is believed at once."""
+    """Holds such links until it is known whose fault it was. `limit`: seconds to wait without a network; 0: every
+    failure counts at once."""
 
     def __init__(self, limit: float) -> None:
         self.network = Network(limit)
@@ -39,7 +39,7 @@ class Silence:
         return (unanswered or unread) and task.excused < EXCUSES
 
     def holds(self, task: Task, outcome: Outcome, now: float) -> bool:
-        """Whether a link that would end so has to wait here instead."""
+        """Whether a link that would end this way has to wait here instead."""
         if not (outcome.silent and self.network.limit):
             return False
         self.links.append(Unanswered(now, task, outcome))
@@ -59,7 +59,7 @@ class Silence:
             yield self.links.popleft()
 
     def settled(self, now: float, held: int) -> Iterator[Unanswered]:
-        """Those that have waited long enough without a doubt of the network, of `held` links in all.
+        """Those that have waited long enough while the network was not in doubt, of `held` links in all.
 
         Raises ValueError when there has been no network for too long."""
         network = self.network
@@ -67,7 +67,7 @@ class Silence:
         if network.out_since and now - network.out_since > network.limit:
             raise ValueError(
                 f"no network since {clock(network.out_since)}, for {now - network.out_since:.0f} s: "
-                "rerun the same command to go on (--fetch.outage-limit says how long to wait; 0: trust every failure)"
+                "rerun the same command to go on (--fetch.outage-limit sets how long to wait; 0: trust every failure)"
             )
         if not network.suspected:
             alone = len(self.links) == held and not network.evidence

@@ -1,4 +1,4 @@
-"""Transfers: libcurl handles, the loop that drives them, and what they bring. Knows nothing of pace."""
+"""Transfers: libcurl handles, the loop that drives them, and their data. Pace is not decided here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _spooled = itertools.count()
 
 
 class Slot:
-    """An easy handle, reused for one task after the other, and what the present transfer has brought."""
+    """An easy handle, reused from task to task, and the data of its current transfer."""
 
     def __init__(self, config: FetchConfig, scratch: Path | None) -> None:
         self.config = config
@@ -46,7 +46,7 @@ class Slot:
         self.failure: str | None = None  # of this machine, no verdict; an exception cannot cross libcurl
         self._file: BinaryIO | None = None
         self._opened: list[socket.socket] = []  # libcurl works on duplicates of these
-        self.encoding = ""  # what its Content-Encoding says
+        self.encoding = ""  # the value of its Content-Encoding
         self._timeout = 0
         self._cookies = False
         self._pinned = False
@@ -58,17 +58,15 @@ class Slot:
             (pycurl.PROXY, config.proxy),  # an environment's proxy would hide the address that is asked
             (pycurl.NOPROXY, "" if config.proxy else "*"),
             (_SUPPRESS_CONNECT_HEADERS, 1),  # a proxy's answer is not the origin's
-            # What a server encodes nevertheless is undone here: libcurl fails where the header is not true.
+            # Bodies that are encoded all the same are decoded here: libcurl fails if the header is false.
             (pycurl.HTTPHEADER, ["Accept: image/*, */*;q=0.5", "Accept-Encoding: identity"]),
             (pycurl.CONNECTTIMEOUT_MS, int(config.connect_timeout * 1000)),
             (pycurl.LOW_SPEED_LIMIT, config.low_speed),
             (pycurl.LOW_SPEED_TIME, config.low_speed_seconds),
             (pycurl.MAXFILESIZE_LARGE, config.max_bytes),
             (pycurl.BUFFERSIZE, BUFFER),
-            (
-                pycurl.DNS_CACHE_TIMEOUT,
-                -1,
-            ),  # by age, libcurl looks through all names for each connection: see Transfers
+            # With an age, libcurl would look through all names for each connection: see Transfers.
+            (pycurl.DNS_CACHE_TIMEOUT, -1),
             (pycurl.TCP_NODELAY, 1),
             (pycurl.NOSIGNAL, 1),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
@@ -79,11 +77,11 @@ class Slot:
             curl.setopt(option, value)
 
     def start(self, task: Task, seconds: float, pins: list[str]) -> None:
-        """Make ready for `task`, which has so long. `pins`: what libcurl is to know of names."""
+        """Prepare for `task`, which may take `seconds`. `pins`: addresses of names for libcurl."""
         self.task, self.status, self.head = task, 0, 0
         self.chunks: list[bytes] = []
         self.size = 0
-        self.ended: tuple[Reason, str] | None = None  # why this end broke off the transfer
+        self.ended: tuple[Reason, str] | None = None  # why we ended the transfer
         self.refused = ""
         self.connected = False
         self.encoding = ""
@@ -104,12 +102,12 @@ class Slot:
             self._pinned = bool(pins)
 
     def end(self) -> None:
-        """The transfer is over; what it brought is still here."""
+        """The transfer is over; its data is still here."""
         self.task = None
         self._close_opened()
 
     def body(self) -> bytes | Path:
-        """What came; a file then belongs to the caller."""
+        """The body; a file then belongs to the caller."""
         chunks, self.chunks = self.chunks, []
         if self._file is None:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -119,7 +117,7 @@ class Slot:
         return path
 
     def decode(self) -> tuple[Reason | None, str]:
-        """Undo the encoding of a body that came whole; why it cannot be, or (None, "")."""
+        """Undo the encoding of a complete body; returns why that failed, or (None, "")."""
         task = self.task
         assert task is not None
         if not self.encoding or self.encoding.lower() == "identity":
@@ -151,7 +149,7 @@ class Slot:
 
     def _open_socket(self, _purpose: int, address: pycurl.CurlSockAddr) -> socket.socket | int:
         """The one place where a connection can begin: whatever was resolved, redirected or cached before, this is the
-        address that is connected to. With a proxy it is the proxy's, and who may be asked is the proxy's affair."""
+        address that is connected to. With a proxy it is the proxy's, which then checks addresses."""
         ip, port = address.addr[:2]
         why = None if self.config.proxy else refusal(str(ip), int(port), self.config.allow_private)
         if why is not None:
@@ -165,7 +163,7 @@ class Slot:
             )
             return pycurl.SOCKET_BAD
         self.connected = True
-        self._close_opened()  # of addresses that did not answer: a name may have thousands
+        self._close_opened()  # sockets of addresses that did not answer: a name may have thousands
         self._opened.append(opened)
         return opened
 
@@ -184,8 +182,8 @@ class Slot:
             self.status = int(words[1])
             self.encoding = ""
         elif line[:17].lower() == b"content-encoding:":
-            said = line[17:].decode("latin-1").strip()
-            self.encoding = f"{self.encoding}, {said}" if self.encoding else said
+            value = line[17:].decode("latin-1").strip()
+            self.encoding = f"{self.encoding}, {value}" if self.encoding else value
         elif line[:11].lower() == b"set-cookie:" and 300 <= self.status < 400:
             task = self.task
             assert task is not None
@@ -212,7 +210,7 @@ class Slot:
         most = self.config.max_bytes if task.link is not None else LIMIT
         if self.size > most:
             if task.link is None:
-                self.chunks.append(piece)  # the beginning of a robots.txt is all that is read of it
+                self.chunks.append(piece)  # only the beginning of a robots.txt is read
             self.ended = Reason.TOO_LARGE, f"more than {most} bytes"
             return 0
         self.chunks.append(piece)
@@ -233,8 +231,8 @@ class Slot:
 
 
 def _certificates() -> Iterator[tuple[int, str]]:
-    """This system's certificate store: libcurl inside a wheel looks where its builder's system has one. A file alone,
-    where there is one: with a folder besides libcurl would load it anew for each connection, 20 ms of CPU."""
+    """This system's certificate store: libcurl inside a wheel looks where its builder's system has one. If there is a
+    file, it alone: with a folder as well, libcurl would load it again for each connection, 20 ms of CPU."""
     paths = ssl.get_default_verify_paths()
     if paths.cafile and os.path.isfile(paths.cafile):
         yield pycurl.CAINFO, paths.cafile
@@ -247,9 +245,9 @@ def _certificates() -> Iterator[tuple[int, str]]:
 
 class Transfers:
     """Up to `connections` transfers at once on one libcurl multi handle, which keeps connections, names and TLS
-    sessions for all of them. Who starts one takes its end from `turn` and then releases the slot.
+    sessions for all of them. Who starts one gets it back from `turn`, and then releases the slot.
 
-    libcurl is told the addresses of names, and keeps them until it is told others, or none (`pin`)."""
+    `pin` gives libcurl the addresses of a name; it keeps them until the next `pin`."""
 
     def __init__(self, config: FetchConfig, scratch: Path | None) -> None:
         self.config = config
@@ -298,11 +296,11 @@ class Transfers:
         self._multi.add_handle(slot.curl)
 
     def turn(self, wait: float) -> Iterator[tuple[Slot, int, str]]:
-        """Wait at most so long until a socket or libcurl's timer is due, and let libcurl work. Gives the transfers that
+        """Wait at most `wait` seconds for a socket or libcurl's timer, and let libcurl work. Yields the transfers that
         have ended, with libcurl's error and message."""
         if self._alarm is not None:
             wait = min(wait, self._alarm - time.monotonic())
-        if self._pins:  # all transfers of one turn are given them: libcurl may begin with any of these
+        if self._pins:  # all transfers of one turn get them: libcurl may begin with any of these
             self._pins = []
         action = self._multi.socket_action
         for fd, mask in self._epoll.poll(max(0.0, wait)):
@@ -323,7 +321,7 @@ class Transfers:
                 yield self._slots[curl], error, message
 
     def release(self, slot: Slot) -> None:
-        """What it brought has been taken, or goes."""
+        """Free the slot; data that was not taken is dropped."""
         self._multi.remove_handle(slot.curl)
         slot.end()
         slot.discard()
@@ -331,7 +329,7 @@ class Transfers:
         self._idle.append(slot)
 
     def drop(self) -> None:
-        """Break off what is under way."""
+        """Abort all transfers."""
         for slot in self._slots.values():
             if slot.task is not None:
                 self.release(slot)
@@ -345,7 +343,7 @@ class Transfers:
         os.close(self._waker)
 
     def _watch(self, event: int, fd: int, _multi: object, _data: object) -> None:
-        """libcurl says which sockets it waits for."""
+        """libcurl's callback: the sockets it waits for."""
         if event == pycurl.POLL_REMOVE:
             self._watched.discard(fd)
             with contextlib.suppress(OSError):  # it may be closed already

@@ -122,8 +122,8 @@ class Ingester:
         with scratch_folder(config.scratch, config.out, config.scratch_bytes) as scratch:
             scratch.check(largest)
             with (
-                closing(Fetcher(config.fetch, scratch.folder, leases, self._add_event)) as fetcher,
-                closing(Crawl(config.out, config.filter, scratch, fetcher, self._add_event)) as crawl,
+                closing(Fetcher(config.fetch, scratch.folder, leases, self._record)) as fetcher,
+                closing(Crawl(config.out, config.filter, scratch, fetcher, self._record)) as crawl,
             ):
                 for commit in crawl.run(self._tasks(), self._stop.is_set):
                     with self._news:  # both together, so that no unit counts as committed and as under way
@@ -136,7 +136,7 @@ class Ingester:
         while True:
             yield self._todo.popleft() if self._todo else None
 
-    def _add_event(self, event: Event) -> None:
+    def _record(self, event: Event) -> None:
         with self._news:
             self._events.append(event)
 
@@ -237,7 +237,7 @@ class _Driver:
         for seat in self._seats.values():
             if seat.node in going and not seat.leaving:
                 seat.leaving = True
-                self._work.tell(Event(time.time(), "worker leaves", seat.name, "its node is about to go"))
+                self._work.record(Event(time.time(), "worker leaves", seat.name, "its node is about to go"))
         if any(seat.spoke for seat in self._seats.values()):
             self._placed_at = now
         elif now - self._placed_at > self._patience:
@@ -283,7 +283,7 @@ class _Driver:
             self._todo.appendleft(unit)
         self._stillborn = 0
         for event in news.events:
-            self._work.tell(event)
+            self._work.record(event)
         if news.mistake is not None:
             raise ValueError(news.mistake)
         if news.bug is not None:
@@ -306,7 +306,7 @@ class _Driver:
         self._todo.extendleft(sorted(lost, reverse=True))
         self._part(seat)
         listed = ", ".join(map(str, sorted(lost))) or "none"
-        self._work.tell(
+        self._work.record(
             Event(time.time(), "worker lost", seat.name, f"units {listed}: {' '.join(str(error).split())}"[:500])
         )
         self._stillborn += not seat.spoke

@@ -1,4 +1,4 @@
-"""A manifest and a cursor -> encoded samples: the order, where samples lie, and how their bytes are fetched."""
+"""A manifest and a cursor -> encoded samples: the order, where samples are, and how their bytes are fetched."""
 
 from shards.door import door
 

@@ -4,9 +4,9 @@ Content-addressed: a name says which bytes of which tar (by its sha256) it holds
 written aside, synced and renamed: what has a name is whole. There are no locks and no state but the folder itself; two
 processes that write one entry write the same bytes.
 
-What is evicted is what this run has not used, the longest unused first; when all of the rest belongs to this run the
-cache is full, and stays as it is: a run visits every sample once an epoch, and of what is visited in turn a cache that
-replaces keeps nothing until its next turn, one that does not keeps its share.
+Entries that this run has not used are evicted, the longest unused first. Once all entries are this run's, the cache is
+full and stays as it is: a run visits every sample once an epoch, and on such a scan a cache that replaces entries never
+hits, while one that does not keeps its share.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from shards import store
 
-FOLDER = "xtra-read-cache"  # inside the folder that is named: what else lies there is not ours to count or delete
-_STALE = 3600.0  # seconds after which what was being written is taken for abandoned
+FOLDER = "xtra-read-cache"  # inside the named folder: other files there are not ours to count or delete
+_STALE = 3600.0  # seconds after which an unfinished write counts as abandoned
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Entry:
 
 
 class DiskCache:
-    """Entries by name, `limit` bytes in all; for a moment each process may be over it by a 64th, or by an entry."""
+    """Entries by name, `limit` bytes in all; each process may briefly exceed it by a 64th, or by an entry."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         if limit < 1:
@@ -54,7 +54,7 @@ class DiskCache:
             ) from None
 
     def read_into(self, name: str, view: memoryview) -> bool:
-        """Fill `view` from an entry; False if it is not here, or not of that size."""
+        """Fill `view` from an entry; False if it is not here, or has another size."""
         try:
             file = os.open(self._path(name), os.O_RDONLY)
         except OSError:
@@ -67,7 +67,7 @@ class DiskCache:
                 return False
             if status.st_mtime < max(self._began, time.time() - _STALE):
                 with contextlib.suppress(OSError):  # another user's
-                    os.utime(file)  # in use, by this run and still
+                    os.utime(file)  # it is in use, by this run
         except OSError:
             self.failures += 1
             return False
@@ -100,7 +100,7 @@ class DiskCache:
             self.failures += 1
 
     def path(self, name: str) -> Path | None:
-        """Where an entry lies, for mapping it; None if it is not here."""
+        """The file of an entry, for mapping it; None if it is not here."""
         path = self._path(name)
         return path if path.exists() else None
 
@@ -111,7 +111,7 @@ class DiskCache:
         with self._lock:
             if self._unlooked > self.limit // 64 or self._room < size:
                 if self._unlooked == 0:
-                    return False  # full, and nothing has changed by us since
+                    return False  # full, and we have written nothing since
                 with contextlib.suppress(OSError):
                     self._look()
             if self._room < size:
@@ -121,7 +121,7 @@ class DiskCache:
             return True
 
     def _look(self) -> None:
-        """Count what is here, evict down to the limit what no one uses, clear what dead writers left."""
+        """Count the entries, evict unused ones down to the limit, and remove what dead writers left."""
         entries, total = [], 0
         for folder in os.scandir(self.folder):
             if not folder.is_dir():

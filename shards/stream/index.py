@@ -1,5 +1,5 @@
-"""What streaming needs of a shard's index: the selected samples by columns, some 50 bytes each, mapped where there is a
-cache folder.
+"""A shard's index for streaming: the selected samples by columns, some 50 bytes each, memory-mapped if there is a cache
+folder.
 
 14 million samples are 1,400 indexes, and a shuffled epoch is in all of them at once.
 """
@@ -55,11 +55,11 @@ def read_index(manifest: Manifest, shard: int, cache: DiskCache | None = None) -
             with pa.memory_map(str(path)) as file:
                 return Index(pa.ipc.open_file(file).read_all())
         except (pa.ArrowInvalid, OSError, KeyError):
-            pass  # evicted meanwhile, or not ours: the index itself says it again
+            pass  # evicted meanwhile, or not ours: read the index itself
     table = selected_index(manifest, shard, _COLUMNS).select(_COLUMNS)
     if len(table) != manifest.shards[shard].selected:
         raise store.StoreError(
-            f"{manifest.shards[shard].index}: selects {len(table)} samples, its manifest says "
+            f"{manifest.shards[shard].index}: selects {len(table)} samples, its manifest has "
             f"{manifest.shards[shard].selected}: run xtra check {manifest.dataset}"
         )
     _require_places(table, manifest, shard)
@@ -73,8 +73,8 @@ def read_index(manifest: Manifest, shard: int, cache: DiskCache | None = None) -
 
 
 def _require_places(table: pa.Table, manifest: Manifest, number: int) -> None:
-    """Raises StoreError unless every sample has a key, a row and a place in its tar: no memory is taken for a length
-    that only a damaged index says."""
+    """Raises StoreError unless every sample has a key, a row and a place in its tar: no memory is allocated for a
+    length from a damaged index."""
     shard = manifest.shards[number]
     for name in ("key", "row", "offset", "length"):
         if table[name].null_count:
@@ -87,13 +87,13 @@ def _require_places(table: pa.Table, manifest: Manifest, number: int) -> None:
         ends = pc.max(pc.add(table["offset"].cast(pa.float64()), table["length"].cast(pa.float64()))).as_py()
         if lowest < 0 or ends > shard.tar_bytes:
             raise store.StoreError(
-                f"{shard.index}: a sample lies outside of its tar of {shard.tar_bytes} bytes: run xtra check "
+                f"{shard.index}: a sample is outside its tar of {shard.tar_bytes} bytes: run xtra check "
                 f"{manifest.dataset}"
             )
 
 
 def _compact(table: pa.Table) -> pa.Table:
-    """In one piece, label names once: of them there are far fewer than samples."""
+    """In one piece, with each label name once: there are far fewer names than samples."""
     labels = _one(table["labels"].cast(pa.list_(pa.string())))
     counts = labels.value_lengths().fill_null(0).to_numpy()
     ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)

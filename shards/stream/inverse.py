@@ -2,7 +2,7 @@
 
 The order is a pure function (`order.py`), so which step saw a sample needs no log: each epoch has every sample once, at
 a place that follows from the keys of its chunk and of its window. Nothing is enumerated: an epoch costs a sort of its
-chunks, however few samples are asked for, and memory is that of one epoch.
+chunks, however few samples are requested, and the memory of one epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shards.stream.order import I64, Sequence
 class Sightings:
     """Where a stream shows some samples, as parallel arrays [n]."""
 
-    asked: I64  # which of the samples that were asked for
+    asked: I64  # index of the requested sample
     position: I64  # in the endless stream, from 0
     epoch: I64  # of the sample's own dataset, from 0
     lane: I64  # as in `order.Place`
@@ -35,7 +35,7 @@ class Sightings:
 
 def sightings(sequence: Sequence | MixedSequence, sample_K: I64, start: int, stop: int) -> Iterator[Sightings]:
     """Where positions start .. stop-1 show these samples (numbers in manifest order), an epoch of a dataset at a time,
-    epochs rising. What an epoch's part gives is sorted by position."""
+    epochs rising. Each epoch's part is sorted by position."""
     if isinstance(sequence, Sequence):
         yield from _of_one(sequence, sample_K, start, stop)
         return
@@ -76,7 +76,7 @@ def places_in_batches(sequence: Sequence | MixedSequence, seen: Sightings, start
 
 
 def _before(sequence: Sequence | MixedSequence, position_n: I64) -> I64:
-    """int64 [n, datasets]: how many of the positions below each of these each dataset has."""
+    """int64 [n, datasets]: for each position, how many of those below it each dataset has."""
     if isinstance(sequence, Sequence):
         return position_n[:, None]
     edges, which = np.unique(position_n, return_inverse=True)
@@ -84,7 +84,7 @@ def _before(sequence: Sequence | MixedSequence, position_n: I64) -> I64:
 
 
 def _in_lanes_below(stop_n: I64, lane_n: I64, lanes: int) -> I64:
-    """Of an epoch's positions below `stop`, how many are in the lanes below this one."""
+    """How many of an epoch's positions below `stop` are in the lanes below this one."""
     lane_n = np.clip(lane_n, 0, lanes)
     return stop_n // lanes * lane_n + np.minimum(stop_n % lanes, lane_n)
 

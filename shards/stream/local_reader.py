@@ -17,12 +17,12 @@ from shards.stream.sample import Encoded
 from shards.tar import BLOCK
 
 _MOST_FILES = 4096
-_BATCHES = 4  # planned ahead: the kernel is told of them
+_BATCHES = 4  # planned ahead, so that the kernel can read ahead
 _GRAIN = 64  # bytes between two bodies, a line of the processor's cache
 
 
 class LocalTars:
-    """The tars of `reader` that lie on local disks, a bounded number of them open."""
+    """The tars of `reader` that are on local disks, a bounded number of them open."""
 
     def __init__(self, reader: Reader, chunk: int) -> None:
         self._reader, self._chunk = reader, chunk
@@ -32,7 +32,7 @@ class LocalTars:
         self._header = memoryview(bytearray(BLOCK))
 
     def advise(self, epoch: int, shard: int, number: int) -> None:
-        """Tell the kernel, once an epoch, that a sample and its neighbours will be read soon: a cold disk then works
+        """Advise the kernel, once an epoch, that a sample and its neighbours will be read soon: a cold disk then works
         ahead of us."""
         name = (epoch, shard, number // self._chunk)
         if name not in self._advised:
@@ -42,7 +42,7 @@ class LocalTars:
             index, first = self._reader.index(shard), name[2] * self._chunk
             last = min(first + self._chunk, len(index)) - 1
             begin, end = index.offset[first] - BLOCK, index.offset[last] + index.length[last]
-            with contextlib.suppress(OSError):  # file systems may not care for advice
+            with contextlib.suppress(OSError):  # some file systems take no advice
                 os.posix_fadvise(self._file(shard), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def read(self, shard: int, number: int, body: memoryview) -> None:
@@ -90,11 +90,11 @@ class LocalReader(Reader):
         self._tars = LocalTars(self, chunk)
 
     def busy(self, batches: int) -> bool:
-        """Whether as much is planned as is of use, `batches` of them."""
+        """Whether the planned `batches` are enough."""
         return batches >= _BATCHES
 
     def plan(self, place: Place, at: int = 0, hard: bool = False) -> int:
-        """Advise the kernel of these samples, from the at-th on; returns how far that came: to their end."""
+        """Advise the kernel of these samples, from the at-th on; returns how far it came: to their end."""
         shard_B, index_B = (array[at:].tolist() for array in self.locate(place.sample))
         self._read_indexes(shard_B)
         for epoch, shard, number in zip(place.epoch[at:].tolist(), shard_B, index_B):

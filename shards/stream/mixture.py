@@ -48,7 +48,7 @@ class Mixture:
 
     @cached_property
     def quotas(self) -> tuple[int, ...]:
-        """Of 4,096 positions, those of each dataset."""
+        """Each dataset's number of positions in a block."""
         return quotas(self.weights)
 
     @cached_property
@@ -63,13 +63,13 @@ class Mixture:
 
     @property
     def shares(self) -> str:
-        """Which part of the stream each dataset really is, for people."""
+        """Each dataset's actual share of the stream, as text for people."""
         parts = [f"{quota:,}/{BLOCK:,} {m.address}" for m, quota in zip(self.manifests, self.quotas)]
         return ", ".join(parts)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the datasets' digests and quotas: equal for the equal stream, wherever the datasets lie."""
+        """sha256 over the datasets' digests and quotas: equal for equal streams, wherever the datasets are."""
         content = [[manifest.digest, quota] for manifest, quota in zip(self.manifests, self.quotas)]
         return hashlib.sha256(json.dumps({"block": BLOCK, "mixture": content}).encode()).hexdigest()
 
@@ -79,7 +79,7 @@ def quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
     total = math.fsum(weights)
     exact = [BLOCK * weight / total for weight in weights]
     given = [max(1, math.floor(share)) for share in exact]
-    while sum(given) > BLOCK:  # what the smallest were given above their share, the most generously served gives back
+    while sum(given) > BLOCK:  # the smallest were rounded up to 1: take it from those most above their share
         given[max(range(len(given)), key=lambda d: (given[d] > 1, given[d] - exact[d]))] -= 1
     while sum(given) < BLOCK:
         given[max(range(len(given)), key=lambda d: exact[d] - given[d])] += 1
@@ -88,14 +88,16 @@ def quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 def read_mixture(data: str, parts: Collection[str]) -> Manifest | Mixture:
     """The dataset, alone or mixed with others: each part is `DATASET=SHARE`, its share of the samples that are seen;
-    `data` has the rest. Raises ValueError naming the part that is none."""
+    `data` has the rest. Raises ValueError naming a wrong part."""
     first = read_manifest(data)
     if not parts:
         return first
     others = [split_part(part) for part in parts]
     rest = 1 - math.fsum(share for _, share in others)
     if rest <= 0:
-        raise ValueError(f"mix: the shares of {', '.join(parts)} sum to {1 - rest:g}: {data} has what is left of 1")
+        raise ValueError(
+            f"mix: the shares of {', '.join(parts)} sum to {1 - rest:g}: {data} gets the rest: sum to less than 1"
+        )
     return Mixture((first, *(read_manifest(url) for url, _ in others)), (rest, *(share for _, share in others)))
 
 
@@ -119,7 +121,7 @@ def shown_of_each(quotas: tuple[int, ...], seed: int, samples_seen: int) -> list
 
 
 class MixedSequence:
-    """The order over a mixture, with the face of `order.Sequence`. Holds only caches of pure values."""
+    """The order over a mixture, with the interface of `order.Sequence`. Holds only caches of pure values."""
 
     def __init__(self, mixture: Mixture, order: Order):
         self.order = order
@@ -183,7 +185,7 @@ class MixedSequence:
         return out
 
     def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
-        """What may stand in for a bad sample: the other items of the same lane window of the same dataset."""
+        """Substitutes for a bad sample: the other items of the same lane window of the same dataset."""
         d, own = divmod(lane, self.order.lanes)
         for place in self.sequences[d].substitutes(epoch, own, item):
             yield Place(place.epoch, place.lane + d * self.order.lanes, place.item, place.sample + self.first[d])

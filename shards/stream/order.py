@@ -139,7 +139,7 @@ class Sequence:
         return epoch, position % self.order.lanes, position // self.order.lanes
 
     def samples_at(self, epoch: I64, lane: I64, item: I64) -> I64:
-        """The sample numbers there; all arrays [n]. Costs least where equal epochs and lanes stand together."""
+        """The sample numbers there; all arrays [n]. Costs least if equal epochs and lanes are adjacent."""
         length = self.order.window * self.order.chunk
         run, offset = item // length, item % length
         start, _ = self.lane(lane)
@@ -177,8 +177,8 @@ class Sequence:
         return (before_KR & (number < in_run_K[:, None])).sum(1)
 
     def _find_in_epoch(self, epoch: int, sample_K: I64) -> I64:
-        """Where the sequence S of an epoch has these samples. Chunks are full but for one a shard at most, so a chunk's
-        start follows from its rank and from the short chunks before it: no permutation is made."""
+        """Where the sequence S of an epoch has these samples. All chunks are full except one a shard at most, so a
+        chunk's start follows from its rank and from the short chunks before it: no permutation is made."""
         chunk_K = np.searchsorted(self._first, sample_K, side="right") - 1
         key_C = mix64(self.order.seed, epoch, np.arange(len(self._first), dtype=np.uint64))
         own_K, ordered = key_C[chunk_K], np.sort(key_C)
@@ -193,7 +193,7 @@ class Sequence:
         return start_K + (sample_K - self._first[chunk_K])
 
     def substitutes(self, epoch: int, lane: int, item: int) -> Iterator[Place]:
-        """What may stand in for a bad sample: the other items of the same lane window, the following ones first."""
+        """Substitutes for a bad sample: the other items of the same lane window, the following ones first."""
         length = self.order.window * self.order.chunk
         run, offset = divmod(item, length)
         n = len(self._run(epoch, lane, run))

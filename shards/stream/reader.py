@@ -1,6 +1,6 @@
-"""Where the selected samples of one or more manifests lie, and how one of them is read alone.
+"""Where the selected samples of one or more manifests are, and how one of them is read alone.
 
-Streams read them in batches: `local_reader.py` where they lie on this machine's disks, `remote_reader.py` ahead of need
+Streams read them in batches: `local_reader.py` from this machine's disks, `remote_reader.py` ahead of need
 from a remote store.
 """
 
@@ -25,8 +25,8 @@ _INDEX_READERS = 16
 
 
 class Reader:
-    """The samples by number, their tars and their indexes. All of it may be used by any thread, but for what a batch
-    needs: that is planned and read by one."""
+    """The samples by number, their tars and their indexes. Any thread may use it, but only one plans and
+    reads batches."""
 
     memory = 0  # bytes in which samples wait for their turn
 
@@ -56,12 +56,12 @@ class Reader:
         return manifest.tar_url(number)
 
     def key(self, sample: int) -> str:
-        """Of one sample number, from any thread."""
+        """The key of one sample number, from any thread."""
         shard, number = self.locate(np.array([sample]))
         return self.index(int(shard[0])).key(int(number[0]))
 
     def index(self, shard: int) -> Index:
-        """Of a shard; read when it is first asked for."""
+        """The index of a shard, read on first use."""
         index = self._indexes.get(shard)
         if index is None:
             index = read_index(*self._shards[shard], self._cache)
@@ -75,9 +75,9 @@ class Reader:
             list(self._index_pool.map(self.index, missing))
 
     def check_header(self, header: memoryview, shard: int, number: int) -> None:
-        """The tar must have this sample's member there: a swapped tar is found before its pictures pass for others."""
+        """The tar must have this sample's member there: pictures of a swapped tar must not pass for others."""
         key = self.index(shard).key(number).encode()
-        if self._foreign[shard]:  # its names are its own, but it says how long the member is
+        if self._foreign[shard]:  # its member names are its own, but the header has the length
             length = self.index(shard).length[number]
             sound = bytes(header[124:136]).strip(b" \0").lstrip(b"0") == b"%o" % length
         else:
@@ -109,7 +109,7 @@ class Reader:
         body[:] = with_header[BLOCK:]
 
     def _lend(self, place: Place, start: int, stop: int, grain: int) -> tuple[Encoded, bytearray]:
-        """The samples at these places, yet to be read, and the lent buffer: in it each takes whole grains of bytes."""
+        """The samples at these places, not read yet, and their lent buffer, where each takes whole grains of bytes."""
         shard_B, index_B = self.locate(place.sample)
         shards, numbers = shard_B.tolist(), index_B.tolist()
         self._read_indexes(shards)
@@ -125,11 +125,10 @@ class Reader:
         return Encoded(start, stop, place, shard_B, index_B, indexes, bodies, buffer, self._buffers), buffer
 
     def stop(self) -> None:
-        """What waits for a silent store gives up."""
+        """End all waiting for a silent store."""
         self._stop.set()
 
     def close(self) -> None:
-        """Idempotent, and for several threads at once; only when nobody plans or reads any more. Batches that were
-        handed out stay valid."""
+        """Idempotent and thread-safe; only after the last plan and read. Batches that were handed out stay valid."""
         self._stop.set()
         self._index_pool.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,7 @@
 """Batches of samples from a remote store, fetched ahead of need.
 
-They come by chunk (`order.chunk` neighbours, about one ranged read), `connections` at once, into a slab, in which a
-sample waits for its turn and from which its blocks are free again at once: memory is that of one window of the order,
-and stays so.
+They come by chunk (`order.chunk` neighbours, about one ranged read), `connections` at once, into a slab, where a
+sample waits for its turn and frees its blocks when it is used: memory is that of one window of the order, and stays so.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from shards.stream.sample import Encoded
 from shards.stream.slab import Slab
 from shards.tar import BLOCK
 
-NEAR = 16 << 10  # bytes between two samples up to which they are read together: no request is as cheap
-GAP = 256 << 10  # ... and up to which they are,
-WASTE = 0.1  # ... as long as what is read in vain so is no more than this share of what is used
+NEAR = 16 << 10  # bytes between two samples up to which they are read together: cheaper than a request
+GAP = 256 << 10  # ... and up to which they may be,
+WASTE = 0.1  # ... if the bytes read in vain are at most this share of those used
 
-_Name = tuple[int, int, int]  # of a chunk: epoch (each fetches it anew), shard, which of the shard's
+_Name = tuple[int, int, int]  # of a chunk: epoch (each fetches it again), shard, number in the shard
 
 
 @dataclass(slots=True)
@@ -45,16 +44,16 @@ class _Chunk:
     first: int  # number in the shard of the first
     blocks: list[np.ndarray | None]  # where each one waits; None: it has been used
     left: int  # how many are not None
-    planned: int = 0  # how many of them are wanted by batches to come
+    planned: int = 0  # how many of them planned batches use
     touched: int = 0  # the clock when one was last planned or used
     fetched: Future[None] = field(default_factory=Future)
 
 
 class RemoteReader(Reader):
-    """Some tars at least are in a remote store; those of a mixture that are not are read where they lie.
+    """At least some tars are in a remote store; a mixture's local tars are read from disk.
 
-    `window`: how many samples wait at once, at most; `passed`: samples of the stream after which a chunk that nobody
-    has wanted since will not be wanted again in its window; `batch`: samples of one batch.
+    `window`: how many samples wait at once, at most; `passed`: samples of the stream after which an
+    unused chunk will not be used again in its window; `batch`: samples of one batch.
     """
 
     def __init__(
@@ -84,15 +83,15 @@ class RemoteReader(Reader):
     # --- planning --------------------------------------------------------------------------------------------------
 
     def busy(self, batches: int) -> bool:
-        """Whether as much is planned as is of use, `batches` of them: what keeps all connections at work while the
-        consumer has the next one, or a whole window."""
+        """Whether the planned `batches` are enough: to keep all connections busy while the consumer has the next one,
+        or a whole window."""
         return self._outstanding >= 4 * self._connections or batches > self._horizon
 
     def plan(self, place: Place, at: int = 0, hard: bool = False) -> int:
         """Start fetching what these samples need, from the at-th on; returns how far memory reached.
 
-        `hard`: nothing else can be done before this, so what is merely kept makes room, and what has no place is left
-        for `read` to fetch alone.
+        `hard`: these samples come next, so chunks that are merely kept make room, and samples that still have no room
+        are left for `read` to fetch alone.
         """
         shard_B, index_B = (array[at:].tolist() for array in self.locate(place.sample))
         self._read_indexes(shard_B)
@@ -142,8 +141,8 @@ class RemoteReader(Reader):
             self._outstanding -= 1
 
     def _evict(self, need: int, passed: int) -> None:
-        """Drop what no planned batch wants and what was last wanted `passed` samples ago: of lanes that are shared with
-        other ranks, which use the rest. Until `need` blocks are free."""
+        """Drop chunks that no planned batch uses and that were last used `passed` samples ago (in lanes shared with
+        other ranks, which use the rest), until `need` blocks are free."""
         for name, chunk in list(
             itertools.takewhile(lambda c: self._clock - c[1].touched >= passed, self._chunks.items())
         ):
@@ -210,7 +209,7 @@ class RemoteReader(Reader):
             list(self._pool.map(lambda one: self._read_alone(*one), missing))
         self._clock = stop or self._clock + len(place)
         if not self._keep:
-            self._evict(len(self._slab.memory_NK), self._passed)  # so that memory is what is of use, not what there is
+            self._evict(len(self._slab.memory_NK), self._passed)  # keep only what is still useful
         return batch
 
     def _take(self, name: _Name, number: int, buffer: np.ndarray, at: int) -> bool:

@@ -38,8 +38,8 @@ class Sample(NamedTuple):
 class Encoded(Sequence[Sample]):
     """This rank's part of one global batch, of positions `start` to `stop` - 1 of the endless stream.
 
-    The bodies lie in one buffer that is lent: `release` gives it back, and whoever reads a body afterwards gets a
-    ValueError. A batch that is never released stays valid for ever; its buffer is then not used again.
+    The bodies share one lent buffer: `release` gives it back, and reading a body afterwards raises ValueError. A
+    batch that is never released stays valid for ever; its buffer is then not used again.
     """
 
     def __init__(

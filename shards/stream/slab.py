@@ -1,7 +1,7 @@
 """Memory that is used again and again: blocks for samples that wait for their turn, and buffers lent to consumers.
 
-Fresh memory costs more than copying into it (the kernel clears each page first: 50 us for 110 KB, measured), and memory
-that comes and goes in odd sizes is never flat. So both kinds are taken once and kept.
+Fresh memory costs more than copying into it (the kernel clears each page first: 50 us for 110 KB, measured), and
+allocations of varying size fragment memory. So both kinds are allocated once and kept.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import numpy as np
 
 
 class Slab:
-    """`blocks` blocks of `block` bytes in one piece; a body lies in as many as it needs, anywhere.
+    """`blocks` blocks of `block` bytes in one piece; a body takes as many as it needs, anywhere.
 
-    `take` and `give` belong to one thread. Filling and reading taken blocks is open to all: nobody else has them.
+    `take` and `give` belong to one thread. Any thread may fill and read the blocks that it has.
     """
 
     def __init__(self, blocks: int, block: int) -> None:
@@ -49,7 +49,7 @@ class Slab:
 
 
 class Buffers:
-    """Buffers that are lent and come back. One that never comes back is not missed: another is made."""
+    """Buffers that are lent and come back. One that never comes back is replaced."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
@@ -60,11 +60,11 @@ class Buffers:
         buffer = self._free.pop() if self._free else None
         if buffer is not None and len(buffer) > size:  # not equal: `give` takes a byte of it
             return buffer
-        # One that is too small by now is dropped, and the next is an eighth larger than what was asked for.
+        # One that is too small is dropped, and the next is an eighth larger than what was asked for.
         return bytearray(size + size // 8 + 1)
 
     def give(self, buffer: bytearray) -> None:
         """Raises BufferError while something still holds memory of it."""
-        buffer.pop()  # nothing but a change of its size makes a bytearray tell; a byte of it is not missed
+        buffer.pop()  # a bytearray reports that its memory is held only when its size changes
         if len(self._free) < self.keep:
             self._free.append(buffer)

@@ -1,8 +1,8 @@
 """Manifest + cursor -> encoded samples, in the order that `order.py` defines, for any rank of any world size.
 
-The stream keeps no state that matters: position `samples_seen` of a manifest and an order says everything, so resuming
-is starting there, on any number of ranks. One thread plans, waits and copies ahead of the consumer; what is fetched,
-and where it waits, is the business of `local_reader.py` and `remote_reader.py`.
+The stream's only state is `samples_seen`, a position in the order of a manifest, so resuming is starting there, on any
+number of ranks. One thread plans, waits and copies ahead of the consumer; `local_reader.py` and `remote_reader.py`
+decide what is fetched and where it waits.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def state_of(manifest: Manifest | Mixture, order: Order, samples_seen: int) -> d
 
 
 def seen_in(state: dict[str, Any], manifest: Manifest | Mixture, order: Order) -> int:
-    """The samples seen of a state. Raises ValueError for that of another manifest or order."""
+    """The samples seen in a state. Raises ValueError for the state of another manifest or order."""
     ours = state_of(manifest, order, 0)
     for name in ("manifest", "order"):
         if state.get(name) != ours[name]:
-            raise ValueError(f"the state is of {name} {state.get(name)}, this is of {ours[name]}: open that one")
+            raise ValueError(f"the state was saved for {name} {state.get(name)}, but this stream reads {ours[name]}")
     seen = state.get("samples_seen")
     if not isinstance(seen, int) or isinstance(seen, bool) or seen < 0:
-        raise ValueError(f"the state says samples_seen {seen!r}: it must be 0 or more")
+        raise ValueError(f"the state has samples_seen {seen!r}: it must be 0 or more")
     return seen
 
 
@@ -73,7 +73,7 @@ Reader = LocalReader | RemoteReader
 def open_reader(
     manifests: tuple[Manifest, ...], config: ReadConfig, chunk: int, window: int, passed: int, batch: int
 ) -> Reader:
-    """What reads samples of these manifests in batches of `batch`; the rest as for RemoteReader."""
+    """A reader of these manifests in batches of `batch`; the other arguments as for RemoteReader."""
     if all(store.is_local(manifest.tar_url(n)) for manifest in manifests for n in range(len(manifest.shards))):
         return LocalReader(manifests, config, chunk)
     return RemoteReader(manifests, config, chunk, window, passed, batch)
@@ -99,7 +99,7 @@ class Stream:
     ):
         if batch_size < 1 or not 0 <= rank < world:
             raise ValueError(
-                f"batch {batch_size}, rank {rank} of {world}: a batch is 1 or more, a rank below the world"
+                f"batch {batch_size}, rank {rank} of {world}: batch must be at least 1 and 0 <= rank < world"
             )
         self.manifest, self.order = manifest, order
         mixed = isinstance(manifest, Mixture)
@@ -122,7 +122,7 @@ class Stream:
         self._feed: _Feed | None = None
 
     def batches(self) -> Iterator[GlobalBatch]:
-        """Where this rank's samples of each global batch lie, without reading them."""
+        """The places of this rank's samples in each global batch, without reading them."""
         start = self.samples_seen
         while self._stop_at is None or start < self._stop_at:
             stop = start + self._batch if self._stop_at is None else min(start + self._batch, self._stop_at)
@@ -152,7 +152,7 @@ class Stream:
         self.samples_seen = seen_in(state, self.manifest, self.order)
 
     def close(self) -> None:
-        """Idempotent, and from any thread: who iterates is told that nothing comes. Batches handed out stay valid."""
+        """Idempotent, and from any thread: iteration then ends. Batches handed out stay valid."""
         _close(self.reader, self._feed)
 
 
@@ -186,8 +186,8 @@ def once(
 ) -> Once:
     """Every sample once, in row order, with a short last batch: what all evaluation uses.
 
-    `only`: of these samples alone, rising numbers in row order. `every` = (r, w): only each w-th batch, from the r-th
-    on. What is left out is not read.
+    `only`: these samples alone, as rising numbers in row order. `every` = (r, w): only each w-th batch, from the r-th
+    on. Samples left out are not read.
     """
     config = config or ReadConfig()
     total = manifest.samples if only is None else len(only)
@@ -228,7 +228,7 @@ class _Feed:
             yield encoded
 
     def stop(self) -> bool:
-        """End the thread, and whoever waits for a batch. False when it hangs: then it is left to itself."""
+        """End the thread, and any wait for a batch. False if the thread hangs; it is then abandoned."""
         self._stopped.set()
         self._reader.stop()
         until = time.monotonic() + _PATIENCE
@@ -248,7 +248,7 @@ class _Feed:
                 if self._stopped.is_set():
                     return
             self._ready.put(None)
-        except BaseException as error:  # it is the consumer's, who is told at the place in the stream where it belongs
+        except BaseException as error:  # raised to the consumer, at its place in the stream
             self._ready.put(None if self._stopped.is_set() else error)
 
     def _encoded(self) -> Iterator[Encoded]:
@@ -271,7 +271,7 @@ class _Feed:
 
 @contextlib.contextmanager
 def _placed(batch: GlobalBatch) -> Iterator[None]:
-    """Errors say where in the stream they are met."""
+    """Add the place in the stream to errors."""
     try:
         yield
     except store.StoreError as error:

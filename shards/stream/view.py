@@ -48,10 +48,10 @@ class Item:
 
 
 class Dataset:
-    """One version, which stays what it is, however the dataset grows meanwhile. Iteration is in row order."""
+    """One version, which stays the same however the dataset grows. Iteration is in row order."""
 
     def __init__(self, url: str) -> None:
-        """Raises ValueError when there is no such version, naming what there is."""
+        """Raises ValueError if there is no such version, naming those that exist."""
         self.manifest = read_manifest(url)
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class Dataset:
             return self._read([self.number(which)])[0]
         number = operator.index(which)
         if not -len(self) <= number < len(self):
-            raise IndexError(f"{self.manifest.address} has {len(self)} samples, so there is none of number {number}")
+            raise IndexError(f"{self.manifest.address} has {len(self)} samples, so there is no number {number}")
         return self._read([number % len(self)])[0]
 
     def __contains__(self, key: object) -> bool:

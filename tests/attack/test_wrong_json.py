@@ -73,7 +73,7 @@ def test_values_without_sense_are_refused(value: str) -> None:
         '{"at": 1, "kin',
     ],
 )
-def test_a_damaged_events_part_is_a_line_of_the_page(tmp_path: Path, line: str) -> None:
+def test_a_damaged_log_segment_is_a_line_of_the_page(tmp_path: Path, line: str) -> None:
     made = str(wrong_json.make_dataset(tmp_path))
     good = '{"at": 1.5, "kind": "host", "about": "a.example", "detail": "paused", "newer": 1}'
     store.put(f"{made}/events/20260101T000000-a-1-000000.jsonl", f"{good}\n{line}\n".encode())
@@ -113,7 +113,7 @@ def test_rules_of_a_manifest_stay_in_their_folder(tmp_path: Path) -> None:
     head = json.loads(store.read(url))
     head["rules"]["file"] = "../dataset.json"
     store.put_json(url, head)
-    with pytest.raises(ValueError, match="its rules lie outside of manifests/"):
+    with pytest.raises(ValueError, match="its rules are outside manifests/"):
         manifest.read_manifest(made)
 
 

@@ -78,15 +78,15 @@ def kind_of(row: int) -> str:
     return MIX[(row * 37 + row // 100 * 11) % len(MIX)]
 
 
-def link_of(row: int, origin: Served, killers: frozenset[int]) -> str:
-    if row in killers:
+def link_of(row: int, origin: Served, poisons: frozenset[int]) -> str:
+    if row in poisons:
         return origin.url(f"/file/{row}.gif", row)
     kind = kind_of(row)
     return f"ftp://127.0.0.1/{row}.jpg" if kind == "ftp:" else origin.url(f"/{kind}/{row}.jpg", row)
 
 
-def expected(row: int, killers: frozenset[int]) -> str:
-    if row in killers:
+def expected(row: int, poisons: frozenset[int]) -> str:
+    if row in poisons:
         return "undecodable"
     kind = kind_of(row)
     return "bad_url" if kind == "ftp:" else verdict(f"/{kind}/{row}.jpg")
@@ -248,14 +248,14 @@ def prove(out: str, links: int, result: dict[str, Any], rule: Callable[[int], st
     assert units == list(range(result["units"])), "units are missing"
     seen = np.zeros(links, np.int64)
     wrong: list[str] = []
-    killers: list[str] = []
+    poisons: list[str] = []
     commits = read_commits(out, units)
     for commit in commits:
         table = read_table(store.join(out, "shards", commit.index), ["row", "reason", "detail"])
         for row, reason, detail in zip(*(table[name].to_pylist() for name in ("row", "reason", "detail"))):
             seen[row] += 1
             if "kills its decoder" in detail:
-                killers.append(f"row {row} {detail}")
+                poisons.append(f"row {row} {detail}")
             if reason != rule(row):
                 wrong.append(f"row {row}: {reason} ({detail}), not {rule(row)}")
     assert (seen == 1).all(), f"{(seen == 0).sum()} rows have no verdict, {(seen > 1).sum()} have several"
@@ -266,7 +266,7 @@ def prove(out: str, links: int, result: dict[str, Any], rule: Callable[[int], st
     found = check.run(check.Config(out))
     assert found.ok, f"xtra check: {found.problems[:5]}"
     counts = {name: result[name] for name in ("kept", "samples", "reasons", "deselected")}
-    return {"units": len(units), **counts, "killers": killers}
+    return {"units": len(units), **counts, "poisons": poisons}
 
 
 def measured(outcome: Outcome, links: int) -> dict[str, Any]:
@@ -323,26 +323,26 @@ def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Small bodies, kills, and the proof."""
     out = args.out or str(folder / "dataset")
     chosen = random.Random(args.seed)
-    killers = frozenset(chosen.sample(range(args.links), args.killers))
+    poisons = frozenset(chosen.sample(range(args.links), args.poisons))
     for name in ("served", "hole"):
         (folder / name).mkdir()
-    for row in killers:
-        write_killer(folder / "served" / f"{row}.gif")
+    for row in poisons:
+        write_poison(folder / "served" / f"{row}.gif")
     (folder / "hole" / "sitecustomize.py").write_text(HOLE)
     with serving(bodies=64, bytes=1500, hosts=8, folder=folder / "served") as origin:
-        write_list(folder / "list.txt", args.links, lambda row: link_of(row, origin, killers))
+        write_list(folder / "list.txt", args.links, lambda row: link_of(row, origin, poisons))
         words = ["--urls", str(folder / "list.txt"), "--workers", str(args.workers), "--unit", str(args.unit)]
         words += ["--fetch.allow-private", "127.0.0.0/8", "--fetch.per-host", "32", "--fetch.backoff", "0.05"]
         kills = ["worker"] * args.kills + ["driver"] * args.driver_kills
         chosen.shuffle(kills)
         with faults(args.faults):
             outcome = ingest(words, out, -(-args.links // args.unit), kills, args.seed, str(folder / "hole"))
-            proof = prove(out, args.links, outcome.result, lambda row: expected(row, killers))
-    assert len(proof["killers"]) == args.killers, f"{args.killers} links kill their process; named: {proof['killers']}"
+            proof = prove(out, args.links, outcome.result, lambda row: expected(row, poisons))
+    assert len(proof["poisons"]) == args.poisons, f"{args.poisons} links kill their process; named: {proof['poisons']}"
     return proof | measured(outcome, args.links)
 
 
-def write_killer(path: Path) -> None:
+def write_poison(path: Path) -> None:
     with path.open("wb") as file:
         Image.new("L", (64, 64), 128).save(file, "GIF")
         file.write(b"SEGV")
@@ -387,7 +387,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--unit", type=int, default=10_240)
     parser.add_argument("--kills", type=int, default=3, help="of workers")
     parser.add_argument("--driver-kills", type=int, default=1)
-    parser.add_argument("--killers", type=int, default=1, help="links whose pictures end the process that decodes them")
+    parser.add_argument("--poisons", type=int, default=1, help="links whose pictures end the process that decodes them")
     parser.add_argument("--out", default="", help="default: a folder that is removed afterwards")
     parser.add_argument("--faults", action="store_true", help="put the fault proxy in front of AWS_ENDPOINT_URL")
     parser.add_argument("--slow-host", action="store_true")

@@ -1,4 +1,4 @@
-"""Pictures that promise too much, or want more memory than there is: a verdict, and the run goes on."""
+"""Pictures that claim too much or need too much memory get a verdict, and the run goes on."""
 
 from __future__ import annotations
 

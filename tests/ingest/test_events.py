@@ -1,4 +1,4 @@
-"""The events file: parts that are never rewritten, and an ingest that does not fail for its log."""
+"""The event log: segments that are never rewritten, and an ingest that never fails because of its log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ingest.record import Event
 from shards import store
 
 
-def test_events_come_back_in_order_in_parts(base: str) -> None:
+def test_events_come_back_in_order_from_segments(base: str) -> None:
     log = EventLog(base, "one")
-    log.tell(Event(1.5, "paused", "a.example", "Retry-After: 60 s"))
+    log.record(Event(1.5, "paused", "a.example", "Retry-After: 60 s"))
     log.flush()
     log.flush()
-    log.tell(Event(2.5, "killed", "k1", "ü\n"))
+    log.record(Event(2.5, "killed", "k1", "ü\n"))
     log.close()
     EventLog(base, "two").close()
     assert store.names(store.join(base, "events")) == ["one-000000.jsonl", "one-000001.jsonl"]
@@ -31,7 +31,7 @@ def test_events_come_back_in_order_in_parts(base: str) -> None:
 
 def test_they_are_flushed_while_the_run_goes_on(tmp_path: Path) -> None:
     log = EventLog(str(tmp_path), every=0.01)
-    log.say("started", "x")
+    log.record_now("started", "x")
     while not (found := list(read_events(str(tmp_path)))):
         pass
     assert [(event.kind, event.about) for event in found] == [("started", "x")]
@@ -41,15 +41,15 @@ def test_they_are_flushed_while_the_run_goes_on(tmp_path: Path) -> None:
 def test_runs_that_begin_at_once_do_not_write_over_each_other(tmp_path: Path) -> None:
     logs = [EventLog(str(tmp_path)) for _ in range(2)]  # as two pods whose process is number 1
     for log in logs:
-        log.say("started", "x")
+        log.record_now("started", "x")
         log.close()
     assert len(list(read_events(str(tmp_path)))) == 2
 
 
-def test_many_parts_are_read_side_by_side_and_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_segments_are_read_side_by_side_and_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(100):
         log = EventLog(str(tmp_path), f"{n:03d}")
-        log.say("unit", str(n))
+        log.record_now("unit", str(n))
         log.close()
     now = most = 0
     lock, read = threading.Lock(), store.read
@@ -74,7 +74,7 @@ def test_a_store_that_fails_costs_nothing_but_time(tmp_path: Path, monkeypatch: 
     log = EventLog(str(tmp_path / "d"), "a")
     (tmp_path / "d").write_text("in the way")
     for n in range(5):
-        log.say("unit", str(n))
+        log.record_now("unit", str(n))
     log.flush()
     (tmp_path / "d").unlink()
     log.close()

@@ -47,7 +47,7 @@ def test_a_retry_asks_for_what_may_have_passed_and_for_nothing_else(base: str, o
         was = old[paths[row["row"]]]
         assert all(row[name] == was[name] for name in ("key", "url", "labels", "row"))
 
-    third = run(again)  # the same words once more: what failed again is asked for again
+    third = run(again)  # the same command again: what failed again is fetched again
     assert (third.kept, third.units) == (first.kept + 4 + 3, first.units + 3)
     assert third.links == third.kept + sum(third.reasons.values())
     assert run(replace(config, retry=True)).kept == first.kept + 10  # with the list, too

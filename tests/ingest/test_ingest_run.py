@@ -82,7 +82,7 @@ def test_a_rerun_asks_for_nothing_and_changes_nothing(origin: Origin, tmp_path: 
     assert replace(again, seconds=0) == replace(first, seconds=0)
     assert store.names(str(tmp_path / "out" / "versions")) == ["000001.json", "000002.json"]  # all, then selected
     other = run(replace(config, select=SelectConfig(near_distance=0)))
-    assert "was selected by other rules, and stays: xtra select" in other.note
+    assert "was selected by other rules and stays: xtra select" in other.note
     assert replace(other, seconds=0, note="") == replace(first, seconds=0)
 
 
@@ -141,7 +141,7 @@ def test_only_chosen_classes_are_planned_and_the_rest_is_counted(origin: Origin,
     with pytest.raises(ValueError, match="another config_digest"):
         run(replace(config, classes=ClassConfig(min_count=2)))
     (tmp_path / "classes.txt").write_text("n00000009\n")
-    with pytest.raises(ValueError, match=r"holds no links: none of its 21 lines is of a class .* --classes"):
+    with pytest.raises(ValueError, match=r"holds no links: none of its 21 lines has a chosen class: check --classes"):
         run(replace(config, out=str(tmp_path / "new")))
 
 

@@ -87,8 +87,8 @@ ImageFile.ImageFile.load = holed
 
 @pytest.mark.slow
 def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, tmp_path: Path) -> None:
-    origin.files["killer"] = picture("killer", "gif") + b"SEGV"
-    paths = [*(f"/ok/{n}.jpg" for n in range(14)), "/file/killer", "/ok/x.gif"]
+    origin.files["poison"] = picture("poison", "gif") + b"SEGV"
+    paths = [*(f"/ok/{n}.jpg" for n in range(14)), "/file/poison", "/ok/x.gif"]
     urls, out, scratch = write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), tmp_path / "scratch"
     (tmp_path / "killed.py").write_text(KILLED)
     (tmp_path / "sitecustomize.py").write_text(HOLE)
@@ -98,7 +98,7 @@ def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, t
     assert first.returncode == -signal.SIGSEGV
     subprocess.run(words, env=environment, timeout=60, check=True)
     found = {path: (row["reason"], row["detail"]) for path, row in zip(paths, rows_of(out))}
-    assert found.pop("/file/killer") == ("undecodable", "kills its decoder (SIGSEGV)")
+    assert found.pop("/file/poison") == ("undecodable", "kills its decoder (SIGSEGV)")
     assert set(found.values()) == {("kept", "")}
     (killed,) = [event for event in read_events(out) if event.kind == "killed"]
     assert (killed.about, killed.detail) == ("n00000000_14 of unit 1", "kills its decoder (SIGSEGV)")
@@ -111,7 +111,7 @@ def test_slow_hosts_do_not_hold_up_the_units_after_them(
 ) -> None:
     monkeypatch.setattr("ingest.crawl.PATIENT", 0.05)
     monkeypatch.setattr("ingest.crawl.TICK", 0.05)
-    # The first two units have a link each that waits for its host: a name of its own, asked to be left alone.
+    # The first two units have one link each that waits for its host, a name of its own that asked for a pause.
     port = origin.url("/").split(":")[2]
     slow = [f"http://localhost:{port}busy/2/{n}.jpg" for n in range(2)]
     paths = [slow[n // 8] if n in (7, 15) else f"/ok/{n}.jpg" for n in range(64)]
@@ -125,7 +125,7 @@ def test_slow_hosts_do_not_hold_up_the_units_after_them(
 
 
 def test_a_full_scratch_makes_links_wait(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is under way: while there is no room, no unit is begun, and no link of another one is asked for."""
+    """While scratch has no room, no unit is begun and no link of another one is fetched, however much is under way."""
     monkeypatch.setattr("ingest.crawl.TICK", 0.01)
     begin, begun, full_since, seen = Crawl._begin, 0, 0.0, []
 

@@ -39,7 +39,7 @@ def stopped_at(config: Config, done: int) -> None:
     seen = [0]
     result = run(config, lambda p: seen.__setitem__(0, p.done), lambda: seen[0] >= done)
     assert result.stopped
-    assert "the same command takes them up" in result.note
+    assert "the same command resumes them" in result.note
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
     made(tmp_path / "u")
     found = list(replay(tmp_path / "u", OURS, LINKS))
     kept = [answer(0, None, Reason.TIMEOUT), answer(1, b"html")]
-    assert found == [replace(one, final_url="http://a/b") for one in kept], "but for what a URL may give away"
+    assert found == [replace(one, final_url="http://a/b") for one in kept], "except for what a URL may give away"
 
 
 @pytest.mark.parametrize(

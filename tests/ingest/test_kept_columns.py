@@ -1,4 +1,4 @@
-"""What a list knows besides its URLs: kept with every sample and beside them, filtered, and counted in bytes."""
+"""The other columns of a list: kept with every sample and in columns/, filtered, and counted in bytes."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def test_every_column_is_in_the_samples_json_and_beside_the_plan(kind: str, tmp_
     own = (lambda value: value) if kind == "parquet" else lambda value: None if value is None else str(value)
     expected = [{name: own(value) for name, value in row.items()} for row in ROWS]
     assert read_info(made.out).columns == tuple(ROWS[0])
-    beside = [row for unit in range(3) for row in read_columns(made.out, unit).to_pylist()]
+    columns = [row for unit in range(3) for row in read_columns(made.out, unit).to_pylist()]
     planned = [row for unit in range(3) for row in read_plan(made.out, unit).to_pylist()]
-    assert [(row.pop("key"), row.pop("row")) for row in beside] == [(row["key"], row["row"]) for row in planned]
-    assert beside == expected
+    assert [(row.pop("key"), row.pop("row")) for row in columns] == [(row["key"], row["row"]) for row in planned]
+    assert columns == expected
     said = [about["columns"] for about in jsons(made.out)]
     assert said == [{name: value for name, value in row.items() if value is not None} for row in expected]
     assert check.run(check.Config(made.out)).ok
@@ -139,7 +139,7 @@ def test_bad_lines_stay_and_what_no_line_meets_is_said(tmp_path: Path, origin: O
     result = run(config(str(path), tmp_path, where="width > 200"))
     assert (result.links, result.kept, result.reasons, result.not_chosen) == (3, 1, {"bad_url": 2}, 1)
     path.write_text("url,width\n" + f"{origin.url('/ok/1.jpg')},300\n" * 4)
-    with pytest.raises(ValueError, match="none of its 4 lines is what --where asks for"):
+    with pytest.raises(ValueError, match="none of its 4 lines meets --where"):
         run(config(str(path), tmp_path / "other", where="width > 500"))
 
 
@@ -151,8 +151,8 @@ def test_files_of_one_list_may_have_other_columns(tmp_path: Path, origin: Origin
     (folder / "c.csv").write_text(f"caption,url\nhi,{origin.url('/ok/4.jpg')}\n")
     made = config(str(folder), tmp_path, unit=2)
     run(made)
-    beside = [row for unit in range(3) for row in read_columns(made.out, unit).to_pylist()]
-    assert [{name: row.get(name) for name in ("size", "caption")} for row in beside] == [
+    columns = [row for unit in range(3) for row in read_columns(made.out, unit).to_pylist()]
+    assert [{name: row.get(name) for name in ("size", "caption")} for row in columns] == [
         *[{"size": None, "caption": None}] * 2,
         *({"size": size, "caption": None} for size in "78"),
         {"size": None, "caption": "hi"},
@@ -257,11 +257,13 @@ def test_a_lost_or_foreign_sidecar_is_found(tmp_path: Path, origin: Origin) -> N
 def test_a_dry_run_counts_them_in_bytes(tmp_path: Path, origin: Origin) -> None:
     rows = [{"caption": f"{at:x}" * 400, "width": 300} for at in range(40)]
     urls = table(tmp_path, "csv", origin, rows)
-    told, bare = (
+    with_columns, bare = (
         dry_run.run(config(urls, tmp_path, keep_columns=keep, where="width > 10"), 20) for keep in (("all",), ("none",))
     )
-    assert (told.columns, bare.columns) == (("caption", "width"), ())
-    assert told.column_bytes > 0 == bare.column_bytes
-    assert told.stored_bytes.value >= bare.stored_bytes.value + 40 * 400
-    assert any(line.startswith("kept columns ") and "caption, width" in line for line in forecast_text.lines(told))
+    assert (with_columns.columns, bare.columns) == (("caption", "width"), ())
+    assert with_columns.column_bytes > 0 == bare.column_bytes
+    assert with_columns.stored_bytes.value >= bare.stored_bytes.value + 40 * 400
+    assert any(
+        line.startswith("kept columns ") and "caption, width" in line for line in forecast_text.lines(with_columns)
+    )
     assert not any("kept columns" in line for line in forecast_text.lines(bare))

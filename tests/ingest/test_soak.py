@@ -16,6 +16,6 @@ def test_every_link_once_through_kills_of_workers_and_the_driver(tmp_path, capsy
     assert (report["units"], report["runs"], len(report["killed"])) == (30, 2, 2)
     assert report["kept"] + sum(report["reasons"].values()) == 3000
     assert 0 < max(report["peak_mb"].values()) < 600
-    (killer,) = report["killers"]
-    assert "kills its decoder (SIGSEGV)" in killer
+    (poison,) = report["poisons"]
+    assert "kills its decoder (SIGSEGV)" in poison
     assert "worker lost" in {event.kind for event in read_events(out)}

@@ -62,7 +62,7 @@ def test_the_last_words_of_a_killed_run_are_called_so_and_go_with_the_next_or_a_
     os.utime(left, (old, old))
     assert sweep.run(sweep.Config(str(tmp_path), dry_run=True)).objects == (f"{FOLDER}/x.json",)
     with Beats(str(tmp_path)) as beats:
-        beats.say(here())
+        beats.update(here())
         wait_for(lambda: [b.process for b in read_beats(str(tmp_path))] == [os.getpid()])
 
 
@@ -75,7 +75,7 @@ def test_a_store_that_takes_nothing_stops_no_ingest(monkeypatch, tmp_path: Path)
 
     monkeypatch.setattr(store, "put_json", full)
     with Beats(str(tmp_path)) as beats:
-        beats.say(here())
+        beats.update(here())
         wait_for(lambda: bool(tried))
     assert read_beats(str(tmp_path)) == []
 
@@ -104,7 +104,7 @@ def test_events_of_clocks_that_differ_are_written_in_order(tmp_path: Path) -> No
     log = EventLog(str(tmp_path), every=1000)
     for part in ([5.0, 3.0, 4.0], [2.0, 9.0]):
         for at in part:
-            log.tell(Event(at, "unit", str(at), ""))
+            log.record(Event(at, "unit", str(at), ""))
         log.flush()
     log.close()
     found = [(event.at, event.about) for event in read_events(str(tmp_path))]

@@ -99,7 +99,7 @@ def test_thumbnails_are_the_same_few_every_time(tmp_path: Path) -> None:
     assert {row["jpeg"] is None for row in rows if row["reason"] == "undecodable"} == {True, False}
     for row in rows:
         assert (row["jpeg"] is None) == (row["detail"] == "cut at 99")
-        if row["jpeg"] is not None:  # of what is damaged as much as there is
+        if row["jpeg"] is not None:  # a damaged one is shown as far as it decodes
             image = Image.open(io.BytesIO(row["jpeg"]))
             assert image.format == "JPEG"
             assert max(image.size) <= thumbs.SIDE

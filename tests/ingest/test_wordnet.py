@@ -135,7 +135,7 @@ def test_an_ingest_takes_the_chosen_classes_alone(is_a: str, tmp_path: Path) -> 
 
 
 def test_the_real_hierarchy(shared: Path, tmp_path: Path) -> None:
-    """Dogs are classes 151 to 268 of ImageNet-1K; nobody made them so but WordNet."""
+    """Dogs are classes 151 to 268 of ImageNet-1K; WordNet alone made them so."""
     folder = unpacked(shared, "meta", tmp_path) / "wordnet"
     children, words = read_is_a(str(folder / "wordnet.is_a.txt")), read_words(str(folder / "words.txt"))
     lists = {name: (folder / f"timm-{name}_synsets.txt").read_text().split() for name in ("imagenet", "imagenet22k")}

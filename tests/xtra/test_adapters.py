@@ -77,10 +77,12 @@ def test_workers_are_refused_in_words(data, monkeypatch):
 
 def test_what_does_not_fit_is_refused(data, tmp_path):
     state = TorchBatches(data, 10, 16, rank=0, world=1).state_dict()
-    with pytest.raises(ValueError, match=r"the state is of order .*'seed': 0.* this is .*'seed': 1"):
+    with pytest.raises(ValueError, match=r"the state was saved for order .*'seed': 0.* this stream reads .*'seed': 1"):
         TorchBatches(data, 10, 16, rank=0, world=1, seed=1).load_state_dict(state)
     make_dataset(tmp_path, [5])
-    with pytest.raises(ValueError, match=f"the state is of manifest {state['manifest']}, this is"):
+    with pytest.raises(
+        ValueError, match=f"the state was saved for manifest {state['manifest']}, but this stream reads"
+    ):
         WdsSamples(str(tmp_path), 10, rank=0, world=1).load_state_dict(state)
     with pytest.raises(ValueError, match="rank is 2 of a world of 2: ranks are 0 to 1"):
         WdsSamples(data, 10, rank=2, world=2)

@@ -72,7 +72,7 @@ def test_what_is_no_share_is_the_users_mistake(sets, part):
 
 
 def test_shares_that_leave_nothing_are_refused(sets):
-    with pytest.raises(ValueError, match=r"sum to 1\.2: .*/one has what is left of 1"):
+    with pytest.raises(ValueError, match=r"sum to 1\.2: .*/one gets the rest: sum to less than 1"):
         read_mixture(sets[0], (f"{sets[1]}=0.6", f"{sets[1]}=0.6"))
 
 

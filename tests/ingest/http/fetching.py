@@ -14,11 +14,11 @@ def config(**options: Any) -> FetchConfig:
 
 
 class Run:
-    """A fetcher, what it told, and what came of the URLs it was given."""
+    """A fetcher, the events it recorded, and the results of its URLs."""
 
     def __init__(self, leases: Any = None, **options: Any) -> None:
         self.events: list[Event] = []
-        self.fetcher = Fetcher(config(**options), leases=leases, tell=self.events.append)
+        self.fetcher = Fetcher(config(**options), leases=leases, record=self.events.append)
 
     def __enter__(self) -> Run:
         return self

@@ -90,7 +90,7 @@ def test_of_several_addresses_only_the_allowed_ones_are_contacted(names: dict[st
 def test_a_name_with_hundreds_of_addresses_uses_few_descriptors(
     names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody listens at any of them. To run out of descriptors is the end of a run."""
+    """None of them listens. Running out of descriptors ends a run."""
     most = 0
     open_socket = Slot._open_socket
 
@@ -194,7 +194,7 @@ def test_names_that_nobody_answers_for_do_not_hold_up_the_others(
             found += [f for f in [next(results)] if f is not None]
         assert {f.reason for f in found} == {None}
         results.close()  # type: ignore[attr-defined]
-        fetcher.close()  # and nobody waits for what is being looked up
+        fetcher.close()  # without waiting for look-ups in progress
         assert time.monotonic() - begun < 10
     stuck.set()
 
@@ -205,7 +205,7 @@ def test_names_that_nobody_answers_for_do_not_hold_up_the_others(
 def test_an_explicit_proxy_is_used_and_said_to_guard() -> None:
     events: list[Event] = []
     with Origin() as proxy:  # it answers for every host, as proxies do
-        fetcher = Fetcher(FetchConfig(proxy=proxy.url(""), robots=False), tell=events.append)
+        fetcher = Fetcher(FetchConfig(proxy=proxy.url(""), robots=False), record=events.append)
         (found, literal) = run(fetcher, "http://example.test/ok/a.jpg", "http://10.0.0.1/ok/b.jpg")
         fetcher.close()
         assert (found.reason, found.status) == (None, 200) or found.status == 404
@@ -380,8 +380,8 @@ def test_a_kept_connection_that_lies_mixes_up_nothing(kind: str) -> None:
 
 
 def test_one_origin_cannot_answer_for_another() -> None:
-    """A reply nobody asked for is thrown away when it comes before the next request; after it, it is what the origin
-    says of that path. So it can spoil pictures of its own, and of nobody else."""
+    """An unrequested reply is thrown away when it comes before the next request; after it, it is what the origin
+    says of that path. So it can spoil only its own pictures."""
     with Origin() as liar, Origin() as honest:
         paths = [f"/ok/{n}.jpg" for n in range(40)]
         urls = [url for path in paths for url in (liar.url("/unasked/x.jpg"), honest.url(path))]

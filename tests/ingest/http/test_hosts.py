@@ -1,4 +1,4 @@
-"""How processes share a host: never more than its limit in all, nobody starved, nothing held by the dead."""
+"""How processes share a host: never more than its limit in all, no process starved, nothing held by a dead one."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_host_that_one_gave_up_is_given_up_by_all_for_the_same_reason_and_no_l
     limiter.settle("a", {"h": Demand(2, paused_until=400.0, active=2, why=why)}, 100)
     other = Host("h", Manners(8, 0.0, 1.0, 8, 5.0, 120.0), 8, 0.0)
     grant = limiter.settle("b", {"h": Demand(8)}, 101)["h"]
-    assert other.told(grant.paused_until, grant.why, 101)
+    assert other.paused_elsewhere(grant.paused_until, grant.why, 101)
     assert (other.last, other.closed_until) == (why, 400.0)
 
 

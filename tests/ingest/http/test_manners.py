@@ -289,8 +289,8 @@ def test_a_run_that_is_broken_off_leaves_nothing_behind(origin: Origin) -> None:
 # --- several processes ---------------------------------------------------------------------------------------------
 
 
-class Book:
-    """A limiter in this process, as the one that several fetchers would reach from theirs; it answers a call late."""
+class LateLeases:
+    """Leases from a limiter that several fetchers share; they come a call late, as from another process."""
 
     def __init__(self, who: str, limiter: Limiter, lock: threading.Lock) -> None:
         self.who, self.limiter, self.lock = who, limiter, lock
@@ -308,7 +308,7 @@ def test_two_fetchers_together_keep_the_limit_of_a_host(origin: Origin) -> None:
     found: list[Fetched] = []
 
     def work(who: str) -> None:
-        with Run(leases=Book(who, limiter, lock), per_host=3) as run:
+        with Run(leases=LateLeases(who, limiter, lock), per_host=3) as run:
             found.extend(run.get(*(origin.url(f"/slow/0.1/{who}{n}.jpg") for n in range(30))))
 
     threads = [threading.Thread(target=work, args=(who,)) for who in "ab"]
@@ -324,7 +324,7 @@ def test_a_pause_reaches_the_other_fetcher(origin: Origin) -> None:
     limiter, lock = Limiter(per_host=4), threading.Lock()
     limiter.settle("elsewhere", {"127.0.0.1": Demand(1, paused_until=time.time() + 2)}, time.time())
     begun = time.monotonic()
-    with Run(leases=Book("here", limiter, lock)) as run:
+    with Run(leases=LateLeases("here", limiter, lock)) as run:
         (found,) = run.get(origin.url("/ok/a.jpg"))
     assert found.reason is None
     assert time.monotonic() - begun > 1.5

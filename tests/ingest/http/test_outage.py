@@ -108,7 +108,7 @@ def test_a_cold_start_without_a_network_makes_no_verdict(cable: Cable) -> None:
         urls = [f"http://127.0.2.{n + 1}:{origin.port}/ok/a.jpg" for n in range(40)]
         found = run.get(*urls, origin.url("/ok/a.jpg"))
     assert found[-1].reason is None
-    assert {f.reason for f in found[:-1]} == {Reason.CONNECT}  # there is nobody: known once there is a network
+    assert {f.reason for f in found[:-1]} == {Reason.CONNECT}  # nothing listens there: known once the network is back
     assert "outage over" in run.kinds()
 
 
@@ -134,12 +134,12 @@ def test_a_few_dead_links_end_soon(cable: Cable) -> None:
 
 
 def test_many_names_that_do_not_exist_are_no_outage(cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing ever answers, as in a retry of dead links: the name server tells the two apart."""
+    """Nothing ever answers, as in a retry of dead links: the name server distinguishes the two."""
 
-    def nobody(*_: object, **__: object) -> None:
+    def no_address(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr("ingest.http.resolver.socket.getaddrinfo", nobody)
+    monkeypatch.setattr("ingest.http.resolver.socket.getaddrinfo", no_address)
     with Run(retries=0) as run:
         found = run.get(*(f"http://no-such-host-{n}.invalid/a.jpg" for n in range(40)))
     assert {f.reason for f in found} == {Reason.DNS}

@@ -201,7 +201,7 @@ def test_the_plan_says_what_was_left_out(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": [U.format(0)]}), tmp_path / "lists" / "a.parquet")
     plan = make(Config(str(tmp_path / "lists"), str(tmp_path / "out")))
     assert plan.links == 1
-    assert plan.note.endswith("lists: no lists, and not read: README.md")
+    assert plan.note.endswith("lists: ignored files that are no lists: README.md")
 
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.xls", "a.csv"])

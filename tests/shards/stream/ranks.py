@@ -173,7 +173,7 @@ class Run:
         return self.cursor["samples_seen"] + most * self.setting.batch
 
     def _checkpoint(self, world: int, chosen: random.Random, how: str) -> None:
-        """The newest checkpoint is of a step that all ranks have made: the last one, or one before it if they died."""
+        """The newest checkpoint is from a step that all ranks made: the last one, or an earlier one if they died."""
         ranks = Counter(line.start for line in self.lines(self.attempts))
         whole = sorted(start for start, many in ranks.items() if many == world)
         ends = [self.cursor["samples_seen"]] + [min(s + self.setting.batch, self.setting.stop_at) for s in whole]
@@ -242,7 +242,7 @@ class Expected:
 
 def prove(run: Run, expected: Expected, every: int = 1) -> dict[str, int]:
     """Whatever any rank of any attempt saw is what the order says (pixels: in every so many-th batch), all of it was
-    seen, and every epoch holds each sample once but for those that were replaced."""
+    seen, and every epoch holds each sample once except those that were replaced."""
     seen: dict[int, dict[str, list[Any]]] = {}
     parts: dict[tuple[int, int, int], Line] = {}
     for line in run.lines():
@@ -250,8 +250,8 @@ def prove(run: Run, expected: Expected, every: int = 1) -> dict[str, int]:
         right = expected.line(line.start, line.rank, line.world, pixels)
         for name, value in right.items():
             if name != "pixels" or pixels:
-                told = [tuple(pair) for pair in line.replaced] if name == "replaced" else getattr(line, name)
-                assert told == value, f"attempt {line.attempt}, rank {line.rank} of {line.world}, {line.start}: {name}"
+                found = [tuple(pair) for pair in line.replaced] if name == "replaced" else getattr(line, name)
+                assert found == value, f"attempt {line.attempt}, rank {line.rank} of {line.world}, {line.start}: {name}"
         parts[line.start, line.rank, line.world] = line
     for (start, rank, world), _ in parts.items():
         if rank == 0 and all((start, other, world) in parts for other in range(world)):

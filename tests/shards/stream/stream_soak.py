@@ -71,7 +71,7 @@ def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         happened = dict(proxy.counts) if proxy else {}
     proof = prove(run, Expected(manifest, setting, broken, SIDE), every=args.check)
     if args.cache:
-        entry = 2 * setting.order.chunk * 2 * limit // manifest.samples  # a chunk with what lies between, at most
+        entry = 2 * setting.order.chunk * 2 * limit // manifest.samples  # a chunk with its gaps, at most
         over = max(WORLDS) * max(limit // 64, entry)
         assert most <= limit + over, f"the cache had {most} bytes, it may have {limit} and for a moment {over} more"
     report = (

@@ -1,5 +1,5 @@
 """Whatever stops a run, and on however many ranks it goes on: the same global batches, keys and crops, and every epoch
-holds each sample once, but for those that do not decode, which are named."""
+holds each sample once, except those that do not decode, which are named."""
 
 from __future__ import annotations
 

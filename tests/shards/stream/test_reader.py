@@ -124,7 +124,7 @@ def test_buffers_are_reused_once_released_and_not_while_an_array_holds_them(tmp_
 
 
 class Lengths:
-    """An index whose samples lie with these gaps between them."""
+    """An index whose samples have these gaps between them."""
 
     def __init__(self, length, gaps):
         self.length = [length] * (len(gaps) + 1)
@@ -157,7 +157,7 @@ def test_what_a_state_says_goes_on_there_at_any_world_size(tmp_path):
         resumed.load_state_dict(state)
         ranks.append(take(resumed, 5))
     assert [a + b + c for a, b, c in zip(*ranks)] == whole[4:]
-    with pytest.raises(ValueError, match="the state is of order"):
+    with pytest.raises(ValueError, match="the state was saved for order"):
         Stream(manifest, Order(seed=4), 12).load_state_dict(state)
 
 
@@ -178,15 +178,15 @@ def test_a_rank_without_samples_and_a_consumer_in_another_thread(tmp_path):
     for batch in itertools.islice(stream, 30):
         assert len(batch) == 0
         batch.release()
-    told = []
+    received = []
     stream = Stream(manifest, ORDER, 2)
     batches = iter(stream)
     next(batches)
     stream.close()
-    waiting = threading.Thread(target=lambda: told.append(list(batches)), daemon=True)
+    waiting = threading.Thread(target=lambda: received.append(list(batches)), daemon=True)
     waiting.start()
     waiting.join(10)
-    assert told, "who waits for a batch is told that none comes"
+    assert received, "iteration must end for a thread that waits for a batch"
     with pytest.raises(ValueError, match="rank 5 of 2"):
         Stream(manifest, ORDER, 2, rank=5, world=2)
 

@@ -53,7 +53,7 @@ def stream_all(manifest: Manifest) -> list[str]:
     return keys
 
 
-def told(manifest: Manifest) -> str:
+def error_text(manifest: Manifest) -> str:
     """The error that the stream ends with; it names the place in the stream, and the shard has a sample there."""
     with pytest.raises(store.StoreError) as error:
         stream_all(manifest)
@@ -69,7 +69,7 @@ def told(manifest: Manifest) -> str:
 def test_a_tar_that_is_cut_short_is_named_with_key_and_place(manifest: Manifest) -> None:
     tar = manifest.tar_url(1)
     alter(tar, lambda body: body[: len(body) // 2])
-    text = told(manifest)
+    text = error_text(manifest)
     assert text.startswith(tar)
     assert re.search(r"\bk0000[23]\d\b", text), text
     assert "xtra check" in text
@@ -77,7 +77,7 @@ def test_a_tar_that_is_cut_short_is_named_with_key_and_place(manifest: Manifest)
 
 def test_a_tar_that_is_gone_is_named_with_key_and_place(manifest: Manifest) -> None:
     store.delete(manifest.tar_url(0))
-    text = told(manifest)
+    text = error_text(manifest)
     assert text.startswith(manifest.tar_url(0))
 
 
@@ -85,7 +85,7 @@ def test_tars_that_were_swapped_are_found_before_their_pictures_pass_for_others(
     one, two = map(store.read, (manifest.tar_url(0), manifest.tar_url(1)))
     store.put(manifest.tar_url(0), two)
     store.put(manifest.tar_url(1), one)
-    text = told(manifest)
+    text = error_text(manifest)
     assert text.startswith((manifest.tar_url(0), manifest.tar_url(1)))
     assert re.search(r"\bk0000\d\d\b", text), text
     assert "not what its index describes" in text
@@ -95,7 +95,7 @@ def test_an_index_of_another_attempt_does_not_match_its_tar(manifest: Manifest) 
     """The tar was written again with one picture more at its front: all names are there, elsewhere."""
     tar = manifest.tar_url(0)
     alter(tar, lambda body: body[:2048] + body)
-    text = told(manifest)
+    text = error_text(manifest)
     assert text.startswith(tar)
     assert re.search(r"\bk0000[01]\d\b", text), text
 
@@ -105,7 +105,7 @@ def test_an_index_that_selects_another_number_is_named(local: Manifest) -> None:
     make_dataset(store.join(local.dataset, "other"), [19, 20])
     shorter = store.join(local.dataset, "other", "shards", local.shards[0].index)
     store.put(store.join(folder, local.shards[0].index), store.read(shorter))
-    with pytest.raises(store.StoreError, match=rf"{local.shards[0].index}: selects 19 samples, its manifest says 20"):
+    with pytest.raises(store.StoreError, match=rf"{local.shards[0].index}: selects 19 samples, its manifest has 20"):
         stream_all(local)
 
 

@@ -45,7 +45,7 @@ def test_what_is_not_there_is_named(tmp_path):
     manifest = make_dataset(tmp_path / "set", [10])
     found = shards.open(str(tmp_path / "set"))
     for number in (10, -11):
-        with pytest.raises(IndexError, match=rf"has 10 samples, so there is none of number {number}$"):
+        with pytest.raises(IndexError, match=rf"has 10 samples, so there is no number {number}$"):
             found[number]
     with pytest.raises(KeyError, match=r"has no sample 'k000010'"):
         found["k000010"]
