@@ -17,25 +17,30 @@ from ingest.record import ASKABLE
 class Config:
     """What to ingest, and how."""
 
-    urls: str = ""  # the list: a file, a folder or a pattern such as s3://b/part-*.csv.gz; a retry needs none
+    urls: str = ""  # the list: a file, a folder or a pattern such as s3://b/part-*.csv.gz; leave it out with --retry
     out: str = ""  # the dataset's folder
-    unit: int = 10_240  # links a tar
-    format: str = "auto"  # of the list: auto (by its name), text, csv, tsv, jsonl, parquet; .gz and .zst are unpacked
-    url_column: str | None = None  # of a table: its name, or number from 0; guessed if None
-    id_column: str | None = None  # whose values become the samples' keys
-    label_column: str | None = None  # whose values become the samples' classes
-    keep_columns: tuple[str, ...] = ("all",)  # other columns kept in each sample's json and in columns/: names, or none
+    unit: int = 10_240  # links per unit, which becomes one tar
+    # format of the list: auto (by its name), text, csv, tsv, jsonl or parquet; each may be .gz or .zst
+    format: str = "auto"
+    url_column: str | None = None  # column of the URLs in a table: a name, or a number from 0; guessed if None
+    id_column: str | None = None  # column whose values become the keys of the samples
+    label_column: str | None = None  # column whose values become the labels of the samples
+    # further columns to keep, in the json of each sample and in columns/: names, or none
+    keep_columns: tuple[str, ...] = ("all",)
     where: str | None = None  # take only lines that meet this condition: "similarity > 0.3 and width >= 256"
-    hash_column: str | None = None  # with the md5, sha1 or sha256 that bytes must have; of a dataset as list: recorded
-    classes: ClassConfig = field(default_factory=ClassConfig)
-    fetch: FetchConfig = field(default_factory=FetchConfig)
-    filter: FilterConfig = field(default_factory=FilterConfig)
-    select: SelectConfig = field(default_factory=SelectConfig)
-    scratch: str | None = None  # a local folder for the bodies of a few units at a time; the system's own if None
-    scratch_bytes: int | None = None  # that a worker may use there; the free space, less a reserve, if None
-    retry: bool = False  # fetch the links that failed for a temporary reason again, in new units
-    retry_reasons: tuple[str, ...] = ()  # reasons that --retry fetches again, also final ones; if empty, all temporary
-    dry_run: int = 0  # write nothing: fetch and judge this many links, and forecast the result of the whole list
+    # column with the md5, sha1 or sha256 of each file; if the list is a dataset: the recorded hash
+    hash_column: str | None = None
+    classes: ClassConfig = field(default_factory=ClassConfig)  # which lines are fetched, by their labels
+    fetch: FetchConfig = field(default_factory=FetchConfig)  # how to fetch; times in seconds, sizes in bytes
+    filter: FilterConfig = field(default_factory=FilterConfig)  # which pictures are kept, and in which form
+    select: SelectConfig = field(default_factory=SelectConfig)  # which kept pictures the first version contains
+    # local folder for the bodies of the units in progress; the system's temporary folder if None
+    scratch: str | None = None
+    scratch_bytes: int | None = None  # space that a worker may use in scratch; the free space, less a reserve, if None
+    retry: bool = False  # fetch links again, into new units: those that failed for a temporary reason, or give reasons
+    # what --retry REASON ... sets: fetch links with these reasons; all temporary if empty
+    retry_reasons: tuple[str, ...] = ()
+    dry_run: int = 0  # write nothing: fetch and judge this many links, then forecast the whole list
 
     def __post_init__(self) -> None:
         if self.unit < 1:
@@ -78,9 +83,10 @@ class Config:
         classes = dataclasses.asdict(self.classes)
         for name in ("is_a", "words", "file"):  # the file may be moved: only its name counts
             classes[name] = lists.list_name(classes[name] or "")
+        # A new field is left out where it has its default, so that datasets of older builds can be resumed.
         reads: list[object] = [self.format, self.url_column, self.id_column, self.label_column, classes]
         younger = {"keep_columns": self.keep_columns, "where": self.where, "hash_column": self.hash_column}
-        if younger != {"keep_columns": ("all",), "where": None, "hash_column": None}:  # else the digest of older builds
+        if younger != {"keep_columns": ("all",), "where": None, "hash_column": None}:
             reads.append(younger)
         judges = {"filter": dataclasses.asdict(self.filter), "max_bytes": self.fetch.max_bytes}
         return _digest(reads) + _digest(judges)

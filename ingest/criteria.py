@@ -1,7 +1,7 @@
-"""Which classes, pictures and samples are taken: settings that `ingest.config` and the others are made of.
+"""Which classes, pictures and samples are taken: settings that `ingest.config` and others contain.
 
-They stand here, and not beside what applies them, because the words of a command are read into them: this file loads
-none of numpy, Arrow and Pillow, so that help and mistakes take no time.
+They are here, and not next to the code that applies them, because a command's flags are parsed into them: this file
+loads none of numpy, Arrow and Pillow, so that help and error messages are quick.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class ClassConfig:
     subtree: tuple[str, ...] = ()  # wnids (or names, with words) whose class and all classes below are taken
     is_a: str | None = None  # wordnet.is_a.txt, for subtree: a line "parent child" for every edge
     words: str | None = None  # words.txt, for names in subtree: a line "wnid<TAB>lemma, lemma" for every synset
-    file: str | None = None  # the classes to take, one a line: the first word if it is a wnid, else the first column
-    min_count: int = 0  # links that a class must have in the list (ImageNet-21K-P takes more than 500: 501)
+    file: str | None = None  # classes to take, one per line: the first word if it is a wnid, else the first column
+    # least number of links, or of kept pictures in a selection (ImageNet-21K-P: more than 500, so 501)
+    min_count: int = 0
 
     def __post_init__(self) -> None:
         if self.min_count < 0:
@@ -46,14 +47,15 @@ class ClassConfig:
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """What is kept."""
+    """Which pictures are kept, and in which form."""
 
-    min_side: int = 32  # pixels
-    max_pixels: int = 89_478_485  # of the header, before decoding; at most 178,956,970
-    max_aspect: float = 20.0  # long side over short side
+    min_side: int = 32  # shortest side that is kept, pixels
+    max_pixels: int = 89_478_485  # most pixels by the header, before decoding; at most 178956970
+    max_aspect: float = 20.0  # largest ratio of the long side to the short side
     decode_check: bool = True  # decode every picture once; without it only headers are checked
-    resize: int | None = None  # short side, in pixels, that larger pictures are reduced to, as JPEG; None keeps bytes
-    quality: int = 95  # of those JPEGs
+    # shrink larger pictures to this short side, as JPEG, pixels; None: keep the bytes as they came
+    resize: int | None = None
+    quality: int = 95  # JPEG quality of pictures that were shrunk
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= MAX_PIXELS:
@@ -70,14 +72,16 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """Which of the kept pictures a version holds."""
+    """Which of the kept pictures a version contains."""
 
-    duplicates: bool = True  # keep equal bytes once: the lowest row, with all labels; no: keep near-duplicates, too
-    near_distance: int = NEAR  # bits of 64 that perceptual hashes of one picture may differ in; -1: bytes alone
-    placeholder_from: int = 64  # bytes served by this many URLs of few sites are a placeholder image; 0: never
-    placeholder_labels: int = 16  # so are bytes served by this many URLs with as many labels; 0: ignore labels
+    duplicates: bool = True  # keep one of pictures that are equal or look alike: the lowest row, which gets all labels
+    near_distance: int = NEAR  # bits of 64 in which perceptual hashes of copies may differ; -1: compare bytes only
+    placeholder_from: int = 64  # equal bytes from this many URLs of few sites are a placeholder image; 0: never
+    placeholder_labels: int = 16  # so are equal bytes from this many URLs with as many labels; 0: ignore labels
+    # pictures by their labels: each rule that is set narrows the choice
     classes: ClassConfig = field(default_factory=ClassConfig)
-    min_per_class: int = 0  # pictures that a class must have left; classes with fewer are left out
+    # leave out classes that are left with fewer pictures
+    min_per_class: int = 0
 
     def __post_init__(self) -> None:
         if not -1 <= self.near_distance <= MAX_DISTANCE:

@@ -38,7 +38,7 @@ class Reason(StrEnum):
     BAD_ASPECT = "bad_aspect"
     UNSUPPORTED = "unsupported"
     PLACEHOLDER = "placeholder"
-    DUPLICATE = "duplicate"
+    DUPLICATE = "duplicate"  # given by selections only; datasets of older builds may have it as a verdict
     HASH_MISMATCH = "hash_mismatch"
 
     @property

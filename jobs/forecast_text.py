@@ -38,7 +38,7 @@ def _title(f: Forecast) -> Iterator[str]:
         what = "belong to other classes" if rule == carry.CLASSES else f"are not {clean(rule, 40)}"
         yield f"{n:,} more lines {what}"
     if f.stopped:
-        yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so this is too optimistic"
+        yield f"stopped at {f.sampled:,} of {f.wanted:,}: slow links are missing, so it is too optimistic"
 
 
 def _shares(f: Forecast) -> Iterator[str]:

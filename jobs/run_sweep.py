@@ -4,7 +4,7 @@ Removed if older than `older_than` by the store's clock, and if its attempt has 
 
     checkpoints/SAMPLES/ATTEMPT/     if SAMPLES has no COMMIT.json, or one that names another attempt
     probes-unfinished/DIGEST/        the state of a probe with results; tensors that no state names
-    .aside-*, .probe-*               half-written objects, in every folder of a run or of vectors
+    .aside-*, .write-test-*          half-written objects, in every folder of a run or of vectors
     multipart uploads                that were never completed (S3)
 
 The state of a probe without results is always kept: the same command resumes from it.

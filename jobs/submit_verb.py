@@ -59,7 +59,7 @@ class _Checking(Call):
 def submit(call: Call, verbs: Mapping[str, Any]) -> Any:
     """`xtra submit [--flags] VERB …`, and `xtra submit list | logs ID | stop ID | wait ID`."""
     flags, rest = _split(call.words)
-    also = f"These flags come before VERB. To manage jobs: xtra submit {' | '.join(ACTIONS)}."
+    also = f"These flags come before VERB. Jobs: xtra submit {' | '.join(ACTIONS)}."
     settings = parse(Config, flags, "xtra submit", page=Help("xtra submit VERB …", also, call.examples))
     if not rest:
         raise ValueError(f"VERB is missing: give a verb, or one of {', '.join(ACTIONS)}")

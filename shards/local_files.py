@@ -23,6 +23,7 @@ _KINDS = (
 
 
 def is_local(url: str) -> bool:
+    """Whether it is a path of this machine; for all other schemes see `shards.store_remote.SCHEMES`."""
     return "://" not in url or url[:7].lower() == "file://"
 
 

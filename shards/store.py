@@ -344,7 +344,7 @@ def size(url: str) -> int | None:
 
 def clock(url: str) -> float:
     """The store's clock, in seconds since 1970: when an object put into the folder now was modified."""
-    name = f".probe-{os.getpid()}-{time.time_ns():x}"
+    name = f".write-test-{os.getpid()}-{time.time_ns():x}"
     try:
         put(join(url, name), b"")
     except StoreError as error:
@@ -377,7 +377,7 @@ def check_writable(url: str) -> None:
     """
     if is_local(url):
         refuse_no_folder(local_path(url), url)
-    probe = join(url, f".probe-{os.getpid()}-{time.time_ns():x}")
+    probe = join(url, f".write-test-{os.getpid()}-{time.time_ns():x}")
     wins: list[bool] = []
     errors: list[StoreError] = []
 

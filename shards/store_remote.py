@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 # Other schemes of fsspec may overwrite when two writers put the same name: datasets and runs would lose units there.
+# (Paths of this machine: see `is_local` in shards/local_files.py.)
 SCHEMES = ("s3", "http", "https")
 SUPPORTED = "give s3://BUCKET/NAME or a folder; http:// and https:// only to read from"
 

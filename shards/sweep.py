@@ -21,7 +21,7 @@ from shards.parallel import in_order
 
 _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(tar|parquet)")
 _FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifests", "versions", "events", "underway")
-HALF_PUT = (".aside-", ".probe-")  # prefixes of objects whose writer died while it put them
+HALF_PUT = (".aside-", ".write-test-", ".probe-")  # prefixes of objects whose writer died; the last: of older builds
 
 
 @dataclass(frozen=True)

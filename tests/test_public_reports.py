@@ -1,4 +1,4 @@
-"""Reports that others have made in public, tried here by kind: docs/reports.md lists them."""
+"""Reports that others have made in public, tried here by kind: docs/public-reports.md lists them."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ class TrainConfig:
     # on a GPU, round the operands of float32 matrix products to TF32: several times the speed
     tf32: bool = roles.law(False)
     # most images in one forward pass of a rank, with gradients accumulated; 0: all of them on a CPU, as many as fit
-    # into free memory on a GPU (xtra/fit.py)
+    # into free memory on a GPU (xtra/micro_batch.py)
     micro: int = roles.machine(0)
     # what to do with residual branches that drop path zeroes. compute: compute them anyway (official); skip: leave
     # them out (the same numbers, in a few shapes); subset: leave out a fixed number per micro-batch (as DINOv2)

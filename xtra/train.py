@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from shards.manifest import Manifest, read_manifest
 from shards.stream import Cursor, Mixture, Stream
-from xtra import compiled, drop_path, fit, gpu_decode, prefix
+from xtra import compiled, drop_path, gpu_decode, micro_batch, prefix
 from xtra.batch_memory import Lease
 from xtra.blocks import block_orders, pick_order
 from xtra.config import TrainConfig as Config
@@ -95,7 +95,7 @@ def run(
     optimizer = make_optimizer(model, config.optim, owners.own)
     seen, remarks = load_newest(attempt, opened.checkpoints, model, optimizer)
     remarks = (*opened.remarks, *remarks, *_compile(config, model, device))
-    with fit.in_one_line(config.out, config.micro or 1):
+    with micro_batch.in_one_line(config.out, config.micro or 1):
         micro = _micro(config, model, optimizer, owners.own, device)
     config = dataclasses.replace(config, micro=micro, threads=threads)
     for remark in (*remarks, _plan(config, manifest, world)):
@@ -115,7 +115,7 @@ def run(
         progress({"remark": f"the run goes on without {event['sink']}, which failed: {event['error']}"})
 
     with (
-        fit.in_one_line(config.out, config.micro),
+        micro_batch.in_one_line(config.out, config.micro),
         float32_products("high" if config.tf32 else "highest"),
         closing(stream),
         poison.Guard(known, attempt, rank, manifest.digest, crop, stream.reader.tar_url, slots) as guard,
@@ -250,12 +250,12 @@ def _micro(
     """The images of one pass, the same on all ranks: `config.micro`, or what fits in the memory of the smallest GPU."""
     world = world_of()[1]
     share = math.ceil(config.batch / world)
-    free = None if config.micro else fit.free_bytes(device)
+    free = None if config.micro else micro_batch.free_bytes(device)
     if free is None:
         return config.micro or share
     missing = 0 if optimizer.state else sum(p.numel() for p in own)
-    free -= fit.fixed_bytes(sum(p.numel() for p in model.parameters()), world, missing)
-    fits = fit.images_that_fit(config.model, config.precision == "bf16", config.decoder_fp32, free)
+    free -= micro_batch.fixed_bytes(sum(p.numel() for p in model.parameters()), world, missing)
+    fits = micro_batch.images_that_fit(config.model, config.precision == "bf16", config.decoder_fp32, free)
 
     def one_pass(images: int) -> None:
         moments = torch.empty(8 * missing, dtype=torch.uint8, device=device)
@@ -269,7 +269,7 @@ def _micro(
             model.zero_grad(set_to_none=True)
             del moments
 
-    return least(fit.tried(fit.even_parts(share, fits), one_pass), device)
+    return least(micro_batch.tried(micro_batch.even_parts(share, fits), one_pass), device)
 
 
 def _forward_backward(

@@ -17,28 +17,30 @@ RATE = 20.0  # requests/s to one host unless the user sets another rate
 class FetchConfig:
     """How to fetch. Times in seconds, sizes in bytes."""
 
-    allow_private: tuple[str, ...] = ()  # addresses or networks that are allowed although they are not public
-    per_host: int = 8  # transfers at once to one host name
-    per_host_rate: float | None = None  # requests/s to one host; 0: no limit; None: 20, no limit for allow_private
-    connections: int = 128  # transfers at once in all
-    deadline: float = 60.0  # for the transfers of one link, with its redirects and retries; waiting does not count
-    patience: float = 300.0  # longest wait for a host when all links wait; our own limits do not count
-    connect_timeout: float = 10.0  # of one connection, TLS included
-    low_speed: int = 1000  # bytes/s; slower than this for low_speed_seconds is a timeout
-    low_speed_seconds: int = 15  # see low_speed
-    max_bytes: int = 32 << 20  # of one decoded body; a larger one is cut off as it arrives
-    retries: int = 2  # of a link in one run, after failures that may be temporary
-    backoff: float = 1.0  # before the first retry; doubles, with jitter
-    redirects: int = 5  # followed for one link
+    allow_private: tuple[str, ...] = ()  # private addresses or networks that may be fetched from
+    per_host: int = 8  # concurrent transfers per host name
+    per_host_rate: float | None = None  # requests/s to one host; 0: no limit; None: 20, but no limit for allow_private
+    connections: int = 128  # concurrent transfers in total
+    # time that the transfers of one link may take, including redirects and retries but not waiting
+    deadline: float = 60.0
+    # longest wait for a host while no other link can go on; waits for our own limits do not count
+    patience: float = 300.0
+    connect_timeout: float = 10.0  # time to open one connection, including TLS
+    low_speed: int = 1000  # bytes/s; a transfer that is slower for low_speed_seconds times out
+    low_speed_seconds: int = 15  # how long a transfer may be slower than low_speed
+    max_bytes: int = 32 << 20  # largest body, after decompression; a larger one is cut off as it arrives
+    retries: int = 2  # further attempts at a link in one run, after failures that may be temporary
+    backoff: float = 1.0  # wait before the first retry; it doubles each time, with jitter
+    redirects: int = 5  # redirects to follow for one link
     robots: bool = True  # obey robots.txt (RFC 9309, and Crawl-delay up to 10 s)
-    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none")  # X-Robots-Tag words obeyed
-    max_pause: float = 120.0  # a host whose pauses (Retry-After) sum to more, with few successes, is given up
-    breaker: int = 8  # failures in a row of one host that stop it for cool_off, three times as long the next time
-    cool_off: float = 5.0  # see breaker
+    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none")  # words of X-Robots-Tag to obey
+    max_pause: float = 120.0  # give up a host whose pauses (Retry-After) add up to more, with few successes
+    breaker: int = 8  # pause a host for cool_off after this many failures in a row; three times as long the next time
+    cool_off: float = 5.0  # first pause of a host after breaker failures in a row
     outage_limit: float = 3600.0  # how long to wait for a network that is down; 0: count every failure
-    proxy: str = ""  # http(s) or socks5h proxy; it then checks addresses, we do not
-    contact: str = ""  # an address or page where site owners can reach you; part of the user agent
-    in_memory: int = 1 << 20  # a larger body goes to a file on scratch
+    proxy: str = ""  # http(s) or socks5h proxy; it must check addresses itself, since we then cannot
+    contact: str = ""  # address or page where site owners can reach you; becomes part of the user agent
+    in_memory: int = 1 << 20  # bodies up to this size stay in memory; larger ones go to files in scratch
 
     def __post_init__(self) -> None:
         for name in ("per_host", "connections", "deadline", "patience", "connect_timeout", "max_bytes", "breaker"):

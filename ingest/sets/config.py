@@ -14,19 +14,22 @@ MAX_BYTES = 32 << 20  # of a picture, as of one that an ingest fetches
 
 @dataclass(frozen=True)
 class ImportConfig:
-    source: str  # a folder of class folders, a folder of .tar files, one .tar, or a glob of them
+    source: str  # a folder of class folders, a folder of .tar files, one .tar, or a pattern of them
     out: str  # the dataset to make
-    unit: int = 10_240  # links a unit
+    unit: int = 10_240  # pictures per unit, which becomes one tar
     classes: str | None = None  # JSON that names the numbers in .cls files: a list, {"3": "cat"} or [{"label", "name"}]
-    name: str | None = None  # of the set, as results show it; the source's own if None
-    filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))  # a set is what it is
-    max_bytes: int = MAX_BYTES  # of one picture; larger ones are not read, and are rejected as too_large
-    scratch: str | None = None  # a local folder that holds one unit's bodies twice; the system's own if None
-    threads: int = 2  # that decode
+    name: str | None = None  # name of the set in results; the name of the source if None
+    # pictures that are kept; by default of any size, since an evaluation set must stay as it is
+    filter: FilterConfig = field(default_factory=lambda: FilterConfig(min_side=1))
+    max_bytes: int = MAX_BYTES  # largest picture; larger ones are not read, and are rejected as too_large
+    scratch: str | None = None  # local folder with room for two copies of a unit; the system's temporary folder if None
+    threads: int = 2  # decoding threads
     in_place: bool = False  # index WebDataset tars where they are (also s3://, https://), copy nothing
     set: str = ""  # SOURCE is this evaluation set (cifar10, …) as its publishers pack it: makes OUT/train and OUT/eval
-    counts: Literal["table", "any"] = "table"  # with --set: require the paper's counts, or accept any
-    label_from: LabelFrom = "auto"  # auto, or the first folder, the last one (parent), or the tar that a picture is in
+    # with --set: require the numbers of images of the paper's table, or accept any
+    counts: Literal["table", "any"] = "table"
+    # the label is the first folder, the last one (parent) or the tar; auto: as the source suggests
+    label_from: LabelFrom = "auto"
     labels: bool = True  # --no-labels: import pictures without labels
     split: str | None = None  # the folder or Parquet files of one split, such as train
 

@@ -47,7 +47,7 @@ from shards.dataset import (
 from shards.pixels import IMAGE_BUILD
 
 SHOWN = 6  # classes in a line
-Judging = Callable[[Fetched, FilterConfig], Verdict]  # `judge`, or a `Judge`
+JudgeFn = Callable[[Fetched, FilterConfig], Verdict]  # `judge`, or a `Judge`
 SLICE = 256  # pictures between two looks at `stop` and two reports
 
 
@@ -269,7 +269,7 @@ def _unit(
         return writer.seal()
 
 
-def _judge(picture: Picture, link: Link, config: Config, judging: Judging) -> Verdict:
+def _judge(picture: Picture, link: Link, config: Config, judging: JudgeFn) -> Verdict:
     if isinstance(picture, Missing):
         return unread(link, picture.why)
     if picture.bytes_before_reading > config.max_bytes:
@@ -294,7 +294,7 @@ def unread(link: Link, why: str) -> Verdict:
     return Verdict(missing, None, reason, why)
 
 
-def judged(link: Link, body: bytes, rules: FilterConfig, judging: Judging = judge) -> Verdict:
+def judged(link: Link, body: bytes, rules: FilterConfig, judging: JudgeFn = judge) -> Verdict:
     """The verdict on a picture of a set, which did not come from the web."""
     fetched = Fetched(link, body, None, "", status=0, final_url="", attempts=0, ms=0, at=time.time())
     verdict = judging(fetched, rules)

@@ -214,7 +214,7 @@ def _index(
     url: str,
     names: dict[str, str] | None,
     stop: Callable[[], bool],
-    judging: folders.Judging = judge,
+    judging: folders.JudgeFn = judge,
 ) -> Indexed | None:
     """Index one tar, reading it once; None when stopped before its end."""
     indexed = Indexed(url, 0, "")
@@ -261,7 +261,7 @@ def _row(
     labels: Sequence[str],
     url: str,
     config: folders.Config,
-    judging: folders.Judging,
+    judging: folders.JudgeFn,
 ) -> list[Any]:
     """A row of the index, without key and row number."""
     name = found[0].name if isinstance(found, tuple) else sample.key

@@ -20,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from jobs.bench import result
 from xtra.attention import causal_of
 from xtra.blocks import target_blocks
-from xtra.fit import kept_bytes
 from xtra.loss import next_block_loss
+from xtra.micro_batch import kept_bytes
 from xtra.model import SIZES, ModelConfig, Xtra
 
 PARTS = ("encoder", "bridge", "decoder", "heads")

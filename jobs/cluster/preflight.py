@@ -158,7 +158,7 @@ def _mark(out: str) -> Iterator[str]:
         return
     folder = store.local_path(out)
     made = [up for up in (folder, *folder.parents) if not up.exists()]
-    mark = folder / f".probe-{uuid.uuid4().hex}"
+    mark = folder / f".write-test-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_bytes(b"")

@@ -69,8 +69,8 @@ def has_mask(result: Result, settings: probe.Config) -> bool:
 
 
 def _as_wanted(result: Result, settings: probe.Config) -> bool:
-    """Whether a result has the same protocol, seed, grid and number of epochs: a short trial does not replace the real
-    probe."""
+    """Whether a result has the same mask, protocol, seed, epochs, learning rates and weight decays: a short trial
+    does not replace the real probe. Layers, views and batch are not compared."""
     if result.get("epochs") is not None:
         made = (result["epochs"], result["warmup_defect"])
         if made != (settings.epochs, settings.warmup_defect):

@@ -66,10 +66,10 @@ MEANINGS: dict[str, str] = {
     Reason.TOO_MANY_PIXELS: "more pixels than the cap",
     Reason.BAD_ASPECT: "too long and thin",
     Reason.UNSUPPORTED: "a picture in a format or sample type that is not supported",
-    Reason.PLACEHOLDER: "a placeholder image for a photo that is gone, the same under many links",
+    Reason.PLACEHOLDER: "shows nothing: a 'photo removed' image, one flat colour, a notice, or far too few bytes",
     Reason.DUPLICATE: "the same bytes as an earlier link, which took over its labels",
     Reason.HASH_MISMATCH: "the bytes do not match the hash in the list",
-    # Reasons that only a selection gives:
+    # Only a selection gives these, and `duplicate`:
     "near_duplicate": "looks like a picture of an earlier link, which took over its labels",
     "class": "not in a requested class",
     "small_class": "in classes with too few pictures",

@@ -167,7 +167,7 @@ def _read_commit(dataset: str, name: str, unit: int, named: Shard | None) -> Com
     if found.unit != unit:
         raise Unusable(f"belongs to unit {found.unit}")
     if "/" in str(found.index):  # the index is written: a hostile dataset must not make that happen outside its folder
-        raise Unusable("names an index outside of shards/")
+        raise Unusable("names an index outside shards/")
     for what in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept") if named else ():
         if getattr(found, what) != getattr(named, what):
             raise Unusable(f"has another {what} than the manifest")
@@ -194,7 +194,7 @@ def _repair_commit(
         if plan is None:
             raise Unusable("its plan is gone or damaged, too")
         if "/" in named.index:
-            raise Unusable("it is outside of shards/")
+            raise Unusable("it is outside shards/")
         body = read(dataset, f"shards/{named.index}")
         done.commit = _commit_from(named, body, plan)
     except Unusable as error:

@@ -96,7 +96,7 @@ def test_nothing_from_outside_moves_the_cursor(tmp_path: Path, capsys: pytest.Ca
     [
         (MemoryError(), "there is too little memory"),
         (ImportError("x.so: failed to map segment"), "too little memory to load a library"),
-        (SystemError("error return without exception set"), "too little memory: allow more"),
+        (SystemError("error return without exception set"), "probably for lack of memory: allow more (ulimit -v)"),
         (RuntimeError("can't start new thread"), "no thread can be started"),
     ],
 )

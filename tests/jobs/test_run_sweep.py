@@ -44,7 +44,13 @@ def test_checkpoints_without_a_commit_and_halves_go_by_age(tmp_path: Path) -> No
     write_run(tmp_path / "r")
     base, before = tmp_path / "r", files(tmp_path / "r")
     left = [f"checkpoints/000000019200/000001/{name}" for name in ("model.safetensors", "part-00001.json", ".aside-x")]
-    left += ["checkpoints/000000012800/.aside-y", "metrics/.aside-z", ".probe-1-2", "probes/.aside-p"]
+    left += [
+        "checkpoints/000000012800/.aside-y",
+        "metrics/.aside-z",
+        ".probe-1-2",
+        ".write-test-1-2",
+        "probes/.aside-p",
+    ]
     left += ["checkpoints/000000012800/000007/optim.safetensors"]
     put(base, *left)
     assert swept(base).objects == (), "all of it is young"

@@ -58,7 +58,7 @@ def test_a_link_to_nothing_and_a_file_in_the_way_are_named(tmp_path: Path) -> No
         for place in (tmp_path / name, tmp_path / name / "below"):
             with pytest.raises(store.StoreError, match=why) as refused:
                 store.check_writable(str(place))
-            assert ".probe-" not in str(refused.value)
+            assert ".write-test-" not in str(refused.value)
             with pytest.raises(store.StoreError, match=why):
                 store.put(f"{place}/a.json", b"{}")
 

@@ -354,7 +354,7 @@ def test_a_dataset_of_others_does_not_say_where_to_write(tmp_path: Path) -> None
     left = snapshot(base)
     for _ in range(2):
         done = repair.run(base)
-        assert "outside of shards/" in " ".join(lines(done.lost))
+        assert "outside shards/" in " ".join(lines(done.lost))
         assert (done.rebuilt, snapshot(base), [each.name for each in tmp_path.iterdir()]) == ((), left, ["d"])
         path.unlink(missing_ok=True)
         left.pop("commits/000000.json", None)

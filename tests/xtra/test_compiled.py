@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from shards import store
 from shards.stream.order import Order
-from xtra import compiled, fit, train
+from xtra import compiled, micro_batch, train
 from xtra.loss import next_block_loss
 from xtra.model import SIZES, ModelConfig
 from xtra.optim import OptimConfig
@@ -125,12 +125,12 @@ def test_what_the_formula_takes_fits_and_is_not_half_of_it(gb, size, micro, pass
     model = replace(SIZES[size], drop_path=0.2)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in train.Xtra(model).parameters())
-    free = int(gb * 1e9) - 4 * parameters - fit.fixed_bytes(parameters, 1, parameters)
-    fits = fit.images_that_fit(model, True, False, free)
-    micro = fit.even_parts(2048, fits)
-    used = 18 * parameters + micro * fit.kept_bytes(model, True, False)
+    free = int(gb * 1e9) - 4 * parameters - micro_batch.fixed_bytes(parameters, 1, parameters)
+    fits = micro_batch.images_that_fit(model, True, False, free)
+    micro = micro_batch.even_parts(2048, fits)
+    used = 18 * parameters + micro * micro_batch.kept_bytes(model, True, False)
     print(f"{size}, {gb} GB: {fits} images fit, micro {micro}, {used / 1e9:.0f} GB kept; 2,048 at once "
-          f"{(18 * parameters + 2048 * fit.kept_bytes(model, True, False)) / 1e9:.0f} GB")  # fmt: skip
+          f"{(18 * parameters + 2048 * micro_batch.kept_bytes(model, True, False)) / 1e9:.0f} GB")  # fmt: skip
     assert 0.5 * gb < used / 1e9 < 0.95 * gb
 
 
@@ -139,15 +139,17 @@ def test_what_the_formula_takes_fits_and_is_not_half_of_it(gb, size, micro, pass
     (100, 51, 50), (100, 60, 56),
 ])  # fmt: skip
 def test_parts_are_even_and_fit(share, fits, part):
-    assert fit.even_parts(share, fits) == part <= max(fits, 1)
+    assert micro_batch.even_parts(share, fits) == part <= max(fits, 1)
 
 
 def test_a_run_on_a_gpu_takes_what_fits_and_halves_what_did_not(data, tmp_path, monkeypatch):
     """The GPU's memory is made up; the model is on the CPU."""
     said: list[str] = []
     parameters = sum(p.numel() for p in train.build(MODEL).parameters())
-    room = fit.fixed_bytes(parameters, 1, parameters) + int(12.5 * fit.image_bytes(MODEL, False, False) / fit.FILL)
-    monkeypatch.setattr(fit, "free_bytes", lambda device: room)
+    room = micro_batch.fixed_bytes(parameters, 1, parameters) + int(
+        12.5 * micro_batch.image_bytes(MODEL, False, False) / micro_batch.FILL
+    )
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device: room)
     asked = config(data, tmp_path / "whole", compile="off", val=Validation())
     whole = replace(asked, out=str(tmp_path / "eager"), micro=BATCH)
 

@@ -18,8 +18,8 @@ from xtra.config import Augment, Mask
 class Config:
     # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
     checkpoint: str = roles.data("")
-    train: str = roles.data("")  # labelled dataset that trains the heads
-    eval: str = roles.data("")  # labelled dataset that is evaluated
+    train: str = roles.data("")  # labelled dataset that trains the heads; leave it out with --suite
+    eval: str = roles.data("")  # labelled dataset that is evaluated; leave it out with --suite
     out: str = roles.machine("")  # folder to write probes/*.json to; the run's own if empty
     # trained, random (the run's architecture with initial weights), timm:NAME, timm:NAME:FILE or torch:FILE
     encoder: str = roles.data("trained")

@@ -238,8 +238,10 @@ def new_head(config: Config, kind: str, feature: Feature, encode: Encode, classe
     width = encode.stored[feature][0][-1]
     if kind == "attentive":
         module = heads.AttentiveHeads(len(points), width, classes, config.attention_heads, config.seed)
-    else:
+    elif kind in ("linear", "pixels"):
         module = heads.LinearHeads(len(points), width, classes, config.seed)
+    else:
+        raise ValueError(f"head {kind!r} is unknown: it must be attentive, linear or pixels")
     module = module.to(config.on)
     return Head(kind, feature, points, module, heads.StackedAdamW(module, points, config.betas, config.clip))
 

@@ -3,7 +3,7 @@
     RUN/checkpoints/000000012800/000001/model.safetensors    parameters by name
     RUN/checkpoints/000000012800/000001/optim.safetensors    optimiser state as "NAME/exp_avg", "NAME/step", ...; if
                                                              sharded, one optim-00001-of-00008.safetensors per rank
-    RUN/checkpoints/000000012800/000001/state.json           the caller's state: cursor, config, ...
+    RUN/checkpoints/000000012800/000001/state.json           the caller's state: where the sample order goes on
     RUN/checkpoints/000000012800/COMMIT.json                 put if absent, last: attempt, manifest, sizes, sha256
 
 Attempts share no key, so a checkpoint is whatever its COMMIT names, however many writers there were. Nothing is

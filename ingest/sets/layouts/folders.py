@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ingest.sets import sources
 from ingest.sets.benchmarks import Benchmark
-from ingest.sets.layouts.found import Found, below, in_order, lines, matlab, table
+from ingest.sets.layouts.found import Found, below, lines, matlab, sorted_names, table
 from ingest.sets.pictures import File, file_key, listed
 
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # where Kaggle's archive of ImageNet-1k has train/ and val/
@@ -25,7 +25,7 @@ def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     if splits is None or _flat(splits[1][0]):
         return None
     train, evaluation = ([file for folder in split for file in sources.in_folder(folder)] for split in splits)
-    return Found(train, evaluation, in_order(file.label for file in train))
+    return Found(train, evaluation, sorted_names(file.label for file in train))
 
 
 def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
@@ -36,7 +36,7 @@ def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
     train, evaluation = ([file for folder in split for file in _by_last_folder(folder)] for split in splits)
     if not train and not evaluation:  # folders of something else, such as Parquet files
         return None
-    return Found(train, evaluation, in_order(file.label for file in train))
+    return Found(train, evaluation, sorted_names(file.label for file in train))
 
 
 def _by_last_folder(root: Path) -> Iterator[File]:
@@ -62,7 +62,7 @@ def read_flat_val(source: Path, benchmark: Benchmark, scratch: Path) -> Found | 
     train = [file for folder in splits[0] for file in sources.in_folder(folder)]
     wnids, where = _wnids_of_val(source, names)
     evaluation = [listed(val, name, wnid, where) for name, wnid in zip(names, wnids)]
-    return Found(train, evaluation, in_order(file.label for file in train))
+    return Found(train, evaluation, sorted_names(file.label for file in train))
 
 
 def _splits(source: Path, benchmark: Benchmark) -> tuple[list[Path], list[Path]] | None:

@@ -72,7 +72,7 @@ def matlab(path: Path, name: str, whose: str) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read ({error}): get the file again") from None
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     """The distinct names, sorted; as numbers if all are numbers."""
     each = set(names)
     return tuple(sorted(each, key=int if all(name.isdecimal() for name in each) else None))

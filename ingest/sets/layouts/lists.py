@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ingest.sets.benchmarks import Benchmark
-from ingest.sets.layouts.found import Found, below, in_order, lines
+from ingest.sets.layouts.found import Found, below, lines, sorted_names
 from ingest.sets.pictures import File, listed
 
 
@@ -16,7 +16,7 @@ def read_food101(source: Path, benchmark: Benchmark, scratch: Path) -> Found | N
     if root is None:
         return None
     train, evaluation = (_by_folder(root, root / f"meta/{split}.txt", ".jpg") for split in ("train", "test"))
-    return Found(train, evaluation, in_order(file.label for file in train))
+    return Found(train, evaluation, sorted_names(file.label for file in train))
 
 
 def read_dtd(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
@@ -26,7 +26,7 @@ def read_dtd(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
     if root is None:
         return None
     train, val, test = (_by_folder(root, root / f"labels/{split}1.txt") for split in ("train", "val", "test"))
-    return Found(train + val, test, in_order(file.label for file in train))
+    return Found(train + val, test, sorted_names(file.label for file in train))
 
 
 def read_pets(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
@@ -90,7 +90,7 @@ def read_inat(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where}: is not a list of iNat-18 ({error!r}): get it again") from None
         splits.append([listed(root, name, label, where) for name, label in named])
-    return Found(*splits, classes=in_order(classes))
+    return Found(*splits, classes=sorted_names(classes))
 
 
 def _by_folder(root: Path, where: Path, ending: str = "") -> list[File]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.sets.benchmarks import Benchmark
-from ingest.sets.layouts.found import Found, in_order
+from ingest.sets.layouts.found import Found, sorted_names
 from ingest.sets.pictures import Blocks, Row
 from shards.dataset import DAMAGE
 
@@ -44,7 +44,7 @@ def read(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
         return None
     columns = _columns([*train, *evaluation])
     splits = [list(_rows(source, split, files, columns)) for split, files in (("train", train), ("eval", evaluation))]
-    classes = columns.names or in_order(row.label for split in splits for row in split)
+    classes = columns.names or sorted_names(row.label for split in splits for row in split)
     return Found(*splits, classes=classes)
 
 

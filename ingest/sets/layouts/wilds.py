@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ingest.sets.benchmarks import Benchmark
-from ingest.sets.layouts.found import Found, below, in_order, table
+from ingest.sets.layouts.found import Found, below, sorted_names, table
 from ingest.sets.pictures import File, listed
 
 
@@ -20,7 +20,7 @@ def read_iwildcam(source: Path, benchmark: Benchmark, scratch: Path) -> Found | 
         return None
     where = root / "metadata.csv"
     rows = list(table(where, "split", "filename", "y"))
-    names = _species(root / "categories.csv", in_order(row["y"] for row in rows))
+    names = _species(root / "categories.csv", sorted_names(row["y"] for row in rows))
     splits = [
         [listed(root, f"train/{row['filename']}", names[row["y"]], where) for row in rows if row["split"] == split]
         for split in ("train", "val")
@@ -48,7 +48,7 @@ def read_rxrx1(source: Path, benchmark: Benchmark, scratch: Path) -> Found | Non
         if row["dataset"] in splits and (row["dataset"], row["site"]) != ("train", "2"):
             name = f"images/{row['experiment']}/Plate{row['plate']}/{row['well']}_s{row['site']}.png"
             splits[row["dataset"]].append(listed(root, name, row["sirna_id"], where))
-    return Found(splits["train"], splits["val"], in_order(classes))
+    return Found(splits["train"], splits["val"], sorted_names(classes))
 
 
 def read_camelyon17(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
@@ -65,7 +65,7 @@ def read_camelyon17(source: Path, benchmark: Benchmark, scratch: Path) -> Found 
         of = f"patient_{row['patient'].zfill(3)}_node_{row['node']}"
         name = f"patches/{of}/patch_{of}_x_{row['x_coord']}_y_{row['y_coord']}.png"
         (evaluation if center == "1" else train).append(listed(root, name, row["tumor"], where))
-    return Found(train, evaluation, in_order(file.label for file in train))
+    return Found(train, evaluation, sorted_names(file.label for file in train))
 
 
 def read_fmow(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None:
@@ -81,4 +81,4 @@ def read_fmow(source: Path, benchmark: Benchmark, scratch: Path) -> Found | None
             train.append(listed(root, f"images/rgb_img_{number}.png", row["category"], where))
         elif row["split"] == "val" and "2013" <= year < "2016":
             evaluation.append(listed(root, f"images/rgb_img_{number}.png", row["category"], where))
-    return Found(train, evaluation, in_order(file.label for file in train))
+    return Found(train, evaluation, sorted_names(file.label for file in train))
