@@ -100,7 +100,7 @@ def text(account: Account, things: str = "links") -> str:
 
 
 def selection(account: Account) -> str:
-    """Only the last stages: kept pictures, and the samples of a version; shares are of the kept ones."""
+    """Only the last stages: kept pictures, and the samples of a version, as shares of the kept ones."""
     return _table(_selected(account), account.kept)
 
 

@@ -39,7 +39,7 @@ _GROUP = 16_384  # rows a row group: about 100 KB
 
 @dataclass(frozen=True)
 class Rules:
-    """A rules file. `sha256` is of its content, not of the bytes, so that it does not depend on the Parquet writer."""
+    """A rules file. `sha256` covers its content, not its bytes, so it does not depend on the Parquet writer."""
 
     sha256: str
     rows: Count

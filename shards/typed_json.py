@@ -168,7 +168,7 @@ N = TypeVar("N", str, int, float)
 
 
 def get(values: Mapping[str, Any], name: str, kind: type[N], where: str) -> N:
-    """One field of an object that was read from `where`. Raises ValueError naming it if it is of another type."""
+    """One field of an object that was read from `where`. Raises ValueError naming it if it has another type."""
     value = values.get(name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return kind(value)

@@ -66,7 +66,7 @@ def refusal(opened: image.Opened) -> str | None:
     if photo.info.get("adobe_transform", 1) != 1 or components not in ([1], [1, 2, 3]):
         return "colour space"  # libjpeg guesses it by rules; nvJPEG may have others
     if head.orientation != 1:
-        return "orientation"  # views are of the upright picture
+        return "orientation"  # views show the upright picture
     if max(head.width, head.height) > MAX_SIDE:
         return "too large"
     if not opened.body.endswith(jpeg.END):

@@ -83,7 +83,7 @@ class HostForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Counts are of links of the whole list, sizes in bytes, times in seconds of one worker."""
+    """Counts are links of the whole list, sizes are bytes, times are seconds of one worker."""
 
     urls: str
     lines: int

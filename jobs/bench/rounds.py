@@ -1,4 +1,4 @@
-"""What subjects share: torch's threads, paired ratios and medians of rounds, and a server beside the measurement."""
+"""What subjects share: torch's threads, paired ratios, medians of rounds, and a server beside the measurement."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _DCT_T = np.ascontiguousarray(_DCT.T)
 
 
 def phash(image: Image.Image) -> int:
-    """The hash of an upright picture of any size and mode; 0 if it is of one colour."""
+    """The hash of an upright picture of any size and mode; 0 if it has one colour only."""
     factor = min(image.size) // (2 * SIDE)
     if factor > 1:
         image = image.reduce(factor)  # as decoding a JPEG at a fraction of its size does

@@ -182,7 +182,7 @@ class _Repair:
             try:
                 head = parsed(read(self.dataset, f"manifests/{digest}.json"))
                 if head.get("format", FORMAT) > FORMAT:
-                    raise ValueError(f"{self.dataset}: manifest {digest[:16]} is of a newer format: upgrade to repair")
+                    raise ValueError(f"{self.dataset}: manifest {digest[:16]} has a newer format: upgrade to repair")
                 table = table_of(read(self.dataset, f"manifests/{digest}.parquet"), SHARD_SCHEMA)
                 found = _manifest(self.dataset, head, table)
                 if found.digest != digest:

@@ -19,7 +19,7 @@ class Config:
     # that the exported model applies. own: block-causal as in pretraining, or none after prefix attention
     mask: Mask = "own"
     license: str = ""  # of the weights, for the model card: an identifier of the Hugging Face hub, such as apache-2.0
-    size: str = ""  # of an official checkpoint whose sizes cannot be told: a name in xtra.model.SIZES
+    size: str = ""  # a name in xtra.model.SIZES, for an official checkpoint from which sizes cannot be read
     heads: int = 0  # of an official checkpoint's encoder, if not the usual for its width
     dec_heads: int = 0  # of its decoder, if not the usual for its width
     samples_seen: int = 0  # that an official checkpoint was trained on, for `--to run`

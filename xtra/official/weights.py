@@ -293,9 +293,9 @@ def config_of(file: OfficialFile, size: str = "", heads: int = 0, dec_heads: int
         said = ", ".join(f"{k} {v}" for k, v in sizes.items())
         raise ValueError(f"{file.path}: no model of these sizes is known ({said}): give --size, or --heads --dec-heads")
     config = replace(known, **sizes, heads=heads or known.heads, dec_heads=dec_heads or known.dec_heads)
-    assumed = [f"assumed: {config.heads} encoder and {config.dec_heads} decoder heads, which no tensor tells"]
+    assumed = [f"assumed: {config.heads} encoder and {config.dec_heads} decoder heads, which no tensor shows"]
     if file.encoder_only:
-        assumed = [f"assumed: {config.heads} heads and blocks of {config.block} x {config.block}: no tensor tells"]
+        assumed = [f"assumed: {config.heads} heads and blocks of {config.block} x {config.block}: no tensor shows them"]
     return config, assumed
 
 

@@ -185,7 +185,7 @@ def in_words(config: Config, image: int, kind: str, selection: Sequence[Mapping[
     if kind == "logreg":
         return ", ".join([*words, "centre crops, logistic regression by L-BFGS"])
     a = c.augment
-    shown = f"{c.views} views, encoded once" if a is None else f"augmented anew every epoch ({a})"
+    shown = f"{c.views} views, encoded once" if a is None else f"augmented again in every epoch ({a})"
     words += [shown, f"{c.epochs} epochs", f"batch {c.batch}", f"AdamW {c.betas[0]:g} {c.betas[1]:g}"]
     if c.warmup_defect:
         words.append(f"no warm-up and its published defect: peaks are {c.warmup_start:g} of the rates named")

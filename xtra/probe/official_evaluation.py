@@ -61,7 +61,7 @@ def evaluate_official(config: Config, evaluation: Manifest, since: float, say: P
     eval_set = Labelled(evaluation, class_N, np.zeros(len(class_N), bool))
     candidates = [Candidates(official.kind, feature, ({},), module)]
     (answers,) = score(candidates, encode.evaluation(eval_set, "evaluate", say))
-    notes = [line for line in official.report if line.startswith(("assumed", "told"))]
+    notes = [line for line in official.report if line.startswith(("assumed", "read from"))]
     result = ProbeResult(
         checkpoint=at,
         samples_seen=0,

@@ -66,7 +66,7 @@ def _read(file: OfficialFile, size: str) -> OfficialProbe:
     layers = given.number("cls", "n_last_blocks")
     heads = given.number("attentive_pooling", "num_heads") if kind == "attentive" else 0
     if block:
-        assumed = [*(f"assumed: {config.heads} encoder heads, which no tensor tells" for _ in assumed[:1]), block]
+        assumed = [*(f"assumed: {config.heads} encoder heads, which no tensor shows" for _ in assumed[:1]), block]
     if layers is None:
         layers = _LAYERS[kind]
         assumed += [f"assumed: reads the last {layers} layers, as the published {kind} probes do"]
@@ -122,7 +122,7 @@ def _blocks(config: ModelConfig, given: _Settings) -> tuple[ModelConfig, str]:
     if not causal and not block_causal:
         raise ValueError("its encoder attends without a mask (enc.is_block_causal is off); ours is block-causal")
     block = (given.number("enc", "block_size") or 1) if block_causal else 1
-    return replace(config, block=block), f"told by its settings: blocks of {block} x {block} patches"
+    return replace(config, block=block), f"read from its settings: blocks of {block} x {block} patches"
 
 
 def _check(config: ModelConfig, given: _Settings, kind: str, layers: int, heads: int) -> None:

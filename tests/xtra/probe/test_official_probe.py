@@ -82,7 +82,7 @@ def test_encoder_and_head_come_back_to_the_bit(tmp_path, kind, head):
     assert torch.equal(found.encoder(images), build(CONFIG, 3).encoder(images))
     said = "\n".join(found.report)
     assert f"head: {kind}, 7 classes, last {found.layers} layers" in said
-    assert "told by its settings: blocks of 2 x 2 patches" in said
+    assert "read from its settings: blocks of 2 x 2 patches" in said
     assert "not taken: optimizer_states: no tensors" in said
     assert "hyper_parameters" not in said
     assert "classifier" not in said.split("head: ")[1]
