@@ -195,6 +195,7 @@ class _Driver:
         limiter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(RateLimiter)
         self._limiter = limiter.remote(fetch.per_host, fetch.rate)
         self._seats: dict[Any, _Seat] = {}  # by the reference of the current turn
+        self._hired: dict[str, Any] = {}  # actors by name, to be killed: a reference that is still held keeps their CPU
         for _ in range(workers.most):
             self._hire()
 
@@ -254,7 +255,7 @@ class _Driver:
             yield from self.turn(stop=True)
 
     def close(self) -> None:
-        for actor in [*(seat.actor for seat in self._seats.values()), self._limiter]:
+        for actor in [*self._hired.values(), self._limiter]:
             self._ray.kill(actor)
 
     def _hire(self) -> None:
@@ -263,7 +264,8 @@ class _Driver:
         actor = self._ray.remote(
             num_cpus=1, memory=WORKER_BYTES, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )(Ingester)
-        self._talk(_Seat(actor.remote(self._work.config, self._work.largest, name, self._limiter), name))
+        self._hired[name] = actor.remote(self._work.config, self._work.largest, name, self._limiter)
+        self._talk(_Seat(self._hired[name], name))
 
     def _talk(self, seat: _Seat, stop: bool = False) -> None:
         units = []
@@ -297,7 +299,7 @@ class _Driver:
     def _part(self, seat: _Seat) -> None:
         self._gone = Underway(fetched_bytes=self._gone.fetched_bytes + seat.underway.fetched_bytes)
         self._limiter.forget.remote(seat.name)
-        self._ray.kill(seat.actor)  # a lost worker may only have been unreachable
+        self._ray.kill(self._hired.pop(seat.name))  # a lost worker may only have been unreachable
 
     def _lose(self, seat: _Seat, error: Exception, replace: bool) -> None:
         """A worker died: put its units first in the queue."""

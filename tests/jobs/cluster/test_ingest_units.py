@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from origin import picture
 
 from ingest.config import Config
@@ -247,5 +248,9 @@ def test_the_users_mistakes_come_back_as_one_line(origin: Served, tmp_path: Path
         ingest_all(config, 0)
     with pytest.raises(ValueError, match="/proc/none: cannot hold scratch files"):
         ingest_all(replace(config, scratch="/proc/none"), 2)
-    with pytest.raises(ValueError, match=r"scratch_bytes is 1,000: a unit of 10 links may need"):
+    with pytest.raises(ValueError, match=r"scratch_bytes is 1,000: a unit of 10 links may need") as held:
         ingest_all(replace(config, scratch_bytes=1000), 2)
+    until = time.monotonic() + 60  # the cores come back although the traceback in `held` has references to the workers
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < until, f"{ray.available_resources()} is free after {held.value}"
+        time.sleep(0.2)

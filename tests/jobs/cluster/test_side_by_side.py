@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -135,6 +136,7 @@ def joined(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     import ray
     from ray import cloudpickle
 
+    gc.collect()  # an exception's traceback may still hold an actor
     until = time.monotonic() + 120  # what earlier tests of this cluster held is given back a while after they end
     while ray.available_resources().get("CPU", 0) < 2:
         assert time.monotonic() < until, f"only {ray.available_resources()} of {ray.cluster_resources()} is free"
