@@ -17,7 +17,7 @@ from ingest.record import ASKABLE
 class Config:
     """What to ingest, and how."""
 
-    urls: str = ""  # the list: a file, a folder or a pattern such as s3://b/part-*.csv.gz; leave it out with --retry
+    urls: str = ""  # the list: a file, a folder or a pattern such as s3://b/part-*.csv.gz
     out: str = ""  # the dataset's folder
     unit: int = 10_240  # links per unit, which becomes one tar
     # format of the list: auto (by its name), text, csv, tsv, jsonl or parquet; each may be .gz or .zst
@@ -37,7 +37,9 @@ class Config:
     # local folder for the bodies of the units in progress; the system's temporary folder if None
     scratch: str | None = None
     scratch_bytes: int | None = None  # space that a worker may use in scratch; the free space, less a reserve, if None
-    retry: bool = False  # fetch links again, into new units: those that failed for a temporary reason, or give reasons
+    # fetch links that failed for a temporary reason again; --retry REASON ...: links with these reasons. Needs no
+    # --urls
+    retry: bool = False
     # what --retry REASON ... sets: fetch links with these reasons; all temporary if empty
     retry_reasons: tuple[str, ...] = ()
     dry_run: int = 0  # write nothing: fetch and judge this many links, then forecast the whole list

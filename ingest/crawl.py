@@ -30,13 +30,13 @@ from shards import store
 from shards.dataset import Commit, DatasetInfo, read_columns, read_commit, read_info, read_plan, unit_name
 from shards.pixels import InFlight
 
-IN_FLIGHT = 2  # units whose links are being fetched; more while all links left in them wait for slow hosts,
-MOST_IN_FLIGHT = 12  # up to this many: a unit's index takes about 10 MB
-PATIENT = 2.0  # seconds of idleness before one more unit is begun
+IN_FLIGHT = 2  # units whose links are being fetched
+MOST_IN_FLIGHT = 12  # the same while all links left in them wait for slow hosts; a unit's index takes about 10 MB
+IDLE_SECONDS = 2.0  # before one more unit is begun
 TICK = 0.25  # seconds
 JOURNAL_SECONDS = 1.0  # between flushes of the journal: what a kill costs at most
 LAST_WORDS = 5.0  # seconds that a seal may still take when the run is stopped
-PATIENCE = 30.0  # seconds to wait for other users of the disk to make room
+ROOM_SECONDS = 30.0  # to wait for other users of the disk to make room
 SHOWN_HOSTS = 64
 
 
@@ -86,7 +86,7 @@ class Crawl:
 
     def run(self, tasks: Iterable[Assignment | None], stop: Callable[[], bool]) -> Iterator[Commit | None]:
         """The commits of the units, as they are made; a None about every TICK. A None task means that none is
-        available yet. Ends when the tasks do, or soon after `stop` returns True: uncommitted units are dropped.
+        available yet. Ends when the tasks do, or soon after `stop` returns True; open units then count as not done.
 
         Raises ValueError for a store or a scratch folder that fails.
         """
@@ -292,7 +292,7 @@ class Crawl:
             self._idle_since, self._may_be_open = None, IN_FLIGHT
         elif self._idle_since is None:
             self._idle_since = now
-        elif now - self._idle_since > PATIENT:
+        elif now - self._idle_since > IDLE_SECONDS:
             self._idle_since = now
             self._may_be_open = min(MOST_IN_FLIGHT, max(self._may_be_open, len(self._open)) + 1)
 
@@ -303,7 +303,7 @@ class Crawl:
             return
         now = time.monotonic()
         self._crowded_since = self._crowded_since or now
-        if len(self._open) == 1 and not self._sealing.units and now - self._crowded_since > PATIENCE:
+        if len(self._open) == 1 and not self._sealing.units and now - self._crowded_since > ROOM_SECONDS:
             raise ValueError(
                 f"{self._scratch.folder.parent}: is full with one unit alone: free space, set --scratch to another "
                 "disk or allow more with --scratch-bytes, or start a dataset with a smaller --unit"

@@ -23,7 +23,7 @@ class ClassConfig:
     is_a: str | None = None  # wordnet.is_a.txt, for subtree: a line "parent child" for every edge
     words: str | None = None  # words.txt, for names in subtree: a line "wnid<TAB>lemma, lemma" for every synset
     file: str | None = None  # classes to take, one per line: the first word if it is a wnid, else the first column
-    # least number of links, or of kept pictures in a selection (ImageNet-21K-P: more than 500, so 501)
+    # take only classes with at least this many links in the list; in a selection: with so many kept pictures
     min_count: int = 0
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class FilterConfig:
     max_pixels: int = 89_478_485  # most pixels by the header, before decoding; at most 178956970
     max_aspect: float = 20.0  # largest ratio of the long side to the short side
     decode_check: bool = True  # decode every picture once; without it only headers are checked
-    # shrink larger pictures to this short side, as JPEG, pixels; None: keep the bytes as they came
+    # short side in pixels; larger pictures are shrunk to it and stored as JPEG; None: keep the bytes as they came
     resize: int | None = None
     quality: int = 95  # JPEG quality of pictures that were shrunk
 
@@ -80,7 +80,7 @@ class SelectConfig:
     placeholder_labels: int = 16  # so are equal bytes from this many URLs with as many labels; 0: ignore labels
     # pictures by their labels: each rule that is set narrows the choice
     classes: ClassConfig = field(default_factory=ClassConfig)
-    # leave out classes that are left with fewer pictures
+    # leave out classes that are left with fewer pictures by the other rules (ImageNet-21K-P: more than 500, so 501)
     min_per_class: int = 0
 
     def __post_init__(self) -> None:

@@ -119,7 +119,7 @@ def _picture(case: _Case, config: FilterConfig) -> Picture:
         opened = image.read(case.body, config.max_pixels)
     shrink = config.resize is not None and min(head.width, head.height) > config.resize
     if head.format in _SUFFIX and not shrink:
-        return _kept(case, opened, config)
+        return _as_fetched(case, opened, config)
     return _reencoded(case, opened, config.resize if shrink else None, config)
 
 
@@ -156,7 +156,7 @@ def _looks_like(body: bytes) -> str:
     return "html" if start.startswith((b"<!doctype", b"<html", b"<head", b"<script")) else "not a picture"
 
 
-def _kept(case: _Case, opened: image.Opened, config: FilterConfig) -> Picture:
+def _as_fetched(case: _Case, opened: image.Opened, config: FilterConfig) -> Picture:
     """The picture with its bytes unchanged."""
     head, likeness = opened.header, 0
     if config.decode_check:

@@ -1,7 +1,7 @@
 """One ingest: a URL list to a dataset version: links -> bytes -> verdicts -> tars -> commits -> selected samples.
 
-A unit without a commit never happened: a rerun of the same command does exactly the missing units, whether the last run
-was stopped, killed or finished.
+A unit without a commit counts as not done: a rerun of the same command does exactly the missing units, whether the last
+run was stopped, killed or finished.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ class ProbeWords(cluster.WorkersWords):
     # augment every epoch on the fly, as in the paper's probes or in its linear probe of B/16; without it, --views of
     # each image are encoded once
     augment: Literal["published", "linear-b"] | None = None
-    # probe the paper's evaluation sets, each with its own settings; given flags apply to all, finished sets are skipped
+    # probe the paper's evaluation sets, each with its own settings; given flags apply to all, finished sets are
+    # skipped. Needs --root, but no --train and --eval
     suite: Literal["paper15"] | None = None
     root: str = ""  # with --suite: the folder with NAME/train and NAME/eval of every set
     only: tuple[str, ...] = ()  # with --suite: names of sets; all those in --root if empty

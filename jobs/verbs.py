@@ -39,8 +39,8 @@ class ProbesWords:
 
 
 @dataclass(frozen=True)
-class TrainWords(cluster.WorkersWords):
-    """The flags of `xtra train` besides the recipe's settings."""
+class TrainWords(cluster.GroupWords):
+    """The flags of `xtra train` besides the recipe's settings. Processes started by torchrun or srun are detected."""
 
     # take over a run that another command is provably working on; that command ends when it next saves. Without this
     # flag, such a run is refused.
@@ -191,7 +191,7 @@ def _scale(call: Call) -> Any:
     from jobs.lab import ScaleConfig
 
     needs = () if "--power" in call.words else ("probe.train", "probe.eval")
-    words, config = call.both(cluster.WorkersWords, ScaleConfig, needs=needs)
+    words, config = call.both(cluster.GroupWords, ScaleConfig, needs=needs)
     workers = words.wanted()
     if config.power:
         return power(len(config.seeds), config.sd, config.arms)

@@ -74,7 +74,7 @@ class CheckConfig:
 @dataclass(frozen=True)
 class SweepConfig:
     url: str  # the folder of a dataset, of a run, or of probes or several runs
-    older_than: str = "7d"  # remove what no commit decides about from this age: a number and m, h, d or w
+    older_than: str = "7d"  # remove objects that no commit names if they are older: a number and m, h, d or w
     dry_run: bool = False  # only show what would be removed
 
     def __post_init__(self) -> None:

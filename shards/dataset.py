@@ -2,8 +2,8 @@
 
 A dataset is a folder (docs/design.md, "Dataset"): `dataset.json`, the plan in `links/`, the list's other columns in
 `columns/`, the tars and indexes in `shards/`, and one commit a unit in `commits/` (written last, put if absent).
-`generations/` records which units were planned by a retry. A unit without a commit does not exist. For versions of a
-dataset see `shards.manifest`.
+`generations/` records which units were planned by a retry. A unit without a commit counts as not done. For versions of
+a dataset see `shards.manifest`.
 """
 
 from __future__ import annotations

@@ -209,7 +209,8 @@ class Augment:
     ratio: tuple[float, float] = roles.law((3 / 4, 4 / 3))  # aspect ratio of a crop, width / height
     flip: float = roles.law(0.5)  # probability of a horizontal flip
     randaugment: str = roles.law("")  # RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "": none
-    erase: float = roles.law(0.0)  # probability that a rectangle becomes noise (random erasing, timm's mode "pixel")
+    # probability that a rectangle becomes noise (random erasing, timm's mode "pixel"); only probes may set it
+    erase: float = roles.law(0.0)
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):

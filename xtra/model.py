@@ -5,7 +5,7 @@
 The encoder is what probes use; the rest exists for pretraining. Unusual here: all tokens are in block order from the
 patch embedding on (xtra/blocks.py); a head reads a block's tokens side by side, token-major; position tables are stored
 in block order; the last block, which is never an input to any loss, is not computed in training. Weights of the
-official code differ by fixed permutations that `xtra.run.checkpoint.from_official` applies.
+official code differ by fixed permutations that `xtra.official.from_official` applies.
 
 Shape suffixes: B images, N tokens, D width, H heads, E width of a head, K blocks, P pixel values of a block, L encoder
 layers, S = 2 residual branches of a layer (attention, MLP). In images_B3HW, H and W are pixels.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ingest.criteria import FilterConfig
@@ -47,9 +47,11 @@ class ImportConfig:
                 f"set {self.set} has its own name and classes, and is copied: leave out "
                 "--in-place, --classes and --name"
             )
-        kept = (self.filter.min_side, self.filter.max_pixels, self.filter.max_aspect)
-        if self.set and kept != (1, FilterConfig.max_pixels, FilterConfig.max_aspect):
-            raise ValueError(f"set {self.set} is taken whole: leave out --filter.min-side, .max-pixels and .max-aspect")
+        kept = replace(self.filter, decode_check=True, resize=None, quality=FilterConfig.quality)
+        if self.set and kept != FilterConfig(min_side=1):
+            raise ValueError(
+                f"set {self.set} is taken whole: leave out --filter flags, except .decode-check, .resize and .quality"
+            )
         if self.counts != "table" and not self.set:
             raise ValueError(
                 f"counts is {self.counts!r}: only an evaluation set is counted: give --set, or leave it out"

@@ -126,8 +126,8 @@ def plan(config: Config, pictures: Sequence[Picture], classes: tuple[str, ...]) 
 
 
 def judged_by(config: Config) -> dict[str, Any]:
-    """The settings that decide what a unit holds; a rerun must have the same. A default `max_bytes` is left out, as
-    older datasets did not record it."""
+    """The settings that decide what a unit contains; a rerun must have the same. A new one is left out at its default,
+    as `max_bytes` is: older datasets did not record it."""
     caps = {"max_bytes": config.max_bytes} if config.max_bytes != MAX_BYTES else {}
     return dataclasses.asdict(config.filter) | caps
 

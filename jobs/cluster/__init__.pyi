@@ -13,6 +13,7 @@ from .submit import (
 )
 from .wanted import (
     SUBMITTED_WITH as SUBMITTED_WITH,
+    GroupWords as GroupWords,
     TryLater as TryLater,
     Workers as Workers,
     WorkersWords as WorkersWords,

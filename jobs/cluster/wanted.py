@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 SUBMITTED_WITH = "XTRA_SUBMITTED_WITH"  # the variable with the version of this package that checked a job
@@ -59,21 +59,30 @@ class Workers:
 class WorkersWords:
     """The flags for `Workers`."""
 
-    # processes that share the work: N, or MIN..MAX for as many as there is room for, growing later; 1: this process,
-    # unless RAY_ADDRESS names a cluster. Processes started by torchrun or srun are detected (docs/launchers.md).
+    # processes that share the work: N, or MIN..MAX for as many as there is room for; 1: this process, unless
+    # RAY_ADDRESS names a cluster
     workers: str = "1"
-    # seconds to wait for room for them before the command ends with exit code 75; None: 60, or for ever in a job
+    # seconds to wait for room for them before the command ends with exit code 75; None: 60 (300 with torchrun or
+    # Slurm), or for ever in a job
     wait_for_workers: float | None = None
-    stall: float = 600.0  # seconds without a step after which a worker counts as lost
-    resize_every: float = 300.0  # seconds between checks for room for more workers
 
     def __post_init__(self) -> None:
         self.wanted()
 
     def wanted(self) -> Workers:
         """Raises ValueError for an invalid number of workers."""
-        least, most = parse_workers(self.workers)
-        return Workers(least, most, self.wait_for_workers, self.stall, self.resize_every)
+        return Workers(*parse_workers(self.workers), self.wait_for_workers)
+
+
+@dataclass(frozen=True)
+class GroupWords(WorkersWords):
+    """The flags for the `Workers` that train together."""
+
+    stall: float = 600.0  # seconds without a step after which a worker counts as lost
+    resize_every: float = 300.0  # seconds between checks for room for more workers, up to the MAX of --workers
+
+    def wanted(self) -> Workers:
+        return replace(super().wanted(), stall=self.stall, resize_every=self.resize_every)
 
 
 def parse_workers(text: str) -> tuple[int, int]:

@@ -89,6 +89,7 @@ def parse_values(texts: Sequence[str]) -> Values:
     given: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        name = name.replace("-", "_")
         if not equals:
             raise ValueError(f"--set is {text!r}; it must be NAME=VALUE")
         if name not in kinds:

@@ -124,7 +124,7 @@ class PlanConfig:
     months: float = 1.0  # how long the dataset is kept, in addition to the run
     links: int = 0  # also plan the ingest of this many links
     kept: float = 0.92  # share of links that become images: 13.1 of 14.2 million in the paper
-    core_images: float = 1000.0  # links fetched and checked per core-second: see xtra bench fetch
+    core_images: float = 1000.0  # links fetched and checked per core-second (xtra bench fetch measures it)
     core_price: float = 0.05  # price of one CPU core-hour
     storage_price: float = 0.023  # price of one GB for a month
     egress_price: float = 0.09  # price of one GB that leaves the region; reading inside it is free

@@ -10,7 +10,7 @@ from typing import Literal
 class Config:
     ledger: str = ""  # Parquet or CSV with columns arm, samples_seen and accuracy (0..1); others are used if present
     x: Literal["samples_seen", "unique_images", "flops"] = "samples_seen"  # the axis of the law
-    by: str = ""  # the arm that the others are compared with; or a column that names the arms, if not `arm`
+    by: str = ""  # the arm to compare the others with; or, instead of `arm`, the column that names the arms
     set: str = ""  # which evaluation set, if the ledger has probes of several
     head: str = ""  # which probe head, if the ledger has several
     level: float = 0.9  # confidence level of the intervals

@@ -18,11 +18,11 @@ class Config:
     to: Literal["encoder", "transformers", "timm", "torch", "official", "run"] = "encoder"
     # that the exported model applies. own: block-causal as in pretraining, or none after prefix attention
     mask: Mask = "own"
-    license: str = ""  # of the weights, for the model card: an identifier of the Hugging Face hub, such as apache-2.0
+    license: str = ""  # license of the weights for the model card: a name of the Hugging Face hub, such as apache-2.0
     size: str = ""  # a name in xtra.model.SIZES, for an official checkpoint from which sizes cannot be read
     heads: int = 0  # of an official checkpoint's encoder, if not the usual for its width
     dec_heads: int = 0  # of its decoder, if not the usual for its width
-    samples_seen: int = 0  # that an official checkpoint was trained on, for `--to run`
+    samples_seen: int = 0  # samples that an official checkpoint was trained on, for `--to run`
 
     def __post_init__(self) -> None:
         for name in ("heads", "dec_heads", "samples_seen"):

@@ -18,8 +18,8 @@ from xtra.config import Augment, Mask
 class Config:
     # a run folder (its newest checkpoint) or one checkpoint of it: RUN/checkpoints/000000012800
     checkpoint: str = roles.data("")
-    train: str = roles.data("")  # labelled dataset that trains the heads; leave it out with --suite
-    eval: str = roles.data("")  # labelled dataset that is evaluated; leave it out with --suite
+    train: str = roles.data("")  # labelled dataset that trains the heads
+    eval: str = roles.data("")  # labelled dataset that is evaluated
     out: str = roles.machine("")  # folder to write probes/*.json to; the run's own if empty
     # trained, random (the run's architecture with initial weights), timm:NAME, timm:NAME:FILE or torch:FILE
     encoder: str = roles.data("trained")
@@ -169,7 +169,8 @@ def published_resize(image: int) -> int:
 
 
 def in_words(config: Config, image: int, kind: str, selection: Sequence[Mapping[str, float]]) -> str:
-    """The settings in words; `selection` is the grid that was used, without any k above the number of images."""
+    """The settings in words; `selection` is the grid that was used, without any k above the number of images. Results
+    store these words and comparisons read them: they stay as they are."""
     c = config
     if c.protocol == "published":
         words = ["published: all of train trains, grid point chosen on eval itself"]
@@ -185,7 +186,7 @@ def in_words(config: Config, image: int, kind: str, selection: Sequence[Mapping[
     if kind == "logreg":
         return ", ".join([*words, "centre crops, logistic regression by L-BFGS"])
     a = c.augment
-    shown = f"{c.views} views, encoded once" if a is None else f"augmented again in every epoch ({a})"
+    shown = f"{c.views} views, encoded once" if a is None else f"augmented anew every epoch ({a})"
     words += [shown, f"{c.epochs} epochs", f"batch {c.batch}", f"AdamW {c.betas[0]:g} {c.betas[1]:g}"]
     if c.warmup_defect:
         words.append(f"no warm-up and its published defect: peaks are {c.warmup_start:g} of the rates named")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 import tarfile
 import tracemalloc
@@ -94,7 +91,7 @@ def test_the_cap_can_be_moved_and_a_rerun_must_agree_with_it(tmp_path: Path) -> 
         folders.run(folders.Config(source, out))
     other = str(tmp_path / "other")
     folders.run(folders.Config(source, other))
-    older = json.dumps(dataclasses.asdict(folders.Config(source, other).filter), sort_keys=True)
-    assert read_info(other).config_digest == hashlib.sha256(older.encode()).hexdigest()
+    # What all builds have written so far: with another digest every rerun of an older import would be refused.
+    assert read_info(other).config_digest == "23292f9e0f49bca98b4808fbb85f5dc37c2a8c83b5d43cceab001f0b303a9aee"
     with pytest.raises(ValueError, match="max_bytes is 0"):
         folders.Config(source, out, max_bytes=0)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs import cli
-from jobs.cluster import Workers, WorkersWords
+from jobs.cluster import GroupWords, Workers
 from jobs.cluster.attempts import LOSSES, Attempts, Ended, choose
 from jobs.cluster.capacity import Room, _most
 from jobs.cluster.wanted import TryLater, parse_workers
@@ -70,7 +70,7 @@ def test_workers_are_a_number_or_a_range(text):
 def test_the_flags_of_waiting(capsys):
     words = ["--workers", "1..3", "--wait-for-workers=5", "--stall", "9", "--resize-every=2.5"]
     call = Call("train", "RECIPE", words)
-    assert call.config(WorkersWords).wanted() == Workers(1, 3, wait=5.0, stall=9.0, resize_every=2.5)
+    assert call.config(GroupWords).wanted() == Workers(1, 3, wait=5.0, stall=9.0, resize_every=2.5)
     for words, said in (
         (["--workers", "3..1"], "workers is 3..1; give MIN..MAX, the smaller number first"),
         (["--workers", "0"], "workers is 0; it must be at least 1"),
