@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from jobs.bench.rounds import served
+from jobs.bench.rounds import parsed, served
 
 KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
 REGION = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # SDKs read one or the other
@@ -116,13 +116,12 @@ class Bucket:
         names = sorted(_keys(folder, self.root / bucket, delimiter == "/")) if folder.is_dir() else []
         names = [name for name in names if name.startswith(prefix) and name > after]
         page = names[: int(query.get("max-keys", PAGE))]
-        objects = [name for name in page if not name.endswith("/")]
         more = len(names) > len(page)
         body = "".join(
             f"<Contents><Key>{escape(name)}</Key><LastModified>{_iso(info.st_mtime)}</LastModified>"
             f"<ETag>&quot;{_etag(info)}&quot;</ETag><Size>{info.st_size}</Size><StorageClass>STANDARD</StorageClass>"
             "</Contents>"
-            for name, info in ((name, (self.root / bucket / name).stat()) for name in objects)
+            for name, info in ((name, (self.root / bucket / name).stat()) for name in page if not name.endswith("/"))
         )
         body += "".join(
             f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in page if name.endswith("/")
@@ -143,8 +142,10 @@ class Bucket:
         if not stat.S_ISREG(info.st_mode):
             os.close(file)
             return _error(404, "NoSuchKey", path)
-        about = f'ETag: "{_etag(info)}"\r\nLast-Modified: {formatdate(info.st_mtime, usegmt=True)}\r\n'
-        about += "Accept-Ranges: bytes\r\n"
+        about = (
+            f'ETag: "{_etag(info)}"\r\nLast-Modified: {formatdate(info.st_mtime, usegmt=True)}\r\n'
+            "Accept-Ranges: bytes\r\n"
+        )
         octets = "application/octet-stream"
         if wanted is None:
             return Answer(200, kind=octets, file=file, length=info.st_size, headers=about)
@@ -159,10 +160,8 @@ class Bucket:
 def byte_range(text: str, size: int) -> tuple[int, int] | None:
     """(start, stop) of `bytes=a-b`, `bytes=a-` or `bytes=-n` within an object; None if the range is empty."""
     first, _, last = text.removeprefix("bytes=").partition("-")
-    if not first:
-        start, stop = max(0, size - int(last)), size
-    else:
-        start, stop = int(first), min(size, int(last) + 1 if last else size)
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
     return (start, stop) if start < stop else None
 
 
@@ -297,20 +296,20 @@ def _accept(bucket: Bucket, listener: socket.socket) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    parser.add_argument("--latency", type=float, default=0, help="seconds to the first byte of every reply")
-    parser.add_argument("--rate", type=float, default=0, help="bytes/s per connection; 0: unlimited")
-    parser.add_argument("--cpu", type=int, help="the one core to run on")
-    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
-    args: Any = parser.parse_args(words)
+    flags: dict[str, dict[str, Any]] = {
+        "folder": {"type": Path},
+        "--port": {"type": int, "default": 0, "help": "0: any free one"},
+        "--latency": {"type": float, "default": 0, "help": "seconds to the first byte of every reply"},
+        "--rate": {"type": float, "default": 0, "help": "bytes/s per connection; 0: unlimited"},
+        "--cpu": {"type": int, "help": "the one core to run on"},
+        "--with-parent": {"action": "store_true", "help": "end when standard input closes"},
+    }
+    args = parsed(words, flags, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     if args.cpu is not None:
         os.sched_setaffinity(0, {args.cpu})
     listener = socket.create_server(("127.0.0.1", args.port), backlog=1024)
     print(json.dumps({"endpoint": f"http://127.0.0.1:{listener.getsockname()[1]}"}), flush=True)
-    bucket = Bucket(args.folder, args.latency, args.rate)
-    threading.Thread(target=_accept, args=(bucket, listener), daemon=True).start()
+    threading.Thread(target=_accept, args=(Bucket(args.folder, args.latency, args.rate), listener), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         if args.with_parent:
             sys.stdin.read()  # the parent never writes: this returns when its end of the pipe closes

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from jobs.bench import result
+from jobs.bench.rounds import require_at_least
 from shards import store
 from xtra.blocks import target_blocks
 from xtra.loss import next_block_loss
@@ -57,9 +58,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
-        for name, least in (("every", 1), ("rate", 0), ("images", 0), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        require_at_least(self, every=1, rate=0, images=0, rounds=1)
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,9 @@ def _measure(config: Config, root: str, report: Callable[[dict[str, Any]], None]
                 "exp_avg_sq": torch.ones_like(p),
             }
     taken: checkpoint.Snapshot | None = None
+    state = {"cursor": {"manifest": ""}}
     for turn in range(1 + config.rounds):
-        state = {"cursor": {"manifest": ""}}
-        copying = partial(checkpoint.snapshot, model, optimizer, state, copy=True, into=taken)
-        taken, copy = _timed(device, copying)
+        taken, copy = _timed(device, partial(checkpoint.snapshot, model, optimizer, state, copy=True, into=taken))
         held = sum(t.nbytes for t in (*taken.weights.values(), *taken.optim.values()))
         report({"what": "copy" if turn else "first copy", **asdict(copy), "bytes": held})
     assert taken is not None

@@ -16,7 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,7 @@ def run(config: Config) -> dict[str, Any]:
         rows.append({"design": name, "done": int(tally["done"]), **shares})
         ratios |= {f"{name}: {key}": value for key, value in shares.items()}
     found = result("coverage", rows, ratios)
-    if config.out:
-        _keep(config, tallies, found)
+    _keep(config, tallies, found)
     return found
 
 
@@ -123,8 +122,10 @@ def _kept(config: Config) -> dict[str, dict[str, float]]:
 
 def _keep(config: Config, tallies: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> None:
     if config.out:
-        about = {key: found[key] for key in ("hardware", "commit", "rows")} if found else {}
-        about |= {"date": datetime.date.today().isoformat()} if found else {}
+        about = {
+            **{key: found[key] for key in ("hardware", "commit", "rows") if found},
+            **({"date": datetime.date.today().isoformat()} if found else {}),
+        }
         text = json.dumps({"settings": _settings(config), **about, "tallies": tallies}, indent=1)
         store.put(config.out, text.encode() + b"\n")
 
@@ -167,15 +168,13 @@ def _ledger(design: Laws, rng: np.random.Generator) -> dict[str, float]:
         ]
     full = [{"unique_images": None, "flops": None, "params": None, "total": None, **row} for row in rows]
     found = fit.analyse(table.Table("simulated", tuple(full[0]), tuple(full)), "samples_seen", "one", LEVEL)
-    other = replace(truth, top=truth.top * factor**-truth.a) if not truth.n0 else None
     values = found.arms[0].values
     seen = {
         "E": _holds(values["E"].low, truth.E, values["E"].high),
         "a": _holds(values["a"].low, truth.a, values["a"].high),
     }
-    if other:
-        scale = truth.top * truth.first**truth.a
-        seen["A"] = _holds(values["A"].low, scale, values["A"].high)
+    if not truth.n0:
+        seen["A"] = _holds(values["A"].low, truth.top * truth.first**truth.a, values["A"].high)
     several = found.multipliers["samples_seen"]
     seen["multiplier"] = sum(_holds(m.low, factor, m.high) for m in several) / len(several)
     seen["held out"] = sum(_holds(h.low, h.accuracy, h.high) for h in found.held_out) / len(found.held_out)
@@ -216,8 +215,8 @@ def _experiment(design: Equal, rng: np.random.Generator, images: int) -> dict[st
     if len(found) > 1:
         seen["any exploratory differs"] = float(any(c.verdict() != "undecided" for c in found[1:]))
     best = statistics.best_of(bits)
-    truth = 0.5  # logits are symmetric around 0
-    return seen | {"best of many: held": _holds(best.low, truth, best.high)}
+    # The true accuracy is 0.5: logits are symmetric around 0.
+    return seen | {"best of many: held": _holds(best.low, 0.5, best.high)}
 
 
 # ---- docs/laws.md ----

@@ -85,9 +85,9 @@ class Arm:
 
 REFERENCE = Arm("webdataset", "pillow", "crop")
 ARMS = [
-    Arm("webdataset", build, setting) for build in ("pillow", "pillow-simd") for setting in ("crop", "box", "draft")
+    *(Arm("webdataset", build, setting) for build in ("pillow", "pillow-simd") for setting in ("crop", "box", "draft")),
+    *(Arm("ours", build, setting) for setting in ("Pillow alone", "crop.c") for build in ("pillow", "pillow-simd")),
 ]
-ARMS += [Arm("ours", build, setting) for setting in ("Pillow alone", "crop.c") for build in ("pillow", "pillow-simd")]
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -236,8 +236,7 @@ class _Client:
 
 def _pillow_simd() -> Path | str:
     """A folder with pillow-simd for this Python, built now if necessary; or why there is none."""
-    missing = pillow_simd.missing_headers()
-    if missing:
+    if missing := pillow_simd.missing_headers():
         return f"no {', '.join(missing)}: see xtra doctor for the packages"
     if not pillow_simd.has_avx2():
         return "this processor has no AVX2"

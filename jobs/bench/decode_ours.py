@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from jobs.bench.peers import Batches, serve
@@ -24,16 +25,10 @@ def stream_batches(spec: dict[str, Any]) -> Batches:
             batch.release()
 
 
-def main() -> None:
+if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
-    with open(spec["views"]) as file:
-        compare = json.load(file)["compare"]
     os.sched_setaffinity(0, {spec["core"]})
     if not spec["accelerator"]:
         crop.loaded = lambda: None  # type: ignore[assignment]
     print(json.dumps({"build": image.IMAGE_BUILD, "accelerator": crop.loaded() is not None}), flush=True)
-    serve(lambda: stream_batches(spec), compare)
-
-
-if __name__ == "__main__":
-    main()
+    serve(lambda: stream_batches(spec), json.loads(Path(spec["views"]).read_text())["compare"])

@@ -191,8 +191,7 @@ def _client(who: str, command: list[str], urls: Path, folder: Path, core: int, o
     if process.returncode != 0:
         said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         raise ValueError(f"{who} failed with status {process.returncode}: {said[-1]}")
-    kept = sum(1 for _ in _bodies(out))
-    return Run(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss << 10, kept)
+    return Run(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss << 10, sum(1 for _ in _bodies(out)))
 
 
 def _bodies(out: Path) -> Iterator[bytes]:
@@ -241,17 +240,20 @@ def _row(
         "rounds": len(rounds),
     }
     for who in ("ours", "theirs"):
+        cpu_ms = 1000 * statistics.median(cost(runs, who) for runs in rounds)
         row |= {
-            f"{who}_cpu_ms": 1000 * statistics.median(cost(runs, who) for runs in rounds),
+            f"{who}_cpu_ms": cpu_ms,
             f"{who}_cpu_ms_marginal": 1000 * statistics.median(marginal(runs, who) for runs in rounds),
             f"{who}_wall_s": statistics.median(runs[who, long].wall for runs in rounds),
             f"{who}_peak_rss_mb": max(runs[who, long].rss for runs in rounds) / 1e6,
+            f"{who}_images_per_cpu_s": 1000 / cpu_ms,
         }
-        row[f"{who}_images_per_cpu_s"] = 1000 / row[f"{who}_cpu_ms"]
     ratios = [cost(runs, "theirs") / cost(runs, "ours") for runs in rounds]
-    row |= {"ratio": statistics.median(ratios), "ratios": ratios}
-    row["ratio_marginal"] = statistics.median(marginal(runs, "theirs") / marginal(runs, "ours") for runs in rounds)
-    return row
+    return row | {
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "ratio_marginal": statistics.median(marginal(runs, "theirs") / marginal(runs, "ours") for runs in rounds),
+    }
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -95,9 +95,8 @@ def views_of(bodies: Sequence[bytes], shown: Literal["crop", "whole"], size: int
     views = []
     for i, body in enumerate(bodies):
         head = image.header(body)
-        box = (0, 0, head.width, head.height)
-        if shown == "crop":
-            box = crop_box(head.width, head.height, Augment(), 0, 0, i)
+        whole = (0, 0, head.width, head.height)
+        box = crop_box(head.width, head.height, Augment(), 0, 0, i) if shown == "crop" else whole
         views.append(image.crop_view(box, size))
     return views
 

@@ -8,12 +8,13 @@ Of rows with the same name, the last file's is used.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jobs.bench.rounds import parsed
 
 Row = Mapping[str, Any]
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -58,16 +59,13 @@ def read(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 def lines_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown lines: where and when it was measured, then a table for every section that has rows."""
-    lines = []
-    for one in results:
-        versions = f"torch {one.get('torch', '?')}, cuDNN {one.get('cudnn') or 'none'}"
-        lines.append(
-            f"- {one['hardware']}; {one['date'][:10]}; commit {one['commit']}; {versions}; {one['seconds']:.0f} s"
-        )
-    last: dict[tuple[str, str, str], Row] = {}
-    for row in (row for one in results for row in one["rows"]):
-        last[row["section"], row.get("size", ""), row["name"]] = row
-    rows = list(last.values())
+    lines = [
+        f"- {one['hardware']}; {one['date'][:10]}; commit {one['commit']}; torch {one.get('torch', '?')}, "
+        f"cuDNN {one.get('cudnn') or 'none'}; {one['seconds']:.0f} s"
+        for one in results
+    ]
+    last = {(row["section"], row.get("size", ""), row["name"]): row for one in results for row in one["rows"]}
+    rows: list[Row] = list(last.values())
     lines += _machine(rows) + _checks(rows) + _kernels(rows)
     for size in dict.fromkeys(row["size"] for row in rows if row["section"] == "train" and row.get("size")):
         lines += _arms(
@@ -75,21 +73,21 @@ def lines_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
             "H200" in results[-1]["hardware"],
             [row for row in rows if row["section"] == "train" and row.get("size") == size],
         )
-    lines += _profile(rows)
-    lines += _named("The training loop", rows, "loop", (
-        "steps", "first_loss", "last_loss", "most_apart", "samples_per_s", "data_wait", "seconds"
-    ))  # fmt: skip
-    lines += _named("Decoding, and shards to steps", rows, "data", (
-        "library", "decoder", "images_per_s", "cpu_us_per_image", "refused", "psnr_db", "wait_share"
-    ))  # fmt: skip
-    return lines
+    of_loop = ("steps", "first_loss", "last_loss", "most_apart", "samples_per_s", "data_wait", "seconds")
+    of_data = ("library", "decoder", "images_per_s", "cpu_us_per_image", "refused", "psnr_db", "wait_share")
+    return [
+        *lines,
+        *_profile(rows),
+        *_named("The training loop", rows, "loop", of_loop),
+        *_named("Decoding, and shards to steps", rows, "data", of_data),
+    ]
 
 
 def _table(title: str, names: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     if not cells:
         return []
-    body = ["| " + " | ".join(row) + " |" for row in cells]
-    return ["", f"**{title}**", "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names), *body]
+    head, *body = ("| " + " | ".join(row) + " |" for row in (names, *cells))
+    return ["", f"**{title}**", "", head, "|" + "---|" * len(names), *body]
 
 
 def _number(value: Any) -> str:
@@ -104,14 +102,17 @@ def _outcome(row: Row) -> str:
 
 
 def _machine(rows: Sequence[Row]) -> list[str]:
-    found = [row for row in rows if row["section"] == "machine" and "bf16" in row]
     cells = [
         [f"{row[name] / 1e12:.0f}" for name in ("bf16", "tf32", "fp32")]
         + [f"{row['bandwidth'] / 1e12:.2f}", f"{row['host'] / 1e9:.0f}"]
-        for row in found
+        for row in rows
+        if row["section"] == "machine" and "bf16" in row
     ]
-    names = ("bf16, TFLOP/s", "TF32", "float32", "memory, TB/s", "from the host, GB/s")
-    return _table("What large products and copies reach", names, cells)
+    return _table(
+        "What large products and copies reach",
+        ("bf16, TFLOP/s", "TF32", "float32", "memory, TB/s", "from the host, GB/s"),
+        cells,
+    )
 
 
 def _checks(rows: Sequence[Row]) -> list[str]:
@@ -124,18 +125,25 @@ def _checks(rows: Sequence[Row]) -> list[str]:
         for row in checks
         if not row.get("ok")
     ]
-    lines = ["", f"Checks: {good} of {len(checks)} hold."]
-    return lines + _table("Checks that do not hold", ("check", "value", "at most", "why"), wrong)
+    table = _table("Checks that do not hold", ("check", "value", "at most", "why"), wrong)
+    return ["", f"Checks: {good} of {len(checks)} hold.", *table]
 
 
 def _kernels(rows: Sequence[Row]) -> list[str]:
-    cells = []
-    for row in (row for row in rows if row["section"] == "kernels"):
-        said = _outcome(row) or ", ".join(f"{key}: {row[key]}" for key in ("masked", "causal") if key in row)
-        numbers = [_number(row.get(key)) for key in ("ms", "floor_ms", "first_s", "new_batch_s")]
-        cells.append([row["name"], *numbers, said])
-    names = ("images x heads x tokens x width, kernel", "ms", "floor", "first call, s", "new batch size, s", "")
-    return _table("Attention, forward and backward", names, cells)
+    cells = [
+        [
+            row["name"],
+            *(_number(row.get(key)) for key in ("ms", "floor_ms", "first_s", "new_batch_s")),
+            _outcome(row) or ", ".join(f"{key}: {row[key]}" for key in ("masked", "causal") if key in row),
+        ]
+        for row in rows
+        if row["section"] == "kernels"
+    ]
+    return _table(
+        "Attention, forward and backward",
+        ("images x heads x tokens x width, kernel", "ms", "floor", "first call, s", "new batch size, s", ""),
+        cells,
+    )
 
 
 def _arms(size: str, h200: bool, rows: Sequence[Row]) -> list[str]:
@@ -150,14 +158,25 @@ def _arms(size: str, h200: bool, rows: Sequence[Row]) -> list[str]:
             cells.append([row["name"], predicted, "", "", "", "", "", "", "", _outcome(row)])
             continue
         kernels = row.get("kernels") or {}
-        mfu = [f"{100 * row[key]:.1f} %" if row[key] is not None else "" for key in ("mfu_paper",)]
-        numbers = [f"{row['step_ms']:.1f}", _number(row["floor_ms"]), f"{row['samples_per_s']:,.0f}", *mfu]
-        numbers += [f"{row['memory_gb']:.0f}", f"{row['host_ms']:.1f}"]
         cells.append(
-            [row["name"], predicted, str(row["images"]), *numbers, " / ".join(dict.fromkeys(kernels.values()))]
+            [
+                row["name"],
+                predicted,
+                str(row["images"]),
+                f"{row['step_ms']:.1f}",
+                _number(row["floor_ms"]),
+                f"{row['samples_per_s']:,.0f}",
+                f"{100 * row['mfu_paper']:.1f} %" if row["mfu_paper"] is not None else "",
+                f"{row['memory_gb']:.0f}",
+                f"{row['host_ms']:.1f}",
+                " / ".join(dict.fromkeys(kernels.values())),
+            ]
         )
-    names = ("arm", "predicted ms", "images", "ms", "floor", "images/s", "MFU, paper", "GB", "host ms", "attention by")
-    return _table(f"{size}: one training step", names, cells)
+    return _table(
+        f"{size}: one training step",
+        ("arm", "predicted ms", "images", "ms", "floor", "images/s", "MFU, paper", "GB", "host ms", "attention by"),
+        cells,
+    )
 
 
 def _profile(rows: Sequence[Row]) -> list[str]:
@@ -197,10 +216,11 @@ def put(lines: Sequence[str], page: Path) -> None:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.bench.gpu_table", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("results", nargs="+", help="JSON files of make bench-gpu")
-    parser.add_argument("--into", default="", help="the page to write the tables into")
-    values = parser.parse_args(words)
+    flags = {
+        "results": {"nargs": "+", "help": "JSON files of make bench-gpu"},
+        "--into": {"default": "", "help": "the page to write the tables into"},
+    }
+    values = parsed(words, flags, prog="python -m jobs.bench.gpu_table", description=(__doc__ or "").split("\n")[0])
     try:
         lines = lines_of(read(values.results))
         if values.into:

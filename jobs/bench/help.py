@@ -38,8 +38,9 @@ def run(config: Config) -> dict[str, Any]:
             times = [seconds(*WORDS.get(verb, (verb,)), flag) for _ in range(config.rounds)]
             wall, cpu = (min(each) for each in zip(*times))
             rows.append({"verb": verb, "what": what, "wall_s": wall, "cpu_s": cpu})
-    ratios = {f"{row['verb']}_{row['what']}_{kind}": row[kind] for row in rows for kind in ("wall_s", "cpu_s")}
-    return result("help", rows, ratios)
+    return result(
+        "help", rows, {f"{row['verb']}_{row['what']}_{kind}": row[kind] for row in rows for kind in ("wall_s", "cpu_s")}
+    )
 
 
 def seconds(*words: str) -> tuple[float, float]:

@@ -52,7 +52,8 @@ def run(config: Config) -> dict[str, Any]:
         rows.append(
             {"size": size, "parameters": counts, "total": total, "bytes_a_parameter": BYTES, "state_bytes": state}
         )
-        print(f"{size}: {total:,} parameters, {state / 1e9:.2f} GB with gradients and AdamW; " + _listed(counts))
+        listed = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+        print(f"{size}: {total:,} parameters, {state / 1e9:.2f} GB with gradients and AdamW; {listed}")
         for precision, decoder_fp32 in (("fp32", True), ("bf16", True), ("bf16", False)):
             held = kept(SIZES[size], precision == "bf16", decoder_fp32)
             fits = max(0, int((config.memory * 1e9 - state - held.constant) / held.image))
@@ -68,17 +69,13 @@ def run(config: Config) -> dict[str, Any]:
                 }
             )
             name = precision + ", decoder in fp32" * (precision == "bf16" and decoder_fp32)
-            formula = rows[-1]["bytes_an_image_by_formula"] / 1e6
             print(
-                f"  {name:<22} {held.image / 1e6:7.1f} MB an image (formula {formula:.1f}), "
+                f"  {name:<22} {held.image / 1e6:7.1f} MB an image "
+                f"(formula {rows[-1]['bytes_an_image_by_formula'] / 1e6:.1f}), "
                 f"{held.constant / 1e9:.2f} GB constant, {fits:,} images in {config.memory:g} GB"
             )
     worst = max(abs(r["bytes_an_image_by_formula"] / r["bytes_an_image"] - 1) for r in rows if "precision" in r)
     return result("memory", rows, {"formula_off_by_at_most": worst})
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from jobs.bench import result
 from jobs.bench.origin import serving
+from jobs.bench.rounds import require_at_least
 
 HERE = Path(__file__).resolve().parents[2]
 KINDS = ("txt", "csv", "jsonl", "parquet")
@@ -58,9 +59,7 @@ class Config:
     def __post_init__(self) -> None:
         if not (Path(self.checkout) / "jobs" / "cli.py").is_file():
             raise ValueError(f"checkout is {self.checkout}: it has no jobs/cli.py: give a checkout of an older build")
-        for name in ("links", "images", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        require_at_least(self, links=1, images=1, rounds=1)
 
 
 def run(config: Config) -> dict[str, object]:
@@ -127,10 +126,9 @@ def _plan(tree: Path, path: Path) -> float:
 def _fetch(tree: Path, path: Path, folder: Path) -> float:
     """CPU seconds of the whole command, including start-up."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        words = ["ingest", "--urls", str(path), "--out", f"{out}/data", "--filter.no-decode-check"]
-        words += ["--fetch.allow-private", "127.0.0.0/8"]
+        command = [sys.executable, "-m", "jobs.cli", "ingest", "--urls", str(path), "--out", f"{out}/data"]
+        command += ["--filter.no-decode-check", "--fetch.allow-private", "127.0.0.0/8"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "jobs.cli", *words]
         subprocess.run(command, env=_environment(tree) | {"TMPDIR": out}, cwd=tree, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -39,7 +39,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from jobs.bench.rounds import served
+from jobs.bench.rounds import parsed, served
 
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"
 HTML = b"<!DOCTYPE html><html><head><title>This photo is gone</title></head><body>Gone.</body></html>"
@@ -284,9 +284,11 @@ def certificate(folder: Path, addresses: Sequence[str]) -> tuple[Path, Path]:
     def make(name: str, issuer: str, signer: Any, public: Any, *extensions: x509.ExtensionType) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in (name, issuer)]
-        builder = x509.CertificateBuilder(names[1], names[0], public, x509.random_serial_number())
-        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
-        builder = builder.not_valid_after(now + datetime.timedelta(days=30))
+        builder = (
+            x509.CertificateBuilder(names[1], names[0], public, x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=30))
+        )
         for extension in extensions:
             builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
         return builder.sign(signer, hashes.SHA256())
@@ -381,20 +383,22 @@ def _sizes(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+FLAGS: dict[str, dict[str, Any]] = {
+    "--port": {"type": int, "default": 0, "help": "0: any free one"},
+    "--hosts": {"type": int, "default": 1, "help": "addresses: 127.0.0.1, 127.0.0.2, ..."},
+    "--bodies": {"type": int, "default": 64, "help": "pictures in the pool"},
+    "--bytes": {"type": _sizes, "default": [110_000], "help": "mean sizes, as 110000,280000; 1500 is 44x33 px"},
+    "--data": {"type": Path, "help": "a folder or tar of JPEGs for the pool; default: synthetic"},
+    "--folder": {"type": Path, "help": "served under /file/"},
+    "--tls": {"type": Path, "help": "speak TLS; keys and certificates go to this folder"},
+    "--with-parent": {"action": "store_true", "help": "end when standard input closes"},
+}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    parser.add_argument("--hosts", type=int, default=1, help="addresses: 127.0.0.1, 127.0.0.2, ...")
-    parser.add_argument("--bodies", type=int, default=64, help="pictures in the pool")
-    parser.add_argument(
-        "--bytes", type=_sizes, default=[110_000], help="mean sizes, as 110000,280000; 1500 is 44x33 px"
-    )
-    parser.add_argument("--data", type=Path, help="a folder or tar of JPEGs for the pool; default: synthetic")
-    parser.add_argument("--folder", type=Path, help="served under /file/")
-    parser.add_argument("--tls", type=Path, help="speak TLS; keys and certificates go to this folder")
-    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
+    args = parsed(None, FLAGS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(parser.parse_args()))
+        asyncio.run(_serve(args))
 
 
 if __name__ == "__main__":

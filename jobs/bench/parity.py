@@ -50,9 +50,15 @@ def read_cases(vectors: str) -> list[Case]:
         model = ModelConfig(
             image=sizes["img"], predict=sizes.get("predict", 1), **{name: sizes[name] for name in names}
         )
-        loss = LossConfig(l1=sizes.get("l1", False))
-        tensors = load_file(path.with_suffix(".safetensors"))
-        cases.append(Case(model, tensors, loss, sizes["name"], sizes["probe_layers"]))
+        cases.append(
+            Case(
+                model,
+                tensors=load_file(path.with_suffix(".safetensors")),
+                loss=LossConfig(l1=sizes.get("l1", False)),
+                name=sizes["name"],
+                probe_layers=sizes["probe_layers"],
+            )
+        )
     if not cases:
         raise ValueError(f"{vectors}: has no NAME.json with NAME.safetensors: give the folder of the parity vectors")
     return cases
@@ -72,12 +78,16 @@ def compute(case: Case) -> dict[str, Tensor]:
         encoder = model.encoder(images, perm_K=perm_K)
         bridge = model.bridge(encoder)
         probed = model.encoder.layers(images, case.probe_layers)  # probes never permute
-        out = {f"layer{i}": x[:, raster] for i, x in enumerate(layers)}
-        out |= {"encoder": encoder[:, raster], "bridge": bridge[:, raster]}
-        out |= {"decoder": model.decode(bridge, perm_K)[:, raster]}
-        out |= {f"pred{i}": x for i, x in enumerate(model(images, last_block=True, perm_K=perm_K))}
-        out |= {"target": targets, "probe_features_linear": probed[-1].mean(1)}
-        out |= {"probe_features_attentive": torch.stack(probed).mean(0)[:, raster]}
+        out = {
+            **{f"layer{i}": x[:, raster] for i, x in enumerate(layers)},
+            "encoder": encoder[:, raster],
+            "bridge": bridge[:, raster],
+            "decoder": model.decode(bridge, perm_K)[:, raster],
+            **{f"pred{i}": x for i, x in enumerate(model(images, last_block=True, perm_K=perm_K))},
+            "target": targets,
+            "probe_features_linear": probed[-1].mean(1),
+            "probe_features_attentive": torch.stack(probed).mean(0)[:, raster],
+        }
     wanted = targets if perm_K is None else targets[:, perm_K]
     loss = next_block_loss(model(images, perm_K=perm_K), wanted, case.loss)
     loss.backward()

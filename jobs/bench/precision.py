@@ -35,9 +35,15 @@ class Config:
 
 def arms(config: Config) -> dict[str, TrainConfig]:
     """The runs by name."""
-    base = recipes.get(config.recipe)
-    base = replace(base, data=config.data, samples=config.samples, device=config.device, threads=config.threads)
-    base = replace(base, precision="fp32", val=Validation(config.val, every=max(1, config.samples // 4)))
+    base = replace(
+        recipes.get(config.recipe),
+        data=config.data,
+        samples=config.samples,
+        device=config.device,
+        threads=config.threads,
+        precision="fp32",
+        val=Validation(config.val, every=max(1, config.samples // 4)),
+    )
     changes: dict[str, dict[str, Any]] = {
         "fp32": {},
         "fp32_seed1": {"seed": 1},
@@ -53,8 +59,7 @@ def run(config: Config) -> dict[str, Any]:
     curves: dict[str, list[tuple[int, float]]] = {}
     rows: list[dict[str, Any]] = []
     for name, settings in arms(config).items():
-        done = checkpoint.committed(settings.out)
-        if not done or done[-1] < settings.samples:
+        if max(checkpoint.committed(settings.out), default=0) < settings.samples:
             train.run(settings)
         log = read_metrics(settings.out, [])
         curves[name] = [(row.samples_seen, row.loss) for row in log]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from jobs.bench import result
-from jobs.bench.rounds import Spent, medians, paired, torch_threads
+from jobs.bench.rounds import Spent, medians, paired, require_at_least, torch_threads
 from xtra import probe
 from xtra.model import SIZES, build
 from xtra.probe import Encode, Feature, Head, Schedule, of_xtra
@@ -45,9 +45,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
-        for name, least in (("batch", 2), ("classes", 2), ("layers", 1), ("rounds", 1), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        require_at_least(self, batch=2, classes=2, layers=1, rounds=1, threads=0)
 
 
 @dataclass
@@ -62,32 +60,28 @@ class Arm:
 def run(config: Config) -> dict[str, Any]:
     """Time the variants; return their rows and ratios."""
     with torch_threads(config.threads):
-        return _run(config)
-
-
-def _run(config: Config) -> dict[str, Any]:
-    arms = _arms(config)
-    image = arms[0].encode.encoder.image
-    draw = np.random.default_rng(0)
-    images_B3HW = torch.from_numpy(draw.integers(0, 256, (config.batch, 3, image, image), np.uint8)).to(config.device)
-    class_B = draw.integers(0, config.classes, config.batch)
-    schedule = Schedule((config.rounds + 1) * config.batch)
-    for turn in range(-1, config.rounds):  # the first round is a warm-up
-        for arm in arms if turn % 2 else arms[::-1]:
-            wall, cpu = _now(config), time.process_time()
-            features = arm.encode(images_B3HW, class_B)
-            encoded = _now(config)
-            for head in arm.heads:
-                head.step(features, schedule, (turn + 1) * config.batch)
-            if turn >= 0:
-                arm.encoding.append(encoded - wall)
-                arm.seconds.append((_now(config) - wall, time.process_time() - cpu))
-    return _report(config, arms)
+        arms = _arms(config)
+        side = arms[0].encode.encoder.image
+        draw = np.random.default_rng(0)
+        images_B3HW = torch.from_numpy(draw.integers(0, 256, (config.batch, 3, side, side), np.uint8)).to(config.device)
+        class_B = draw.integers(0, config.classes, config.batch)
+        schedule = Schedule((config.rounds + 1) * config.batch)
+        for turn in range(-1, config.rounds):  # the first round is a warm-up
+            for arm in arms if turn % 2 else arms[::-1]:
+                wall, cpu = _now(config), time.process_time()
+                features = arm.encode(images_B3HW, class_B)
+                encoded = _now(config)
+                for head in arm.heads:
+                    head.step(features, schedule, (turn + 1) * config.batch)
+                if turn >= 0:
+                    arm.encoding.append(encoded - wall)
+                    arm.seconds.append((_now(config) - wall, time.process_time() - cpu))
+        return _report(config, arms)
 
 
 def _arms(config: Config) -> list[Arm]:
-    c = SIZES[config.size]
-    encoder = of_xtra(build(c, 0, torch.device(config.device)).encoder.requires_grad_(False), config.size)
+    model = build(SIZES[config.size], 0, torch.device(config.device))
+    encoder = of_xtra(model.encoder.requires_grad_(False), config.size)
     tokens, pooled = Feature("tokens", config.layers), Feature("pooled", 1)
 
     def arm(name: str, lrs: tuple[float, ...], seen: dict[str, Feature]) -> Arm:

@@ -1,17 +1,35 @@
-"""What subjects share: torch's threads, paired ratios, medians of rounds, and a server beside the measurement."""
+"""What subjects share: checks of their settings, torch's threads, paired ratios and medians of rounds, and processes
+that run during the measurement."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Spent = tuple[float, float]  # seconds of the clock and of the CPU
+
+
+def require_at_least(config: object, **bounds: float) -> None:
+    """Raises ValueError naming the first field of a Config that is below its bound."""
+    for name, least in bounds.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+
+
+def parsed(words: Sequence[str] | None, flags: Mapping[str, Mapping[str, Any]], **about: Any) -> argparse.Namespace:
+    """The command line of a script here; each flag has the arguments of `add_argument`, `about` has the parser's."""
+    parser = argparse.ArgumentParser(**about)
+    for name, settings in flags.items():
+        parser.add_argument(name, **settings)
+    return parser.parse_args(words)
 
 
 @contextlib.contextmanager
@@ -43,6 +61,13 @@ def paired(name: str, ours: Sequence[Spent], theirs: Sequence[Spent], device: st
         f"{name}_most": max(each),
         "rounds": len(each),
     }
+
+
+def in_a_child(module: str, task: str, folder: str, config: Any) -> dict[str, Any]:
+    """Run one task of a subject in a process of its own, so that its memory is measured separately."""
+    words = [sys.executable, "-m", f"jobs.bench.{module}", task, folder, json.dumps(dataclasses.asdict(config))]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextlib.contextmanager

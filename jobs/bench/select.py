@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import pyarrow as pa
 
 from ingest.select import SelectConfig, select
 from jobs.bench import result
+from jobs.bench.rounds import in_a_child
 from shards import store
 from shards.dataset import INDEX_SCHEMA, Commit, DatasetInfo, commit, table_bytes, unit_name, write_info
 from shards.manifest import Manifest, Shard, add_version, make_version, read_manifest
@@ -55,9 +54,9 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Make, select, open; each in a child process, so that peak memory is measured separately."""
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as folder:
-        planted = _child(make, folder, config)
-        selected = _child(measure_select, folder, config)
-        opened = _child(measure_open, folder, config)
+        planted = in_a_child("select", "make", folder, config)
+        selected = in_a_child("select", "measure_select", folder, config)
+        opened = in_a_child("select", "measure_open", folder, config)
     rows = [{"what": "made", **planted}, {"what": "select", **selected}, {"what": "open", **opened}]
     for row in rows:
         print(json.dumps(row))
@@ -70,12 +69,6 @@ def run(config: Config) -> dict[str, Any]:
     }
     ratios |= {f"{name}_vs_limit": took[name] / limit for name, limit in LIMITS.items()}
     return result("select", rows, ratios)
-
-
-def _child(task: Callable[[str, Config], dict[str, Any]], folder: str, config: Config) -> dict[str, Any]:
-    words = [sys.executable, "-m", "jobs.bench.select", task.__name__, folder, json.dumps(asdict(config))]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measured(begun: float, **values: Any) -> dict[str, Any]:
@@ -103,8 +96,8 @@ class Planted:
     @property
     def joined(self) -> int:
         """Originals that take over another row's label."""
-        other = (self.kind_N >= 2) & (self.label_N != self.label_N[self.source_N])
-        return len(np.unique(self.source_N[other]))
+        takes_over = (self.kind_N >= 2) & (self.label_N != self.label_N[self.source_N])
+        return len(np.unique(self.source_N[takes_over]))
 
 
 def plant(rows: int, seed: int) -> Planted:
@@ -166,8 +159,9 @@ def make(folder: str, config: Config) -> dict[str, Any]:
         first, last = unit * config.unit, min((unit + 1) * config.unit, config.rows)
         _write_unit(dataset, unit, _index(planted, first, last, config.seed))
     make_version(dataset, "bench")
-    made = measured(begun, rows=config.rows, joined=planted.joined)
-    return made | {name: int((planted.kind_N == k).sum()) for k, name in enumerate(("", *_KINDS)) if k}
+    return measured(begun, rows=config.rows, joined=planted.joined) | {
+        name: int((planted.kind_N == k).sum()) for k, name in enumerate(_KINDS, 1)
+    }
 
 
 _KINDS = ("placeholder", "duplicate", "near_duplicate")
@@ -240,8 +234,12 @@ def measure_select(folder: str, config: Config) -> dict[str, Any]:
         ended[what] = round(time.monotonic() - begun, 1)
 
     chosen = select(manifest, SelectConfig(), Path(folder), note)
-    took = measured(begun, rows=config.rows, ended=ended)
-    return took | _found(chosen, config) | {"index_ms": _index_ms(manifest), "index_ruled_ms": _index_ms(chosen)}
+    return {
+        **measured(begun, rows=config.rows, ended=ended),
+        **_found(chosen, config),
+        "index_ms": _index_ms(manifest),
+        "index_ruled_ms": _index_ms(chosen),
+    }
 
 
 def _found(chosen: Manifest, config: Config) -> dict[str, Any]:
@@ -258,9 +256,12 @@ def _found(chosen: Manifest, config: Config) -> dict[str, Any]:
         gone_N[row[reason != ""]] = True
         for number, name in enumerate(_KINDS, 1):
             found[name] += int(((planted.kind_N[row] == number) & (reason == name)).sum())
-    others = sum(chosen.deselected.values()) - sum(found.values())
-    by_right = int(((planted.kind_N == 3) & ~gone_N & gone_N[planted.source_N]).sum())
-    return found | {"stays_by_right": by_right, "others": others, "joined": joined, "rules_bytes": chosen.rules.bytes}
+    return found | {
+        "stays_by_right": int(((planted.kind_N == 3) & ~gone_N & gone_N[planted.source_N]).sum()),
+        "others": sum(chosen.deselected.values()) - sum(found.values()),
+        "joined": joined,
+        "rules_bytes": chosen.rules.bytes,
+    }
 
 
 def _index_ms(manifest: Manifest) -> float:
@@ -275,8 +276,7 @@ def measure_open(folder: str, config: Config) -> dict[str, Any]:
     """Time opening the newest version of a dataset with many units, from its folder alone."""
     dataset = store.join(folder, "large")
     write_info(dataset, DatasetInfo("bench", "0" * 64, config.open_units, 10_240, "bench", "bench"))
-    words = [sys.executable, "-m", "jobs.bench.select", "write_large", dataset, json.dumps(asdict(config))]
-    subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+    in_a_child("select", "write_large", dataset, config)
     begun = time.monotonic()
     manifest = read_manifest(dataset)
     return measured(begun, units=len(manifest.shards), samples=manifest.samples)

@@ -81,8 +81,7 @@ class Bench:
 
     @cached_property
     def made(self) -> stream_data.Made:
-        pictures = stream_data.pool(self.config.data)
-        return stream_data.written(self.root / "bench" / "ours", self.config.images, pictures)
+        return stream_data.written(self.root / "bench" / "ours", self.config.images, stream_data.pool(self.config.data))
 
     @cached_property
     def formats(self) -> None:
@@ -93,8 +92,7 @@ class Bench:
 
     @cached_property
     def epoch(self) -> stream_data.Made:
-        folder = self.root / "bench" / "epoch"
-        return stream_data.cloned(folder, -(-self.config.epoch_images // LINKS), LINKS)
+        return stream_data.cloned(self.root / "bench" / "epoch", -(-self.config.epoch_images // LINKS), LINKS)
 
     @cached_property
     def wide(self) -> stream_data.Made:
@@ -148,8 +146,8 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if not isinstance(v, list))
-    return "  ".join(values)
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items() if not isinstance(v, list)}
+    return "  ".join(f"{k} {v}" for k, v in shown.items())
 
 
 Measured = tuple[list[dict[str, Any]], dict[str, float]]
@@ -159,9 +157,8 @@ Measured = tuple[list[dict[str, Any]], dict[str, float]]
 
 def local(bench: Bench) -> Measured:
     _ = bench.formats
-    made, passes = bench.made, bench.config.passes
-    folder = bench.root / "bench"
-    common = bench.spec(made, passes=passes)
+    made, folder = bench.made, bench.root / "bench"
+    common = bench.spec(made, passes=bench.config.passes)
     specs = {
         "ours": {"data": str(made.folder)},
         "webdataset": {"tars": [str(made.folder / "shards" / name) for name in made.tars]},
@@ -169,9 +166,10 @@ def local(bench: Bench) -> Measured:
         "litdata": {"folder": str(folder / "litdata")},
     }
     runs = _interleaved(bench, {who: lambda who=who: bench.client(who, common | specs[who]) for who in READERS})
-    ratios = {f"local_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in READERS[1:]}
-    ratios["local_first_pass_cpu_vs_webdataset"] = _ratio(runs, "webdataset", "first_cpu")
-    return _rows(runs, made.images), ratios
+    return _rows(runs, made.images), {
+        **{f"local_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in READERS[1:]},
+        "local_first_pass_cpu_vs_webdataset": _ratio(runs, "webdataset", "first_cpu"),
+    }
 
 
 def s3(bench: Bench) -> Measured:
@@ -191,10 +189,11 @@ def s3(bench: Bench) -> Measured:
             return lambda: load(lambda: bench.client(who, common | specs[who], variables))
 
         runs = _interleaved(bench, {who: reader(who) for who in READERS})
-    ratios = {f"s3_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in READERS[1:]}
-    ratios |= {f"s3_rate_vs_{who}": 1 / _ratio(runs, who, "wall") for who in READERS[1:]}
-    ratios["s3_first_pass_cpu_vs_webdataset"] = _ratio(runs, "webdataset", "first_cpu")
-    return _rows(runs, made.images), ratios
+    return _rows(runs, made.images), {
+        **{f"s3_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in READERS[1:]},
+        **{f"s3_rate_vs_{who}": 1 / _ratio(runs, who, "wall") for who in READERS[1:]},
+        "s3_first_pass_cpu_vs_webdataset": _ratio(runs, "webdataset", "first_cpu"),
+    }
 
 
 @contextlib.contextmanager
@@ -208,8 +207,7 @@ def _endpoint(bench: Bench) -> Iterator[tuple[str, dict[str, str], Callable[[str
             def load(client: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 before = server.counts()
                 done = client()
-                spent = server.counts().since(before)
-                return done | {"server_share": spent.cpu / (done["first_wall"] + done["wall"])}
+                return done | {"server_share": server.counts().since(before).cpu / (done["first_wall"] + done["wall"])}
 
             yield "s3://bench", variables, lambda name: server.url(f"bench/{name}"), load
         return
@@ -244,18 +242,19 @@ def _rows(runs: list[dict[str, dict[str, Any]]], images: int) -> list[dict[str, 
     rows = []
     for who in runs[0]:
         mine = [one[who] for one in runs]
-        row: dict[str, Any] = {"reader": who, "images": mine[0]["images"]}
-        row |= {
-            f"{what}_us": 1e6 * statistics.median(run[what] / run["images"] for run in mine) for what in ("cpu", "wall")
+        row: dict[str, Any] = {
+            "reader": who,
+            "images": mine[0]["images"],
+            "cpu_us": 1e6 * statistics.median(run["cpu"] / run["images"] for run in mine),
+            "wall_us": 1e6 * statistics.median(run["wall"] / run["images"] for run in mine),
+            "first_pass_cpu_us": 1e6 / images * statistics.median(run["first_cpu"] for run in mine),
+            "mb_s": statistics.median(run["bytes"] / run["wall"] for run in mine) / 1e6,
+            "first_s": statistics.median(run["first_s"] for run in mine),
+            "rss_mb": max(run["rss"] for run in mine) / 1e6,
         }
-        row["first_pass_cpu_us"] = 1e6 / images * statistics.median(run["first_cpu"] for run in mine)
-        row["mb_s"] = statistics.median(run["bytes"] / run["wall"] for run in mine) / 1e6
-        row["first_s"] = statistics.median(run["first_s"] for run in mine)
-        row["rss_mb"] = max(run["rss"] for run in mine) / 1e6
         if "server_share" in mine[0]:
             row["server_share"] = statistics.median(run["server_share"] for run in mine)
-        row["rounds"] = [{k: run[k] for k in ("cpu", "wall")} for run in mine]
-        rows.append(row)
+        rows.append(row | {"rounds": [{k: run[k] for k in ("cpu", "wall")} for run in mine]})
     return rows
 
 
@@ -285,11 +284,19 @@ def _epochs(bench: Bench) -> Measured:
             long = bench.client("ours", spec | {"rank": 0, "passes": 3}, server.variables())
             used = sum(rank["bytes"] for rank in ranks)
             ratios[f"read_ratio_w{world}"] = sent.bytes / used
-            rise = (long["resident"][2] - long["resident"][0]) / 1e6
-            row = {"what": "epoch", "world": world, "images": made.images, "read_ratio": sent.bytes / used}
-            row |= {"requests": sent.requests, "cpu_us": 1e6 * sum(r["cpu"] for r in ranks) / made.images}
-            row |= {"peak_rss_mb": max(r["rss"] for r in [*ranks, long]) / 1e6, "rise_mb": rise}
-            rows.append(row | {"resident_mb": [round(r / 1e6) for r in long["resident"]]})
+            rows.append(
+                {
+                    "what": "epoch",
+                    "world": world,
+                    "images": made.images,
+                    "read_ratio": sent.bytes / used,
+                    "requests": sent.requests,
+                    "cpu_us": 1e6 * sum(r["cpu"] for r in ranks) / made.images,
+                    "peak_rss_mb": max(r["rss"] for r in [*ranks, long]) / 1e6,
+                    "rise_mb": (long["resident"][2] - long["resident"][0]) / 1e6,
+                    "resident_mb": [round(r / 1e6) for r in long["resident"]],
+                }
+            )
     return rows, ratios
 
 
@@ -309,13 +316,12 @@ def _distance(bench: Bench) -> Measured:
             most=3,
         )
     rates = [{name: run["bytes"] / run["wall"] for name, run in one.items()} for one in runs]
-    share = statistics.median(rate["far"] / min(rate["near"], cap) for rate in rates)
     rows = [
         {"what": f"rate {name}", "mb_s": statistics.median(r[name] for r in rates) / 1e6, "images": made.images}
         | {"cpu_us": 1e6 / made.images * statistics.median(one[name]["cpu"] for one in runs)}
         for name in ("near", "far")
     ]
-    return rows, {"delayed_rate": share}
+    return rows, {"delayed_rate": statistics.median(rate["far"] / min(rate["near"], cap) for rate in rates)}
 
 
 def _first(bench: Bench) -> Measured:
@@ -326,9 +332,15 @@ def _first(bench: Bench) -> Measured:
         for world in (1, 8):
             spec = {"verb": "first", "data": data, "batch": GLOBAL_BATCH, "world": world}
             done = bench.client("ours", spec, server.variables())
-            row = {"what": "first batch", "shards": bench.config.shards, "links": UNIT, "world": world}
             rows.append(
-                row | {name: done[name] for name in ("first_s", "open_s", "cpu")} | {"rss_mb": done["rss"] / 1e6}
+                {
+                    "what": "first batch",
+                    "shards": bench.config.shards,
+                    "links": UNIT,
+                    "world": world,
+                    **{name: done[name] for name in ("first_s", "open_s", "cpu")},
+                    "rss_mb": done["rss"] / 1e6,
+                }
             )
     return rows, {"first_batch_s": max(row["first_s"] for row in rows)}
 
@@ -344,8 +356,16 @@ def mixing(bench: Bench) -> Measured:
     starts = np.linspace(0, SAMPLES - GLOBAL_BATCH, 65).astype(np.int64).tolist()
     found = [_classes(batch(sequence, start, start + GLOBAL_BATCH).sample) for start in starts]
     at_random = CLASSES * (1 - (1 - 1 / CLASSES) ** GLOBAL_BATCH)  # expected, classes of equal size
-    row = {"classes": CLASSES, "samples": SAMPLES, "batch": GLOBAL_BATCH, "batches": len(starts), "random": at_random}
-    row |= {"distinct": statistics.mean(found), "distinct_first": found[0], "distinct_least": min(found)}
+    row = {
+        "classes": CLASSES,
+        "samples": SAMPLES,
+        "batch": GLOBAL_BATCH,
+        "batches": len(starts),
+        "random": at_random,
+        "distinct": statistics.mean(found),
+        "distinct_first": found[0],
+        "distinct_least": min(found),
+    }
     return [row], {"mixing": row["distinct"] / at_random}
 
 

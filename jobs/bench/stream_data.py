@@ -55,8 +55,7 @@ def pool(data: str | None, kinds: int = 8, each: int = 4) -> list[bytes]:
     """The pictures to copy from: real ones if given, otherwise synthetic ones with log-normal sizes."""
     if data is not None:
         return real_photographs(Path(data), 256)
-    quantiles = np.random.default_rng(0).standard_normal(1 << 12)
-    quantiles = np.quantile(quantiles, (np.arange(kinds) + 0.5) / kinds)
+    quantiles = np.quantile(np.random.default_rng(0).standard_normal(1 << 12), (np.arange(kinds) + 0.5) / kinds)
     sizes = np.exp(SPREAD * quantiles)
     sizes *= MEAN_BYTES / sizes.mean()
     return [body for k, size in enumerate(sizes) for body in photographs(each, int(size), k * each)]
@@ -71,10 +70,13 @@ def written(folder: Path, images: int, pictures: list[bytes], unit: int = UNIT) 
         bodies = [body_of(pictures, f"{k:08d}") for k in range(first, min(first + unit, images))]
         tars.append(_write_unit(dataset, number, first, bodies))
         sizes += map(len, bodies)
-    info = DatasetInfo("bench", "0" * 64, units=len(tars), unit=unit, config_digest="bench", image_build="bench")
-    write_info(dataset, info)
+    _write_info(dataset, len(tars), unit)
     make_version(dataset, "bench")
     return Made(folder, tuple(tars), images, sum(sizes), max(sizes))
+
+
+def _write_info(dataset: str, units: int, unit: int) -> None:
+    write_info(dataset, DatasetInfo("bench", "0" * 64, units, unit, config_digest="bench", image_build="bench"))
 
 
 def _row(row: int) -> dict[str, Any]:
@@ -127,17 +129,18 @@ def _write_unit(dataset: str, unit: int, first: int, bodies: list[bytes]) -> str
     store.put(store.join(dataset, "shards", base + ".tar"), tar)
     store.put(store.join(dataset, "shards", base + ".parquet"), index)
     digests = [hashlib.sha256(body).hexdigest() for body in (tar, index)]
-    done = Commit(
-        unit, "a1", base + ".tar", len(tar), digests[0], base + ".parquet", digests[1], len(rows), len(rows), {}
+    commit(
+        dataset,
+        Commit(
+            unit, "a1", base + ".tar", len(tar), digests[0], base + ".parquet", digests[1], len(rows), len(rows), {}
+        ),
     )
-    commit(dataset, done)
     return base + ".tar"
 
 
 def cloned(folder: Path, shards: int, links: int) -> Made:
     """A dataset of identical sparse shards with `links` pictures each; the file `address` names its manifest."""
-    draws = np.random.default_rng(1).standard_normal(links)
-    sizes = np.exp(SPREAD * draws - SPREAD**2 / 2) * MEAN_BYTES
+    sizes = np.exp(SPREAD * np.random.default_rng(1).standard_normal(links) - SPREAD**2 / 2) * MEAN_BYTES
     (folder / "shards").mkdir(parents=True)
     tar, index = folder / "shards" / "one.tar", folder / "shards" / "one.parquet"
     rows, at = [], 0
@@ -153,8 +156,7 @@ def cloned(folder: Path, shards: int, links: int) -> Made:
     for name in names:
         os.link(tar, folder / "shards" / f"{name}.tar")
         os.link(index, folder / "shards" / f"{name}.parquet")
-    info = DatasetInfo("bench", "0" * 64, units=shards, unit=links, config_digest="bench", image_build="bench")
-    write_info(str(folder), info)
+    _write_info(str(folder), shards, links)
     listed = tuple(
         Shard(unit, f"{name}.tar", f"{name}.parquet", at + 2 * BLOCK, "0" * 64, links, links, links)
         for unit, name in enumerate(names)

@@ -54,15 +54,11 @@ def epochs(spec: dict[str, Any]) -> dict[str, Any]:
     for batch in stream:
         slot.note(batch.bodies)
         if batch.stop // spec["images"] > batch.start // spec["images"]:
-            resident.append(_resident())
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
         batch.release()
     wall, used = time.perf_counter() - begun, cpu() - before
     stream.close()
     return {"resident": resident, "rss": peak_rss(), "bytes": slot.bytes, "cpu": used, "wall": wall}
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def first(spec: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +66,7 @@ def first(spec: dict[str, Any]) -> dict[str, Any]:
     begun, before = time.perf_counter(), cpu()
     stream = opened(spec)
     opening = time.perf_counter() - begun
-    batch = next(iter(stream))
-    size = sum(map(len, batch.bodies))
+    size = sum(map(len, next(iter(stream)).bodies))
     wall, used = time.perf_counter() - begun, cpu() - before
     stream.close()
     return {"first_s": wall, "open_s": opening, "cpu": used, "bytes": size, "rss": peak_rss()}
@@ -130,19 +125,15 @@ def _take(batch: Any, slot: Slot) -> int:
     return len(batch)
 
 
-def main() -> None:
-    spec = json.loads(sys.argv[1])
-    verb = {"read": read, "epochs": epochs, "first": first, "wait": wait}[spec["verb"]]
-    if spec.get("profile"):
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    verb = {"read": read, "epochs": epochs, "first": first, "wait": wait}[asked["verb"]]
+    if asked.get("profile"):
         import cProfile
 
         profile = cProfile.Profile()
-        done = profile.runcall(verb, spec)
-        profile.dump_stats(spec["profile"])
+        done = profile.runcall(verb, asked)
+        profile.dump_stats(asked["profile"])
     else:
-        done = verb(spec)
+        done = verb(asked)
     print(json.dumps(done), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,11 +10,10 @@ different world sizes, one of them killed and redone. Steps are checked against 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import pyarrow as pa
 
 from jobs import trace
 from jobs.bench import result, select
+from jobs.bench.rounds import in_a_child
 from jobs.trace import RunSaw
 from shards import store
 from shards.dataset import read_table
@@ -59,19 +59,13 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Make, trace; each in a child process, so that peak memory is measured separately."""
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as folder:
-        made, traced = _child("make", folder, config), _child("measure", folder, config)
+        made, traced = (in_a_child("trace", task, folder, config) for task in ("make", "measure"))
     rows = [{"what": "made", **made}, {"what": "traced", **traced}]
     for row in rows:
         print(json.dumps(row))
     ratios = {f"{name}_vs_limit": traced[name] / limit for name, limit in LIMITS.items()}
     ratios |= {"words_found": traced["found"] / config.words, "steps_right": traced["right"] / traced["checked"]}
     return result("trace", rows, ratios)
-
-
-def _child(task: str, folder: str, config: Config) -> dict[str, Any]:
-    words = [sys.executable, "-m", "jobs.bench.trace", task, folder, json.dumps(asdict(config))]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # --- made ----------------------------------------------------------------------------------------------------------
@@ -134,8 +128,7 @@ def _make_log(run: str, attempt: int, start: int, stop: int, config: Config) -> 
     a_part = max(1, 30 * RATE // config.batch)
     ends = [*range(start + config.batch, stop, config.batch), stop]
     for part, at in enumerate(range(0, len(ends), a_part)):
-        rows = [_metric(seen, start) for seen in ends[at : at + a_part]]
-        body = "".join(json.dumps(row) + "\n" for row in rows)
+        body = "".join(json.dumps(_metric(seen, start)) + "\n" for seen in ends[at : at + a_part])
         store.put(store.join(run, "metrics", f"{attempt:06d}-{part:06d}.jsonl"), body.encode())
     events = [{"event": "resume" if start else "start", "samples_seen": start}, {"event": "stop", "samples_seen": stop}]
     body = "".join(json.dumps(event) + "\n" for event in events)
@@ -172,11 +165,15 @@ def measure(folder: str, config: Config) -> dict[str, Any]:
     took = select.measured(begun)
     assert not found.problems, found.problems
     (saw,) = found.runs
-    sightings = sum(len(one.sightings) for one in saw.seen)
     manifest = read_manifest(store.join(folder, "dataset"))
     checked, right = _checked(saw, manifest, {life.key: life.row for life in found.lives}, config)
-    seen = {"found": len(found.lives), "selected": sum(one.selected for one in saw.seen), "sightings": sightings}
-    return took | seen | {"checked": checked, "right": right}
+    return took | {
+        "found": len(found.lives),
+        "selected": sum(one.selected for one in saw.seen),
+        "sightings": sum(len(one.sightings) for one in saw.seen),
+        "checked": checked,
+        "right": right,
+    }
 
 
 def _checked(saw: RunSaw, manifest: Manifest, rows: dict[str, int], config: Config) -> tuple[int, int]:
@@ -201,7 +198,6 @@ def _rows_of(manifest: Manifest, shard: int) -> np.ndarray:
     return selected_index(manifest, shard, ["row"])["row"].to_numpy()
 
 
-TASKS: dict[str, Callable[[str, Config], dict[str, Any]]] = {"make": make, "measure": measure}
-
 if __name__ == "__main__":
-    print(json.dumps(TASKS[sys.argv[1]](sys.argv[2], Config(**json.loads(sys.argv[3])))))
+    tasks = {task.__name__: task for task in (make, measure)}
+    print(json.dumps(tasks[sys.argv[1]](sys.argv[2], Config(**json.loads(sys.argv[3])))))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from jobs.bench import result
 from jobs.bench.memory import kept_for_backward
-from jobs.bench.rounds import Spent, medians, paired, torch_threads
+from jobs.bench.rounds import Spent, medians, paired, require_at_least, torch_threads
 from xtra import drop_path
 from xtra.attention import Causal
 from xtra.blocks import block_causal_mask, raster_order, target_blocks
@@ -51,9 +51,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
-        for name, least in (("images", 1), ("rounds", 1), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        require_at_least(self, images=1, rounds=1, threads=0)
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,9 @@ def require_cluster(address: str) -> None:
         raise ValueError(
             f"RAY_ADDRESS {address}: what answers there is not a Ray cluster: give the address of the head"
         )
-    ours = {"ray_version": version("ray"), "python_version": platform.python_version()}
-    for name, mine in ours.items():
-        theirs = found["cluster"].get(name, mine)
+    for what, mine in (("Ray", version("ray")), ("Python", platform.python_version())):
+        theirs = found["cluster"].get(f"{what.lower()}_version", mine)
         if theirs != mine:
-            what = name.partition("_")[0].capitalize()
             raise ValueError(f"RAY_ADDRESS {address}: the cluster has {what} {theirs}, this is {mine}: use the same")
 
 
@@ -73,11 +71,10 @@ def _ask(address: str) -> dict:
         return {"token": "missing"}  # Ray would end the process
     command = [sys.executable, "-c", _ASK, address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+        said = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS).stdout
     except subprocess.TimeoutExpired:
         return {}
-    lines = done.stdout.splitlines()
-    return json.loads(lines[-1]) if lines else {}
+    return json.loads(said.splitlines()[-1]) if said else {}
 
 
 def _has_token() -> bool:

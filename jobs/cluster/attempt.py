@@ -44,7 +44,7 @@ from ray.util.placement_group import (
 )
 
 from jobs.cluster.rendezvous import torch_config
-from jobs.cluster.wanted import HeadLost
+from jobs.cluster.wanted import HeadLost, closed_by
 
 POLL_SECONDS = 0.5
 SILENT_SECONDS = 60.0  # without an answer after which a controller counts as lost
@@ -78,19 +78,13 @@ class Places:
 def take(workers: int, gpus: bool, seconds: float) -> Iterator[Places | None]:
     """Places for so many workers, freed at the end of the block; None if they are not available within `seconds`."""
     held = placement_group([{"GPU" if gpus else "CPU": 1}] * workers, strategy="PACK")
-    try:
+
+    def give_back() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            remove_placement_group(held)
+
+    with closed_by(give_back):
         yield Places(held, workers, gpus) if held.wait(seconds) else None
-    except HeadLost:
-        raise  # no head is left to free them
-    except BaseException:
-        _give_back(held)
-        raise
-    _give_back(held)
-
-
-def _give_back(held: PlacementGroup) -> None:
-    with contextlib.suppress(ray.exceptions.RayError):
-        remove_placement_group(held)
 
 
 def run(
@@ -152,8 +146,7 @@ def mistake(result: Result) -> str | None:
 
 def reason(error: BaseException | None) -> str:
     """Why a group was lost, in one line."""
-    failures = getattr(error, "worker_failures", {})
-    for rank, failure in failures.items():
+    for rank, failure in getattr(error, "worker_failures", {}).items():
         cause = getattr(failure, "_base_exc", None) or getattr(failure, "health_check_failure", failure)
         return f"rank {rank}: {_one_line(cause)}"
     return _one_line(getattr(error, "controller_failure", error))
@@ -261,12 +254,10 @@ class Controllers:
         if not ray.wait([self._ready], timeout=0)[0]:
             return taken
         again = taken.ready.remote()
-        try:
+        with contextlib.suppress(ray.exceptions.RayError):
             if ray.wait([again], timeout=READY_SECONDS)[0]:
                 ray.get([self._ready, again])
                 return taken
-        except ray.exceptions.RayError:
-            pass
         ray.kill(taken)
         return self._kind.remote()
 

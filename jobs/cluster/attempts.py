@@ -109,12 +109,11 @@ class Attempts:
                 self._record(ended, before)
                 self.head.wait()  # if the head was lost, the group's places cannot be freed
             results = [TrainResult(**result) for result in ended.results]
-            whole = [result for result in results if not result.stopped]
             if ended.how in ("done", "stopped"):
                 return [*self.done, *results]
             if ended.how == "mistake":
                 raise ValueError(ended.why)
-            self.done += whole
+            self.done += [result for result in results if not result.stopped]
             if ended.how == "lost":
                 before, newest = newest, self._newest()
                 losses = losses + 1 if newest == before else 1
@@ -229,7 +228,7 @@ class Attempts:
                 raise Abandoned  # no rank has started, so there is nothing to save
 
         job = {
-            "configs": [self._placed(config) for config in self._left],
+            "configs": [dataclasses.replace(config, device="cuda" if self.gpus else "cpu") for config in self._left],
             "desk": self.desk.actor,
             "group": group,
             "stall": self.workers.stall,
@@ -281,10 +280,9 @@ def choose(workers: Workers, room: capacity.Room, settled: bool) -> int:
     return room.free if settled and room.free >= workers.least else 0
 
 
-def too_many(workers: Workers, room: capacity.Room, otherwise: str = "") -> str:
+def too_many(workers: Workers, room: capacity.Room) -> str:
     """The error for more workers than the cluster can ever have."""
     have = f"this cluster has {room.total} {room.kind}s"
     if room.limit is not None:
         have += f" and may grow to {max(room.limit, room.total):.0f}"
-    cpu = ", or --device cpu" if room.kind == "GPU" else ""
-    return f"workers is {workers}; {have}: use fewer workers{cpu}"
+    return f"workers is {workers}; {have}: use fewer workers" + ", or --device cpu" * (room.kind == "GPU")

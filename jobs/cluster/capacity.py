@@ -141,8 +141,12 @@ def _read_growth(port: str) -> Mapping[str, float] | None:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             commands.append(path.read_text(errors="replace").split("\0"))
-    monitors = [words for words in commands if any(word.endswith("/autoscaler/_private/monitor.py") for word in words)]
-    monitors += [words for words in commands if any(word.endswith("/autoscaler/v2/monitor.py") for word in words)]
+    monitors = [
+        words
+        for program in ("/autoscaler/_private/monitor.py", "/autoscaler/v2/monitor.py")
+        for words in commands
+        if any(word.endswith(program) for word in words)
+    ]
     for words in monitors:
         given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
         if given.get("--gcs-address", "").rpartition(":")[2] == port:

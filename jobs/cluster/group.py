@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ingest import run as ingest
 from ingest.config import Config as IngestConfig
 from jobs.cluster.start import start_ray
-from jobs.cluster.wanted import HeadLost, Workers, on_a_cluster
+from jobs.cluster.wanted import Workers, closed_by, on_a_cluster
 from shards import store
 
 if TYPE_CHECKING:  # these load torch, which an ingest does not need
@@ -168,12 +168,5 @@ def _train_on_ray(
     if gpus and "cpu" in devices:
         raise ValueError("these runs mix device cpu with cuda or auto: train them in two calls")
     attempts = Attempts(configs, workers, gpus, stop, progress)
-    try:
-        results = attempts.run()
-    except HeadLost:
-        raise
-    except BaseException:
-        attempts.close()
-        raise
-    attempts.close()
-    return results
+    with closed_by(attempts.close):
+        return attempts.run()

@@ -27,7 +27,7 @@ from ingest.run import Work
 from ingest.scratch import scratch_folder
 from ingest.sealing import SEALING
 from jobs.cluster.rate_limiter import Leases, RateLimiter
-from jobs.cluster.wanted import HeadLost, TryLater, Workers
+from jobs.cluster.wanted import TryLater, Workers, closed_by
 from shards.dataset import Commit
 from shards.pixels import leave_no_core
 
@@ -148,16 +148,10 @@ def crawl_on_actors(work: Work, workers: Workers | int) -> Iterator[Commit]:
     """Crawl the units with so many Ray actors, as far as there is room. Raises ValueError for an error that retries
     cannot fix, and TryLater when there was no room for any of them for too long."""
     driver = _Driver(work, Workers(workers, workers) if isinstance(workers, int) else workers)
-    try:
+    with closed_by(driver.close):
         while driver.left and not work.stop():
             yield from driver.turn()
         yield from driver.dismiss()
-    except HeadLost:
-        raise  # Ray could end nothing
-    except BaseException:
-        driver.close()
-        raise
-    driver.close()
 
 
 @dataclass

@@ -27,7 +27,7 @@ def answer(datasets: list[str], out: str, seen: str) -> dict[str, Any]:
     `datasets` are folders of datasets, `out` is where results go ("": nowhere), `seen` a file that the driver has put
     there, if `out` is a local path.
     """
-    facts: dict[str, Any] = {
+    return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": _version("torch"),
@@ -40,9 +40,8 @@ def answer(datasets: list[str], out: str, seen: str) -> dict[str, Any]:
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "aws": [name for name in AWS if os.environ.get(name)],
         "clock": time.time(),
+        **_of_the_product(datasets, out, seen),
     }
-    facts |= _of_the_product(datasets, out, seen)
-    return facts
 
 
 def _of_the_product(datasets: list[str], out: str, seen: str) -> dict[str, Any]:

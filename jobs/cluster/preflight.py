@@ -75,8 +75,12 @@ def compare(name: str, facts: dict[str, Any], here: dict[str, Any], out: str) ->
         )
         return
     if facts["crops"] != here["crops"]:
-        step = "make setup there, or losses differ in the last digits"
-        yield Check("warn", what, f"crops with {facts['crops']}, here with {here['crops']}", step)
+        yield Check(
+            "warn",
+            what,
+            f"crops with {facts['crops']}, here with {here['crops']}",
+            "make setup there, or losses differ in the last digits",
+        )
     if facts["driver"] != here["driver"] and facts["driver"] and here["driver"]:
         yield Check("warn", what, f"has GPU driver {facts['driver']}, here {here['driver']}", "use one driver on all")
     for url, why in facts["read"].items():
@@ -97,8 +101,7 @@ def _resources(what: str, facts: dict[str, Any], here: dict[str, Any]) -> Iterat
     if facts["files"] < FILES:
         yield Check("warn", what, f"may open {facts['files']} files", f"ulimit -n {FILES} there")
     if abs(facts["clock"] - here["clock"]) > CLOCK_SECONDS + facts.get("waited", 0.0):
-        off = facts["clock"] - here["clock"]
-        yield Check("warn", what, f"its clock is {off:+.0f} s off ours", "set it by NTP")
+        yield Check("warn", what, f"its clock is {facts['clock'] - here['clock']:+.0f} s off ours", "set it by NTP")
     if missing := [key for key in here["aws"] if key not in facts["aws"]]:
         yield Check(
             "warn",

@@ -47,8 +47,7 @@ def probe_all(
     configs = [dataclasses.replace(c, device=auto) if c.device == "auto" else c for c in configs]
     gpus = any(config.device.startswith("cuda") for config in configs)
     # --workers N is the most at a time, not a minimum; the MIN of MIN..MAX is.
-    least = workers.least if workers.least < workers.most else 1
-    need("GPU" if gpus else "CPU", Workers(least, workers.most))
+    need("GPU" if gpus else "CPU", Workers(workers.least if workers.least < workers.most else 1, workers.most))
     task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=0, scheduling_strategy="SPREAD")(_probe)
     waiting, running, losses, done = list(configs), {}, Counter[int](), 0
     try:
@@ -110,9 +109,8 @@ def _outcome(
     except ray.exceptions.RayTaskError as bug:
         return "failed", " ".join(str(bug).split())[-300:]  # a traceback's last words name the error
     except ray.exceptions.RayError as lost:
-        line = " ".join(str(lost).split())[:300]
         died = isinstance(lost, ray.exceptions.NodeDiedError) or nodes - _nodes()
-        return "node" if died else "worker", line
+        return "node" if died else "worker", " ".join(str(lost).split())[:300]
 
 
 def _raise(config: probe.Config, why: str) -> None:

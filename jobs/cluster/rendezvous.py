@@ -39,8 +39,7 @@ def _face_the_others() -> None:
     """Use the interface with this node's address in the cluster, unless the user has set one."""
     import ray
 
-    name = interface_of(ray.util.get_node_ip_address())
-    if name is not None:
+    if name := interface_of(ray.util.get_node_ip_address()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 
@@ -21,6 +23,19 @@ class HeadLost(TryLater):
     """The cluster's head is gone. Ray would wait a minute for it and then end the process: do not call it any more."""
 
     at_once = True  # without any library's exit handlers
+
+
+@contextmanager
+def closed_by(close: Callable[[], object]) -> Iterator[None]:
+    """Call `close` when the block ends in any way, except if the head is lost: without it, Ray can end nothing."""
+    try:
+        yield
+    except HeadLost:
+        raise
+    except BaseException:
+        close()
+        raise
+    close()
 
 
 @dataclass(frozen=True)

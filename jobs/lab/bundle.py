@@ -14,7 +14,6 @@ much in common (half of each is JPEG tables): they shrink to about three fifths.
 
 from __future__ import annotations
 
-import argparse
 import io
 import lzma
 import shutil
@@ -30,6 +29,7 @@ import numpy as np
 
 from jobs.bench import commit
 from jobs.bench.gpu import FOLDER as GPU, LIMIT, put_croppers
+from jobs.bench.rounds import parsed
 from jobs.lab import study
 from shards.manifest import Manifest, Subset, read_manifest
 from shards.selection import below, key_hash, selected_index
@@ -68,14 +68,14 @@ def pack(data: str, out: str, pictures: int = PICTURES, wheels: str = "", limit:
         file.write(lzma.compress(b"".join(_code(wheels))))
         code_bytes = file.tell()
         for name, numbers in sets.items():
-            for at, piece in enumerate(_pieces(f"{data}/{name}", numbers)):
-                stream = lzma.compress(_member(f"tars/{name}-{at:05d}.tar", piece.tar))
+            for at, (tar, number) in enumerate(_pieces(f"{data}/{name}", numbers)):
+                stream = lzma.compress(_plain(Member(f"{TOP}/tars/{name}-{at:05d}.tar", tar)))
                 if file.tell() + len(stream) + len(end) > limit:
                     if name != "tin-train":
                         raise ValueError(f"{out}: {name} and the code do not fit into {limit / 2**20:.0f} MiB")
                     break
                 file.write(stream)
-                fitted[name] += piece.pictures
+                fitted[name] += number
         if not fitted["tin-train"]:
             raise ValueError(f"{out}: the other sets leave no room for tin-train in {limit / 2**20:.0f} MiB")
         file.write(end)
@@ -98,12 +98,11 @@ def _sets(data: str, pictures: int) -> dict[str, np.ndarray]:
         return np.flatnonzero(hashes < np.uint64(chosen.subset.threshold if chosen.subset else 0))
 
     training = read_manifest(f"{data}/tin-train")
-    by_hash = np.argsort(key_hash(_keys(training), 0), kind="stable")[:pictures]
     return {
         "cifar10-test": part("cifar10-test", 1 << 62),
         "cifar10-train": part("cifar10-train", study.Config.head_images),
         "tin-val": part("tin-val", study.Config.held_out_images),
-        "tin-train": by_hash,
+        "tin-train": np.argsort(key_hash(_keys(training), 0), kind="stable")[:pictures],
     }
 
 
@@ -113,14 +112,8 @@ def _keys(manifest: Manifest) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    tar: bytes
-    pictures: int
-
-
-def _pieces(dataset: str, numbers: np.ndarray) -> Iterator[_Piece]:
-    """Tars of PIECE pictures and their labels, in the order of the numbers."""
+def _pieces(dataset: str, numbers: np.ndarray) -> Iterator[tuple[bytes, int]]:
+    """Tars of PIECE pictures and their labels, in the order of the numbers; and how many pictures each has."""
     manifest = read_manifest(dataset)
     for start in range(0, len(numbers), PIECE):
         chosen = np.sort(numbers[start : start + PIECE])
@@ -131,16 +124,12 @@ def _pieces(dataset: str, numbers: np.ndarray) -> Iterator[_Piece]:
                 members.append(Member(f"{sample.key}.{ENDS.get(body[:2], 'jpg')}", body))
                 members += [Member(f"{sample.key}.cls", label.encode()) for label in sample.labels[:1]]
             batch.release()
-        yield _Piece(b"".join(map(_plain, members)) + END, len(chosen))
+        yield b"".join(map(_plain, members)) + END, len(chosen)
 
 
 def _plain(member: Member) -> bytes:
     assert isinstance(member.body, bytes)
     return header(member.name, len(member.body)) + member.body + bytes(-len(member.body) % 512)
-
-
-def _member(name: str, body: bytes) -> bytes:
-    return _plain(Member(f"{TOP}/{name}", body))
 
 
 def _code(wheels: str) -> Iterator[bytes]:
@@ -175,12 +164,13 @@ def _file(path: Path, name: str) -> bytes:
 
 
 def main(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.lab.bundle", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", required=True, help="folder of the study's datasets")
-    parser.add_argument("--out", default=OUT, help=f"the file; default {OUT}")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="most from Tiny ImageNet; default 25000")
-    parser.add_argument("--wheels", default="", help="folder of wheels that the other machine needs")
-    values = parser.parse_args(words)
+    flags = {
+        "--data": {"required": True, "help": "folder of the study's datasets"},
+        "--out": {"default": OUT, "help": f"the file; default {OUT}"},
+        "--pictures": {"type": int, "default": PICTURES, "help": "most from Tiny ImageNet; default 25000"},
+        "--wheels": {"default": "", "help": "folder of wheels that the other machine needs"},
+    }
+    values = parsed(words, flags, prog="python -m jobs.lab.bundle", description=(__doc__ or "").split("\n")[0])
     try:
         packed = pack(values.data, values.out, values.pictures, values.wheels)
     except ValueError as error:

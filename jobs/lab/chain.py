@@ -45,8 +45,7 @@ class Done:
 
 
 def is_trained(run: train.Config) -> bool:
-    done = checkpoint.committed(run.out)
-    return bool(done) and done[-1] >= run.samples
+    return max(checkpoint.committed(run.out), default=0) >= run.samples
 
 
 def work(chain: Chain, stop: threading.Event, progress: Progress = lambda row: None) -> Done:

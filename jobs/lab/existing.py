@@ -38,9 +38,8 @@ def run_of(given: str) -> str:
 
 def samples_seen(settings: probe.Config) -> int:
     """The samples that the encoder has seen: 0 unless a run here trained it. Raises what `checkpoint.find` raises."""
-    if settings.encoder != "trained":
-        return 0
-    return int(checkpoint.find(settings.checkpoint).commit["samples_seen"])
+    trained = settings.encoder == "trained"
+    return int(checkpoint.find(settings.checkpoint).commit["samples_seen"]) if trained else 0
 
 
 def label(settings: probe.Config) -> str:
@@ -72,18 +71,17 @@ def _as_wanted(result: Result, settings: probe.Config) -> bool:
     """Whether a result has the same mask, protocol, seed, epochs, learning rates and weight decays: a short trial
     does not replace the real probe. Layers, views and batch are not compared."""
     if result.get("epochs") is not None:
-        made = (result["epochs"], result["warmup_defect"])
-        if made != (settings.epochs, settings.warmup_defect):
+        if (result["epochs"], result["warmup_defect"]) != (settings.epochs, settings.warmup_defect):
             return False
         for name, wanted in (("lr", settings.lrs), ("weight_decay", settings.weight_decays)):
             tried = {point[name] for point in result.get("selection") or () if name in point}
             if tried and tried != {*wanted}:
                 return False
-    if not has_mask(result, settings):
-        return False
-    if result.get("seed") is not None and result["seed"] != settings.seed:
-        return False
-    return published(result) == (settings.protocol == "published")
+    return (
+        has_mask(result, settings)
+        and result.get("seed") in (None, settings.seed)
+        and published(result) == (settings.protocol == "published")
+    )
 
 
 def only_missing(settings: probe.Config, samples: int, mark: str = "") -> probe.Config | None:

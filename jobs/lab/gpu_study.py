@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.bench import rounds
+
 if TYPE_CHECKING:
     from jobs.lab.study import Config, StudyResult
 
@@ -36,18 +38,22 @@ BATCH = 256  # larger than on a CPU, where batches of 16 make the best use of fe
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.lab.gpu_study", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tars", default="tars", help="the bundle's pictures")
-    parser.add_argument("--work", default="work", help="folder for datasets, runs and rows")
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop after this long, to continue later; 0: never")
-    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES, help="counts; the largest is a run's length")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument(
-        "--at-once", type=int, default=0, help="runs side by side; default: one for 3 cores, at most 15"
-    )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    return parser.parse_args(words)
+    flags: dict[str, dict[str, Any]] = {
+        "--tars": {"default": "tars", "help": "the bundle's pictures"},
+        "--work": {"default": "work", "help": "folder for datasets, runs and rows"},
+        "--minutes": {"type": float, "default": 0.0, "help": "stop after this long, to continue later; 0: never"},
+        "--samples": {
+            "type": int,
+            "nargs": "+",
+            "default": SAMPLES,
+            "help": "counts; the largest is a run's length",
+        },
+        "--seeds": {"type": int, "default": 5},
+        "--batch": {"type": int, "default": BATCH},
+        "--at-once": {"type": int, "default": 0, "help": "runs side by side; default: one for 3 cores, at most 15"},
+        "--device": {"choices": ("cuda", "cpu"), "default": "cuda"},
+    }
+    return rounds.parsed(words, flags, prog="python -m jobs.lab.gpu_study", description=(__doc__ or "").split("\n")[0])
 
 
 def settings(values: argparse.Namespace) -> Config:
@@ -101,8 +107,7 @@ def run(values: argparse.Namespace, stop: threading.Event) -> StudyResult:
         nonlocal said
         if "remark" not in row and time.monotonic() - said >= SAY_SECONDS:
             said = time.monotonic()
-            name = row["run"].rpartition("/")[2]
-            print(f"{name}: {_words(row)}", file=sys.stderr, flush=True)
+            print(row["run"].rpartition("/")[2], _words(row), sep=": ", file=sys.stderr, flush=True)
 
     return study.run(config, show, stop)
 
@@ -143,8 +148,10 @@ def main(words: Sequence[str]) -> int:
         os.execve(sys.executable, [sys.executable, "-m", "jobs.lab.gpu_study", *words], env)
     missing = [PACKAGES.get(name, name) for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        text = f"this Python has no {', '.join(missing)}: pip install them, or pack wheels of them (--wheels)"
-        print(f"gpu-study: {text}", file=sys.stderr)
+        print(
+            f"gpu-study: this Python has no {', '.join(missing)}: pip install them, or pack wheels of them (--wheels)",
+            file=sys.stderr,
+        )
         return 2
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

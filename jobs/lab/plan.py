@@ -98,12 +98,10 @@ def run(config: Config) -> Plan:
     if config.recipe not in recipes.names():
         near = nearest(config.recipe, recipes.names())
         raise ValueError(f"recipe {config.recipe!r} is unknown{near}: xtra train --help lists them")
-    peak = peak_flops(config.gpu)
-    if peak is None:
+    if (peak := peak_flops(config.gpu)) is None:
         raise ValueError(f"--gpu {config.gpu}: its peak is unknown: give one of those in xtra/flops.py, such as H100")
     recipe = recipes.get(config.recipe)
     training = _training(config, recipe, peak)
-    doublings = next_doubling(fit.run(fit.Config(config.ledger))) if config.ledger else ()
     return Plan(
         config.recipe,
         config.gpus,
@@ -112,13 +110,12 @@ def run(config: Config) -> Plan:
         training,
         _store(config, recipe, training) if training.images else None,
         _ingest(config) if config.links else None,
-        doublings,
+        next_doubling(fit.run(fit.Config(config.ledger))) if config.ledger else (),
     )
 
 
 def _training(config: Config, recipe: TrainConfig, peak: float) -> Training:
-    model = recipe.model
-    shape = Shape(**{f.name: getattr(model, f.name) for f in fields(Shape)})
+    shape = Shape(**{f.name: getattr(recipe.model, f.name) for f in fields(Shape)})
     an_image = flops_per_image(shape)
     flops = float(recipe.samples) * an_image
     gpu_hours = flops / (peak * config.mfu) / 3600
@@ -233,8 +230,10 @@ def _doublings(plan: Plan) -> list[str]:
     for d in plan.doublings:
         interval = "no interval" if d.low is None or d.high is None else f"{100 * d.low:+.2f} to {100 * d.high:+.2f}"
         cost = d.samples * rate
-        found.append(f"  {d.arm[:20]:<20} {d.samples:>13,} more samples: {100 * d.points:+.2f} ({interval})")
-        found.append(f"  {'':<20} {cost:,.3g} GPU-hours of this recipe, {cost * hour:,.2f}")
+        found += [
+            f"  {d.arm[:20]:<20} {d.samples:>13,} more samples: {100 * d.points:+.2f} ({interval})",
+            f"  {'':<20} {cost:,.3g} GPU-hours of this recipe, {cost * hour:,.2f}",
+        ]
     return found
 
 
@@ -245,8 +244,7 @@ def rewritten(page: str) -> str:
     """The page with every block that begins with `$ xtra plan` replaced by that command's current output."""
 
     def block(match: re.Match[str]) -> str:
-        words = shlex.split(match[1])
-        config = parse(Config, ["--recipe", *words[3:]], "xtra plan")
+        config = parse(Config, ["--recipe", *shlex.split(match[1])[3:]], "xtra plan")
         return "\n".join(["```", match[1], *lines(run(config)), "```"])
 
     return re.sub(r"```\n(\$ xtra plan [^\n]*)\n.*?```", block, page, flags=re.S)

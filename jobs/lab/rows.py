@@ -26,11 +26,11 @@ def write_rows(runs: str, out: str, name: str = "ledger") -> None:
     ledger = read_runs(runs)
     if ledger.problems:
         raise ValueError(ledger.problems[0])
-    rows = without_places(ledger.rows)
+    text = ledger_csv(without_places(ledger.rows))
     right = [line for run in ledger.runs for line in _right(run)]
     runs_here = {run.name for run in ledger.runs}
     tables = {
-        name: _with_recorded(out, name, list(csv.reader(io.StringIO(ledger_csv(rows)))), runs_here, LEDGER_ORDER),
+        name: _with_recorded(out, name, list(csv.reader(io.StringIO(text))), runs_here, LEDGER_ORDER),
         f"{name}-right": _with_recorded(out, f"{name}-right", [list(RIGHT), *right], runs_here, RIGHT_ORDER),
     }
     for table, lines in tables.items():  # only now: everything has been read
@@ -66,9 +66,7 @@ def _with_recorded(
 def _right(run: Run) -> list[list[object]]:
     """One line per probe that recorded its bits. Raises ValueError naming a file whose bits do not match its counts."""
     lines = []
-    for probe in sorted(run.probes, key=lambda p: p["_file"]):
-        if not probe.get("right"):
-            continue
+    for probe in sorted((p for p in run.probes if p.get("right")), key=lambda p: p["_file"]):
         if int(unpack(probe["right"], probe["total"]).sum()) != probe["correct"]:
             raise ValueError(f"{probe['_file']}: `right` and `correct` disagree: the file is damaged")
         lines.append([run.name if column == "name" else probe.get(column) for column in RIGHT])

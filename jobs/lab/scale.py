@@ -108,13 +108,11 @@ def _name(config: Config, recipe: str, lr: float | None, seed: int, what: str) -
 
 def _run_config(config: Config, data: str, recipe: str, lr: float | None, samples: int, seed: int) -> train.Config:
     base = recipes.get(recipe)
-    vary = config.seeds_vary
     batch = min(base.batch, samples)
-    every = min(base.checkpoint_every, max(samples // 2, batch))
     changes: dict[str, Any] = {}
     if lr is not None:
         changes = {"optim": dataclasses.replace(base.optim, lr=lr), "arm": f"{recipe} lr {lr:g}"}
-    if vary in ("all", "data"):
+    if config.seeds_vary in ("all", "data"):
         changes["order"] = dataclasses.replace(base.order, seed=seed)
     held_out = read_manifest(store.absolute(config.held_out or config.probe.eval)).address
     return dataclasses.replace(
@@ -122,9 +120,9 @@ def _run_config(config: Config, data: str, recipe: str, lr: float | None, sample
         data=data,
         out=store.join(store.absolute(config.out), _name(config, recipe, lr, seed, f"{samples:09d}")),
         samples=samples,
-        seed=seed if vary in ("all", "weights") else 0,
+        seed=seed if config.seeds_vary in ("all", "weights") else 0,
         batch=batch,
-        checkpoint_every=every,
+        checkpoint_every=min(base.checkpoint_every, max(samples // 2, batch)),
         val=dataclasses.replace(base.val, data=held_out, every=samples),
         **changes,
     )

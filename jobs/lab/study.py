@@ -61,9 +61,8 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
     done: list[chain.Done] = []
     rates: dict[str, float] = {}
     while not stop.is_set() and len(rates) < len(SWEPT):
-        sweep = list(_sweep(config, sets))
-        done += _side_by_side(config, [Chain((trial,)) for trial in sweep], stop, progress)
-        rates = _chosen(config, sweep)
+        done += _side_by_side(config, [Chain((trial,)) for trial in _sweep(config, sets)], stop, progress)
+        rates = _chosen(config)
     for last in sorted({*config.stages}):
         if stop.is_set():
             break
@@ -159,9 +158,8 @@ def _base(config: Config, recipe: str) -> train.Config:
     """The recipe on this study's machine."""
     base = dataclasses.replace(recipes.get(recipe), device=config.device, threads=config.threads)
     optim = dataclasses.replace(base.optim, warmup=config.warmup or base.optim.warmup)
-    batch = config.batch or base.batch
     every = max(base.checkpoint_every, EVERY_STEPS * config.batch)
-    return dataclasses.replace(base, optim=optim, batch=batch, checkpoint_every=every)
+    return dataclasses.replace(base, optim=optim, batch=config.batch or base.batch, checkpoint_every=every)
 
 
 def _shaping(recipe: train.Config) -> dict[str, Any]:
@@ -237,13 +235,12 @@ def _recorded_loss(config: Config, run: str) -> float | None:
     return None
 
 
-def _chosen(config: Config, sweep: list[Trial]) -> dict[str, float]:
+def _chosen(config: Config) -> dict[str, float]:
     """The rate with the smallest held-out loss for each block size whose sweep is complete."""
     chosen = {}
     for block in SWEPT:
         rates = _rates(config, block)
-        losses = _losses(config, block, rates)
-        if len(losses) == len(rates):
+        if len(losses := _losses(config, block, rates)) == len(rates):
             chosen[f"block{block}"] = min(losses, key=losses.__getitem__)
     return chosen
 
@@ -281,11 +278,12 @@ def _chain(config: Config, sets: _Sets, rates: dict[str, float], arm: Arm, seed:
         for samples in counts
     ]
     probes: list[tuple[probe.Config, ...]] = [(_linear(config, sets, run.out, seed),) for run in runs]
-    probes[-1] += _secondary(config, sets, runs[-1].out, seed)
+    secondary = dataclasses.replace(probes[-1][0], heads=("linear", "attentive"))
+    for training, evaluation in filter(None, (sets.tin, sets.grocery)):
+        probes[-1] += (dataclasses.replace(secondary, train=training.address, eval=evaluation.address),)
     if seed == min(config.seeds) and arm.schedule == "constant" and not arm.few:
-        first = arm is ARMS[0]  # raw pixels do not depend on the arm
-        untrained = dataclasses.replace(probes[0][0], encoder="random", pixels=first)
-        probes[0] += (untrained,)
+        # Raw pixels do not depend on the arm.
+        probes[0] += (dataclasses.replace(probes[0][0], encoder="random", pixels=arm is ARMS[0]),)
     if arm.schedule == "constant":
         runs = chain.with_trunk(runs, store.join(folder, f"{arm.name}-trunk-s{seed}"))
         probes = [(), *probes]
@@ -319,12 +317,4 @@ def _linear(config: Config, sets: _Sets, out: str, seed: int) -> probe.Config:
         precision="bf16",
         encode_batch=32 if config.device == "cpu" else 512,
         threads=config.threads,
-    )
-
-
-def _secondary(config: Config, sets: _Sets, out: str, seed: int) -> tuple[probe.Config, ...]:
-    base = dataclasses.replace(_linear(config, sets, out, seed), heads=("linear", "attentive"))
-    return tuple(
-        dataclasses.replace(base, train=training.address, eval=evaluation.address)
-        for training, evaluation in filter(None, (sets.tin, sets.grocery))
     )

@@ -30,8 +30,6 @@ from xtra.model import model_config
 from xtra.probe import published_resize
 from xtra.run import records
 
-SUITES = ("paper15",)
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -113,8 +111,11 @@ def run(config: Config, progress: Progress = lambda row: None, stop: threading.E
 
     probed = cluster.probe_all(missing, config.workers, stop, progress, note_failure)
     names = {read_manifest(sets[name][1]).digest: name for name in lying}  # a dataset may have another name
-    mine = [r for r in existing.results(base.out) if r["manifest_eval"] in names and _same(base, seen, mark, r)]
-    found = tuple({**r, "set": names[r["manifest_eval"]]} for r in mine)
+    found = tuple(
+        {**r, "set": names[r["manifest_eval"]]}
+        for r in existing.results(base.out)
+        if r["manifest_eval"] in names and _same(base, seen, mark, r)
+    )
     return SuiteResult(found, tuple(part for name in asked for part in absent[name]), failed, probed, stop.is_set())
 
 
@@ -128,8 +129,7 @@ def _absent(root: str, name: str) -> list[str]:
 def _too_short(settings: probe.Config) -> str:
     """Why a probe that augments its images in each epoch has fewer than one batch of them; "" if it has enough."""
     images = settings.epochs * read_manifest(settings.train).samples
-    by_steps = {"attentive", "linear"}.intersection(settings.heads)
-    if settings.augment is None or not by_steps or images >= settings.batch:
+    if settings.augment is None or not {"attentive", "linear"} & {*settings.heads} or images >= settings.batch:
         return ""
     return f"--batch is {settings.batch}, but {settings.epochs} epochs show only {images} images: lower it"
 
@@ -146,8 +146,7 @@ def absolute(settings: probe.Config) -> probe.Config:
 def image_side(settings: probe.Config) -> int:
     """The side of the encoder's images, in pixels."""
     if settings.encoder in ("trained", "random"):
-        run = existing.run_of(settings.checkpoint)
-        return model_config(records.read_settings(run)["model"]).image
+        return model_config(records.read_settings(existing.run_of(settings.checkpoint))["model"]).image
     from xtra.probe import open_encoder
 
     return open_encoder(settings.encoder).image
@@ -176,9 +175,7 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
     alike = image == H14_IMAGE
     made = []
     for attentive, augment, decay in ((True, PROBE, 0.1), (False, PROBE_LINEAR_B, 0.0)):
-        heads = tuple(head for head in base.heads if alike or (head == "attentive") == attentive)
-        if alike and not attentive:
-            continue
+        heads = tuple(head for head in base.heads if (alike or head == "attentive") == attentive)
         fields = wanted | {"augment": augment, "weight_decays": (decay,)}
         fields = {field: value for field, value in fields.items() if field not in kept}
         if heads:
@@ -188,11 +185,12 @@ def configs(name: str, base: probe.Config, image: int, kept: Collection[str] = (
 
 def text(result: SuiteResult, heads: Sequence[str]) -> list[str]:
     """The table, and what it is missing."""
-    lines = table(result, heads)
     notes = [f"failed   {name}: {why}" for name, why in result.failed.items()]
     if result.missing:
         notes.append(f"missing  {', '.join(result.missing)}: xtra import SOURCE --set NAME makes them")
-    return lines + [textwrap.fill(note, 80, subsequent_indent=" " * 9, break_long_words=False) for note in notes]
+    return table(result, heads) + [
+        textwrap.fill(note, 80, subsequent_indent=" " * 9, break_long_words=False) for note in notes
+    ]
 
 
 # --- the table -----------------------------------------------------------------------------------------------------
@@ -218,8 +216,8 @@ def _cell(result: existing.Result | None, width: int) -> str:
     if result is None:
         return ""
     interval = f" ({100 * result['low']:.1f} to {100 * result['high']:.1f})"
-    mark = "" if whole(result) else "*"
-    return f"{100 * result['accuracy']:.1f}{mark}" + (interval if len(interval) + 7 < width else "")
+    mean = f"{100 * result['accuracy']:.1f}" + "*" * (not whole(result))
+    return mean + (interval if len(interval) + 7 < width else "")
 
 
 def whole(result: existing.Result) -> bool:

@@ -15,7 +15,7 @@ from jobs.laws.inversion import Interval, intervals
 from jobs.laws.joint import SIZES, JointLaw, fit_sizes
 from jobs.laws.law import Curve, fit, too_few
 from jobs.laws.multiplier import Fitted, Multiplier, levels, multiplier
-from jobs.laws.table import AXES, Table, curves, read
+from jobs.laws.table import AXES, Table, curves, grouped, read
 
 _ALL_PAIRS = 6  # up to this many arms, all pairs are compared; beyond it, each only with the first
 
@@ -86,7 +86,9 @@ def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
     if several and not any(arm.fitted for arm in arms):
         remarks.append("No multiplier: no size of an arm has three counts.")
     elif several and not found[axis]:
-        raise ValueError(f"{table.where}: arms share no range of accuracy ({_ranges(arms)}): measure more counts")
+        reached = [(arm.name, *arm.fitted.reached()) for arm in arms if arm.fitted]
+        ranges = ", ".join(f"{name} {100 * low:.1f} to {100 * high:.1f} %" for name, low, high in reached[:4])
+        raise ValueError(f"{table.where}: arms share no range of accuracy ({ranges}): measure more counts")
     for other in AXES:
         if several and other != axis and other in table.axes():
             try:
@@ -94,26 +96,25 @@ def analyse(table: Table, axis: str, against: str, level: float) -> Fit:
             except ValueError:  # one value of this axis, such as the same images at every count
                 remarks.append(f"At equal {other}: no law, because an arm has too few values in this column.")
     remarks += _apart([arm.fitted for arm in arms if arm.fitted]) if found[axis] else []
-    predictions = [point for arm in arms if arm.fitted for point in held_out(arm.curve, level)]
-    return Fit(axis, tuple(arms), found, tuple(predictions), level, tuple(remarks), table)
+    predictions = tuple(point for arm in arms if arm.fitted for point in held_out(arm.curve, level))
+    return Fit(axis, tuple(arms), found, predictions, level, tuple(remarks), table)
 
 
 def _arms(table: Table, axis: str, level: float) -> tuple[list[ArmFit], list[str]]:
     """Every arm with enough counts, and remarks on the others. Raises ValueError if no arm has enough."""
     measured, remarks = curves(table, axis)
-    by_arm: dict[str, list[Curve]] = {}
-    for curve in measured:
-        by_arm.setdefault(curve.name, []).append(curve)
     arms, left_out = [], []
-    for name, sizes in by_arm.items():
+    for name, sizes in grouped(measured, lambda curve: curve.name).items():
         sizes = sorted(sizes, key=lambda curve: curve.params or 0)
         if len(sizes) < SIZES and (why := [too_few(curve) for curve in sizes if too_few(curve)]):
             left_out += [f"{line[0].upper()}{line[1:]}." for line in why]
             sizes = [curve for curve in sizes if not too_few(curve)]
         if len(sizes) >= SIZES:
             arms.append(_joint(name, sizes, level))
-            what = f"{len(sizes)} sizes, one law in x and parameters"
-            remarks.append(f"{name}: {what}; multipliers at its largest, {sizes[-1].params:.4g} parameters.")
+            remarks.append(
+                f"{name}: {len(sizes)} sizes, one law in x and parameters; multipliers at its largest, "
+                f"{sizes[-1].params:.4g} parameters."
+            )
         elif len(sizes) == 2:
             remarks.append(f"{name}: two sizes, each fitted separately (a law in parameters needs three).")
             arms += [_one(f"{name}, {curve.params:.4g} parameters", name, curve, level) for curve in sizes]
@@ -151,18 +152,12 @@ def _joint(name: str, sizes: Sequence[Curve], level: float) -> ArmFit:
 def _on_another_axis(table: Table, axis: str, arms: Sequence[ArmFit]) -> list[Fitted]:
     """The arms' curves on another axis, at the same sizes. Raises ValueError if an arm has too few values of it."""
     sizes = {(curve.name, curve.params): curve for curve in curves(table, axis)[0]}
-    found = []
-    for arm in arms:
-        if arm.fitted:
-            curve = sizes[arm.row_name, arm.curve.params]
-            found.append(_fitted(replace(curve, name=arm.name)))
-    return found
+    return [_fitted(replace(sizes[arm.row_name, arm.curve.params], name=arm.name)) for arm in arms if arm.fitted]
 
 
 def _multipliers(ready: Sequence[Fitted], against: str, level: float) -> tuple[Multiplier, ...]:
     """Multipliers of every pair in both directions, or against one arm, at accuracies that both reach."""
-    named = [arm for arm in ready if arm.name == against]
-    others = named or (ready if len(ready) <= _ALL_PAIRS else ready[:1])
+    others = [arm for arm in ready if arm.name == against] or (ready if len(ready) <= _ALL_PAIRS else ready[:1])
     return tuple(
         multiplier(arm, other, accuracy, level)
         for other in others
@@ -176,8 +171,3 @@ def _apart(ready: Sequence[Fitted]) -> list[str]:
     """Remarks on arms that share no accuracy with any other arm."""
     alone = [one.name for one in ready if not any(levels([one, other]) for other in ready if other is not one)]
     return [f"No multiplier for {name}: it shares no accuracy with another arm." for name in alone]
-
-
-def _ranges(arms: Sequence[ArmFit]) -> str:
-    shown = [(arm.name, *arm.fitted.reached()) for arm in arms if arm.fitted]
-    return ", ".join(f"{name} {100 * low:.1f} to {100 * high:.1f} %" for name, low, high in shown[:4])

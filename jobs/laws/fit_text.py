@@ -11,7 +11,6 @@ import numpy as np
 from jobs.laws.fit import ArmFit, Fit
 from jobs.laws.held_out import HeldOut
 from jobs.laws.inversion import Interval, degrees_of_freedom
-from jobs.laws.law import Curve
 from jobs.laws.multiplier import Fitted, Multiplier, fit_weights, variance
 from jobs.laws.student import t_quantile
 
@@ -23,11 +22,12 @@ _NAME = 22
 
 def lines(fit: Fit, at: Sequence[float]) -> list[str]:
     """Laws, held-out predictions, multipliers, predictions at given points, and remarks on their limits."""
-    share = f"{100 * fit.level:g} %"
-    found = [f"error = E + A (n + n0)^-a, n: {_AXIS[fit.axis]}; intervals at {share}", ""]
-    found += [f"{'':<{_NAME}} {'':<4}{'value':>10}{'low':>10}{'high':>10}   from"]
-    for arm in fit.arms:
-        found += _law(arm)
+    found = [
+        f"error = E + A (n + n0)^-a, n: {_AXIS[fit.axis]}; intervals at {100 * fit.level:g} %",
+        "",
+        f"{'':<{_NAME}} {'':<4}{'value':>10}{'low':>10}{'high':>10}   from",
+        *(line for arm in fit.arms for line in _law(arm)),
+    ]
     if fit.held_out:
         found += ["", *_held_out(fit.held_out)]
     for axis, several in fit.multipliers.items():
@@ -44,25 +44,15 @@ def _cut(name: str, width: int = _NAME - 1) -> str:
 
 
 def _law(arm: ArmFit) -> list[str]:
-    counts = arm.curve.counts
-    where = f"{len(counts)} counts, {_many(arm.curve)}"
-    names = [name for name in ("E", "a", "A", "n0", "B", "b") if name in arm.values and (name != "n0" or _has_n0(arm))]
+    many = f"{len(arm.curve.seeds)} trunks" if arm.curve.by_trunk else "residuals"
+    fitted = {name: value for name, value in arm.values.items() if value != Interval(0.0, 0.0, 0.0) or name != "n0"}
     found = []
-    for number, name in enumerate(names):
-        value = arm.values[name]
-        label = "E, %" if name == "E" else name
+    for name in [name for name in ("E", "a", "A", "n0", "B", "b") if name in fitted]:
+        value = fitted[name]
         cells = "".join(f"{_number(v, name):>10}" for v in (value.value, value.low, value.high))
-        first = _cut(arm.name) if number == 0 else ""
-        found.append(f"{first:<{_NAME}} {label:<4}{cells}{f'   {where}' if number == 0 else ''}".rstrip())
+        first, where = ("", "") if found else (_cut(arm.name), f"   {len(arm.curve.counts)} counts, {many}")
+        found.append(f"{first:<{_NAME}} {'E, %' if name == 'E' else name:<4}{cells}{where}".rstrip())
     return found
-
-
-def _has_n0(arm: ArmFit) -> bool:
-    return arm.values["n0"] != Interval(0.0, 0.0, 0.0)
-
-
-def _many(curve: Curve) -> str:
-    return f"{len(curve.seeds)} trunks" if curve.by_trunk else "residuals"
 
 
 def _number(value: float | None, name: str) -> str:
@@ -72,8 +62,10 @@ def _number(value: float | None, name: str) -> str:
 
 
 def _held_out(points: Sequence[HeldOut]) -> list[str]:
-    found = ["largest counts, predicted without them; off by, in points:"]
-    found += [f"{'':<17}{'samples':>15}{'is':>6}{'predicted':>17}{'law':>9}{'none':>7}{'log':>7}"]
+    found = [
+        "largest counts, predicted without them; off by, in points:",
+        f"{'':<17}{'samples':>15}{'is':>6}{'predicted':>17}{'law':>9}{'none':>7}{'log':>7}",
+    ]
     for p in points:
         interval = "" if p.low is None or p.high is None else f"({100 * p.low:.1f} to {100 * p.high:.1f})"
         off = [100 * (value - p.accuracy) for value in (p.predicted, p.constant, p.log_linear)]
@@ -155,8 +147,7 @@ def _loss(fit: Fit) -> list[str]:
         rows = [row for row in fit.table.rows if str(row["block"]) == block and row[name] is not None]
         pairs = np.array([(float(row[name]), row["accuracy"]) for row in rows])
         if len(pairs) >= 4 and np.isfinite(pairs).all() and (pairs.std(0) > 0).all():
-            ranks = pairs.argsort(0).argsort(0).astype(float)
-            rank = np.corrcoef(ranks.T)[0, 1]
+            rank = np.corrcoef(pairs.argsort(0).argsort(0).astype(float).T)[0, 1]
             found.append(
                 f"Block {block}: rank correlation of {name} and accuracy {rank:+.2f} over {len(pairs)} points."
             )

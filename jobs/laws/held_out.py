@@ -42,10 +42,9 @@ def held_out(curve: Curve, level: float) -> list[HeldOut]:
     if kept.places < 3:
         return []
     law, cut = fit(kept)
-    fitted = Fitted(cut, law)
     line = np.polynomial.Polynomial.fit(np.log(cut.x), cut.error, 1)
     top = cut.error[cut.count == cut.counts[-1]].mean()
-    return [_predicted(curve, fitted, int(n), level, float(top), line) for n in curve.counts[-leave:]]
+    return [_predicted(curve, Fitted(cut, law), int(n), level, float(top), line) for n in curve.counts[-leave:]]
 
 
 def _predicted(
@@ -56,8 +55,7 @@ def _predicted(
     predicted = float(fitted.law.error(n))
     half = _half_width(there, fitted, n, level)
     low, high = (None, None) if half is None else (max(1 - predicted - half, 0.0), min(1 - predicted + half, 1.0))
-    straight = float(line(math.log(n)))
-    return HeldOut(curve.name, count, 1 - error, 1 - predicted, low, high, 1 - top, 1 - straight)
+    return HeldOut(curve.name, count, 1 - error, 1 - predicted, low, high, 1 - top, 1 - float(line(math.log(n))))
 
 
 def _half_width(there: Curve, fitted: Fitted, n: float, level: float) -> float | None:

@@ -135,14 +135,17 @@ def tangents(x: Array, a: Array, n0: Array, offset: bool) -> dict[str, Array]:
     """The direction, up to a factor, in which each parameter moves the curve: [V, P] each."""
     phi = basis(x, a, n0)
     shifted = x + n0[:, None]
-    found = {"E": np.ones_like(phi), "A": phi, "a": phi * (np.log(shifted) - np.log(x).mean())}
-    return found | ({"n0": phi * x.min() / shifted} if offset else {})
+    return {
+        "E": np.ones_like(phi),
+        "A": phi,
+        "a": phi * (np.log(shifted) - np.log(x).mean()),
+        **({"n0": phi * x.min() / shifted} if offset else {}),
+    }
 
 
 def left_over(target: Array, others: Array) -> Array:
     """target [V, P] minus its projection on others [V, P, parameters]."""
-    scaled = others / np.sqrt((others**2).sum(1, keepdims=True))
-    q = np.linalg.qr(scaled)[0]
+    q = np.linalg.qr(others / np.sqrt((others**2).sum(1, keepdims=True)))[0]
     return target - (q @ (q.transpose(0, 2, 1) @ target[..., None]))[..., 0]
 
 

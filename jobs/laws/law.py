@@ -129,8 +129,7 @@ def _drawn_in(curve: Curve, law: Law) -> Curve:
     own = np.array([np.median(residual[curve.trunk == k]) for k in range(curve.trunk.max() + 1)])[curve.trunk]
     scale = 1.4826 * np.median(np.abs(residual - own)) * math.sqrt(len(curve.x) / left)
     limit = max(CUT * scale, 1e-12)
-    error = law.error(curve.x) + own + np.clip(residual - own, -limit, limit)
-    return replace(curve, error=error)
+    return replace(curve, error=law.error(curve.x) + own + np.clip(residual - own, -limit, limit))
 
 
 def least_squares(x: Array, error: Array, offset: bool) -> Law:
@@ -198,9 +197,12 @@ def _along_the_valley(
     E, A, a, n0 = best
     phi = basis(x, a, n0)
     shifted = x + n0[:, None]
-    columns = [phi] + [np.ones_like(phi)] * move_E
-    columns += [-A[:, None] * phi * (np.log(shifted) - np.log(x).mean())] * move_a
-    columns += [-A[:, None] * a[:, None] * phi * x.min() / shifted]
+    columns = [
+        phi,
+        *[np.ones_like(phi)] * move_E,
+        *[-A[:, None] * phi * (np.log(shifted) - np.log(x).mean())] * move_a,
+        -A[:, None] * a[:, None] * phi * x.min() / shifted,
+    ]
     root = 1.0 if weights is None else np.sqrt(weights)[:, :, None]
     J = np.stack(columns, 2) * root
     size = np.sqrt((J**2).sum(1, keepdims=True)) + 1e-30

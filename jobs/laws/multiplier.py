@@ -42,8 +42,7 @@ class Fitted:
 
     def covers(self, accuracy: float) -> bool:
         """Whether the law reaches an accuracy at a definite n within the measured range: a flat law never does."""
-        n = self.law.count_at(1 - accuracy)
-        return 0.999 * self.curve.x.min() <= n <= 1.001 * self.curve.x.max()
+        return 0.999 * self.curve.x.min() <= self.law.count_at(1 - accuracy) <= 1.001 * self.curve.x.max()
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ def _half_width(arm: Fitted, against: Fitted, error: float, level: float) -> flo
     if arm.curve.by_trunk and sorted(arm.curve.seeds) == sorted(against.curve.seeds):
         order = [against.curve.seeds.index(seed) for seed in arm.curve.seeds]
         difference = shares(arm, influence(arm, error)) - shares(against, influence(against, error))[order]
-        deviation = difference.std(ddof=1) * math.sqrt(len(difference))
-        return t_quantile(level, len(difference) - 1) * float(deviation)
+        return t_quantile(level, len(difference) - 1) * float(difference.std(ddof=1) * math.sqrt(len(difference)))
     variances = [variance(fitted, influence(fitted, error)) for fitted in (arm, against)]
     freedoms = [degrees_of_freedom(fitted.curve) for fitted in (arm, against)]
     total = sum(variances)

@@ -97,8 +97,7 @@ def pooled_variance(bits: Mapping[str, Bits], arm: str, against: str) -> tuple[f
         ratio = (own / own_freedom) / (rest / (freedom - own_freedom)) if rest > 0 else math.inf
         if math.isinf(ratio) or f_tail(ratio, own_freedom, freedom - own_freedom) < _UNEVEN:
             return None
-    images = np.shape(bits[arm])[1]
-    return 2 * images * everything / freedom, freedom
+    return 2 * np.shape(bits[arm])[1] * everything / freedom, freedom
 
 
 def _one(bits: Mapping[str, Bits], arm: str, against: str, primary: bool, level: float) -> Comparison:

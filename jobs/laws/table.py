@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,16 @@ from shards import store
 NEEDED = ("arm", "samples_seen", "accuracy")
 AXES = ("samples_seen", "unique_images", "flops")
 Row = Mapping[str, Any]
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by their keys, both in the order in which they come."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ def read(where: str, by: str = "", only: Mapping[str, str] | None = None) -> Tab
     for name, value in (only or {}).items():
         if name not in columns:
             raise ValueError(f"--{name} {value}: {where} has no column {name}")
-    numbered = [(number, row) for number, row in enumerate(raw, 1) if _is_measurement(row)]
+    # Our ledgers also have untrained baselines, and runs without a probe.
+    numbered = [(number, row) for number, row in enumerate(raw, 1) if row.get("encoder", "trained") == "trained"]
     for name, value in (only or {}).items():
         numbered = [(number, row) for number, row in numbered if str(row[name]) == value]
         if not numbered:
@@ -56,13 +67,10 @@ def read(where: str, by: str = "", only: Mapping[str, str] | None = None) -> Tab
     if not numbered:
         raise ValueError(f"{where}: has no accuracy of a trained encoder: give a ledger with probes")
     rows = tuple(_checked(f"{where}, row {number}", row, column) for number, row in numbered)
-    _one_probe(where, rows, columns)
+    for name in ("set", "head"):  # whose curves must not be mixed
+        if name in columns and len(found := sorted({str(row[name]) for row in rows})) > 1:
+            raise ValueError(f"{where}: has probes of {len(found)} {name}s ({', '.join(found)}): choose with --{name}")
     return Table(where, tuple(columns), rows)
-
-
-def _is_measurement(row: Row) -> bool:
-    """Our ledgers also have untrained baselines, and runs without a probe."""
-    return "encoder" not in row or row["encoder"] == "trained"
 
 
 def _rows(where: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -122,13 +130,6 @@ def _number(where: str, name: str, value: Any, needed: bool) -> float | None:
     return number
 
 
-def _one_probe(where: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Curves of different test sets or heads must not be mixed."""
-    for name in ("set", "head"):
-        if name in columns and len(found := sorted({str(row[name]) for row in rows})) > 1:
-            raise ValueError(f"{where}: has probes of {len(found)} {name}s ({', '.join(found)}): choose with --{name}")
-
-
 def curves(table: Table, axis: str) -> tuple[list[Curve], list[str]]:
     """One curve for each arm (for each size, if an arm has several), and remarks on what the table does not have.
 
@@ -138,19 +139,15 @@ def curves(table: Table, axis: str) -> tuple[list[Curve], list[str]]:
     if lacking:
         what = f"has no column {axis}" if lacking is True else f"{axis} is empty for arm {lacking['arm']}"
         raise ValueError(f"{table.where}: {what}: choose another --x, of {', '.join(table.axes())}")
-    remarks = []
     sized = all(row["params"] is not None for row in table.rows)
     seeded = "seed" in table.columns and all(row["seed"] is not None for row in table.rows)
     if "seed" in table.columns and not seeded and any(row["seed"] is not None for row in table.rows):
         raise ValueError(f"{table.where}: some rows have a seed and some do not: give all or none")
-    if not seeded:
-        remarks.append("The table has no seeds: points count as independent, and intervals come from residuals.")
-    groups: dict[tuple[str, float | None], list[Row]] = {}
-    for row in table.rows:
-        groups.setdefault((row["arm"], row["params"] if sized else None), []).append(row)
+    no_seeds = "The table has no seeds: points count as independent, and intervals come from residuals."
+    remarks = [] if seeded else [no_seeds]
+    groups = grouped(table.rows, lambda row: (row["arm"], row["params"] if sized else None))
     found = [_curve(table.where, arm, size, rows, axis, seeded) for (arm, size), rows in groups.items()]
-    single = [curve.name for curve in found if len(curve.seeds) == 1]
-    if single:
+    if single := [curve.name for curve in found if len(curve.seeds) == 1]:
         remarks.append(f"One trunk only ({', '.join(single)}): intervals come from residuals, not from seeds.")
     return found, remarks
 

@@ -56,21 +56,9 @@ def _of_comparison(
 ) -> Answer:
     row = c.one.row
     one, other = c.one.line.label, c.other.line.label
-    question = (
-        f"Does {one} reach a higher accuracy than {other} on {row.set} ({row.head} probe), "
-        f"after {human(row.samples_seen)} training samples?"
-    )
-    verdicts = {
-        "higher": "Yes: {one} is higher by {by} points",
-        "lower": "No: {one} is lower by {by} points",
-    }
-    undecided = "Undecided" if c.seeds > 1 else "Undecided with one seed"
-    start = verdicts.get(c.verdict, undecided + ": {one} is {way} by {by} points")
     way = "above" if c.difference > 0 else "below"
-    sentence = start.format(one=one, by=f"{abs(100 * c.difference):.1f}", way=way) + (
-        f" (95 % interval of the difference {100 * c.low:+.1f} to {100 * c.high:+.1f}): "
-        f"{100 * c.accuracies[0]:.1f} % against {100 * c.accuracies[1]:.1f} % for {other}."
-    )
+    undecided = f"Undecided{'' if c.seeds > 1 else ' with one seed'}: {one} is {way}"
+    verdict = {"higher": f"Yes: {one} is higher", "lower": f"No: {one} is lower"}.get(c.verdict, undecided)
     none = "No comparison was declared before the runs."
     if primary is not None:
         none = (
@@ -83,11 +71,16 @@ def _of_comparison(
         else f"{none} This is the one with the most samples and test images, whatever "
         f"its outcome; it is exploratory, and its verdict is Holm-adjusted over {sum(not m.primary for m in made)}."
     )
-    return Answer(question, _data(found, c), sentence, (declared, _equality(c), *_decidable(c)), _cell(row))
-
-
-def _cell(row: object) -> tuple[str, str, str, str]:
-    return tuple(getattr(row, name) for name in ("set", "probe_eval", "head", "protocol"))  # type: ignore[return-value]
+    return Answer(
+        f"Does {one} reach a higher accuracy than {other} on {row.set} ({row.head} probe), "
+        f"after {human(row.samples_seen)} training samples?",
+        _data(found, c),
+        f"{verdict} by {abs(100 * c.difference):.1f} points "
+        f"(95 % interval of the difference {100 * c.low:+.1f} to {100 * c.high:+.1f}): "
+        f"{100 * c.accuracies[0]:.1f} % against {100 * c.accuracies[1]:.1f} % for {other}.",
+        (declared, _equality(c), *_decidable(c)),
+        (row.set, row.probe_eval, row.head, row.protocol),
+    )
 
 
 def _equality(c: Comparison) -> str:
@@ -102,22 +95,18 @@ def _decidable(c: Comparison) -> list[str]:
     """The smallest difference that this number of seeds can detect."""
     if c.seeds < 2:
         return ["Both sides share one seed, and the interval covers test images alone: another seed moves both."]
-    pairs = _paired(c)
+    others = {m.seed: m.accuracy for m in c.other.group}
+    pairs = [m.accuracy - others[m.seed] for m in c.one.group if m.seed in others]
     mean = math.fsum(pairs) / len(pairs)
     spread = math.sqrt(math.fsum((d - mean) ** 2 for d in pairs) / (len(pairs) - 1) / 2)
     lines = [f"{c.seeds} seeds of each side; the interval is over {c.paired}, paired."]
     if spread > 0:
-        found = statistics.detectable_difference(c.seeds, spread)
         lines.append(
             f"Seeds of one side differ by {100 * spread:.2f} points (standard deviation): a true difference of "
-            f"{100 * found:.1f} points would be found with 80 % probability, smaller ones less often."
+            f"{100 * statistics.detectable_difference(c.seeds, spread):.1f} points would be found with 80 % "
+            "probability, smaller ones less often."
         )
     return lines
-
-
-def _paired(c: Comparison) -> list[float]:
-    others = {m.seed: m.accuracy for m in c.other.group}
-    return [m.accuracy - others[m.seed] for m in c.one.group if m.seed in others]
 
 
 def _of_curve(found: Sequence[Measured]) -> Answer:
@@ -130,11 +119,13 @@ def _of_curve(found: Sequence[Measured]) -> Answer:
     if first is not last:
         sentence += f", from {_said(first)} after {human(first.row.samples_seen)}"
     seeds = f"{len(last.group)} seeds" if len(last.group) > 1 else "one seed"
-    footing = (
-        f"{seeds}; the intervals ({100 * LEVEL:g} %) are over {last.bar.over}. There is no second line to compare."
+    return Answer(
+        f"What does {last.line.label} reach on {cell[0]} ({cell[2]} probe)?",
+        _data(found, None),
+        f"{sentence}.",
+        (f"{seeds}; the intervals ({100 * LEVEL:g} %) are over {last.bar.over}. There is no second line to compare.",),
+        cell,
     )
-    question = f"What does {last.line.label} reach on {cell[0]} ({cell[2]} probe)?"
-    return Answer(question, _data(found, None), f"{sentence}.", (footing,), cell)
 
 
 def _said(p: Point) -> str:
@@ -149,8 +140,7 @@ def _data(found: Sequence[Measured], c: Comparison | None) -> str:
     trained = ", ".join(f"{name} ({images:,} images)" for name, images in sorted(names.items()))
     tested = ", ".join(sorted({f"{r.total:,} test images of {r.set}" for r in rows}))
     varied = seeds_vary(found)
-    seeds = f" Seeds vary {varied}." if varied else " One seed."
-    return f"Trained on {trained}; probed on {tested}.{seeds}"
+    return f"Trained on {trained}; probed on {tested}. " + (f"Seeds vary {varied}." if varied else "One seed.")
 
 
 def _trained_on(ledger: Ledger) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from jobs.laws import grouped
 from jobs.report.comparable import training_settings
 from jobs.report.ledger import Run
 from jobs.report.tables import human
@@ -101,9 +102,7 @@ def study(runs: Sequence[Run]) -> Study:
     branches = {str(run.config.get("branch") or "").rstrip("/").rpartition("/")[2]: run for run in runs}
     decays = {trunk: run.config["optim"].get("decay", 0.0) for trunk, run in branches.items() if trunk}
     arms = _with_trunks({run.url: arm_of(run, decays) for run in runs})
-    found: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        found.setdefault((arms[run.url].key, str(run.info["manifest"])), []).append(run)
+    found = grouped(runs, lambda run: (arms[run.url].key, str(run.info["manifest"])))
     merged = {key: _merge([arms[run.url] for run in group]) for key, group in found.items()}
     images = {key: int(group[0].info.get("manifest_samples") or 0) for key, group in found.items()}
     weights = {key: len(group) for key, group in found.items()}
@@ -130,8 +129,7 @@ def _random(arm: Arm) -> bool:
 
 
 def _merge(arms: Sequence[Arm]) -> Arm:
-    names = dict.fromkeys(name for arm in arms for name in arm.names if name)
-    return Arm(arms[0].settings, tuple(names))
+    return Arm(arms[0].settings, tuple(dict.fromkeys(name for arm in arms for name in arm.names if name)))
 
 
 Key = tuple[str, str]

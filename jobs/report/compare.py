@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.laws import p_value, statistics, t_quantile
+from jobs.laws import grouped, p_value, statistics, t_quantile
 from jobs.report.arms import Difference, Line, differences
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points
 from jobs.report.tables import Columns, number, points as in_percent, table
@@ -113,10 +113,7 @@ def comparisons(found: Sequence[Measured], primary: Primary | None = None) -> li
     protocol; the primary comparison first."""
     made: list[Comparison] = []
     for group in by_cell(found).values():
-        at = points(group)
-        counts: dict[int, list[Point]] = {}
-        for point in at:
-            counts.setdefault(point.row.samples_seen, []).append(point)
+        counts = grouped(points(group), lambda point: point.row.samples_seen)
         done: set[tuple[int, int]] = set()
         for samples, here in sorted(counts.items(), reverse=True):
             for one, other in _pairs(here):
@@ -149,12 +146,15 @@ def _pairs(here: Sequence[Point]) -> list[tuple[Point, Point]]:
     protocol first."""
     several = len({p.line.style for p in here}) > MOST
     pairs = [(here[0], p) for p in here[1:]] if several else list(combinations(here, 2))
-    kept = [
-        (one, other)
-        for one, other in pairs
-        if one.line is not other.line and (one.line.arm == other.line.arm) != (one.line.manifest == other.line.manifest)
-    ]
-    return sorted(kept, key=lambda pair: pair[0].group[0].protocol != pair[1].group[0].protocol)
+    return sorted(
+        (
+            (one, other)
+            for one, other in pairs
+            if one.line is not other.line
+            and (one.line.arm == other.line.arm) != (one.line.manifest == other.line.manifest)
+        ),
+        key=lambda pair: pair[0].group[0].protocol != pair[1].group[0].protocol,
+    )
 
 
 def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> Comparison:
@@ -162,7 +162,6 @@ def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> 
     common = sorted(sides[0].keys() & sides[1].keys())
     accuracies = one.bar.mean, other.bar.mean
     commits = tuple(" ".join(sorted({m.row.git[:10] for m in p.group})) for p in (one, other))
-    differs = _differs(one, other)
     if common:
         mine, theirs = (math.fsum(s[seed].accuracy for seed in common) / len(common) for s in sides)
         accuracies = mine, theirs
@@ -179,9 +178,19 @@ def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> 
     else:
         low, high = difference_interval(accuracies[0], one.row.total or 1, accuracies[1], other.row.total or 1)
         p, paired = None, "images, unpaired"
-    seeds = len(common) or 1
     return Comparison(
-        one, other, accuracies, low, high, p, p, primary, seeds, paired, tuple(differs), (commits[0], commits[1])
+        one,
+        other,
+        accuracies,
+        low,
+        high,
+        p,
+        adjusted=p,
+        primary=primary,
+        seeds=len(common) or 1,
+        paired=paired,
+        differs=tuple(_differs(one, other)),
+        commits=(commits[0], commits[1]),
     )
 
 
@@ -243,9 +252,11 @@ def comparison_table(made: Sequence[Comparison]) -> str:
         "all else": lambda c: {"": "not equal"}.get(c.equal, c.equal.removeprefix("all else ")),
         "they differ in": lambda c: "; ".join(map(str, c.differs)),
     }
-    text = (
+    return table(
+        columns,
+        made,
         "One minus other, in points, at the largest count that both have; paired by image and by seed where both are "
         "known. Each interval covers its own comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
-        "verdict follows from it. “Equal”: exactly one thing was changed."
+        "verdict follows from it. “Equal”: exactly one thing was changed.",
+        lambda c: c.primary,
     )
-    return table(columns, made, text, lambda c: c.primary)

@@ -177,21 +177,19 @@ def retry_command(dataset: str, given: Mapping[str, str]) -> str:
 
 
 def _unsecret(text: str) -> str:
-    if "://" not in text:
-        return text
-    return re.sub(r"(?<=://)[^/@]*@", "…@", text).partition("?")[0]
+    return re.sub(r"(?<=://)[^/@]*@", "…@", text).partition("?")[0] if "://" in text else text
 
 
 # ---- sections ----
 
 
 def _header(version: Manifest, a: Account, kind: str, what: str) -> str:
-    stored = sum(shard.tar_bytes for shard in version.shards)
+    shards = version.shards
     tiles = [
         (f"{a.links:,}", what),
         (f"{a.kept:,}", f"kept, {percent(a.kept, a.links)} of the {what}"),
         (f"{a.samples:,}", "samples in this version"),
-        (size(stored), f"in {len(version.shards):,} shard{'s' if len(version.shards) != 1 else ''}"),
+        (size(sum(s.tar_bytes for s in shards)), f"in {len(shards):,} shard{'s' if len(shards) != 1 else ''}"),
     ]
     body = "".join(f"<div><b>{safe(number)}</b><span>{safe(what)}</span></div>" for number, what in tiles)
     return (
@@ -207,18 +205,16 @@ def funnel(a: Account, what: str = "links") -> str:
         rows.append(_bar("lines in the list", a.lines, a, "stage"))
         rows += [_bar(rule, n, a, "fell") for rule, n in link_counts.left_out(a)]
     rows.append(_bar(what, a.links, a, "stage"))
-    for kind, (meaning, total, reasons) in zip(_kinds(a), a.grouped()):
-        rows.append(_bar(meaning, total, a, f"fell {kind}"))
-        rows += [_bar(reason, n, a, f"why {kind}") for reason, n in reasons.items()]
+    for meaning, total, reasons in a.grouped():
+        rows.append(_bar(meaning, total, a, f"fell {KINDS[meaning]}"))
+        rows += [_bar(reason, n, a, f"why {KINDS[meaning]}") for reason, n in reasons.items()]
     rows.append(_bar(KEPT, a.kept, a, "stage kept"))
     rows += [_bar(reason, n, a, "fell content") for reason, n in link_counts.ordered(a.deselected).items()]
     rows.append(_bar("samples", a.samples, a, "stage kept"))
     return f'<table class="funnel"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _kinds(a: Account) -> list[str]:
-    names = dict(zip(link_counts.GROUPS, ("retryable", "final", "content")))
-    return [names[meaning] for meaning, _, _ in a.grouped()]
+KINDS = dict(zip(link_counts.GROUPS, ("retryable", "final", "content")))  # classes of the page's style
 
 
 def _bar(name: str, n: int, a: Account, kind: str) -> str:
@@ -232,10 +228,9 @@ def _bar(name: str, n: int, a: Account, kind: str) -> str:
 def _retry(a: Account, dataset: str, settings: Mapping[str, str]) -> str:
     if not a.retryable:
         return ""
-    command = retry_command(dataset, settings)
     return (
         f"<p>{a.retryable:,} link{'s' if a.retryable > 1 else ''} may work later. This asks for them again:</p>"
-        f'<p><code class="command">{safe(command, LONGEST_LINK)}</code></p>'
+        f'<p><code class="command">{safe(retry_command(dataset, settings), LONGEST_LINK)}</code></p>'
     )
 
 
@@ -297,8 +292,7 @@ ASPECTS = ("1:3", "1:2", "2:3", "3:4", "0.95", "1.05", "4:3", "3:2", "2:1", "3:1
 
 
 def _shapes(seen: Survey) -> str:
-    total = sum(seen.formats.values())
-    formats = ", ".join(f"{name} {percent(n, total)}" for name, n in seen.formats.items())
+    formats = ", ".join(f"{name} {percent(n, sum(seen.formats.values()))}" for name, n in seen.formats.items())
     figures = [
         histogram(title, found.counts, edges, "pictures")
         for title, found, edges in (
@@ -308,7 +302,7 @@ def _shapes(seen: Survey) -> str:
         )
     ]
     words = f"<p>Formats as they came: {safe(formats)}.</p>" if formats else ""
-    return words + f'<div class="grid">{"".join(figures)}</div>'
+    return f'{words}<div class="grid">{"".join(figures)}</div>'
 
 
 def _short_size(count: float) -> str:
@@ -364,11 +358,10 @@ def _class(c: Class) -> str:
 
 
 def _rejected(seen: Survey) -> str:
-    found = [reason for reason in MEANINGS if reason != KEPT and seen.thumbs.get(reason)]
     return "".join(
-        f"<h3>{safe(reason)}</h3><p>{safe(MEANINGS.get(reason, ''))}{NEARLY.get(reason, '')}</p>"
-        + _thumbs(seen.thumbs[reason])
-        for reason in found
+        f"<h3>{safe(reason)}</h3><p>{safe(meaning)}{NEARLY.get(reason, '')}</p>" + _thumbs(seen.thumbs[reason])
+        for reason, meaning in MEANINGS.items()
+        if reason != KEPT and seen.thumbs.get(reason)
     )
 
 
@@ -403,8 +396,8 @@ def _events(events: Happened) -> str:
         return ""
     kinds = ", ".join(f"{safe(kind)} {n:,}" for kind, n in events.counts.items())
     rows = "".join(
-        f"<tr><td>{_moment(e.at)}</td><td>{safe(e.kind)}</td><td>{safe(e.about, 100)}</td>"
-        f"<td>{safe(e.detail, 200)}</td></tr>"
+        f"<tr><td>{datetime.fromtimestamp(e.at, UTC):%Y-%m-%d %H:%M:%S}</td><td>{safe(e.kind)}</td>"
+        f"<td>{safe(e.about, 100)}</td><td>{safe(e.detail, 200)}</td></tr>"
         for e in events.newest
     )
     listed = sum(n for kind, n in events.counts.items() if kind not in ROUTINE)
@@ -413,9 +406,13 @@ def _events(events: Happened) -> str:
 
 
 def _facts(version: Manifest, given: Mapping[str, str]) -> str:
-    classes = "" if version.classes is None else f"{len(version.classes):,}"
-    facts = {"dataset": version.address, "list": version.list_name, "its sha256": version.list_sha256}
-    return _pairs({**facts, "classes": classes}) + ("<h3>Flags of the last run</h3>" + _pairs(given) if given else "")
+    facts = {
+        "dataset": version.address,
+        "list": version.list_name,
+        "its sha256": version.list_sha256,
+        "classes": "" if version.classes is None else f"{len(version.classes):,}",
+    }
+    return _pairs(facts) + ("<h3>Flags of the last run</h3>" + _pairs(given) if given else "")
 
 
 def _pairs(pairs: Mapping[str, str]) -> str:
@@ -426,7 +423,3 @@ def _pairs(pairs: Mapping[str, str]) -> str:
 def _section(title: str, body: str, note: str = "") -> str:
     words = f"<p>{safe(note)}</p>" if note and body else ""
     return f"<section><h2>{safe(title)}</h2>{words}{body}</section>" if body else ""
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")

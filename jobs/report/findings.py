@@ -30,15 +30,12 @@ def titles(cells: Iterable[Cell]) -> dict[Cell, str]:
     """A title for each set, head and protocol. Two sets with one name stay separate: a result on a sample of a
     benchmark is not comparable with one on all of it."""
     cells = list(cells)
-    digests: dict[str, set[str]] = {}
-    for name, digest, _, _ in cells:
-        digests.setdefault(name, set()).add(digest)
+    sets = Counter(name for name, _ in {(name, digest) for name, digest, _, _ in cells})
     found = {}
     for name, digest, head, protocol in cells:
-        words = name + (f" [{digest[:8]}]" if len(digests[name]) > 1 else "")
-        found[name, digest, head, protocol] = f"{words}, {head} probe" + (
-            f" ({protocol})" if protocol not in ("", HOLD_OUT) else ""
-        )
+        digits = f" [{digest[:8]}]" if sets[name] > 1 else ""
+        how = f" ({protocol})" if protocol not in ("", HOLD_OUT) else ""
+        found[name, digest, head, protocol] = f"{name}{digits}, {head} probe{how}"
     return found
 
 
@@ -56,10 +53,10 @@ def shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparison])
         lines = [_reported(b) for b in best]
     if made:
         counts = Counter(c.verdict.partition(":")[0] for c in made)
-        decided = counts["higher"] + counts["lower"]
         lines.append(
-            f"{_count(len(made), 'comparison')}: {decided} decided, {counts['undecided']} undecided; all except a "
-            "declared one are Holm-adjusted together. The table below lists them all, with how the two sides differ."
+            f"{len(made)} comparison{'' if len(made) == 1 else 's'}: {counts['higher'] + counts['lower']} decided, "
+            f"{counts['undecided']} undecided; all except a declared one are Holm-adjusted together. The table below "
+            "lists them all, with how the two sides differ."
         )
     return lines or ["No probe is in this folder yet, so nothing is shown about accuracy: run xtra probe."]
 
@@ -84,8 +81,7 @@ class _Best:
             rows = [m.bits() for m in p.group]
             if all(row is not None for row in rows):
                 bits[str(at)] = np.stack([row for row in rows if row is not None])
-        sizes = {b.shape[1] for b in bits.values()}
-        if len(bits) < 2 or len(bits) < len(self.points) or len(sizes) != 1:
+        if len(bits) < 2 or len(bits) < len(self.points) or len({b.shape[1] for b in bits.values()}) != 1:
             return None
         return statistics.best_of(bits)
 
@@ -120,8 +116,8 @@ def _reported(best: _Best) -> str:
         text = (
             f"{best.name}: {'the best is' if many > 1 else 'there is'} {p.line.label} after "
             f"{human(p.row.samples_seen)} samples, {_interval(p.bar.mean, p.bar.low, p.bar.high)}"
+            + (f" (the best of {many} on these very images, so slightly optimistic)" if many > 1 else "")
         )
-        text += f" (the best of {many} on these very images, so slightly optimistic)" if many > 1 else ""
     bars = best.against()
     said = [f"{bar[0]} {what} ({percent(bar[1])})" for what, bar in bars.items() if bar]
     missing = [what for what, bar in bars.items() if bar is None]
@@ -140,8 +136,10 @@ def _summary(head: str, found: Sequence[_Best]) -> str:
     for what in (UNTRAINED, PIXELS):
         bars = [best.against()[what] for best in found]
         counts = Counter(bar[0] for bar in bars if bar)
-        said = [f"{how} it on {counts[how]}" for how in (ABOVE, BELOW, EVEN) if counts[how]]
-        said += [f"{bars.count(None)} without that measurement"] if None in bars else []
+        said = [
+            *(f"{how} it on {counts[how]}" for how in (ABOVE, BELOW, EVEN) if counts[how]),
+            *([f"{bars.count(None)} without that measurement"] if None in bars else []),
+        ]
         parts.append(f"against {what}, {', '.join(said)}")
     return f"{head} probe, the best encoder on each of {len(found)} sets: {'; '.join(parts)}. The tables have them all."
 
@@ -199,7 +197,3 @@ def not_shown(ledger: Ledger, found: Sequence[Measured], made: Sequence[Comparis
         )
     lines.append("Samples seen count repeats; unique images do not. Read both axes before comparing with other work.")
     return lines
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

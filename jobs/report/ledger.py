@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from jobs.report.comparable import settings_digest
@@ -123,15 +123,16 @@ def read_runs(root: str) -> Ledger:
     folders = [root] if _is_run(root) else [store.join(root, n) for n in store.names(root)]
     problems: list[str] = []
     runs = [run for url in folders if _is_run(url) and (run := _read_or_note(url, problems)) is not None]
-    foreign = [url for url in folders if not _is_run(url)]
-    others = [p for url in foreign for p in _foreign_probes(url, problems)]
-    others += [p for run in runs for p in run.probes if not _is_ours(p)]
+    others = [
+        *(p for url in folders if not _is_run(url) for p in _foreign_probes(url, problems)),
+        *(p for run in runs for p in run.probes if not _is_ours(p)),
+    ]
     if not runs and not problems and not others:
         raise ValueError(
             f"{root}: contains no run (no run.json in it or one folder below): give the --out of a training run"
         )
-    rows = [row for run in runs for row in _rows(run, problems)]
-    return Ledger(tuple(runs), tuple(rows), tuple(problems), tuple(others))
+    rows = tuple(row for run in runs for row in _rows(run, problems))
+    return Ledger(tuple(runs), rows, tuple(problems), tuple(others))
 
 
 def _foreign_probes(url: str, problems: list[str]) -> list[dict[str, Any]]:
@@ -167,25 +168,18 @@ def read_run(url: str, problems: list[str]) -> Run | None:
     for seen in filter(_SAMPLES.fullmatch, store.names(store.join(url, "checkpoints"))):
         where = store.join(url, "checkpoints", seen, "COMMIT.json")
         if store.exists(where):  # a checkpoint without a commit does not count
-            for commit in _read_each(_commit, [where], problems):
+            for commit in _read_each(lambda url: typed_json.read_object(records.Commit, url), [where], problems):
                 _same_manifest(url, info["manifest"], commit.get("manifest"), where)
                 commits[int(seen)] = commit
     probes = _read_each(_probe, _json_files(store.join(url, "probes")), problems)
-    begun = records.ours(store.names(store.join(url, "attempts")), records.NUMBERED)
-    attempts = _read_each(_begun, [store.join(url, "attempts", name) for name in begun], problems)
+    names = records.ours(store.names(store.join(url, "attempts")), records.NUMBERED)
+    begun = [store.join(url, "attempts", name) for name in names]
+    attempts = _read_each(lambda url: typed_json.read_object(records.Begun, url), begun, problems)
     return Run(url, config, info, shape, commits, tuple(attempts), read_metrics(url, problems), tuple(probes))
-
-
-def _commit(url: str) -> dict[str, Any]:
-    return typed_json.read_object(records.Commit, url)
 
 
 def _probe(url: str) -> dict[str, Any]:
     return read_result(url, ("set", "head", "encoder", "accuracy", "total"))
-
-
-def _begun(url: str) -> dict[str, Any]:
-    return typed_json.read_object(records.Begun, url)
 
 
 def _json_files(folder: str) -> list[str]:
@@ -235,10 +229,9 @@ def _rows(run: Run, problems: list[str]) -> list[LedgerRow]:
 def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
     where = probe["_file"]
     encoder = typed_json.get(probe, "encoder", str, where)
-    trained = encoder == "trained"
     return _row(
         run,
-        typed_json.get(probe, "samples_seen", int, where) if trained else 0,
+        typed_json.get(probe, "samples_seen", int, where) if encoder == "trained" else 0,
         set=typed_json.get(probe, "set", str, where),
         head=typed_json.get(probe, "head", str, where),
         encoder=encoder,
@@ -345,11 +338,12 @@ def _cost(log: Sequence[Metric]) -> tuple[float | None, float | None, float | No
 def _shape(config: Mapping[str, Any], where: str) -> Shape:
     model = config["model"]
     names = [f.name for f in fields(Shape) if f.type == "int" and (f.default is MISSING or f.name in model)]
-    found = Shape(**{name: typed_json.get(model, name, int, where) for name in names}, prefix=bool(model.get("prefix")))
-    ratios = {
-        name: typed_json.get(model, name, float, where) for name in ("mlp_ratio", "dec_mlp_ratio") if name in model
-    }
-    found = replace(found, mlp_ratio=ratios.get("mlp_ratio", 4.0), dec_mlp_ratio=ratios.get("dec_mlp_ratio", 0.0))
+    found = Shape(
+        **{name: typed_json.get(model, name, int, where) for name in names},
+        prefix=bool(model.get("prefix")),
+        mlp_ratio=typed_json.get({"mlp_ratio": 4.0} | model, "mlp_ratio", float, where),
+        dec_mlp_ratio=typed_json.get({"dec_mlp_ratio": 0.0} | model, "dec_mlp_ratio", float, where),
+    )
     try:
         parameters(found), flops_per_image(found)
     except (ArithmeticError, ValueError, AssertionError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.laws import statistics, t_quantile
+from jobs.laws import grouped, statistics, t_quantile
 from jobs.report.arms import Line, Study
 from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run
 
@@ -38,9 +38,8 @@ class Measured:
     @cached_property
     def seed(self) -> str:
         """Identifies a repetition: the seeds of weights, data order and probe, as one number where they agree."""
-        order = self.run.config.get("order") or {}
-        weights = self.run.config["seed"]
-        parts = {"weights": weights, "order": order.get("seed", 0), "probe": self.result.get("seed")}
+        weights, order = self.run.config["seed"], (self.run.config.get("order") or {}).get("seed", 0)
+        parts = {"weights": weights, "order": order, "probe": self.result.get("seed")}
         known = {name: seed for name, seed in parts.items() if seed is not None}
         if len({*known.values()}) == 1:
             return str(weights)
@@ -54,18 +53,15 @@ class Measured:
         def grid(name: str) -> str:
             return " ".join(f"{v:g}" for v in sorted({p[name] for p in selection if p.get(name) is not None}))
 
-        words = [w for w in self.row.how.split(", ") if not w.startswith("seed ")]
-        chosen = (
-            "a validation split" if self.row.protocol.startswith(HOLD_OUT) else f"the test images ({self.row.protocol})"
-        )
+        by_split = self.row.protocol.startswith(HOLD_OUT)
         return {
             "images that train the head": self.row.probe_train[:12],
             "rates tried": grid("lr"),
             "decays tried": grid("weight_decay"),
             "layers tried": grid("layers") or str(result.get("layers") or ""),
-            "grid point chosen on": chosen,
+            "grid point chosen on": "a validation split" if by_split else f"the test images ({self.row.protocol})",
             "probe epochs": str(result.get("epochs") if result.get("epochs") is not None else ""),
-            "probe settings": ", ".join(words),
+            "probe settings": ", ".join(w for w in self.row.how.split(", ") if not w.startswith("seed ")),
         }
 
     def bits(self) -> NDArray[np.bool_] | None:
@@ -91,12 +87,11 @@ def measured(ledger: Ledger, study: Study) -> list[Measured]:
     """Every readable result of a trained encoder."""
     runs = {run.url: run for run in ledger.runs}
     files = {run.url: {p["_file"].rpartition("/")[2]: p for p in run.probes} for run in ledger.runs}
-    found = []
-    for row in ledger.rows:
-        if row.encoder == "trained" and row.accuracy is not None and row.total:
-            result = files[row.run][row.file.rpartition("/")[2]]
-            found.append(Measured(row, runs[row.run], result, study.line(row.run)))
-    return found
+    return [
+        Measured(row, runs[row.run], files[row.run][row.file.rpartition("/")[2]], study.line(row.run))
+        for row in ledger.rows
+        if row.encoder == "trained" and row.accuracy is not None and row.total
+    ]
 
 
 @dataclass(frozen=True)
@@ -147,9 +142,7 @@ class Point:
 
 def points(found: Iterable[Measured]) -> list[Point]:
     """The points of one set and head, by line, then by samples seen. Each protocol gives separate points."""
-    groups: dict[tuple[int, int, str], list[Measured]] = {}
-    for m in found:
-        groups.setdefault((m.line.style, m.row.samples_seen, str(sorted(m.protocol.items()))), []).append(m)
+    groups = grouped(found, lambda m: (m.line.style, m.row.samples_seen, str(sorted(m.protocol.items()))))
     return [
         Point(group[0].line, tuple(sorted(group, key=lambda m: m.seed)), bar(group))
         for _, group in sorted(groups.items(), key=lambda g: g[0])
@@ -158,11 +151,7 @@ def points(found: Iterable[Measured]) -> list[Point]:
 
 def by_cell(found: Iterable[Measured]) -> dict[tuple[str, str, str, str], list[Measured]]:
     """Grouped by (set, digest of its images, head, how the grid point was chosen): results that may share a chart."""
-    groups: dict[tuple[str, str, str, str], list[Measured]] = {}
-    for m in found:
-        key = (m.row.set, m.row.probe_eval, m.row.head, m.row.protocol)
-        groups.setdefault(key, []).append(m)
-    return dict(sorted(groups.items()))
+    return dict(sorted(grouped(found, lambda m: (m.row.set, m.row.probe_eval, m.row.head, m.row.protocol)).items()))
 
 
 def seeds_vary(found: Sequence[Measured]) -> str:
@@ -172,5 +161,4 @@ def seeds_vary(found: Sequence[Measured]) -> str:
         "data order": {(m.run.config.get("order") or {}).get("seed", 0) for m in found},
         "the probe's heads and views": {m.result.get("seed") for m in found},
     }
-    changed = [what for what, seeds in varied.items() if len(seeds) > 1]
-    return ", ".join(changed)
+    return ", ".join(what for what, seeds in varied.items() if len(seeds) > 1)

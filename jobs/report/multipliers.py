@@ -5,6 +5,7 @@ All numbers equal those of `xtra fit` on the same rows (jobs.laws); a line with 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,13 +37,11 @@ class Laws:
 
 def laws(group: Sequence[Measured]) -> Laws:
     """The laws of one set, head and protocol, for all lines that have enough counts."""
-    counts: dict[str, set[int]] = {}
-    for m in group:
-        counts.setdefault(m.line.label, set()).add(m.row.samples_seen)
-    ready = [m for m in group if len(counts[m.line.label]) >= LEAST]
+    counts = Counter(label for label, _ in {(m.line.label, m.row.samples_seen) for m in group})
+    ready = [m for m in group if counts[m.line.label] >= LEAST]
     styles = {m.line.label: m.line.style for m in group}
     if not ready:
-        most = max(map(len, counts.values()), default=0)
+        most = max(counts.values(), default=0)
         return Laws(
             None, f"No law: a line needs {LEAST} sample counts, and none here has more than {most}.", styles, ""
         )
@@ -74,8 +73,8 @@ def _rows(group: Sequence[Measured]) -> list[dict[str, Any]]:
     numbers: dict[str, int] = {}
     for m in group:
         seed = numbers.setdefault(m.seed, len(numbers))
-        row = {name: getattr(m.row, name, None) for name in COLUMNS}
-        row |= {"arm": m.line.label, "accuracy": m.accuracy, "seed": seed}
+        own = {"arm": m.line.label, "accuracy": m.accuracy, "seed": seed}
+        row = {name: getattr(m.row, name, None) for name in COLUMNS} | own
         found.setdefault((m.line.label, m.seed, m.row.samples_seen), row)
     return list(found.values())
 
@@ -89,49 +88,38 @@ def section(found: Sequence[Measured], titles: Mapping[tuple[str, str, str, str]
         if known.fit is None:
             reasons.setdefault(known.why, []).append(titles[cell])
             continue
-        parts.append(f"<h3>{escaped(titles[cell])}</h3>{_one(known, group)}")
-    for why, where in reasons.items():
-        parts.append(f"<p>{escaped('; '.join(where))}: {escaped(why)}</p>")
+        parts.append(f"<h3>{escaped(titles[cell])}</h3>{_one(known, known.fit, group)}")
+    parts += [f"<p>{escaped('; '.join(where))}: {escaped(why)}</p>" for why, where in reasons.items()]
     return "".join(parts)
 
 
-def _one(known: Laws, group: Sequence[Measured]) -> str:
-    assert known.fit is not None
-    figures = [_law_chart(known, group), *_multiplier_charts(known)]
+def _one(known: Laws, found: fit.Fit, group: Sequence[Measured]) -> str:
+    """The charts and tables of one cell; `found` is its fit."""
+    arms = sorted(found.arms, key=lambda arm: known.styles.get(arm.name, len(known.styles)))  # as in the other charts
+    figures = [_law_chart(known, arms, group), *_multiplier_charts(known, found)]
     drawn = "".join(f"<figure>{svg}</figure>" for svg in figures if svg)
-    remarks = [known.why, *known.fit.remarks]
-    said = "".join(f"<p>{escaped(remark)}</p>" for remark in remarks if remark)
-    tables = _law_table(known) + _next_doubling(known) + _held_out(known) + _multiplier_table(known)
+    said = "".join(f"<p>{escaped(remark)}</p>" for remark in (known.why, *found.remarks) if remark)
+    tables = _law_table(arms) + _next_doubling(known, found) + _held_out(known, found) + _multiplier_table(known, found)
     return f'<div class="grid">{drawn}</div>{said}{tables}'
 
 
-def _in_order(known: Laws) -> list[fit.ArmFit]:
-    """In the order of the other charts."""
-    assert known.fit is not None
-    return sorted(known.fit.arms, key=lambda arm: known.styles.get(arm.name, len(known.styles)))
-
-
-def _law_chart(known: Laws, group: Sequence[Measured]) -> str | None:
-    assert known.fit is not None
+def _law_chart(known: Laws, arms: Sequence[fit.ArmFit], group: Sequence[Measured]) -> str | None:
     series = []
-    for arm in _in_order(known):
+    for arm in arms:
         if arm.fitted is None:
             continue
         n = np.geomspace(arm.curve.x.min(), arm.curve.x.max(), STEPS)
         at = [(float(v), fit_text.predicted(arm.fitted, float(v), LEVEL)) for v in n]
         band = [(v, p.low, p.high) for v, p in at if p.low is not None and p.high is not None]
         measured = [(m.row.samples_seen, m.accuracy) for m in group if m.line.label == arm.name]
-        path = [(v, p.value) for v, p in at]
-        series.append(Series(arm.name, known.styles.get(arm.name, 7), (), measured, [path], band))
+        paths = [[(v, p.value) for v, p in at]]
+        series.append(Series(arm.name, known.styles.get(arm.name, 7), (), measured, paths, band))
     return lines_chart("fitted laws and single runs", series, LABELS["samples_seen"], "accuracy in %", percent)
 
 
-def _multiplier_charts(known: Laws) -> list[str]:
+def _multiplier_charts(known: Laws, found: fit.Fit) -> list[str]:
     """One chart for each axis, all with one scale; above 1, the line needs fewer."""
-    assert known.fit is not None
-    several = {
-        a: ms for a in AXES if (ms := [m for m in known.fit.multipliers.get(a, ()) if m.against == known.reference])
-    }
+    several = {a: ms for a in AXES if (ms := [m for m in found.multipliers.get(a, ()) if m.against == known.reference])}
     ends = [v for ms in several.values() for m in ms for v in (m.value, m.low, m.high) if v]
     if not ends:
         return []
@@ -142,8 +130,7 @@ def _multiplier_charts(known: Laws) -> list[str]:
         x = axis("accuracy in %", [m.at_accuracy for m in ms], percent)
         series = [Series("equal", 7, paths=[[(x.low, 1.0), (x.high, 1.0)]], dashed=True)]
         for arm in sorted({m.arm for m in ms}, key=lambda arm: known.styles.get(arm, 0)):
-            mine = [m for m in ms if m.arm == arm]
-            marks = [Mark(m.at_accuracy, m.value, _said(m, along), m.low, m.high) for m in mine]
+            marks = [Mark(m.at_accuracy, m.value, _said(m, along), m.low, m.high) for m in ms if m.arm == arm]
             series.append(Series(arm, known.styles.get(arm, 7), marks, paths=[[(m.x, m.y) for m in marks]]))
         title = f"times fewer {'FLOPs' if along == 'flops' else along.replace('_', ' ')} than {known.reference}"
         charts.append(Chart(title, x, y, series).svg())
@@ -156,9 +143,7 @@ def _said(m: Any, along: str) -> str:
     return f"at {100 * m.at_accuracy:.1f} %: {m.arm} needs {m.value:.2f} times fewer {what}{interval}"
 
 
-def _law_table(known: Laws) -> str:
-    assert known.fit is not None
-
+def _law_table(arms: Sequence[fit.ArmFit]) -> str:
     def value(arm: fit.ArmFit, name: str) -> str | None:
         v = arm.values.get(name)
         if v is None:
@@ -167,8 +152,9 @@ def _law_table(known: Laws) -> str:
         if v.low is None or v.high is None:
             return f"{times * v.value:.3g}"
         limited = v.low > 1e-11 and v.high < 1e11 if name == "A" else True
-        bounds = f" ({times * v.low:.3g} to {times * v.high:.3g})" if limited else " (no limit)"
-        return f"{times * v.value:.3g}{bounds}"
+        return f"{times * v.value:.3g} " + (
+            f"({times * v.low:.3g} to {times * v.high:.3g})" if limited else "(no limit)"
+        )
 
     columns: Columns[fit.ArmFit] = {
         "line": lambda a: a.name,
@@ -178,28 +164,28 @@ def _law_table(known: Laws) -> str:
         "counts": lambda a: len(a.curve.counts),
         "seeds": lambda a: max(1, len(a.curve.seeds)),
     }
-    text = (
-        f"error(n) = E + A n^-a, n: samples seen; {100 * LEVEL:g} % intervals over seeds, or over residuals with one."
+    return html_table(
+        columns,
+        arms,
+        f"error(n) = E + A n^-a, n: samples seen; {100 * LEVEL:g} % intervals over seeds, or over residuals with one.",
     )
-    return html_table(columns, _in_order(known), text)
 
 
-def _next_doubling(known: Laws) -> str:
-    assert known.fit is not None
+def _next_doubling(known: Laws, found: fit.Fit) -> str:
     columns: Columns[Doubling] = {
         "line": lambda d: d.arm,
         "samples": lambda d: d.samples,
         "twice as many would add, points": lambda d: f"{100 * d.points:.1f}",
         "interval": lambda d: None if d.low is None or d.high is None else f"{100 * d.low:.1f} to {100 * d.high:.1f}",
     }
-    rows = sorted(next_doubling(known.fit), key=lambda d: known.styles.get(d.arm, 0))
-    text = "The gain that the law predicts for the next doubling of samples, beyond the largest measured count."
-    return html_table(columns, rows, text) if rows else ""
+    return html_table(
+        columns,
+        sorted(next_doubling(found), key=lambda d: known.styles.get(d.arm, 0)),
+        "The gain that the law predicts for the next doubling of samples, beyond the largest measured count.",
+    )
 
 
-def _held_out(known: Laws) -> str:
-    assert known.fit is not None
-
+def _held_out(known: Laws, found: fit.Fit) -> str:
     def off(value: float, measured: float) -> str:
         return f"{100 * (value - measured):+.1f}"
 
@@ -213,17 +199,16 @@ def _held_out(known: Laws) -> str:
         "no gain off by": lambda h: off(h.constant, h.accuracy),
         "log-linear off by": lambda h: off(h.log_linear, h.accuracy),
     }
-    text = (
+    return html_table(
+        columns,
+        sorted(found.held_out, key=lambda h: (known.styles.get(h.arm, 0), h.samples_seen)),
         "The largest counts, left out of the fit and predicted by it; for comparison also by no further gain, and by a "
-        "line in log n."
+        "line in log n.",
     )
-    rows = sorted(known.fit.held_out, key=lambda h: (known.styles.get(h.arm, 0), h.samples_seen))
-    return html_table(columns, rows, text)
 
 
-def _multiplier_table(known: Laws) -> str:
-    assert known.fit is not None
-    rows = [(a, m) for a in AXES for m in known.fit.multipliers.get(a, ()) if m.against == known.reference]
+def _multiplier_table(known: Laws, found: fit.Fit) -> str:
+    rows = [(a, m) for a in AXES for m in found.multipliers.get(a, ()) if m.against == known.reference]
     rows.sort(key=lambda row: (AXES.index(row[0]), known.styles.get(row[1].arm, 0), row[1].at_accuracy))
     columns: Columns[tuple[str, Any]] = {
         "line": lambda r: r[1].arm,
@@ -238,6 +223,5 @@ def _multiplier_table(known: Laws) -> str:
         f"both lines reach within their measured counts; {100 * LEVEL:g} % intervals. A multiplier whose interval "
         "contains 1 decides nothing."
     )
-    if not rows:
-        return ""
-    return f"<details><summary>The multipliers as numbers</summary>{html_table(columns, rows, text)}</details>"
+    shown = html_table(columns, rows, text)
+    return f"<details><summary>The multipliers as numbers</summary>{shown}</details>" if rows else ""

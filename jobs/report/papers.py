@@ -37,7 +37,14 @@ def benchmarks(ledger: Ledger) -> str:
     """Tables 3, 4 and 5: the 15 sets, and both probes on ImageNet-1k."""
     results = [p for p in probed(ledger) if p.result["set"] in BENCHMARKS]
     theirs = [
-        Line(row.method, row.arch, row.data, row.source, _cells(row.accuracy), points(row.average))
+        Line(
+            row.method,
+            row.arch,
+            row.data,
+            row.source,
+            {name: f"{100 * value:.1f}" for name, value in row.accuracy.items()},
+            points(row.average),
+        )
         for row in published.ATTENTIVE
     ]
     ours = _our_lines(results)
@@ -59,10 +66,6 @@ def benchmarks(ledger: Ledger) -> str:
     return table(columns, [*theirs, *ours[:OURS]], text, lambda r: r.ours, "dense") + _on_imagenet(results)
 
 
-def _cells(accuracy: Mapping[str, float]) -> dict[str, str]:
-    return {name: f"{100 * value:.1f}" for name, value in accuracy.items()}
-
-
 def _our_lines(results: Sequence[Probed]) -> list[Line]:
     """One line for each encoder, head and protocol, by the number of whole sets, then of all sets, then by the mean."""
     lines: dict[tuple[str, str, str, str], dict[str, Probed]] = {}
@@ -74,10 +77,10 @@ def _our_lines(results: Sequence[Probed]) -> list[Line]:
     for (who, data, head, how), found in lines.items():
         mean = sum(p.result["accuracy"] for p in found.values()) / len(found)
         cells = {name: f"{100 * p.result['accuracy']:.1f}" + "*" * (not p.whole) for name, p in found.items()}
-        all_of_them = len(found) == len(BENCHMARKS) and all(p.whole for p in found.values())
-        average = points(mean) if all_of_them else None
+        whole = sum(p.whole for p in found.values())
+        average = points(mean) if whole == len(BENCHMARKS) else None
         line = Line(who, f"{head}, {how}", data, "this page", cells, average, ours=True)
-        ranked.append((-sum(p.whole for p in found.values()), -len(found), -mean, who, line))
+        ranked.append((-whole, -len(found), -mean, who, line))
     return [line for *_, line in sorted(ranked, key=lambda r: r[:-1])]
 
 
@@ -97,11 +100,11 @@ def _on_imagenet(results: Sequence[Probed]) -> str:
         "source": lambda r: r[6],
     }
     rows: list[tuple[str, str, str, int | None, float | None, float | None, str]] = [
-        (r.method, r.arch, "IN-1k", r.epochs, r.linear, r.attentive, r.source) for r in published.IMAGENET
-    ]
-    rows += [
-        (who, "", data, None, a.get("linear"), a.get("attentive"), f"this page, {how}")
-        for (who, data, how), a in ours.items()
+        *((r.method, r.arch, "IN-1k", r.epochs, r.linear, r.attentive, r.source) for r in published.IMAGENET),
+        *(
+            (who, "", data, None, a.get("linear"), a.get("attentive"), f"this page, {how}")
+            for (who, data, how), a in ours.items()
+        ),
     ]
     return table(columns, rows, "Both probes on ImageNet-1k.", lambda r: r[6].startswith("this page"))
 
@@ -226,18 +229,16 @@ def _parameters(ledger: Ledger) -> str:
         ]
         series.append(Series(f"XTRA ViT-B/16, {head}", style, marks))
     ours = [
-        (r.params, r.accuracy, f"{r.name}, {r.head}: {points(r.accuracy)} %")
+        Mark(r.params, r.accuracy, f"{r.name}, {r.head}: {points(r.accuracy)} %")
         for r in ledger.rows
         if r.set == "imagenet1k" and r.encoder == "trained" and r.accuracy is not None
         if r.total == BENCHMARKS["imagenet1k"].eval
     ]
-    if ours:
-        series.append(Series("ours", 2, [Mark(n, a, text) for n, a, text in ours]))
-    sizes = [m.x for s in series for m in s.marks] + [r.parameters for r in published.IMAGENET]
-    values = [m.y for s in series for m in s.marks]
+    series += [Series("ours", 2, ours)] if ours else []
+    marks = [m for s in series for m in s.marks]
     return Chart(
         "ImageNet-1k, parameters of the encoder",
-        log_axis("parameters", sizes, human),
-        axis("accuracy in %", values, percent),
+        log_axis("parameters", [*(m.x for m in marks), *(r.parameters for r in published.IMAGENET)], human),
+        axis("accuracy in %", [m.y for m in marks], percent),
         series,
     ).svg()

@@ -59,11 +59,14 @@ def run(config: Config) -> PeekResult:
     found = _choose(version, config)
     if not found:
         what = f"{config.reason} links" + (f" labelled {config.label}" if config.label else "")
-        raise ValueError(f"{version.address}: no {what} in the shards that were read: {_offer(version)}")
+        there = ", ".join([KEPT, *sorted({*version.reasons, *version.deselected})])
+        raise ValueError(
+            f"{version.address}: no {what} in the shards that were read: it has {there}; another --seed reads other "
+            "shards"
+        )
     rows = tuple(_row(shard, row) for shard, row in found)
     if config.out:
-        thumbs = _thumbs(version, found)
-        store.put(config.out, sheet(version, config, rows, thumbs).encode())
+        store.put(config.out, sheet(version, config, rows, _thumbs(version, found)).encode())
     return PeekResult(version.address, config.reason, rows, config.out)
 
 
@@ -72,8 +75,7 @@ def text(rows: Sequence[Row], width: int = 80) -> str:
     lines = []
     for r in rows:
         about = [f"{r.width}x{r.height}" if r.width else "", r.format or "", " ".join(r.labels), r.detail]
-        lines.append(clean(f"{r.key}  {'  '.join(filter(None, about))}", width))
-        lines.append(clean(f"    {r.url}", width))
+        lines += [clean(f"{r.key}  {'  '.join(filter(None, about))}", width), clean(f"    {r.url}", width)]
     return "\n".join(lines)
 
 
@@ -87,13 +89,13 @@ def sheet(version: Manifest, config: Config, rows: Sequence[Row], thumbs: Sequen
     items = "".join(dataset_page.example(r.key, r.url, r.detail, linked=r.reason not in UNFOLLOWED) for r in blind)
     nearly = dataset_page.NEARLY.get(config.reason, "") if shown else ""
     meaning = dataset_page.MEANINGS.get(config.reason, "")
-    body = (
+    return document(
+        f"{config.reason} in {version.list_name}",
         f"<header><p>{len(rows)} of the links that are</p><h1>{safe(config.reason)}</h1><p>{safe(meaning)}{nearly}</p>"
         f"<p><code>{safe(version.address)}</code>, seed {config.seed}</p></header>"
         + (f'<div class="thumbs large">{figures}</div>' if figures else "")
-        + (f'<div class="reasons"><ul>{items}</ul></div>' if items else "")
+        + (f'<div class="reasons"><ul>{items}</ul></div>' if items else ""),
     )
-    return document(f"{config.reason} in {version.list_name}", body)
 
 
 def _caption(r: Row) -> str:
@@ -114,9 +116,7 @@ def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, An
     """Random rows of a few random shards, in the dataset's order. A contact sheet prefers rows with a picture: of
     rejected links, each shard has only a few thumbnails."""
     draw = np.random.default_rng([config.seed, int(version.digest[:8], 16)])
-    weights = _weights(version, config.reason)
-    possible = np.flatnonzero(weights)
-    order = draw.permutation(possible)[:SHARDS]
+    order = draw.permutation(np.flatnonzero(_weights(version, config.reason)))[:SHARDS]
     replaced = [] if config.reason == KEPT else replaced_rows(version)
 
     def rows(number: int) -> pa.Table:
@@ -143,8 +143,7 @@ def _choose(version: Manifest, config: Config) -> list[tuple[Shard, dict[str, An
     found = []
     for place, table in enumerate(tables):
         mine = picked[(picked >= starts[place]) & (picked < starts[place + 1])] - starts[place]
-        shard = version.shards[order[place]]
-        found += [(shard, row) for row in table.take(pa.array(mine, pa.int64())).to_pylist()]
+        found += [(version.shards[order[place]], row) for row in table.take(pa.array(mine, pa.int64())).to_pylist()]
     return sorted(found, key=lambda f: f[1]["row"])
 
 
@@ -167,11 +166,6 @@ def _weights(version: Manifest, reason: str) -> np.ndarray:
     return np.array([shard.links - shard.kept for shard in version.shards], np.int64) + bool(version.rules)
 
 
-def _offer(version: Manifest) -> str:
-    there = [KEPT, *sorted({*version.reasons, *version.deselected})]
-    return f"it has {', '.join(there)}; another --seed reads other shards"
-
-
 def _row(shard: Shard, row: dict[str, Any]) -> Row:
     return Row(
         key=row["key"],
@@ -192,9 +186,7 @@ def _thumbs(version: Manifest, found: Sequence[tuple[Shard, dict[str, Any]]]) ->
 
     def one(entry: tuple[Shard, dict[str, Any]]) -> bytes | None:
         shard, row = entry
-        if row["member"]:
-            return member_thumb(version, shard, row)
-        return small[shard.unit].get(row["row"])
+        return member_thumb(version, shard, row) if row["member"] else small[shard.unit].get(row["row"])
 
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(one, found))

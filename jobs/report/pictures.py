@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from jobs.report.ledger import Run
 from jobs.report.measured import Measured
 from jobs.report.tables import human
 from shards import manifest, store
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 ROWS = 4  # predicted images
 COLUMNS = 5  # checkpoints, evenly spaced over samples seen
@@ -119,18 +116,14 @@ def _predicted(checkpoints: Sequence[str], data: str) -> list[list[str]]:
             columns += [generate.to_pixels(images)] * (at == 0)
             columns.append(generate.to_pixels(generate.teacher_forced(model, images, order_K)))
             if at == len(checkpoints) - 1:
-                given = max(1, c.blocks // 4)
-                columns.append(generate.to_pixels(generate.free_run(model, images, order_K, given)))
+                columns.append(generate.to_pixels(generate.free_run(model, images, order_K, max(1, c.blocks // 4))))
     return [[_uri(column[row]) for column in columns] for row in range(len(columns[0]))]
 
 
 def _uri(pixels: np.ndarray) -> str:
     from PIL import Image
 
-    return _as_uri(Image.fromarray(pixels))
-
-
-def _as_uri(picture: Image) -> str:
+    picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     picture.save(out, "WEBP", quality=82, method=4)
@@ -154,8 +147,7 @@ def mistakes(result: Mapping[str, Any]) -> str:
         return ""
     figures = []
     for (row, is_class, taken), body in zip(chosen, bodies):
-        picture = _decoded(body)
-        if picture:
+        if picture := _decoded(body):
             words = f"{_label(labels, is_class)}, predicted {_label(labels, taken)}"
             figures.append(
                 f'<figure><img src="{picture}" alt="test image {int(row)}: {safe(words, 120)}">'

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.sets import BENCHMARKS
+from jobs.laws import grouped
 from jobs.report.draw import selection_chart
 from jobs.report.html import escaped
 from jobs.report.ledger import Ledger, Run, protocol
@@ -56,8 +57,7 @@ def probed(ledger: Ledger) -> list[Probed]:
             if result.get("encoder") == "trained" and key in readable:
                 found.append(Probed(f"{run.name}, {human(result['samples_seen'])} samples seen", result, _data(run)))
     needed = {"set", "head", "encoder", "accuracy", "total"}
-    found += [Probed(str(r["encoder"]), r) for r in ledger.others if needed <= r.keys()]
-    return found
+    return found + [Probed(str(r["encoder"]), r) for r in ledger.others if needed <= r.keys()]
 
 
 def _data(run: Run) -> str:
@@ -69,20 +69,25 @@ def _data(run: Run) -> str:
 
 def details(ledger: Ledger, images: bool = False) -> str:
     """The best encoder of each set, protocol and origin, folded until clicked."""
-    groups: dict[tuple[str, str, str, str, str], list[Probed]] = {}
-    for p in probed(ledger):
-        of = (p.result["set"], str(p.result.get("manifest_eval") or ""))  # two sets may share a name
-        key = (*of, p.protocol, p.result["encoder"], str(p.result.get("checkpoint") or p.who))
-        groups.setdefault(key, []).append(p)
+    groups = grouped(
+        probed(ledger),
+        lambda p: (
+            p.result["set"],
+            str(p.result.get("manifest_eval") or ""),  # two sets may share a name
+            p.protocol,
+            p.result["encoder"],
+            str(p.result.get("checkpoint") or p.who),
+        ),
+    )
     best: dict[tuple[str, str, str, str], list[Probed]] = {}
-    for (*of_whom, _), group in sorted(groups.items()):
-        name, digest, how, encoder = of_whom
+    for (name, digest, how, encoder, _), group in sorted(groups.items()):
         if _top(group) > _top(best.get((name, digest, how, encoder), [])):
             best[name, digest, how, encoder] = group
     if not best:
         return ""
-    text = "<p>The encoder with the best probe on each set; the table below has all others.</p>"
-    return text + "".join(_one(how, group, images) for (_, _, how, _), group in best.items())
+    return "<p>The encoder with the best probe on each set; the table below has all others.</p>" + "".join(
+        _one(how, group, images) for (_, _, how, _), group in best.items()
+    )
 
 
 def _top(group: Sequence[Probed]) -> float:
@@ -99,8 +104,7 @@ def _one(how: str, group: Sequence[Probed], images: bool) -> str:
     charted = selection_chart([p.result for p in group])
     body = [f'<div class="grid"><figure>{charted}</figure></div>'] if charted else []
     for p in group:
-        facts = [_chosen(p.result), _warning(p.result), _shared(p.result), _time(p.result), _classes(p.result)]
-        facts += [_confused(p.result)]
+        facts = [fact(p.result) for fact in (_chosen, _warning, _shared, _time, _classes, _confused)]
         body.append(
             f"<h3>{escaped(p.result['head'])}</h3><ul>" + "".join(f"<li>{f}</li>" for f in facts if f) + "</ul>"
         )
@@ -139,8 +143,8 @@ def _shared(result: Mapping[str, Any]) -> str:
     same, alike = result.get("shared_sha256"), result.get("shared_phash")
     if same is None:
         return ""
-    text = f"{same:,} of the test images are among the training images byte for byte"
-    return text + (f", {alike:,} more look alike" if alike is not None else "; how many look alike is not known")
+    more = f", {alike:,} more look alike" if alike is not None else "; how many look alike is not known"
+    return f"{same:,} of the test images are among the training images byte for byte{more}"
 
 
 def _time(result: Mapping[str, Any]) -> str:

@@ -148,20 +148,26 @@ class Efficiency:
 def efficiency(model: Pretraining, against: Pretraining) -> Efficiency:
     """Figure 1's claim by unique images and by samples seen. These are single points: the two accuracies differ, and no
     interval can be given."""
-    unique = against.unique_images / model.unique_images
-    return Efficiency(model, against, unique, against.samples_seen / model.samples_seen)
+    return Efficiency(
+        model,
+        against,
+        unique_images=against.unique_images / model.unique_images,
+        samples_seen=against.samples_seen / model.samples_seen,
+    )
 
 
 def figure_1_lines() -> list[str]:
     """Figure 1 in words, at most 80 columns."""
-    lines = [f"{'':<14}{'data':<8}{'unique images':>15}{'samples seen':>16}{'epochs':>8}{'15 sets, %':>12}"]
-    lines += [
-        f"{f'{row.method} {row.arch}':<14}{row.data:<8}{row.unique_images:>15,}{row.samples_seen:>16,}"
-        f"{row.epochs:>8.1f}{100 * row.average:>12.1f}"
-        for row in FIGURE_1
+    lines = [
+        f"{'':<14}{'data':<8}{'unique images':>15}{'samples seen':>16}{'epochs':>8}{'15 sets, %':>12}",
+        *(
+            f"{f'{row.method} {row.arch}':<14}{row.data:<8}{row.unique_images:>15,}{row.samples_seen:>16,}"
+            f"{row.epochs:>8.1f}{100 * row.average:>12.1f}"
+            for row in FIGURE_1
+        ),
     ]
-    ours = FIGURE_1[0]
-    for against in FIGURE_1[1:]:
+    ours, *others = FIGURE_1
+    for against in others:
         e = efficiency(ours, against)
         lines += [
             "",

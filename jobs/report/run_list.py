@@ -28,17 +28,17 @@ def differences(study: Study) -> str:
     """Every setting in which the lines differ: a row for each, a column for each line."""
     names = sorted({name for line in study.lines for name in line.arm.settings})
     varied = [n for n in names if len({json.dumps(line.arm.settings.get(n)) for line in study.lines}) > 1]
-    columns: Columns[str] = {"setting": lambda name: name}
-    for line in study.lines:
-        columns = {**columns, line.label: lambda name, line=line: _value(line, name)}
-    rows = ["called in the configs", "images", "manifest", *varied]
+    columns: Columns[str] = {
+        "setting": lambda name: name,
+        **{line.label: lambda name, line=line: _value(line, name) for line in study.lines},
+    }
     text = (
         f"The {len(study.lines)} lines of the charts; all of their other "
         f"{len(names) - len(varied)} settings are the same. Seeds, lengths and machines do not count as settings."
         if len(study.lines) > 1
         else "There is one line: all runs here were trained alike."
     )
-    return table(columns, rows, text)
+    return table(columns, ["called in the configs", "images", "manifest", *varied], text)
 
 
 def _value(line: Line, name: str) -> str:
@@ -67,8 +67,11 @@ def provenance(runs: Sequence[Run], study: Study) -> str:
         "dataset": lambda r: str(r.info.get("dataset") or "").rstrip("/").rpartition("/")[2],
         "manifest": lambda r: r.info["manifest"][:16],
     }
-    text = "Manifest: the first 16 digits of the digest that identifies exactly the images a run was trained on."
-    return table(columns, runs, text)
+    return table(
+        columns,
+        runs,
+        "Manifest: the first 16 digits of the digest that identifies exactly the images a run was trained on.",
+    )
 
 
 def _minutes(run: Run) -> float | None:
@@ -98,37 +101,37 @@ def events_of(run: Run, problems: list[str]) -> Counter[str]:
 
 def failures(ledger: Ledger, events: Mapping[str, Counter[str]], found: Sequence[Measured]) -> str:
     """Runs that are unfinished or were interrupted, events, and unreadable files; "None" where there are none."""
-    lines = []
     unfinished = [r for r in ledger.runs if r.samples_seen < int(r.config.get("samples") or 0)]
-    for run in unfinished:
-        lines.append(f"{run.name} is unfinished: {run.samples_seen:,} of {int(run.config['samples']):,} samples.")
+    lines = [
+        f"{run.name} is unfinished: {run.samples_seen:,} of {int(run.config['samples']):,} samples."
+        for run in unfinished
+    ]
     probed = {m.run.url for m in found}
     trunks = {str(r.config.get("branch") or "").rstrip("/").rpartition("/")[2] for r in ledger.runs}
-    silent = [r.name for r in ledger.runs if r.url not in probed and r not in unfinished and r.name not in trunks]
-    if silent:
+    expected = [r for r in ledger.runs if r not in unfinished and r.name not in trunks]
+    if silent := [r.name for r in expected if r.url not in probed]:
         lines.append(f"No probe of a trained encoder: {_some(silent)}.")
     if again := [r for r in ledger.runs if len(r.attempts) > 1]:
         several = f"{len(again)} runs were" if len(again) > 1 else "One run was"
         names = _some([f"{r.name} ({len(r.attempts)} attempts)" for r in again])
         lines.append(f"{several} interrupted and went on: {names}.")
-    total: Counter[str] = Counter()
-    for counts in events.values():
-        total += counts
-    lines += [f"{n:,} events “{kind.replace('_', ' ')}”." for kind, n in sorted(total.items())]
+    total = sum(events.values(), Counter())
     lines += [
-        f"{m.run.name}, {m.row.file}: its record of right images contradicts its accuracy, and is not used."
-        for m in found
-        if m.damaged
+        *(f"{n:,} events “{kind.replace('_', ' ')}”." for kind, n in sorted(total.items())),
+        *(
+            f"{m.run.name}, {m.row.file}: its record of right images contradicts its accuracy, and is not used."
+            for m in found
+            if m.damaged
+        ),
+        *(f"Could not be read: {problem}" for problem in ledger.problems),
     ]
-    lines += [f"Could not be read: {problem}" for problem in ledger.problems]
     if not lines:
         return "<p>None: every run finished in one attempt, and every file could be read.</p>"
     return "<ul>" + "".join(f"<li>{safe(line, 600)}</li>" for line in lines) + "</ul>"
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # ---- how to reproduce ----
@@ -150,11 +153,9 @@ def commands(study: Study, runs: Sequence[Run], found: Sequence[Measured]) -> st
         both = [r for r in runs if r.name == trunk and trunk] + [run]
         words = "\n".join(f"xtra train {shlex.join(command_words(r))}" for r in both)
         parts.append(f"<h3>{escaped(line.label)}</h3><pre><code>{_lines(words)}</code></pre>")
-    protocols = sorted({(m.row.set, m.row.head, m.row.how) for m in found})
-    if protocols:
-        parts.append("<h3>Probes</h3><ul>")
-        parts += [f"<li>{escaped(f'{name}, {head}: {how}')}</li>" for name, head, how in protocols[:12]]
-        parts.append("</ul>")
+    if protocols := sorted({(m.row.set, m.row.head, m.row.how) for m in found}):
+        items = [f"<li>{escaped(f'{name}, {head}: {how}')}</li>" for name, head, how in protocols[:12]]
+        parts += ["<h3>Probes</h3><ul>", *items, "</ul>"]
     parts.append("<p>This page: <code>xtra report RUNS</code>; the same run folders give the same bytes.</p>")
     return "".join(parts)
 
@@ -198,8 +199,6 @@ def _flags(path: str, config: Mapping[str, Any], base: Any) -> list[tuple[str, A
         if isinstance(value, Mapping):
             found += _flags(f"{path}{name}.", value, before)
         elif value != before and value not in (None, "", []):
-            short = (
-                value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
-            )  # without machine-specific folders
-            found.append((f"{path}{name}", short))
+            # Without machine-specific folders.
+            found.append((f"{path}{name}", value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value))
     return found

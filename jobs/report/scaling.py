@@ -160,10 +160,11 @@ def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
         ("glossary", "Words", glossary.section()),
     ]
     sections = [part for part in sections if part[2]]
+    links = "".join(f'<a href="#{key}">{escaped(title)}</a>' for key, title, _ in sections)
     body = "\n".join(
         [
             _header(ledger, said, _hero(ledger, found, said), note, findings.shown(ledger, found, made)),
-            _contents(sections),
+            f'<nav aria-label="contents">{links}</nav>',
             *(f'<section id="{key}"><h2>{escaped(title)}</h2>{text}</section>' for key, title, text in sections),
         ]
     )
@@ -185,11 +186,6 @@ def _header(ledger: Ledger, said: answer.Answer, hero: str, note: str | None, sh
         f'<p class="answer">{escaped(said.sentence)}</p>{_list(said.footing)}</div>{hero}</header>'
         f'<section id="shown"><h2>What this shows</h2>{_list(shown)}</section>'
     )
-
-
-def _contents(sections: Sequence[tuple[str, str, str]]) -> str:
-    links = "".join(f'<a href="#{key}">{escaped(title)}</a>' for key, title, _ in sections)
-    return f'<nav aria-label="contents">{links}</nav>'
 
 
 def _list(lines: Sequence[str]) -> str:
@@ -267,8 +263,7 @@ def _accuracy(ledger: Ledger, found: Sequence[Measured], brief: bool) -> str:
 
 def curves(ledger: Ledger) -> dict[str, str]:
     """Accuracy against samples seen as stand-alone SVGs, by "SET-HEAD": for slides and READMEs."""
-    found = measured(ledger, study(ledger.runs))
-    cells = by_cell(found)
+    cells = by_cell(measured(ledger, study(ledger.runs)))
     titles = findings.titles(cells)
     drawn = {}
     for cell, group in cells.items():
@@ -301,11 +296,12 @@ def _front(ledger: Ledger, found: Sequence[Measured]) -> str:
         "95 % interval": lambda r: f"{in_points(r[1].bar.low)} to {in_points(r[1].bar.high)}",
         "encoder and the rest, parameters": lambda r: r[1].row.params,
     }
-    text = (
+    return (
         "<p>Step line: points that no other point beats at the same or a lower cost. Where intervals overlap, chance "
         "may decide which point is on it.</p>"
+        + _grid(figures)
+        + _folded("The points of the front", table(columns, rows, "Cheapest first."))
     )
-    return text + _grid(figures) + _folded("The points of the front", table(columns, rows, "Cheapest first."))
 
 
 def _training(known: Study, ledger: Ledger, found: Sequence[Measured], cell: tuple[str, str, str, str] | None) -> str:
@@ -383,19 +379,15 @@ def _download(rows: Sequence[LedgerRow]) -> str:
 
 
 def _papers(ledger: Ledger, ours: Sequence[Point]) -> str:
-    own = any(p.result["set"] in papers.BENCHMARKS for p in probes.probed(ledger))
     tables = papers.benchmarks(ledger)
-    return (
-        papers.figure_1(ledger)
-        + (tables if own else _folded("The 15 sets, and ImageNet-1k (Tables 3 to 5)", tables))
-        + _folded("Ablations (Table 6)", papers.ablations(ours))
-    )
+    if not any(p.result["set"] in papers.BENCHMARKS for p in probes.probed(ledger)):
+        tables = _folded("The 15 sets, and ImageNet-1k (Tables 3 to 5)", tables)
+    return papers.figure_1(ledger) + tables + _folded("Ablations (Table 6)", papers.ablations(ours))
 
 
 def _funnel(versions: Sequence[manifest.Manifest]) -> str:
     parts = []
     for version in versions:
-        account = link_counts.of_manifest(version, read_info(version.dataset).left_out)
-        name = f"{version.list_name}, manifest {version.digest[:12]}"
-        parts.append(f"<h3>{escaped(name)}</h3>{dataset_page.funnel(account)}")
+        drawn = dataset_page.funnel(link_counts.of_manifest(version, read_info(version.dataset).left_out))
+        parts.append(f"<h3>{escaped(f'{version.list_name}, manifest {version.digest[:12]}')}</h3>{drawn}")
     return "".join(parts)

@@ -36,13 +36,9 @@ class Control:
 
 def controls(found: Sequence[Measured]) -> list[Control]:
     """One for every line, count, set and head with at least two seeds, in the order of the comparisons."""
-    made = [
-        _control(point)
-        for group in by_cell(found).values()
-        for point in points(group)
-        if len({m.seed for m in point.group}) > 1
-    ]
-    return sorted(made, key=lambda c: (c.point.row.set, c.point.row.head, -c.point.row.samples_seen))
+    every = [point for group in by_cell(found).values() for point in points(group)]
+    several = [point for point in every if len({m.seed for m in point.group}) > 1]
+    return sorted(map(_control, several), key=lambda c: (c.point.row.set, c.point.row.head, -c.point.row.samples_seen))
 
 
 def _control(point: Point) -> Control:
@@ -68,8 +64,6 @@ def _test(difference_I: np.ndarray) -> tuple[float, float]:
 
 def control_table(made: Sequence[Control]) -> str:
     """As HTML; "" where no line has two seeds."""
-    if not made:
-        return ""
     columns: Columns[Control] = {
         "probe": lambda c: f"{c.point.row.set}, {c.point.row.head}",
         "samples": lambda c: c.point.row.samples_seen,
@@ -80,9 +74,10 @@ def control_table(made: Sequence[Control]) -> str:
         "SD from images alone": lambda c: None if c.by_images is None else f"{100 * c.by_images:.2f}",
         "pairs of seeds that differ": lambda c: None if c.differ is None else f"{c.differ} of {c.pairs}",
     }
-    text = (
+    return table(
+        columns,
+        made,
         "Negative control: a line against itself under different seeds, where nothing differs. A pair “differs” by a "
         "test over its test images alone at 5 %, ignoring seeds: if more than one pair in twenty differs, such a test "
-        "cannot be trusted here."
+        "cannot be trusted here.",
     )
-    return table(columns, made, text)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from ingest.record import FINAL, RETRYABLE
 from ingest.thumbs import encoded
+from jobs.laws import grouped
 from shards import store
 from shards.dataset import KEPT, read_generations, read_table
 from shards.manifest import Manifest, Shard
@@ -136,8 +137,8 @@ class _Part:
 def survey(version: Manifest, shards: int = SHARDS) -> Survey:
     """Sample at most `shards` shards. Raises StoreError naming an index or tar that is missing or damaged."""
     chosen = spaced(version.shards, shards)
-    wanted = (THUMBS[KEPT], THUMBS_A_REASON)
-    thumbs = [-(-2 * most // max(1, len(chosen))) for most in wanted]  # twice as many: some shards have none
+    # Twice as many, because some shards have none.
+    thumbs = [-(-2 * most // max(1, len(chosen))) for most in (THUMBS[KEPT], THUMBS_A_REASON)]
     replaced = replaced_rows(version)
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(lambda shard: _part(version, shard, replaced, *thumbs), chosen))
@@ -179,9 +180,8 @@ def spaced(items: Sequence[T], most: int) -> list[T]:
 
 def replaced_rows(version: Manifest) -> list[tuple[int, np.ndarray]]:
     """(first unit, rows) of every retry: these rows were fetched again, so earlier units' outcomes are out of date."""
-    retries = read_generations(version.dataset)
     found = []
-    for retry in retries:
+    for retry in read_generations(version.dataset):
         units = range(retry.first_unit, retry.first_unit + retry.units)
         indexes = [store.join(version.dataset, "shards", s.index) for s in version.shards if s.unit in units]
         with ThreadPoolExecutor(READERS) as pool:
@@ -227,7 +227,10 @@ def _part(
     for reason in sorted(_counts(table["reason"])):
         rows = table.filter(pc.equal(table["reason"], reason))
         if reason != KEPT:
-            part.examples[reason] = [_example(row) for row in _varied(rows, EXAMPLES)]
+            part.examples[reason] = [
+                Example(row["key"], row["url"] or "", row["detail"] or "", row["http_status"])
+                for row in _varied(rows, EXAMPLES)
+            ]
         wanted = thumbs_reason if reason != KEPT else 0 if part.classes else thumbs_kept
         part.thumbs[reason] = list(_thumbs(version, shard, rows, small, wanted))
     return part
@@ -241,10 +244,6 @@ def _varied(rows: pa.Table, most: int) -> list[dict[str, Any]]:
     first = spaced(sorted(details.values()), most)
     more = [at for at in spaced(range(len(rows)), most) if at not in first]
     return rows.take(pa.array([*first, *more][:most], pa.int64())).to_pylist()
-
-
-def _example(row: dict[str, Any]) -> Example:
-    return Example(row["key"], row["url"] or "", row["detail"] or "", row["http_status"])
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
@@ -268,9 +267,7 @@ def _shown(
     names = spaced(list(classes), CLASSES)
     if len(classes) > 1:
         names = [*names[:-1], list(classes)[-1]]  # include the rarest
-    at: dict[Shard, list[str]] = defaultdict(list)
-    for name in names:
-        at[max(counts, key=lambda shard: (counts[shard].get(name, 0), -shard.unit))].append(name)
+    at = grouped(names, lambda name: max(counts, key=lambda shard: (counts[shard].get(name, 0), -shard.unit)))
 
     def of_shard(shard: Shard) -> dict[str, tuple[Thumb, ...]]:
         table = read_rows(version, shard, replaced)
@@ -340,8 +337,7 @@ def thumb_rows(version: Manifest, shard: Shard) -> dict[int, bytes]:
 def _thumbs(version: Manifest, shard: Shard, rows: pa.Table, small: Mapping[int, bytes], most: int) -> Iterator[Thumb]:
     """Thumbnails of stored pictures, by decoding them; of rejected ones, those that the ingest kept."""
     stored = rows.filter(pc.less(rows["length"], THUMB_BYTES))  # null where nothing is stored
-    left = rows.filter(pc.is_in(rows["row"], pa.array(sorted(small), pa.int64())))
-    found = stored if len(stored) else left
+    found = stored if len(stored) else rows.filter(pc.is_in(rows["row"], pa.array(sorted(small), pa.int64())))
     for row in found.take(pa.array(spaced(range(len(found)), most), pa.int64())).to_pylist():
         jpeg = member_thumb(version, shard, row) if row["member"] else small[row["row"]]
         if jpeg is not None:
@@ -350,8 +346,7 @@ def _thumbs(version: Manifest, shard: Shard, rows: pa.Table, small: Mapping[int,
 
 def member_thumb(version: Manifest, shard: Shard, row: dict[str, Any]) -> bytes | None:
     """A thumbnail of one stored picture; None where it cannot be decoded."""
-    body = store.read_range(shard.tar_url(version.dataset), row["offset"], row["length"])
-    return thumbnail(body)
+    return thumbnail(store.read_range(shard.tar_url(version.dataset), row["offset"], row["length"]))
 
 
 def thumbnail(body: bytes, side: int = THUMB_SIDE) -> bytes | None:
@@ -394,6 +389,5 @@ def _summed(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _histogram(edges: tuple[float, ...], parts: Sequence[np.ndarray]) -> Histogram:
-    values = np.concatenate(parts) if parts else np.zeros(0)
-    places = np.searchsorted(np.array(edges), values, side="right")
+    places = np.searchsorted(np.array(edges), np.concatenate(parts) if parts else np.zeros(0), side="right")
     return Histogram(edges, tuple(int(n) for n in np.bincount(places, minlength=len(edges) + 1)))

@@ -30,18 +30,13 @@ def table(
         for row, cells in zip(rows, values)
     )
     opening = f"<table class={kind}>" if kind else "<table>"
+    label = f"table: {caption.partition('. ')[0][:90]}"  # for screen readers that move from table to table
     return (
         f"<p>{escaped(caption)}</p>"
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(_brief(caption))}">'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(label)}">'
         f"{opening}<thead><tr>{top}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def _brief(caption: str) -> str:
-    """A short label, for screen readers that move from table to table."""
-    first = caption.partition(". ")[0]
-    return f"table: {first[:90]}"
 
 
 def _is_number(value: Any) -> bool:

@@ -83,27 +83,22 @@ def _plan(bench: Bench, size: str) -> Iterator[str]:
 
 def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[str, Any]]]:
     """Changes to try, one group after the other, each against the best so far."""
-    cuda = device.type == "cuda"
-    arms = [arm for arm in ARMS if arm != "dense" and (cuda or not arm.startswith("flex"))]
-    found: list[list[dict[str, Any]]] = [
-        [{"name": f"attention {arm}", "attention": arm} for arm in arms],
+    kinds = [kind for kind in ARMS if kind != "dense" and (device.type == "cuda" or not kind.startswith("flex"))]
+    official = {"name": "official shape, bf16 decoder, compiled", "shape": "official", "dropped": "compute"}
+    ways = ({"name": "max-autotune", "compile": "max-autotune"}, {"name": "not compiled", "compile": "none"})
+    return [
+        [{"name": f"attention {kind}", "attention": kind} for kind in kinds],
         [
             {"name": "dropped branches skipped", "dropped": "skip"},
             {"name": "a fixed number of branches skipped", "dropped": "subset"},
         ],
         [{"name": f"{n} images", "images": n} for n in (images * 2, images // 2) if n],
-    ]
-    if compiled:
-        found.append([{"name": "max-autotune", "compile": "max-autotune"}])
-        found.append([{"name": "not compiled", "compile": "none"}])
-    found += [
+        *([way] for way in ways if compiled),
         [{"name": "all blocks computed", "drop_last": False}],
         [{"name": "optimiser not fused", "fused": False}],
+        *([[official]] if compiled else ()),
+        [{"name": "TF32 decoder", "decoder": "tf32"}, {"name": "fp32 decoder", "decoder": "fp32"}],
     ]
-    if compiled:
-        found.append([{"name": "official shape, bf16 decoder, compiled", "shape": "official", "dropped": "compute"}])
-    found.append([{"name": "TF32 decoder", "decoder": "tf32"}, {"name": "fp32 decoder", "decoder": "fp32"}])
-    return found
 
 
 def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: Arm) -> Arm:

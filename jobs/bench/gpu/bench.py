@@ -41,8 +41,11 @@ def run(config: Config) -> dict[str, Any]:
     config = settled(config)
     cuda = config.device == "cuda"
     bench = Bench(config, torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
-    bench.about |= {"config": asdict(config), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    bench.about |= {"cudnn": torch.backends.cudnn.version()}
+    bench.about |= {
+        "config": asdict(config),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cudnn": torch.backends.cudnn.version(),
+    }
     if config.commit:
         bench.about["commit"] = config.commit
     if not config.watched:
@@ -52,15 +55,11 @@ def run(config: Config) -> dict[str, Any]:
             written(config.out, json.dumps(bench.result(), indent=1))
         except OSError as why:
             raise ValueError(f"out is {config.out!r}, which cannot be written: {why.strerror or why}") from None
-    again = False
     try:
         _sections(bench)
-    except StartAgain:
-        again = True
-        raise
     finally:
         bench.write()
-        if not again:
+        if not isinstance(sys.exception(), StartAgain):
             print("\n".join(tables(bench.rows, bench.ratios())), flush=True)
     return bench.result()
 
@@ -207,19 +206,15 @@ def parse(words: list[str]) -> Config:
             parser.add_argument(flag, nargs="+", default=default)
         else:
             parser.add_argument(flag, type=type(default), default=default)
-    values: dict[str, Any] = vars(parser.parse_args(words))
-    for name, value in values.items():
-        values[name] = tuple(value) if isinstance(value, list) else value
+    given = vars(parser.parse_args(words)).items()
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given}
     return Config(**values)
 
 
 def main(words: list[str]) -> int:
     try:
         config = parse(words)
-        if config.watched and config.out:
-            found = watch.run(config, words)
-        else:
-            found = run(config)
+        found = watch.run(config, words) if config.watched and config.out else run(config)
     except ValueError as error:
         print(f"bench-gpu: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ tar of photographs, and this tree's commit. `make bench-gpu` uses the contents o
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 from jobs.bench import commit
+from jobs.bench.rounds import parsed
 
 FOLDER = ".gpu"
 LIMIT = 60 << 20  # bytes
@@ -63,7 +63,8 @@ def put_croppers(folder: Path) -> None:
         raise ValueError(f"{NATIVE} has no compiled croppers: run make setup first")
     for library in built:
         shutil.copy2(library, folder)
-        for needed in _linked(library):
+        linked = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=False).stdout
+        for needed in map(Path, re.findall(r"=> (/\S+)", linked)):
             if "jpeg" in needed.name:
                 shutil.copy2(needed.resolve(), folder / needed.name)
 
@@ -93,22 +94,18 @@ def _joined(*paths: str) -> str:
     return os.pathsep.join(path for path in paths if path)
 
 
-def _linked(library: Path) -> list[Path]:
-    done = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=False)
-    return [Path(path) for path in re.findall(r"=> (/\S+)", done.stdout)]
-
-
 def _require(path: str) -> None:
     if not Path(path).exists():
         raise ValueError(f"{path} does not exist: check --vectors, --tar and --wheels")
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.bench.gpu.bundle", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--vectors", default="", help="folder of the official numbers")
-    parser.add_argument("--tar", default="", help="a small tar of photographs")
-    parser.add_argument("--wheels", default="", help="folder that has the wheels; default: pip downloads them")
-    values = parser.parse_args(words)
+    flags = {
+        "--vectors": {"default": "", "help": "folder of the official numbers"},
+        "--tar": {"default": "", "help": "a small tar of photographs"},
+        "--wheels": {"default": "", "help": "folder that has the wheels; default: pip downloads them"},
+    }
+    values = parsed(words, flags, prog="python -m jobs.bench.gpu.bundle", description=(__doc__ or "").split("\n")[0])
     try:
         files = make(Path(FOLDER), values.vectors, values.tar, values.wheels)
     except ValueError as error:

@@ -41,9 +41,8 @@ def official_numbers(vectors: str, device: torch.device) -> Iterator[Row]:
     from jobs.bench import parity
 
     for case in parity.read_cases(vectors):
-        moved = replace(case, tensors={name: t.to(device) for name, t in case.tensors.items()})
         with torch.device(device):  # the model is made here
-            errors = parity.compare(moved)
+            errors = parity.compare(replace(case, tensors={name: t.to(device) for name, t in case.tensors.items()}))
         yield row("parity", f"{case.name}, float64", max(errors.values()), FLOAT64)
 
 
@@ -60,8 +59,8 @@ def same_as_cpu(device: torch.device) -> Row:
         loss = next_block_loss(model(x, drop_LSB), target_blocks(x, config.side))
         return [t.cpu() for t in (loss.detach(), *torch.autograd.grad(loss, list(model.parameters())))]
 
-    pairs = zip(found(device), found(torch.device("cpu")))
-    return row("device against CPU", "loss and gradients, float64", max(error(a, b) for a, b in pairs), FLOAT64)
+    worst = max(error(a, b) for a, b in zip(found(device), found(torch.device("cpu"))))
+    return row("device against CPU", "loss and gradients, float64", worst, FLOAT64)
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
@@ -98,8 +97,7 @@ def finite_gradients(arm: str, head_width: int, device: torch.device, tokens: in
         t.detach().requires_grad_() for t in x.to(device, torch.bfloat16).permute(2, 0, 3, 1, 4).unbind()
     ]
     out = attend(q, k, v, causal_of(tokens, 16, head_width, device, arm))
-    found = [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
-    wrong = sum(int((~t.isfinite()).sum()) for t in found)
+    wrong = sum(int((~t.isfinite()).sum()) for t in [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))])
     return row("attention", f"{arm}, {tokens} x {head_width}, bfloat16, low logits", float(wrong), 0.0)
 
 
@@ -107,18 +105,15 @@ def attention_arms(device: torch.device, run: Callable[[str, Callable[[], Row]],
     """Every implementation at B/16's and H/14's head widths; `run` gets a name and a function that computes a row."""
     cuda = device.type == "cuda"
     for arm in ARMS:
-        if arm.startswith("flex"):
-            if not cuda:
-                continue  # torch has no backward pass for it there
-            dtypes = [torch.bfloat16]  # each dtype is compiled separately, which takes seconds
-        else:
-            dtypes = [torch.float64, torch.bfloat16]
+        flex = arm.startswith("flex")  # each dtype is compiled separately, which takes seconds
+        if flex and not cuda:
+            continue  # torch has no backward pass for it there
         for head_width in (64, 80, 128) if cuda else (8,):
-            for dtype in dtypes:
+            for dtype in [torch.bfloat16] if flex else [torch.float64, torch.bfloat16]:
                 tokens = 240 if cuda else 48
                 name = f"attention {arm}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}"
                 run(name, lambda a=arm, w=head_width, d=dtype, n=tokens: attention_arm(a, w, d, device, n))
-            if arm.startswith("flex"):
+            if flex:
                 continue  # not a cuDNN kernel; compiled for every shape
             for tokens in (64, 192, 240) if cuda else (48, 64):
                 name = f"attention {arm}, {tokens} x {head_width}, low logits"

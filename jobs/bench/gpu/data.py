@@ -22,7 +22,7 @@ from shards.pixels import crop, image
 from shards.stream import Order, Stream
 from xtra import drop_path, gpu_decode
 from xtra.blocks import target_blocks
-from xtra.data import Augment, DeviceDecoder, decode_batch, normalise, train_batches
+from xtra.data import Augment, decode_batch, normalise, train_batches
 from xtra.loss import next_block_loss
 from xtra.model import Xtra
 from xtra.optim import OptimConfig, make_optimizer
@@ -103,8 +103,7 @@ def torchvision(bodies: Sequence[bytes], device: torch.device, seconds: float) -
         if turn == 1:  # the first turn is a warm-up
             begun = time.perf_counter()
         decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        step.wait_for(device)
         done += len(decoded) if turn else 0
         if turn and time.perf_counter() - begun > seconds:
             break
@@ -121,26 +120,21 @@ def end_to_end(
     """Train from the shards for `seconds`; measure the share of time that the device waited between steps, by its own
     clock: the host may wait for data while the device still computes. Raises ValueError if the decoder is unavailable.
     """
-    on_gpu: DeviceDecoder | None = None
-    if decoder == "gpu":
-        on_gpu = gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads))
+    on_gpu = gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads)) if decoder == "gpu" else None
     c, size = model.config, model.config.image
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
     clock, samples, begun = step.Clock(device), 0, 0.0
-    stream = Stream(manifest, Order(), batch, 0, 1 << 40)
-    with closing(stream):
-        batches = train_batches(stream, size, Augment(), 0, threads, device=on_gpu)
-        for number, decoded in enumerate(batches):
+    with closing(Stream(manifest, Order(), batch, 0, 1 << 40)) as stream:
+        for number, decoded in enumerate(train_batches(stream, size, Augment(), 0, threads, device=on_gpu)):
             clock.mark()
             images = normalise(decoded.images_B3HW.to(device, non_blocking=True))
             decoded.release()
-            drop_LSB = None
-            if c.drop_path:
-                drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, decoded.epoch_B, decoded.sample_B)
+            drop_LSB = (
+                drop_path.scales(c.drop_path, c.depth, 0, decoded.epoch_B, decoded.sample_B) if c.drop_path else None
+            )
             with torch.autocast(device.type, torch.bfloat16):
                 predictions = model(images, drop_LSB)
-            loss = next_block_loss(predictions, target_blocks(images, c.side))
-            loss.backward()
+            next_block_loss(predictions, target_blocks(images, c.side)).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -153,12 +147,11 @@ def end_to_end(
                 samples += len(decoded)
                 if time.perf_counter() - begun > seconds:
                     break
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        step.wait_for(device)
     del clock.marks[: 2 * WARM - 1]  # from the end of the last warm-up step
     spent = clock.seconds()  # wait, step, wait, step ...
     waits, took = spent[::2], sum(spent)
-    done = on_gpu.report() if isinstance(on_gpu, gpu_decode.GpuDecoder) else {"decoder": "cpu", "gpu": 0, "cpu": {}}
+    done = on_gpu.report() if on_gpu else {"decoder": "cpu", "gpu": 0, "cpu": {}}
     by_cpu = sum(done["cpu"].values())
     return {
         "decoder": f"{done['decoder']}, {threads} threads",

@@ -92,8 +92,9 @@ def floor(
         return max(products(part, precision), moved / machine.bandwidth)
 
     hidden = tokens * shape.bridge + shape.blocks * shape.head * shape.predict
-    elementwise = tokens * by_bytes * (keep * shape.width * shape.depth + wide * shape.dec_width * shape.dec_depth)
-    elementwise += hidden * MLP_BYTES + 3 * shape.image**2 * PIXEL_BYTES
+    elementwise = tokens * by_bytes * (keep * shape.width * shape.depth + wide * shape.dec_width * shape.dec_depth) + (
+        hidden * MLP_BYTES + 3 * shape.image**2 * PIXEL_BYTES
+    )
     weights = parameters(shape)
     return {
         "data": n * 3 * shape.image**2 / machine.host,
@@ -162,11 +163,7 @@ def table(title: str, shape: Shape, images: int, machine: Ceilings, drop_path: f
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def main() -> None:
+if __name__ == "__main__":
     for title, shape, images in (("XTRA-B/16 at 256", B16, 256), ("XTRA-H/14 at 224", H14, 128)):
         for machine in (REACHED, REACHED_H200):
             print("\n".join(table(title, shape, images, machine)))
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.bench.gpu.floor import ATTENTION_BYTES, Ceilings
+from jobs.bench.gpu.step import wait_for
 from xtra.blocks import block_causal_mask
 
 Row = dict[str, Any]
@@ -67,10 +68,10 @@ def measure(shape: tuple[int, int, int, int], kernel: str, device: torch.device,
 
     def timed(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> float:
         """Seconds of one forward and backward pass, from an idle device to an idle device."""
-        _wait(device)
+        wait_for(device)
         begun = time.perf_counter()
         torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, **how), (q, k, v), grad)
-        _wait(device)
+        wait_for(device)
         return time.perf_counter() - begun
 
     q, k, v = inputs(shape, device)
@@ -80,16 +81,10 @@ def measure(shape: tuple[int, int, int, int], kernel: str, device: torch.device,
         first = timed(q, k, v, grad)
         seconds = statistics.median(timed(q, k, v, grad) for _ in range(CALLS))
         new = timed(other[0], other[1], other[2], grad[: max(1, b - 1)])
-    moved = b * n * h * e * ATTENTION_BYTES
     return {
         "ms": 1e3 * seconds,
-        "floor_ms": 1e3 * moved / machine.bandwidth if machine else None,
+        "floor_ms": 1e3 * (b * n * h * e * ATTENTION_BYTES) / machine.bandwidth if machine else None,
         "first_s": first,
         "new_batch_s": new,
         "cudnn": torch.backends.cudnn.version(),
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -9,7 +9,6 @@ It needs safetensors, for checkpoints.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from contextlib import ExitStack
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jobs.bench.gpu import data
-from shards import store
 
 if TYPE_CHECKING:
     from xtra.train import Config
@@ -44,12 +42,12 @@ class Loop:
         row = self._run(name)
         if name != "compiled":
             ours, theirs = self._losses[name], self._losses["compiled"]
-            same = len(ours) == len(theirs)
-            row["most_apart"] = max(abs(a - b) for a, b in zip(ours, theirs)) if same else None
+            row["most_apart"] = max([abs(a - b) for a, b in zip(ours, theirs)]) if len(ours) == len(theirs) else None
         return row
 
     def _run(self, name: str) -> dict[str, Any]:
         from xtra import train
+        from xtra.run import read_metrics
 
         base = self._base or self._made()
         changes: dict[str, dict[str, Any]] = {
@@ -69,14 +67,14 @@ class Loop:
             train.run(config, lambda: next(asked) >= steps // 2, rows.append)
         train.run(config, progress=rows.append)
         seconds = time.perf_counter() - begun
-        found = metrics(config.out)
-        self._losses[name] = [row["loss"] for row in found]
+        found = read_metrics(config.out, [])
+        self._losses[name] = [row.loss for row in found]
         last = [row for row in rows if "data_wait" in row][-1]
         return {
             "steps": len(found),
-            "first_loss": found[0]["loss"],
-            "last_loss": found[-1]["loss"],
-            "val_loss": [row["val_loss"] for row in found if row.get("val_loss") is not None],
+            "first_loss": found[0].loss,
+            "last_loss": found[-1].loss,
+            "val_loss": [row.val_loss for row in found if row.val_loss is not None],
             "seconds": seconds,
             "remarks": [row["remark"] for row in rows if "remark" in row],
             **{key: last[key] for key in SHOWN if key in last},
@@ -113,13 +111,3 @@ class Loop:
             val=Validation(address, every=samples // 2, batch=256 if cuda else 32),
         )
         return self._base
-
-
-def metrics(run: str) -> list[dict[str, Any]]:
-    """The metrics rows of a run, the latest attempt's where attempts overlap."""
-    folder, rows = store.join(run, "metrics"), {}
-    for name in store.names(folder):
-        for line in store.read(store.join(folder, name)).decode().splitlines():
-            row = json.loads(line)
-            rows[row["samples_seen"]] = row
-    return [rows[seen] for seen in sorted(rows)]

@@ -48,20 +48,17 @@ def measure(size: str, arm: Arm, device: torch.device, machine: Ceilings | None)
         take = step.stepper(arm, model, device)
         for number in range(4):
             take(number)
-        if cuda:
-            torch.cuda.synchronize(device)
+        step.wait_for(device)
         begun = time.perf_counter()
         for number in range(4, 12):
             take(number)
-        if cuda:
-            torch.cuda.synchronize(device)
+        step.wait_for(device)
         seconds = (time.perf_counter() - begun) / 8
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
         with profile(activities=activities) as profiled:
             for number in range(12, 12 + STEPS):
                 take(number)
-            if cuda:
-                torch.cuda.synchronize(device)
+            step.wait_for(device)
         kernels = step.kernels_of(model, device, False, False)
     ms, calls = _by_name(profiled, cuda)
     kinds: Counter[str] = Counter()

@@ -90,19 +90,26 @@ class Bench:
         self.write()
 
     def write(self) -> None:
+        self._put("", json.dumps(self.result(), indent=1))
+
+    def _put(self, end: str, text: str) -> None:
+        """Write the file --out, or the one whose name has this end; an error must not end the measurement."""
         if self.config.out:
             try:
-                written(self.config.out, json.dumps(self.result(), indent=1))
+                written(f"{self.config.out}{end}", text)
             except OSError as why:
-                print(f"  {self.config.out} was not written: {why}", flush=True)
+                print(f"  {self.config.out}{end} was not written: {why}", flush=True)
 
     def ratios(self) -> dict[str, float]:
         """None without a GPU: there, repeated work differs as much as any two variants do."""
         return ratios(self.rows) if self.device.type == "cuda" else {}
 
     def result(self) -> dict[str, Any]:
-        seconds = round(time.monotonic() - self.begun, 1)
-        return self.about | {"seconds": seconds, "rows": self.rows, "ratios": self.ratios()}
+        return self.about | {
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "rows": self.rows,
+            "ratios": self.ratios(),
+        }
 
     def failed(self, section: str, named: dict[str, Any], why: Exception) -> None:
         """Print and record an error as a row."""
@@ -112,11 +119,7 @@ class Bench:
 
     def doing(self, section: str, named: dict[str, Any], seconds: float) -> None:
         """Report to the watching process the current row and how long it may take."""
-        if self.config.out:
-            try:
-                written(f"{self.config.out}.doing", json.dumps({"section": section, "seconds": seconds, **named}))
-            except OSError as why:
-                print(f"  {self.config.out}.doing was not written: {why}", flush=True)
+        self._put(".doing", json.dumps({"section": section, "seconds": seconds, **named}))
 
     def attempt(
         self,

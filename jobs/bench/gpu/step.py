@@ -68,8 +68,13 @@ class Clock:
 
     def seconds(self) -> list[float]:
         """Seconds between successive marks; the device must have finished."""
-        pairs = zip(self.marks, self.marks[1:])
-        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
+        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in zip(self.marks, self.marks[1:])]
+
+
+def wait_for(device: torch.device) -> None:
+    """Until it has finished all submitted work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def ceilings(device: torch.device) -> Ceilings:
@@ -85,8 +90,7 @@ def ceilings(device: torch.device) -> Ceilings:
             clock.mark()
             work()
             clock.mark()
-            if cuda:
-                torch.cuda.synchronize(device)
+            wait_for(device)
             times += clock.seconds()
         return min(times[1:])
 
@@ -196,12 +200,11 @@ Step = tuple[Clock, float, Tensor]  # marks, the host's seconds, the loss
 def stepper(arm: Arm, model: Xtra, device: torch.device) -> Callable[[int], Step]:
     """A function that runs the step with a given number, without waiting for the device."""
     c = model.config
-    cuda = device.type == "cuda"
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
     if not arm.fused:
         for group in optimizer.param_groups:
             group["fused"] = None  # torch's own choice, in several passes over lists of tensors
-    pixels = [_noise(arm.images, c.image, seed, pinned=cuda) for seed in (0, 1)]
+    pixels = [_noise(arm.images, c.image, seed, pinned=device.type == "cuda") for seed in (0, 1)]
     error = compiled_loss() if model.compiled else loss_of
     draw = drop_path.subset_scales if arm.dropped == "subset" else drop_path.scales
 
@@ -210,9 +213,8 @@ def stepper(arm: Arm, model: Xtra, device: torch.device) -> Callable[[int], Step
         clock, begun = Clock(device), time.perf_counter()
         clock.mark()
         images = normalise(pixels[number % 2].to(device, non_blocking=True))
-        drop_LSB = None
-        if c.drop_path:
-            drop_LSB = draw(c.drop_path, c.depth, 0, np.full(arm.images, number), np.arange(arm.images))
+        epochs, samples = np.full(arm.images, number), np.arange(arm.images)
+        drop_LSB = draw(c.drop_path, c.depth, 0, epochs, samples) if c.drop_path else None
         clock.mark()
         with torch.autocast(device.type, torch.bfloat16):
             if arm.shape == "official":
@@ -252,15 +254,12 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
     steps = int(min(max(seconds / one, 3), 200))
     hosts = []
     for number in range(ALONE):
-        if cuda:
-            torch.cuda.synchronize(device)
+        wait_for(device)
         hosts.append(step(number)[1])
-    if cuda:
-        torch.cuda.synchronize(device)
+    wait_for(device)
     taken = [step(warm + number) for number in range(steps)]
     loss = float(taken[-1][2])  # waits for all steps
-    if cuda:
-        torch.cuda.synchronize(device)
+    wait_for(device)
     by_part = [statistics.median(column) for column in zip(*(clock.seconds() for clock, _, _ in taken))]
     # From one step's start to the next one's, including gaps.
     ends = Clock(device)

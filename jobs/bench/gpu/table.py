@@ -61,8 +61,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
             if row["arm"]["shape"] == "official":
                 which = row["arm"]["decoder"] + ("_compiled" if row["arm"]["compile"] != "none" else "")
                 peers = [r["samples_per_s"] for r in same if r["arm"]["decoder"] == row["arm"]["decoder"]]
-                best = max(r["samples_per_s"] for r in same)
-                found[f"{size}_vs_official_{which}"] = best / row["samples_per_s"]
+                found[f"{size}_vs_official_{which}"] = max(r["samples_per_s"] for r in same) / row["samples_per_s"]
                 if peers:
                     found[f"{size}_vs_official_{which}_same_precision"] = max(peers) / row["samples_per_s"]
         if same[0]["mfu_paper"] is not None:
@@ -79,25 +78,26 @@ def tables(rows: list[dict[str, Any]], found: dict[str, float]) -> list[str]:
             speeds = f"{row['bandwidth'] / 1e9:,.0f} GB/s read plus written, {row['host'] / 1e9:.1f} GB/s from the host"
             lines += ["", f"{row['name']}: {rates}; {speeds}"]
     train = [row for row in rows if row["section"] == "train"]
-    head = f"{'arm':<40} {'images':>6} {'/s':>8} {'ms':>8} {'floor':>7} {'MFU paper':>9} {'done':>6} {'GB':>6}  "
-    head += " ".join(f"{part:>9}" for part in PARTS) + "      host  warm s"
+    head = (
+        f"{'arm':<40} {'images':>6} {'/s':>8} {'ms':>8} {'floor':>7} {'MFU paper':>9} {'done':>6} {'GB':>6}  "
+        + " ".join(f"{part:>9}" for part in PARTS)
+        + "      host  warm s"
+    )
     for size in dict.fromkeys(row["size"] for row in train):
-        lines += ["", f"{size}: milliseconds a step", head]
-        lines += [_line(row) for row in train if row["size"] == size]
-    data = [row for row in rows if row["section"] == "data"]
-    if data:
-        lines += ["", "data"]
-        for row in data:
-            words = [f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None]
-            lines.append(f"{row['name']:<40} " + "  ".join(words))
-    lines += ["", *(f"{name} {value:.3g}" for name, value in found.items())]
-    return lines
+        lines += ["", f"{size}: milliseconds a step", head, *(_line(row) for row in train if row["size"] == size)]
+    data = [
+        f"{row['name']:<40} "
+        + "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("section", "name", "size") and v is not None)
+        for row in rows
+        if row["section"] == "data"
+    ]
+    lines += ["", "data", *data] if data else []
+    return [*lines, "", *(f"{name} {value:.3g}" for name, value in found.items())]
 
 
 def check_lines(rows: list[dict[str, Any]]) -> list[str]:
     checks = [row for row in rows if row["section"] == "checks"]
-    good = [row for row in checks if row.get("ok")]
-    lines = [f"checks: {len(good)} of {len(checks)} hold"] if checks else []
+    lines = [f"checks: {sum(bool(row.get('ok')) for row in checks)} of {len(checks)} hold"] if checks else []
     for row in checks:
         if "check" not in row:
             lines.append(f"  {row['name']}: {row.get('failed') or row.get('left_out')}")
@@ -110,13 +110,14 @@ def check_lines(rows: list[dict[str, Any]]) -> list[str]:
 def _line(row: dict[str, Any]) -> str:
     if "step_ms" not in row:
         return f"{row['name']:<40} {row.get('failed') or row.get('left_out')}"
-    shares = (f"{100 * row[name]:.1f} %" if row[name] is not None else "-" for name in ("mfu_paper", "mfu_done"))
-    paper, done = shares
+    paper, done = (f"{100 * row[name]:.1f} %" if row[name] is not None else "-" for name in ("mfu_paper", "mfu_done"))
     lower = f"{row['floor_ms']:7.1f}" if row["floor_ms"] is not None else "      -"
-    line = f"{_name(row):<40} {row['images']:>6} {row['samples_per_s']:>8.1f} {row['step_ms']:>8.1f} {lower} "
-    line += f"{paper:>9} {done:>6} {row['memory_gb']:>6.1f}  "
-    line += " ".join(f"{row['parts_ms'][part]:>9.2f}" for part in PARTS)
-    return line + f" {row['host_ms']:>9.2f} {row['warm_s']:>7.1f}"
+    return (
+        f"{_name(row):<40} {row['images']:>6} {row['samples_per_s']:>8.1f} {row['step_ms']:>8.1f} {lower} "
+        f"{paper:>9} {done:>6} {row['memory_gb']:>6.1f}  "
+        + " ".join(f"{row['parts_ms'][part]:>9.2f}" for part in PARTS)
+        + f" {row['host_ms']:>9.2f} {row['warm_s']:>7.1f}"
+    )
 
 
 def _name(row: dict[str, Any]) -> str:

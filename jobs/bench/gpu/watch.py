@@ -36,11 +36,10 @@ def run(config: Config, words: list[str]) -> dict[str, Any]:
     except OSError as why:
         raise ValueError(f"out is {config.out!r}, which cannot be written: {why.strerror or why}") from None
     environment = os.environ | bundle.environment(Path(bundle.FOLDER))
-    rest = [*words, "--no-watched"]
     silent = 0  # processes that ended before they did anything
     while (left := config.seconds - (time.monotonic() - begun)) > 1:
         doing.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "jobs.bench.gpu", *rest, "--seconds", f"{left:.1f}"]
+        command = [sys.executable, "-m", "jobs.bench.gpu", *words, "--no-watched", "--seconds", f"{left:.1f}"]
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             why = _watched(process, doing, config.seconds - (time.monotonic() - begun))
@@ -71,8 +70,7 @@ def _watched(process: subprocess.Popen[bytes], doing: Path, left: float) -> str:
         time.sleep(LOOK)
         now = _read(doing)
         since = time.time() - doing.stat().st_mtime if now else time.monotonic() - begun
-        limit = now.get("seconds", START) + GRACE
-        if since > limit:
+        if since > now.get("seconds", START) + GRACE:
             return f"ended from outside after {since:.0f} s"
         if time.monotonic() - begun > left + GRACE:
             return "ended from outside: no time is left"

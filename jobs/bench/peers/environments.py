@@ -85,7 +85,6 @@ def build(peer: Peer, root: Path = ROOT) -> Path:
     python, done = folder / "bin" / "python", folder / "done.json"
     base = interpreter(peer)
     version = _run(peer, [str(base), "-c", "import sys; print(sys.version)"]).strip()
-    steps = (("-q", peer.first), ("-q", peer.requirements), ("--no-deps", peer.bare))
     wanted = json.dumps({"requirements": [*peer.first, *peer.requirements, *peer.bare], "python": version})
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{peer.name}.lock").open("w") as lock:
@@ -96,7 +95,7 @@ def build(peer: Peer, root: Path = ROOT) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         _run(peer, [str(base), "-m", "venv", str(folder)])
         pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-        for flag, requirements in steps:
+        for flag, requirements in (("-q", peer.first), ("-q", peer.requirements), ("--no-deps", peer.bare)):
             if requirements:
                 _run(peer, [*pip, "install", flag, *requirements])
         _run(peer, [str(python), "-c", f"import {peer.imports}"])
@@ -111,8 +110,7 @@ def interpreter(peer: Peer) -> Path:
     if oldest <= sys.version_info[:2] <= peer.newest:
         return Path(sys.executable)
     for minor in range(peer.newest[1], oldest[1] - 1, -1):
-        found = shutil.which(f"python3.{minor}")
-        if found is not None:
+        if found := shutil.which(f"python3.{minor}"):
             return Path(found)
     here = ".".join(map(str, sys.version_info[:2]))
     newest = ".".join(map(str, peer.newest))

@@ -30,8 +30,8 @@ CHUNK = 1 << 26  # bytes per shard of the peers: MosaicML's default, and about t
 
 def cpu() -> float:
     """User + system seconds of this process and the children that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in used)
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, both))
 
 
 def peak_rss() -> int:
@@ -108,16 +108,20 @@ def drain(open_batches: Any, spec: dict[str, Any], copied: bool = False) -> dict
     assert len(counts) == images, "a sample was read that was never written"
     assert (counts == 1 + spec["passes"]).all(), f"samples were read {counts.min()} to {counts.max()} times"
     first, rest = ([y - x for x, y in zip(*pair)] for pair in ((begun, marks[0]), marks))
-    done = dict(zip(("cpu", "wall", "images", "bytes"), rest))
-    return done | {"first_cpu": first[0], "first_wall": first[1], "first_s": first_s, "rss": peak_rss()}
+    return {
+        **dict(zip(("cpu", "wall", "images", "bytes"), rest)),
+        "first_cpu": first[0],
+        "first_wall": first[1],
+        "first_s": first_s,
+        "rss": peak_rss(),
+    }
 
 
 # --- the peers -----------------------------------------------------------------------------------------------------
 
 
 def webdataset(spec: dict[str, Any]) -> Iterator[bytes]:
-    wds = import_module("webdataset")
-    dataset = wds.WebDataset(spec["tars"], shardshuffle=len(spec["tars"]), seed=1).shuffle(1000)
+    dataset = import_module("webdataset").WebDataset(spec["tars"], shardshuffle=len(spec["tars"]), seed=1).shuffle(1000)
     while True:
         for sample in dataset:
             yield sample["jpg"]

@@ -52,10 +52,8 @@ def ranked(title: str, counts: Sequence[int], what: str) -> str:
     log = top >= STEEP * max(1, falling[len(falling) // 2])
     path = [f"M{LEFT} {TOP + HIGH}"]
     for at in range(steps):
-        n = falling[at * len(falling) // steps]
-        path.append(f"V{_y(n, top, log):.1f}H{LEFT + (at + 1) * wide:.1f}")
-    path.append(f"V{TOP + HIGH}Z")
-    shape = f'<path class="shape" d="{"".join(path)}"/>'
+        path.append(f"V{_y(falling[at * len(falling) // steps], top, log):.1f}H{LEFT + (at + 1) * wide:.1f}")
+    shape = f'<path class="shape" d="{"".join(path)}V{TOP + HIGH}Z"/>'
     marks = sorted({1, *(round(len(falling) * part / 4) for part in (1, 2, 3, 4))} - {0})
     shown = [rank for rank in marks if rank == 1 or rank > len(falling) / 8]
     kinds = ["end" if 1 < rank == len(falling) else "" for rank in shown]

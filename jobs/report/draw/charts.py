@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from jobs.laws import grouped
 from jobs.report.draw.plot import (
     HEIGHT,
     WIDTH,
@@ -38,8 +39,10 @@ def baselines(rows: Iterable[LedgerRow], head: str) -> list[Rule]:
         "untrained": [r.accuracy for r in rows if r.encoder == "random" and r.head == head],
     }
     known = {label: [v for v in found if v is not None] for label, found in values.items()}
-    rules = [Rule(label, min(found), max(found)) for label, found in known.items() if found]
-    return sorted(rules, key=lambda rule: rule.low + rule.high)
+    return sorted(
+        (Rule(label, min(found), max(found)) for label, found in known.items() if found),
+        key=lambda rule: rule.low + rule.high,
+    )
 
 
 def accuracy_axis(points: Sequence[Point], rules: Sequence[Rule]) -> Axis:
@@ -63,19 +66,13 @@ def accuracy_chart(
     if len(shown) < 2 or len({p.x(along) for p in shown}) < 2:
         return None
     x = log_axis(LABELS[along], [p.x(along) for p in shown], power if along == "flops" else human)
-    return _of(shown, rules, along, title, x, y or accuracy_axis(shown, rules), size)
-
-
-def _of(
-    shown: Sequence[Point], rules: Sequence[Rule], along: Along, title: str, x: Axis, y: Axis, size: tuple[int, int]
-) -> str:
     series = []
     for group in _lines(shown):
         marks = [Mark(p.x(along), p.bar.mean, said(p), p.bar.low, p.bar.high) for p in group]
         dots = [(p.x(along), m.accuracy) for p in group if len(p.group) > 1 for m in p.group]
         path = sorted((m.x, m.y) for m in marks) if along != "unique_images" else [(m.x, m.y) for m in marks]
         series.append(Series(group[0].line.label, group[0].line.style, marks, dots, [path]))
-    return Chart(title, x, y, series, rules, *size).svg()
+    return Chart(title, x, y or accuracy_axis(shown, rules), series, rules, *size).svg()
 
 
 def said(p: Point) -> str:
@@ -88,10 +85,7 @@ def said(p: Point) -> str:
 
 
 def _lines(points: Sequence[Point]) -> list[list[Point]]:
-    groups: dict[tuple[int, str], list[Point]] = {}
-    for p in points:
-        groups.setdefault((p.line.style, str(p.group[0].protocol)), []).append(p)
-    return list(groups.values())
+    return list(grouped(points, lambda p: (p.line.style, str(p.group[0].protocol))).values())
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -109,10 +103,14 @@ def front_chart(points: Sequence[Point], title: str, y: Axis) -> str | None:
     if len(shown) < 3 or len({p.x("flops") for p in shown}) < 2:
         return None
     x = log_axis(LABELS["flops"], [p.x("flops") for p in shown], power)
-    series = []
-    for group in _lines(shown):
-        marks = [Mark(p.x("flops"), p.bar.mean, f"{said(p)}, {power(p.x('flops'))} FLOPs") for p in group]
-        series.append(Series(group[0].line.label, group[0].line.style, marks))
+    series = [
+        Series(
+            group[0].line.label,
+            group[0].line.style,
+            [Mark(p.x("flops"), p.bar.mean, f"{said(p)}, {power(p.x('flops'))} FLOPs") for p in group],
+        )
+        for group in _lines(shown)
+    ]
     steps: list[tuple[float, float]] = []
     for p in front(shown):
         steps += [(p.x("flops"), y) for _, y in steps[-1:]] + [(p.x("flops"), p.bar.mean)]
@@ -122,12 +120,9 @@ def front_chart(points: Sequence[Point], title: str, y: Axis) -> str | None:
 
 def loss_charts(points: Sequence[Point], y: Axis) -> list[str]:
     """Accuracy over the held-out loss, a chart for each block size, as losses compare only within one."""
-    by_block: dict[int, list[Point]] = {}
-    for p in points:
-        if all(m.row.val_loss is not None for m in p.group):
-            by_block.setdefault(p.line.arm.block, []).append(p)
+    logged = [p for p in points if all(m.row.val_loss is not None for m in p.group)]
     drawn = []
-    for block, group in sorted(by_block.items(), reverse=True):
+    for block, group in sorted(grouped(logged, lambda p: p.line.arm.block).items(), reverse=True):
         series = []
         for mine in _lines(group):
             losses = [sum(m.row.val_loss or 0.0 for m in p.group) / len(p.group) for p in mine]
@@ -152,9 +147,11 @@ def lines_chart(
     log_y: bool = False,
 ) -> str | None:
     """Paths and marks over samples seen, or over `x`. None if there is nothing to draw."""
-    points = [point for s in series for path in s.paths for point in path]
-    points += [(m.x, v) for s in series for m in s.marks for v in (m.y, m.low, m.high) if v is not None]
-    points += [(px, v) for s in series for px, low, high in s.band for v in (low, high)]
+    points = [
+        *(point for s in series for path in s.paths for point in path),
+        *((m.x, v) for s in series for m in s.marks for v in (m.y, m.low, m.high) if v is not None),
+        *((px, v) for s in series for px, low, high in s.band for v in (low, high)),
+    ]
     points = [point for point in points if point[0] > 0 and (point[1] > 0 or not log_y)]
     if not points:
         return None
@@ -183,13 +180,16 @@ def selection_chart(results: Sequence[Mapping[str, Any]]) -> str | None:
     if not any(len({lr for lr, _ in line}) > 1 for line in lines.values()):
         return None
     where = "test images" if results[0].get("selected_on") == "eval" else "validation split"
-    series = []
-    for style, (name, line) in enumerate(lines.items()):
-        marks = [
+    marks = {
+        name: [
             Mark(lr, value, f"{name}, rate {lr:g}: {100 * value:.1f} %" + (", chosen" if best.get(name) == lr else ""))
             for lr, value in sorted(line)
         ]
-        series.append(Series(name, style, marks, paths=[sorted(line)]))
+        for name, line in lines.items()
+    }
+    series = [
+        Series(name, style, marks[name], paths=[sorted(line)]) for style, (name, line) in enumerate(lines.items())
+    ]
     return lines_chart(
         f"accuracy in % on the {where}",
         series,

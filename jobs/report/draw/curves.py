@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from jobs.laws import grouped
 from jobs.report.arms import Line, Study
 from jobs.report.draw.charts import LABELS, lines_chart
-from jobs.report.draw.plot import Form, Mark, Series, axis, log_axis
+from jobs.report.draw.plot import Axis, Form, Mark, Series, axis, log_axis
 from jobs.report.ledger import Run
 from jobs.report.tables import human
 from xtra.run import Metric
@@ -37,17 +38,17 @@ QUANTITIES = (
 
 def losses_by_block(runs: Sequence[Run]) -> dict[int, list[Run]]:
     """Runs with a log by block size: losses are means over a block's targets, and compare only within one size."""
-    found: dict[int, list[Run]] = {}
-    for run in runs:
-        if run.metrics:
-            found.setdefault(run.shape.block, []).append(run)
-    return dict(sorted(found.items(), reverse=True))
+    logged = [run for run in runs if run.metrics]
+    return dict(sorted(grouped(logged, lambda run: run.shape.block).items(), reverse=True))
 
 
 def training_charts(study: Study, runs: Sequence[Run]) -> list[list[str]]:
     """A row for each quantity, a chart for each block size; one scale per row. A quantity that no run logged is left
     out."""
-    chosen = {block: _longest(group) for block, group in losses_by_block(runs).items()}
+    chosen = {
+        block: sorted(group, key=lambda run: (-run.samples_seen, run.name))[:RUNS]
+        for block, group in losses_by_block(runs).items()
+    }
     rows = []
     for quantity in QUANTITIES:
         series = {block: _series(study, group, quantity) for block, group in chosen.items()}
@@ -62,22 +63,13 @@ def training_charts(study: Study, runs: Sequence[Run]) -> list[list[str]]:
             if quantity.log
             else axis(quantity.unit, values, quantity.form, floor=0.0)
         )
-        titles = {block: f"{block}x{block} blocks: {quantity.title}" for block in series}
-        drawn = [lines_chart(titles[block], several, "", "", x=x, y=y) for block, several in series.items()]
-        rows.append([svg for svg in drawn if svg])
+        rows.append(_each_block(series, quantity.title, x, y))
     return rows
 
 
-def _longest(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: (-run.samples_seen, run.name))[:RUNS]
-
-
 def _series(study: Study, runs: Sequence[Run], quantity: Quantity) -> list[Series]:
-    by_line: dict[int, list[Run]] = {}
-    for run in runs:
-        by_line.setdefault(study.line(run.url).style, []).append(run)
     found = []
-    for style, group in sorted(by_line.items()):
+    for style, group in sorted(grouped(runs, lambda run: study.line(run.url).style).items()):
         paths = [path for run in group if len(path := _thinned(run, quantity)) > 1]
         if paths:
             found.append(Series(study.line(group[0].url).label, style, paths=paths))
@@ -110,18 +102,22 @@ def held_out_charts(study: Study, runs: Sequence[Run]) -> list[str]:
         return []
     x = log_axis(LABELS["samples_seen"], [max(1, run.samples_seen) for run, _ in every], human)
     y = axis("loss", [value for _, value in every], lambda v: f"{v:.3g}")
-    drawn = []
-    for block, by_line in sorted(ends.items(), reverse=True):
-        series = [_held_out(line, group) for line, group in sorted(by_line.items(), key=lambda item: item[0].style)]
-        drawn.append(lines_chart(f"{block}x{block} blocks: held-out loss", series, "", "", x=x, y=y))
+    series = {
+        block: [_held_out(line, group) for line, group in sorted(by_line.items(), key=lambda item: item[0].style)]
+        for block, by_line in sorted(ends.items(), reverse=True)
+    }
+    return _each_block(series, "held-out loss", x, y)
+
+
+def _each_block(series: Mapping[int, Sequence[Series]], what: str, x: Axis, y: Axis) -> list[str]:
+    """A chart for each block size that has something to draw."""
+    drawn = [lines_chart(f"{k}x{k} blocks: {what}", some, "", "", x=x, y=y) for k, some in series.items()]
     return [svg for svg in drawn if svg]
 
 
 def _held_out(line: Line, group: Sequence[tuple[Run, float]]) -> Series:
-    at: dict[int, list[float]] = {}
-    for run, value in group:
-        at.setdefault(run.samples_seen, []).append(value)
-    means = {seen: sum(values) / len(values) for seen, values in sorted(at.items())}
+    at = grouped(group, lambda end: end[0].samples_seen)
+    means = {seen: sum(value for _, value in ends) / len(ends) for seen, ends in sorted(at.items())}
     marks = [
         Mark(seen, mean, f"{line.label}: {mean:.4f} after {human(seen)} samples, {len(at[seen])} runs")
         for seen, mean in means.items()

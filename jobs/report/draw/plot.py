@@ -124,24 +124,25 @@ class Chart:
         rows = self._legend_rows()
         height = TOP + self.height + BOTTOM + 17 * len(rows)
         hint = "point at a mark" if any(s.marks for s in self.series) else ""
-        parts = [
-            f'<svg class="chart" viewBox="0 0 {self.width} {height}" role="group" '
-            f'aria-label="{escaped(self.title)}"><desc>{escaped(self.described())}</desc>',
-            f'<text class="t" x="2" y="14">{escaped(self.title)}</text>',
-            f'<text class="hint" x="{LEFT}" y="34">{hint}</text>' if hint else "",
-            self._frame(),
-            "".join(map(self._rule, self.rules)),
-            "".join(self._under(s) for s in self.series),
-            "".join(self._name(rule, y) for rule, y in self._spread(self.rules)),
-            "".join(self._points(s) for s in self.series),
-            "".join(
-                self._entry(entry, x, TOP + self.height + BOTTOM + 17 * row + 10)
-                for row, entries in enumerate(rows)
-                for entry, x in entries
-            ),
-            "</svg>",
-        ]
-        return "".join(parts)
+        return "".join(
+            [
+                f'<svg class="chart" viewBox="0 0 {self.width} {height}" role="group" '
+                f'aria-label="{escaped(self.title)}"><desc>{escaped(self.described())}</desc>',
+                f'<text class="t" x="2" y="14">{escaped(self.title)}</text>',
+                f'<text class="hint" x="{LEFT}" y="34">{hint}</text>' if hint else "",
+                self._frame(),
+                "".join(map(self._rule, self.rules)),
+                "".join(self._under(s) for s in self.series),
+                "".join(self._name(rule, y) for rule, y in self._spread(self.rules)),
+                "".join(self._points(s) for s in self.series),
+                "".join(
+                    self._entry(entry, x, TOP + self.height + BOTTOM + 17 * row + 10)
+                    for row, entries in enumerate(rows)
+                    for entry, x in entries
+                ),
+                "</svg>",
+            ]
+        )
 
     def described(self) -> str:
         """The chart in words: its axes, and where each line begins and ends."""
@@ -175,8 +176,10 @@ class Chart:
         parts = []
         for tick in self.y.at():
             y = self._y(tick)
-            parts.append(f'<path class="g" d="M{LEFT} {y:.1f}H{right}"/>')
-            parts.append(f'<text class="e" x="{LEFT - 6}" y="{y + 4:.1f}">{escaped(self.y.form(tick))}</text>')
+            parts += [
+                f'<path class="g" d="M{LEFT} {y:.1f}H{right}"/>',
+                f'<text class="e" x="{LEFT - 6}" y="{y + 4:.1f}">{escaped(self.y.form(tick))}</text>',
+            ]
         parts.append(f'<path class="a" d="M{LEFT} {bottom}H{right}"/>')
         taken = -math.inf
         for tick in self.x.at():
@@ -185,8 +188,7 @@ class Chart:
             if x - LETTER * len(text) / 2 > taken:  # a label that would run into its neighbour is left out
                 parts.append(f'<text class="m" x="{x:.1f}" y="{bottom + 17}">{escaped(text)}</text>')
                 taken = x + LETTER * len(text) / 2 + 4
-        middle = (LEFT + right) / 2
-        parts.append(f'<text class="m l" x="{middle:.1f}" y="{bottom + 33}">{escaped(self.x.label)}</text>')
+        parts.append(f'<text class="m l" x="{(LEFT + right) / 2:.1f}" y="{bottom + 33}">{escaped(self.x.label)}</text>')
         return "".join(parts)
 
     def _under(self, s: Series) -> str:
@@ -219,12 +221,10 @@ class Chart:
     def _spread(self, rules: Sequence[Rule]) -> list[tuple[Rule, float]]:
         """Rules from the bottom, with the height of their name: names that would overlap are moved up."""
         placed: list[tuple[Rule, float]] = []
-        below = math.inf
+        y = math.inf
         for rule in sorted(rules, key=lambda rule: rule.low + rule.high):
-            middle = (rule.low + rule.high) / 2
-            y = min(self._y(max(middle, self.y.low)) - 3, below - 13)
+            y = min(self._y(max((rule.low + rule.high) / 2, self.y.low)) - 3, y - 13)
             placed.append((rule, y))
-            below = y
         return placed
 
     def _rule(self, rule: Rule) -> str:
