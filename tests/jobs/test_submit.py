@@ -28,6 +28,8 @@ from made_datasets import make_dataset
 from nodes import Cluster, cluster
 from places import ROOT
 
+from jobs.cluster.head import VERSION_LABEL
+from jobs.cluster.wanted import version
 from shards import store, store_remote
 from shards.pixels import crop
 
@@ -125,6 +127,7 @@ def place(moto_endpoint: str) -> Iterator[Place]:
         make_dataset(f"{base}/data", [160, 160])
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {"AWS_ENDPOINT_URL": moto_endpoint, "PATH": path, **keys}
+        env["RAY_OVERRIDE_LABELS"] = json.dumps({VERSION_LABEL: version()})
         with cluster(1, cpus=2, env=env, dashboard=True) as made:
             place = Place(made, base, keys)
             yield place
@@ -160,6 +163,24 @@ def test_the_exit_status_the_last_line_and_the_json_are_the_verbs_own(place: Pla
     jobs = {row["job"]: row for row in place.jobs()}
     assert jobs["check-nothing-1"]["status"] == jobs["check-hurt-1"]["status"] == "FAILED"
     assert jobs["check-hurt-1"]["entrypoint"].startswith("python -m jobs.cli check ")
+
+
+def test_what_a_node_would_run_otherwise_is_refused_before_a_job_is_sent(place: Place):
+    before = place.jobs()
+    labels = {"RAY_OVERRIDE_LABELS": json.dumps({VERSION_LABEL: "0.0.1"})}
+    shared = place.cluster.folder / "node1"
+    node = place.cluster.node(env=labels, more=(f"--temp-dir={shared}",))
+    words = ["check", f"{place.base}/data"]
+    for more, complaint in (
+        ([], f"node {node.name} has xtra-pretrain 0.0.1, this is {version()}: use the xtra of that version"),
+        (["--code", "here"], f" share {shared}/session_"),
+    ):
+        code, out, err = place.run(*more, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert complaint in err
+    assert place.jobs() == before
+    node.kill()
+    until(lambda: not place.cluster.alive()[node.name])
 
 
 def test_a_stop_saves_and_an_id_in_use_is_refused_meanwhile(place: Place):
