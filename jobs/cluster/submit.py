@@ -171,7 +171,7 @@ def refuse_nodes(nodes: list[ClusterNode], code: str) -> None:
         if code == "here" and other is not None:
             raise ValueError(
                 f"--code here: the nodes {other} and {node.name} share {node.session} on {node.host}, where each would "
-                "unpack the code over the other's: start each node with a --temp-dir of its own, or use --code image"
+                "unpack the code over the other's: use --code image, or one node a machine"
             )
 
 

@@ -6,11 +6,8 @@ ended by the ids of the processes that were started here, and by no name.
 
 Without `--temp-dir` a node takes the path of the head's, which on one machine is the head's folder itself. Of a job's
 code each node unpacks its own copy and first removes the one that is there; what runs in it then has no working
-directory, and ends at its next `import torch` (oneMKL: "Cannot load libtorch_cpu.so").
-
-A machine of its own has one node, and a driver there finds it; here all nodes are on one machine, and a driver joins
-the head. Where a command is to run on another node, `xtra` is on_node.py, which joins the one that XTRA_NODE names: so
-do jobs, whose drivers find the `xtra` of their node first.
+directory, and ends at its next `import torch` (oneMKL: "Cannot load libtorch_cpu.so"). Only the folder of the logs is
+shared: an agent that is asked for a job's log looks in that of the node which a driver would join, the head's.
 """
 
 from __future__ import annotations
@@ -174,6 +171,10 @@ class Cluster:
         ]
         if "--head" in words:
             command += self._dashboard
+        elif not (folder := self.folder / name).exists():
+            session = (self.folder / "head" / "session_latest").resolve()
+            (folder / session.name).mkdir(parents=True)
+            (folder / session.name / "logs").symlink_to(session / "logs")
         for left in reversed(range(STARTS)):
             with open(log, "wb") as out:
                 process = subprocess.Popen(

@@ -106,13 +106,16 @@ class Place:
     def look(self, jobs: list[dict]) -> None:
         """Keep all that the dashboard shows of these jobs."""
         for path in (*API, *(f"/api/jobs/{job['job']}{more}" for job in jobs for more in ("", "/logs"))):
-            request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
-            try:
-                with urllib.request.urlopen(request, timeout=60) as reply:
-                    shown = reply.read()
-            except urllib.error.HTTPError as error:
-                shown = error.read()
-            self.shown[path] = self.shown.get(path, "") + shown.decode(errors="replace")
+            self.shown[path] = self.shown.get(path, "") + self.ask(path)
+
+    def ask(self, path: str) -> str:
+        """What the dashboard answers."""
+        request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            return error.read().decode(errors="replace")
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +173,7 @@ def test_what_a_node_would_run_otherwise_is_refused_before_a_job_is_sent(place: 
     labels = {"RAY_OVERRIDE_LABELS": json.dumps({VERSION_LABEL: "0.0.1"})}
     shared = place.cluster.folder / "node1"
     node = place.cluster.node(env=labels, more=(f"--temp-dir={shared}",))
+    until(lambda: f'"nodeName": "{node.name}"' in place.ask("/nodes?view=summary"))
     words = ["check", f"{place.base}/data"]
     for more, complaint in (
         ([], f"node {node.name} has xtra-pretrain 0.0.1, this is {version()}: use the xtra of that version"),
@@ -180,7 +184,7 @@ def test_what_a_node_would_run_otherwise_is_refused_before_a_job_is_sent(place: 
         assert complaint in err
     assert place.jobs() == before
     node.kill()
-    until(lambda: not place.cluster.alive()[node.name])
+    until(lambda: '"state": "DEAD"' in place.ask("/nodes?view=summary"))
 
 
 def test_a_stop_saves_and_an_id_in_use_is_refused_meanwhile(place: Place):
