@@ -33,8 +33,7 @@ from jobs.cluster.wanted import version
 from shards import store, store_remote
 from shards.pixels import crop
 
-asked = pytest.mark.skipif(not os.environ.get("XTRA_TEST_CLUSTER"), reason="real nodes: XTRA_TEST_CLUSTER=1 runs it")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), asked]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 T = TypeVar("T")
 PATIENCE = 800.0  # on a busy machine
 ENDLESS = 10**7  # samples
