@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jobs.cluster.wanted import TryLater
 ANSWER_SECONDS = 30.0
 UPLOAD_SECONDS = 300.0
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+VERSION_LABEL = "xtra-pretrain"  # of a node, and its value this package's version there; deploy/Containerfile sets it
 
 
 for _name in ("job.sdk", "dashboard_sdk"):  # they report every closed connection of a log
@@ -35,6 +37,16 @@ class Away(TryLater):
     def __init__(self, why: str) -> None:
         super().__init__(f"{why}: the same command may work later")
         self.why = why
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """A node that is alive, as the head knows it."""
+
+    name: str
+    host: str  # its machine's, or its container's
+    session: str  # folder in which Ray keeps what belongs to the node
+    version: str  # of this package there, where the node's labels have it, else ""
 
 
 class Head:
@@ -75,6 +87,23 @@ class Head:
         with _errors(self.address):
             found = [job for job in self.client.list_jobs() if job.submission_id]
         return sorted(found, key=lambda job: job.start_time or 0)
+
+    def nodes(self) -> list[ClusterNode]:
+        with _errors(self.address):
+            reply = self.client._do_request("GET", "/nodes?view=summary")  # the dashboard's own, of Ray 2.60 (private)
+            if reply.status_code != 200:  # a head that has just started
+                raise RuntimeError(f"status code {reply.status_code} for its nodes")
+            found = [node["raylet"] for node in reply.json()["data"]["summary"]]
+        return [
+            ClusterNode(
+                name=node["nodeName"] or node["nodeManagerAddress"],
+                host=node["nodeManagerHostname"],
+                session=node["sessionDir"],
+                version=node["labels"].get(VERSION_LABEL, ""),
+            )
+            for node in found
+            if node.get("state") == "ALIVE"
+        ]
 
     def info(self, job: str) -> JobInfo | None:
         """None if the cluster has no such job."""

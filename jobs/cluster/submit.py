@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails
 
 from jobs.cluster import package
 from jobs.cluster.follow_job import Ended, Follower
-from jobs.cluster.head import Head, find
+from jobs.cluster.head import ClusterNode, Head, find
 from jobs.cluster.wanted import SUBMITTED_WITH, version
 
 STOP_SECONDS = 120  # between a stop and a kill: Ray's own 3 are too few to save to a bucket
@@ -54,7 +54,10 @@ class Jobs:
         self.head = Head(find(address))
 
     def submit(self, wanted: Submission) -> str:
-        """Send it; returns its id. Raises ValueError for an id in use and for a package that is too large."""
+        """Send it; returns its id.
+
+        Raises ValueError for an id in use, for a package that is too large, and for what refuse_nodes() refuses.
+        """
         job = next_id(wanted.base, self.head.jobs())
         if not self._submit_as(job, wanted):  # taken since the jobs were listed
             raise ValueError(in_use(job))
@@ -62,6 +65,7 @@ class Jobs:
 
     def _submit_as(self, job: str, wanted: Submission) -> bool:
         """False if the id is already taken."""
+        refuse_nodes(self.head.nodes(), wanted.code)
         env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
         with tempfile.TemporaryDirectory(prefix="xtra-submit-") as folder:
             runtime: dict[str, Any] = {"env_vars": env}
@@ -150,6 +154,25 @@ class Jobs:
             return f"{wanted.base}-{newest}", "goes on"
         job = f"{wanted.base}-{newest + 1}"
         return job, "submitted again" if self._submit_as(job, wanted) else "goes on"
+
+
+def refuse_nodes(nodes: list[ClusterNode], code: str) -> None:
+    """Raises ValueError where a node's image has another version of this package, and where two nodes of one machine
+    share a folder: each unpacks the code of `--code here` into it, and removes what is there below a job that runs."""
+    seen: dict[tuple[str, str], str] = {}
+    for node in nodes:
+        if code == "image" and node.version not in ("", version()):
+            raise ValueError(
+                f"node {node.name} has xtra-pretrain {node.version}, this is {version()}: use the xtra of that "
+                "version, an image of this one, or --code here"
+            )
+        other = seen.get((node.host, node.session))
+        seen[node.host, node.session] = node.name
+        if code == "here" and other is not None:
+            raise ValueError(
+                f"--code here: the nodes {other} and {node.name} share {node.session} on {node.host}, where each would "
+                "unpack the code over the other's: use --code image, or one node a machine"
+            )
 
 
 def next_id(base: str, jobs: list[JobDetails]) -> str:

@@ -1,12 +1,13 @@
 """A real Ray cluster on one machine: every node is a `ray start --block` process that a test may kill or stop.
 
-Nodes are started one after the other, because two starts at once time out. They keep to free ports, to a temporary
-folder of their own and to a HOME of their own, in which Ray puts the token that every process has to show. They are
+Nodes are started one after the other, because two starts at once time out. They keep to free ports, each to a temporary
+folder of its own, and to a HOME of their own, in which Ray puts the token that every process has to show. They are
 ended by the ids of the processes that were started here, and by no name.
 
-A machine of its own has one node, and a driver there finds it; here all nodes are on one machine, and a driver joins
-the head. Where a command is to run on another node, `xtra` is on_node.py, which joins the one that XTRA_NODE names: so
-do jobs, whose drivers find the `xtra` of their node first.
+Without `--temp-dir` a node takes the path of the head's, which on one machine is the head's folder itself. Of a job's
+code each node unpacks its own copy and first removes the one that is there; what runs in it then has no working
+directory, and ends at its next `import torch` (oneMKL: "Cannot load libtorch_cpu.so"). Only the folder of the logs is
+shared: an agent that is asked for a job's log looks in that of the node which a driver would join, the head's.
 """
 
 from __future__ import annotations
@@ -166,9 +167,14 @@ class Cluster:
             *(f"--node-name={name}", "--num-gpus=0", f"--node-ip-address={self.host}", "--disable-usage-stats"),
             *("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"),
             *("--object-store-memory=80000000", "--memory=2000000000", "--include-log-monitor=false"),
+            *([] if any(word.startswith("--temp-dir=") for word in words) else [f"--temp-dir={self.folder / name}"]),
         ]
         if "--head" in words:
-            command += [f"--temp-dir={self.folder / 'ray'}", *self._dashboard]
+            command += self._dashboard
+        elif not (folder := self.folder / name).exists():
+            session = (self.folder / "head" / "session_latest").resolve()
+            (folder / session.name).mkdir(parents=True)
+            (folder / session.name / "logs").symlink_to(session / "logs")
         for left in reversed(range(STARTS)):
             with open(log, "wb") as out:
                 process = subprocess.Popen(

@@ -7,6 +7,7 @@ import copy
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from places import ROOT
 
 from jobs import cli
 from jobs.cluster.gauges import GAUGES
+from jobs.cluster.head import VERSION_LABEL
 from jobs.deploy import KINDS, Values, make, parse_values, require
 from jobs.deploy.rayjob import STOP_SECONDS
 
@@ -222,4 +224,8 @@ def test_the_container_copies_what_the_repository_has_and_makes_it_as_here():
     assert all((ROOT / name).exists() for name in copied)
     assert "make setup" in text
     assert "ENV PATH=/opt/xtra/.venv/bin" in text  # jobs start with `xtra`, and Ray with `ray`
+    (labels,) = re.findall(r"^ENV RAY_OVERRIDE_LABELS='(.*)'$", text, re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert json.loads(labels) == {VERSION_LABEL: project["version"]}
+    assert project["name"] == VERSION_LABEL
     assert parse_values([]) == Values()

@@ -28,12 +28,12 @@ from made_datasets import make_dataset
 from nodes import Cluster, cluster
 from places import ROOT
 
+from jobs.cluster.head import VERSION_LABEL
+from jobs.cluster.wanted import version
 from shards import store, store_remote
 from shards.pixels import crop
 
-# Nodes of one machine unpack `--code here` into one folder; where that happens below a run, its process ends.
-asked = pytest.mark.skipif(not os.environ.get("XTRA_TEST_CLUSTER"), reason="real nodes: XTRA_TEST_CLUSTER=1 runs it")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), asked]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 T = TypeVar("T")
 PATIENCE = 800.0  # on a busy machine
 ENDLESS = 10**7  # samples
@@ -84,7 +84,7 @@ class Place:
 
     def gauges(self, run: str) -> dict[str, float]:
         """Ours on every node's metrics port, by the addresses that Ray leaves for Prometheus."""
-        found = json.loads((self.cluster.folder / "ray" / "prom_metrics_service_discovery.json").read_text())
+        found = json.loads((self.cluster.folder / "head" / "prom_metrics_service_discovery.json").read_text())
         said = ""
         for target in (target for group in found for target in group["targets"]):
             url = f"http://{target}/metrics"
@@ -105,13 +105,16 @@ class Place:
     def look(self, jobs: list[dict]) -> None:
         """Keep all that the dashboard shows of these jobs."""
         for path in (*API, *(f"/api/jobs/{job['job']}{more}" for job in jobs for more in ("", "/logs"))):
-            request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
-            try:
-                with urllib.request.urlopen(request, timeout=60) as reply:
-                    shown = reply.read()
-            except urllib.error.HTTPError as error:
-                shown = error.read()
-            self.shown[path] = self.shown.get(path, "") + shown.decode(errors="replace")
+            self.shown[path] = self.shown.get(path, "") + self.ask(path)
+
+    def ask(self, path: str) -> str:
+        """What the dashboard answers."""
+        request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            return error.read().decode(errors="replace")
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,7 @@ def place(moto_endpoint: str) -> Iterator[Place]:
         make_dataset(f"{base}/data", [160, 160])
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {"AWS_ENDPOINT_URL": moto_endpoint, "PATH": path, **keys}
+        env["RAY_OVERRIDE_LABELS"] = json.dumps({VERSION_LABEL: version()})
         with cluster(1, cpus=2, env=env, dashboard=True) as made:
             place = Place(made, base, keys)
             yield place
@@ -148,9 +152,7 @@ def test_the_exit_status_the_last_line_and_the_json_are_the_verbs_own(place: Pla
     tar = next(name for name in store.names(f"{place.base}/hurt/shards") if name.endswith(".tar"))
     store.put(f"{place.base}/hurt/shards/{tar}", b"cut short")
     sound = place.begin("check", f"{place.base}/data", "--json")
-    # A mistake that only the store shows. All nodes are on one machine and share a folder, into which each unpacks the
-    # code of this checkout once: first the head, now, then the node, so that neither does it below a run.
-    code, _, err = place.run("--code", "here", "--driver-cpus", "0", "check", f"{place.base}/nothing")
+    code, _, err = place.run("--code", "here", "check", f"{place.base}/nothing")  # a mistake that only the store shows
     assert code == 2
     last = err.rstrip().splitlines()[-1]
     assert last.startswith("xtra check: ")
@@ -163,6 +165,25 @@ def test_the_exit_status_the_last_line_and_the_json_are_the_verbs_own(place: Pla
     jobs = {row["job"]: row for row in place.jobs()}
     assert jobs["check-nothing-1"]["status"] == jobs["check-hurt-1"]["status"] == "FAILED"
     assert jobs["check-hurt-1"]["entrypoint"].startswith("python -m jobs.cli check ")
+
+
+def test_what_a_node_would_run_otherwise_is_refused_before_a_job_is_sent(place: Place):
+    before = place.jobs()
+    labels = {"RAY_OVERRIDE_LABELS": json.dumps({VERSION_LABEL: "0.0.1"})}
+    shared = place.cluster.folder / "node1"
+    node = place.cluster.node(env=labels, more=(f"--temp-dir={shared}",))
+    until(lambda: f'"nodeName": "{node.name}"' in place.ask("/nodes?view=summary"))
+    words = ["check", f"{place.base}/data"]
+    for more, complaint in (
+        ([], f"node {node.name} has xtra-pretrain 0.0.1, this is {version()}: use the xtra of that version"),
+        (["--code", "here"], f" share {shared}/session_"),
+    ):
+        code, out, err = place.run(*more, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert complaint in err
+    assert place.jobs() == before
+    node.kill()
+    until(lambda: '"state": "DEAD"' in place.ask("/nodes?view=summary"))
 
 
 def test_a_stop_saves_and_an_id_in_use_is_refused_meanwhile(place: Place):
@@ -233,8 +254,10 @@ def test_no_key_is_in_what_ray_shows_or_keeps_or_in_what_we_say(place: Place):
     assert jobs
     place.look(jobs)
     searched = {"our own output": "\n".join(place.said), **place.shown}
-    files = [path for path in (place.cluster.folder / "ray").rglob("*") if path.is_file() and not path.is_symlink()]
-    assert len(files) > 20
+    folders = [folder for folder in place.cluster.folder.iterdir() if (folder / "session_latest").exists()]
+    assert {folder.name for folder in folders} >= {"head", "node1"}
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 40
     for path in [*files, *place.cluster.folder.glob("*.log")]:
         searched[str(path)] = path.read_bytes().decode(errors="replace")
     assert "train demo32" in searched["/api/jobs/"]

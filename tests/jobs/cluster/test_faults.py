@@ -6,7 +6,6 @@ All faults, many times, with their seconds: python tests/jobs/soak_cluster.py.
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 
 import pytest
@@ -16,7 +15,6 @@ NOTICE = 200  # seconds: these go by what happens, however busy the machine
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("XTRA_TEST_CLUSTER"), reason="real nodes: XTRA_TEST_CLUSTER=1 runs it")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["drain", "ingest"])
 def test_what_comes_out_is_what_comes_out_undisturbed(name: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -82,6 +84,36 @@ def test_two_workers_make_the_dataset_that_one_makes(origin: Served, tmp_path: P
     assert all(p.done == p.kept + sum(p.reasons.values()) <= 300 for p in seen)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert {event.kind for event in read_events(results[1].dataset)} >= {"started", "unit", "finished"}
+
+
+def gauges(run: str) -> dict[str, float]:
+    """Ours of a run on the metrics ports of all nodes, those with a reason under NAME:REASON."""
+    said = ""
+    for node in ray.nodes():
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(url, timeout=60) as reply:
+            said += reply.read().decode()
+    found = {}
+    for name, labels, value in re.findall(r"^ray_xtra_(\w+)\{(.*)\} (\S+)$", said, re.M):
+        has = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if has["run"] == run:
+            found[f"{name}:{has['reason']}" if "reason" in has else name] = float(value)
+    return found
+
+
+@pytest.mark.slow
+def test_prometheus_finds_its_links_on_the_nodes_metrics_port(origin: Served, tmp_path: Path) -> None:
+    config = Config(write_list(tmp_path / "list.txt", mixed(origin, 60)), str(tmp_path / "out"), unit=20, fetch=FETCH)
+    result = ingest_all(config, 2)
+    assert set(result.reasons) == {"http_404", "not_an_image"}
+    expected = {"links": 60, "links_done": 60, "links_kept": result.kept}
+    expected |= {f"links_rejected:{reason}": count for reason, count in result.reasons.items()}
+    deadline = time.monotonic() + 300
+    while not (found := gauges(config.out)).items() >= expected.items():
+        assert time.monotonic() < deadline, found  # Ray exports them every 10 s
+        time.sleep(0.5)
+    assert found.keys() - expected.keys() == {"links_per_s"}
+    assert found["links_per_s"] > 0
 
 
 def slow(origin: Served, links: int) -> list[str]:

@@ -21,7 +21,8 @@ from ray.job_submission import JobStatus
 
 from jobs import cli, cluster, submit_verb
 from jobs.cluster import head, package
-from jobs.cluster.submit import Submission, next_id
+from jobs.cluster.head import ClusterNode
+from jobs.cluster.submit import Submission, next_id, refuse_nodes
 from jobs.verbs import VERBS
 from shards.pixels import crop
 
@@ -208,6 +209,19 @@ def test_a_job_of_another_version_refuses_on_the_node(monkeypatch, capsys):
     monkeypatch.setenv(cluster.SUBMITTED_WITH, cluster.version())
     assert cli.main(["check", "/nowhere"]) == 2
     assert "submitted with" not in capsys.readouterr().err
+
+
+def test_nodes_of_another_version_and_nodes_that_share_a_folder_are_refused():
+    def node(name: str, version: str = "", session: str = "/tmp/ray/session_1") -> ClusterNode:
+        return ClusterNode(name, "gpu7", session, version)
+
+    ours = cluster.version()
+    refuse_nodes([node("a"), node("b", ours), node("a", ours)], "image")
+    with pytest.raises(ValueError, match=f"node b has xtra-pretrain 0.0.1, this is {ours}: use the xtra"):
+        refuse_nodes([node("a", ours), node("b", "0.0.1")], "image")
+    refuse_nodes([node("a", "0.0.1"), node("b", session="/tmp/b/session_1")], "here")
+    with pytest.raises(ValueError, match="the nodes a and a share /tmp/ray/session_1 on gpu7"):
+        refuse_nodes([node("a"), node("a")], "here")  # Ray names a node by its address
 
 
 # --- the package ---
