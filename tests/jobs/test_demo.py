@@ -5,14 +5,18 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_datasets import jpeg
+from run_folders import write_study
 
 from ingest import run as ingest
 from ingest.config import Config
 from ingest.filter import FilterConfig
 from ingest.http.fetcher import FetchConfig
 from jobs import demo
+from jobs.report import ledger
+from shards.pixels import image
 
 
 @pytest.fixture
@@ -66,6 +70,25 @@ def test_the_packaged_pictures_are_whole_and_split(tmp_path):
     assert len(train) + len(test) == 5000
     assert 900 < len(test) < 1100
     assert len({path.parent.name for path in test}) == 10
+    heads = [image.header(path.read_bytes()) for path in test]
+    assert all(head.width == head.height for head in heads)
+    assert {head.width for head in heads} == set(range(40, 65))
+
+
+def test_a_digit_is_drawn_from_its_number_alone_light_on_dark_at_any_place():
+    digit = np.zeros((28, 28), np.uint8)
+    digit[4:24, 12:16] = 255
+    drawn = [demo._drawn(digit, number) for number in range(40)]
+    again = [demo._drawn(digit, number) for number in range(40)]
+    assert [one.tobytes() for one in drawn] == [one.tobytes() for one in again]
+    assert len({one.tobytes() for one in drawn}) == 40
+    places = []
+    for picture in drawn:
+        ink = np.asarray(picture).min(2) > 100
+        assert 0.03 < ink.mean() < 0.14, "the stroke, a fifth of the square around the digit, and nothing of the ground"
+        places.append(np.argwhere(ink).mean(0) / picture.size[0])
+    spread = np.ptp(places, axis=0)
+    assert (spread > 0.25).all(), spread
 
 
 def test_pictures_of_another_folder_are_not_mixed_in(local, tmp_path, capsys):
@@ -73,7 +96,7 @@ def test_pictures_of_another_folder_are_not_mixed_in(local, tmp_path, capsys):
     made = demo._pictures(mine, tmp_path / "served")
     assert demo._pictures(mine, tmp_path / "served") == made
     assert "250 pictures of" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="not of MNIST-5k: remove it"):
+    with pytest.raises(ValueError, match="not of MNIST-5k at any place, size and colour: remove it"):
         demo._pictures(demo.Config(), tmp_path / "served")
 
 
@@ -107,3 +130,17 @@ def test_any_file_name_is_served_and_no_other_file(tmp_path):
 def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"contains no CLASS/\*\.jpg pictures"):
         demo._copy(tmp_path, tmp_path / "out")
+
+
+def test_the_closing_table_goes_from_raw_pixels_to_trained_encoders_in_each_head(tmp_path, capsys):
+    rows = ledger.read_runs(str(write_study(tmp_path))).rows
+    demo._closing({"links": 3, "kept": 2, "reasons": {"dns": 1}}, rows, "report.html", 1.0)
+    table = [line for line in capsys.readouterr().out.splitlines() if " to " in line]
+    heads = [line[35:45].strip() for line in table]
+    assert heads == sorted(heads)
+    assert set(heads) == {"attentive", "linear"}
+    linear = [line[:34].strip() for line in table if line[35:45].strip() == "linear"]
+    order = ["raw pixels", "random weights", "samples seen"]
+    kinds = [next(place for place, kind in enumerate(order) if kind in name) for name in linear]
+    assert kinds == sorted(kinds)
+    assert set(kinds) == {0, 1, 2}
