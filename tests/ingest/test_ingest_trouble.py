@@ -109,7 +109,7 @@ def test_what_kills_its_process_is_found_named_and_passed_over(origin: Origin, t
 def test_slow_hosts_do_not_hold_up_the_units_after_them(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.crawl.PATIENT", 0.05)
+    monkeypatch.setattr("ingest.crawl.IDLE_SECONDS", 0.05)
     monkeypatch.setattr("ingest.crawl.TICK", 0.05)
     # The first two units have one link each that waits for its host, a name of its own that asked for a pause.
     port = origin.url("/").split(":")[2]
@@ -156,7 +156,7 @@ def test_a_scratch_that_is_too_small_says_so(origin: Origin, tmp_path: Path, mon
     monkeypatch.setattr("ingest.scratch.BYTES_A_LINK", 10)
     monkeypatch.setattr("ingest.crawl.BYTES_A_LINK", 1500)
     monkeypatch.setattr("ingest.crawl.TICK", 0.01)
-    monkeypatch.setattr("ingest.crawl.PATIENCE", 0.2)
+    monkeypatch.setattr("ingest.crawl.ROOM_SECONDS", 0.2)
     paths = [f"/slow/0.02/{n}.jpg" for n in range(48)]
     config = Config(write_list(tmp_path / "list.txt", origin, paths), str(tmp_path / "out"), 8, fetch=FETCH)
     assert run(replace(config, out=str(tmp_path / "one_by_one"), scratch_bytes=40_000)).kept == 48
@@ -172,7 +172,7 @@ def test_units_that_wait_for_slow_hosts_share_what_they_may_hold_in_memory(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.unit.HELD", 40_000)
-    monkeypatch.setattr("ingest.crawl.PATIENT", 0.02)
+    monkeypatch.setattr("ingest.crawl.IDLE_SECONDS", 0.02)
     monkeypatch.setattr("ingest.crawl.TICK", 0.01)
     most = units = 0
     put = UnitWriter.add
