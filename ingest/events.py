@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 from ingest.record import Event
 from shards import store, typed_json
-from shards.parallel import READERS, in_order
+from shards.parallel import READERS, map_in_order
 
 EVERY = 30.0  # seconds between segments
 PENDING = 10_000  # events that are held while the store does not answer; later ones are only counted
@@ -103,7 +103,7 @@ def read_events(dataset: str) -> Iterator[Event]:
     """Every event of every run, run by run in order of their beginning. Damage is returned as an event of the kind
     "damaged", so that reading a log never fails."""
     names = segments(dataset)  # thousands after some days
-    for found in in_order(lambda name: read_segment(dataset, name), names, ahead=READERS):
+    for found in map_in_order(lambda name: read_segment(dataset, name), names, ahead=READERS):
         yield from found
 
 

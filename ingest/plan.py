@@ -51,7 +51,7 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
-from shards.parallel import in_order
+from shards.parallel import map_in_order
 from shards.pixels import IMAGE_BUILD
 
 CONTACT_FROM = 1000  # links; more need a contact
@@ -134,7 +134,7 @@ def asked_before(plan: pa.Table) -> Counter[str]:
 
 def asked_again(dataset: str, units: Iterable[int]) -> Counter[str]:
     """The sum over several units of retries."""
-    asked = in_order(lambda unit: asked_before(read_plan(dataset, unit)), units, AT_ONCE, AT_ONCE)
+    asked = map_in_order(lambda unit: asked_before(read_plan(dataset, unit)), units, AT_ONCE, AT_ONCE)
     return sum(asked, Counter())
 
 
@@ -200,7 +200,7 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
             yield from held
 
     try:
-        for _ in in_order(lambda unit: _write(config.out, *unit), plans(), AT_ONCE, AT_ONCE):
+        for _ in map_in_order(lambda unit: _write(config.out, *unit), plans(), AT_ONCE, AT_ONCE):
             pass
     except NoColumn:
         _forget(config.out, range(units))
@@ -322,7 +322,7 @@ def _plan_retry(
             units += 1
 
     try:
-        for _ in in_order(lambda unit: _write(dataset, *unit), plans(), AT_ONCE, AT_ONCE):
+        for _ in map_in_order(lambda unit: _write(dataset, *unit), plans(), AT_ONCE, AT_ONCE):
             pass
     except ValueError as error:
         raise ValueError(f"{error}; or a retry with other reasons was interrupted: finish that one first") from None
@@ -338,9 +338,9 @@ def _newest_with(dataset: str, of_list: int, units: int, reasons: pa.Array, colu
     has one of the reasons."""
     again: dict[int, np.ndarray] = {}  # rows that retries have fetched, by unit
     retried = range(of_list, units)
-    again.update(zip(retried, in_order(lambda unit: _rows_of(dataset, unit), retried, AT_ONCE, AT_ONCE)))
+    again.update(zip(retried, map_in_order(lambda unit: _rows_of(dataset, unit), retried, AT_ONCE, AT_ONCE)))
     everything = np.concatenate([*again.values(), np.empty(0, np.int64)])
-    ended = in_order(lambda unit: _ended(dataset, unit, reasons, columns), range(units), AT_ONCE, AT_ONCE)
+    ended = map_in_order(lambda unit: _ended(dataset, unit, reasons, columns), range(units), AT_ONCE, AT_ONCE)
     for unit, table in zip(range(units), ended):
         later = (
             everything if unit < of_list else np.concatenate([again[u] for u in again if u > unit] or [everything[:0]])

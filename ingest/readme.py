@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from shards import store
 from shards.dataset import read_columns, read_info, read_table
 from shards.manifest import Manifest, Shard
-from shards.parallel import INDEXES, in_order
+from shards.parallel import INDEXES, map_in_order
 
 NAME = "README.md"
 READ = 48  # shards that are read; with more shards, every type of picture is declared
@@ -145,7 +145,7 @@ def _suffixes(version: Manifest, shards: Sequence[Shard]) -> Iterable[str]:
         members = read_table(store.join(version.dataset, "shards", shard.index), ["member"])["member"].drop_null()
         return {suffix for suffix in SUFFIXES if pc.any(pc.ends_with(members, f".{suffix}")).as_py()}
 
-    found = set().union(*in_order(of_shard, shards, INDEXES))
+    found = set().union(*map_in_order(of_shard, shards, INDEXES))
     return [suffix for suffix in SUFFIXES if suffix in found]
 
 
@@ -154,7 +154,7 @@ def _columns(version: Manifest, shards: Sequence[Shard]) -> dict[str, str]:
     if not read_info(version.dataset).columns:
         return {}
     some = shards[:: -(-len(shards) // READ)]
-    schemas = in_order(lambda shard: read_columns(version.dataset, shard.unit).schema, some, INDEXES)
+    schemas = map_in_order(lambda shard: read_columns(version.dataset, shard.unit).schema, some, INDEXES)
     kinds: dict[str, set[str]] = {}
     for schema in schemas:
         for at in range(2, len(schema)):  # after key and row

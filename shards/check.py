@@ -34,7 +34,7 @@ from shards.dataset import (
     read_info,
     read_plan,
 )
-from shards.parallel import in_order
+from shards.parallel import map_in_order
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(config: Config, progress: Callable[[int, int], None] | None = None) -> C
     size, totals, superseded, ruled = 0, Counter[str](), Counter[str](), Counter[str]()
     verdicts = _Verdicts(version)
     columns = bool(read_info(version.dataset).columns)
-    reports = in_order(
+    reports = map_in_order(
         lambda number: _check_shard(version, number, config.decode, columns), range(len(version.shards)), config.jobs
     )
     for done, report in enumerate(reports, start=1):

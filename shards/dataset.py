@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from shards import store, typed_json
 from shards.config import KEPT as KEPT
-from shards.parallel import in_order
+from shards.parallel import map_in_order
 from shards.typed_json import Count
 
 FORMAT = 1
@@ -268,7 +268,7 @@ def read_commit(dataset: str, unit: int) -> Commit:
 
 def read_commits(dataset: str, units: Sequence[int]) -> list[Commit]:
     """The commits of these units, in their order; many small objects, so they are read in parallel."""
-    return list(in_order(lambda unit: read_commit(dataset, unit), units))
+    return list(map_in_order(lambda unit: read_commit(dataset, unit), units))
 
 
 def commit(dataset: str, ours: Commit) -> Commit:

@@ -15,7 +15,9 @@ INDEXES = 8  # threads for indexes, each a few MB
 AHEAD = 4096  # results that may wait for their turn
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], threads: int = READERS, ahead: int = AHEAD) -> Generator[R]:
+def map_in_order(
+    work: Callable[[T], R], items: Iterable[T], threads: int = READERS, ahead: int = AHEAD
+) -> Generator[R]:
     """The result of each item, in the items' order, from a pool of threads. At most `ahead` results may wait.
 
     Items are taken by the caller's thread, as they are needed. The first error ends it, and so does closing the

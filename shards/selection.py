@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from shards import store
 from shards.dataset import INDEX_SCHEMA, KEPT, read_table
 from shards.manifest import Manifest, Subset, write_manifest
-from shards.parallel import INDEXES, in_order
+from shards.parallel import INDEXES, map_in_order
 from shards.rules import read_rules
 
 
@@ -51,7 +51,7 @@ def below(manifest: Manifest, subset: Subset) -> Manifest:
     """The manifest with this subset: of the samples that its rules leave, those below the threshold. Not written."""
     chosen = dataclasses.replace(manifest, subset=subset)
     numbers = range(len(manifest.shards))
-    counts = in_order(lambda number: len(selected_index(chosen, number, [])), numbers, INDEXES)
+    counts = map_in_order(lambda number: len(selected_index(chosen, number, [])), numbers, INDEXES)
     shards = tuple(dataclasses.replace(shard, selected=n) for shard, n in zip(manifest.shards, counts))
     rules = {reason: n for reason, n in manifest.deselected.items() if reason != "subset"}
     left = manifest.kept - sum(rules.values()) - sum(shard.selected for shard in shards)

@@ -17,7 +17,7 @@ from shards import store, store_uploads, typed_json
 from shards.config import SweepConfig as Config
 from shards.dataset import committed_units, read_commits, read_info, read_table
 from shards.manifest import Head
-from shards.parallel import in_order
+from shards.parallel import map_in_order
 
 _ATTEMPT = re.compile(r"(?P<base>(?P<unit>\d{6,})-(?P<attempt>[A-Za-z0-9]+))\.(tar|parquet)")
 _FOLDERS = ("", "links", "shards", "thumbs", "commits", "generations", "manifests", "versions", "events", "underway")
@@ -56,7 +56,7 @@ def remove(config: Config, beaten: Found, undecided: Found, before: float) -> Sw
     stale = [(name, entry) for name, entry in undecided if entry.modified < before]
     going = beaten + stale
     if not config.dry_run:
-        for _ in in_order(lambda found: store.delete(store.join(config.url, found[0])), going):
+        for _ in map_in_order(lambda found: store.delete(store.join(config.url, found[0])), going):
             pass
     remark, ended, size, young = "", [], 0, 0
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from shards import store
-from shards.parallel import in_order
+from shards.parallel import map_in_order
 
 BLOCK = 512
 END = bytes(2 * BLOCK)  # two zero blocks close a tar
@@ -100,7 +100,7 @@ def pieces(url: str) -> Generator[memoryview]:
             return
         size = file.seek(0, os.SEEK_END)
     ranges = ((start, min(RANGE, size - start)) for start in range(0, size, RANGE))
-    with closing(in_order(lambda r: store.read_range(url, *r), ranges, AHEAD, AHEAD)) as bodies:
+    with closing(map_in_order(lambda r: store.read_range(url, *r), ranges, AHEAD, AHEAD)) as bodies:
         for body in bodies:
             yield memoryview(body)
 

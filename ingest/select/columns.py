@@ -18,7 +18,7 @@ from ingest.filter import PLACEHOLDERS
 from shards import store
 from shards.dataset import KEPT, read_table
 from shards.manifest import Manifest, Shard
-from shards.parallel import INDEXES, in_order
+from shards.parallel import INDEXES, map_in_order
 
 _COLUMNS = ["row", "reason", "url", "labels", "sha256", "fetched_sha256", "phash", "width", "height", "orientation"]
 _DTYPES = {"row": "<i8", "sha": "<u8", "sha2": "<u8", "phash": "<u8", "url": "<u8", "site": "<u8", "shape": "<f4"}
@@ -147,7 +147,7 @@ def read_kept(manifest: Manifest, folder: Path, report: Callable[[int, int], Non
 
 def _indexes(manifest: Manifest) -> Iterator[pa.Table]:
     """The kept rows of each shard, in order, a few read ahead."""
-    return in_order(lambda shard: _index(manifest.dataset, shard), manifest.shards, INDEXES, INDEXES)
+    return map_in_order(lambda shard: _index(manifest.dataset, shard), manifest.shards, INDEXES, INDEXES)
 
 
 def _index(dataset: str, shard: Shard) -> pa.Table:

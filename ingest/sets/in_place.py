@@ -51,7 +51,7 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
-from shards.parallel import in_order
+from shards.parallel import map_in_order
 from shards.pixels import IMAGE_BUILD
 from shards.tar import Placed, Source, pieces
 
@@ -148,7 +148,7 @@ def find(source: str) -> list[tuple[str, int]]:
         urls = list(dict.fromkeys(url for pattern in braceexpand(source) for url in _expand(pattern)))
     if not urls:
         raise ValueError(f"{source}: there is no such folder or tar: check the source")
-    return list(zip(urls, in_order(_size, urls)))
+    return list(zip(urls, map_in_order(_size, urls)))
 
 
 def _local(source: str) -> list[str]:
@@ -202,7 +202,7 @@ def _indexed(
             unit, url = one
             return unit, _index(config, url, names, stop, judging)
 
-        with closing(in_order(read, left, config.threads, config.threads)) as tars_read:
+        with closing(map_in_order(read, left, config.threads, config.threads)) as tars_read:
             for unit, indexed in tars_read:
                 if indexed is None:
                     return

@@ -33,7 +33,7 @@ from shards.dataset import (
     read_info,
 )
 from shards.manifest import SHARD_SCHEMA, Manifest, Shard
-from shards.parallel import in_order
+from shards.parallel import map_in_order
 from shards.repair import history
 from shards.repair.unit import Line, Older, Rebuilt, Unit, Unusable, parsed, read, repair, table_of
 
@@ -134,7 +134,7 @@ class _Repair:
         self._find_lost_tars()
 
     def _repaired(self, units: Sequence[int], older: Older | None, jobs: int) -> Iterator[Unit]:
-        return in_order(lambda unit: repair(self.dataset, unit, self.named.get(unit), older), units, jobs)
+        return map_in_order(lambda unit: repair(self.dataset, unit, self.named.get(unit), older), units, jobs)
 
     def _take(self, unit: int, found: Unit) -> None:
         if found.commit:

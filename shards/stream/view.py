@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from shards.bar import bar
 from shards.manifest import read_manifest
-from shards.parallel import INDEXES, in_order
+from shards.parallel import INDEXES, map_in_order
 from shards.pixels import image
 from shards.selection import key_hash, selected_index
 from shards.stream.order import Order, Place
@@ -138,7 +138,7 @@ class Dataset:
     @cached_property
     def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of all keys, rising, and the numbers of their samples: 16 bytes a sample, where keys would be 100."""
-        hashes = in_order(self._hashes_of, range(len(self.manifest.shards)), INDEXES)
+        hashes = map_in_order(self._hashes_of, range(len(self.manifest.shards)), INDEXES)
         hash_N = np.concatenate([np.empty(0, np.uint64), *hashes])
         number_N = np.argsort(hash_N, kind="stable")
         return hash_N[number_N], number_N
