@@ -165,7 +165,7 @@ def isolated() -> bool:
 
 @pytest.mark.slow
 def test_where_two_workers_died_links_are_judged_apart(origin: Served, tmp_path: Path) -> None:
-    urls = slow(origin, 60)
+    urls = slow(origin, 40) + [origin.url(f"/slow/1/{row}.jpg", row) for row in range(40, 60)]
     scratch = tmp_path / "scratch"
     fetch = replace(FETCH, per_host=4)
     config = Config(
@@ -176,11 +176,11 @@ def test_where_two_workers_died_links_are_judged_apart(origin: Served, tmp_path:
 
     def kill(now: Progress) -> None:
         alive = ingesters(scratch).keys() - set(killed)
-        if len(killed) < 2 and 5 < now.done < 60 and alive:
+        if len(killed) < 2 and 5 < now.done < 50 and alive:  # seconds of work are left for the child
             killed.append(alive.pop())
             os.kill(killed[-1], signal.SIGKILL)
 
-    def watch() -> None:  # the child may live for less time than there is between two reports of progress
+    def watch() -> None:
         while not over.wait(0.02):
             if len(killed) == 2 and isolated():
                 apart.set()
