@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xtra.blocks import block_causal_mask
-from xtra.config import ARMS as ARMS, Arm as Arm
+from xtra.config import IMPLEMENTATIONS as IMPLEMENTATIONS, Implementation as Implementation
 
 HALVED: int = 128  # from this many tokens on, a CPU computes attention in two halves
 # (tokens, head width) -> the fastest in training on a GPU by `make bench-gpu` (docs/perf.md); otherwise dense, whose
@@ -161,14 +161,16 @@ def chosen(device: torch.device, tokens: int, head_width: int) -> str:
     return ON_GPU.get((tokens, head_width), "dense")
 
 
-def causal_of(tokens: int, per_block: int, head_width: int, device: torch.device, arm: str = "auto") -> Causal:
+def causal_of(
+    tokens: int, per_block: int, head_width: int, device: torch.device, implementation: str = "auto"
+) -> Causal:
     """The argument of `attend` for `tokens` tokens in block order; cached by arguments.
 
     "auto" on a CPU is also wide: torch's bfloat16 kernel takes 3.5 times the float32 one's time in the backward pass,
     including casts.
     """
-    if arm != "auto":
-        return _made(tokens, per_block, device, arm)
+    if implementation != "auto":
+        return _made(tokens, per_block, device, implementation)
     return _made(tokens, per_block, device, chosen(device, tokens, head_width), device.type == "cpu")
 
 
@@ -191,8 +193,8 @@ def both_ways(device: torch.device) -> Causal:
 
 
 @functools.lru_cache(maxsize=32)
-def _made(tokens: int, per_block: int, device: torch.device, arm: str, wide: bool = False) -> Causal:
-    how, _, kernel = arm.partition("-")
+def _made(tokens: int, per_block: int, device: torch.device, implementation: str, wide: bool = False) -> Causal:
+    how, _, kernel = implementation.partition("-")
     if per_block == 1:
         return Causal(None, cudnn=kernel == "cudnn", wide=wide)
     with torch.inference_mode(False):  # cached tensors may be saved for a backward pass
@@ -201,7 +203,7 @@ def _made(tokens: int, per_block: int, device: torch.device, arm: str, wide: boo
             if how == "flex64":
                 _tiles_of_64()
             return Causal(mask, flex=_block_mask(tokens, per_block, device, _TILES[how]))
-    ends = run_ends(tokens, per_block, arm)
+    ends = run_ends(tokens, per_block, implementation)
     return Causal(mask, ends if len(ends) > 1 else (), None, how != "blocks", kernel == "cudnn", wide)
 
 
@@ -214,9 +216,9 @@ def _block_mask(tokens: int, per_block: int, device: torch.device, tile: int) ->
     return create_block_mask(visible, None, None, tokens, tokens, device=device, BLOCK_SIZE=tile)
 
 
-def run_ends(tokens: int, per_block: int, arm: str) -> tuple[int, ...]:
+def run_ends(tokens: int, per_block: int, implementation: str) -> tuple[int, ...]:
     """Where the implementation's runs of queries end; each uses the keys up to its own end. One run: all pairs."""
-    how = arm.partition("-")[0]
+    how = implementation.partition("-")[0]
     if per_block == 1 or how == "dense":
         return (tokens,)
     if how in _TILES:

@@ -16,7 +16,7 @@ from shards.config import Order, ReadConfig
 
 ORDERS = ("raster", "random")
 Mask = Literal["own", "causal", "none"]  # of a frozen encoder; own: causal, or none after prefix attention
-Arm = Literal[
+Implementation = Literal[
     "auto",
     "dense",
     "dense-cudnn",
@@ -29,7 +29,7 @@ Arm = Literal[
     "flex128",
     "flex64",
 ]
-ARMS: tuple[str, ...] = get_args(Arm)[1:]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)[1:]
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class TrainConfig:
     # them out (the same numbers, in a few shapes); subset: leave out a fixed number per micro-batch (as DINOv2)
     dropped: Literal["compute", "skip", "subset"] = roles.law("compute")
     compile: Literal["auto", "on", "off"] = roles.machine("auto")  # torch.compile layers, head and loss; auto: on a GPU
-    attention: Arm = roles.machine("auto")  # implementation (xtra/attention.py); all agree up to rounding
+    attention: Implementation = roles.machine("auto")  # implementation (xtra/attention.py); all agree up to rounding
     shard_optimizer: bool = roles.machine(False)  # each rank keeps its share of the optimiser's state (ZeRO 1)
     device: str = roles.machine("auto")  # "cpu", "cuda" or "auto"
     threads: int = roles.machine(0)  # decoding threads per rank; 0: 2 on a CPU, its share of the cores on a GPU
@@ -304,8 +304,8 @@ class TrainConfig:
             raise ValueError(f"max_bad is {self.max_bad}; it must be a share, 0 to 1")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}; it must be fp32 or bf16")
-        if self.attention not in ("auto", *ARMS):
-            raise ValueError(f"attention is {self.attention!r}; it must be auto or one of {', '.join(ARMS)}")
+        if self.attention not in ("auto", *IMPLEMENTATIONS):
+            raise ValueError(f"attention is {self.attention!r}; it must be auto or one of {', '.join(IMPLEMENTATIONS)}")
         if self.compile not in ("auto", "on", "off"):
             raise ValueError(f"compile is {self.compile!r}; it must be auto, on or off")
         if self.device not in ("auto", "cpu", "cuda"):

@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.skip_dropped = False  # see drop_path.drops_of
-        self.attention = "auto"  # or one of xtra.attention.ARMS, with the same result
+        self.attention = "auto"  # or one of xtra.attention.IMPLEMENTATIONS, with the same result
         self.compiled = False
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         self.patch_embed = PatchEmbed(config.width, config.patch)

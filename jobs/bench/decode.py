@@ -71,7 +71,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One row of the table."""
 
     reader: str  # "webdataset" or "ours"
@@ -83,17 +83,21 @@ class Arm:
         return f"{self.reader}, {self.pillow}, {self.setting}"
 
 
-REFERENCE = Arm("webdataset", "pillow", "crop")
-ARMS = [
-    *(Arm("webdataset", build, setting) for build in ("pillow", "pillow-simd") for setting in ("crop", "box", "draft")),
-    *(Arm("ours", build, setting) for setting in ("Pillow alone", "crop.c") for build in ("pillow", "pillow-simd")),
+REFERENCE = Variant("webdataset", "pillow", "crop")
+VARIANTS = [
+    *(
+        Variant("webdataset", build, setting)
+        for build in ("pillow", "pillow-simd")
+        for setting in ("crop", "box", "draft")
+    ),
+    *(Variant("ours", build, setting) for setting in ("Pillow alone", "crop.c") for build in ("pillow", "pillow-simd")),
 ]
 
 
 def run(config: Config) -> dict[str, Any]:
     """Measure all variants that can run here and print a line each. Raises ValueError if pictures or peers fail."""
     python, fast = environments.build(WEBDATASET), _pillow_simd()
-    arms = [arm for arm in ARMS if arm.pillow == "pillow" or isinstance(fast, Path)]
+    variants = [variant for variant in VARIANTS if variant.pillow == "pillow" or isinstance(fast, Path)]
     if not isinstance(fast, Path):
         print(f"without pillow-simd: {fast}", flush=True)
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
@@ -101,10 +105,13 @@ def run(config: Config) -> dict[str, Any]:
         manifest = _dataset(config, folder)
         spec = _spec(config, manifest, folder)
         with ExitStack() as stack:
-            clients = {arm: _Client(arm, spec, python, fast, stack) for arm in arms}
+            clients = {variant: _Client(variant, spec, python, fast, stack) for variant in variants}
             likeness = _likeness(clients, folder)
             passes = [_round(clients, turn) for turn in range(config.rounds)]
-    rows = [_row(client, [done[arm] for done in passes], passes, likeness[arm]) for arm, client in clients.items()]
+    rows = [
+        _row(client, [done[variant] for done in passes], passes, likeness[variant])
+        for variant, client in clients.items()
+    ]
     for row in rows:
         row |= {"mean_bytes": spec["mean_bytes"], "images": manifest.samples}
         print(_line(row), flush=True)
@@ -201,16 +208,18 @@ def _spec(config: Config, manifest: Manifest, folder: Path) -> dict[str, Any]:
 class _Client:
     """A variant's process, which makes a pass on command."""
 
-    def __init__(self, arm: Arm, spec: dict[str, Any], python: Path, fast: Path | str, stack: ExitStack) -> None:
+    def __init__(
+        self, variant: Variant, spec: dict[str, Any], python: Path, fast: Path | str, stack: ExitStack
+    ) -> None:
         here = Path(__file__).parent
-        spec = spec | {"setting": arm.setting, "accelerator": arm.setting == "crop.c"}
-        if arm.reader == "ours":
+        spec = spec | {"setting": variant.setting, "accelerator": variant.setting == "crop.c"}
+        if variant.reader == "ours":
             command, paths = [sys.executable, "-m", "jobs.bench.decode_ours"], [str(here.parents[1])]
         else:
             command, paths = [str(python), "-P", str(here / "peers" / "decode.py")], []
-        if arm.pillow == "pillow-simd":
+        if variant.pillow == "pillow-simd":
             paths.insert(0, str(fast))
-        self.arm = arm
+        self.variant = variant
         self._process = stack.enter_context(
             subprocess.Popen(
                 [*command, json.dumps(spec)],
@@ -230,7 +239,7 @@ class _Client:
     def _answer(self) -> dict[str, Any]:
         line = cast(io.TextIOBase, self._process.stdout).readline()
         if not line:
-            raise ValueError(f"{self.arm.name}: its process ended with status {self._process.wait()}; see above")
+            raise ValueError(f"{self.variant.name}: its process ended with status {self._process.wait()}; see above")
         return json.loads(line)
 
 
@@ -268,33 +277,35 @@ def psnr(pixels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         return np.minimum(10 * np.log10(255**2 / error_N), EQUAL)
 
 
-def _likeness(clients: dict[Arm, _Client], folder: Path) -> dict[Arm, np.ndarray]:
+def _likeness(clients: dict[Variant, _Client], folder: Path) -> dict[Variant, np.ndarray]:
     """Each variant's PSNR against the reference, image by image. Also warms everything up."""
     wanted, found = None, {}
-    for arm, client in clients.items():  # the reference comes first
+    for variant, client in clients.items():  # the reference comes first
         path = folder / "pixels.npy"
         client.ask(f"pixels {path}")
         pixels = np.load(path)
         wanted = pixels if wanted is None else wanted
-        found[arm] = psnr(pixels, wanted)
+        found[variant] = psnr(pixels, wanted)
     return found
 
 
-def _round(clients: dict[Arm, _Client], turn: int) -> dict[Arm, float]:
+def _round(clients: dict[Variant, _Client], turn: int) -> dict[Variant, float]:
     """CPU seconds per image; the order changes from round to round."""
     order = list(clients.values())
     order = order[turn % len(order) :] + order[: turn % len(order)]
-    done = {client.arm: client.ask("pass") for client in (order if turn % 2 == 0 else reversed(order))}
-    return {arm: answer["cpu"] / answer["images"] for arm, answer in done.items()}
+    done = {client.variant: client.ask("pass") for client in (order if turn % 2 == 0 else reversed(order))}
+    return {variant: answer["cpu"] / answer["images"] for variant, answer in done.items()}
 
 
-def _row(client: _Client, costs: list[float], passes: list[dict[Arm, float]], likeness_N: np.ndarray) -> dict[str, Any]:
+def _row(
+    client: _Client, costs: list[float], passes: list[dict[Variant, float]], likeness_N: np.ndarray
+) -> dict[str, Any]:
     cpu = statistics.median(costs)
-    return dataclasses.asdict(client.arm) | {
+    return dataclasses.asdict(client.variant) | {
         "build": client.about["build"],
         "cpu_ms": 1000 * cpu,
         "images_per_cpu_s": 1 / cpu,
-        "ratio": statistics.median(done[REFERENCE] / done[client.arm] for done in passes),
+        "ratio": statistics.median(done[REFERENCE] / done[client.variant] for done in passes),
         "psnr_db": float(likeness_N.mean()),
         "psnr_p5_db": float(np.percentile(likeness_N, 5)),
         "rounds": len(passes),

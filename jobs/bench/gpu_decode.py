@@ -47,7 +47,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     library: str
     shown: Literal["crop", "whole"]  # training crops, or all of each picture
     batch: int
@@ -66,8 +66,8 @@ def run(config: Config) -> dict[str, Any]:
             print(f"{library} is skipped: {why}", flush=True)
             continue
         shown: tuple[Literal["crop", "whole"], ...] = ("crop", "whole")
-        for arm in itertools.starmap(Arm, itertools.product([library], shown, config.batches, config.callers)):
-            rows.append(measure(arm, bodies, device, config.size, config.seconds, config.threads))
+        for variant in itertools.starmap(Variant, itertools.product([library], shown, config.batches, config.callers)):
+            rows.append(measure(variant, bodies, device, config.size, config.seconds, config.threads))
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if not rows:
         raise ValueError("no library to measure: install the extra gpu (see xtra doctor)")
@@ -102,36 +102,39 @@ def views_of(bodies: Sequence[bytes], shown: Literal["crop", "whole"], size: int
 
 
 def measure(
-    arm: Arm, bodies: Sequence[bytes], device: torch.device, size: int, seconds: float, threads: int
+    variant: Variant, bodies: Sequence[bytes], device: torch.device, size: int, seconds: float, threads: int
 ) -> dict[str, Any]:
     """One row: images per wall-clock and per CPU second, the number refused, PSNR against the reference."""
-    views = views_of(bodies, arm.shown, size)
+    views = views_of(bodies, variant.shown, size)
     decoders = [
-        gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads, [arm.library])) for _ in range(arm.callers)
+        gpu_decode.GpuDecoder(device, gpu_decode.library(device, threads, [variant.library]))
+        for _ in range(variant.callers)
     ]
-    psnrs = list(_psnrs(decoders[0], bodies[: arm.batch], views[: arm.batch], size))  # also warms up the first decoder
+    psnrs = list(
+        _psnrs(decoders[0], bodies[: variant.batch], views[: variant.batch], size)
+    )  # also warms up the first decoder
     for decoder in decoders[1:]:
-        decoder(bodies[: arm.batch], views[: arm.batch], size)
+        decoder(bodies[: variant.batch], views[: variant.batch], size)
     for decoder in decoders:
         decoder.counts.clear()
     begun, cpu = time.perf_counter(), time.process_time()
     until = begun + seconds
 
     def call(decoder: gpu_decode.GpuDecoder) -> None:
-        for start in itertools.cycle(range(0, max(1, len(bodies) - arm.batch + 1), arm.batch)):
-            decoder(bodies[start : start + arm.batch], views[start : start + arm.batch], size)
+        for start in itertools.cycle(range(0, max(1, len(bodies) - variant.batch + 1), variant.batch)):
+            decoder(bodies[start : start + variant.batch], views[start : start + variant.batch], size)
             if time.perf_counter() >= until:
                 return
 
-    with ThreadPoolExecutor(arm.callers) as pool:
+    with ThreadPoolExecutor(variant.callers) as pool:
         list(pool.map(call, decoders))
     took, cpu = time.perf_counter() - begun, time.process_time() - cpu
     on_gpu, seen = sum(d.counts["gpu"] for d in decoders), sum(sum(d.counts.values()) for d in decoders)
     return {
-        "library": arm.library,
-        "shown": arm.shown,
-        "batch": arm.batch,
-        "callers": arm.callers,
+        "library": variant.library,
+        "shown": variant.shown,
+        "batch": variant.batch,
+        "callers": variant.callers,
         "images_per_s": round(on_gpu / took, 1),
         "cpu_us_per_image": round(1e6 * cpu / max(on_gpu, 1), 1),
         "refused": round(1 - on_gpu / max(seen, 1), 4),

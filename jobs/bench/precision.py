@@ -33,7 +33,7 @@ class Config:
     threads: int = 2
 
 
-def arms(config: Config) -> dict[str, TrainConfig]:
+def variants(config: Config) -> dict[str, TrainConfig]:
     """The runs by name."""
     base = replace(
         recipes.get(config.recipe),
@@ -58,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     """Train what is missing and compare. Raises ValueError where training does."""
     curves: dict[str, list[tuple[int, float]]] = {}
     rows: list[dict[str, Any]] = []
-    for name, settings in arms(config).items():
+    for name, settings in variants(config).items():
         if max(checkpoint.committed(settings.out), default=0) < settings.samples:
             train.run(settings)
         log = read_metrics(settings.out, [])

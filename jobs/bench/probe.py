@@ -49,7 +49,7 @@ class Config:
 
 
 @dataclass
-class Arm:
+class Variant:
     name: str
     encode: Encode
     heads: list[Head]
@@ -60,31 +60,31 @@ class Arm:
 def run(config: Config) -> dict[str, Any]:
     """Time the variants; return their rows and ratios."""
     with torch_threads(config.threads):
-        arms = _arms(config)
-        side = arms[0].encode.encoder.image
+        variants = _variants(config)
+        side = variants[0].encode.encoder.image
         draw = np.random.default_rng(0)
         images_B3HW = torch.from_numpy(draw.integers(0, 256, (config.batch, 3, side, side), np.uint8)).to(config.device)
         class_B = draw.integers(0, config.classes, config.batch)
         schedule = Schedule((config.rounds + 1) * config.batch)
         for turn in range(-1, config.rounds):  # the first round is a warm-up
-            for arm in arms if turn % 2 else arms[::-1]:
+            for variant in variants if turn % 2 else variants[::-1]:
                 wall, cpu = _now(config), time.process_time()
-                features = arm.encode(images_B3HW, class_B)
+                features = variant.encode(images_B3HW, class_B)
                 encoded = _now(config)
-                for head in arm.heads:
+                for head in variant.heads:
                     head.step(features, schedule, (turn + 1) * config.batch)
                 if turn >= 0:
-                    arm.encoding.append(encoded - wall)
-                    arm.seconds.append((_now(config) - wall, time.process_time() - cpu))
-        return _report(config, arms)
+                    variant.encoding.append(encoded - wall)
+                    variant.seconds.append((_now(config) - wall, time.process_time() - cpu))
+        return _report(config, variants)
 
 
-def _arms(config: Config) -> list[Arm]:
+def _variants(config: Config) -> list[Variant]:
     model = build(SIZES[config.size], 0, torch.device(config.device))
     encoder = of_xtra(model.encoder.requires_grad_(False), config.size)
     tokens, pooled = Feature("tokens", config.layers), Feature("pooled", 1)
 
-    def arm(name: str, lrs: tuple[float, ...], seen: dict[str, Feature]) -> Arm:
+    def variant(name: str, lrs: tuple[float, ...], seen: dict[str, Feature]) -> Variant:
         settings = probe.Config(lrs=lrs, batch=config.batch, device=config.device)
         encode = Encode(
             encoder=encoder,
@@ -98,12 +98,12 @@ def _arms(config: Config) -> list[Arm]:
             precision=config.precision,
         )
         heads = [probe.new_head(settings, kind, feature, encode, config.classes) for kind, feature in seen.items()]
-        return Arm(name, encode, heads, [], [])
+        return Variant(name, encode, heads, [], [])
 
     return [
-        arm("linear", LRS[:1], {"linear": pooled}),
-        arm("attentive", LRS[:1], {"attentive": tokens}),
-        arm("grid", LRS, {"attentive": tokens, "linear": pooled}),
+        variant("linear", LRS[:1], {"linear": pooled}),
+        variant("attentive", LRS[:1], {"attentive": tokens}),
+        variant("grid", LRS, {"attentive": tokens, "linear": pooled}),
     ]
 
 
@@ -113,24 +113,24 @@ def _now(config: Config) -> float:
     return time.perf_counter()
 
 
-def _report(config: Config, arms: list[Arm]) -> dict[str, Any]:
-    grid = arms[-1]
+def _report(config: Config, variants: list[Variant]) -> dict[str, Any]:
+    grid = variants[-1]
     rows: list[dict[str, Any]] = []
-    for arm in arms:
-        wall, cpu = medians(arm.seconds)
+    for variant in variants:
+        wall, cpu = medians(variant.seconds)
         row: dict[str, Any] = {
-            "arm": arm.name,
-            "heads": sum(len(head.points) for head in arm.heads),
-            "parameters": sum(p.numel() for head in arm.heads for p in head.module.parameters()),
+            "arm": variant.name,
+            "heads": sum(len(head.points) for head in variant.heads),
+            "parameters": sum(p.numel() for head in variant.heads for p in head.module.parameters()),
             "seconds": wall,
             "cpu_seconds": cpu,
-            "encoder_seconds": statistics.median(arm.encoding),
+            "encoder_seconds": statistics.median(variant.encoding),
             "samples_per_s": config.batch / wall,
-            **paired("grid_ratio", grid.seconds, arm.seconds, config.device),
+            **paired("grid_ratio", grid.seconds, variant.seconds, config.device),
         }
         rows.append(row)
         print(
-            f"{arm.name:<10} {row['heads']:3d} heads  {wall:8.3f} s, encoder {row['encoder_seconds']:8.3f} s  "
+            f"{variant.name:<10} {row['heads']:3d} heads  {wall:8.3f} s, encoder {row['encoder_seconds']:8.3f} s  "
             f"{row['samples_per_s']:8.1f} images/s  grid takes {row['grid_ratio']:.3f}x "
             f"({row['grid_ratio_least']:.3f} to {row['grid_ratio_most']:.3f})"
         )

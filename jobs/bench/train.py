@@ -55,19 +55,19 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     name: str
     drop_last: bool = True
     halves: bool = True
     skip_dropped: bool = True
 
 
-ARMS = (
-    Arm("official", drop_last=False, halves=False, skip_dropped=False),
-    Arm("block_major", drop_last=False, halves=False, skip_dropped=False),
-    Arm("drop_last", halves=False, skip_dropped=False),
-    Arm("halves", skip_dropped=False),
-    Arm("all"),
+VARIANTS = (
+    Variant("official", drop_last=False, halves=False, skip_dropped=False),
+    Variant("block_major", drop_last=False, halves=False, skip_dropped=False),
+    Variant("drop_last", halves=False, skip_dropped=False),
+    Variant("halves", skip_dropped=False),
+    Variant("all"),
 )
 
 
@@ -105,19 +105,19 @@ def official_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, decoder_fp
     return nn.functional.mse_loss(prediction_BKP[:, :-1].float(), wanted_BKP[:, 1:])
 
 
-def our_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, arm: Arm) -> Tensor:
+def our_shape(xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor, variant: Variant) -> Tensor:
     """The loss as we compute it, with the variant's optimisations."""
-    xtra.encoder.skip_dropped = arm.skip_dropped
-    xtra.encoder.attention = xtra.decoder.attention = "auto" if arm.halves else "dense"
-    (prediction_BKP,) = xtra(images_B3HW, drop_LSB, last_block=not arm.drop_last)
+    xtra.encoder.skip_dropped = variant.skip_dropped
+    xtra.encoder.attention = xtra.decoder.attention = "auto" if variant.halves else "dense"
+    (prediction_BKP,) = xtra(images_B3HW, drop_LSB, last_block=not variant.drop_last)
     wanted_BKP = normalise_blocks(target_blocks(images_B3HW, xtra.config.side)[:, 1:])
     return nn.functional.mse_loss(prediction_BKP[:, : wanted_BKP.shape[1]].float(), wanted_BKP)
 
 
-def loss_of(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
-    if arm.name == "official":
+def loss_of(variant: Variant, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> Tensor:
+    if variant.name == "official":
         return official_shape(xtra, images_B3HW, drop_LSB)
-    return our_shape(xtra, images_B3HW, drop_LSB, arm)
+    return our_shape(xtra, images_B3HW, drop_LSB, variant)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -138,24 +138,24 @@ def _run(config: Config) -> dict[str, Any]:
     )  # does all its work, but leaves the weights equal for all variants
     images = torch.randn(config.images, 3, c.image, c.image, generator=torch.Generator().manual_seed(0)).to(device)
     losses: dict[str, float] = {}
-    seconds: dict[str, list[Spent]] = {arm.name: [] for arm in ARMS}
-    memory = {arm.name: 0 for arm in ARMS}
+    seconds: dict[str, list[Spent]] = {variant.name: [] for variant in VARIANTS}
+    memory = {variant.name: 0 for variant in VARIANTS}
     for turn in range(-1, config.rounds):  # the first round is a warm-up
         drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, np.full(config.images, turn + 1), np.arange(config.images))
-        for arm in ARMS if turn % 2 else ARMS[::-1]:
+        for variant in VARIANTS if turn % 2 else VARIANTS[::-1]:
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 step = _Step(device)
-                loss = loss_of(arm, xtra, images, drop_LSB)
+                loss = loss_of(variant, xtra, images, drop_LSB)
             loss.backward()
             nn.utils.clip_grad_norm_(xtra.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            spent, memory[arm.name] = step.end()
-            losses[arm.name] = loss.item()
+            spent, memory[variant.name] = step.end()
+            losses[variant.name] = loss.item()
             if turn >= 0:
-                seconds[arm.name].append(spent)
-        assert max(losses.values()) - min(losses.values()) < 0.01 * max(losses.values()), f"arms disagree: {losses}"
-    return _report(config, xtra, seconds, memory, lambda arm: activation_bytes(arm, xtra, images[:1], drop_LSB))
+                seconds[variant.name].append(spent)
+        assert max(losses.values()) - min(losses.values()) < 0.01 * max(losses.values()), f"variants disagree: {losses}"
+    return _report(config, xtra, seconds, memory, lambda variant: activation_bytes(variant, xtra, images[:1], drop_LSB))
 
 
 class _Step:
@@ -176,10 +176,10 @@ class _Step:
         return (time.perf_counter() - self.wall, time.process_time() - self.cpu), memory
 
 
-def activation_bytes(arm: Arm, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> int:
+def activation_bytes(variant: Variant, xtra: Xtra, images_B3HW: Tensor, drop_LSB: Tensor) -> int:
     """Bytes that the forward pass keeps for the backward pass, without parameters."""
     drops = drop_LSB[:, :, : len(images_B3HW)]
-    return kept_for_backward(lambda: loss_of(arm, xtra, images_B3HW, drops), xtra.parameters())
+    return kept_for_backward(lambda: loss_of(variant, xtra, images_B3HW, drops), xtra.parameters())
 
 
 def _report(
@@ -187,32 +187,32 @@ def _report(
     xtra: Xtra,
     seconds: dict[str, list[Spent]],
     memory: dict[str, int],
-    activations: Callable[[Arm], int],
+    activations: Callable[[Variant], int],
 ) -> dict[str, Any]:
     parameters = sum(p.numel() for p in xtra.parameters())
     rows, ratios = [], {}
-    for arm in ARMS:
-        wall, cpu = medians(seconds[arm.name])
-        flops = cost(xtra.config, torch.device(config.device), 1, skips=arm.skip_dropped)
+    for variant in VARIANTS:
+        wall, cpu = medians(seconds[variant.name])
+        flops = cost(xtra.config, torch.device(config.device), 1, skips=variant.skip_dropped)
         rate = config.images / wall
         row: dict[str, Any] = {
-            "arm": arm.name,
+            "arm": variant.name,
             "seconds": wall,
             "cpu_seconds": cpu,
             "samples_per_s": rate,
             "paper_flops_per_s": rate * flops.paper,
-            **paired("ratio", seconds[arm.name], seconds["official"], config.device),
-            "activation_bytes_per_image": activations(arm),
+            **paired("ratio", seconds[variant.name], seconds["official"], config.device),
+            "activation_bytes_per_image": activations(variant),
             "bytes_of_weights_gradients_and_adamw": 16 * parameters,
-            "peak_bytes": memory[arm.name] or None,
+            "peak_bytes": memory[variant.name] or None,
             **flops.utilisation(rate),
         }
         rows.append(row)
         print(
-            f"{arm.name:<12} {wall:8.3f} s  {rate:8.2f} images/s  {row['paper_flops_per_s'] / 1e9:8.1f} GFLOP/s  "
+            f"{variant.name:<12} {wall:8.3f} s  {rate:8.2f} images/s  {row['paper_flops_per_s'] / 1e9:8.1f} GFLOP/s  "
             f"{row['activation_bytes_per_image'] / 1e6:7.1f} MB/image  {row['ratio']:.3f} "
             f"({row['ratio_least']:.3f} to {row['ratio_most']:.3f})"
         )
-        ratios[f"{arm.name}_vs_official_shape"] = row["ratio"]
+        ratios[f"{variant.name}_vs_official_shape"] = row["ratio"]
     del ratios["official_vs_official_shape"]
     return result("train", rows, ratios)

@@ -13,7 +13,7 @@ from torch._dynamo.testing import AotEagerAndRecordGraphs, CompileCounterWithBac
 from torch.nn.attention import SDPBackend
 
 from xtra import attention, drop_path, recipes, train
-from xtra.attention import ARMS, Causal, attend, causal_of, run_ends
+from xtra.attention import IMPLEMENTATIONS, Causal, attend, causal_of, run_ends
 from xtra.blocks import block_causal_mask, target_blocks
 from xtra.compiled import compile_model, uncompile
 from xtra.loss import next_block_loss
@@ -43,15 +43,15 @@ def output_and_grads(inputs: list[torch.Tensor], causal: Causal) -> list[torch.T
     return [out.detach(), *torch.autograd.grad(out.pow(3).sum(), inputs)]
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("tokens", "per_block"), [(240, 16), (48, 16), (60, 4), (16, 16), (48, 1)], ids=str)
 @pytest.mark.usefixtures("flex_trains_on_cpus")
-def test_every_arm_is_softmax_over_what_a_token_may_see(arm, tokens, per_block):
+def test_every_implementation_is_softmax_over_what_a_token_may_see(implementation, tokens, per_block):
     q, k, v = inputs = qkv(tokens)
     hidden = ~block_causal_mask(tokens, per_block)
     wanted = ((q @ k.mT) / 8**0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ v
     theirs = [wanted.detach(), *torch.autograd.grad(wanted.pow(3).sum(), inputs)]
-    causal = causal_of(tokens, per_block, 8, CPU, arm)
+    causal = causal_of(tokens, per_block, 8, CPU, implementation)
     for ours, reference in zip(output_and_grads(inputs, causal), theirs):
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
 
@@ -102,14 +102,14 @@ def test_the_kernel_on_a_gpu_is_what_the_arm_says_and_on_a_cpu_torchs_own():
     assert not causal_of(240, 16, 64, CPU, "quarters").cudnn
 
 
-@pytest.mark.parametrize("arm", ["dense", "quarters", "blocks", "flex128"])
-def test_the_kernels_that_run_have_names(arm, monkeypatch):
+@pytest.mark.parametrize("implementation", ["dense", "quarters", "blocks", "flex128"])
+def test_the_kernels_that_run_have_names(implementation, monkeypatch):
     inputs = [t.float() for t in qkv(240)]
-    causal = causal_of(240, 16, 8, CPU, arm)
-    assert attention.kernel_names(*inputs, causal) == (arm if arm == "flex128" else "flash")
+    causal = causal_of(240, 16, 8, CPU, implementation)
+    assert attention.kernel_names(*inputs, causal) == (implementation if implementation == "flex128" else "flash")
     monkeypatch.setattr(attention, "kernels", lambda device, cudnn, masked, keys: [MATH] if keys == 64 else [])
     mixed = {"dense": "flash", "quarters": "math+flash", "blocks": "flash+math", "flex128": "flex128"}
-    assert attention.kernel_names(*inputs, causal) == mixed[arm]
+    assert attention.kernel_names(*inputs, causal) == mixed[implementation]
 
 
 @pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
@@ -162,7 +162,7 @@ def test_what_is_made_under_inference_mode_serves_training_later():
 SMALL = replace(
     SIZES["tiny32"], block=4, width=128, depth=2, dec_depth=2, dec_width=64, head=64, bridge=64
 )  # 48 tokens, 16 to a block
-ON_CPUS = [arm for arm in ARMS if not arm.startswith("flex")]
+ON_CPUS = [implementation for implementation in IMPLEMENTATIONS if not implementation.startswith("flex")]
 
 
 def images(config) -> torch.Tensor:
@@ -174,16 +174,16 @@ def loss_and_grads(model, x) -> list[torch.Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
 
-def use(model, arm: str) -> None:
-    model.encoder.attention = model.decoder.attention = arm
+def use(model, implementation: str) -> None:
+    model.encoder.attention = model.decoder.attention = implementation
 
 
-@pytest.mark.parametrize("arm", ["auto", *ON_CPUS])
-def test_a_model_trains_the_same_with_every_arm(arm):
+@pytest.mark.parametrize("implementation", ["auto", *ON_CPUS])
+def test_a_model_trains_the_same_with_every_arm(implementation):
     model, x = build(SMALL, 0).double(), images(SMALL).double()
     use(model, "dense")
     wanted = loss_and_grads(model, x)
-    use(model, arm)
+    use(model, implementation)
     for ours, theirs in zip(loss_and_grads(model, x), wanted):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * float(theirs.abs().max()))
 

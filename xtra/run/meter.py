@@ -41,8 +41,8 @@ def attention_ends(
     tokens = model.tokens - (0 if last_block else model.per_block)
 
     def ends(head_width: int) -> tuple[int, ...]:
-        arm = chosen(device, tokens, head_width) if attention == "auto" else attention
-        return run_ends(tokens, model.per_block, arm)
+        implementation = chosen(device, tokens, head_width) if attention == "auto" else attention
+        return run_ends(tokens, model.per_block, implementation)
 
     return ends(model.width // model.heads), ends(model.dec_width // model.dec_heads)
 

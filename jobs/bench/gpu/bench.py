@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
-from jobs.bench.gpu import arms, checks, step, watch
-from jobs.bench.gpu.floor import Arm, Ceilings
+from jobs.bench.gpu import checks, step, variants, watch
+from jobs.bench.gpu.floor import Ceilings, Variant
 from jobs.bench.gpu.record import AGAIN, Bench, Config, StartAgain, rows_of, settled, written
 from jobs.bench.gpu.table import check_lines, tables
 from xtra.model import SIZES
@@ -75,7 +75,7 @@ def _sections(bench: Bench) -> None:
     for name, section in (
         ("kernels", _kernels),
         ("checks", _checks),
-        ("train", arms.run),
+        ("train", variants.run),
         ("profile", _profile),
         ("loop", _loop),
         ("data", _data),
@@ -98,12 +98,12 @@ def _profile(bench: Bench) -> None:
     from jobs.bench.gpu import profiled
 
     for size in bench.config.sizes:
-        base = Arm("", images=bench.config.images or arms.IMAGES.get(size, 8), compile="layers")
-        for arm in profiled.arms(base if bench.config.compile else replace(base, compile="none")):
+        base = Variant("", images=bench.config.images or variants.IMAGES.get(size, 8), compile="layers")
+        for variant in profiled.variants(base if bench.config.compile else replace(base, compile="none")):
             bench.attempt(
                 "profile",
-                arm.name,
-                lambda size=size, arm=arm: profiled.measure(size, arm, bench.device, bench.machine),
+                variant.name,
+                lambda size=size, variant=variant: profiled.measure(size, variant, bench.device, bench.machine),
                 20,
                 size=size,
             )
@@ -129,7 +129,7 @@ def _checks(bench: Bench) -> None:
         print("  parity vectors are skipped: give --vectors DIR", flush=True)
     if device.type == "cuda":
         bench.attempt("checks", "device against CPU", lambda: checks.same_as_cpu(device))
-    checks.attention_arms(device, lambda name, work: bench.attempt("checks", name, work))
+    checks.implementations(device, lambda name, work: bench.attempt("checks", name, work))
     steps = steps if device.type == "cuda" else min(steps, 30)
     if steps:
         size, batch = ("small64", 64) if steps >= 100 else ("tiny32", 8)
@@ -162,9 +162,9 @@ def _data(bench: Bench) -> None:
     threads = config.threads or len(os.sched_getaffinity(0))
     seconds = config.arm_seconds
     size = config.sizes[0]
-    best = arms.best_of(bench.rows, size)
-    arm = best.arm if best else Arm("best known", images=config.images or arms.IMAGES.get(size, 8))
-    arm = arm if config.compile else replace(arm, compile="none")
+    best = variants.best_of(bench.rows, size)
+    variant = best.variant if best else Variant("best known", images=config.images or variants.IMAGES.get(size, 8))
+    variant = variant if config.compile else replace(variant, compile="none")
     with ExitStack() as stack:
         try:
             manifest = data.dataset(stack, config.data, config.pictures)
@@ -177,8 +177,8 @@ def _data(bench: Bench) -> None:
 
             def work(decoder: str = decoder) -> dict[str, Any]:
                 model = step.empty_model(model_config, device)
-                with step.as_arm_says(arm, model, device):
-                    found = data.end_to_end(manifest, model, device, arm.images, 3 * seconds, threads, decoder)
+                with step.set_as(variant, model, device):
+                    found = data.end_to_end(manifest, model, device, variant.images, 3 * seconds, threads, decoder)
                 return {"size": size, "kb": round(sum(map(len, bodies)) / len(bodies) / 1e3, 1)} | found
 
             if decoder == "cpu" or device.type == "cuda":

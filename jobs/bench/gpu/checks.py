@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xtra import drop_path
-from xtra.attention import ARMS, attend, causal_of
+from xtra.attention import IMPLEMENTATIONS, attend, causal_of
 from xtra.blocks import block_causal_mask, target_blocks
 from xtra.data import normalise
 from xtra.loss import next_block_loss
@@ -69,13 +69,15 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return apart if apart == apart else float("inf")
 
 
-def attention_arm(arm: str, head_width: int, dtype: torch.dtype, device: torch.device, tokens: int = 240) -> Row:
+def attention_agrees(
+    implementation: str, head_width: int, dtype: torch.dtype, device: torch.device, tokens: int = 240
+) -> Row:
     """An implementation's output and gradients against softmax(q k') v in float64. Raises what torch raises."""
     generator = torch.Generator().manual_seed(head_width)
     x = torch.randn(2, tokens, 3, 4, head_width, generator=generator).to(device, dtype)
     q, k, v = inputs = [t.detach().requires_grad_() for t in x.permute(2, 0, 3, 1, 4).unbind(0)]
     out_grad = torch.randn(2, 4, tokens, head_width, generator=generator).to(device, dtype)
-    out = attend(q, k, v, causal_of(tokens, 16, head_width, device, arm))
+    out = attend(q, k, v, causal_of(tokens, 16, head_width, device, implementation))
     ours = [out, *torch.autograd.grad(out, inputs, out_grad)]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     hidden = ~block_causal_mask(tokens, 16, device)
@@ -84,10 +86,12 @@ def attention_arm(arm: str, head_width: int, dtype: torch.dtype, device: torch.d
     theirs = [wanted, *torch.autograd.grad(wanted, exact, out_grad.double())]
     bar = {torch.float64: FLOAT64, torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}[dtype]
     worst = max(error(a.detach(), b.detach()) for a, b in zip(ours, theirs))
-    return row("attention", f"{arm}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}", worst, bar)
+    return row(
+        "attention", f"{implementation}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}", worst, bar
+    )
 
 
-def finite_gradients(arm: str, head_width: int, device: torch.device, tokens: int) -> Row:
+def finite_gradients(implementation: str, head_width: int, device: torch.device, tokens: int) -> Row:
     """The number of non-finite values in an implementation's bfloat16 output and gradients when every logit is about
     -120: cuDNN's backward pass failed where the log-sum-exp was below minus the log of float32's largest number."""
     generator = torch.Generator().manual_seed(head_width)
@@ -96,28 +100,30 @@ def finite_gradients(arm: str, head_width: int, device: torch.device, tokens: in
     q, k, v = inputs = [
         t.detach().requires_grad_() for t in x.to(device, torch.bfloat16).permute(2, 0, 3, 1, 4).unbind()
     ]
-    out = attend(q, k, v, causal_of(tokens, 16, head_width, device, arm))
+    out = attend(q, k, v, causal_of(tokens, 16, head_width, device, implementation))
     wrong = sum(int((~t.isfinite()).sum()) for t in [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))])
-    return row("attention", f"{arm}, {tokens} x {head_width}, bfloat16, low logits", float(wrong), 0.0)
+    return row("attention", f"{implementation}, {tokens} x {head_width}, bfloat16, low logits", float(wrong), 0.0)
 
 
-def attention_arms(device: torch.device, run: Callable[[str, Callable[[], Row]], None]) -> None:
+def implementations(device: torch.device, run: Callable[[str, Callable[[], Row]], None]) -> None:
     """Every implementation at B/16's and H/14's head widths; `run` gets a name and a function that computes a row."""
     cuda = device.type == "cuda"
-    for arm in ARMS:
-        flex = arm.startswith("flex")  # each dtype is compiled separately, which takes seconds
+    for implementation in IMPLEMENTATIONS:
+        flex = implementation.startswith("flex")  # each dtype is compiled separately, which takes seconds
         if flex and not cuda:
             continue  # torch has no backward pass for it there
         for head_width in (64, 80, 128) if cuda else (8,):
             for dtype in [torch.bfloat16] if flex else [torch.float64, torch.bfloat16]:
                 tokens = 240 if cuda else 48
-                name = f"attention {arm}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}"
-                run(name, lambda a=arm, w=head_width, d=dtype, n=tokens: attention_arm(a, w, d, device, n))
+                name = f"attention {implementation}, {tokens} x {head_width}, {str(dtype).removeprefix('torch.')}"
+                run(
+                    name, lambda a=implementation, w=head_width, d=dtype, n=tokens: attention_agrees(a, w, d, device, n)
+                )
             if flex:
                 continue  # not a cuDNN kernel; compiled for every shape
             for tokens in (64, 192, 240) if cuda else (48, 64):
-                name = f"attention {arm}, {tokens} x {head_width}, low logits"
-                run(name, lambda a=arm, w=head_width, n=tokens: finite_gradients(a, w, device, n))
+                name = f"attention {implementation}, {tokens} x {head_width}, low logits"
+                run(name, lambda a=implementation, w=head_width, n=tokens: finite_gradients(a, w, device, n))
 
 
 def made_pictures(count: int, size: int) -> Tensor:

@@ -58,10 +58,10 @@ def decode_arms(
             continue
         for shown in ("crop", "whole"):
             for callers in (1, 2):
-                arm = decoding.Arm(library, shown, min(256, len(bodies)), callers)
+                variant = decoding.Variant(library, shown, min(256, len(bodies)), callers)
                 run(
                     f"decode {library}, {shown}, {callers} callers",
-                    lambda arm=arm: decoding.measure(arm, bodies, device, size, seconds, threads),
+                    lambda variant=variant: decoding.measure(variant, bodies, device, size, seconds, threads),
                 )
 
 

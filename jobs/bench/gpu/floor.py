@@ -39,13 +39,13 @@ REACHED_H200 = Ceilings("H200 SXM", 800e12, 400e12, 50e12, 4.3e12, 50e9, 989e12)
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One training variant. The defaults are the best known; every other variant changes some of them."""
 
     name: str
     shape: Literal["ours", "official"] = "ours"
     images: int = 128
-    attention: str = "dense"  # xtra.attention.ARMS
+    attention: str = "dense"  # xtra.attention.IMPLEMENTATIONS
     compile: Literal["none", "layers", "max-autotune"] = "layers"  # with head and loss
     decoder: Precision = "bf16"
     drop_last: bool = True
@@ -72,17 +72,17 @@ SAVED_BYTES = 36  # kept by the forward pass per token, unit of width and layer,
 
 
 def floor(
-    shape: Shape, arm: Arm, machine: Ceilings, ends: tuple[tuple[int, ...], tuple[int, ...]], drop_path: float
+    shape: Shape, variant: Variant, machine: Ceilings, ends: tuple[tuple[int, ...], tuple[int, ...]], drop_path: float
 ) -> dict[str, float]:
     """Seconds of a step, by part. `ends`: see `flops.forward_flops`."""
-    official = arm.shape == "official"
-    last = official or not arm.drop_last
-    keep = 1 - drop_path / 2 if arm.dropped != "compute" and not official else 1.0
+    official = variant.shape == "official"
+    last = official or not variant.drop_last
+    keep = 1 - drop_path / 2 if variant.dropped != "compute" and not official else 1.0
     flops = forward_flops(shape, last, ends)
     tokens = shape.tokens - (0 if last else shape.block**2)
-    n = arm.images
-    wide = 1 if arm.decoder == "bf16" else 2  # the decoder's bytes are float32 or tf32
-    by_bytes = LAYER_BYTES[arm.compile != "none"]
+    n = variant.images
+    wide = 1 if variant.decoder == "bf16" else 2  # the decoder's bytes are float32 or tf32
+    by_bytes = LAYER_BYTES[variant.compile != "none"]
 
     def products(part: str, precision: Precision = "bf16", passes: int = 3) -> float:
         return n * passes * flops[part] / getattr(machine, precision)
@@ -100,21 +100,21 @@ def floor(
         "data": n * 3 * shape.image**2 / machine.host,
         "encoder": keep
         * (products("encoder linears") + attention("encoder attention", shape.width, shape.depth, "bf16")),
-        "decoder": products("decoder linears", arm.decoder)
-        + attention("decoder attention", shape.dec_width, shape.dec_depth, arm.decoder),
+        "decoder": products("decoder linears", variant.decoder)
+        + attention("decoder attention", shape.dec_width, shape.dec_depth, variant.decoder),
         "bridge, head": products("patches", passes=2) + products("bridge") + products("head"),
         "elementwise": n * elementwise / machine.bandwidth,
-        "weights": weights * (ADAMW_BYTES[arm.fused] + CLIP_BYTES + CAST_BYTES) / machine.bandwidth,
+        "weights": weights * (ADAMW_BYTES[variant.fused] + CLIP_BYTES + CAST_BYTES) / machine.bandwidth,
     }
 
 
-def memory(shape: Shape, arm: Arm) -> float:
+def memory(shape: Shape, variant: Variant) -> float:
     """Bytes of weights, gradients and AdamW's moments in float32, bf16 weights, and kept activations."""
-    last = arm.shape == "official" or not arm.drop_last
+    last = variant.shape == "official" or not variant.drop_last
     tokens = shape.tokens - (0 if last else shape.block**2)
-    wide = 1 if arm.decoder == "bf16" else 2
+    wide = 1 if variant.decoder == "bf16" else 2
     kept = tokens * SAVED_BYTES * (shape.width * shape.depth + wide * shape.dec_width * shape.dec_depth)
-    return 18 * parameters(shape) + arm.images * kept
+    return 18 * parameters(shape) + variant.images * kept
 
 
 def utilisation(shape: Shape, seconds: float, images: int, machine: Ceilings) -> float:
@@ -128,10 +128,10 @@ TILED = ((64, 128, 192, 240), (64, 128, 192, 240))
 DENSE: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
-def arms_of_the_plan(images: int) -> list[tuple[Arm, tuple[tuple[int, ...], tuple[int, ...]]]]:
+def planned_variants(images: int) -> list[tuple[Variant, tuple[tuple[int, ...], tuple[int, ...]]]]:
     """The variants whose floors docs/perf.md shows, and where their query tiles end."""
-    best = Arm("best known", images=images)
-    official = Arm("official shape, fp32 decoder", "official", images, compile="none", decoder="fp32", fused=False)
+    best = Variant("best known", images=images)
+    official = Variant("official shape, fp32 decoder", "official", images, compile="none", decoder="fp32", fused=False)
     return [
         (official, DENSE),
         (replace(official, name="official shape, TF32 decoder", decoder="tf32"), DENSE),
@@ -152,12 +152,14 @@ def table(title: str, shape: Shape, images: int, machine: Ceilings, drop_path: f
     """Lines of a Markdown table."""
     lines = [f"**{title}, {images} images a step; {machine.name}**", ""]
     rows = []
-    for arm, ends in arms_of_the_plan(images):
-        parts = floor(shape, arm, machine, ends, drop_path)
+    for variant, ends in planned_variants(images):
+        parts = floor(shape, variant, machine, ends, drop_path)
         total = sum(parts.values())
         share = 100 * utilisation(shape, total, images, machine)
         numbers = [f"{1e3 * seconds:.1f}" for seconds in (*parts.values(), total)]
-        rows.append([arm.name, *numbers, f"{images / total:,.0f}", f"{share:.0f} %", f"{memory(shape, arm) / 1e9:.0f}"])
+        rows.append(
+            [variant.name, *numbers, f"{images / total:,.0f}", f"{share:.0f} %", f"{memory(shape, variant) / 1e9:.0f}"]
+        )
     names = ["arm", *parts, "step, ms", "images/s", "MFU, paper", "GB"]
     lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]

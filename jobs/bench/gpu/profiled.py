@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from jobs.bench.gpu import step
-from jobs.bench.gpu.floor import Arm, Ceilings, floor
+from jobs.bench.gpu.floor import Ceilings, Variant, floor
 from xtra.model import SIZES
 from xtra.run import attention_ends, shape_of
 
@@ -26,7 +26,7 @@ KINDS = (
 )
 
 
-def arms(base: Arm) -> list[Arm]:
+def variants(base: Variant) -> list[Variant]:
     """The variants worth profiling: the base with each attention kernel, and pruned."""
     found = [replace(base, name="dense"), replace(base, name="dense-cudnn", attention="dense-cudnn")]
     if base.compile != "none":
@@ -39,13 +39,13 @@ def kind(kernel: str) -> str:
     return next((kind for kind, parts in KINDS if any(part in name for part in parts)), "elementwise")
 
 
-def measure(size: str, arm: Arm, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:
+def measure(size: str, variant: Variant, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:
     """Profile one training variant of `make bench-gpu`. Raises what torch raises if it cannot be computed."""
     config = replace(SIZES[size], drop_path=0.2, predict=1)
     model = step.empty_model(config, device)
     cuda = device.type == "cuda"
-    with step.as_arm_says(arm, model, device):
-        take = step.stepper(arm, model, device)
+    with step.set_as(variant, model, device):
+        take = step.stepper(variant, model, device)
         for number in range(4):
             take(number)
         step.wait_for(device)
@@ -65,9 +65,9 @@ def measure(size: str, arm: Arm, device: torch.device, machine: Ceilings | None)
     for name, spent in ms.items():
         kinds[kind(name)] += spent
     shape = shape_of(config)
-    parts = floor(shape, arm, machine, attention_ends(config, device, arm.attention), 0.2) if machine else {}
+    parts = floor(shape, variant, machine, attention_ends(config, device, variant.attention), 0.2) if machine else {}
     return {
-        "arm": asdict(arm),
+        "arm": asdict(variant),
         "kernels": kernels,
         "cudnn": torch.backends.cudnn.version(),
         "step_ms": 1e3 * seconds,

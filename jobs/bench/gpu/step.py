@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.bench.gpu.floor import Arm, Ceilings
+from jobs.bench.gpu.floor import Ceilings, Variant
 from jobs.bench.train import official_shape
 from xtra import drop_path
 from xtra.attention import causal_of, kernel_names
@@ -40,7 +40,7 @@ WARM = 3  # warm-up steps; more where shapes change from step to step, and each 
 class Timing:
     """The time of some steps of a variant; seconds are medians over steps, by the device's clock on a GPU."""
 
-    arm: Arm  # as it ran, perhaps with fewer images
+    variant: Variant  # as it ran, perhaps with fewer images
     step: float
     parts: dict[str, float]
     host: float  # for the host to submit one step to an idle device: above `step`, the device waits for it
@@ -128,24 +128,26 @@ def empty_model(config: ModelConfig, device: torch.device) -> Xtra:
     return model
 
 
-def fitting(arm: Arm, model: Xtra, device: torch.device, seconds: float, say: Callable[[str], None] = print) -> Timing:
+def fitting(
+    variant: Variant, model: Xtra, device: torch.device, seconds: float, say: Callable[[str], None] = print
+) -> Timing:
     """`measure`, halving the images until they fit in the device's memory."""
     while True:
         try:
-            return measure(arm, model, device, seconds)
+            return measure(variant, model, device, seconds)
         except torch.OutOfMemoryError:
-            if arm.images <= 1:
+            if variant.images <= 1:
                 raise
         # Outside the handler: its traceback keeps the step's tensors alive.
-        say(f"  {arm.name}: {arm.images} images do not fit in memory, trying {arm.images // 2}")
-        arm = replace(arm, images=arm.images // 2)
+        say(f"  {variant.name}: {variant.images} images do not fit in memory, trying {variant.images // 2}")
+        variant = replace(variant, images=variant.images // 2)
         forget(device, model)
 
 
-def measure(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
+def measure(variant: Variant, model: Xtra, device: torch.device, seconds: float) -> Timing:
     """Time steps for about `seconds`. Raises what torch raises if a variant cannot be computed."""
-    with as_arm_says(arm, model, device):
-        return _timed(arm, model, device, seconds)
+    with set_as(variant, model, device):
+        return _timed(variant, model, device, seconds)
 
 
 def forget(device: torch.device, model: Xtra) -> None:
@@ -157,15 +159,15 @@ def forget(device: torch.device, model: Xtra) -> None:
 
 
 @contextlib.contextmanager
-def as_arm_says(arm: Arm, model: Xtra, device: torch.device) -> Iterator[None]:
+def set_as(variant: Variant, model: Xtra, device: torch.device) -> Iterator[None]:
     """Configure the model and torch for the variant; restore them afterwards."""
-    model.decoder_fp32 = arm.decoder != "bf16"
-    model.encoder.skip_dropped = arm.dropped != "compute"
-    model.encoder.attention = model.decoder.attention = arm.attention
-    if arm.compile != "none":
-        compile_model(model, "max-autotune-no-cudagraphs" if arm.compile == "max-autotune" else None)
+    model.decoder_fp32 = variant.decoder != "bf16"
+    model.encoder.skip_dropped = variant.dropped != "compute"
+    model.encoder.attention = model.decoder.attention = variant.attention
+    if variant.compile != "none":
+        compile_model(model, "max-autotune-no-cudagraphs" if variant.compile == "max-autotune" else None)
     try:
-        with float32_products("high" if arm.decoder == "tf32" else "highest"):
+        with float32_products("high" if variant.decoder == "tf32" else "highest"):
             yield
     finally:
         if model.compiled:
@@ -197,31 +199,31 @@ def _noise(images: int, side: int, seed: int, pinned: bool) -> Tensor:
 Step = tuple[Clock, float, Tensor]  # marks, the host's seconds, the loss
 
 
-def stepper(arm: Arm, model: Xtra, device: torch.device) -> Callable[[int], Step]:
+def stepper(variant: Variant, model: Xtra, device: torch.device) -> Callable[[int], Step]:
     """A function that runs the step with a given number, without waiting for the device."""
     c = model.config
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
-    if not arm.fused:
+    if not variant.fused:
         for group in optimizer.param_groups:
             group["fused"] = None  # torch's own choice, in several passes over lists of tensors
-    pixels = [_noise(arm.images, c.image, seed, pinned=device.type == "cuda") for seed in (0, 1)]
+    pixels = [_noise(variant.images, c.image, seed, pinned=device.type == "cuda") for seed in (0, 1)]
     error = compiled_loss() if model.compiled else loss_of
-    draw = drop_path.subset_scales if arm.dropped == "subset" else drop_path.scales
+    draw = drop_path.subset_scales if variant.dropped == "subset" else drop_path.scales
 
     def step(number: int) -> Step:
         """Returns the clock, the host's seconds and the loss."""
         clock, begun = Clock(device), time.perf_counter()
         clock.mark()
         images = normalise(pixels[number % 2].to(device, non_blocking=True))
-        epochs, samples = np.full(arm.images, number), np.arange(arm.images)
+        epochs, samples = np.full(variant.images, number), np.arange(variant.images)
         drop_LSB = draw(c.drop_path, c.depth, 0, epochs, samples) if c.drop_path else None
         clock.mark()
         with torch.autocast(device.type, torch.bfloat16):
-            if arm.shape == "official":
-                ones = torch.ones(c.depth, 2, arm.images)
-                loss = official_shape(model, images, ones if drop_LSB is None else drop_LSB, arm.decoder != "bf16")
+            if variant.shape == "official":
+                ones = torch.ones(c.depth, 2, variant.images)
+                loss = official_shape(model, images, ones if drop_LSB is None else drop_LSB, variant.decoder != "bf16")
             else:
-                predictions = model(images, drop_LSB, last_block=not arm.drop_last)
+                predictions = model(images, drop_LSB, last_block=not variant.drop_last)
                 with torch.autocast(device.type, enabled=False):
                     loss = error(predictions, images, c.side, None, None, LossConfig())
         clock.mark()
@@ -237,11 +239,11 @@ def stepper(arm: Arm, model: Xtra, device: torch.device) -> Callable[[int], Step
     return step
 
 
-def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timing:
+def _timed(variant: Variant, model: Xtra, device: torch.device, seconds: float) -> Timing:
     cuda = device.type == "cuda"
-    step = stepper(arm, model, device)
+    step = stepper(variant, model, device)
     begun = time.perf_counter()
-    warm = WARM + (5 if arm.dropped == "skip" and arm.compile != "none" else 0)
+    warm = WARM + (5 if variant.dropped == "skip" and variant.compile != "none" else 0)
     one = 0.0  # seconds of the last step
     for number in range(warm):
         since = time.perf_counter()
@@ -265,11 +267,13 @@ def _timed(arm: Arm, model: Xtra, device: torch.device, seconds: float) -> Timin
     ends = Clock(device)
     ends.marks = [taken[0][0].marks[0], taken[-1][0].marks[-1]]
     return Timing(
-        arm=arm,
+        variant=variant,
         step=ends.seconds()[0] / steps,
         parts=dict(zip(PARTS, by_part)),
         host=statistics.median(hosts),
-        kernels=kernels_of(model, device, arm.shape == "official", not arm.drop_last or arm.shape == "official"),
+        kernels=kernels_of(
+            model, device, variant.shape == "official", not variant.drop_last or variant.shape == "official"
+        ),
         memory=torch.cuda.max_memory_allocated(device) if cuda else 0,
         warm=warmed,
         steps=steps,

@@ -9,7 +9,7 @@ import torch
 
 from jobs.bench.gpu.floor import Ceilings, floor, memory
 from jobs.bench.gpu.step import PARTS, Timing
-from xtra.attention import ARMS
+from xtra.attention import IMPLEMENTATIONS
 from xtra.flops import flops_done, flops_per_image
 from xtra.model import ModelConfig
 from xtra.run import attention_ends, shape_of
@@ -17,18 +17,18 @@ from xtra.run import attention_ends, shape_of
 
 def row_of(config: ModelConfig, timing: Timing, device: torch.device, machine: Ceilings | None) -> dict[str, Any]:
     """A row of the table: the measurement and its floor."""
-    arm, shape = timing.arm, shape_of(config)
-    last = arm.shape == "official" or not arm.drop_last
-    which = arm.attention if arm.attention in ARMS and arm.shape == "ours" else "dense"
+    variant, shape = timing.variant, shape_of(config)
+    last = variant.shape == "official" or not variant.drop_last
+    which = variant.attention if variant.attention in IMPLEMENTATIONS and variant.shape == "ours" else "dense"
     ends = attention_ends(config, device, which, last_block=last)
-    keep = 1 - config.drop_path / 2 if arm.dropped != "compute" and arm.shape == "ours" else 1.0
-    rate = arm.images / timing.step
+    keep = 1 - config.drop_path / 2 if variant.dropped != "compute" and variant.shape == "ours" else 1.0
+    rate = variant.images / timing.step
     done = flops_done(shape, ends, keep, last_block=last)
-    parts = floor(shape, arm, machine, ends, config.drop_path) if machine else {}
+    parts = floor(shape, variant, machine, ends, config.drop_path) if machine else {}
     peak = machine.peak if machine else 0.0
     return {
-        "arm": asdict(arm),
-        "images": arm.images,
+        "arm": asdict(variant),
+        "images": variant.images,
         "samples_per_s": rate,
         "step_ms": 1e3 * timing.step,
         "floor_ms": 1e3 * sum(parts.values()) if parts else None,
@@ -37,7 +37,7 @@ def row_of(config: ModelConfig, timing: Timing, device: torch.device, machine: C
         "mfu_done": rate * done / peak if peak else None,
         "of_products": rate * done / machine.bf16 if machine else None,
         "memory_gb": timing.memory / 1e9,
-        "floor_gb": memory(shape, arm) / 1e9,
+        "floor_gb": memory(shape, variant) / 1e9,
         "parts_ms": {name: 1e3 * seconds for name, seconds in timing.parts.items()},
         "host_ms": 1e3 * timing.host,
         "kernels": timing.kernels,
@@ -122,9 +122,9 @@ def _line(row: dict[str, Any]) -> str:
 
 def _name(row: dict[str, Any]) -> str:
     """The variant's name, and for the best also its non-default settings."""
-    arm = row["arm"]
-    words = [arm["attention"]] * (arm["attention"] != "dense" and not row["name"].startswith("attention"))
-    words += [arm["dropped"]] * (arm["dropped"] != "compute" and "branches" not in row["name"])
+    variant = row["arm"]
+    words = [variant["attention"]] * (variant["attention"] != "dense" and not row["name"].startswith("attention"))
+    words += [variant["dropped"]] * (variant["dropped"] != "compute" and "branches" not in row["name"])
     return row["name"] + (f" ({', '.join(words)})" if words else "")
 
 

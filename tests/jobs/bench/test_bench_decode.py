@@ -14,12 +14,12 @@ from shards.pixels import image
 
 @pytest.fixture
 def here(monkeypatch):
-    """No environment is built, and few arms run."""
+    """No environment is built, and few variants run."""
     monkeypatch.setattr(environments, "build", lambda _peer: Path(sys.executable))
     monkeypatch.setattr(decode, "_pillow_simd", lambda: "not tried")
     monkeypatch.setattr(decode, "MEAN_BYTES", 9_000)
-    arms = [decode.REFERENCE, decode.Arm("ours", "pillow", "crop.c")]
-    monkeypatch.setattr(decode, "ARMS", [*arms, decode.Arm("webdataset", "pillow-simd", "crop")])
+    variants = [decode.REFERENCE, decode.Variant("ours", "pillow", "crop.c")]
+    monkeypatch.setattr(decode, "VARIANTS", [*variants, decode.Variant("webdataset", "pillow-simd", "crop")])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`make bench-gpu` without a GPU: its smallest form, the floor, and what becomes of arms that fail."""
+"""`make bench-gpu` without a GPU: its smallest form, the floor, and what becomes of variants that fail."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.bench.gpu import arms, bench as gpu, checks, floor as gpu_floor, step
-from jobs.bench.gpu.floor import B16, DENSE, H14, REACHED, Arm, floor
+from jobs.bench.gpu import bench as gpu, checks, floor as gpu_floor, step, variants
+from jobs.bench.gpu.floor import B16, DENSE, H14, REACHED, Variant, floor
 from jobs.bench.gpu.table import check_lines, ratios
 from xtra.flops import flops_per_image
 from xtra.model import SIZES
@@ -84,13 +84,13 @@ def test_the_table_has_a_line_for_every_arm(found):
 def test_an_arm_that_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
     honest = step.measure
 
-    def measure(arm, *rest):
-        if arm.shape == "official":
+    def measure(variant, *rest):
+        if variant.shape == "official":
             raise RuntimeError("no kernel\nis here")
-        return honest(arm, *rest)
+        return honest(variant, *rest)
 
     monkeypatch.setattr(step, "measure", measure)
-    monkeypatch.setattr(arms, "groups", lambda *how: [[{"name": "optimiser not fused", "fused": False}]])
+    monkeypatch.setattr(variants, "groups", lambda *how: [[{"name": "optimiser not fused", "fused": False}]])
     result = gpu.run(replace(SMALL, only=("train",), seconds=60))
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["official shape, fp32 decoder"]["failed"] == "RuntimeError: no kernel is here"
@@ -107,16 +107,16 @@ def test_what_has_no_time_left_is_named():
 def test_memory_that_does_not_suffice_halves_the_images(monkeypatch):
     honest, said = step.measure, []
 
-    def measure(arm, *rest):
-        if arm.images > 2:
+    def measure(variant, *rest):
+        if variant.images > 2:
             raise torch.OutOfMemoryError("too much")
-        return honest(arm, *rest)
+        return honest(variant, *rest)
 
     monkeypatch.setattr(step, "measure", measure)
     cpu = torch.device("cpu")
     model = step.empty_model(SIZES["tiny32"], cpu)
-    timing = step.fitting(Arm("eight", images=8, compile="none"), model, cpu, 0.01, said.append)
-    assert timing.arm.images == 2
+    timing = step.fitting(Variant("eight", images=8, compile="none"), model, cpu, 0.01, said.append)
+    assert timing.variant.images == 2
     assert said == [f"  eight: {n} images do not fit in memory, trying {n // 2}" for n in (8, 4)]
 
 
@@ -138,14 +138,14 @@ def test_a_check_that_breaks_off_does_not_hold(monkeypatch):
         raise TimeoutError("took more than 90 s")
 
     monkeypatch.setattr(checks, "precision_runs", runs)
-    monkeypatch.setattr(checks, "attention_arms", lambda *how: None)
+    monkeypatch.setattr(checks, "implementations", lambda *how: None)
     lines = check_lines(gpu.run(replace(SMALL, only=("checks",), seconds=60))["rows"])
     assert lines[0] == "checks: 1 of 2 hold"
     assert lines[-1] == "  bf16 against fp32: TimeoutError: took more than 90 s"
 
 
 def test_arms_come_in_the_order_of_what_decides():
-    names = [change["name"] for group in arms.groups(64, torch.device("cuda"), compiled=True) for change in group]
+    names = [change["name"] for group in variants.groups(64, torch.device("cuda"), compiled=True) for change in group]
     order = ["attention dense-cudnn", "attention flex64", "dropped branches skipped", "128 images", "fp32 decoder"]
     assert sorted(order, key=names.index) == order
     assert names[-1] == order[-1]
@@ -167,7 +167,7 @@ def test_interrupted_it_shows_and_writes_what_was_measured(monkeypatch, tmp_path
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
 def test_torch_is_set_back_after_an_arm():
     cpu, model = torch.device("cpu"), step.empty_model(SIZES["tiny32"], torch.device("cpu"))
-    with step.as_arm_says(Arm("x", decoder="tf32", attention="quarters"), model, cpu):
+    with step.set_as(Variant("x", decoder="tf32", attention="quarters"), model, cpu):
         assert torch.get_float32_matmul_precision() == "high"
         assert model.decoder.attention == "quarters"
         assert model.encoder.blocks[0]._compiled_call_impl is not None
@@ -179,7 +179,8 @@ def test_the_floor_is_of_the_models_that_it_names_and_falls_with_every_saving():
     assert shape_of(SIZES["b16"]) == B16
     assert shape_of(SIZES["h14"]) == H14
     seconds = {
-        arm.name: sum(floor(B16, arm, REACHED, ends, 0.2).values()) for arm, ends in gpu_floor.arms_of_the_plan(64)
+        variant.name: sum(floor(B16, variant, REACHED, ends, 0.2).values())
+        for variant, ends in gpu_floor.planned_variants(64)
     }
     best = seconds.pop("best known")
     for cheaper in ("dropped branches skipped", "skipped, tiled attention", "tiled attention"):
@@ -187,7 +188,7 @@ def test_the_floor_is_of_the_models_that_it_names_and_falls_with_every_saving():
     assert min(seconds.values()) > best
     # Where nothing but products takes time, it is the official code's FLOPs over the peak.
     ideal = replace(REACHED, bf16=1e12, bandwidth=1e30, host=1e30)
-    official = Arm("official", "official", images=3)
+    official = Variant("official", "official", images=3)
     assert sum(floor(H14, official, ideal, DENSE, 0.2).values()) == pytest.approx(3 * flops_per_image(H14) / 1e12)
 
 
@@ -221,7 +222,7 @@ def test_it_asks_for_no_library_beyond_torch_pillow_numpy_and_pyarrow():
         ):
             sys.modules[name] = None  # pyrefly: ignore
         parts = (
-            "arms",
+            "variants",
             "record",
             "bench",
             "bundle",

@@ -1,4 +1,4 @@
-"""xtra bench gpu-decode: one line where there is no GPU; every arm where there is a decoder."""
+"""xtra bench gpu-decode: one line where there is no GPU; every variant where there is a decoder."""
 
 import pytest
 import torch

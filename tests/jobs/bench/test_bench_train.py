@@ -1,4 +1,4 @@
-"""The training bench: its official-shape arm is the official computation, and its arms differ in cost alone."""
+"""The training bench: its official-shape variant is the official computation, and its variants differ in cost alone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_every_arm_computes_the_same_loss_and_gradients(size):
     drop_LSB = drop_path.scales(config.drop_path, config.depth, 0, np.zeros(4, int), np.arange(4)).double()
     wanted = next_block_loss(xtra(x, drop_LSB), target_blocks(x, config.side))
     reference = torch.autograd.grad(wanted, list(xtra.parameters()))
-    for arm in train.ARMS:
+    for variant in train.VARIANTS:
         xtra.decoder_fp32 = False
-        loss = train.loss_of(arm, xtra, x, drop_LSB)
+        loss = train.loss_of(variant, xtra, x, drop_LSB)
         # the official shape brings its decoder's input to float32, and losses are compared in it
         torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
         for ours, theirs in zip(torch.autograd.grad(loss, list(xtra.parameters())), reference):
@@ -50,8 +50,8 @@ def test_the_bench_reports_the_ratios_that_others_rely_on(capsys):
 def test_bytes_kept_for_the_backward_pass_are_counted_once_and_without_parameters():
     config = replace(SIZES["tiny32"], drop_path=0.0)
     xtra, drop_LSB = build(config, 0), torch.ones(config.depth, 2, 2)
-    one = train.activation_bytes(train.ARMS[2], xtra, torch.randn(1, 3, 32, 32), drop_LSB)
-    two = train.activation_bytes(train.ARMS[2], xtra, torch.randn(2, 3, 32, 32), drop_LSB)
+    one = train.activation_bytes(train.VARIANTS[2], xtra, torch.randn(1, 3, 32, 32), drop_LSB)
+    two = train.activation_bytes(train.VARIANTS[2], xtra, torch.randn(2, 3, 32, 32), drop_LSB)
     assert 1.8 < two / one < 2.05
     widths = config.depth * config.width + config.dec_depth * config.dec_width
     assert one > 4 * 60 * widths * 20  # float32, 60 tokens, at the least 20 of each layer's width

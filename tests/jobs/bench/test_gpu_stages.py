@@ -14,7 +14,7 @@ from places import ROOT
 
 from jobs.bench import gpu_table
 from jobs.bench.gpu import bundle, profiled, record, watch
-from jobs.bench.gpu.floor import Arm
+from jobs.bench.gpu.floor import Variant
 
 TINY = ["--device", "cpu", "--images", "2", "--arm-seconds", "0.01", "--check-steps", "2", "--pictures", "16"]
 # What a process is given before anything else: no library but torch, Pillow, numpy and pyarrow, and what these need.
@@ -126,16 +126,23 @@ def test_a_process_that_ends_at_once_is_not_started_for_ever(tmp_path, monkeypat
 def test_the_best_arm_is_found_in_rows_of_earlier_processes():
     from dataclasses import asdict
 
-    from jobs.bench.gpu.arms import best_of
+    from jobs.bench.gpu.variants import best_of
 
     def row(ms: float, **changes) -> dict:
-        arm = Arm("x", **changes)
-        return {"section": "train", "size": "b16", "name": "x", "arm": asdict(arm), "step_ms": ms, "images": arm.images}
+        variant = Variant("x", **changes)
+        return {
+            "section": "train",
+            "size": "b16",
+            "name": "x",
+            "arm": asdict(variant),
+            "step_ms": ms,
+            "images": variant.images,
+        }
 
     rows = [row(10), row(9.95), row(8, dropped="subset"), row(7, decoder="tf32"), row(6, shape="official")]
     assert best_of(rows, "b16").image == 10 / 128
     faster = [*rows, row(9, attention="dense-cudnn"), {"section": "train", "size": "b16", "name": "y", "failed": "z"}]
-    assert best_of(faster, "b16").arm.attention == "dense-cudnn"
+    assert best_of(faster, "b16").variant.attention == "dense-cudnn"
     assert best_of(rows, "h14") is None
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from jobs.bench.gpu import step
-from jobs.bench.gpu.floor import Arm
+from jobs.bench.gpu.floor import Variant
 from jobs.bench.gpu.record import Bench
 from jobs.bench.gpu.table import row_of, short
-from xtra.attention import ARMS
+from xtra.attention import IMPLEMENTATIONS
 from xtra.model import SIZES, ModelConfig, Xtra
 
 IMAGES = {"b16": 256, "h14": 96}  # per step, at first; other sizes: 8
@@ -29,7 +29,7 @@ BETTER = 0.99  # a change is kept if its time is at most this share of the best
 class Best:
     """The fastest of our variants that compute the same, by seconds per image."""
 
-    arm: Arm
+    variant: Variant
     image: float
 
 
@@ -39,10 +39,12 @@ def best_of(rows: list[dict[str, Any]], size: str) -> Best | None:
     for row in rows:
         if row["section"] != "train" or row.get("size") != size or "step_ms" not in row:
             continue
-        arm, image = Arm(**row["arm"]), row["step_ms"] / row["images"]
-        same = arm.shape == "ours" and arm.dropped != "subset" and arm.drop_last and arm.decoder == "bf16"
+        variant, image = Variant(**row["arm"]), row["step_ms"] / row["images"]
+        same = (
+            variant.shape == "ours" and variant.dropped != "subset" and variant.drop_last and variant.decoder == "bf16"
+        )
         if same and (best is None or image < BETTER * best.image):
-            best = Best(arm, image)
+            best = Best(variant, image)
     return best
 
 
@@ -60,7 +62,7 @@ def run(bench: Bench) -> None:
 def _plan(bench: Bench, size: str) -> Iterator[str]:
     """The variants of one size, a group at a time; each group makes a new model, as two sizes may not fit at once."""
     config = replace(SIZES[size], drop_path=bench.config.drop_path, predict=1)
-    base = Arm("best known", images=bench.config.images or IMAGES.get(size, 8))
+    base = Variant("best known", images=bench.config.images or IMAGES.get(size, 8))
     if not bench.config.compile:
         base = replace(base, compile="none")
     images = base.images
@@ -83,7 +85,9 @@ def _plan(bench: Bench, size: str) -> Iterator[str]:
 
 def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[str, Any]]]:
     """Changes to try, one group after the other, each against the best so far."""
-    kinds = [kind for kind in ARMS if kind != "dense" and (device.type == "cuda" or not kind.startswith("flex"))]
+    kinds = [
+        kind for kind in IMPLEMENTATIONS if kind != "dense" and (device.type == "cuda" or not kind.startswith("flex"))
+    ]
     official = {"name": "official shape, bf16 decoder, compiled", "shape": "official", "dropped": "compute"}
     ways = ({"name": "max-autotune", "compile": "max-autotune"}, {"name": "not compiled", "compile": "none"})
     return [
@@ -101,36 +105,36 @@ def groups(images: int, device: torch.device, compiled: bool) -> list[list[dict[
     ]
 
 
-def _group(bench: Bench, size: str, config: ModelConfig, arms: list[Arm], base: Arm) -> Arm:
+def _group(bench: Bench, size: str, config: ModelConfig, variants: list[Variant], base: Variant) -> Variant:
     """Measure some variants; return the best of ours so far that computes the same, as the next base."""
     if bench.left() < 10:
-        for arm in arms:
-            bench.add("train", {"size": size, "name": arm.name, "left_out": "no time"})
+        for variant in variants:
+            bench.add("train", {"size": size, "name": variant.name, "left_out": "no time"})
         return base
     try:
         model = step.empty_model(config, bench.device)
     except Exception as why:
         print(f"  {size}: the model cannot be made: {type(why).__name__}: {why}", flush=True)
         return base
-    for arm in arms:
-        _measured(bench, size, config, arm, model)
+    for variant in variants:
+        _measured(bench, size, config, variant, model)
     del model
     if bench.device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
     best = best_of(bench.rows, size)
-    return base if best is None else replace(best.arm, name="best known")
+    return base if best is None else replace(best.variant, name="best known")
 
 
-def _measured(bench: Bench, size: str, config: ModelConfig, arm: Arm, model: Xtra) -> None:
+def _measured(bench: Bench, size: str, config: ModelConfig, variant: Variant, model: Xtra) -> None:
     def work() -> dict[str, Any]:
-        timing = step.fitting(arm, model, bench.device, bench.config.arm_seconds, _say)
+        timing = step.fitting(variant, model, bench.device, bench.config.arm_seconds, _say)
         row = row_of(config, timing, bench.device, bench.machine)
         print(f"  {short(row)}", flush=True)
         return row
 
-    autotuned = arm.compile == "max-autotune"
-    bench.attempt("train", arm.name, work, LONG if autotuned else 10.0, alone=autotuned, size=size)
+    autotuned = variant.compile == "max-autotune"
+    bench.attempt("train", variant.name, work, LONG if autotuned else 10.0, alone=autotuned, size=size)
 
 
 def _say(line: str) -> None:
