@@ -40,8 +40,11 @@ class ProbesWords:
 
 @dataclass(frozen=True)
 class TrainWords(cluster.GroupWords):
-    """The flags of `xtra train` besides the recipe's settings. Processes started by torchrun or srun are detected."""
+    """The flags of `xtra train` besides the recipe's settings."""
 
+    # processes that train together: N, or MIN..MAX for as many as there is room for, growing later; 1: this process,
+    # unless RAY_ADDRESS names a cluster. Processes started by torchrun or srun are detected (docs/launchers.md)
+    workers: str = "1"
     # take over a run that another command is provably working on; that command ends when it next saves. Without this
     # flag, such a run is refused.
     take_over: bool = False

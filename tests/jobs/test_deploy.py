@@ -183,6 +183,12 @@ def test_the_words_of_a_job_are_checked_and_quoted(capsys: pytest.CaptureFixture
     assert shlex.split(job["spec"]["entrypoint"]) == ["xtra", *words]
 
 
+def test_names_of_values_may_have_dashes_as_help_shows_them():
+    assert parse_values(["head-machine=m7i.xlarge", "token_secret=t"]) == Values(
+        head_machine="m7i.xlarge", token_secret="t"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

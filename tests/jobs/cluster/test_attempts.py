@@ -79,6 +79,9 @@ def test_the_flags_of_waiting(capsys):
     ):
         assert cli.main(["train", "demo32", "--data", "d", "--out", "o", *words]) == 2
         assert capsys.readouterr().err == f"xtra train: {said}\n"
+    for flag in ("--stall", "--resize-every"):  # an ingest has no group that could stall or grow
+        assert cli.main(["ingest", "--urls", "l", "--out", "o", flag, "9"]) == 2
+        assert f"{flag} is not a flag" in capsys.readouterr().err
 
 
 def test_outside_of_a_job_waiting_has_an_end(monkeypatch):
