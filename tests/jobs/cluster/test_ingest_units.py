@@ -23,6 +23,7 @@ from origin import picture
 from ingest.config import Config
 from ingest.events import read_events
 from ingest.http.fetcher import FetchConfig
+from ingest.journal import JOURNAL
 from ingest.run import IngestResult, Progress, run
 from jobs.bench.origin import Served, serving, verdict
 from jobs.cluster.group import ingest_all
@@ -120,16 +121,16 @@ def slow(origin: Served, links: int) -> list[str]:
     return [origin.url(f"/slow/0.1/{row}.jpg", row) for row in range(links)]
 
 
-def ingesters(scratch: Path) -> dict[int, Path]:
-    """Processes that have this scratch folder's files open, by id."""
-    found = {}
+def ingesters(scratch: Path) -> set[int]:
+    """Processes, by id, that have begun a unit in this scratch folder: they have its journal open."""
+    found = set()
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             at = Path(os.readlink(fd))
         except OSError:
             continue
-        if at.is_relative_to(scratch):
-            found[int(fd.parts[2])] = at
+        if at.is_relative_to(scratch) and at.name == JOURNAL:
+            found.add(int(fd.parts[2]))
     return found
 
 
@@ -143,8 +144,9 @@ def test_killed_workers_are_replaced_and_nothing_is_lost_or_twice(origin: Served
     killed: list[int] = []
 
     def kill(done: Progress) -> None:
-        if len(killed) < 2 and done.units_done >= 2 * len(killed) + 1:
-            killed.append(next(iter(ingesters(scratch))))
+        alive = ingesters(scratch) - set(killed)
+        if len(killed) < 2 and done.units_done >= 2 * len(killed) + 1 and alive:
+            killed.append(alive.pop())
             os.kill(killed[-1], signal.SIGKILL)
 
     balanced(ingest_all(config, 2, None, kill), urls)
@@ -163,35 +165,74 @@ def isolated() -> bool:
     return False
 
 
+class _Held(ThreadingHTTPServer):
+    """Serves pictures at once, apart from /ok/held/…, which wait until `release` is set."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Holding)
+        self.release = threading.Event()
+
+
+class _Holding(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Held
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/ok/held/"):
+            self.server.release.wait()
+        body = picture(self.path)
+        with contextlib.suppress(OSError):  # whoever asked has been killed
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.mark.slow
-def test_where_two_workers_died_links_are_judged_apart(origin: Served, tmp_path: Path) -> None:
-    urls = slow(origin, 40) + [origin.url(f"/slow/1/{row}.jpg", row) for row in range(40, 60)]
+def test_where_two_workers_died_links_are_judged_apart(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
-    fetch = replace(FETCH, per_host=4)
-    config = Config(
-        write_list(tmp_path / "list.txt", urls), str(tmp_path / "out"), 60, fetch=fetch, scratch=str(scratch)
-    )
     killed: list[int] = []
     apart, over = threading.Event(), threading.Event()
+    with _Held() as server:
 
-    def kill(now: Progress) -> None:
-        alive = ingesters(scratch).keys() - set(killed)
-        if len(killed) < 2 and 5 < now.done < 50 and alive:  # seconds of work are left for the child
-            killed.append(alive.pop())
-            os.kill(killed[-1], signal.SIGKILL)
+        def kill(now: Progress) -> None:
+            alive = ingesters(scratch) - set(killed)
+            if len(killed) < 2 and now.done > 5 and alive:
+                killed.append(alive.pop())
+                os.kill(killed[-1], signal.SIGKILL)
 
-    def watch() -> None:
-        while not over.wait(0.02):
-            if len(killed) == 2 and isolated():
-                apart.set()
+        def watch() -> None:
+            until = time.monotonic() + 300
+            while not over.wait(0.05):
+                if len(killed) == 2 and isolated():
+                    apart.set()
+                if apart.is_set() or time.monotonic() > until:
+                    server.release.set()  # until here the unit cannot end
 
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        balanced(run(config, kill, crawl=partial(crawl_on_actors, workers=1)), urls)
-    finally:
-        over.set()
-        watching.join()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        watching = threading.Thread(target=watch)
+        watching.start()
+        at = f"http://127.0.0.1:{server.server_address[1]}/ok"
+        urls = [f"{at}/{row}.jpg" for row in range(40)] + [f"{at}/held/{row}.jpg" for row in range(40, 60)]
+        config = Config(
+            write_list(tmp_path / "list.txt", urls),
+            str(tmp_path / "out"),
+            unit=60,
+            fetch=replace(FETCH, deadline=600, low_speed_seconds=600, robots=False),
+            scratch=str(scratch),
+        )
+        try:
+            balanced(run(config, kill, crawl=partial(crawl_on_actors, workers=1)), urls)
+        finally:
+            over.set()
+            watching.join()
+            server.release.set()
+            server.shutdown()
     assert (len(killed), apart.is_set()) == (2, True)
 
 
