@@ -81,7 +81,8 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 	mv .venv/new.lock requirements.lock
 
 image: ## the image of a cluster's nodes: IMAGE=registry/name:tag, TORCH=…, CONTAINERS=podman|docker
-	git archive HEAD | $(CONTAINERS) build -f deploy/Containerfile --build-arg TORCH="$(TORCH)" -t $(IMAGE) -
+	git archive HEAD | $(CONTAINERS) build -f deploy/Containerfile --build-arg TORCH="$(TORCH)" \
+		--build-arg COMMIT="$$(git rev-parse HEAD)" -t $(IMAGE) -
 
 clean: ## remove .venv, peers' environments, caches and the demo's output
 	rm -rf .venv .bench runs build *.egg-info shards/pixels/_*.so .ruff_cache .hypothesis

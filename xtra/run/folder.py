@@ -199,13 +199,17 @@ def _hardware() -> str:
 
 
 def _git() -> str | None:
-    """The commit of this source tree; None outside a checkout."""
-    here = Path(__file__).parent
+    """The commit of this source tree; outside a checkout (an image, a bundle) that of XTRA_COMMIT, or None."""
+    here = Path(__file__)
+    # The second name fails where this file is no part of the repository around it, such as in somebody's .venv.
+    command = ["git", "-C", here.parent, "rev-parse", "HEAD", f"HEAD:./{here.name}"]
     try:
-        done = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        if done.returncode == 0:
+            return done.stdout.split()[0]
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        pass
+    return os.environ.get("XTRA_COMMIT") or None
 
 
 def _who() -> dict[str, Any]:

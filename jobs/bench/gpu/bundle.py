@@ -87,6 +87,8 @@ def environment(folder: Path) -> dict[str, str]:
     found = {"LD_LIBRARY_PATH": _joined(str(folder.resolve()), os.environ.get("LD_LIBRARY_PATH", ""))}
     if SITE.is_dir():
         found["PYTHONPATH"] = _joined(os.getcwd(), os.environ.get("PYTHONPATH", ""), str(SITE.resolve()))
+    if (packed_from := folder / "commit").is_file():
+        found["XTRA_COMMIT"] = packed_from.read_text().strip()  # what runs name where there is no checkout
     return found
 
 

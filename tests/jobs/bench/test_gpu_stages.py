@@ -163,7 +163,9 @@ def test_the_bundle_has_what_must_travel_and_is_used_where_it_is(tmp_path, monke
     files = dict(bundle.make(folder, str(vectors), str(tmp_path / "photos.tar"), str(wheels)))
     assert files.keys() >= {"_crop-x.so", "commit", "vectors/case.json", "photos.tar", "found-1-py3-none-any.whl"}
     (native / "_crop-x.so").unlink()
+    (folder / "commit").write_text("0123456789ab\n")
     added = bundle.environment(folder)
+    assert added["XTRA_COMMIT"] == "0123456789ab"
     assert (native / "_crop-x.so").read_bytes() == b"made"
     assert added["LD_LIBRARY_PATH"].startswith(str(folder))
     say = [sys.executable, "-c", "import found_in_the_bundle as it; print(it.value)"]
