@@ -164,8 +164,10 @@ class Attempts:
 
     @contextmanager
     def _places(self) -> Iterator[Places | None]:
-        """As many places as are available, once there are enough; None if the user stops."""
+        """As many places as are available, once there are enough; None if the user stops, and if the runs turn out to
+        be complete meanwhile (`done` then has them)."""
         since = said = time.monotonic()
+        looked = -SAY_SECONDS
         while not self.stop.is_set():
             if not self.head.answers():
                 self.stop.wait(POLL_SECONDS)
@@ -186,6 +188,11 @@ class Attempts:
                         self.begun, self.resized_at = True, time.monotonic()
                         yield places
                         return
+            if waited - looked >= SAY_SECONDS:
+                looked = waited
+                if complete := self._complete():
+                    self.done += complete
+                    break
             if waited > self.workers.patience:
                 raise TryLater(
                     f"no place for {self.workers} workers after {waited:.0f} s ({room.waiting(str(self.workers))}): "
@@ -196,6 +203,20 @@ class Attempts:
                 self._say(room.waiting(str(self.workers)))
             self.stop.wait(POLL_SECONDS)
         yield None
+
+    def _complete(self) -> list[TrainResult]:
+        """The results of the remaining runs if all of them are complete: the group that holds the places may have ended
+        them, and its driver may stand still."""
+        results = []
+        try:
+            for config in self._left:
+                seen = max(checkpoint.committed(config.out), default=0)
+                if seen < config.samples:
+                    return []
+                results.append(TrainResult(config.out, max(numbers_of(config.out), default=0), seen, None, 0.0, False))
+        except StoreError:  # it does not answer now: go on waiting
+            return []
+        return results
 
     # --- one group ---
 

@@ -14,6 +14,7 @@ from test_train import config, losses, one_rank, same_weights
 
 from jobs.cluster import attempt
 from jobs.cluster.group import train_all
+from jobs.cluster.wanted import TryLater, Workers
 from shards import store
 from xtra.run import this_process
 
@@ -90,6 +91,22 @@ def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_pat
     assert store.exists(str(tmp_path / "run" / "checkpoints" / f"{result.samples_seen:012d}" / "COMMIT.json"))
     train_all([long], workers=2)
     assert losses(tmp_path / "run") == losses(two_ranks)
+
+
+@pytest.mark.slow
+def test_what_is_complete_waits_for_no_place(data, tmp_path):
+    whole = config(data, tmp_path / "run", samples=20)
+    train_all([whole], workers=2)
+    taken = ray.util.placement_group([{"CPU": 1}] * int(ray.cluster_resources()["CPU"]))
+    ray.get(taken.ready())
+    try:
+        again = train_all([whole], workers=2)
+        with pytest.raises(TryLater, match="no place for 2 workers"):
+            train_all([config(data, tmp_path / "other", samples=20)], workers=Workers(2, 2, wait=1))
+    finally:
+        ray.util.remove_placement_group(taken)
+    assert [(done.samples_seen, done.loss, done.stopped) for done in again] == [(20, None, False)]
+    assert store.names(str(tmp_path / "run" / "attempts")) == ["000001.json"]
 
 
 @pytest.mark.slow
