@@ -20,6 +20,7 @@ from cluster_runs import (
     attempts,
     committed,
     gone,
+    once_each,
     pids_of,
     ranks,
     signal_all,
@@ -177,30 +178,35 @@ def gcs(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
 
 
 def gcs_stops(cluster: Cluster, upload: bool, rng: random.Random) -> dict:
-    """It stands still for 8 s, and nothing happens; then for longer, and the command ends in one line.
+    """It stands still for 8 s, and nothing happens; in another run for longer, and the command ends in one line.
 
     The same one goes on once it is back.
     """
     whole = undisturbed()
+    server = cluster.head.pid("gcs_server")
     with training(cluster, "run", *TWO) as command:
         attempt, start = strike(command, upload, rng)
-        server = cluster.head.pid("gcs_server")
         os.kill(server, signal.SIGSTOP)
         time.sleep(8)
         os.kill(server, signal.SIGCONT)
-        time.sleep(rng.uniform(1.0, 3.0))
-        assert command.process.poll() in (None, 0), command.said
-        over = command.process.poll() == 0
+        finished(command, whole)
+        assert attempts(command.run) == [attempt]
+    endless = ("--workers=2", "--samples=1600000")
+    with training(cluster, "endless", *endless) as command:
+        attempt, _ = strike(command, upload, rng)
         since = time.monotonic()
         os.kill(server, signal.SIGSTOP)
         try:
-            over = over or command.end() == 0  # the workers may end the run before the driver misses the head
-            assert not over or committed(command.run)[-1] == 1600, command.said
-            ended = 0.0 if over else ended_later(command, since)
+            ended = ended_later(command, since)
         finally:
             os.kill(server, signal.SIGCONT)
-        assert attempts(command.run) == [attempt]
-    return {"start": start, "ended": ended, **gone_on(cluster, attempt, whole)}
+    since = time.monotonic()
+    with training(cluster, "endless", *endless) as command:
+        seconds = recovered(command, attempt, since)
+        command.process.send_signal(signal.SIGTERM)
+        assert command.end() == 143, command.said
+        once_each(command.run, committed(command.run)[-1])
+    return {"start": start, "ended": ended, "seconds": seconds}
 
 
 def ended_later(command: Command, since: float) -> float:
