@@ -9,7 +9,6 @@ verdict.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -215,7 +214,7 @@ def _read_index(
         body = store.read(store.join(version.dataset, "shards", shard.index))
         if commit and hashlib.sha256(body).hexdigest() != commit.index_sha256:
             report.add(f"the index {shard.index} does not have the sha256 of its commit")
-        table = pq.read_table(io.BytesIO(body))
+        table = pq.ParquetFile(pa.BufferReader(body)).read(use_threads=False)
         table.validate(full=True)
     except DAMAGE as error:
         report.add(f"the index cannot be read: {in_one_line(error)}")

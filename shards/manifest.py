@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import numpy as np
@@ -176,14 +177,12 @@ def _canonical(value: Any) -> bytes:
 
 def _content(manifest: Manifest) -> dict[str, Any]:
     """All that the digest covers."""
-    # Older builds kept row lists in "deselected", not in a file: without rules, digests are unchanged.
-    shards = [{**{name: getattr(shard, name) for name in _FIELDS}, "deselected": []} for shard in manifest.shards]
     rules = manifest.rules
     return {
         "format": FORMAT,
         "list_name": manifest.list_name,
         "list_sha256": manifest.list_sha256,
-        "shards_sha256": hashlib.sha256(_canonical(shards)).hexdigest(),
+        "shards_sha256": _shards_sha256(manifest.shards),
         "links": manifest.links,
         "kept": manifest.kept,
         "samples": manifest.samples,
@@ -196,6 +195,20 @@ def _content(manifest: Manifest) -> dict[str, Any]:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Shard))
+
+
+def _shards_sha256(shards: tuple[Shard, ...]) -> str:
+    """sha256 of the canonical JSON of all shards, written field by field: a manifest may have 100,000.
+
+    Older builds kept row lists in "deselected", not in a file: without rules, digests are unchanged.
+    """
+    text = encode_basestring_ascii
+    each = [
+        f'{{"deselected":[],"index":{text(s.index)},"kept":{s.kept},"links":{s.links},"selected":{s.selected},'
+        f'"tar":{text(s.tar)},"tar_bytes":{s.tar_bytes},"tar_sha256":{text(s.tar_sha256)},"unit":{s.unit}}}'
+        for s in shards
+    ]
+    return hashlib.sha256(f"[{','.join(each)}]".encode()).hexdigest()
 
 
 # --- manifests and versions ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import struct
 import tarfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -67,6 +68,8 @@ _LARGEST = 8**11 - 1
 _ZEROS = bytes(100)  # of the name's field
 _PLAIN = _rare_header("", 0)
 _MODE_TO_GID, _MTIME, _FROM_TYPE = _PLAIN[100:124], _PLAIN[135:148], _PLAIN[154:]
+_ALWAYS = (_MODE_TO_GID, _MTIME, _FROM_TYPE)
+_OWN = struct.Struct("100s24s11s13s6s358s")  # name, _MODE_TO_GID, size, _MTIME, checksum, _FROM_TYPE
 _FIXED_SUM = sum(_PLAIN[:124]) + sum(_PLAIN[135:148]) + 8 * ord(" ") + sum(_PLAIN[156:])
 
 
@@ -246,12 +249,16 @@ _BODILESS = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
 
 def _parse(head: bytes, at: int) -> tuple[str, int, bytes]:
     """(name, length, type) of the header at this byte."""
-    try:  # most headers are our own, and equal what `header` makes
-        name, length = head[:100].rstrip(b"\0").decode("ascii"), int(head[124:135], 8)
-        if header(name, length) == head:
-            return name, length, tarfile.REGTYPE
-    except ValueError:
-        pass
+    # Most headers are our own, and equal what `header` makes.
+    raw, mode_to_gid, size, mtime, total, from_type = _OWN.unpack(head)
+    if (mode_to_gid, mtime, from_type) == _ALWAYS and size.isdigit():
+        try:
+            raw = raw.rstrip(b"\0")
+            name, length = raw.decode("ascii"), int(size, 8)
+            if b"%06o" % (_FIXED_SUM + sum(raw) + sum(size)) == total:
+                return name, length, tarfile.REGTYPE
+        except ValueError:
+            pass
     try:
         info = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:

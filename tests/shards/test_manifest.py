@@ -1,6 +1,8 @@
 """Datasets, commits and versions: nothing counted twice, nothing lost, immutable versions, nested subsets."""
 
 import dataclasses
+import hashlib
+import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from made_datasets import make_dataset, retry, rows_of, rule, write_unit
 
 from shards import store
 from shards.dataset import (
+    FORMAT,
     INDEX_SCHEMA,
     Commit,
     DatasetInfo,
@@ -26,7 +29,7 @@ from shards.dataset import (
     write_info,
     write_plan,
 )
-from shards.manifest import add_version, make_version, read_manifest, write_manifest
+from shards.manifest import Manifest, Shard, add_version, make_version, read_manifest, write_manifest
 from shards.selection import selected_index, subset
 
 
@@ -113,6 +116,30 @@ def test_manifests_of_before_rules_had_a_file_are_read(tmp_path):
     empty = pa.array([[]], pa.list_(pa.struct([("row", pa.int64()), ("reason", pa.string())])))
     store.put(f"{tmp_path}/manifests/{manifest.digest}.parquet", table_bytes(table.append_column("deselected", empty)))
     assert read_manifest(str(tmp_path)) == manifest
+
+
+def test_the_digest_is_that_of_canonical_json_whatever_the_names():
+    shards = (
+        Shard(0, '/tars/caf\u00e9 "1"\\.tar', "000000-a1.parquet", 10**12, "0" * 64, 12, 10, 9),
+        Shard(1, "s3://bucket/\u2603\x7f.tar", "000001-a1.parquet", 0, "f" * 64, 0, 0, 0),
+    )
+    manifest = Manifest("here", "list", "1" * 64, shards, 12, 10, {"http_404": 2}, {"subset": 1})
+    rows = [{**dataclasses.asdict(shard), "deselected": []} for shard in shards]
+    content = {
+        "format": FORMAT,
+        "list_name": "list",
+        "list_sha256": "1" * 64,
+        "shards_sha256": hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()).hexdigest(),
+        "links": 12,
+        "kept": 10,
+        "samples": 9,
+        "reasons": {"http_404": 2},
+        "deselected": {"subset": 1},
+        "subset": None,
+        "classes": None,
+    }
+    whole = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert manifest.digest == hashlib.sha256(whole.encode()).hexdigest()
 
 
 def test_many_commits_are_read_in_the_order_asked_for(base):

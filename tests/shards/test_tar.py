@@ -151,3 +151,18 @@ def test_a_torn_member_with_a_wild_name_is_said_in_one_short_line():
     with pytest.raises(ValueError, match=r"the tar ends inside 'new\\nline\\x1b\[31mx+' at byte \d+: it") as caught:
         list(walk(Source([memoryview(head + b"y" * 100)])))
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("at", [*range(0, 16, 5), 60, *range(99, 160), 257, 262, 340, 511])
+def test_a_changed_header_is_read_as_tarfile_reads_it(at):
+    good = header("n01440764_1.jpg", 0o12345)
+    for value in (0, 32, ord("0"), ord("9"), 255):
+        head = good[:at] + bytes([value]) + good[at + 1 :]
+        try:
+            info = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            with pytest.raises(ValueError, match="has no valid header at byte 0"):
+                list(walk(Source([memoryview(head + bytes(1 << 15))])))
+        else:
+            (member,) = walk(Source([memoryview(head + bytes(1 << 15))]))
+            assert (member.name, member.length) == (info.name, info.size)
