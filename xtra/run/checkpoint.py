@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards import folder_kind, scratch, store, typed_json
+from shards.parallel import map_in_order
 from xtra.model import Encoder, ModelConfig, Xtra, model_config
 from xtra.run import records
 from xtra.run.tensor_files import safetensors_bytes
@@ -37,6 +38,7 @@ from xtra.run.tensor_files import safetensors_bytes
 M = TypeVar("M", bound=nn.Module)
 COMMIT = "COMMIT.json"
 PART_SECONDS = 1800.0  # that a checkpoint's first part waits for the others
+HASHED_AT_ONCE = 4  # files of a checkpoint
 MODEL, OPTIM, STATE = "model.safetensors", "optim.safetensors", "state.json"
 _WRAPPERS = re.compile(
     r"(?<![^.])(?:module|_forward_module|_orig_mod)\."
@@ -251,14 +253,21 @@ def load(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | N
     ValueError naming the first tensor that does not fit and both shapes. Nothing is changed in these cases.
     """
     commit = read_commit(checkpoint)
-    weights = _tensors(checkpoint, commit, MODEL)
+    parts = [name.split("/")[1] for name in commit["files"] if "/optim" in name] if optimizer is not None else []
     own = parameters(model)
+    with contextlib.ExitStack() as stack:
+        # Side by side: a sha256 is bound to one core.
+        entered = map_in_order(
+            lambda name: stack.enter_context(_verified(checkpoint, commit, name)),
+            (MODEL, STATE, *parts),
+            HASHED_AT_ONCE,
+        )
+        model_file, state_file, *optim_files = entered
+        weights = load_file(model_file)
+        state = typed_json.parse(state_file.read_bytes(), store.join(checkpoint, STATE), finite=False)
+        found = {name: t for path in optim_files for name, t in load_file(path).items()}
     _require_same_names(f"{checkpoint}: the model", {n: list(p.shape) for n, p in own.items()}, weights)
-    with _verified(checkpoint, commit, STATE) as path:
-        state = typed_json.parse(path.read_bytes(), store.join(checkpoint, STATE), finite=False)
     if optimizer is not None:
-        parts = [name.split("/")[1] for name in commit["files"] if "/optim" in name]
-        found = {name: t for part in parts for name, t in _tensors(checkpoint, commit, part).items()}
         _load_optimizer(checkpoint, found, own, optimizer)
     with torch.no_grad():
         for name, p in own.items():
