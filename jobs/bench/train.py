@@ -28,18 +28,18 @@ from torch import Tensor, nn
 from jobs.bench import result
 from jobs.bench.memory import kept_for_backward
 from jobs.bench.rounds import Spent, medians, paired, require_at_least, torch_threads
-from xtra import drop_path
+from xtra import drop_path, recipes
 from xtra.attention import Causal
 from xtra.blocks import block_causal_mask, raster_order, target_blocks
 from xtra.loss import normalise_blocks
-from xtra.model import SIZES, Xtra, build
+from xtra.model import SIZES, ModelConfig, Xtra, build
 from xtra.optim import OptimConfig, make_optimizer
 from xtra.run import cost
 
 
 @dataclass(frozen=True)
 class Config:
-    size: str = "b16"  # a name in xtra.model.SIZES
+    size: str = "b16"  # a name in xtra.model.SIZES, or a recipe, whose model is taken
     images: int = 4  # per step
     rounds: int = 9
     drop_path: float = 0.2
@@ -49,9 +49,13 @@ class Config:
     compile: bool = False  # torch.compile each layer, in all variants
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
+        if self.size not in SIZES and self.size not in recipes.names():
+            raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}, or a recipe")
         require_at_least(self, images=1, rounds=1, threads=0)
+
+    @property
+    def model(self) -> ModelConfig:
+        return SIZES[self.size] if self.size in SIZES else recipes.get(self.size).model
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _run(config: Config) -> dict[str, Any]:
     device = torch.device(config.device)
-    c = dataclasses.replace(SIZES[config.size], drop_path=config.drop_path, predict=1)
+    c = dataclasses.replace(config.model, drop_path=config.drop_path, predict=1)
     xtra = build(c, 0, device, decoder_fp32=config.precision == "fp32")
     if config.compile:
         for block in (*xtra.encoder.blocks, *xtra.decoder.blocks):
@@ -200,6 +204,7 @@ def _report(
             "seconds": wall,
             "cpu_seconds": cpu,
             "samples_per_s": rate,
+            "samples_per_cpu_s": config.images / cpu if config.device == "cpu" else None,
             "paper_flops_per_s": rate * flops.paper,
             **paired("ratio", seconds[variant.name], seconds["official"], config.device),
             "activation_bytes_per_image": activations(variant),
@@ -209,7 +214,7 @@ def _report(
         }
         rows.append(row)
         print(
-            f"{variant.name:<12} {wall:8.3f} s  {rate:8.2f} images/s  {row['paper_flops_per_s'] / 1e9:8.1f} GFLOP/s  "
+            f"{variant.name:<12} {wall:8.3f} s  {rate:8.2f} images/s  {config.images / cpu:8.2f} a CPU s  {row['paper_flops_per_s'] / 1e9:8.1f} GFLOP/s  "
             f"{row['activation_bytes_per_image'] / 1e6:7.1f} MB/image  {row['ratio']:.3f} "
             f"({row['ratio_least']:.3f} to {row['ratio_most']:.3f})"
         )
