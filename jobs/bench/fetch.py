@@ -1,11 +1,17 @@
-"""Images per CPU second of our ingest against img2dataset's: one origin, one list, one core for the client.
+"""Images per CPU second of our ingest against img2dataset's and Daft's: one origin, one list, one core for the client.
 
-Each client runs as its users run it, one command from list to tars, pinned to the first core; the origin has the last
-one. CPU is the user + system time of the client's whole process tree, start-up included. Both outputs are read back, so
-that neither wins by doing less. A ratio is ours over theirs on the long list: the median of interleaved rounds.
+Each client runs as its users run it, one command from list to tars (Daft: a script, to Parquet), pinned to the first
+core; the origin has the last one. CPU is the user + system time of the client's whole process tree, start-up included.
+All outputs are read back, so that none wins by losing pictures. A ratio is ours over theirs on the long list: the
+median of interleaved rounds.
 
 Ratios that end in `_marginal` exclude start-up: they divide the additional images of a long list over a short one by
-the additional CPU time.
+the additional CPU time. What is left of the short list's is start-up (`..._start_up_s`).
+
+They do not check the same. Ours refuses private addresses, obeys robots.txt, caps and paces, and records a verdict, the
+sha256 of every body and of every tar; in mode keep it reads each header, in mode decode it finds damage anywhere in the
+data. img2dataset records the sha256 of bodies, and looks at no picture unless it resizes. Daft stores bytes; in mode
+decode it decodes each picture and leaves out what fails, but its decoder accepts damaged data.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from jobs.bench import result
 from jobs.bench.origin import Served, serving
@@ -55,22 +63,27 @@ class Config:
 
 @dataclass(frozen=True)
 class Mode:
-    """One comparison: our flags, theirs, and the divisor of Config.images."""
+    """One comparison: the words of its ratios, each client's flags, and the divisor of Config.images."""
 
-    ratio: str
+    ratios: tuple[str, ...]
     ours: tuple[str, ...]
-    theirs: tuple[str, ...]
+    img2dataset: tuple[str, ...]
+    daft: tuple[str, ...] | None = None  # None: not compared
     part: int = 1
     pictures: str = "keep"
     tls: bool = False
 
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return ("img2dataset",) if self.daft is None else ("img2dataset", "daft")
+
 
 _RAW = ("--disable_all_reencoding=True",)
 MODES = {
-    "keep": Mode("keep_vs_img2dataset", ("--filter.no-decode-check",), _RAW),
-    "decode": Mode("decode_check_vs_img2dataset", (), _RAW),
+    "keep": Mode(("keep",), ("--filter.no-decode-check",), _RAW, ()),
+    "decode": Mode(("full", "decode_check"), (), _RAW, ("--decode",)),
     "resize": Mode(
-        "resize_vs_img2dataset",
+        ("resize",),
         (f"--filter.resize={RESIZE}", "--filter.quality=95"),
         (
             f"--image_size={RESIZE}",
@@ -82,7 +95,7 @@ MODES = {
         part=5,
         pictures="resize",
     ),
-    "https": Mode("https_keep_vs_img2dataset", ("--filter.no-decode-check",), _RAW, part=10, tls=True),
+    "https": Mode(("https_keep",), ("--filter.no-decode-check",), _RAW, part=10, tls=True),
 }
 
 
@@ -98,23 +111,31 @@ class Run:
 
 def run(config: Config) -> dict[str, Any]:
     """Measure the modes and print a line each. Raises ValueError if a client fails, or if their bodies differ."""
-    python = environments.build(environments.IMG2DATASET)
+    pythons = {"img2dataset": environments.build(environments.IMG2DATASET)}
+    if any("daft" in MODES[mode].peers for mode in config.modes):
+        pythons["daft"] = environments.build(environments.DAFT)
     rows = []
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
         for mode in config.modes:
-            rows.append(_measure(config, mode, Path(name) / mode, python))
+            rows.append(_measure(config, mode, Path(name) / mode, pythons))
             print(_line(rows[-1]), flush=True)
     return result("fetch", rows, ratios_of(rows))
 
 
 def ratios_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    named = {MODES[row["mode"]].ratio: row for row in rows}
-    return {name: row["ratio"] for name, row in named.items()} | {
-        f"{name}_marginal": row["ratio_marginal"] for name, row in named.items()
-    }
+    found: dict[str, float] = {}
+    for row in rows:
+        mode = MODES[row["mode"]]
+        for word in mode.ratios:
+            for peer in mode.peers:
+                found[f"{word}_vs_{peer}"] = row[f"{peer}_ratio"]
+                found[f"{word}_vs_{peer}_marginal"] = row[f"{peer}_ratio_marginal"]
+                found[f"{word}_start_up_s_{peer}"] = row[f"{peer}_start_up_s"]
+            found[f"{word}_start_up_s"] = row["ours_start_up_s"]
+    return found
 
 
-def _measure(config: Config, mode: str, folder: Path, python: Path) -> dict[str, Any]:
+def _measure(config: Config, mode: str, folder: Path, pythons: dict[str, Path]) -> dict[str, Any]:
     spec = MODES[mode]
     long = max(50, config.images // spec.part)
     lengths = (long // SHORT, long)
@@ -128,21 +149,12 @@ def _measure(config: Config, mode: str, folder: Path, python: Path) -> dict[str,
         data=config.data,
         tls=folder / "tls" if spec.tls else None,
     ) as origin:
-        commands = {
-            "ours": [sys.executable, "-m", "jobs.cli", "ingest", "--fetch.allow-private=127.0.0.0/8", *spec.ours],
-            "theirs": [
-                str(python.parent / "img2dataset"),
-                "--input_format=txt",
-                "--output_format=webdataset",
-                "--extract_exif=False",  # we do not do this either
-                f"--thread_count={config.threads}",
-                *spec.theirs,
-            ],
-        }
+        clients = ("ours", *spec.peers)
+        commands = {who: _command(who, spec, config, pythons) for who in clients}
         rounds = []
         for turn in range(config.rounds):
-            # The order changes from round to round, so that neither always runs on the warmer machine.
-            order = ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours")
+            # The order changes from round to round, so that none always runs on the warmer machine.
+            order = clients[turn % len(clients) :] + clients[: turn % len(clients)]
             rounds.append(
                 {
                     (who, length): _client(who, commands[who], _list(folder, origin, length), folder, cores[0], origin)
@@ -150,8 +162,24 @@ def _measure(config: Config, mode: str, folder: Path, python: Path) -> dict[str,
                     for who in order
                 }
             )
-            _agree(mode, rounds[-1], folder, lengths)
+            _agree(mode, rounds[-1], folder, clients, lengths)
     return _row(mode, config, origin, lengths, rounds)
+
+
+def _command(who: str, spec: Mode, config: Config, pythons: dict[str, Path]) -> list[str]:
+    """A client's command, without list and output."""
+    if who == "ours":
+        return [sys.executable, "-m", "jobs.cli", "ingest", "--fetch.allow-private=127.0.0.0/8", *spec.ours]
+    if who == "daft":
+        return [str(pythons[who]), str(Path(__file__).with_name("peers") / "fetch.py"), *(spec.daft or ())]
+    return [
+        str(pythons[who].parent / who),
+        "--input_format=txt",
+        "--output_format=webdataset",
+        "--extract_exif=False",  # we do not do this either
+        f"--thread_count={config.threads}",
+        *spec.img2dataset,
+    ]
 
 
 def _list(folder: Path, origin: Served, length: int) -> Path:
@@ -166,7 +194,8 @@ def _client(who: str, command: list[str], urls: Path, folder: Path, core: int, o
     shutil.rmtree(out, ignore_errors=True)
     words = {
         "ours": [f"--urls={urls}", f"--out={out}", f"--scratch={folder}"],
-        "theirs": [f"--url_list={urls}", f"--output_folder={out}"],
+        "img2dataset": [f"--url_list={urls}", f"--output_folder={out}"],
+        "daft": [f"--urls={urls}", f"--out={out}"],
     }
     env = environments.environment()
     if who == "ours":
@@ -202,22 +231,28 @@ def _bodies(out: Path) -> Iterator[bytes]:
                     file = tar.extractfile(member)
                     assert file is not None
                     yield file.read()
+    for path in sorted(out.rglob("*.parquet")) if not any(out.rglob("*.tar")) else ():
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(256, columns=["body"]):
+                yield from batch["body"].to_pylist()
 
 
-def _agree(mode: str, runs: dict[tuple[str, int], Run], folder: Path, lengths: tuple[int, ...]) -> None:
-    """Require that both kept every image and, unless they re-encoded, the same bytes."""
+def _agree(
+    mode: str, runs: dict[tuple[str, int], Run], folder: Path, clients: tuple[str, ...], lengths: tuple[int, ...]
+) -> None:
+    """Require that all kept every image and, unless they re-encoded, the same bytes."""
     for length in lengths:
-        for who in ("ours", "theirs"):
+        for who in clients:
             kept = runs[who, length].kept
             if kept != length:
                 raise ValueError(f"{mode}: {who} kept {kept} of {length} images; see {folder}")
         if mode != "resize":
-            ours, theirs = (
-                sorted(hashlib.sha256(body).digest() for body in _bodies(folder / f"{who}-{length}"))
-                for who in ("ours", "theirs")
+            ours, *others = (
+                sorted(hashlib.sha256(body).digest() for body in _bodies(folder / f"{who}-{length}")) for who in clients
             )
-            if ours != theirs:
-                raise ValueError(f"{mode}: the two kept different bodies; see {folder}")
+            for who, theirs in zip(clients[1:], others):
+                if ours != theirs:
+                    raise ValueError(f"{mode}: ours and {who} kept different bodies; see {folder}")
 
 
 def _row(
@@ -239,27 +274,35 @@ def _row(
         "hosts": config.hosts,
         "rounds": len(rounds),
     }
-    for who in ("ours", "theirs"):
+    for who in ("ours", *MODES[mode].peers):
         cpu_ms = 1000 * statistics.median(cost(runs, who) for runs in rounds)
         row |= {
             f"{who}_cpu_ms": cpu_ms,
             f"{who}_cpu_ms_marginal": 1000 * statistics.median(marginal(runs, who) for runs in rounds),
+            f"{who}_start_up_s": statistics.median(
+                runs[who, short].cpu - short * marginal(runs, who) for runs in rounds
+            ),
             f"{who}_wall_s": statistics.median(runs[who, long].wall for runs in rounds),
             f"{who}_peak_rss_mb": max(runs[who, long].rss for runs in rounds) / 1e6,
             f"{who}_images_per_cpu_s": 1000 / cpu_ms,
         }
-    ratios = [cost(runs, "theirs") / cost(runs, "ours") for runs in rounds]
-    return row | {
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "ratio_marginal": statistics.median(marginal(runs, "theirs") / marginal(runs, "ours") for runs in rounds),
-    }
+    for peer in MODES[mode].peers:
+        for name, by in (("ratio", cost), ("ratio_marginal", marginal)):
+            ratios = [by(runs, peer) / by(runs, "ours") for runs in rounds]
+            row |= {f"{peer}_{name}": statistics.median(ratios), f"{peer}_{name}s": ratios}
+    return row
 
 
 def _line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['mode']:7} {row['images']:6,} images of {row['mean_bytes'] / 1000:.0f} KB:  "
-        f"ours {row['ours_cpu_ms']:.3f} ms CPU per image ({row['ours_cpu_ms_marginal']:.3f} without start-up), "
-        f"img2dataset {row['theirs_cpu_ms']:.3f} ({row['theirs_cpu_ms_marginal']:.3f}):  "
-        f"{row['ratio']:.2f}x ({row['ratio_marginal']:.2f}x)"
-    )
+    def figures(who: str) -> str:
+        marginal, start_up = row[f"{who}_cpu_ms_marginal"], row[f"{who}_start_up_s"]
+        return f"{row[f'{who}_cpu_ms']:.3f} ms CPU per image ({marginal:.3f} after {start_up:.2f} s of start-up)"
+
+    lines = [f"{row['mode']:7} {row['images']:6,} images of {row['mean_bytes'] / 1000:.0f} KB:  ours {figures('ours')}"]
+    for peer in MODES[row["mode"]].peers:
+        each = row[f"{peer}_ratio_marginals"]
+        lines.append(
+            f"        {peer} {figures(peer)}:  {row[f'{peer}_ratio']:.2f}x ({row[f'{peer}_ratio_marginal']:.2f}x, "
+            f"{min(each):.2f} to {max(each):.2f})"
+        )
+    return "\n".join(lines)

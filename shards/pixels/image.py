@@ -13,6 +13,7 @@ of it could be shown, and so is a JPEG with damaged data, as far as `shards.pixe
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import struct
@@ -27,7 +28,7 @@ import PIL
 from PIL import Image, PngImagePlugin
 
 from shards.config import MAX_PIXELS
-from shards.pixels import jpeg, png
+from shards.pixels import jpeg, jpeg_header, png
 
 IMAGE_BUILD = f"{'pillow-simd' if 'post' in PIL.__version__ else 'pillow'} {PIL.__version__}"
 
@@ -112,14 +113,23 @@ class Opened:
 
     header: Header
     body: bytes
-    pixels: Image.Image  # not decoded yet
+    plain: jpeg_header.Plain | None = None  # of a JPEG that Pillow did not have to open for its header
+    opened: Image.Image | None = None  # by Pillow, if it had to
+
+    @functools.cached_property
+    def pixels(self) -> Image.Image:
+        """Pillow's picture, not decoded yet."""
+        return self.opened if self.opened is not None else jpeg.opened(self.body)
 
 
 def read(body: bytes, max_pixels: int = MAX_PIXELS) -> Opened:
     """Parse only the header. Raises Undecodable, Unsupported, TooManyPixels."""
     with _refusals():
+        if body.startswith(_MAGIC["jpeg"]) and (plain := jpeg_header.plain(body)) is not None:
+            _check_size(plain.width, plain.height, max_pixels)
+            return Opened(_plain_header(plain), body, plain)
         image = _open(body, max_pixels)
-        return Opened(_header(image), body, image)
+        return Opened(_header(image), body, opened=image)
 
 
 def header(body: bytes, max_pixels: int = MAX_PIXELS) -> Header:
@@ -332,6 +342,20 @@ def _header(image: Image.Image) -> Header:
     )
 
 
+def _plain_header(plain: jpeg_header.Plain) -> Header:
+    orientation = _ifd_value(plain.exif.removeprefix(b"Exif\0\0"), _ORIENTATION) if plain.exif else None
+    return Header(
+        format="jpeg",
+        width=plain.width,
+        height=plain.height,
+        mode=plain.mode,
+        orientation=orientation if orientation in _TRANSPOSE else 1,
+        progressive=plain.progressive,
+        subsampling=plain.subsampling,
+        icc=plain.icc,
+    )
+
+
 def _is_ultra_hdr(photo: jpeg.Jpeg) -> bool:
     """Whether only a gain map for the picture (Ultra HDR), which readers may ignore, follows it."""
     return any(name == "APP1" and b' hdrgm:Version="' in data for name, data in photo.applist)
@@ -364,7 +388,10 @@ def _ifd_value(data: bytes, tag: int) -> int | None:
 
 def _load(opened: Opened, mode: str, short: int | None) -> Image.Image:
     """Decode, as strictly as each format allows. `mode` and `short` are hints that only JPEGs use, to save work."""
-    image, body = opened.pixels, opened.body
+    body = opened.body
+    if opened.plain is not None and mode == "L" and short and (known := jpeg.walked(opened.plain, body, short)):
+        return known
+    image = opened.pixels
     if isinstance(image, jpeg.Jpeg):
         return jpeg.load(image, body, mode, (short, short) if short else None)
     if image.format == "PNG":

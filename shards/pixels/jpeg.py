@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from PIL import Image, JpegImagePlugin
 
 from shards.pixels import entropy
+from shards.pixels.jpeg_header import Plain
 
 END = b"\xff\xd9"
 MAX_SEGMENTS = 10_000  # of a file; a photograph has some 20, a profile of 16 MB some 250
@@ -82,9 +83,6 @@ def load(image: Jpeg, body: bytes, mode: str | None = None, size: tuple[int, int
 
     Raises Damaged, and whatever Pillow raises.
     """
-    known = _walked(image, body, mode, size)
-    if known is not None:
-        return known
     assert image.fp is not None
     start = image.fp.tell()  # Pillow stops reading where the data of the first scan begins
     if _plain(image, body, start):
@@ -104,22 +102,13 @@ def load(image: Jpeg, body: bytes, mode: str | None = None, size: tuple[int, int
     return image
 
 
-def _walked(image: Jpeg, body: bytes, mode: str | None, size: tuple[int, int] | None) -> Image.Image | None:
-    """The gray picture at an eighth, if that is what is asked for and the accelerator finds the body sound."""
-    if mode != "L" or size is None or min(image.width // size[0], image.height // size[1]) < 8:
+def walked(head: Plain, body: bytes, short: int) -> Image.Image | None:
+    """The gray picture at an eighth of its size, if that has `short` pixels on both sides and the accelerator finds the
+    body sound."""
+    if min(head.width, head.height) < 8 * short or head.progressive or not head.gray_first:
         return None
-    if _progressive(image) or "mp" in image.info or not _begins_with_gray(image):
-        return None
-    plane = entropy.plane(body, image.width, image.height)
+    plane = entropy.plane(body, head.width, head.height)
     return Image.frombytes("L", *plane) if plane is not None else None
-
-
-def _begins_with_gray(image: Jpeg) -> bool:
-    """Whether the first component is the gray picture (libjpeg's jdapimin.c; JFIF allows nothing else)."""
-    if image.layers == 3:
-        adobe = image.info.get("adobe_transform") == 1 if "adobe" in image.info else True
-        return adobe and [layer[0] for layer in image.layer] == [1, 2, 3]
-    return image.layers == 1
 
 
 def repaired(body: bytes) -> bytes:

@@ -47,6 +47,8 @@ IMG2DATASET = Peer(
     "it imports imghdr, which Python 3.13 no longer has",
 )
 
+DAFT = Peer("daft", ("daft==0.7.26",), "daft")
+
 STREAMS = Peer(
     "streams",
     # The modules that the three import when they read and write. Reading from S3 needs none of the cloud and image
