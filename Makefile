@@ -15,7 +15,7 @@ help: ## this list
 
 setup: .venv/.done ## build .venv: torch first, then the lock (TORCH=…, TORCH_INDEX=…, TORCH=system for one that is there)
 
-.venv/.done: requirements.lock pyproject.toml jobs/pillow_simd.py shards/pixels/entropy.c shards/pixels/crop.c
+.venv/.done: requirements.lock pyproject.toml jobs/pillow_simd.py $(wildcard shards/pixels/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "make setup needs Python 3.11 to 3.13: set PYTHON=…")'
 	$(PYTHON) -m venv $(if $(filter system,$(TORCH)),--system-site-packages) .venv
 ifneq ($(TORCH),system)

@@ -69,9 +69,9 @@ def test_the_readme_is_short_and_its_layout_names_every_folder() -> None:
 
 def test_every_file_of_the_layout_is_there_and_every_room_file_is_in_the_layout() -> None:
     layout = (ROOT / "docs" / "layout.md").read_text().split("```")[1]
-    named = set(re.findall(r"\b(\w+\.(?:py|c))\b", layout))
+    named = set(re.findall(r"\b(\w+\.(?:py|c|h))\b", layout))
     rooms = {path for path in tracked() if path.split("/")[0] in ("shards", "ingest", "xtra", "jobs")}
-    there = {Path(path).name for path in rooms if path.endswith((".py", ".c"))}
+    there = {Path(path).name for path in rooms if path.endswith((".py", ".c", ".h"))}
     assert named - there - {"test_fall.py", "test_house.py", "moves.py"} == set()
     hidden = {
         "__init__.py",

@@ -110,7 +110,7 @@ def test_the_wheel_has_every_file_that_is_needed_and_the_licence(wheel: Path) ->
     names = zipfile.ZipFile(wheel).namelist()
     rooms = [ROOT / room for room in ("shards", "ingest", "xtra", "jobs")]
     found = {path.relative_to(ROOT) for room in rooms for path in room.rglob("*")}
-    sources = {str(path) for path in found if path.suffix in (".py", ".pyi", ".c")}
+    sources = {str(path) for path in found if path.suffix in (".py", ".pyi", ".c", ".h")}
     assert sources <= set(names)
     assert {name.split("/")[0] for name in names} == {"shards", "ingest", "xtra", "jobs", names[-1].split("/")[0]}
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -1,12 +1,15 @@
-"""Images per CPU second from tars on a local disk to cropped uint8 batches: ours against webdataset and Pillow.
+"""Images per CPU second from tars on a local disk to cropped uint8 batches: ours against webdataset and Pillow, and
+against torchvision.
 
-Both read the same tars (our datasets are plain WebDataset tars), crop the same boxes of the same pictures at 224
+All read the same tars (our datasets are plain WebDataset tars), crop the same boxes of the same pictures at 224
 pixels, and run in one process each, pinned to one core; CPU is the user + system time of a pass, the median of
 interleaved rounds, without start-up. Ours shuffles and draws its boxes while it is measured; webdataset reads in order
-with given boxes. PSNR is against the pixels of webdataset + Pillow; 99 means equal to the bit.
+with given boxes; torchvision is handed the bodies in memory, in order, so that it has no reader to pay for. Each writes
+its pixels into a batch once. PSNR is against the pixels of webdataset + Pillow; 99 means equal to the bit.
 
-Rows: settings of Pillow and of pillow-simd (built here, if the headers are installed) under webdataset; ours with each
-of them, and with `crop.c` added to each. Pictures are synthetic, or from `--images`, unchanged or enlarged.
+Rows: settings of Pillow and of pillow-simd (built here, if the headers are installed) under webdataset; torchvision's
+decode_jpeg and antialiased bicubic of uint8; ours with each Pillow, and with `crop.c` added to each. Pictures are
+synthetic, or from `--images`, unchanged or enlarged.
 """
 
 from __future__ import annotations
@@ -48,6 +51,9 @@ SEED = 0
 WEBDATASET = environments.Peer(
     "webdataset", ("webdataset==1.0.2", "pillow==13.0.0", "numpy<3"), "webdataset, PIL, numpy"
 )
+TORCHVISION = environments.Peer(
+    "torchvision", ("torchvision==0.28.0", "numpy<3"), "torch, numpy", first=("torch==2.13.0",)
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,8 @@ class Config:
 class Variant:
     """One row of the table."""
 
-    reader: str  # "webdataset" or "ours"
-    pillow: str  # "pillow" or "pillow-simd"
+    reader: str  # "webdataset", "torchvision" or "ours"
+    pillow: str  # "pillow" or "pillow-simd"; "no pillow" under torchvision
     setting: str
 
     @property
@@ -90,14 +96,17 @@ VARIANTS = [
         for build in ("pillow", "pillow-simd")
         for setting in ("crop", "box", "draft")
     ),
+    Variant("torchvision", "no pillow", "antialias"),
     *(Variant("ours", build, setting) for setting in ("Pillow alone", "crop.c") for build in ("pillow", "pillow-simd")),
 ]
 
 
 def run(config: Config) -> dict[str, Any]:
     """Measure all variants that can run here and print a line each. Raises ValueError if pictures or peers fail."""
-    python, fast = environments.build(WEBDATASET), _pillow_simd()
-    variants = [variant for variant in VARIANTS if variant.pillow == "pillow" or isinstance(fast, Path)]
+    fast = _pillow_simd()
+    variants = [variant for variant in VARIANTS if variant.pillow != "pillow-simd" or isinstance(fast, Path)]
+    peers = {peer.name: peer for peer in (WEBDATASET, TORCHVISION)}
+    pythons = {name: environments.build(peers[name]) for name in peers if name in {one.reader for one in variants}}
     if not isinstance(fast, Path):
         print(f"without pillow-simd: {fast}", flush=True)
     with tempfile.TemporaryDirectory(prefix="xtra-bench-", dir=config.scratch) as name:
@@ -105,7 +114,7 @@ def run(config: Config) -> dict[str, Any]:
         manifest = _dataset(config, folder)
         spec = _spec(config, manifest, folder)
         with ExitStack() as stack:
-            clients = {variant: _Client(variant, spec, python, fast, stack) for variant in variants}
+            clients = {variant: _Client(variant, spec, pythons, fast, stack) for variant in variants}
             likeness = _likeness(clients, folder)
             passes = [_round(clients, turn) for turn in range(config.rounds)]
     rows = [
@@ -119,13 +128,16 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Ours as set up by default, on Pillow and on pillow-simd, over webdataset + Pillow."""
+    """Ours as set up by default, on Pillow and on pillow-simd, over webdataset + Pillow; also over torchvision."""
     named = {(row["reader"], row["pillow"], row["setting"]): row for row in rows}
     ours = named.get(("ours", "pillow", "crop.c")) or named["ours", "pillow", "Pillow alone"]
     ratios = {"speedup_vs_pillow": ours["ratio"], "psnr_db": ours["psnr_db"]}
     other = named.get(("ours", "pillow-simd", "crop.c")) or named.get(("ours", "pillow-simd", "Pillow alone"))
     if other is not None:
         ratios |= {"speedup_vs_pillow_on_simd": other["ratio"], "psnr_db_on_simd": other["psnr_db"]}
+    theirs = named.get(("torchvision", "no pillow", "antialias"))
+    if theirs is not None:
+        ratios |= {"speedup_vs_torchvision": theirs["cpu_ms"] / ours["cpu_ms"]}
     return ratios
 
 
@@ -209,14 +221,15 @@ class _Client:
     """A variant's process, which makes a pass on command."""
 
     def __init__(
-        self, variant: Variant, spec: dict[str, Any], python: Path, fast: Path | str, stack: ExitStack
+        self, variant: Variant, spec: dict[str, Any], pythons: dict[str, Path], fast: Path | str, stack: ExitStack
     ) -> None:
         here = Path(__file__).parent
         spec = spec | {"setting": variant.setting, "accelerator": variant.setting == "crop.c"}
         if variant.reader == "ours":
             command, paths = [sys.executable, "-m", "jobs.bench.decode_ours"], [str(here.parents[1])]
         else:
-            command, paths = [str(python), "-P", str(here / "peers" / "decode.py")], []
+            script = ["torchvision_crop.py"] if variant.reader == "torchvision" else ["-P", "decode.py"]
+            command, paths = [str(pythons[variant.reader]), *script[:-1], str(here / "peers" / script[-1])], []
         if variant.pillow == "pillow-simd":
             paths.insert(0, str(fast))
         self.variant = variant
@@ -304,6 +317,8 @@ def _row(
     return dataclasses.asdict(client.variant) | {
         "build": client.about["build"],
         "cpu_ms": 1000 * cpu,
+        "cpu_ms_least": 1000 * min(costs),
+        "cpu_ms_most": 1000 * max(costs),
         "images_per_cpu_s": 1 / cpu,
         "ratio": statistics.median(done[REFERENCE] / done[client.variant] for done in passes),
         "psnr_db": float(likeness_N.mean()),
@@ -315,5 +330,6 @@ def _row(
 def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['reader']:10} {row['build']:26} {row['setting']:12} {row['images_per_cpu_s']:6.0f} images per CPU s  "
+        f"{row['cpu_ms']:.3f} ms ({row['cpu_ms_least']:.3f} to {row['cpu_ms_most']:.3f})  "
         f"{row['ratio']:.2f}x  {row['psnr_db']:.1f} dB (5th percentile {row['psnr_p5_db']:.1f})"
     )

@@ -45,7 +45,7 @@ def pack(target: Path, root: Path = ROOT) -> Package:
             member.compress_type = zipfile.ZIP_DEFLATED
             member.external_attr = ((root / name).stat().st_mode & 0o777) << 16
             made.writestr(member, (root / name).read_bytes())
-    left = _listed(root, "--others", "--exclude-standard", "--", "*.py", "*.pyi", "*.c")
+    left = _listed(root, "--others", "--exclude-standard", "--", "*.py", "*.pyi", "*.c", "*.h")
     return Package(target, len(sizes), total, tuple(left))
 
 

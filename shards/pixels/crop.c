@@ -6,10 +6,10 @@
    a picture that is damaged outside the box is bad as well; inverse transform, upsampling and colours are computed for
    the box alone.
 
-   Sources: Pillow's Resample.c (precompute_coeffs, normalize_coeffs_8bpc); libjpeg-turbo's libjpeg.txt; ITU-T T.81 B.2.
-   Memory: reads body[0..size), writes 3 * side * side bytes an image; its own scratch grows with one row of the box. */
+   Sources: libjpeg-turbo's libjpeg.txt; ITU-T T.81 B.2.
+   Memory: reads body[0..size), writes 3 * side * side bytes an image; its own scratch grows with one row of the box and
+   with the largest body. */
 
-#include <math.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,12 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && !defined(PLAIN)
-#define HAS_AVX2 1
-#include <immintrin.h>
-#endif
-
 #include <jpeglib.h>
+
+#include "huffman.h"
+#include "resample.h"
 
 #if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2001000
 #error "needs libjpeg-turbo 2.1 or newer"
@@ -30,13 +28,9 @@
 
 #define MAX_PIXELS 178956970   /* as shards/pixels/image.py */
 #define MAX_SEGMENTS 1000
-#define PRECISION 22           /* bits of a coefficient, as Pillow's */
-#define SPLIT 12
-#define HALF (1 << (PRECISION - 1))
 #define ROWS 4                 /* asked of libjpeg at once */
 #define ASKEW 8                /* bytes by which rows for libjpeg miss a boundary: to one that lies on it, it writes past
                                   the cache, and reading it again would cost as much as decoding it */
-#define SUPPORT 2.0            /* of the bicubic filter */
 
 /* As shards.pixels.image.View: a box of the picture, the size that it is resized to, the window's place in that. */
 typedef struct {
@@ -145,186 +139,6 @@ void crop_sizes(int n, const uint8_t *const *bodies, const size_t *lengths, int3
         if (!header(bodies[i], lengths[i], sizes + 2 * i)) sizes[2 * i] = sizes[2 * i + 1] = 0;
 }
 
-/* --- resampling ------------------------------------------------------------------------------------------------- */
-
-/* Of one axis: each of `out` pixels is a sum over pixels of the box from first[i] on, as many as weights are not 0, at
-   most `most`, which is even: the loops over them are alike for all pixels, for the processor's sake. */
-typedef struct {
-    int out, most;
-    int low, high;             /* pixels of the box, of the axis, that are needed: [low, high) */
-    int32_t *first, *last;     /* [first, last) */
-    int32_t *weight;           /* [out][most] */
-    int16_t *split;            /* [out][most / 4][2][4]: of four weights, what is above SPLIT bits, then what is below */
-} Axis;
-
-static double bicubic(double x) {
-    const double a = -0.5;
-    if (x < 0.0) x = -x;
-    if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-    if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
-    return 0.0;
-}
-
-/* Pixels [start, start + out) of a box of `size` pixels that is resized to `to`. 0 without memory. */
-static int axis(Axis *a, int size, int to, int start, int out, int mirrored) {
-    const double scale = (double)size / to, stretch = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / stretch;
-    const double support = SUPPORT * stretch;
-    const int room = (int)ceil(support) * 2 + 4;
-    a->out = out;
-    a->first = malloc((size_t)out * 2 * sizeof(int32_t));
-    a->weight = malloc((size_t)out * (size_t)room * sizeof(int32_t));
-    a->split = malloc((size_t)out * (size_t)room * 2 * sizeof(int16_t));
-    double *w = malloc((size_t)room * sizeof(double));
-    if (!a->first || !a->weight || !a->split || !w) {
-        free(w);
-        return 0;
-    }
-    a->last = a->first + out;
-    a->most = 0;
-    a->low = size;
-    a->high = 0;
-    for (int i = 0; i < out; i++) {
-        double centre = (start + i + 0.5) * scale;
-        int low = (int)(centre - support + 0.5), high = (int)(centre + support + 0.5), at = mirrored ? out - 1 - i : i;
-        a->first[at] = low = low < 0 ? 0 : low;
-        a->last[at] = high = high > size ? size : high;
-        if (low < a->low) a->low = low;
-        if (high > a->high) a->high = high;
-        if (high - low > a->most) a->most = high - low;
-    }
-    a->most = (a->most + 3) & ~3;
-    for (int i = 0; i < out; i++) {
-        int at = mirrored ? out - 1 - i : i, low = a->first[at], count = a->last[at] - low;
-        double centre = (start + i + 0.5) * scale, sum = 0.0;
-        int32_t *weight = a->weight + (ptrdiff_t)at * a->most;
-        int16_t *split = a->split + (ptrdiff_t)at * a->most * 2;
-        for (int k = 0; k < count; k++) sum += w[k] = bicubic((k + low - centre + 0.5) * inverse);
-        for (int k = 0; k < a->most; k++) {
-            double share = k < count ? (sum != 0.0 ? w[k] / sum : w[k]) * (1 << PRECISION) : 0.0;
-            weight[k] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
-            split[k / 4 * 8 + k % 4] = (int16_t)(weight[k] >> SPLIT);
-            split[k / 4 * 8 + k % 4 + 4] = (int16_t)(weight[k] & ((1 << SPLIT) - 1));
-        }
-    }
-    free(w);
-    return 1;
-}
-
-/* One row of 4-byte pixels, the first of them number `origin` of the box, to three rows of a->out bytes that are `apart`.
-   The row is read a->most pixels beyond those that count. */
-typedef void Across(const Axis *a, const uint8_t *row, int origin, uint8_t *to, size_t apart);
-
-/* Pixel i of the axis for each of `stride` columns, a multiple of 32, of rows of which number n lies in ring[n % held]. */
-typedef void Down(const Axis *a, int i, const uint8_t *ring, int held, size_t stride, uint8_t *to);
-
-static inline uint8_t level(int32_t sum) {
-    sum >>= PRECISION;
-    return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
-}
-
-static void across_from(const Axis *a, int i, const uint8_t *row, int origin, uint8_t *to, size_t apart) {
-    for (; i < a->out; i++) {
-        const uint8_t *p = row + 4 * (ptrdiff_t)(a->first[i] - origin);
-        const int32_t *w = a->weight + (ptrdiff_t)i * a->most;
-        int32_t red = HALF, green = HALF, blue = HALF;
-        for (int k = 0; k < a->most; k++) {
-            red += p[4 * k] * w[k];
-            green += p[4 * k + 1] * w[k];
-            blue += p[4 * k + 2] * w[k];
-        }
-        to[i] = level(red);
-        to[apart + (size_t)i] = level(green);
-        to[2 * apart + (size_t)i] = level(blue);
-    }
-}
-
-static void across_plain(const Axis *a, const uint8_t *row, int origin, uint8_t *to, size_t apart) {
-    across_from(a, 0, row, origin, to, apart);
-}
-
-static void down_plain(const Axis *a, int i, const uint8_t *ring, int held, size_t stride, uint8_t *to) {
-    const int32_t *w = a->weight + (ptrdiff_t)i * a->most;
-    for (size_t at = 0; at < stride; at += 32) {
-        int32_t sums[32];
-        for (int x = 0; x < 32; x++) sums[x] = HALF;
-        for (int k = 0; k < a->last[i] - a->first[i]; k++) {
-            const uint8_t *row = ring + (size_t)((a->first[i] + k) % held) * stride + at;
-            for (int x = 0; x < 32; x++) sums[x] += row[x] * w[k];
-        }
-        for (int x = 0; x < 32; x++) to[at + (size_t)x] = level(sums[x]);
-    }
-}
-
-#ifdef HAS_AVX2
-#define AVX2 __attribute__((target("avx2")))
-#define INLINE static inline __attribute__((always_inline))
-
-/* Red, green, blue and nothing of pixel i. Four pixels of the row at once: products of 8 bits with the two halves of a
-   weight, each of which has less than 16. */
-AVX2 INLINE __m128i sum_avx2(const Axis *a, int i, int most, const uint8_t *row, int origin) {
-    const __m256i couple = _mm256_setr_epi8(
-        0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1, 8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1
-    );
-    const __m256i high = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), low = _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3);
-    const uint8_t *p = row + 4 * (ptrdiff_t)(a->first[i] - origin);
-    const int16_t *w = a->split + (ptrdiff_t)i * most * 2;
-    __m256i above = _mm256_setzero_si256(), below = above;
-    for (int k = 0; k < most; k += 4) {
-        __m256i pixels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(p + 4 * k)));
-        __m256i weights = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(w + 2 * k)));
-        pixels = _mm256_shuffle_epi8(pixels, couple);
-        above = _mm256_add_epi32(above, _mm256_madd_epi16(pixels, _mm256_permutevar8x32_epi32(weights, high)));
-        below = _mm256_add_epi32(below, _mm256_madd_epi16(pixels, _mm256_permutevar8x32_epi32(weights, low)));
-    }
-    __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(above, SPLIT), below);
-    __m128i rgb = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    return _mm_srai_epi32(_mm_add_epi32(rgb, _mm_set1_epi32(HALF)), PRECISION);
-}
-
-AVX2 INLINE void across_most(const Axis *a, int most, const uint8_t *row, int origin, uint8_t *to, size_t apart) {
-    const __m128i planes = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1);
-    int i = 0;
-    for (; i + 4 <= a->out; i += 4) {
-        __m128i left = _mm_packs_epi32(sum_avx2(a, i, most, row, origin), sum_avx2(a, i + 1, most, row, origin));
-        __m128i right = _mm_packs_epi32(sum_avx2(a, i + 2, most, row, origin), sum_avx2(a, i + 3, most, row, origin));
-        __m128i rgb = _mm_shuffle_epi8(_mm_packus_epi16(left, right), planes);
-        _mm_storeu_si32(to + i, rgb);
-        _mm_storeu_si32(to + apart + i, _mm_srli_si128(rgb, 4));
-        _mm_storeu_si32(to + 2 * apart + i, _mm_srli_si128(rgb, 8));
-    }
-    across_from(a, i, row, origin, to, apart);
-}
-
-AVX2 static void across_avx2(const Axis *a, const uint8_t *row, int origin, uint8_t *to, size_t apart) {
-    switch (a->most) { /* numbers that the compiler knows spare it the loop */
-    case 4: across_most(a, 4, row, origin, to, apart); break;
-    case 8: across_most(a, 8, row, origin, to, apart); break;
-    case 12: across_most(a, 12, row, origin, to, apart); break;
-    default: across_most(a, a->most, row, origin, to, apart);
-    }
-}
-
-AVX2 static void down_avx2(const Axis *a, int i, const uint8_t *ring, int held, size_t stride, uint8_t *to) {
-    const int32_t *w = a->weight + (ptrdiff_t)i * a->most;
-    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for (size_t at = 0; at < stride; at += 32) {
-        __m256i sum[4];
-        for (int n = 0; n < 4; n++) sum[n] = _mm256_set1_epi32(HALF);
-        for (int k = 0; k < a->last[i] - a->first[i]; k++) {
-            const uint8_t *row = ring + (size_t)((a->first[i] + k) % held) * stride + at;
-            __m256i weight = _mm256_set1_epi32(w[k]);
-            for (int n = 0; n < 4; n++) {
-                __m256i pixels = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(row + 8 * n)));
-                sum[n] = _mm256_add_epi32(sum[n], _mm256_mullo_epi32(pixels, weight));
-            }
-        }
-        for (int n = 0; n < 4; n++) sum[n] = _mm256_srai_epi32(sum[n], PRECISION);
-        __m256i levels = _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
-        _mm256_storeu_si256((__m256i *)(to + at), _mm256_permutevar8x32_epi32(levels, in_order));
-    }
-}
-#endif
-
 /* --- decoding --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -334,11 +148,20 @@ typedef struct {
 
 /* All that one image needs; lives outside of the function that longjmp returns to. */
 typedef struct {
-    struct jpeg_decompress_struct jpeg;
+    struct jpeg_decompress_struct jpeg; /* the first, so that who has it has the work */
     Errors errors;
+    Scan scan;                 /* scan.all is 0 where libjpeg's own Huffman decoder is at work */
     Axis across, down;
     uint8_t *rows, *ring, *line;
 } Work;
+
+/* What images have in common. Without tables, libjpeg's own Huffman decoder is used. */
+typedef struct {
+    Across *across;
+    Down *down;
+    Tables *tables;
+    uint8_t *scratch;          /* of the largest body and OVERRUN bytes */
+} Tools;
 
 static void refuse(j_common_ptr jpeg) { longjmp(((Errors *)jpeg->err)->refuse, 1); }
 static void heard(j_common_ptr jpeg, int severity) {
@@ -363,6 +186,7 @@ static void skip_to(Work *w, JDIMENSION row) {
 static int ends_well(Work *w) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
     const struct jpeg_source_mgr *source = jpeg->src;
+    if (w->scan.all) return scan_ends_well(&w->scan, jpeg);
     if (jpeg->output_scanline < jpeg->output_height) {
         skip_to(w, jpeg->output_height - 1);
         JSAMPROW row = w->rows ? w->rows : w->ring; /* to skip the last row would be to skip the data as well */
@@ -372,7 +196,18 @@ static int ends_well(Work *w) {
     return source->bytes_in_buffer >= 2 && source->next_input_byte[0] == 0xFF && source->next_input_byte[1] == 0xD9;
 }
 
-static void begin(Work *w, const uint8_t *body, size_t size, const int32_t *expected) {
+/* How libjpeg's struct jpeg_entropy_decoder begins. */
+typedef struct {
+    void (*start_pass)(j_decompress_ptr);
+    boolean (*decode_mcu)(j_decompress_ptr, JBLOCKROW *);
+} Entropy;
+
+static boolean decode_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
+    if (!scan_mcu(&((Work *)jpeg)->scan, jpeg, blocks)) refuse((j_common_ptr)jpeg);
+    return TRUE;
+}
+
+static void begin(Work *w, const uint8_t *body, size_t size, const int32_t *expected, const Tools *tools) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
     jpeg_create_decompress(jpeg);
     jpeg_mem_src(jpeg, body, (unsigned long)size);
@@ -383,11 +218,13 @@ static void begin(Work *w, const uint8_t *body, size_t size, const int32_t *expe
         refuse((j_common_ptr)jpeg);
     jpeg->out_color_space = JCS_EXT_RGBX;
     jpeg_start_decompress(jpeg);
+    if (!tools->tables || !scan_begin(&w->scan, tools->tables, jpeg, body, size, tools->scratch)) return;
+    ((Entropy *)jpeg->entropy)->decode_mcu = decode_mcu;
 }
 
 /* A ring holds as many rows as a row of the output is made of: of the picture if the pass down them is first, else of what
    the pass across made of those. */
-static void decode(Work *w, const View *v, int side, uint8_t *out, Across *across, Down *down) {
+static void decode(Work *w, const View *v, int side, uint8_t *out, const Tools *tools) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
     const size_t edge = (size_t)side, plane = edge * edge;
     if (!axis(&w->across, v->width, v->to_width, v->left, side, v->mirrored) ||
@@ -401,6 +238,9 @@ static void decode(Work *w, const View *v, int side, uint8_t *out, Across *acros
     /* Once cropped, libjpeg decides again how chroma is upsampled, and does it simply where 2 or fewer columns are left. */
     if (width > 4 && width < jpeg->output_width) jpeg_crop_scanline(jpeg, &start, &width);
     else start = 0, width = jpeg->output_width;
+    const JDIMENSION unit = 8 * (JDIMENSION)jpeg->max_h_samp_factor;
+    w->scan.from = (int)(start / unit);
+    w->scan.to = (int)((start + width + unit - 1) / unit);
 
     /* Levels are rounded between the two passes, so their order shows: it is Pillow's. */
     const int surplus = v->height - v->to_height, down_first = surplus > 0 && surplus > 2 * (v->width - v->to_width);
@@ -421,11 +261,11 @@ static void decode(Work *w, const View *v, int side, uint8_t *out, Across *acros
         const int got = (int)jpeg_read_scanlines(jpeg, rows, (JDIMENSION)wanted);
         if (!got) refuse((j_common_ptr)jpeg);
         for (int i = 0; i < got && !down_first; i++)
-            across(&w->across, rows[i], origin, w->ring + (size_t)((y + i) % held) * stride, edge);
+            tools->across(&w->across, rows[i], origin, w->ring + (size_t)((y + i) % held) * stride, edge);
         for (y += got; next < side && w->down.last[next] <= y; next++) {
-            down(&w->down, next, w->ring, held, stride, w->line);
+            tools->down(&w->down, next, w->ring, held, stride, w->line);
             uint8_t *to = out + (size_t)next * edge;
-            if (down_first) across(&w->across, w->line + ASKEW, origin, to, plane);
+            if (down_first) tools->across(&w->across, w->line + ASKEW, origin, to, plane);
             else for (size_t c = 0; c < 3; c++) memcpy(to + c * plane, w->line + c * edge, edge);
         }
     }
@@ -441,17 +281,17 @@ static int fits(const View *v, const int32_t *size, int side) {
 
 /* Everything that may end in `refuse`. The work's memory is the caller's to free. */
 static int attempt(
-    Work *w, const uint8_t *body, size_t length, const int32_t *size, const View *v, int side, uint8_t *out, Across *across,
-    Down *down
+    Work *w, const uint8_t *body, size_t length, const int32_t *size, const View *v, int side, uint8_t *out,
+    const Tools *tools
 ) {
     if (setjmp(w->errors.refuse)) return 0;
-    begin(w, body, length, size);
-    decode(w, v, side, out, across, down);
+    begin(w, body, length, size, tools);
+    decode(w, v, side, out, tools);
     return 1;
 }
 
 /* 1 if the view of the body was written to out[3][side][side]; 0 if it was refused, and out may hold anything. */
-static int crop_view(const uint8_t *body, size_t length, const View *v, int side, uint8_t *out, Across *across, Down *down) {
+static int crop_view(const uint8_t *body, size_t length, const View *v, int side, uint8_t *out, const Tools *tools) {
     Work w;
     int32_t size[2];
     if (side < 1 || v->width < 1 || !header(body, length, size) || !fits(v, size, side)) return 0;
@@ -460,7 +300,7 @@ static int crop_view(const uint8_t *body, size_t length, const View *v, int side
     w.errors.base.error_exit = refuse;
     w.errors.base.emit_message = heard;
     w.errors.base.output_message = silent;
-    int done = attempt(&w, body, length, size, v, side, out, across, down);
+    int done = attempt(&w, body, length, size, v, side, out, tools);
     jpeg_destroy_decompress(&w.jpeg);
     free(w.across.first);
     free(w.across.weight);
@@ -474,19 +314,86 @@ static int crop_view(const uint8_t *body, size_t length, const View *v, int side
     return done;
 }
 
+/* --- the library's calls ---------------------------------------------------------------------------------------- */
+
+static int fast;               /* whether `crop_fast` found that huffman.h may be used */
+static _Thread_local Tables tables;
+
 /* The views of n bodies to out[n][3][side][side]; done[i] says whether image i was taken. A view 0 wide is none. */
 void crop_views(
     int n, const uint8_t *const *bodies, const size_t *lengths, const View *views, int side, uint8_t *out, uint8_t *done
 ) {
-    Across *across = across_plain;
-    Down *down = down_plain;
+    Tools tools = {across_plain, down_plain, NULL, NULL};
 #ifdef HAS_AVX2
     if (__builtin_cpu_supports("avx2")) {
-        across = across_avx2;
-        down = down_avx2;
+        tools.across = across_avx2;
+        tools.down = down_avx2;
     }
 #endif
-    size_t image = 3 * (size_t)side * (size_t)side;
+    size_t image = 3 * (size_t)side * (size_t)side, largest = 0;
     for (int i = 0; i < n; i++)
-        done[i] = (uint8_t)crop_view(bodies[i], lengths[i], views + i, side, out + (size_t)i * image, across, down);
+        if (lengths[i] > largest) largest = lengths[i];
+    if (fast && (tools.scratch = calloc(1, largest + OVERRUN))) tools.tables = &tables;
+    for (int i = 0; i < n; i++)
+        done[i] = (uint8_t)crop_view(bodies[i], lengths[i], views + i, side, out + (size_t)i * image, &tools);
+    free(tools.scratch);
+}
+
+#define TRIED_WIDE 83
+#define TRIED_HIGH 61
+
+/* A picture of noise, which fills all 64 coefficients, as a JPEG with restart markers; 0 if it is not to be had. */
+static unsigned long noise(uint8_t **body, int parts) {
+    struct jpeg_compress_struct jpeg;
+    struct jpeg_error_mgr errors;
+    uint8_t row[3 * TRIED_WIDE];
+    uint32_t state = 1;
+    unsigned long size = 0;
+    *body = NULL;
+    memset(&jpeg, 0, sizeof jpeg);
+    jpeg.err = jpeg_std_error(&errors); /* without memory, this ends the process */
+    jpeg_create_compress(&jpeg);
+    jpeg_mem_dest(&jpeg, body, &size);
+    jpeg.image_width = TRIED_WIDE;
+    jpeg.image_height = TRIED_HIGH;
+    jpeg.input_components = parts;
+    jpeg.in_color_space = parts == 3 ? JCS_RGB : JCS_GRAYSCALE;
+    jpeg_set_defaults(&jpeg);
+    jpeg_set_quality(&jpeg, parts == 3 ? 92 : 40, TRUE);
+    jpeg.restart_interval = 5;
+    jpeg_start_compress(&jpeg, TRUE);
+    while (jpeg.next_scanline < jpeg.image_height) {
+        for (int i = 0; i < parts * TRIED_WIDE; i++) row[i] = (uint8_t)((state = state * 1664525u + 1013904223u) >> 24);
+        JSAMPROW rows[1] = {row};
+        jpeg_write_scanlines(&jpeg, rows, 1);
+    }
+    jpeg_finish_compress(&jpeg);
+    jpeg_destroy_compress(&jpeg);
+    return size;
+}
+
+/* Use huffman.h from now on if this build of libjpeg has its decoder where we look for it, and gives the same pixels with
+   ours. Called once, before anything else. Returns whether it is used. */
+int crop_fast(void) {
+#if LIBJPEG_TURBO_VERSION_NUMBER < 3002000
+    enum { SIDE = 16 };
+    static uint8_t plain[3 * SIDE * SIDE], ours[3 * SIDE * SIDE];
+    const View views[] = {{37, 21, 29, 23, SIDE, SIDE, 0, 0, 0}, {0, 0, TRIED_WIDE, TRIED_HIGH, SIDE, SIDE, 0, 0, 1}};
+    int same = 1;
+    for (int i = 0; i < 8 && same; i++) {
+        uint8_t *body, found[2] = {0, 0};
+        const unsigned long length = noise(&body, i < 4 ? 3 : 1);
+        const uint8_t *const bodies[] = {body};
+        const size_t lengths[] = {length - (i & 2)}; /* whole, and without its end */
+        fast = 0;
+        crop_views(1, bodies, lengths, views + i % 2, SIDE, plain, found);
+        fast = 1;
+        crop_views(1, bodies, lengths, views + i % 2, SIDE, ours, found + 1);
+        crop_views(1, bodies, lengths, views + i % 2, SIDE, ours, found + 1); /* its tables are made by now */
+        same = found[0] == !(i & 2) && found[1] == found[0] && (!found[0] || !memcmp(plain, ours, sizeof ours));
+        free(body);
+    }
+    fast = same;
+#endif
+    return fast;
 }

@@ -31,8 +31,8 @@ LIBRARIES = ("-ljpeg", "-lm")
 class Cropper:
     """The loaded library. Calls from several threads run in parallel."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError when it cannot be loaded here."""
+    def __init__(self, path: Path, own_huffman: bool = True) -> None:
+        """Raises OSError when it cannot be loaded here. `own_huffman`: with our Huffman decoder, if it works here."""
         loaded = ctypes.CDLL(str(path))
         self._sizes, self._views = loaded.crop_sizes, loaded.crop_views
         pointer, number = ctypes.c_void_p, ctypes.c_int
@@ -41,6 +41,7 @@ class Cropper:
         self._sizes.restype = self._views.restype = None
         loaded.crop_codec.restype = ctypes.c_char_p
         self.codec = loaded.crop_codec().decode()
+        self.own_huffman = own_huffman and bool(loaded.crop_fast())
 
     def sizes(self, bodies: Sequence[Body]) -> list[tuple[int, int] | None]:
         """(width, height) by the header of each picture that can be decoded if its data is sound; None for others."""

@@ -12,9 +12,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bits.h"
+
 #define LOOK 12                /* bits that one look at a table takes in; 12 keeps two tables in the first cache */
 #define WAYS (1 << LOOK)
-#define OVERRUN 4096           /* one MCU is at most 10 blocks of 64 codes of 27 bits: 2,160 bytes */
 #define END 128                /* in the advance of an entry: the block ends here */
 #define NONE (255u << 6)       /* an entry that says nothing: its code is longer than LOOK bits, or there is none */
 
@@ -37,35 +38,8 @@ typedef struct {
     int id, across, down, quant, dc, ac, mean;
 } Component;
 
-typedef struct {
-    const uint8_t *at;
-    uint64_t window;           /* the next bits, from the top */
-    unsigned bits;             /* of the window that are real */
-} Reader;
-
 size_t entropy_context(void) { return sizeof(Context); }
 size_t entropy_overrun(void) { return OVERRUN; }
-
-static inline uint64_t eight(const uint8_t *p) {
-    uint64_t x;
-    memcpy(&x, p, 8);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    x = __builtin_bswap64(x);
-#endif
-    return x;
-}
-
-/* At least 56 bits in the window (F. Giesen, "Reading bits in far too many ways", variant 4). */
-static inline void fill(Reader *r) {
-    r->window |= eight(r->at) >> r->bits;
-    r->at += (63 - r->bits) >> 3;
-    r->bits |= 56;
-}
-
-static inline void take(Reader *r, unsigned bits) {
-    r->window <<= bits;
-    r->bits -= bits;
-}
 
 /* Of a symbol: how many bits it takes with its code of `length`, and how far it advances; NONE if it is no symbol. */
 static uint16_t entry(int is_ac, int value, int length) {
@@ -246,21 +220,6 @@ static int header(Context *c, Header *h, const uint8_t *body, size_t size) {
     return 0;
 }
 
-/* The data up to the next marker without its stuffed zeros, to scratch; moves `at` to the marker. */
-static size_t unstuff(const uint8_t *body, size_t size, size_t *at, uint8_t *scratch) {
-    size_t length = 0;
-    for (;;) {
-        const uint8_t *from = body + *at, *mark = memchr(from, 0xFF, size - *at);
-        size_t run = mark ? (size_t)(mark - from) : size - *at;
-        memcpy(scratch + length, from, run);
-        length += run;
-        *at += run;
-        if (!mark || *at + 1 >= size || body[*at + 1] != 0) return length;
-        scratch[length++] = 0xFF;
-        *at += 2;
-    }
-}
-
 /* The gray picture of a sound body: (width << 16 | height) of the plane that was written, row by row; 0: not known.
    `scratch` has room for size + OVERRUN bytes, all of them initialised once; `context` begins as zeros. */
 long entropy_plane(
@@ -304,7 +263,7 @@ long entropy_plane(
                     }
                 }
             }
-            ptrdiff_t used = 8 * (r.at - scratch) - (ptrdiff_t)r.bits;
+            ptrdiff_t used = taken(&r, scratch);
             done++;
             todo--;
             if (used > 8 * (ptrdiff_t)length) return 0; /* it ran out */

@@ -19,8 +19,9 @@ if sys.platform == "linux":
 
 
 def library(source: Path) -> Path:
-    """The path of the library compiled from this exact source, if it was built."""
-    digest = hashlib.sha256(source.read_bytes() + " ".join(HARDENED).encode()).hexdigest()[:12]
+    """The path of the library compiled from this exact source and the headers beside it, if it was built."""
+    read = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+    digest = hashlib.sha256(read + " ".join(HARDENED).encode()).hexdigest()[:12]
     return source.with_name(f"_{source.stem}-{sys.platform}-{platform.machine()}-{digest}.so")
 
 

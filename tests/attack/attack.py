@@ -63,7 +63,7 @@ class Row:
 
 
 ROWS = {
-    "fuzz-jpeg": Row("mutated JPEGs through entropy.c and crop.c, under ASAN and UBSAN", 100_000, fuzz_rows.jpegs),
+    "fuzz-jpeg": Row("mutated JPEGs through entropy.c and crop.c, under ASAN and UBSAN", 200_000, fuzz_rows.jpegs),
     "fuzz-image": Row("mutated PNG, WebP, GIF, BMP and TIFF, judged", 2_000, fuzz_rows.images),
     "fuzz-tar": Row("mutated tars, imported in place", 20_000, fuzz_rows.tars),
     "fuzz-parquet": Row("mutated indexes, plans, manifests and rules, read", 5_000, fuzz_rows.tables),

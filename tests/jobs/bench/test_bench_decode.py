@@ -35,6 +35,19 @@ def test_a_run_shows_the_same_pixels_and_gives_ratios_that_fit(here, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_ratio_to_torchvision_is_that_of_its_cost_to_ours():
+    rows = [
+        {"reader": reader, "pillow": pillow, "setting": setting, "cpu_ms": cost, "ratio": 4 / cost, "psnr_db": 50.0}
+        for reader, pillow, setting, cost in (
+            ("webdataset", "pillow", "crop", 4.0),
+            ("torchvision", "no pillow", "antialias", 3.0),
+            ("ours", "pillow", "Pillow alone", 3.5),
+            ("ours", "pillow", "crop.c", 2.0),
+        )
+    ]
+    assert decode.ratios_of(rows) == {"speedup_vs_pillow": 2.0, "psnr_db": 50.0, "speedup_vs_torchvision": 1.5}
+
+
 def test_enlarged_pictures_have_the_mean_size(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "MEAN_BYTES", 9_000)
     for n, body in enumerate(decode.photographs(4, 5_000)):

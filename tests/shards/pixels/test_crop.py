@@ -17,11 +17,11 @@ TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0
 UPRIGHT = TURNED.replace(b"\x06", b"\x01")
 
 
-def built(folder: Path, *flags: str) -> crop.Cropper:
-    why = native.build(crop.SOURCE, folder / "crop.so", (*crop.FLAGS, *flags), crop.LIBRARIES)
+def built(folder: Path, *flags: str, source: Path = crop.SOURCE, own_huffman: bool = True) -> crop.Cropper:
+    why = native.build(source, folder / "crop.so", (*crop.FLAGS, *flags), crop.LIBRARIES)
     if why:
         pytest.skip(f"crop.c is not built here: {why}")
-    return crop.Cropper(folder / "crop.so")
+    return crop.Cropper(folder / "crop.so", own_huffman)
 
 
 @pytest.fixture(scope="module")
