@@ -1,13 +1,16 @@
-"""Our stream against webdataset, MosaicML streaming and litdata: CPU per image, rate, distance, memory, mixing, waits.
+"""Our stream against webdataset, MosaicML streaming, litdata and Hugging Face datasets: CPU per image, rate, distance,
+memory, mixing, waits.
 
 Every reader is one process on the first core, shuffles as its users would, and puts every byte of every picture into
-the memory of a batch (the peers' bodies are copied there, ours are read into it); nothing is decoded. The file server
+the memory of a batch (the peers' bodies are copied there; ours are read into it, and datasets gathers its own from a
+memory-mapped Arrow table, at random places, without a look at what it finds there); nothing is decoded. The file server
 (`bucket`) has the last core. CPU is the user + system time of the client and its children over some passes after a
 first one, which is reported separately with opening. Rounds are interleaved; a ratio is the median over rounds of ours
 over theirs: below 1 is better for CPU, above 1 for rates.
 
 Parts (`--only`): `local`, a warm disk; `s3`, an S3 endpoint; `delayed`, the same with 50 ms to the first byte and
-60 MB/s per connection, with memory and bytes read over whole epochs at several world sizes; `mixing`, classes in a
+60 MB/s per connection, with memory and bytes read over whole epochs at several world sizes, also in batches that are no
+multiple of the order's lanes and in a mixture; `mixing`, classes in a
 batch of a class-sorted set, from the order alone; `wait`, how long a consumer of 80 % of the loader's rate waits.
 """
 
@@ -33,11 +36,14 @@ from jobs.bench import bucket, result, stream_data
 from jobs.bench.peers import environments, stream
 from shards.stream import Order, ReadConfig, Sequence, batch
 
-READERS = ("ours", "webdataset", "mosaic", "litdata")
+REMOTE = ("ours", "webdataset", "mosaic", "litdata")
+READERS = (*REMOTE, "hf")  # of a local disk
 PARTS = ("local", "s3", "delayed", "mixing", "wait")
 LATENCY, RATE = 0.05, 60e6  # seconds to the first byte, bytes/s per connection
 WORLDS = (1, 3, 8)
 LINKS = 1024  # pictures per shard, in the set for whole epochs
+UNEVEN = 6  # a batch without so many pictures is no multiple of the order's lanes
+MIXED = 0.2  # the second set's share of a mixture; it has as many of both sets' pictures
 SHARE, TURNS = 0.8, 3  # the consumer's share of the loader's rate; how often both are measured
 CLASSES, SAMPLES, UNIT = 21_000, 14_200_000, 10_240  # of the class-sorted set
 GLOBAL_BATCH = 2048
@@ -80,19 +86,29 @@ class Bench:
         return environments.build(environments.STREAMS)
 
     @cached_property
+    def arrow(self) -> Path:
+        return environments.build(environments.ARROW)
+
+    @cached_property
     def made(self) -> stream_data.Made:
         return stream_data.written(self.root / "bench" / "ours", self.config.images, stream_data.pool(self.config.data))
 
     @cached_property
     def formats(self) -> None:
         """The same pictures in the peers' formats."""
-        for who in ("mosaic", "litdata"):
+        for who in ("mosaic", "litdata", "hf"):
             tars = [str(self.made.folder / "shards" / name) for name in self.made.tars]
             self.client(who, {"verb": "write", "folder": str(self.root / "bench" / who), "tars": tars})
 
     @cached_property
     def epoch(self) -> stream_data.Made:
         return stream_data.cloned(self.root / "bench" / "epoch", -(-self.config.epoch_images // LINKS), LINKS)
+
+    @cached_property
+    def more(self) -> stream_data.Made:
+        """The second set of a mixture."""
+        shards = -(-self.config.epoch_images // LINKS)
+        return stream_data.cloned(self.root / "bench" / "more", max(1, round(shards * MIXED / (1 - MIXED))), LINKS)
 
     @cached_property
     def wide(self) -> stream_data.Made:
@@ -112,7 +128,11 @@ class Bench:
             command = [sys.executable, "-m", "jobs.bench.stream_ours"]
             env["PYTHONPATH"] = str(Path(__file__).parents[2])
         else:
-            command = [str(self.python), "-P", stream.__file__]  # -P: this folder has a module named select
+            command = [
+                str(self.arrow if who == "hf" else self.python),
+                "-P",
+                stream.__file__,
+            ]  # -P: this folder has a module named select
         with tempfile.TemporaryDirectory(dir=self.root) as cache:
             words = json.dumps(spec | {"who": who, "cache": cache})
             done = subprocess.run(
@@ -164,6 +184,7 @@ def local(bench: Bench) -> Measured:
         "webdataset": {"tars": [str(made.folder / "shards" / name) for name in made.tars]},
         "mosaic": {"folder": str(folder / "mosaic")},
         "litdata": {"folder": str(folder / "litdata")},
+        "hf": {"folder": str(folder / "hf")},
     }
     runs = _interleaved(bench, {who: lambda who=who: bench.client(who, common | specs[who]) for who in READERS})
     return _rows(runs, made.images), {
@@ -188,10 +209,10 @@ def s3(bench: Bench) -> Measured:
         def reader(who: str) -> Callable[[], dict[str, Any]]:
             return lambda: load(lambda: bench.client(who, common | specs[who], variables))
 
-        runs = _interleaved(bench, {who: reader(who) for who in READERS})
+        runs = _interleaved(bench, {who: reader(who) for who in REMOTE})
     return _rows(runs, made.images), {
-        **{f"s3_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in READERS[1:]},
-        **{f"s3_rate_vs_{who}": 1 / _ratio(runs, who, "wall") for who in READERS[1:]},
+        **{f"s3_cpu_vs_{who}": _ratio(runs, who, "cpu") for who in REMOTE[1:]},
+        **{f"s3_rate_vs_{who}": 1 / _ratio(runs, who, "wall") for who in REMOTE[1:]},
         "s3_first_pass_cpu_vs_webdataset": _ratio(runs, "webdataset", "first_cpu"),
     }
 
@@ -254,7 +275,7 @@ def _rows(runs: list[dict[str, dict[str, Any]]], images: int) -> list[dict[str, 
         }
         if "server_share" in mine[0]:
             row["server_share"] = statistics.median(run["server_share"] for run in mine)
-        rows.append(row | {"rounds": [{k: run[k] for k in ("cpu", "wall")} for run in mine]})
+        rows.append(row | {"rounds": [{k: run[k] for k in ("cpu", "wall", "first_cpu")} for run in mine]})
     return rows
 
 
@@ -272,32 +293,47 @@ def delayed(bench: Bench) -> Measured:
 def _epochs(bench: Bench) -> Measured:
     """Bytes sent over bytes used in a whole epoch, for all ranks, including indexes and manifest; and whether a rank's
     memory after its third epoch equals that after its first."""
-    rows, ratios = [], {}
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
     made = bench.epoch
     with bench.bucket() as server:
-        data = {"data": f"s3://bench/epoch@{(made.folder / 'address').read_text()}"}
-        for world in WORLDS:
-            spec = bench.spec(made, world=world, **data) | {"verb": "epochs"}
+        for what, world, more in (
+            *(("epoch", world, {}) for world in WORLDS),
+            *(("uneven", world, {"batch": bench.config.batch - UNEVEN}) for world in WORLDS[1:]),
+            *(
+                (
+                    "mixture",
+                    world,
+                    {"mix": (bench.more.address, f"{MIXED:g}"), "images": made.images + bench.more.images},
+                )
+                for world in WORLDS[1:]
+            ),
+        ):
+            spec: dict[str, Any] = bench.spec(made, world=world, data=made.address) | {"verb": "epochs"} | more
             before = server.counts()
             ranks = [bench.client("ours", spec | {"rank": r, "passes": 1}, server.variables()) for r in range(world)]
             sent = server.counts().since(before)
-            long = bench.client("ours", spec | {"rank": 0, "passes": 3}, server.variables())
             used = sum(rank["bytes"] for rank in ranks)
-            ratios[f"read_ratio_w{world}"] = sent.bytes / used
-            rows.append(
-                {
-                    "what": "epoch",
-                    "world": world,
-                    "images": made.images,
-                    "read_ratio": sent.bytes / used,
-                    "requests": sent.requests,
-                    "cpu_us": 1e6 * sum(r["cpu"] for r in ranks) / made.images,
-                    "peak_rss_mb": max(r["rss"] for r in [*ranks, long]) / 1e6,
+            row: dict[str, Any] = {
+                "what": what,
+                "world": world,
+                "images": spec["images"],
+                "batch": spec["batch"],
+                "read_ratio": sent.bytes / used,
+                "requests": sent.requests,
+                "cpu_us": 1e6 * sum(r["cpu"] for r in ranks) / spec["images"],
+                "peak_rss_mb": max(r["rss"] for r in ranks) / 1e6,
+            }
+            if what == "epoch":
+                long = bench.client("ours", spec | {"rank": 0, "passes": 3}, server.variables())
+                row |= {
+                    "peak_rss_mb": max(row["peak_rss_mb"], long["rss"] / 1e6),
                     "rise_mb": (long["resident"][2] - long["resident"][0]) / 1e6,
                     "resident_mb": [round(r / 1e6) for r in long["resident"]],
                 }
-            )
-    return rows, ratios
+            rows.append(row)
+            ratios[f"read_ratio_w{world}" if what == "epoch" else f"read_ratio_{what}_w{world}"] = row["read_ratio"]
+    return rows, ratios | {"rank_memory_mb": rows[0]["peak_rss_mb"]}
 
 
 def _distance(bench: Bench) -> Measured:
@@ -306,7 +342,7 @@ def _distance(bench: Bench) -> Measured:
     spec = bench.spec(made, verb="epochs", passes=1)
     cap = ReadConfig().connections * RATE
     with bench.bucket() as near, bench.bucket(distant=True) as far:
-        data = {"data": f"s3://bench/epoch@{(made.folder / 'address').read_text()}"}
+        data = {"data": made.address}
         runs = _interleaved(
             bench,
             {
@@ -328,7 +364,7 @@ def _first(bench: Bench) -> Measured:
     """Seconds to the first batch of a wide set with delays, for a single rank and for one of eight."""
     rows: list[dict[str, Any]] = []
     with bench.bucket(distant=True) as server:
-        data = f"s3://bench/wide@{(bench.wide.folder / 'address').read_text()}"
+        data = bench.wide.address
         for world in (1, 8):
             spec = {"verb": "first", "data": data, "batch": GLOBAL_BATCH, "world": world}
             done = bench.client("ours", spec, server.variables())
@@ -376,11 +412,10 @@ def _classes(sample_B: np.ndarray) -> int:
 def wait(bench: Bench) -> Measured:
     """Near and far, encoded and decoded; `data_wait` is that of encoded samples, at the worse of the two places."""
     made, epoch = bench.made, bench.epoch
-    address = f"s3://bench/epoch@{(epoch.folder / 'address').read_text()}"
     # The distant epoch is longer than one window of the order: a shorter one is fetched completely at its beginning.
     todo = [
         ("encoded", "local", bench.spec(made, data=str(made.folder), count=8 * made.images)),
-        ("encoded", "s3 delayed", bench.spec(epoch, data=address, count=epoch.images)),
+        ("encoded", "s3 delayed", bench.spec(epoch, data=epoch.address, count=epoch.images)),
         ("decoded", "local", bench.spec(made, data=str(made.folder), count=1024, batch=64)),
         ("decoded", "s3 delayed", bench.spec(made, data="s3://bench/ours", count=1024, batch=64)),
     ]

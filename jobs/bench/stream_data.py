@@ -50,6 +50,11 @@ class Made:
     bytes: int  # of the pictures
     largest: int
 
+    @property
+    def address(self) -> str:
+        """The manifest of a `cloned` set in the bench's bucket."""
+        return f"s3://bench/{self.folder.name}@{(self.folder / 'address').read_text()}"
+
 
 def pool(data: str | None, kinds: int = 8, each: int = 4) -> list[bytes]:
     """The pictures to copy from: real ones if given, otherwise synthetic ones with log-normal sizes."""

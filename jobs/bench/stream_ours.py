@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.peers import Slot, cpu, drain, peak_rss
-from shards.manifest import read_manifest
-from shards.stream import Encoded, Order, Stream
+from shards.stream import Encoded, Order, Stream, read_mixture
 
 _READY = 6  # most batches that are prefetched
 
@@ -26,7 +25,7 @@ _READY = 6  # most batches that are prefetched
 def opened(spec: dict[str, Any]) -> Stream:
     """The stream for a spec; endless without `stop_at`."""
     rank, world = spec.get("rank", 0), spec.get("world", 1)
-    manifest = read_manifest(spec["data"])
+    manifest = read_mixture(spec["data"], ["=".join(spec["mix"])] if "mix" in spec else [])
     return Stream(manifest, Order(), spec["batch"], stop_at=spec.get("stop_at"), rank=rank, world=world)
 
 

@@ -77,6 +77,9 @@ STREAMS = Peer(
     bare=("webdataset==1.0.2", "mosaicml-streaming==0.13.0", "litdata==0.2.76"),
 )
 
+# On its own: what it needs of huggingface_hub is newer than what the transformers of the others takes.
+ARROW = Peer("arrow", ("datasets==5.2.0",), "datasets")
+
 
 def build(peer: Peer, root: Path = ROOT) -> Path:
     """The interpreter of the peer's environment, built now if necessary (a minute, from the package index).

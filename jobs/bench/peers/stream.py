@@ -148,6 +148,19 @@ def litdata(spec: dict[str, Any]) -> Iterator[bytes]:
     return (sample["jpg"] for dataset in datasets for sample in dataset)
 
 
+def hf(spec: dict[str, Any]) -> Iterator[list[memoryview]]:
+    """Batches from random places of a memory-mapped table, each gathered into memory of its own."""
+    table = import_module("datasets").load_from_disk(spec["folder"]).with_format("arrow")
+    for turn in itertools.count():
+        chosen = np.random.default_rng(turn).permutation(len(table))
+        for at in range(0, len(chosen), spec["batch"]):
+            column = table[chosen[at : at + spec["batch"]]]["jpg"].combine_chunks()
+            _, ends, bodies = column.buffers()
+            ends = np.frombuffer(ends, np.int32)[column.offset :][: len(column) + 1].tolist()
+            bodies = memoryview(bodies)
+            yield [bodies[begin:end] for begin, end in itertools.pairwise(ends)]
+
+
 def _caches(spec: dict[str, Any]) -> Iterator[str]:
     """A new cache folder for every pass over the network: with the old one, the second pass would fetch nothing."""
     for number in itertools.count():
@@ -162,6 +175,8 @@ def prepare(who: str) -> None:
     """Import the peer, outside the measurement."""
     if who == "webdataset":
         import_module("webdataset")
+    elif who == "hf":
+        import_module("datasets")
     elif who == "litdata":
         os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"  # it contacts the package index at every start
         downloader = import_module("litdata.streaming.downloader")
@@ -185,6 +200,8 @@ def prepare(who: str) -> None:
 
 def read(spec: dict[str, Any]) -> dict[str, Any]:
     prepare(spec["who"])
+    if spec["who"] == "hf":
+        return drain(lambda: hf(spec), spec, copied=True)
     return drain(lambda: batches(READERS[spec["who"]](spec), spec["batch"]), spec)
 
 
@@ -194,7 +211,9 @@ def read(spec: dict[str, Any]) -> dict[str, Any]:
 def write(spec: dict[str, Any]) -> dict[str, Any]:
     """Write the samples of tars in a peer's own format, uncompressed like ours."""
     prepare(spec["who"])
-    {"mosaic": _write_mds, "litdata": _write_litdata}[spec["who"]](spec["folder"], _samples(spec["tars"]))
+    {"mosaic": _write_mds, "litdata": _write_litdata, "hf": _write_arrow}[spec["who"]](
+        spec["folder"], _samples(spec["tars"])
+    )
     return {"files": len(glob.glob(spec["folder"] + "/*"))}
 
 
@@ -225,6 +244,12 @@ def _write_litdata(folder: str, samples: Iterator[dict[str, Any]]) -> None:
         cache[number] = sample
     cache.done()
     cache.merge()
+
+
+def _write_arrow(folder: str, samples: Iterator[dict[str, Any]]) -> None:
+    rows = list(samples)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    import_module("datasets").Dataset.from_dict(columns).save_to_disk(folder)
 
 
 def main() -> None:

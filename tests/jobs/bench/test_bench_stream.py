@@ -19,6 +19,7 @@ stream_peers = importlib.util.module_from_spec(found)
 found.loader.exec_module(stream_peers)
 stream_peers.prepare = lambda who: None
 stream_peers.READERS = dict.fromkeys(stream_peers.READERS, lambda spec: bodies(spec))
+stream_peers.hf = lambda spec: stream_peers.batches(bodies(spec), spec["batch"])
 def bodies(spec):
     tars = spec.get("tars") or sorted(glob({tars!r}))
     while True:
@@ -98,6 +99,30 @@ def test_a_run_gives_rows_and_ratios(tmp_path, monkeypatch):
     ratio = rows["ours"]["cpu_us"] / rows["webdataset"]["cpu_us"]
     assert done["ratios"]["local_cpu_vs_webdataset"] == pytest.approx(ratio)
     assert not list(tmp_path.glob("xtra-bench-*"))
+
+
+def test_whole_epochs_are_counted_in_uneven_batches_and_in_a_mixture_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "WORLDS", (1, 2))
+    monkeypatch.setattr(stream, "LINKS", 48)
+    asked = []
+
+    def here(_bench, _who, spec, variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        asked.append(spec)
+        return stream_ours.epochs(spec)
+
+    monkeypatch.setattr(stream.Bench, "client", here)
+    monkeypatch.setattr(store_remote, "_filesystems", {})
+    rows, ratios = stream._epochs(stream.Bench(stream.Config(epoch_images=192, batch=32), tmp_path))
+    assert [(row["what"], row["world"], row["batch"]) for row in rows] == [
+        *(("epoch", 1, 32), ("epoch", 2, 32), ("uneven", 2, 26), ("mixture", 2, 32))
+    ]
+    assert (rows[0]["images"], rows[3]["images"]) == (192, 240)
+    assert sum("mix" in spec for spec in asked) == 2
+    assert all(ratio >= 1 for name, ratio in ratios.items() if name.startswith("read_ratio"))
+    assert {"read_ratio_w1", "read_ratio_uneven_w2", "read_ratio_mixture_w2"} < set(ratios)
+    assert ratios["rank_memory_mb"] == rows[0]["peak_rss_mb"]
 
 
 def test_a_waiting_consumer_is_measured(made):
