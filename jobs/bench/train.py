@@ -214,7 +214,8 @@ def _report(
         }
         rows.append(row)
         print(
-            f"{variant.name:<12} {wall:8.3f} s  {rate:8.2f} images/s  {config.images / cpu:8.2f} a CPU s  {row['paper_flops_per_s'] / 1e9:8.1f} GFLOP/s  "
+            f"{variant.name:<12} {wall:8.3f} s  {rate:8.2f} images/s  "
+            f"{config.images / cpu:8.2f} a CPU s  {row['paper_flops_per_s'] / 1e9:8.1f} GFLOP/s  "
             f"{row['activation_bytes_per_image'] / 1e6:7.1f} MB/image  {row['ratio']:.3f} "
             f"({row['ratio_least']:.3f} to {row['ratio_most']:.3f})"
         )
