@@ -126,8 +126,9 @@ def interpreter(peer: Peer) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """A peer's environment variables: ours, without those that would make its Python import our modules."""
-    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    """A peer's environment variables: ours, without those that would make its Python import our modules, or compile
+    its own again in each run."""
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "PYTHONDONTWRITEBYTECODE")
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 

@@ -125,3 +125,8 @@ def test_a_python_that_is_too_new_is_told_what_to_do(monkeypatch):
 def test_a_peer_does_not_see_our_modules(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     assert "PYTHONPATH" not in environments.environment()
+
+
+def test_a_client_keeps_its_bytecode(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in environments.environment()
