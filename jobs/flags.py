@@ -230,14 +230,14 @@ def _tyro(
     flat = tyro.conf.arg(name="")  # no prefix for the flags of each kind
     names = [f"part{n}" for n in range(len(kinds))]
     group = dataclasses.make_dataclass("Words", [(name, Annotated[kind, flat]) for name, kind in zip(names, kinds)])
+    # Only help needs the comments beside the fields, for which sources are read.
+    config = (tyro.conf.AvoidSubcommands, *(() if "--help" in words else (tyro.conf.HelptextFromCommentsOff,)))
     before, said = os.environ.get("COLUMNS"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     os.environ["COLUMNS"] = str(columns)
     made = None
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            made = tyro.cli(
-                group, args=list(words), prog=prog, default=group(*starts), config=(tyro.conf.AvoidSubcommands,)
-            )
+            made = tyro.cli(group, args=list(words), prog=prog, default=group(*starts), config=config)
     finally:
         os.environ.pop("COLUMNS")
         os.environ.update({} if before is None else {"COLUMNS": before})
