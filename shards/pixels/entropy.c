@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "bits.h"
+#include "progressive.h"
 
 #define LOOK 12                /* bits that one look at a table takes in; 12 keeps two tables in the first cache */
 #define WAYS (1 << LOOK)

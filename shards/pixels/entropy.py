@@ -1,4 +1,5 @@
-"""The gray picture of a sound baseline JPEG at an eighth of its size, at half the cost of decoding it at that size.
+"""The gray picture of a sound JPEG at an eighth of its size, at half the cost of decoding it at that size; and whether
+the scans of a progressive one are damaged, which nothing else finds.
 
 An optional accelerator: `make setup` compiles `entropy.c` if there is a C compiler (python -m shards.pixels.entropy).
 It decodes only files that the reference decoder also accepts, with the same pixels; for every other file, or without
@@ -15,7 +16,10 @@ from shards.pixels import native
 
 SOURCE = Path(__file__).with_suffix(".c")
 LARGEST = 8 << 20  # bytes; each thread keeps a buffer of the size of its largest body
-FLAGS = ("-O2", "-std=c11")
+FLAGS = ("-O3", "-std=c11")
+
+
+Plane = tuple[tuple[int, int], bytes]  # (width, height), gray rows
 
 
 def library() -> Path:
@@ -34,37 +38,61 @@ class Walker:
     def __init__(self, path: Path) -> None:
         """Raises OSError when it cannot be loaded here."""
         loaded = ctypes.CDLL(str(path))
-        self._walk = loaded.entropy_plane
-        self._walk.restype = ctypes.c_long
+        self._walk, self._scans = loaded.entropy_plane, loaded.entropy_progressive
+        self._walk.restype = self._scans.restype = ctypes.c_long
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         self._walk.argtypes = [pointer, ctypes.c_char_p, size, pointer, size, pointer, size]
+        self._scans.argtypes = self._walk.argtypes[1:]
         loaded.entropy_context.restype = loaded.entropy_overrun.restype = size
         self._overrun = loaded.entropy_overrun()
         self._context = ctypes.create_string_buffer(loaded.entropy_context())
         self._scratch = ctypes.create_string_buffer(self._overrun)
 
-    def plane(self, body: bytes, width: int, height: int) -> tuple[tuple[int, int], bytes] | None:
-        """((width, height), gray rows) of a picture of width x height pixels at an eighth of its size; or None."""
+    def plane(self, body: bytes, width: int, height: int) -> Plane | None:
+        """The plane of a picture of width x height pixels at an eighth of its size; or None."""
         if len(body) > LARGEST:
             return None
+        size, plane = self._room(body, width, height)
+        done = self._walk(self._context, body, len(body), self._scratch, len(self._scratch), plane, len(plane))
+        return (size, plane.raw) if done and done == (size[0] << 16 | size[1]) else None
+
+    def progressive(self, body: bytes, width: int, height: int) -> tuple[bool | None, Plane | None]:
+        """Whether the scans of a progressive JPEG of width x height pixels are sound, None if that is not known; of a
+        sound one also what `plane` gives, unless that takes more than mean values."""
+        if len(body) > LARGEST:
+            return None, None
+        size, plane = self._room(body, width, height)
+        done = self._scans(body, len(body), self._scratch, len(self._scratch), plane, len(plane))
+        return (done > 0) if done else None, (size, plane.raw) if done == (size[0] << 16 | size[1]) else None
+
+    def _room(self, body: bytes, width: int, height: int) -> tuple[tuple[int, int], ctypes.Array[ctypes.c_char]]:
+        """The size of a plane, and memory for it; the scratch made large enough for the body."""
         need = len(body) + self._overrun
         if len(self._scratch) < need:
             self._scratch = ctypes.create_string_buffer(need + need // 4)
         size = ((width + 7) // 8, (height + 7) // 8)
-        plane = ctypes.create_string_buffer(size[0] * size[1])
-        done = self._walk(self._context, body, len(body), self._scratch, len(self._scratch), plane, len(plane))
-        return (size, plane.raw) if done and done == (size[0] << 16 | size[1]) else None
+        return size, ctypes.create_string_buffer(size[0] * size[1])
 
 
 _threads = threading.local()
 
 
-def plane(body: bytes, width: int, height: int) -> tuple[tuple[int, int], bytes] | None:
+def plane(body: bytes, width: int, height: int) -> Plane | None:
     """`Walker.plane` of this thread's walker; None if the library was not built or does not load."""
-    walker = getattr(_threads, "walker", _threads)
-    if walker is _threads:
-        walker = _threads.walker = _load()
+    walker = _own()
     return walker.plane(body, width, height) if walker is not None else None
+
+
+def progressive(body: bytes, width: int, height: int) -> tuple[bool | None, Plane | None]:
+    """`Walker.progressive` of this thread's walker; nothing is known if the library was not built or does not load."""
+    walker = _own()
+    return walker.progressive(body, width, height) if walker is not None else (None, None)
+
+
+def _own() -> Walker | None:
+    if not hasattr(_threads, "walker"):
+        _threads.walker = _load()
+    return _threads.walker
 
 
 def available() -> bool:

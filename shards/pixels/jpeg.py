@@ -5,7 +5,8 @@ libjpeg never refuses entropy-coded data: it fills gaps with gray and skips what
 - One sequential scan (nearly every JPEG): that the decoder needs all of the data and nothing more. Damage shifts the
   code, so the decoder finishes before the data ends, or runs out of it (`_Gauge`).
 - Several scans (progressive): that the file ends, that no scan is empty, that each scan follows from the ones before
-  it, and that every component has data. Damaged bytes inside a scan are not found.
+  it, and that every component has data. Damaged bytes inside a progressive scan are found only where `entropy.c` is
+  built, which walks its codes; of several sequential scans they are not found.
 - Restart markers: that each is there, in order; for one sequential scan also, as above, that the decoder needs all of
   the data between each two of them (Photoshop writes one for each row of blocks: 7 % of pictures on the web).
 
@@ -41,6 +42,9 @@ MAX_INTERVALS = 1024  # intervals between restart markers that are decoded one b
 _RESTART_INTERVAL = b"\xff\xdd\x00\x04"
 # Bytes that a decoder would read in place of missing data; no 0xff. Any two strings that differ in every byte would do.
 _FILLERS = bytes(range(3, 195, 3)), bytes(range(194, 2, -3))
+
+
+_DAMAGED = "damaged jpeg data: the picture is complete before its data ends"
 
 
 class Damaged(ValueError):
@@ -83,6 +87,10 @@ def load(image: Jpeg, body: bytes, mode: str | None = None, size: tuple[int, int
 
     Raises Damaged, and whatever Pillow raises.
     """
+    sound, _ = entropy.progressive(body, image.width, image.height) if _progressive(image) else (None, None)
+    if sound:
+        _drafted(image, mode, size).load()
+        return image
     assert image.fp is not None
     start = image.fp.tell()  # Pillow stops reading where the data of the first scan begins
     if _plain(image, body, start):
@@ -93,21 +101,26 @@ def load(image: Jpeg, body: bytes, mode: str | None = None, size: tuple[int, int
     _check_scans(image, scans, body)
     if end is None:
         raise Damaged("truncated: the jpeg has no end marker")
+    if sound is False:
+        raise Damaged(_DAMAGED)
     if len(scans) > 1 or _progressive(image):
         _drafted(image, mode, size).load()
         return image
     sound = _intervals_sound(image, scans[0], body)
     if not (sound and _measured(_drafted(image, mode, size), body, scans[0].start, end)):
-        raise Damaged("damaged jpeg data: the picture is complete before its data ends")
+        raise Damaged(_DAMAGED)
     return image
 
 
 def walked(head: Plain, body: bytes, short: int) -> Image.Image | None:
     """The gray picture at an eighth of its size, if that has `short` pixels on both sides and the accelerator finds the
     body sound."""
-    if min(head.width, head.height) < 8 * short or head.progressive or not head.gray_first:
+    if min(head.width, head.height) < 8 * short or not head.gray_first:
         return None
-    plane = entropy.plane(body, head.width, head.height)
+    if head.progressive:
+        _, plane = entropy.progressive(body, head.width, head.height)
+    else:
+        plane = entropy.plane(body, head.width, head.height)
     return Image.frombytes("L", *plane) if plane is not None else None
 
 

@@ -16,6 +16,7 @@
 size_t entropy_context(void);
 size_t entropy_overrun(void);
 long entropy_plane(void *, const uint8_t *, size_t, uint8_t *, size_t, uint8_t *, size_t);
+long entropy_progressive(const uint8_t *, size_t, uint8_t *, size_t, uint8_t *, size_t);
 void crop_sizes(int, const uint8_t *const *, const size_t *, int32_t *);
 void crop_views(int, const uint8_t *const *, const size_t *, const void *, int, uint8_t *, uint8_t *);
 void plain_views(int, const uint8_t *const *, const size_t *, const void *, int, uint8_t *, uint8_t *);
@@ -31,7 +32,8 @@ static double now(void) {
 static long gray(void *context, const uint8_t *body, size_t length, const int32_t *size) {
     const size_t room = (size_t)((size[0] + 7) / 8) * (size_t)((size[1] + 7) / 8), scratch = length + entropy_overrun();
     uint8_t *plane = malloc(room + 1), *aside = calloc(1, scratch);
-    const long done = plane && aside ? entropy_plane(context, body, length, aside, scratch, plane, room) : 0;
+    long done = plane && aside ? entropy_plane(context, body, length, aside, scratch, plane, room) : 0;
+    if (plane && aside && entropy_progressive(body, length, aside, scratch, plane, room) > 1) done++;
     free(plane);
     free(aside);
     return done != 0;
@@ -75,8 +77,8 @@ int main(void) {
             planes += gray(context, body, length, size);
             crops += crop(body, length, head + 2, side);
         }
-        const int32_t wrong[2] = {64, 8};
-        planes += gray(context, body, length, wrong);
+        const int32_t wrong[2] = {64, 8}, most[2] = {512, 512}; /* no header of a progressive picture was read */
+        planes += gray(context, body, length, wrong) + gray(context, body, length, most);
         free(body);
         if (now() - began > slowest) slowest = now() - began;
         count++;
