@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # Modules here that are not subjects.
-HELPERS = ("bucket", "decode_ours", "gpu_table", "origin", "peers", "rounds", "stream_data", "stream_ours")
+HELPERS = ("bucket", "gpu_table", "origin", "peers", "rounds", "stream_data", "stream_ours")
 
 
 def subjects() -> list[str]:

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -36,12 +36,12 @@ from ingest.sets import folders
 from jobs import pillow_simd
 from jobs.bench import result
 from jobs.bench.origin import body_of, photographs, real_photographs
-from jobs.bench.peers import environments
+from jobs.bench.peers import Batches, environments, serve
 from shards import store
 from shards.manifest import Manifest, read_manifest
-from shards.pixels import image
-from shards.stream import once
-from xtra.data import Augment, RandomCrop
+from shards.pixels import crop, image
+from shards.stream import Order, Stream, once
+from xtra.data import Augment, RandomCrop, train_batches
 
 DISTINCT = 250  # pictures; further images are copies with another comment
 MEAN_BYTES = 110_000  # per picture, ImageNet's mean
@@ -226,7 +226,7 @@ class _Client:
         here = Path(__file__).parent
         spec = spec | {"setting": variant.setting, "accelerator": variant.setting == "crop.c"}
         if variant.reader == "ours":
-            command, paths = [sys.executable, "-m", "jobs.bench.decode_ours"], [str(here.parents[1])]
+            command, paths = [sys.executable, "-m", "jobs.bench.decode"], [str(here.parents[1])]
         else:
             script = ["torchvision_crop.py"] if variant.reader == "torchvision" else ["-P", "decode.py"]
             command, paths = [str(pythons[variant.reader]), *script[:-1], str(here / "peers" / script[-1])], []
@@ -333,3 +333,24 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['cpu_ms']:.3f} ms ({row['cpu_ms_least']:.3f} to {row['cpu_ms_most']:.3f})  "
         f"{row['ratio']:.2f}x  {row['psnr_db']:.1f} dB (5th percentile {row['psnr_p5_db']:.1f})"
     )
+
+
+# --- our stream and decoder, in a process of its own; peers/decode.py documents the commands -----------------------
+
+
+def _stream_batches(spec: dict[str, Any]) -> Batches:
+    """One epoch in the default shuffled order, as in training."""
+    manifest = read_manifest(spec["data"])
+    with closing(Stream(manifest, Order(), spec["batch"], stop_at=manifest.samples)) as stream:
+        for batch in train_batches(stream, spec["size"], Augment(), seed=spec["seed"], threads=1):
+            yield batch.keys, batch.images_B3HW.numpy()
+            batch.release()
+
+
+if __name__ == "__main__":
+    spec = json.loads(sys.argv[1])
+    os.sched_setaffinity(0, {spec["core"]})
+    if not spec["accelerator"]:
+        crop.loaded = lambda: None  # type: ignore[assignment]
+    print(json.dumps({"build": image.IMAGE_BUILD, "accelerator": crop.loaded() is not None}), flush=True)
+    serve(lambda: _stream_batches(spec), json.loads(Path(spec["views"]).read_text())["compare"])

@@ -2,7 +2,7 @@
 
     python decode.py '{"tars": [...], "views": "views.json", "setting": "crop", "size": 224, "batch": 64}'
 
-It runs in its own environment, so it imports none of our modules; ours (decode_ours.py) imports `serve` from it, so
+It runs in its own environment, so it imports none of our modules; ours (../decode.py) imports `serve` from it, so
 that both are measured by the same code. Commands on stdin, one per line; answers on stdout, one JSON object per line:
 
 pass           a pass over all images, batch after batch: {"cpu": s, "wall": s, "images": n}
