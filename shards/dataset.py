@@ -230,7 +230,7 @@ def read_table(
 
     Raises Missing, and StoreError naming an object that is damaged, lacks a column or has one of another type.
     """
-    body = store.read(url)
+    body = store.read_bulk(url)
     try:
         # Without threads: an index takes 2 ms, and many are read in parallel.
         table = pq.ParquetFile(pa.BufferReader(body)).read(columns=columns, use_threads=False)

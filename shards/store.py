@@ -87,6 +87,15 @@ def read(url: str) -> bytes:
     return store_remote.call("read", url, lambda: fs.cat_file(path))
 
 
+def read_bulk(url: str) -> bytes | bytearray:
+    """The whole object, for less CPU time than `read` where it is remote: for objects of which many are read."""
+    if is_local(url):
+        return read(url)
+    from shards import store_ranged
+
+    return store_ranged.read(url)
+
+
 def read_range(url: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`. Raises Missing; StoreError also when the object is shorter than that."""
     if is_local(url):

@@ -13,7 +13,8 @@ import re
 import ssl
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pycurl
 
@@ -26,6 +27,9 @@ _SLOW, _SILENCE = 1024, 20  # a transfer slower than so many bytes a second is e
 
 _signatures: dict[str, tuple[str | None, float]] = {}  # url -> (signed URL, when signed); None: read by fsspec
 _local = threading.local()
+
+
+T = TypeVar("T")
 
 
 class _Refused(Exception):
@@ -50,11 +54,22 @@ def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | N
         view[: len(body)] = body
         length = len(body)
     else:
-        length = store_remote.call("read", url, lambda: _attempt(url, offset, view, stop), stop)
+        length = store_remote.call(
+            "read", url, lambda: _again(url, lambda where: _get(where, offset, view, stop)), stop
+        )
     if length != len(view):
         raise store_remote.StoreError(
             f"{url}: ends {len(view) - length} bytes before {offset}+{len(view)}: run xtra check"
         )
+
+
+def read(url: str) -> bytearray:
+    """A whole object of unknown size, in a fifth of the CPU time that fsspec's client takes for an index. Raises
+    Missing, StoreError."""
+    if _signed(url) is None:
+        fs, path = store_remote.client(url)
+        return bytearray(store_remote.call("read", url, lambda: fs.cat_file(path)))
+    return store_remote.call("read", url, lambda: _again(url, _get_whole))
 
 
 def _signed(url: str) -> str | None:
@@ -74,12 +89,13 @@ def _signed(url: str) -> str | None:
     return where
 
 
-def _attempt(url: str, offset: int, view: memoryview, stop: threading.Event | None) -> int:
+def _again(url: str, get: Callable[[str], T]) -> T:
+    """One GET of an object's signed URL, and a second one with a new signature if the first was refused."""
     where = _signed(url)
     if where is None:  # signing worked before: perhaps the keys are being renewed
         raise ConnectionError("its URL could not be signed again")
     try:
-        return _get(where, offset, view, stop)
+        return get(where)
     except _Refused as refused:
         if refused.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
             raise FileNotFoundError(str(refused)) from None
@@ -87,27 +103,22 @@ def _attempt(url: str, offset: int, view: memoryview, stop: threading.Event | No
             _signatures.pop(url, None)  # the keys may have changed, or a clock is wrong: sign again before giving up
             # AWS answers 400 for expired keys.
             if refused.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 401, 403) and (again := _signed(url)):
-                return _get(again, offset, view, stop)
+                return get(again)
         raise
 
 
 def _get(where: str, offset: int, view: memoryview, stop: threading.Event | None) -> int:
     """One ranged GET (RFC 9110, 14.2); returns the bytes received. 416 means that the object ends before the range."""
-    curl = _handle()
     body = _Body(view)
-    curl.setopt(pycurl.URL, where)
+    curl = _handle()
     curl.setopt(pycurl.RANGE, f"{offset}-{offset + len(view) - 1}")
-    curl.setopt(pycurl.WRITEFUNCTION, body.write)
-    if stop is not None:  # libcurl calls this at least once a second, even without data
-        curl.setopt(pycurl.XFERINFOFUNCTION, lambda *_: stop.is_set())
-    curl.setopt(pycurl.NOPROGRESS, stop is None)
     try:
-        curl.perform()
+        _perform(curl, where, body.write, stop)
     except pycurl.error as error:
         if not body.too_long:
             raise ConnectionError(f"curl: {error}") from None
     finally:
-        curl.unsetopt(pycurl.WRITEFUNCTION)  # the handle outlives the buffer
+        curl.unsetopt(pycurl.RANGE)
     status = curl.getinfo(pycurl.RESPONSE_CODE)
     if status == 416:
         return 0
@@ -115,6 +126,31 @@ def _get(where: str, offset: int, view: memoryview, stop: threading.Event | None
     if status not in (200, 206) or body.too_long or (status == 200 and offset and body.at != len(view)):
         raise _Refused(status, bytes(view[: min(body.at, 4096)]))
     return body.at
+
+
+def _get_whole(where: str) -> bytearray:
+    body = bytearray()
+    curl = _handle()
+    try:
+        _perform(curl, where, body.extend, None)
+    except pycurl.error as error:
+        raise ConnectionError(f"curl: {error}") from None
+    status = curl.getinfo(pycurl.RESPONSE_CODE)
+    if status != 200:
+        raise _Refused(status, bytes(body[:4096]))
+    return body
+
+
+def _perform(curl: Any, where: str, write: Callable[[bytes], Any], stop: threading.Event | None) -> None:
+    curl.setopt(pycurl.URL, where)
+    curl.setopt(pycurl.WRITEFUNCTION, write)
+    if stop is not None:  # libcurl calls this at least once a second, even without data
+        curl.setopt(pycurl.XFERINFOFUNCTION, lambda *_: stop.is_set())
+    curl.setopt(pycurl.NOPROGRESS, stop is None)
+    try:
+        curl.perform()
+    finally:
+        curl.unsetopt(pycurl.WRITEFUNCTION)  # the handle outlives the buffer
 
 
 class _Body:
