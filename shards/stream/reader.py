@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -21,16 +21,14 @@ from shards.stream.sample import Encoded, Sample
 from shards.stream.slab import Buffers
 from shards.tar import BLOCK
 
-_INDEX_READERS = 32
+_INDEX_READERS = 16
 
 
 class Reader:
-    """The samples by number, their tars and their indexes. Any thread may use it, but only one announces and
+    """The samples by number, their tars and their indexes. Any thread may use it, but only one plans and
     reads batches."""
 
     memory = 0  # bytes in which samples wait for their turn
-    horizon = 1  # most batches that are announced ahead
-    ended = False  # whether all batches have been announced
 
     def __init__(self, manifests: Sequence[Manifest], ahead: int = 1, cache: DiskCache | None = None):
         self.manifests = tuple(manifests)
@@ -42,7 +40,6 @@ class Reader:
         self._foreign = [manifest.shards[n].foreign for manifest, n in self._shards]
         self._cache = cache
         self._indexes: dict[int, Index] = {}
-        self._coming_indexes: dict[int, Future[Index]] = {}
         self._stop = threading.Event()
         self._lock = threading.Lock()  # of what the pools' threads write
         self._index_pool = ThreadPoolExecutor(_INDEX_READERS, thread_name_prefix="index")
@@ -66,23 +63,16 @@ class Reader:
     def index(self, shard: int) -> Index:
         """The index of a shard, read on first use."""
         index = self._indexes.get(shard)
-        return self._begin_index(shard).result() if index is None else index
-
-    def _begin_index(self, shard: int) -> Future[Index]:
-        with self._lock:
-            coming = self._coming_indexes.get(shard)
-            if coming is None or (coming.done() and coming.exception()):
-                coming = self._coming_indexes[shard] = self._index_pool.submit(self._read_index, shard)
-        return coming
-
-    def _read_index(self, shard: int) -> Index:
-        index = self._indexes[shard] = read_index(*self._shards[shard], self._cache)
+        if index is None:
+            index = read_index(*self._shards[shard], self._cache)
+            with self._lock:
+                index = self._indexes.setdefault(shard, index)
         return index
 
-    def _begin_indexes(self, shards: Sequence[int]) -> None:
-        for shard in dict.fromkeys(shards):
-            if shard not in self._indexes:
-                self._begin_index(shard)
+    def _read_indexes(self, shards: Sequence[int]) -> None:
+        missing = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
+        if missing:
+            list(self._index_pool.map(self.index, missing))
 
     def check_header(self, header: memoryview, shard: int, number: int) -> None:
         """The tar must have this sample's member there: pictures of a swapped tar must not pass for others."""
@@ -122,8 +112,8 @@ class Reader:
         """The samples at these places, not read yet, and their lent buffer, where each takes whole grains of bytes."""
         shard_B, index_B = self.locate(place.sample)
         shards, numbers = shard_B.tolist(), index_B.tolist()
-        self._begin_indexes(shards)
-        indexes = [self.index(shard) for shard in shards]
+        self._read_indexes(shards)
+        indexes = [self._indexes[shard] for shard in shards]
         lengths = [index.length[number] for index, number in zip(indexes, numbers)]
         buffer = self._buffers.take(sum(lengths) + len(lengths) * grain)
         view, at = memoryview(buffer), 0
@@ -139,6 +129,6 @@ class Reader:
         self._stop.set()
 
     def close(self) -> None:
-        """Idempotent and thread-safe; only after the last batch was read. Batches that were handed out stay valid."""
+        """Idempotent and thread-safe; only after the last plan and read. Batches that were handed out stay valid."""
         self._stop.set()
         self._index_pool.shutdown(wait=False, cancel_futures=True)

@@ -132,15 +132,15 @@ class Lengths:
 
 
 def test_neighbours_are_read_together_as_long_as_little_is_read_in_vain():
-    pieces = list(_pieces(Lengths(100_000, [1500] * 15), range(16)))
+    pieces = list(_pieces(Lengths(100_000, [1500] * 15), 0, 16))
     assert len(pieces) == 1
-    apart = list(_pieces(Lengths(100_000, [1500, 150_000, 1500, 1500]), range(5)))
+    apart = list(_pieces(Lengths(100_000, [1500, 150_000, 1500, 1500]), 0, 5))
     assert [list(numbers) for _, _, numbers in apart] == [[0, 1], [2, 3, 4]], "150 kB are over a tenth of 500 kB"
-    bridged = list(_pieces(Lengths(100_000, [1500] * 7 + [120_000] + [1500] * 7), range(16)))
+    bridged = list(_pieces(Lengths(100_000, [1500] * 7 + [120_000] + [1500] * 7), 0, 16))
     assert len(bridged) == 1, "one link that was left out costs less than a request"
-    small = list(_pieces(Lengths(2_000, [1500] * 15), range(16)))
+    small = list(_pieces(Lengths(2_000, [1500] * 15), 0, 16))
     assert len(small) == 1, "of small pictures the JSON between them is much, but little"
-    far = list(_pieces(Lengths(10_000_000, [GAP + 1]), range(2)))
+    far = list(_pieces(Lengths(10_000_000, [GAP + 1]), 0, 2))
     assert len(far) == 2
 
 
