@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -128,6 +128,21 @@ def lines(probes: Sequence[Recorded], rows: Sequence[Row]) -> list[str]:
     return text
 
 
+def cost(folder: str) -> str:
+    """What the recorded runs and probes took; heads of one probe share its seconds."""
+    rows = [row for part in ("sweep", "grid") for row in recorded(folder, part)]
+    trained = {row["name"]: row for row in rows if row["seconds"]}.values()
+    probed = {(r["name"], r["set"], r["encoder"], r["samples_seen"]): r for r in rows if r["probe_seconds"]}.values()
+
+    def hours(rows: Iterable[Mapping[str, str]], column: str) -> str:
+        return f"{sum(float(row[column] or 0) for row in rows) / 3600:.1f} h"
+
+    return (
+        f"{len(trained)} runs: {hours(trained, 'cpu_seconds')} of CPU, {hours(trained, 'seconds')} of the clock; "
+        f"{len(probed)} probes: {hours(probed, 'probe_seconds')} of the clock"
+    )
+
+
 def main(words: Sequence[str]) -> int:
     folder = words[0] if words else "docs/study"
     try:
@@ -138,7 +153,7 @@ def main(words: Sequence[str]) -> int:
     primary = None
     if declared is not None:
         primary = declared.arm, declared.against, (declared.set, declared.head, declared.samples_seen)
-    print("\n".join(lines(probes, compared(probes, primary))))
+    print("\n".join([*lines(probes, compared(probes, primary)), cost(folder)]))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,10 @@ STUDY = Path(__file__).parents[3] / "docs" / "study"
 
 def test_the_declared_comparison_is_that_of_the_report():
     command = [sys.executable, "-m", "jobs.lab.compare_rows", str(STUDY)]
-    _, first, *_ = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    _, first, *_, last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     shown = "cifar10-test, linear, 64,000 block4 45.9 - block1 50.1 -4.2 (-5.4 to -3.0) 0.000 3 lower declared"
     assert first.split() == shown.split()
+    assert re.fullmatch(r"\d+ runs: .* h of CPU, .* h of the clock; \d+ probes: .* h of the clock", last)
     assert "by 4.2 points" in (STUDY / "report.html").read_text()
 
 
