@@ -13,6 +13,7 @@ from made_datasets import make_dataset
 from test_train import config, losses, one_rank, same_weights
 
 from jobs.cluster import attempt
+from jobs.cluster.desk import POLL_SECONDS
 from jobs.cluster.group import train_all
 from jobs.cluster.wanted import TryLater, Workers
 from shards import store
@@ -51,12 +52,12 @@ def test_runs_of_one_group_equal_runs_alone(data, two_ranks, tmp_path):
 
 def wait_for(run, samples: int) -> dict:
     """Wait until the run has a checkpoint of that many samples; returns its newest attempt."""
-    for _ in range(6000):
+    for _ in range(30_000):
         done = [int(name) for name in store.names(str(run / "checkpoints"))]
         if done and max(done) >= samples:
             newest = store.names(str(run / "attempts"))[-1]
             return store.read_json(str(run / "attempts" / newest))
-        time.sleep(0.05)
+        time.sleep(0.01)
     raise AssertionError("the run made no checkpoint in five minutes")
 
 
@@ -81,7 +82,16 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(data, two_ranks, tmp_pa
 @pytest.mark.slow
 def test_a_stop_reaches_the_workers_and_a_rerun_goes_on(data, two_ranks, tmp_path):
     stop = threading.Event()
-    stopper = threading.Thread(target=lambda: (wait_for(tmp_path / "run", 30), stop.set()), daemon=True)
+
+    def ask() -> None:
+        """Ask while rank 0 is paused: a run as short as this one could end before it hears of the request."""
+        pid = wait_for(tmp_path / "run", 30)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        stop.set()
+        time.sleep(10 * POLL_SECONDS)
+        os.kill(pid, signal.SIGCONT)
+
+    stopper = threading.Thread(target=ask, daemon=True)
     stopper.start()
     long = config(data, tmp_path / "run", samples=600)
     (result,) = train_all([long], workers=2, stop=stop)
