@@ -19,7 +19,7 @@ from PIL import Image
 from ingest import checksum
 from ingest.criteria import FilterConfig
 from ingest.record import Fetched, Picture, Reason, Verdict
-from shards.pixels import image, phash, promises_too_much
+from shards.pixels import crop, image, phash, promises_too_much
 
 NOTICE_BYTES = 0.03  # a picture that shows only a notice has at most so many bytes a pixel
 NOTICE_AREA = 0.97  # and at least this share of it is empty
@@ -173,24 +173,36 @@ def _as_fetched(case: _Case, opened: image.Opened, config: FilterConfig) -> Pict
 def _reencoded(case: _Case, opened: image.Opened, short: int | None, config: FilterConfig) -> Picture:
     """A JPEG with short side `short`, or a PNG of the same size; upright RGB, decoded once."""
     case.decoded = True
-    pixels = image.upright(opened, short)
-    if _flat(pixels):
-        raise _Rejected(Reason.PLACEHOLDER, "one flat colour")
-    _check_emptiness(len(case.body), opened.header, pixels)
+    pixels = _shrunk(case.body, opened.header, short) if short is not None else None
+    if pixels is None:
+        pixels = image.upright(opened, short)
+        if _flat(pixels):
+            raise _Rejected(Reason.PLACEHOLDER, "one flat colour")
+        _check_emptiness(len(case.body), opened.header, pixels)
+        pixels = image.shrink(pixels, short) if short is not None else pixels
     # An RGB profile still describes the decoded pixels; one for CMYK or gray does not. No other metadata is kept.
-    profile = opened.pixels.info.get("icc_profile") if opened.header.mode in ("RGB", "RGBA", "P") else None
+    coloured = opened.header.icc and opened.header.mode in ("RGB", "RGBA", "P")
+    profile = opened.pixels.info.get("icc_profile") if coloured else None
     if profile is not None and len(profile) > MAX_PROFILE:
         profile = None
     pixels.info.clear()
     out = io.BytesIO()
     if short is not None:
-        pixels = image.shrink(pixels, short)
         pixels.save(out, "JPEG", quality=config.quality, icc_profile=profile)
     else:
         pixels.save(out, "PNG", icc_profile=profile)
     stored = out.getvalue()
     digest = hashlib.sha256(stored).hexdigest()
     return _described(stored, "png" if short is None else "jpg", digest, image.header(stored), phash.phash(pixels))
+
+
+def _shrunk(body: bytes, head: image.Header, short: int) -> Image.Image | None:
+    """The picture made smaller by the accelerator; None where it does not take it, or where the pixels of the whole
+    picture decide whether it is a placeholder."""
+    if len(body) <= NOTICE_BYTES * head.width * head.height:
+        return None
+    pixels = crop.shrink(body, short)
+    return None if pixels is None or _flat(pixels) else pixels
 
 
 def _check_emptiness(size: int, head: image.Header, picture: Image.Image) -> None:

@@ -1,7 +1,8 @@
-/* A view of a JPEG (a box cut out, resized, a square window of that, perhaps mirrored) decoded straight into a batch.
+/* A view of a JPEG (a box cut out, resized, a square window of that, perhaps mirrored) decoded straight into a batch; or
+   the whole of it, made smaller.
 
    It answers only for plain, sound, upright baseline files, and then with the very pixels of the reference decoder:
-   libjpeg's, resampled as Pillow's Image.crop().resize(BICUBIC) does it, integer for integer. For anything else, and at
+   libjpeg's, resampled as Pillow's Image.crop().resize(BICUBIC or BOX) does it, integer for integer. For anything else, and at
    the first warning of libjpeg, it refuses. All entropy-coded data is read even where no pixel of it is needed, since
    a picture that is damaged outside the box is bad as well; inverse transform, upsampling and colours are computed for
    the box alone.
@@ -155,6 +156,14 @@ typedef struct {
     uint8_t *rows, *ring, *line;
 } Work;
 
+/* What is wanted of a picture: a view of it, in pixels of the picture decoded at 1/`part` of its size. */
+typedef struct {
+    View view;
+    int wide, high;            /* of the window */
+    int part;                  /* 1, 2, 4, 8 */
+    const Filter *filter;
+} Wanted;
+
 /* What images have in common. Without tables, libjpeg's own Huffman decoder is used. */
 typedef struct {
     Across *across;
@@ -207,7 +216,9 @@ static boolean decode_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
     return TRUE;
 }
 
-static void begin(Work *w, const uint8_t *body, size_t size, const int32_t *expected, const Tools *tools) {
+static void begin(
+    Work *w, const uint8_t *body, size_t size, const int32_t *expected, int part, const Tools *tools
+) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
     jpeg_create_decompress(jpeg);
     jpeg_mem_src(jpeg, body, (unsigned long)size);
@@ -217,6 +228,8 @@ static void begin(Work *w, const uint8_t *body, size_t size, const int32_t *expe
         jpeg->arith_code)
         refuse((j_common_ptr)jpeg);
     jpeg->out_color_space = JCS_EXT_RGBX;
+    jpeg->scale_num = 1;
+    jpeg->scale_denom = (unsigned)part;
     jpeg_start_decompress(jpeg);
     if (!tools->tables || !scan_begin(&w->scan, tools->tables, jpeg, body, size, tools->scratch)) return;
     ((Entropy *)jpeg->entropy)->decode_mcu = decode_mcu;
@@ -224,11 +237,12 @@ static void begin(Work *w, const uint8_t *body, size_t size, const int32_t *expe
 
 /* A ring holds as many rows as a row of the output is made of: of the picture if the pass down them is first, else of what
    the pass across made of those. */
-static void decode(Work *w, const View *v, int side, uint8_t *out, const Tools *tools) {
+static void decode(Work *w, const Wanted *wanted, uint8_t *out, const Tools *tools) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
-    const size_t edge = (size_t)side, plane = edge * edge;
-    if (!axis(&w->across, v->width, v->to_width, v->left, side, v->mirrored) ||
-        !axis(&w->down, v->height, v->to_height, v->top, side, 0))
+    const View *v = &wanted->view;
+    const size_t edge = (size_t)wanted->wide, plane = edge * (size_t)wanted->high;
+    if (!axis(&w->across, wanted->filter, v->width, v->to_width, v->left, wanted->wide, v->mirrored) ||
+        !axis(&w->down, wanted->filter, v->height, v->to_height, v->top, wanted->high, 0))
         refuse((j_common_ptr)jpeg);
     /* One more column on either side: at the edges of what it decodes, libjpeg upsamples chroma without neighbours. */
     int left = v->x + w->across.low - 1, right = v->x + w->across.high + 1;
@@ -238,7 +252,7 @@ static void decode(Work *w, const View *v, int side, uint8_t *out, const Tools *
     /* Once cropped, libjpeg decides again how chroma is upsampled, and does it simply where 2 or fewer columns are left. */
     if (width > 4 && width < jpeg->output_width) jpeg_crop_scanline(jpeg, &start, &width);
     else start = 0, width = jpeg->output_width;
-    const JDIMENSION unit = 8 * (JDIMENSION)jpeg->max_h_samp_factor;
+    const JDIMENSION unit = (JDIMENSION)(8 / wanted->part * jpeg->max_h_samp_factor);
     w->scan.from = (int)(start / unit);
     w->scan.to = (int)((start + width + unit - 1) / unit);
 
@@ -255,52 +269,56 @@ static void decode(Work *w, const View *v, int side, uint8_t *out, const Tools *
     skip_to(w, (JDIMENSION)(v->y + w->down.low));
     for (int y = w->down.low; y < w->down.high;) {
         JSAMPROW rows[ROWS];
-        const int wanted = w->down.high - y < ROWS ? w->down.high - y : ROWS;
-        for (int i = 0; i < wanted; i++)
+        const int asked = w->down.high - y < ROWS ? w->down.high - y : ROWS;
+        for (int i = 0; i < asked; i++)
             rows[i] = ASKEW + (down_first ? w->ring + (size_t)((y + i) % held) * stride : w->rows + (size_t)i * row_bytes);
-        const int got = (int)jpeg_read_scanlines(jpeg, rows, (JDIMENSION)wanted);
+        const int got = (int)jpeg_read_scanlines(jpeg, rows, (JDIMENSION)asked);
         if (!got) refuse((j_common_ptr)jpeg);
         for (int i = 0; i < got && !down_first; i++)
             tools->across(&w->across, rows[i], origin, w->ring + (size_t)((y + i) % held) * stride, edge);
-        for (y += got; next < side && w->down.last[next] <= y; next++) {
+        for (y += got; next < wanted->high && w->down.last[next] <= y; next++) {
             tools->down(&w->down, next, w->ring, held, stride, w->line);
             uint8_t *to = out + (size_t)next * edge;
             if (down_first) tools->across(&w->across, w->line + ASKEW, origin, to, plane);
             else for (size_t c = 0; c < 3; c++) memcpy(to + c * plane, w->line + c * edge, edge);
         }
     }
-    if (next != side || !ends_well(w)) refuse((j_common_ptr)jpeg);
+    if (next != wanted->high || !ends_well(w)) refuse((j_common_ptr)jpeg);
 }
 
-static int fits(const View *v, const int32_t *size, int side) {
-    return v->x >= 0 && v->y >= 0 && v->width > 0 && v->height > 0 && v->width <= size[0] - v->x &&
-           v->height <= size[1] - v->y && v->left >= 0 && v->top >= 0 && v->to_width > 0 && v->to_height > 0 &&
-           v->to_width <= 65500 && v->to_height <= 65500 && (int64_t)v->to_width * v->to_height <= MAX_PIXELS &&
-           side <= v->to_width - v->left && side <= v->to_height - v->top;
+/* `size` is that of the whole picture. */
+static int fits(const Wanted *wanted, const int32_t *size) {
+    const View *v = &wanted->view;
+    const int width = (size[0] + wanted->part - 1) / wanted->part, height = (size[1] + wanted->part - 1) / wanted->part;
+    return wanted->wide > 0 && wanted->high > 0 && v->x >= 0 && v->y >= 0 && v->width > 0 && v->height > 0 &&
+           v->width <= width - v->x && v->height <= height - v->y && v->left >= 0 && v->top >= 0 && v->to_width > 0 &&
+           v->to_height > 0 && v->to_width <= 65500 && v->to_height <= 65500 &&
+           (int64_t)v->to_width * v->to_height <= MAX_PIXELS && wanted->wide <= v->to_width - v->left &&
+           wanted->high <= v->to_height - v->top;
 }
 
 /* Everything that may end in `refuse`. The work's memory is the caller's to free. */
 static int attempt(
-    Work *w, const uint8_t *body, size_t length, const int32_t *size, const View *v, int side, uint8_t *out,
+    Work *w, const uint8_t *body, size_t length, const int32_t *size, const Wanted *wanted, uint8_t *out,
     const Tools *tools
 ) {
     if (setjmp(w->errors.refuse)) return 0;
-    begin(w, body, length, size, tools);
-    decode(w, v, side, out, tools);
+    begin(w, body, length, size, wanted->part, tools);
+    decode(w, wanted, out, tools);
     return 1;
 }
 
-/* 1 if the view of the body was written to out[3][side][side]; 0 if it was refused, and out may hold anything. */
-static int crop_view(const uint8_t *body, size_t length, const View *v, int side, uint8_t *out, const Tools *tools) {
+/* 1 if what is wanted of the body was written to out[3][high][wide]; 0 if it was refused, and out may hold anything. */
+static int crop_view(const uint8_t *body, size_t length, const Wanted *wanted, uint8_t *out, const Tools *tools) {
     Work w;
     int32_t size[2];
-    if (side < 1 || v->width < 1 || !header(body, length, size) || !fits(v, size, side)) return 0;
+    if (wanted->view.width < 1 || !header(body, length, size) || !fits(wanted, size)) return 0;
     memset(&w, 0, sizeof w);
     w.jpeg.err = jpeg_std_error(&w.errors.base);
     w.errors.base.error_exit = refuse;
     w.errors.base.emit_message = heard;
     w.errors.base.output_message = silent;
-    int done = attempt(&w, body, length, size, v, side, out, tools);
+    int done = attempt(&w, body, length, size, wanted, out, tools);
     jpeg_destroy_decompress(&w.jpeg);
     free(w.across.first);
     free(w.across.weight);
@@ -319,10 +337,8 @@ static int crop_view(const uint8_t *body, size_t length, const View *v, int side
 static int fast;               /* whether `crop_fast` found that huffman.h may be used */
 static _Thread_local Tables tables;
 
-/* The views of n bodies to out[n][3][side][side]; done[i] says whether image i was taken. A view 0 wide is none. */
-void crop_views(
-    int n, const uint8_t *const *bodies, const size_t *lengths, const View *views, int side, uint8_t *out, uint8_t *done
-) {
+/* For bodies of at most `largest` bytes; `scratch` is to be freed. */
+static Tools tools_for(size_t largest) {
     Tools tools = {across_plain, down_plain, NULL, NULL};
 #ifdef HAS_AVX2
     if (__builtin_cpu_supports("avx2")) {
@@ -330,13 +346,36 @@ void crop_views(
         tools.down = down_avx2;
     }
 #endif
+    if (fast && (tools.scratch = calloc(1, largest + OVERRUN))) tools.tables = &tables;
+    return tools;
+}
+
+/* The views of n bodies to out[n][3][side][side]; done[i] says whether image i was taken. A view 0 wide is none. */
+void crop_views(
+    int n, const uint8_t *const *bodies, const size_t *lengths, const View *views, int side, uint8_t *out, uint8_t *done
+) {
     size_t image = 3 * (size_t)side * (size_t)side, largest = 0;
     for (int i = 0; i < n; i++)
         if (lengths[i] > largest) largest = lengths[i];
-    if (fast && (tools.scratch = calloc(1, largest + OVERRUN))) tools.tables = &tables;
-    for (int i = 0; i < n; i++)
-        done[i] = (uint8_t)crop_view(bodies[i], lengths[i], views + i, side, out + (size_t)i * image, &tools);
+    Tools tools = tools_for(largest);
+    for (int i = 0; i < n; i++) {
+        const Wanted wanted = {views[i], side, side, 1, &BICUBIC};
+        done[i] = (uint8_t)crop_view(bodies[i], lengths[i], &wanted, out + (size_t)i * image, &tools);
+    }
     free(tools.scratch);
+}
+
+/* A whole picture, decoded at 1/part of its size, to out[3][high][wide], each pixel the average of the area that it covers.
+   Returns whether it was taken. */
+int crop_shrink(const uint8_t *body, size_t length, int part, int wide, int high, uint8_t *out) {
+    int32_t size[2];
+    if ((part != 1 && part != 2 && part != 4 && part != 8) || !header(body, length, size)) return 0;
+    const View whole = {0, 0, (size[0] + part - 1) / part, (size[1] + part - 1) / part, wide, high, 0, 0, 0};
+    const Wanted wanted = {whole, wide, high, part, &AREA};
+    Tools tools = tools_for(length);
+    const int done = crop_view(body, length, &wanted, out, &tools);
+    free(tools.scratch);
+    return done;
 }
 
 #define TRIED_WIDE 83

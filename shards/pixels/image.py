@@ -189,10 +189,15 @@ def shrink(image: Image.Image, short: int) -> Image.Image:
     Not for enlarging. (These area averages are those of OpenCV's INTER_AREA. Pillow's bicubic filter costs 2.5 times as
     much, and pictures are resampled again when they are cropped for training.)
     """
-    scale = short / min(image.size)
-    assert scale <= 1, f"{image.size} is not larger than {short}"
-    size = (max(short, round(image.width * scale)), max(short, round(image.height * scale)))
+    size = shrunk_size(image.width, image.height, short)
     return image if size == image.size else image.resize(size, Image.Resampling.BOX)
+
+
+def shrunk_size(width: int, height: int, short: int) -> tuple[int, int]:
+    """The (width, height) that `shrink` gives."""
+    scale = short / min(width, height)
+    assert scale <= 1, f"{width}x{height} is not larger than {short}"
+    return max(short, round(width * scale)), max(short, round(height * scale))
 
 
 def thumbnail(body: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:

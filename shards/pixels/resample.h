@@ -1,4 +1,5 @@
-/* Bicubic resampling as Pillow does it, integer for integer: weights of 22 bits, rounded to levels after each axis.
+/* Resampling as Pillow does it, bicubic or by areas, integer for integer: weights of 22 bits, rounded to levels after each
+   axis.
 
    Source: Pillow's Resample.c (precompute_coeffs, normalize_coeffs_8bpc). */
 
@@ -18,7 +19,6 @@
 #define PRECISION 22           /* bits of a coefficient, as Pillow's */
 #define SPLIT 12
 #define HALF (1 << (PRECISION - 1))
-#define SUPPORT 2.0            /* of the bicubic filter */
 
 /* Of one axis: each of `out` pixels is a sum over pixels of the box from first[i] on, as many as weights are not 0, at
    most `most`, which is even: the loops over them are alike for all pixels, for the processor's sake. */
@@ -30,6 +30,11 @@ typedef struct {
     int16_t *split;            /* [out][most / 4][2][4]: of four weights, what is above SPLIT bits, then what is below */
 } Axis;
 
+typedef struct {
+    double (*weight)(double x);
+    double support;            /* beyond it on either side, weights are 0 */
+} Filter;
+
 static double bicubic(double x) {
     const double a = -0.5;
     if (x < 0.0) x = -x;
@@ -38,10 +43,14 @@ static double bicubic(double x) {
     return 0.0;
 }
 
+static double area(double x) { return x > -0.5 && x <= 0.5; }
+
+static const Filter BICUBIC = {bicubic, 2.0}, AREA = {area, 0.5};
+
 /* Pixels [start, start + out) of a box of `size` pixels that is resized to `to`. 0 without memory. */
-static int axis(Axis *a, int size, int to, int start, int out, int mirrored) {
+static int axis(Axis *a, const Filter *filter, int size, int to, int start, int out, int mirrored) {
     const double scale = (double)size / to, stretch = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / stretch;
-    const double support = SUPPORT * stretch;
+    const double support = filter->support * stretch;
     const int room = (int)ceil(support) * 2 + 4;
     a->out = out;
     a->first = malloc((size_t)out * 2 * sizeof(int32_t));
@@ -71,7 +80,7 @@ static int axis(Axis *a, int size, int to, int start, int out, int mirrored) {
         double centre = (start + i + 0.5) * scale, sum = 0.0;
         int32_t *weight = a->weight + (ptrdiff_t)at * a->most;
         int16_t *split = a->split + (ptrdiff_t)at * a->most * 2;
-        for (int k = 0; k < count; k++) sum += w[k] = bicubic((k + low - centre + 0.5) * inverse);
+        for (int k = 0; k < count; k++) sum += w[k] = filter->weight((k + low - centre + 0.5) * inverse);
         for (int k = 0; k < a->most; k++) {
             double share = k < count ? (sum != 0.0 ? w[k] / sum : w[k]) * (1 << PRECISION) : 0.0;
             weight[k] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);

@@ -99,7 +99,7 @@ def build(folder: Path) -> Path:
     """The C libraries with their driver, under ASAN and UBSAN."""
     made = folder / "fuzz_jpeg"
     objects = []
-    renamed = tuple(f"-Dcrop_{name}=plain_{name}" for name in ("views", "sizes", "codec", "fast"))
+    renamed = tuple(f"-Dcrop_{name}=plain_{name}" for name in ("views", "shrink", "sizes", "codec", "fast"))
     for number, (source, flags) in enumerate(
         (
             (SOURCES / "entropy.c", ("-std=c11",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from ingest.filter import FilterConfig, judge
 from ingest.record import Fetched, Link, Reason, Verdict
-from shards.pixels import image
+from shards.pixels import crop, image
 
 
 def fetched(body: bytes | Path | None, reason: Reason | None = None) -> Fetched:
@@ -142,6 +143,35 @@ def test_resize_bakes_the_orientation_in_and_keeps_an_rgb_profile() -> None:
     gray = verdict(encode(photo(300, 200).convert("L"), "JPEG", icc_profile=profile), resize=64)
     assert gray.picture is not None
     assert not gray.picture.icc
+
+
+def test_what_is_resized_does_not_depend_on_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grain = Image.effect_noise((420, 260), 60).convert("RGB")
+    notice = Image.new("RGB", (800, 600), "white")
+    notice.paste(grain.crop((0, 0, 40, 8)), (300, 300))
+    checks = Image.fromarray(np.tile(np.array([[0, 255], [255, 0]], np.uint8), (128, 128)))
+    whole = encode(grain, "JPEG", quality=92)
+    bodies = [
+        whole,
+        encode(grain.convert("L"), "JPEG", icc_profile=b"\0" * 36 + b"acsp" + b"\0" * 200),
+        encode(grain, "JPEG", icc_profile=b"\0" * 36 + b"acsp" + b"\0" * 200, exif=exif.tobytes()),
+        encode(grain, "JPEG", progressive=True),
+        encode(grain.convert("CMYK"), "JPEG"),
+        encode(notice, "JPEG"),
+        encode(Image.new("RGB", (90, 80), "red"), "JPEG"),
+        encode(checks, "JPEG", quality=100),  # not flat, but flat once it is made smaller
+        whole[: len(whole) // 2],
+        whole[:-2],
+        whole[:-500] + b"\xff\xd9",
+        encode(grain, "PNG"),
+    ]
+    known = fetched(b"")  # so that the times are equal
+    quick = [replace(verdict(body, resize=64), fetched=known) for body in bodies]
+    monkeypatch.setattr(crop, "shrink", lambda body, short: None)
+    assert quick == [replace(verdict(body, resize=64), fetched=known) for body in bodies]
+    assert [found.reason is None for found in quick] == [True] * 5 + [False, False, True, False, True, False, True]
 
 
 @pytest.mark.parametrize(

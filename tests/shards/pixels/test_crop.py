@@ -211,6 +211,50 @@ def test_every_dirty_file_gets_the_verdict_of_the_reference(cropper, dirty):
     assert len(answered) > 5
 
 
+def shrunk_by_reference(body: bytes, short: int) -> np.ndarray:
+    return np.asarray(image.shrink(image.upright(image.read(body), short), short))
+
+
+@pytest.mark.parametrize("options", PLAIN[:-1], ids=str)
+def test_a_shrunk_picture_has_the_pixels_of_the_reference(cropper, options):
+    options = dict(options)
+    width, height = options.pop("size")
+    body = photo(width, height, **options)
+    for short in {1, 2, 3, min(width, height) // 2, min(width, height) // 2 + 1, min(width, height) - 1}:
+        ours = cropper.shrink(body, short)
+        assert ours is not None, short
+        assert_same(np.asarray(ours), shrunk_by_reference(body, short), short)
+    assert cropper.shrink(body, min(width, height)) is None
+
+
+@pytest.mark.parametrize("size", [(641, 480), (480, 641), (1500, 90), (90, 1500), (1031, 777)])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_shapes_and_scales_of_shrunk_pictures(cropper, size, subsampling):
+    body = photo(*size, subsampling=subsampling)
+    for short in (11, 22, 23, 45, 60, 89):
+        assert_same(np.asarray(cropper.shrink(body, short)), shrunk_by_reference(body, short), short)
+
+
+def test_a_damaged_picture_is_not_shrunk(cropper):
+    body = photo(200, 300)
+    half = len(body) * 3 // 4
+    for bad in (body[:half], body[:-2], body[:half] + b"\xff\xd9", body[:-2] + bytes(40) + b"\xff\xd9", b"", body[2:]):
+        for short in (20, 150):
+            assert cropper.shrink(bad, short) is None
+
+
+def test_what_is_shrunk_does_not_depend_on_the_library(cropper, monkeypatch):
+    monkeypatch.setattr(crop, "loaded", lambda: cropper)
+    crop._shrinks_as_pillow.cache_clear()
+    try:
+        assert (crop.shrink(photo(97, 61), 30) is not None) == image.IMAGE_BUILD.startswith("pillow 13.")
+        monkeypatch.setattr(crop.Cropper, "shrink", lambda self, body, short: Image.new("RGB", (49, 30)))
+        crop._shrinks_as_pillow.cache_clear()
+        assert crop.shrink(photo(97, 61), 30) is None  # it would not be what Pillow makes
+    finally:
+        crop._shrinks_as_pillow.cache_clear()
+
+
 def test_bodies_may_be_lent_and_are_given_back(cropper):
     buffer = bytearray(b"junk" + photo(40, 30))
     body = memoryview(buffer)[4:].toreadonly()
@@ -230,6 +274,7 @@ def test_without_the_library_all_is_refused(monkeypatch, tmp_path):
         view = image.crop_view((0, 0, 8, 8), 8)
         assert crop.decode_batch([photo(40, 30)] * 2, [view] * 2, 8, np.empty((2, 3, 8, 8), np.uint8)) == [0, 1]
         assert crop.build_name() == image.IMAGE_BUILD
+        assert crop.shrink(photo(40, 30), 8) is None
     finally:
         crop.loaded.cache_clear()
 
