@@ -81,11 +81,12 @@ class Cropper:
     def shrink(self, body: Body, short: int) -> Image.Image | None:
         """The picture as RGB with a short side of `short` pixels, the same as `image.upright` and `image.shrink` make.
         None if it is refused or is not larger than that."""
-        stored = self.sizes([body])[0]
-        if stored is None or min(stored) <= short:
+        stored_width, stored_height = self.sizes([body])[0] or (0, 0)
+        smaller = min(stored_width, stored_height)
+        if smaller <= short:
             return None
-        part = next(part for part in (8, 4, 2, 1) if min(stored) // short >= part)  # as Pillow's draft decodes
-        width, height = image.shrunk_size(*(-(-side // part) for side in stored), short)
+        part = next(part for part in (8, 4, 2, 1) if part <= smaller // short)  # as Pillow's draft decodes
+        width, height = image.shrunk_size(-(-stored_width // part), -(-stored_height // part), short)
         out_3HW = np.empty((3, height, width), np.uint8)
         lent, places, lengths = _lent([body])
         done = self._shrink(int(places[0]), int(lengths[0]), part, width, height, out_3HW.ctypes.data)
