@@ -200,6 +200,7 @@ class Crawl:
             judging=self._drawing.decoding,
             max_pixels=self._rules.max_pixels,
             others=len(self._open),
+            format_=self._info.format,
         )
         links = [entry for entry in entries if isinstance(entry, Link)]
         binding = journal.binding(self._dataset, task.unit, entries, self._fetcher.config)

@@ -223,8 +223,7 @@ def _plan_list(config: Config, info: DatasetInfo) -> DatasetInfo:
         columns=tuple(kept),
         hash_column=config.hash_column,
     )
-    write_info(config.out, info)
-    return info
+    return write_info(config.out, info)
 
 
 def _write(dataset: str, unit: int, table: pa.Table) -> None:

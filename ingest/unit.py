@@ -18,7 +18,7 @@ from ingest import thumbs
 from ingest.record import BadLine, Link, Picture, Reason, Verdict
 from ingest.unit_tar import Spool, UnitTar
 from shards import store
-from shards.dataset import INDEX_SCHEMA, KEPT, Commit, commit, table_bytes, unit_name
+from shards.dataset import FORMAT, INDEX_SCHEMA, KEPT, Commit, commit, table_bytes, unit_name
 from shards.pixels import MAX_PIXELS
 from shards.tar import BLOCK, segment
 from shards.url_secrets import masked, without_secrets
@@ -47,10 +47,12 @@ class UnitWriter:
         judging: Callable[[int], AbstractContextManager[object]] = lambda row: contextlib.nullcontext(),
         max_pixels: int = MAX_PIXELS,
         others: int = 0,
+        format_: int = FORMAT,
     ) -> None:
         """`supersedes` counts the older verdicts that a retry's unit replaces; `judging` marks the row whose bytes are
         being decoded for a thumbnail, for pictures of at most `max_pixels`; `others` counts the units already open: the
-        k-th holds 1/k of HELD, so that a dozen that wait for slow hosts hold three times HELD together, not twelve."""
+        k-th holds 1/k of HELD, so that a dozen that wait for slow hosts hold three times HELD together, not twelve;
+        `format_` is that of dataset.json."""
         self.dataset = dataset
         self.unit = unit
         self.links = links
@@ -59,7 +61,8 @@ class UnitWriter:
         self.reasons: Counter[str] = Counter()
         self._supersedes = dict(supersedes or {})
         self._judging, self._max_pixels = judging, max_pixels
-        self._tar = UnitTar(scratch, len(links), HELD // (1 + others))
+        self._format = format_
+        self._tar = UnitTar(scratch, len(links), HELD // (1 + others), format_)
         self._shown = Spool(scratch / "shown")
         self._at = {link.row: at for at, link in enumerate(links)}
         self._rows: list[tuple[Any, ...] | None] = [None] * len(links)
@@ -87,7 +90,7 @@ class UnitWriter:
         self._rows[at] = judged_row(verdict)
         if verdict.picture is not None:
             self.kept += 1
-            self._tar.keep(at, verdict.picture.suffix, len(verdict.picture.body), _members(link, verdict.picture))
+            self._tar.keep(at, verdict.picture.suffix, verdict.picture.sha256, _members(link, verdict.picture))
         else:
             assert verdict.reason is not None
             self.reasons[verdict.reason] += 1
@@ -140,6 +143,7 @@ class UnitWriter:
                 kept=self.kept,
                 reasons={str(reason): n for reason, n in sorted(self.reasons.items())},
                 supersedes=self._supersedes,
+                format=self._format,
             ),
         )
         if winner.attempt != self.attempt:
@@ -174,11 +178,10 @@ class UnitWriter:
                 offsets.append(None)
                 lengths.append(None)
                 continue
-            suffix, _, span, length = place
-            members.append(f"{link.key}.{suffix}")
+            members.append(f"{link.key}.{place.suffix}")
             offsets.append(at + BLOCK)
-            lengths.append(length)
-            at += span
+            lengths.append(place.length)
+            at += place.span
         columns += [members, offsets, lengths]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA)]
         return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)

@@ -5,24 +5,37 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from ingest.journal import BODIES
+from shards.dataset import PLAIN
 from shards.tar import BLOCK, END
 
 PIECE = 4 << 20  # bytes of the spool read at once
 
 
+class Place(NamedTuple):
+    """Where the two members of a kept link are."""
+
+    suffix: str  # of the picture
+    length: int  # of the picture, bytes
+    sha256: bytes  # of the picture
+    span: int  # of both members with their headers, bytes
+    offset: int  # of the first header in the spool; -1: in memory only
+
+
 class UnitTar:
     """The members of `links` links. What comes in its turn, or waits for it among at most `hold` bytes in memory, goes
     to scratch as the tar that it will be. When more than that is early (one slow host is enough), the rest goes to
-    scratch as it comes, and `finish` copies it into order."""
+    scratch as it comes, and `finish` copies it into order. `format_` is the dataset's: what the tar's sha256 covers."""
 
-    def __init__(self, scratch: Path, links: int, hold: int) -> None:
-        self._scratch, self._hold = scratch, hold
+    def __init__(self, scratch: Path, links: int, hold: int, format_: int) -> None:
+        self._scratch, self._hold, self._plain = scratch, hold, format_ == PLAIN
         self._spool = Spool(scratch / BODIES)
+        self._ordered = True  # all members in the spool came in input order
+        self._digest = hashlib.sha256()  # of them, while that is so
         self._settled = bytearray(links)  # whether a link has its place, or needs none
-        # Of kept links: suffix, offset in the spool (-1: in memory only), length there, length of the body.
-        self.places: list[tuple[str, int, int, int] | None] = [None] * links
+        self.places: list[Place | None] = [None] * links  # of kept links
         self._turn = 0  # all links before this one are in the spool, or have no members
         self._early: dict[int, tuple[bytes, ...]] = {}  # members of links whose turn has not come
         self._held = 0  # bytes of those
@@ -32,12 +45,13 @@ class UnitTar:
         """Bytes on scratch."""
         return self._spool.size
 
-    def keep(self, at: int, suffix: str, length: int, members: tuple[bytes, ...]) -> None:
-        """Take the members of the at-th link, whose body has the suffix and length, as they will be in the tar."""
+    def keep(self, at: int, suffix: str, sha256: str, members: tuple[bytes, ...]) -> None:
+        """Take the two members of the at-th link, as `shards.tar.segment` makes them: a picture with this suffix and
+        sha256 comes first."""
         size = sum(map(len, members))
-        self.places[at] = (suffix, -1, size, length)
+        self.places[at] = Place(suffix, len(members[1]), bytes.fromhex(sha256), size, -1)
         if at != self._turn and self._held + size > self._hold:
-            self._spool.ordered = False
+            self._ordered = False
             self._put(at, members)
         else:
             self._early[at] = members
@@ -56,18 +70,21 @@ class UnitTar:
     def _put(self, at: int, members: tuple[bytes, ...]) -> None:
         place = self.places[at]
         assert place is not None
-        suffix, _, span, length = place
-        self.places[at] = (suffix, self._spool.size, span, length)
+        suffix, length, sha256, span, _ = place
+        self.places[at] = Place(suffix, length, sha256, span, self._spool.size)
         self._spool.write(*members)
+        if self._ordered:
+            for piece in members if self._plain else (members[0], sha256, *members[2:]):
+                self._digest.update(piece)
 
     def body_at(self, at: int) -> tuple[int, int] | None:
         """Offset and length in the spool of the at-th link's body; None if it is not there."""
         place = self.places[at]
-        return (place[1] + BLOCK, place[3]) if place is not None and place[1] >= 0 else None
+        return (place.offset + BLOCK, place.length) if place is not None and place.offset >= 0 else None
 
     def spill(self) -> None:
         """Write what waits in memory to the spool, out of order: for a rerun, as this unit ends here."""
-        self._spool.ordered = False
+        self._ordered = False
         for at in sorted(self._early):
             self._put(at, self._early.pop(at))
 
@@ -77,30 +94,39 @@ class UnitTar:
     def finish(self) -> tuple[Path, int, str]:
         """The file, size and sha256 of the tar: the spool itself, or its members copied into order."""
         assert not self._early
-        if self._spool.ordered:
+        if self._ordered:
             self._spool.write(END)
-            return self._spool.path, self._spool.size, self._spool.digest.hexdigest()
+            self._digest.update(END)
+            return self._spool.path, self._spool.size, self._digest.hexdigest()
         path = self._scratch / "unit.tar"
-        return path, *self._assemble(path)
+        return path, self._copy(path), self._hashed()
 
-    def _assemble(self, path: Path) -> tuple[int, str]:
-        """Copy the spooled members into a tar in input order; returns its size and sha256.
-
-        All that takes long here (reading, hashing, writing) runs without the interpreter's lock.
-        """
-        digest, size = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(PIECE))
+    def _copy(self, path: Path) -> int:
+        """Copy the spooled members into a tar in input order; returns its size. All that takes long here (reading,
+        writing) runs without the interpreter's lock."""
+        size, buffer = 0, memoryview(bytearray(PIECE))
         with path.open("wb", buffering=0) as out:
             for offset, length in self._runs():
                 for at in range(offset, offset + length, PIECE):
                     piece = buffer[: min(PIECE, offset + length - at)]
                     self._spool.read_into(piece, at)
-                    digest.update(piece)
                     _write_all(out.fileno(), piece)
                 size += length
-            digest.update(END)
             _write_all(out.fileno(), memoryview(END))
-        return size + len(END), digest.hexdigest()
+        return size + len(END)
+
+    def _hashed(self) -> str:
+        """The sha256 of that tar."""
+        digest = hashlib.sha256()
+        for place in self.places:
+            if place is None:
+                continue
+            body = place.offset + BLOCK
+            digest.update(self._spool.read(place.offset, BLOCK))
+            digest.update(self._spool.read(body, place.length) if self._plain else place.sha256)
+            digest.update(self._spool.read(body + place.length, place.span - BLOCK - place.length))
+        digest.update(END)
+        return digest.hexdigest()
 
     def _runs(self) -> list[tuple[int, int]]:
         """(offset, length) in the spool of the members in input order; neighbours are one run."""
@@ -108,11 +134,10 @@ class UnitTar:
         for place in self.places:
             if place is None:
                 continue
-            _, offset, length, _ = place
-            if runs and sum(runs[-1]) == offset:
-                runs[-1] = (runs[-1][0], runs[-1][1] + length)
+            if runs and sum(runs[-1]) == place.offset:
+                runs[-1] = (runs[-1][0], runs[-1][1] + place.span)
             else:
-                runs.append((offset, length))
+                runs.append((place.offset, place.span))
         return runs
 
 
@@ -122,8 +147,6 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self.ordered = True  # all members so far came in input order
-        self.digest = hashlib.sha256()  # of all bytes, while that is so
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def write(self, *pieces: bytes) -> None:
@@ -132,9 +155,6 @@ class Spool:
             # A full disk first shows as a short write; writing the rest raises its error.
             _write_all(self._fd, memoryview(b"".join(pieces))[written:])
         self.size += size
-        if self.ordered:
-            for piece in pieces:
-                self.digest.update(piece)
 
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._fd, length, offset)

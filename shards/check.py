@@ -192,9 +192,10 @@ def _check_shard(version: manifest.Manifest, number: int, decode: bool, columns:
         commit = None
     if commit:
         report.superseded.update(commit.supersedes)
-        for name in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept"):
-            if getattr(commit, name) != getattr(shard, name):
-                report.add(f"the manifest has {name} {getattr(shard, name)}, the commit {getattr(commit, name)}")
+        for name in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept", "format"):
+            said = version.format if name == "format" else getattr(shard, name)
+            if getattr(commit, name) != said:
+                report.add(f"the manifest has {name} {said}, the commit {getattr(commit, name)}")
     index = _read_index(version, shard, commit, report)
     if index is None:
         return report
@@ -202,8 +203,7 @@ def _check_shard(version: manifest.Manifest, number: int, decode: bool, columns:
     if columns:
         _check_columns(version.dataset, shard.unit, index, report)
     rows = kept_rows(index.filter(pc.field("reason") == KEPT))
-    url = shard.tar_url(version.dataset)
-    report.bytes = check_tar(url, not shard.foreign, shard.tar_sha256, shard.tar_bytes, rows, decode, report.add)
+    report.bytes = check_tar(version, shard, rows, decode, report.add)
     return report
 
 

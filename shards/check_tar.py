@@ -1,9 +1,11 @@
 """Check one tar against the rows that its index keeps, read once from front to end at the speed of one sha256.
 
-The tar's sha256, in the manifest and the commit, covers every byte, and each picture's json member holds the picture's
+Since format 2 the sha256 of each picture is computed on the way to the tar's, and compared with the index. In format 1
+the tar's is that of its bytes, in the manifest and the commit, and each picture's json member holds the picture's
 sha256, which must agree with the index. So if the tar is the committed one, hashing each picture again would find
-nothing. Pictures are hashed only where that does not hold: to name what changed in a tar that is not the committed one
-or whose json members disagree with the index (the tar is then read a second time), with `decode`, and for foreign tars.
+nothing. There, pictures are hashed only where that does not hold: to name what changed in a tar that is not the
+committed one or whose json members disagree with the index (the tar is then read a second time), with `decode`, and for
+foreign tars.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import msgspec
 import pyarrow as pa
 
 from shards import store, tar
+from shards.dataset import PLAIN
+from shards.manifest import Manifest, Shard
 from shards.pixels import image
 
 JSON_FIELDS = ("url", "labels", "sha256", "width", "height")
@@ -45,22 +49,25 @@ def kept_rows(index: pa.Table) -> list[Kept]:
     return [Kept(*row) for row in zip(*(index[name].to_pylist() for name in Kept._fields))]
 
 
-def check_tar(url: str, ours: bool, sha256: str, size: int, rows: list[Kept], decode: bool, report: Report) -> int:
-    """Report where the tar disagrees with the rows that its index keeps, its sha256 and its size; returns its size.
+def check_tar(version: Manifest, shard: Shard, rows: list[Kept], decode: bool, report: Report) -> int:
+    """Report where the tar disagrees with the rows that its index keeps, and with its sha256 and size in the manifest;
+    returns its size.
 
-    If the tar is `ours`, it must hold what the index keeps and nothing else; a foreign one may hold more.
+    If the tar is ours, it must hold what the index keeps and nothing else; a foreign one may hold more.
     """
+    url, ours = shard.tar_url(version.dataset), not shard.foreign
+    plain = shard.foreign or version.format == PLAIN
     try:
         with closing(tar.pieces(url)) as body:
             source = tar.Source(body)
-            agreed = _check_members(source, ours, rows, decode, decode or not ours, report)
+            agreed = _check_members(source, ours, plain, rows, decode, report)
             source.drain()
-        if source.size != size:
-            report(f"the tar has {source.size} bytes, the manifest says {size}", None)
-        committed = source.sha256.hexdigest() == sha256
+        if source.size != shard.tar_bytes:
+            report(f"the tar has {source.size} bytes, the manifest says {shard.tar_bytes}", None)
+        committed = source.sha256.hexdigest() == shard.tar_sha256
         if not committed:
             report("the tar does not have the sha256 of the manifest", None)
-        if ours and not decode and not (committed and agreed):
+        if plain and ours and not decode and not (committed and agreed):
             with closing(tar.pieces(url)) as body:
                 _check_digests(tar.Source(body), rows, report)
     except (store.StoreError, OSError) as error:
@@ -69,9 +76,7 @@ def check_tar(url: str, ours: bool, sha256: str, size: int, rows: list[Kept], de
     return source.size
 
 
-def _check_members(
-    source: tar.Source, ours: bool, rows: list[Kept], decode: bool, hashing: bool, report: Report
-) -> bool:
+def _check_members(source: tar.Source, ours: bool, plain: bool, rows: list[Kept], decode: bool, report: Report) -> bool:
     """Check the tar's members against the rows; returns whether every json member has the sha256 that the index has."""
     # Foreign tars may repeat a name.
     pictures = {row.member if ours else (row.member, row.offset): row for row in rows}
@@ -80,11 +85,13 @@ def _check_members(
     try:
         for member in tar.walk(source):
             if row := pictures.pop(member.name if ours else (member.name, member.offset), None):
-                _check_picture(source, member, row, decode, hashing, report)
+                _check_picture(source, member, row, plain, decode, decode or not (plain and ours), report)
             elif row := described.pop(member.name, None):
                 agreed = _check_json(source.take(member.length), row, report) and agreed
             elif ours:
                 report(f"the tar holds {member.name}, which the index does not keep", member.name.rpartition(".")[0])
+                if not plain and tar.is_picture(member.name):
+                    source.picture(member.length)
     except store.StoreError:
         raise
     except ValueError as error:
@@ -99,13 +106,17 @@ def _check_members(
 
 
 def _check_picture(
-    source: tar.Source, member: tar.Placed, row: Kept, decode: bool, hashing: bool, report: Report
+    source: tar.Source, member: tar.Placed, row: Kept, plain: bool, decode: bool, hashing: bool, report: Report
 ) -> None:
     if (row.offset, row.length) != (member.offset, member.length):
         report(f"is at {member.offset}+{member.length}, the index says {row.offset}+{row.length}", row.key)
-    body = source.take(member.length) if decode else b""
-    if hashing:
-        _check_digest([memoryview(body)] if decode else source.views(member.length), row, report)
+    if not plain:
+        body, digest = source.picture(member.length, keep=decode)
+    else:
+        body = source.take(member.length) if decode else b""
+        digest = _digest([memoryview(body)] if decode else source.views(member.length)) if hashing else row.sha256
+    if digest != row.sha256:
+        report("its bytes do not have the sha256 of the index", row.key)
     if decode:
         try:
             image.decode(body)
@@ -113,12 +124,11 @@ def _check_picture(
             report(f"does not decode: {error}", row.key)
 
 
-def _check_digest(body: Iterable[memoryview], row: Kept, report: Report) -> None:
+def _digest(body: Iterable[memoryview]) -> str:
     digest = hashlib.sha256()
     for view in body:
         digest.update(view)
-    if digest.hexdigest() != row.sha256:
-        report("its bytes do not have the sha256 of the index", row.key)
+    return digest.hexdigest()
 
 
 def _check_digests(source: tar.Source, rows: list[Kept], report: Report) -> None:
@@ -126,8 +136,9 @@ def _check_digests(source: tar.Source, rows: list[Kept], report: Report) -> None
     pictures = {row.member: row for row in rows}
     with suppress(ValueError):
         for member in tar.walk(source):
-            if row := pictures.get(member.name):
-                _check_digest(source.views(member.length), row, report)
+            row = pictures.get(member.name)
+            if row and _digest(source.views(member.length)) != row.sha256:
+                report("its bytes do not have the sha256 of the index", row.key)
 
 
 class _Described(msgspec.Struct):

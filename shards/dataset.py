@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,8 @@ from shards.config import KEPT as KEPT
 from shards.parallel import map_in_order
 from shards.typed_json import Count
 
-FORMAT = 1
+FORMAT = 2  # since 2, a tar's sha256 has each picture's own in its place: shards.tar.tar_sha256
+PLAIN = 1  # until then it was that of the tar's bytes as they are, and is where others wrote the tars
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -98,13 +100,14 @@ class Commit:
     attempt: str
     tar: str  # object name under shards/, or the path or URL of a foreign tar
     tar_bytes: Count
-    tar_sha256: str
+    tar_sha256: str  # by the dataset's format: `shards.tar.tar_sha256`, or of the tar's bytes as they are
     index: str
     index_sha256: str
     links: Count
     kept: Count
     reasons: dict[str, Count]  # without "kept"
     supersedes: dict[str, Count] = field(default_factory=dict)  # older verdicts that rows of this unit replace
+    format: Count = PLAIN  # of the dataset; older builds did not write it
 
     def __post_init__(self) -> None:
         assert self.links == self.kept + sum(self.reasons.values()), f"unit {self.unit}: links do not balance"
@@ -151,11 +154,14 @@ def read_info(dataset: str) -> DatasetInfo:
     return typed_json.checked(DatasetInfo, value, url)
 
 
-def write_info(dataset: str, info: DatasetInfo) -> None:
-    """Put if absent. Raises ValueError naming the first field in which a rerun differs."""
-    value = dataclasses.asdict(info)
-    if store.put_json_if_absent(store.join(dataset, "dataset.json"), value):
-        return
+def write_info(dataset: str, info: DatasetInfo) -> DatasetInfo:
+    """Put if absent; returns what the dataset has, whose format may be older. Raises ValueError naming the first field
+    in which a rerun differs."""
+    url = store.join(dataset, "dataset.json")
+    if not store.exists(url) and (units := committed_units(dataset)):  # it was lost
+        info = dataclasses.replace(info, format=read_commit(dataset, units[0]).format)
+    if store.put_json_if_absent(url, dataclasses.asdict(info)):
+        return info
     old = read_info(dataset)
     for name in ("list_sha256", "list_name", "unit", "config_digest", "units", "classes"):
         if getattr(old, name) != getattr(info, name):
@@ -163,6 +169,7 @@ def write_info(dataset: str, info: DatasetInfo) -> None:
                 f"{dataset}: was made with another {name} ({_short(getattr(old, name))}, now "
                 f"{_short(getattr(info, name))}): use the same list and settings, or another --out"
             )
+    return old
 
 
 def _short(value: object) -> str:
@@ -273,8 +280,16 @@ def read_commits(dataset: str, units: Sequence[int]) -> list[Commit]:
 
 def commit(dataset: str, ours: Commit) -> Commit:
     """Put the commit if the unit has none yet; returns the winning commit, as read back from the store."""
-    store.put_json_if_absent(store.join(dataset, "commits", unit_name(ours.unit) + ".json"), dataclasses.asdict(ours))
+    store.put_if_absent(store.join(dataset, "commits", unit_name(ours.unit) + ".json"), commit_bytes(ours))
     return read_commit(dataset, ours.unit)
+
+
+def commit_bytes(commit: Commit) -> bytes:
+    """The object of a commit: in a dataset of an older build, byte for byte as that build writes it."""
+    value: dict[str, Any] = dataclasses.asdict(commit)
+    if commit.format == PLAIN:
+        del value["format"]
+    return store.json_bytes(value)
 
 
 # --- generations ---------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import pyarrow as pa
 from shards import store, typed_json
 from shards.dataset import (
     FORMAT,
+    PLAIN,
     Commit,
     DatasetInfo,
     committed_units,
@@ -96,6 +97,7 @@ class Manifest:
     subset: Subset | None = None
     classes: tuple[str, ...] | None = None
     rules: Rules | None = None  # row by row; a subset is a threshold
+    format: int = FORMAT  # of the dataset: what the tars' sha256 are
 
     def __post_init__(self) -> None:
         assert self.links == self.kept + sum(self.reasons.values()), "links do not balance"
@@ -152,6 +154,7 @@ class Head:
     subset: Subset | None = None
     classes: tuple[str, ...] | None = None
     rules: Rules | None = None
+    format: Count = PLAIN
 
 
 def read_version(dataset: str, number: int) -> Version:
@@ -179,7 +182,7 @@ def _content(manifest: Manifest) -> dict[str, Any]:
     """All that the digest covers."""
     rules = manifest.rules
     return {
-        "format": FORMAT,
+        "format": manifest.format,
         "list_name": manifest.list_name,
         "list_sha256": manifest.list_sha256,
         "shards_sha256": _shards_sha256(manifest.shards),
@@ -256,6 +259,7 @@ def with_commits(dataset: str, info: DatasetInfo, parent: Manifest | None, fresh
         reasons={reason: n for reason, n in sorted(reasons.items()) if n},
         deselected={},
         classes=info.classes,
+        format=info.format,
     )
 
 
@@ -413,6 +417,7 @@ def parse(dataset: str, head: dict[str, Any], table: pa.Table) -> Manifest:
         subset=fields.subset,
         classes=fields.classes,
         rules=fields.rules,
+        format=fields.format,
     )
 
 

@@ -109,7 +109,8 @@ def pieces(url: str) -> Generator[memoryview]:
 
 
 class Source:
-    """A tar, or what claims to be one, read once from front to end; its sha256 and size are of the bytes read so far.
+    """A tar, or what claims to be one, read once from front to end; after `drain`, its size and sha256 are those of all
+    its bytes. The sha256 has a picture's own sha256 in place of its bytes where these were taken by `picture`.
 
     `pieces` are its bytes in order, each valid until the next is requested, so that one buffer may be reused for all.
     """
@@ -117,6 +118,7 @@ class Source:
     def __init__(self, pieces: Iterable[memoryview]):
         self.size, self.sha256 = 0, hashlib.sha256()
         self._pieces, self._piece, self._at = iter(pieces), memoryview(b""), 0
+        self._hashed = 0  # bytes of the piece that the sha256 covers
 
     @property
     def at(self) -> int:
@@ -139,6 +141,20 @@ class Source:
             length -= len(view)
             yield view
 
+    def picture(self, length: int, keep: bool = False) -> tuple[bytes, str]:
+        """The next `length` bytes, fewer at the end, and their sha256, which the tar's sha256 takes in their place, so
+        that each byte is hashed once. Without `keep` no bytes are returned."""
+        self.sha256.update(self._piece[self._hashed : self._at])
+        self._hashed = self._at
+        digest, body = hashlib.sha256(), []
+        for view in self.views(length):
+            digest.update(view)
+            self._hashed = self._at
+            if keep:
+                body.append(bytes(view))
+        self.sha256.update(digest.digest())
+        return b"".join(body), digest.hexdigest()
+
     def pass_to(self, place: int) -> int:
         """Skip to this offset in the tar, or to its end; returns the offset reached."""
         before = self.size - len(self._piece)
@@ -155,10 +171,26 @@ class Source:
         self._at = 0
 
     def _next(self) -> bool:
-        self._piece, self._at = next(self._pieces, memoryview(b"")), 0
-        self.sha256.update(self._piece)
+        self.sha256.update(self._piece[self._hashed :])
+        self._piece, self._at, self._hashed = next(self._pieces, memoryview(b"")), 0, 0
         self.size += len(self._piece)
         return len(self._piece) > 0
+
+
+def is_picture(name: str) -> bool:
+    """Whether a member of a tar of ours is a picture; the others describe one."""
+    return not name.endswith(".json")
+
+
+def tar_sha256(pieces: Iterable[memoryview]) -> str:
+    """The sha256 of a tar of ours since format 2: of its bytes in order, with each picture's own sha256 (32 bytes) in
+    place of the picture's bytes. Raises ValueError as `walk`."""
+    source = Source(pieces)
+    for member in walk(source):
+        if is_picture(member.name):
+            source.picture(member.length)
+    source.drain()
+    return source.sha256.hexdigest()
 
 
 class Walkable(Protocol):

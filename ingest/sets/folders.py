@@ -141,9 +141,9 @@ def make(
     begun = time.monotonic()
     config, entries, units = planned.config, planned.entries, planned.units
     with scratch_folder(config.scratch) as scratch:
-        _begin(planned)
+        format_ = _begin(planned)
         with holding_a_unit(scratch.folder):
-            done = _units(planned, scratch.folder, progress, stop)
+            done = _units(planned, format_, scratch.folder, progress, stop)
     made = None
     if len(done) == len(units):
         made = manifest.make_version(config.out, "import")
@@ -179,6 +179,7 @@ def result_of(
 
 def _units(
     planned: Planned,
+    format_: int,
     scratch: Path,
     progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
@@ -212,7 +213,7 @@ def _units(
     for unit, part in enumerate(units):
         if unit in done:
             continue
-        commit = _unit(config, unit, planned.pictures[part], entries[part], scratch, report, stop)
+        commit = _unit(config, unit, format_, planned.pictures[part], entries[part], scratch, report, stop)
         if commit is None:
             break
         done[unit] = commit
@@ -229,21 +230,24 @@ def reasons_of(done: Mapping[int, Commit]) -> Counter[str]:
     return sum((Counter(commit.reasons) for commit in done.values()), Counter())
 
 
-def _begin(planned: Planned) -> None:
-    """Write dataset.json first, so that nothing is planned into another set's dataset; then the missing plans."""
+def _begin(planned: Planned) -> int:
+    """Write dataset.json first, so that nothing is planned into another set's dataset; then the missing plans. Returns
+    the dataset's format."""
     out = planned.config.out
     store.check_writable(out)
-    write_info(out, planned.info)
+    format_ = write_info(out, planned.info).format
     there = set(planned_units(out))
     for unit, part in enumerate(planned.units):
         if unit not in there:
             rows = [dataclasses.asdict(link) for link in planned.entries[part]]
             write_plan(out, unit, pa.Table.from_pylist(rows, PLAN_SCHEMA))
+    return format_
 
 
 def _unit(
     config: Config,
     unit: int,
+    format_: int,
     pictures: Sequence[Picture],
     entries: list[Link],
     scratch: Path,
@@ -253,7 +257,7 @@ def _unit(
     """Import one unit and commit it. When stopped before that, returns None and leaves nothing behind."""
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
-        closing(UnitWriter(config.out, unit, entries, Path(folder))) as writer,
+        closing(UnitWriter(config.out, unit, entries, Path(folder), format_=format_)) as writer,
         closing(Judge()) as judging,
         ThreadPoolExecutor(config.threads, thread_name_prefix="judge") as pool,
     ):

@@ -39,6 +39,7 @@ from shards import folder_kind, manifest, store
 from shards.dataset import (
     INDEX_SCHEMA,
     KEPT,
+    PLAIN,
     PLAN_SCHEMA,
     Commit,
     DatasetInfo,
@@ -121,6 +122,7 @@ def _info(config: folders.Config, tars: list[tuple[str, int]], names: dict[str, 
         config_digest=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         image_build=IMAGE_BUILD,
         classes=tuple(names.values()) if names else None,
+        format=PLAIN,
     )
 
 

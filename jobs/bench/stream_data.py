@@ -22,6 +22,7 @@ import pyarrow as pa
 from jobs.bench.origin import body_of, photographs, real_photographs
 from shards import store
 from shards.dataset import (
+    FORMAT,
     INDEX_SCHEMA,
     PLAN_SCHEMA,
     Commit,
@@ -33,7 +34,7 @@ from shards.dataset import (
     write_plan,
 )
 from shards.manifest import Manifest, Shard, make_version, write_manifest
-from shards.tar import BLOCK, Member, header, write_tar
+from shards.tar import BLOCK, Member, header, tar_sha256, write_tar
 
 MEAN_BYTES = 110_000  # per picture, ImageNet's mean
 SPREAD = 0.5  # standard deviation of the logarithm of a size
@@ -133,11 +134,20 @@ def _write_unit(dataset: str, unit: int, first: int, bodies: list[bytes]) -> str
     )
     store.put(store.join(dataset, "shards", base + ".tar"), tar)
     store.put(store.join(dataset, "shards", base + ".parquet"), index)
-    digests = [hashlib.sha256(body).hexdigest() for body in (tar, index)]
     commit(
         dataset,
         Commit(
-            unit, "a1", base + ".tar", len(tar), digests[0], base + ".parquet", digests[1], len(rows), len(rows), {}
+            unit=unit,
+            attempt="a1",
+            tar=base + ".tar",
+            tar_bytes=len(tar),
+            tar_sha256=tar_sha256([memoryview(tar)]),
+            index=base + ".parquet",
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            links=len(rows),
+            kept=len(rows),
+            reasons={},
+            format=FORMAT,
         ),
     )
     return base + ".tar"

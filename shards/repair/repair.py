@@ -126,15 +126,15 @@ class _Repair:
         for first, end, before in zip(firsts, firsts[1:], [0, *firsts]):  # a retry after what it asks for again
             older = self._older(range(before, first)) if first else None
             mine = [unit for unit in units if first <= unit < end]
-            for unit, found in zip(mine, self._repaired(mine, older, jobs)):
+            for unit, found in zip(mine, self._repaired(mine, info.format, older, jobs)):
                 self._take(unit, found)
                 done += 1
                 if progress:
                     progress(done, len(units))
         self._find_lost_tars()
 
-    def _repaired(self, units: Sequence[int], older: Older | None, jobs: int) -> Iterator[Unit]:
-        return map_in_order(lambda unit: repair(self.dataset, unit, self.named.get(unit), older), units, jobs)
+    def _repaired(self, units: Sequence[int], format_: int, older: Older | None, jobs: int) -> Iterator[Unit]:
+        return map_in_order(lambda unit: repair(self.dataset, unit, format_, self.named.get(unit), older), units, jobs)
 
     def _take(self, unit: int, found: Unit) -> None:
         if found.commit:

@@ -22,7 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import store, tar, typed_json
-from shards.dataset import DAMAGE, INDEX_SCHEMA, KEPT, PLAN_SCHEMA, Commit, in_one_line, table_bytes, unit_name
+from shards.dataset import (
+    DAMAGE,
+    INDEX_SCHEMA,
+    KEPT,
+    PLAIN,
+    PLAN_SCHEMA,
+    Commit,
+    commit_bytes,
+    in_one_line,
+    table_bytes,
+    unit_name,
+)
 from shards.manifest import Shard
 
 _BAD_LINE = re.compile(r"line (\d+): (.*)", re.DOTALL)  # the detail of a link whose reason is bad_url
@@ -99,9 +110,9 @@ def table_of(body: bytes, schema: pa.Schema) -> pa.Table:
 Older = Callable[[set[int]], Mapping[int, str]]  # rows -> their verdicts before the retry
 
 
-def repair(dataset: str, unit: int, named: Shard | None, older: Older | None) -> Unit:
-    """Check one unit and rebuild what can be; nothing is written. `named` is the unit's entry in a sound manifest;
-    `older` is given for the units of a retry.
+def repair(dataset: str, unit: int, format_: int, named: Shard | None, older: Older | None) -> Unit:
+    """Check one unit and rebuild what can be; nothing is written. `format_` is the dataset's, `named` the unit's entry
+    in a sound manifest; `older` is given for the units of a retry.
 
     Raises StoreError if the store does not answer.
     """
@@ -114,9 +125,9 @@ def repair(dataset: str, unit: int, named: Shard | None, older: Older | None) ->
     except Unusable as error:
         plan_problem = str(error)
     try:
-        done.commit = _read_commit(dataset, commit_name, unit, named)
+        done.commit = _read_commit(dataset, commit_name, unit, format_, named)
     except Unusable as error:
-        _repair_commit(dataset, commit_name, named, plan, str(error), done)
+        _repair_commit(dataset, commit_name, format_, named, plan, str(error), done)
     if done.commit is None:
         return done
     index = _repair_index(dataset, done.commit, plan, done)
@@ -150,7 +161,7 @@ def _who_miscounts(plan: pa.Table, older: Older, commit_name: str, done: Unit) -
     if _asked(plan) != Counter(older(set(plan["row"].to_pylist())).values()):
         return "has other older verdicts"
     done.commit = dataclasses.replace(done.commit, supersedes=dict(sorted(_asked(plan).items())))
-    value = store.json_bytes(dataclasses.asdict(done.commit))
+    value = commit_bytes(done.commit)
     done.rebuilt.append(Rebuilt(commit_name, "miscounts the older verdicts: recounted from the older indexes", value))
     return ""
 
@@ -158,7 +169,7 @@ def _who_miscounts(plan: pa.Table, older: Older, commit_name: str, done: Unit) -
 # --- the commit ----------------------------------------------------------------------------------------------------
 
 
-def _read_commit(dataset: str, name: str, unit: int, named: Shard | None) -> Commit:
+def _read_commit(dataset: str, name: str, unit: int, format_: int, named: Shard | None) -> Commit:
     value = parsed(read(dataset, name))
     try:
         found = typed_json.checked(Commit, value, "it")
@@ -166,6 +177,8 @@ def _read_commit(dataset: str, name: str, unit: int, named: Shard | None) -> Com
         raise Unusable(f"is damaged ({error})") from None
     if found.unit != unit:
         raise Unusable(f"belongs to unit {found.unit}")
+    if found.format != format_:
+        raise Unusable(f"has format {found.format}, its dataset {format_}")
     if "/" in str(found.index):  # the index is written: a hostile dataset must not make that happen outside its folder
         raise Unusable("names an index outside shards/")
     for what in ("tar", "index", "tar_bytes", "tar_sha256", "links", "kept") if named else ():
@@ -183,7 +196,7 @@ def _attempt(named: Shard) -> str:
 
 
 def _repair_commit(
-    dataset: str, name: str, named: Shard | None, plan: pa.Table | None, problem: str, done: Unit
+    dataset: str, name: str, format_: int, named: Shard | None, plan: pa.Table | None, problem: str, done: Unit
 ) -> None:
     if named is None:
         done.lost.append(
@@ -196,15 +209,15 @@ def _repair_commit(
         if "/" in named.index:
             raise Unusable("it is outside shards/")
         body = read(dataset, f"shards/{named.index}")
-        done.commit = _commit_from(named, body, plan)
+        done.commit = _commit_from(named, format_, body, plan)
     except Unusable as error:
         done.lost.append(Line(name, f"{problem}, and cannot be rebuilt from {named.index}: {error}"))
         return
     how = f"{problem}: rebuilt from the manifest, the index and the plan"
-    done.rebuilt.append(Rebuilt(name, how, store.json_bytes(dataclasses.asdict(done.commit))))
+    done.rebuilt.append(Rebuilt(name, how, commit_bytes(done.commit)))
 
 
-def _commit_from(named: Shard, index_body: bytes, plan: pa.Table) -> Commit:
+def _commit_from(named: Shard, format_: int, index_body: bytes, plan: pa.Table) -> Commit:
     index = table_of(index_body, INDEX_SCHEMA)
     if not index.select(_PLANNED).equals(plan.select(_PLANNED)):
         raise Unusable("it has other links than the plan")
@@ -226,6 +239,7 @@ def _commit_from(named: Shard, index_body: bytes, plan: pa.Table) -> Commit:
         kept=named.kept,
         reasons=dict(sorted(counts.items())),
         supersedes=dict(sorted(_asked(plan).items())),
+        format=format_,
     )
 
 
@@ -270,7 +284,7 @@ def _repair_index(dataset: str, commit: Commit, plan: pa.Table | None, done: Uni
         done.commit = dataclasses.replace(commit, index_sha256=digest)
         commit_name = f"commits/{unit_name(commit.unit)}.json"
         done.rebuilt = [made for made in done.rebuilt if made.name != commit_name]
-        value = store.json_bytes(dataclasses.asdict(done.commit))
+        value = commit_bytes(done.commit)
         done.rebuilt.append(Rebuilt(commit_name, "names the rebuilt index", value))
     return made
 
@@ -281,7 +295,7 @@ def _repair_reasons(index: pa.Table, commit: Commit, done: Unit) -> None:
     kept = counts.pop(KEPT, 0)
     if counts != Counter(commit.reasons) and (len(index), kept) == (commit.links, commit.kept):
         done.commit = dataclasses.replace(commit, reasons=dict(sorted(counts.items())))
-        value = store.json_bytes(dataclasses.asdict(done.commit))
+        value = commit_bytes(done.commit)
         done.rebuilt.append(
             Rebuilt(f"commits/{unit_name(commit.unit)}.json", "miscounts the reasons: recounted from the index", value)
         )
@@ -321,11 +335,13 @@ def _pictures(url: str, commit: Commit) -> dict[str, dict[str, Any]]:
     with closing(tar.pieces(url)) as body:
         source = tar.Source(body)
         for member in tar.walk(source):
-            key, _, ending = member.name.rpartition(".")
-            if ending == "json":
+            key = member.name.rpartition(".")[0]
+            if not tar.is_picture(member.name):
                 about[key] = parsed(source.take(member.length))
-            else:
-                found[key] = {"member": member.name, "offset": member.offset, "length": member.length}
+                continue
+            found[key] = {"member": member.name, "offset": member.offset, "length": member.length}
+            if commit.format > PLAIN:
+                source.picture(member.length)
         source.drain()
     if source.sha256.hexdigest() != commit.tar_sha256:
         raise Unusable("its tar does not have the sha256 of its commit either")

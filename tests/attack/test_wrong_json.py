@@ -50,8 +50,8 @@ def test_an_object_is_named_with_its_field(tmp_path: Path) -> None:
 def test_a_newer_format_is_told_from_a_damaged_file(tmp_path: Path) -> None:
     made = str(wrong_json.make_dataset(tmp_path))
     info = json.loads(store.read(f"{made}/dataset.json"))
-    store.put_json(f"{made}/dataset.json", info | {"format": 2, "units": "many"})
-    with pytest.raises(ValueError, match="has format 2, this build reads 1: upgrade"):
+    store.put_json(f"{made}/dataset.json", info | {"format": 3, "units": "many"})
+    with pytest.raises(ValueError, match="has format 3, this build reads 2: upgrade"):
         dataset.read_info(made)
     store.put_json(f"{made}/dataset.json", info | {"format": "x"})
     with pytest.raises(ValueError, match="field 'format': Expected int, got str"):

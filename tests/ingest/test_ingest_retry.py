@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from buckets import buckets_are_slow
 from ingesting import FETCH, MIXED, rows_of, write_list
 from origin import Origin
 
+from ingest import plan
 from ingest.config import Config
 from ingest.filter import FilterConfig
 from ingest.record import Reason
 from ingest.run import Progress, run
 from jobs import cli
-from shards import check, manifest, store
+from shards import check, dataset, manifest, store
 
 
 @buckets_are_slow
@@ -52,6 +54,29 @@ def test_a_retry_asks_for_what_may_have_passed_and_for_nothing_else(base: str, o
     assert third.links == third.kept + sum(third.reasons.values())
     assert run(replace(config, retry=True)).kept == first.kept + 10  # with the list, too
     assert run(config).kept == first.kept + 10  # and without --retry there is nothing left to do
+
+
+def test_a_dataset_that_an_older_build_began_goes_on_as_that_build_would(origin: Origin, tmp_path: Path) -> None:
+    out, fetch = str(tmp_path / "out"), replace(FETCH, retries=0, breaker=1000)
+    paths = [f"/{'flaky/1' if n % 3 == 0 else 'ok'}/{n}.jpg" for n in range(30)]
+    config = Config(write_list(tmp_path / "list.txt", origin, paths), out, unit=10, fetch=fetch)
+    plan.make(config)
+    store.put_json(f"{out}/dataset.json", store.read_json(f"{out}/dataset.json") | {"format": 1})
+    assert run(config).kept == 20
+    store.delete(f"{out}/dataset.json")  # when it is lost, the commits say what it was
+    assert run(config).kept == 20
+    assert run(Config(out=out, retry=True, fetch=fetch)).kept == 30
+    assert dataset.read_info(out).format == 1
+    for unit in dataset.committed_units(out):
+        commit = store.read_json(f"{out}/commits/{unit:06d}.json")
+        tar = store.read(f"{out}/shards/{commit['tar']}")
+        assert ("format" in commit, commit["tar_sha256"]) == (False, hashlib.sha256(tar).hexdigest())
+    assert {store.read_json(f"{out}/manifests/{name}")["format"] for name in heads_of(out)} == {1}
+    assert check.run(check.Config(out)).ok
+
+
+def heads_of(out: str) -> list[str]:
+    return [name for name in store.names(f"{out}/manifests") if name.endswith(".json")]
 
 
 def test_a_retry_that_was_cut_short_anywhere_is_finished(origin: Origin, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from ingest.record import BadLine, Fetched, Link, Picture, Reason, Verdict
 from ingest.unit import UnitWriter, about
 from ingest.unit_tar import Spool
 from shards import store
-from shards.dataset import INDEX_SCHEMA, Commit, read_table
-from shards.tar import read_tar
+from shards.dataset import FORMAT, INDEX_SCHEMA, PLAIN, Commit, read_table
+from shards.tar import read_tar, tar_sha256
 
 LINKS = [Link(f"k{row}", f"http://a/{row}", (f"c{row % 3}",), row) for row in range(40)]
 BAD = BadLine("k40", 40, 41, "no url", "")
@@ -44,12 +44,12 @@ def verdict(link: Link) -> Verdict:
     return Verdict(fetched, Picture(body, "jpg", digest, 64, 48, "RGB", 1, False, "4:2:0", False, 7), None, "")
 
 
-def written(out: Path, seed: int, show: bool = True) -> Commit:
+def written(out: Path, seed: int, show: bool = True, format_: int = FORMAT) -> Commit:
     order = list(LINKS)
     random.Random(seed).shuffle(order)
     scratch = out.parent / f"scratch-{out.name}"
     scratch.mkdir()
-    with contextlib.closing(UnitWriter(str(out), 0, [*LINKS, BAD], scratch)) as writer:
+    with contextlib.closing(UnitWriter(str(out), 0, [*LINKS, BAD], scratch, format_=format_)) as writer:
         for link in order:
             writer.add(verdict(link), show)
         return writer.seal()
@@ -60,7 +60,7 @@ def test_any_order_gives_the_same_tar_and_index(tmp_path: Path) -> None:
     assert (one.tar_sha256, one.index_sha256, one.reasons) == (two.tar_sha256, two.index_sha256, two.reasons)
     assert one.reasons == {"bad_url": 1, "http_404": 10, "too_small": 10, "undecodable": 10}
     tar = store.read(str(tmp_path / "a" / "shards" / one.tar))
-    assert (len(tar), hashlib.sha256(tar).hexdigest()) == (one.tar_bytes, one.tar_sha256)
+    assert (len(tar), tar_sha256([memoryview(tar)])) == (one.tar_bytes, one.tar_sha256)
     index = read_table(str(tmp_path / "a" / "shards" / one.index))
     assert index.schema.equals(INDEX_SCHEMA)
     rows = index.to_pylist()
@@ -76,11 +76,23 @@ def test_any_order_gives_the_same_tar_and_index(tmp_path: Path) -> None:
     assert rows[1]["member"] is rows[1]["sha256"] is rows[1]["phash"] is None
 
 
+def test_in_a_dataset_of_an_older_build_the_tar_is_the_same_and_its_sha256_the_plain_one(tmp_path: Path) -> None:
+    new, old = written(tmp_path / "a", 0), written(tmp_path / "b", 0, format_=PLAIN)
+    tar = store.read(str(tmp_path / "b" / "shards" / old.tar))
+    assert store.read(str(tmp_path / "a" / "shards" / new.tar)) == tar
+    assert (old.format, old.tar_sha256) == (1, hashlib.sha256(tar).hexdigest())
+    committed = (json.loads((tmp_path / name / "commits" / "000000.json").read_text()) for name in "ab")
+    assert [commit.get("format") for commit in committed] == [2, None]
+
+
+@pytest.mark.parametrize("format_", [PLAIN, FORMAT])
 @pytest.mark.parametrize("held", [0, 3000, 1 << 20])
-def test_how_much_waits_in_memory_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
-    one = written(tmp_path / "a", 0)
+def test_how_much_waits_in_memory_does_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, format_: int
+) -> None:
+    one = written(tmp_path / "a", 0, format_=format_)
     monkeypatch.setattr(unit, "HELD", held)
-    two = written(tmp_path / "b", 1)
+    two = written(tmp_path / "b", 1, format_=format_)
     copied = (tmp_path / "scratch-b" / "bodies").exists()
     assert (one.tar_sha256, one.index_sha256) == (two.tar_sha256, two.index_sha256)
     assert copied == (held < 1 << 20)  # else the spool was the tar, and has moved

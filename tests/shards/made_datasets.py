@@ -16,7 +16,9 @@ from PIL import Image
 
 from shards import store
 from shards.dataset import (
+    FORMAT,
     INDEX_SCHEMA,
+    PLAIN,
     PLAN_SCHEMA,
     Commit,
     DatasetInfo,
@@ -31,7 +33,7 @@ from shards.dataset import (
 )
 from shards.manifest import Manifest, make_version, write_manifest
 from shards.rules import SCHEMA, write_rules
-from shards.tar import Member, write_tar
+from shards.tar import Member, tar_sha256, write_tar
 
 
 def jpeg(number: int, side: int = 32) -> bytes:
@@ -46,7 +48,12 @@ def jpeg(number: int, side: int = 32) -> bytes:
 
 
 def write_unit(
-    dataset: str, unit: int, rows: list[dict], attempt: str = "a1", supersedes: dict[str, int] | None = None
+    dataset: str,
+    unit: int,
+    rows: list[dict],
+    attempt: str = "a1",
+    supersedes: dict[str, int] | None = None,
+    format_: int = FORMAT,
 ) -> Commit:
     """Tar, index and commit of one unit; `rows` are index rows with a `body` where they are kept."""
     tar, members = io.BytesIO(), []
@@ -76,15 +83,21 @@ def write_unit(
             attempt=attempt,
             tar=base + ".tar",
             tar_bytes=len(tar.getvalue()),
-            tar_sha256=hashlib.sha256(tar.getvalue()).hexdigest(),
+            tar_sha256=sha256_of(tar.getvalue(), format_),
             index=base + ".parquet",
             index_sha256=hashlib.sha256(index).hexdigest(),
             links=len(rows),
             kept=len(rows) - len(reasons),
             reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))},
             supersedes=supersedes or {},
+            format=format_,
         ),
     )
+
+
+def sha256_of(tar: bytes, format_: int) -> str:
+    """What a commit in a dataset of this format says of a tar."""
+    return hashlib.sha256(tar).hexdigest() if format_ == PLAIN else tar_sha256([memoryview(tar)])
 
 
 def rows_of(first: int, count: int, classes: int = 5, bad: tuple[int, ...] = (), side: int = 32) -> list[dict]:
@@ -116,7 +129,7 @@ def retry(manifest: Manifest, again: list[int], bad: tuple[int, ...] = ()) -> Ma
     rows = [row for number in again for row in rows_of(number, 1, bad=bad)]
     plan_unit(dataset, unit, [row | {"why": "http_404"} for row in rows])
     write_generation(dataset, Generation(len(read_generations(dataset)) + 1, manifest.digest, unit, 1))
-    write_unit(dataset, unit, rows, supersedes={"http_404": len(rows)})
+    write_unit(dataset, unit, rows, supersedes={"http_404": len(rows)}, format_=manifest.format)
     return make_version(dataset, "retry")
 
 
@@ -139,7 +152,12 @@ def rule(manifest: Manifest, rules: dict[int, list[tuple[int, str | None, list[s
 
 
 def make_dataset(
-    dataset: str | Path, counts: list[int], bad: tuple[int, ...] = (), side: int = 32, name: str = "test"
+    dataset: str | Path,
+    counts: list[int],
+    bad: tuple[int, ...] = (),
+    side: int = 32,
+    name: str = "test",
+    format_: int = FORMAT,
 ) -> Manifest:
     """A dataset of len(counts) units with counts[i] links each and a first version."""
     dataset = str(dataset)
@@ -147,7 +165,7 @@ def make_dataset(
     for unit, count in enumerate(counts):
         rows = rows_of(first, count, bad=bad, side=side)
         plan_unit(dataset, unit, rows)
-        write_unit(dataset, unit, rows)
+        write_unit(dataset, unit, rows, format_=format_)
         first += count
     write_info(
         dataset,
@@ -158,6 +176,7 @@ def make_dataset(
             unit=max(counts),
             config_digest="c",
             image_build="t",
+            format=format_,
         ),
     )
     return make_version(dataset, "test")

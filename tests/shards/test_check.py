@@ -14,13 +14,24 @@ import pytest
 from buckets import bucket
 
 from shards import check, manifest, selection, store, tar as tar_module
-from shards.dataset import PLAN_SCHEMA, DatasetInfo, read_table, table_bytes, unit_name, write_info, write_plan
+from shards.dataset import (
+    FORMAT,
+    PLAIN,
+    PLAN_SCHEMA,
+    DatasetInfo,
+    read_info,
+    read_table,
+    table_bytes,
+    unit_name,
+    write_info,
+    write_plan,
+)
 from shards.tar import Member, header
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    made_datasets.make_dataset(tmp_path / "d", [12, 9], bad=(3, 15), side=16)
+@pytest.fixture(params=[PLAIN, FORMAT], ids=["plain", "newest"])
+def dataset(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    made_datasets.make_dataset(tmp_path / "d", [12, 9], bad=(3, 15), side=16, format_=request.param)
     return tmp_path / "d"
 
 
@@ -118,6 +129,26 @@ def test_a_flipped_bit_in_a_header_is_named_by_place(dataset: Path) -> None:
     assert any(p.startswith(f"000000-a1.tar: {row['key']}: {place}") for p in problems(dataset))
 
 
+@pytest.mark.parametrize("where", ["header", "body", "padding", "json", "json padding", "first zeros", "last zeros"])
+def test_a_flipped_bit_anywhere_in_a_tar_is_found(dataset: Path, where: str) -> None:
+    tar, row = shard_file(dataset, "tar"), index_rows(dataset)[4]
+    end, size = row["offset"] + row["length"], tar.stat().st_size
+    json_at = end + -end % 512 + 512
+    places = {"header": row["offset"] - 212, "body": end - 1, "padding": end, "json": json_at + 3}
+    places |= {"json padding": json_at + 511, "first zeros": size - 1000, "last zeros": size - 1}
+    assert (-end % 512, tar.read_bytes()[places["json padding"]]) > (0, -1)
+    flip(tar, places[where])
+    found = problems(dataset)
+    assert "000000-a1.tar: the tar does not have the sha256 of the manifest" in found
+    assert {problem.partition(": ")[0] for problem in found} == {"000000-a1.tar"}
+
+
+def test_a_commit_of_another_format_is_named(dataset: Path) -> None:
+    path, format_ = dataset / "commits" / "000000.json", read_info(str(dataset)).format
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3 - format_}))
+    assert problems(dataset) == [f"000000-a1.tar: the manifest has format {format_}, the commit {3 - format_}"]
+
+
 @pytest.mark.parametrize("left", [0, 700, -600])
 def test_a_torn_tar_is_a_problem_and_not_a_crash(dataset: Path, left: int) -> None:
     tar = shard_file(dataset, "tar", unit=1)
@@ -188,7 +219,8 @@ def test_an_index_that_says_other_digests_than_a_sound_tar(dataset: Path) -> Non
 
 
 def test_decode_also_doubts_a_digest_in_which_index_json_and_tar_agree(dataset: Path) -> None:
-    """Only the writer itself can have done this: the tar is the one that it committed."""
+    """Only the writer itself can have done this: the tar is the one that it committed. Since format 2 the digest is
+    always compared."""
     tar, wrong = shard_file(dataset, "tar"), "0" * 64
     row = index_rows(dataset)[4]
     tar.write_bytes(tar.read_bytes().replace(row["sha256"].encode(), wrong.encode()))
@@ -199,15 +231,15 @@ def test_decode_also_doubts_a_digest_in_which_index_json_and_tar_agree(dataset: 
         ),
     )
     commit = dataset / "commits" / "000000.json"
-    digest = hashlib.sha256(tar.read_bytes()).hexdigest()
+    format_ = read_info(str(dataset)).format
+    digest = made_datasets.sha256_of(tar.read_bytes(), format_)
     commit.write_text(json.dumps(json.loads(commit.read_text()) | {"tar_sha256": digest}))
     (dataset / "manifests").rename(dataset / "old")
     (dataset / "versions").rename(dataset / "older")
     manifest.make_version(str(dataset), "test")
-    assert problems(dataset) == []
-    assert problems(dataset, decode=True) == [
-        f"000000-a1.tar: {row['key']}: its bytes do not have the sha256 of the index"
-    ]
+    doubted = [f"000000-a1.tar: {row['key']}: its bytes do not have the sha256 of the index"]
+    assert problems(dataset) == ([] if format_ == PLAIN else doubted)
+    assert problems(dataset, decode=True) == doubted
 
 
 def test_all_that_changed_in_a_damaged_tar_is_named_and_nothing_else(dataset: Path, monkeypatch) -> None:
@@ -215,13 +247,12 @@ def test_all_that_changed_in_a_damaged_tar_is_named_and_nothing_else(dataset: Pa
     rows = index_rows(dataset)
     for number in (0, 5, 11):
         flip(shard_file(dataset, "tar"), rows[number]["offset"] + rows[number]["length"] - 1)
-    assert problems(dataset) == [
-        "000000-a1.tar: the tar does not have the sha256 of the manifest",
-        *(
-            f"000000-a1.tar: {rows[number]['key']}: its bytes do not have the sha256 of the index"
-            for number in (0, 5, 11)
-        ),
+    whole = ["000000-a1.tar: the tar does not have the sha256 of the manifest"]
+    each = [
+        f"000000-a1.tar: {rows[number]['key']}: its bytes do not have the sha256 of the index" for number in (0, 5, 11)
     ]
+    second_pass = read_info(str(dataset)).format == PLAIN
+    assert problems(dataset) == (whole + each if second_pass else each + whole)
 
 
 def test_remote_tars_are_read_by_ranges(on_moto: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,7 +264,7 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_a_future_format_is_refused(tmp_path):
     make_dataset(tmp_path, [5])
     store.put_json(f"{tmp_path}/dataset.json", store.read_json(f"{tmp_path}/dataset.json") | {"format": 9})
-    with pytest.raises(ValueError, match="has format 9, this build reads 1"):
+    with pytest.raises(ValueError, match="has format 9, this build reads 2"):
         read_manifest(str(tmp_path))
 
 

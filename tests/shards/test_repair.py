@@ -16,7 +16,7 @@ from places import TESTS
 
 from ingest.select import SelectConfig, select, settings
 from shards import check, manifest, repair, selection, store
-from shards.dataset import DatasetInfo, read_generations, read_table, table_bytes, write_info
+from shards.dataset import FORMAT, PLAIN, DatasetInfo, read_generations, read_table, table_bytes, write_info
 from shards.manifest import read_manifest
 from shards.repair.unit import LOST_COLUMNS, Line
 from shards.stream import once
@@ -24,15 +24,15 @@ from shards.stream import once
 USUAL = [settings(SelectConfig())]
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> str:
+@pytest.fixture(params=[PLAIN, FORMAT], ids=["plain", "newest"])
+def dataset(tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """Two units, a selection, a retry, a selection of its version, and a subset of that."""
     base = str(tmp_path / "d")
     for unit, rows in enumerate((rows_of(0, 12, bad=(3,), side=16), rows_of(12, 9, bad=(15, 16), side=16))):
         rows[5]["body"] = rows[2]["body"]  # duplicates, so that selecting takes something out
         plan_unit(base, unit, rows)
-        write_unit(base, unit, rows)
-    write_info(base, DatasetInfo("test", "0" * 64, 2, 12, "c", "t"))
+        write_unit(base, unit, rows, format_=request.param)
+    write_info(base, DatasetInfo("test", "0" * 64, 2, 12, "c", "t", format=request.param))
     first = select(manifest.make_version(base, "test"), SelectConfig())
     last = select(retry(first, [3, 15], bad=(15,)), SelectConfig(duplicates=False))
     selection.subset(last, 6)

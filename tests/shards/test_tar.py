@@ -1,14 +1,17 @@
 """One tar: the same bytes every time, readable by the standard library, honest about damage."""
 
+import contextlib
 import hashlib
 import io
 import itertools
+import re
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from shards.tar import Member, Source, header, read_tar, walk, write_tar
+from shards.tar import Member, Source, header, read_tar, tar_sha256, walk, write_tar
 
 BODIES = {"a.jpg": b"x" * 700, "a.json": b"{}", "b.png": b"", "c.jpg": b"y" * 512}
 
@@ -103,6 +106,48 @@ def test_whatever_tar_wrote_it_names_and_places_are_those_of_tarfile(members, ki
     assert [half for _, half in found] == [body[: len(body) // 2] for body in members.values()]
     source.drain()
     assert (source.size, source.sha256.digest()) == (len(packed), hashlib.sha256(packed).digest())
+
+
+def by_hand(path: Path) -> str:
+    """What the recipe in docs/design.md gives, which uses nothing of ours."""
+    text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+    (recipe,) = re.findall(r"```python\n(import hashlib, pathlib, tarfile\n.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(recipe, names)
+    return names["tar_sha256"](path)
+
+
+@pytest.mark.parametrize("piece", [1, 511, 700, 1 << 20])
+def test_the_sha256_of_a_tar_is_that_of_the_recipe_however_it_is_read(tmp_path, piece):
+    packed, _ = pack()
+    (tmp_path / "a.tar").write_bytes(packed)
+    read = (memoryview(packed)[at : at + piece] for at in range(0, len(packed), piece))
+    assert tar_sha256(read) == by_hand(tmp_path / "a.tar") != hashlib.sha256(packed).hexdigest()
+
+
+def test_every_byte_of_a_tar_is_in_its_sha256():
+    packed, _ = pack()
+    seen = {tar_sha256([memoryview(packed)])}
+    for at in range(len(packed)):
+        damaged = bytearray(packed)
+        damaged[at] ^= 1
+        source = Source([memoryview(damaged)])
+        with contextlib.suppress(ValueError):  # a header is damaged: the rest is hashed as it is
+            for member in walk(source):
+                if not member.name.endswith(".json"):
+                    source.picture(member.length)
+        source.drain()
+        seen.add(source.sha256.hexdigest())
+    assert len(seen) == len(packed) + 1
+
+
+def test_a_picture_is_handed_out_with_its_sha256():
+    packed, placed = pack()
+    source = Source(memoryview(packed)[at : at + 300] for at in range(0, len(packed), 300))
+    found = {member.name: source.picture(member.length, keep=member.name != "a.jpg") for member in walk(source)}
+    digests = {name: hashlib.sha256(body).hexdigest() for name, body in BODIES.items()}
+    assert found == {n: (b"" if n == "a.jpg" else body, digests[n]) for n, body in BODIES.items()}
+    assert source.at == placed[-1].offset + 512 + 512
 
 
 def test_a_damaged_extended_header_is_no_name():

@@ -95,6 +95,13 @@ def test_a_set_by_webdatasets_own_writer_streams_as_webdataset_reads_it(tars: Pa
     assert [shard.tar for shard in manifest.read_manifest(out).shards] == paths
     assert not list(Path(out).rglob("*.tar")), "nothing was copied"
     assert check.run(check.Config(out)).ok
+    sums = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    assert [shard.tar_sha256 for shard in manifest.read_manifest(out).shards] == sums
+    assert {store.read_json(f"{out}/{name}")["format"] for name in ("dataset.json", f"manifests/{head_of(out)}")} == {1}
+
+
+def head_of(out: str) -> str:
+    return manifest.read_manifest(out).digest + ".json"
 
 
 def test_a_rerun_does_what_is_left_and_gives_the_same_as_one_run(tars: Path, tmp_path: Path) -> None:

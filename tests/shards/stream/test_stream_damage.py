@@ -138,16 +138,16 @@ def test_a_corrupt_member_is_replaced_and_named(local: Manifest) -> None:
 def test_a_manifest_from_the_future_is_refused(tmp_path: Path, named: str) -> None:
     """As a later build would write it, under the digest of its own content."""
     manifest = make_dataset(tmp_path, [5])
-    content = _content(manifest) | {"format": 2, "weights": {"k000001": 2}}
+    content = _content(manifest) | {"format": 3, "weights": {"k000001": 2}}
     digest = hashlib.sha256(_canonical(content)).hexdigest()
     folder = tmp_path / "manifests"
-    head = store.read_json(str(folder / f"{manifest.digest}.json")) | {"format": 2, "weights": {"k000001": 2}}
+    head = store.read_json(str(folder / f"{manifest.digest}.json")) | {"format": 3, "weights": {"k000001": 2}}
     store.put_json(str(folder / f"{digest}.json"), head)
     shutil.copy(folder / f"{manifest.digest}.parquet", folder / f"{digest}.parquet")
     store.put_json(
         str(tmp_path / "versions" / "000002.json"), {"digest": digest, "parent": manifest.digest, "why": "x"}
     )
-    with pytest.raises(ValueError, match=r"has format 2, this build reads 1: upgrade"):
+    with pytest.raises(ValueError, match=r"has format 3, this build reads 2: upgrade"):
         read_manifest(str(tmp_path) if named == "newest" else f"{tmp_path}@{digest}")
     assert read_manifest(manifest.address).digest == manifest.digest
 
