@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from shards import folder_kind, roles, store
 from shards.manifest import Manifest, read_manifest
-from xtra.device import check_device
+from xtra.device import check_device, freed_memory_kept
 from xtra.model import Encoder, build, model_config
 from xtra.probe import heads
 from xtra.probe.augmented_features import Augmented
@@ -89,11 +89,12 @@ def run(config: Config, progress: Progress | None = None, encoder: Encoder | Non
     kept = _kept_views(config, probed, train_set.manifest, since, say)
     say = kept.say
 
-    found = _fit(config, unfinished, kept, encode, train_set, len(labels), say)
-    evaluated = score(found, encode.evaluation(eval_set, "evaluate", say))
-    selected = evaluated
-    if not published:
-        selected = score(found, encode.evaluation(train_set, "choose", say, only=train_set.held))
+    with freed_memory_kept(config.on):
+        found = _fit(config, unfinished, kept, encode, train_set, len(labels), say)
+        evaluated = score(found, encode.evaluation(eval_set, "evaluate", say))
+        selected = evaluated
+        if not published:
+            selected = score(found, encode.evaluation(train_set, "choose", say, only=train_set.held))
     count = len(eval_set.class_N) if published else len(train_set.held)
     best = choose(found, selected, evaluated, count)
     seconds = round(time.monotonic() - min(unfinished.since, kept.since), 3)
