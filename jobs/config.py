@@ -34,12 +34,13 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    runs: str  # folder of run folders, or one run
+    runs: str  # folder of run folders, or one run; or a folder of recorded rows, or one ledger's CSV
     out: str | None = None  # the page; RUNS/report.html if not given
     note: str | None = None  # a paragraph to put on top
     # the comparison declared before the runs: ARM AGAINST SET HEAD SAMPLES; study.json's if not given
     primary: tuple[str, ...] = ()
     pictures: bool = True  # show predictions and misclassified test images, if checkpoints and datasets can be opened
+    text: bool = False  # print every comparison and the cost, and write nothing
 
 
 @dataclass(frozen=True)

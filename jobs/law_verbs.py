@@ -20,6 +20,9 @@ def report_verb(call: Call) -> Any:
     result = scaling.run(config)
     for problem in result.problems:
         say(f"xtra report: {problem}", file=sys.stderr)
+    if config.text:
+        say("\n".join(result.text))
+        return result
     say(f"{result.runs} runs, {result.rows} rows: {result.report}")
     return result
 

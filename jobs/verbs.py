@@ -351,9 +351,9 @@ VERBS = {
     ),
     "report": Verb(
         "RUNS",
-        "write report.html and the ledger of a folder of runs",
+        "write report.html and the ledger of runs, or of their rows",
         report_verb,
-        ("xtra report runs",),
+        ("xtra report runs", "xtra report docs/study --text"),
     ),
     "fit": Verb(
         "LEDGER",

@@ -1,24 +1,28 @@
-"""A study's results, small enough for a repository: its ledger, and the images that every probe got right."""
+"""A study's results, small enough for a repository: its ledger, and the images that every probe got right.
+
+`xtra report` reads them (jobs/report/rows), as it does run folders.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 
-from jobs.report import Run, ledger_csv, read_runs, without_places
+from jobs.report import Run, digested, ledger_csv, read_runs, settings_digest, without_places
+from jobs.report.rows import RIGHT, SETTINGS, read_settings
 from shards import store
 from xtra.probe import unpack
 
 LEDGER_ORDER = ("arm", "seed", "samples_seen", "set", "head", "encoder", "name")
 RIGHT_ORDER = ("name", "set", "head", "encoder", "samples_seen")
-RIGHT = ("name", "set", "head", "encoder", "samples_seen", "seed", "manifest_eval", "total", "right")
 
 
 def write_rows(runs: str, out: str, name: str = "ledger") -> None:
-    """Write `out`/NAME.csv, the ledger of a folder of runs without machine-specific paths, and `out`/NAME-right.csv:
-    for each probe, base64 of one bit per image in the order of the evaluation set's rows, the first in the highest bit
-    (1: right).
+    """Write `out`/NAME.csv, the ledger of a folder of runs without machine-specific paths; `out`/NAME-right.csv: for
+    each probe, base64 of one bit per image in the order of the evaluation set's rows, the first in the highest bit (1:
+    right); and `out`/NAME-settings.json: the settings behind each digest in the ledger.
 
     Existing rows of runs that are not in the folder (from a machine that is gone) are kept. Raises ValueError for a
     folder without runs, and for a file that cannot be read.
@@ -33,10 +37,14 @@ def write_rows(runs: str, out: str, name: str = "ledger") -> None:
         name: _with_recorded(out, name, list(csv.reader(io.StringIO(text))), runs_here, LEDGER_ORDER),
         f"{name}-right": _with_recorded(out, f"{name}-right", [list(RIGHT), *right], runs_here, RIGHT_ORDER),
     }
+    where = store.join(out, name + SETTINGS)
+    settings = {settings_digest(run.config): digested(run.config) for run in ledger.runs}
+    settings = read_settings(where) | settings
     for table, lines in tables.items():  # only now: everything has been read
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
         store.put(store.join(out, f"{table}.csv"), text.getvalue().encode())
+    store.put(where, json.dumps(settings, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def recorded(out: str, name: str) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from jobs.lab import chain
 from jobs.lab.chain import Chain, Progress, Trial
 from jobs.lab.config import ARMS, PRIMARY, SWEEP_SEED, Arm, StudyConfig as Config
 from jobs.lab.rows import recorded, write_rows
+from jobs.report.rows import SAME_DATA
 from shards import folder_kind, roles, store
 from shards.manifest import Manifest, read_manifest
 from shards.selection import subset
@@ -143,10 +144,12 @@ def _pin(config: Config, sets: _Sets) -> None:
 
 
 def _with_defaults(pin: dict[str, Any]) -> dict[str, Any]:
-    """A setting missing from an older study counts as its current default."""
+    """The definition without what was declared of its rows later; a setting that an older study lacks counts as its
+    current default."""
     defaults = {
         f.name: f.default for f in dataclasses.fields(Config) if f.name in ("arms", "secondary", "batch", "warmup")
     }
+    pin = {name: value for name, value in pin.items() if name != SAME_DATA}
     return pin | {"settings": json.loads(json.dumps(defaults)) | pin["settings"]}
 
 

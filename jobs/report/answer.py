@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.laws import statistics
-from jobs.report.compare import BUT_CODE, EQUAL, Comparison, Primary
+from jobs.report.compare import Comparison, Primary
 from jobs.report.ledger import Ledger
 from jobs.report.measured import LEVEL, Measured, Point, by_cell, points, seeds_vary
 from jobs.report.tables import human
@@ -84,10 +84,13 @@ def _of_comparison(
 
 
 def _equality(c: Comparison) -> str:
-    if c.equal == EQUAL:
+    code = f"in the commit ({' and '.join(c.commits)})" if c.commits[0] != c.commits[1] else ""
+    data = f"in the import of the data ({' and '.join(c.imports)})" if c.imported_apart else ""
+    if c.equal and (code or data):
+        said = " and ".join(part for part in (f"in {c.differs[0]}", code, data) if part)
+        return f"The two differ {said}, and in nothing else."
+    if c.equal:
         return f"The two differ only in {c.differs[0]}."
-    if c.equal == BUT_CODE:
-        return f"The two differ in {c.differs[0]} and in the commit ({' and '.join(c.commits)}), and in nothing else."
     return f"The two differ in more than one thing: {'; '.join(map(str, c.differs))}."
 
 

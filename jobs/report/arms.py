@@ -65,6 +65,10 @@ class Line:
 
 def arm_of(run: Run, decays: Mapping[str, float] | None = None) -> Arm:
     """decays: trunk name -> the share of samples over which its branches decay the learning rate."""
+    names = (str(run.config.get("arm") or run.info.get("recipe") or run.config.get("recipe") or ""),)
+    if run.unstated:  # what rows name; all else is in the digest
+        known = {"model": run.config["model"], "optim": {"schedule": ""}, "settings": run.unstated}
+        return Arm(dict(_flat("", known)), names)
     settings = dict(_flat("", training_settings(run.config)))
     decay, floor = settings.pop("optim.decay", 0.0), settings.pop("optim.min_lr", 0.0)
     decay = (decays or {}).get(run.name, decay)
@@ -72,7 +76,7 @@ def arm_of(run: Run, decays: Mapping[str, float] | None = None) -> Arm:
         settings["optim.schedule"] = f"cosine to {floor:g}"
     else:
         settings["optim.schedule"] = f"constant, decay over the last {decay:g}" if decay else TRUNK
-    return Arm(settings, (str(run.config.get("arm") or run.info.get("recipe") or run.config.get("recipe") or ""),))
+    return Arm(settings, names)
 
 
 def _flat(path: str, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

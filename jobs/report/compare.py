@@ -24,6 +24,7 @@ from shards.figures import wilson
 PINNED = "study.json"  # in a study's folder, or one above
 MOST = 7  # up to this many lines, every pair is compared; beyond it, each line only with the first
 EQUAL, BUT_CODE = "all else equal", "all else equal except the commit"
+BUT_IMPORT = "the import of the data"  # same_data.py
 
 
 Pair = tuple[float, float]  # of one and the other
@@ -56,6 +57,7 @@ class Comparison:
     paired: str  # what the interval covers
     differs: tuple[Difference, ...]  # in arm, data and probe; not in the commit
     commits: tuple[str, str]
+    imports: tuple[str, str]  # where the sides saw the same data in different imports: their digests
 
     @property
     def difference(self) -> float:
@@ -63,10 +65,18 @@ class Comparison:
 
     @property
     def equal(self) -> str:
-        """Whether one thing alone was changed: EQUAL, BUT_CODE or ""."""
+        """Whether one thing alone was changed: EQUAL, BUT_CODE, the same with BUT_IMPORT, or ""."""
         if len(self.differs) != 1:
             return ""
-        return EQUAL if self.commits[0] == self.commits[1] else BUT_CODE
+        code = self.commits[0] != self.commits[1]
+        if not self.imported_apart:
+            return BUT_CODE if code else EQUAL
+        return f"{BUT_CODE} and {BUT_IMPORT}" if code else f"{EQUAL} except {BUT_IMPORT}"
+
+    @property
+    def imported_apart(self) -> bool:
+        """Whether the sides saw the same data in different imports."""
+        return self.imports[0] != self.imports[1]
 
     @property
     def verdict(self) -> str:
@@ -80,13 +90,22 @@ class Comparison:
 
 def read_primary(root: str) -> Primary | None:
     """The comparison declared by study.json in the folder or its parent. Raises ValueError if it is unreadable."""
+    found = declarations(root)
+    if found is None:
+        return None
+    where, whole = found
+    declared = whole.get("primary") if isinstance(whole, Mapping) else whole
+    return _primary(where, declared) if declared else None
+
+
+def declarations(root: str) -> tuple[str, Any] | None:
+    """study.json in the folder (or beside the file) or in its parent: its URL and its contents, unchecked."""
     root = root.rstrip("/")
-    for folder in (root, root.rpartition("/")[0] or "."):
+    above = root.rpartition("/")[0] or "."
+    for folder in [above] if root.endswith(".csv") else [root, above]:
         where = store.join(folder, PINNED)
         if store.exists(where):
-            whole = typed_json.parse(store.read(where), where)
-            declared = whole.get("primary") if isinstance(whole, Mapping) else whole
-            return _primary(where, declared) if declared else None
+            return where, typed_json.parse(store.read(where), where)
     return None
 
 
@@ -110,19 +129,21 @@ def primary_of(words: Sequence[str]) -> Primary:
 
 def comparisons(found: Sequence[Measured], primary: Primary | None = None) -> list[Comparison]:
     """Every pair of lines that differ in arm or in data, at the largest count that both have, for each set, head and
-    protocol; the primary comparison first."""
+    protocol; the primary comparison first. Where that count has one seed of both, which decides nothing, also at the
+    largest one with several."""
     made: list[Comparison] = []
     for group in by_cell(found).values():
         counts = grouped(points(group), lambda point: point.row.samples_seen)
-        done: set[tuple[int, int]] = set()
+        done: dict[tuple[int, int], int] = {}  # -> the seeds that both have
         for samples, here in sorted(counts.items(), reverse=True):
             for one, other in _pairs(here):
                 is_primary = primary is not None and _is(primary, one, other, samples)
                 if primary is not None and not is_primary and _is(primary, other, one, samples):
                     one, other, is_primary = other, one, True
                 key = (one.line.style, other.line.style)
-                if is_primary or key not in done:
-                    done.add(key)
+                seeds = len(_by_seed(one).keys() & _by_seed(other).keys())
+                if is_primary or key not in done or done[key] < 2 <= seeds:
+                    done[key] = max(done.get(key, 0), seeds)
                     made.append(_compare(one, other, here, is_primary))
     rest = [c for c in made if c.p is not None and not c.primary]
     adjusted = dict(zip(map(id, rest), statistics.holm([c.p for c in rest if c.p is not None])))
@@ -191,7 +212,18 @@ def _compare(one: Point, other: Point, here: Sequence[Point], primary: bool) -> 
         paired=paired,
         differs=tuple(_differs(one, other)),
         commits=(commits[0], commits[1]),
+        imports=_imports(one, other),
     )
+
+
+def _imports(one: Point, other: Point) -> tuple[str, str]:
+    """Of the training set, if both lines saw the same; or else of the test set; "" where they do not differ."""
+    trained, tested = (
+        [" ".join(sorted({str(of(m) or "")[:8] for m in point.group})) for point in (one, other)]
+        for of in (lambda m: m.run.info.get("imported"), lambda m: m.result.get("imported"))
+    )
+    mine, theirs = trained if one.line.manifest == other.line.manifest and trained[0] != trained[1] else tested
+    return (mine, theirs) if mine != theirs else ("", "")
 
 
 def _by_seed(point: Point) -> dict[str, Measured]:
@@ -233,6 +265,26 @@ def difference_interval(p: float, n: int, q: float, m: int, z: float = 1.959964)
     return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
 
 
+def comparison_lines(made: Sequence[Comparison]) -> list[str]:
+    """All comparisons as text, the declared one first."""
+    heads = ("set, head, samples", "one - other, %", "points (95 %)", "p", "seeds", "verdict")
+    cells = [heads, *map(_text, made)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip() for line in cells]
+
+
+def _text(c: Comparison) -> tuple[str, ...]:
+    sides = zip((c.one.line, c.other.line), c.accuracies)
+    return (
+        f"{c.one.row.set}, {c.one.row.head}, {c.one.row.samples_seen:,}",
+        " - ".join(f"{line.label} {100 * accuracy:.1f}" for line, accuracy in sides),
+        f"{100 * c.difference:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f})",
+        number(c.adjusted, ".3f") or "-",
+        str(c.seeds),
+        f"{c.verdict}, declared" if c.primary else c.verdict,
+    )
+
+
 def comparison_table(made: Sequence[Comparison]) -> str:
     """All comparisons as an HTML table, the declared one first."""
     columns: Columns[Comparison] = {
@@ -251,12 +303,14 @@ def comparison_table(made: Sequence[Comparison]) -> str:
         "interval over": lambda c: c.paired,
         "all else": lambda c: {"": "not equal"}.get(c.equal, c.equal.removeprefix("all else ")),
         "they differ in": lambda c: "; ".join(map(str, c.differs)),
+        **({"imports": lambda c: " / ".join(filter(None, c.imports))} if any(c.imported_apart for c in made) else {}),
     }
     return table(
         columns,
         made,
-        "One minus other, in points, at the largest count that both have; paired by image and by seed where both are "
-        "known. Each interval covers its own comparison alone; p is adjusted (Holm) over all exploratory ones, and the "
-        "verdict follows from it. “Equal”: exactly one thing was changed.",
+        "One minus other, in points, at the largest count that both have, and where that has one seed, also at the "
+        "largest with several; paired by image and by seed where both are known. Each interval covers its own "
+        "comparison alone; p is adjusted (Holm) over all exploratory ones, and the verdict follows from it. “Equal”: "
+        "exactly one thing was changed.",
         lambda c: c.primary,
     )

@@ -27,7 +27,10 @@ HOLD_OUT = "hold-out"
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder as read: its two JSON files, its committed checkpoints, its log, its probes."""
+    """One run as its folder has it: two JSON files, its committed checkpoints, its log, its probes.
+
+    Of a run that only rows are left of (rows/), it is as much as they say.
+    """
 
     url: str
     config: Mapping[str, Any]
@@ -37,6 +40,7 @@ class Run:
     attempts: tuple[Mapping[str, Any], ...]
     metrics: tuple[Metric, ...]  # by samples seen; where attempts overlap, the highest one's
     probes: tuple[Mapping[str, Any], ...]
+    unstated: str = ""  # digest of its settings, where no file states them: rows of another machine
 
     @property
     def name(self) -> str:
@@ -102,16 +106,28 @@ class LedgerRow:
     probe_seed: int | None = None
     remark: str = ""  # what a reader of the accuracy should know, such as a best rate at the edge of its grid
     file: str = ""  # of the probe, in the run's folder
+    weights_seed: int | None = None  # of weights and crops
+    rates: str = ""  # learning rates that the probe tried
+    decays: str = ""
+    depths: str = ""  # numbers of last layers that it tried
+    probe_epochs: int | None = None
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The contents of a folder of runs; `problems` are one line each and name the file."""
+    """The contents of a folder of runs, or of rows; `problems` are one line each and name the file."""
 
     runs: tuple[Run, ...] = ()
     rows: tuple[LedgerRow, ...] = ()
     problems: tuple[str, ...] = field(default=())
     others: tuple[Mapping[str, Any], ...] = ()  # probes of foreign encoders, from folders of their own
+    lacks: tuple[str, ...] = ()  # what rows do not have of the run folders they came from, in sentences
+    unprobed: tuple[LedgerRow, ...] = ()  # of tables in which nothing is probed, as a sweep's: they count as cost
+
+
+def results_of(ledger: Ledger) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The probe behind each row, by the row's run and file."""
+    return {(run.url, f"probes/{p['_file'].rpartition('/')[2]}"): p for run in ledger.runs for p in run.probes}
 
 
 def read_runs(root: str) -> Ledger:
@@ -120,7 +136,7 @@ def read_runs(root: str) -> Ledger:
     A run that mixes manifests is a problem, not a run. Raises ValueError if the folder has no run and no probe.
     """
     root = root.rstrip("/")
-    folders = [root] if _is_run(root) else [store.join(root, n) for n in store.names(root)]
+    folders = run_folders(root)
     problems: list[str] = []
     runs = [run for url in folders if _is_run(url) and (run := _read_or_note(url, problems)) is not None]
     others = [
@@ -129,10 +145,27 @@ def read_runs(root: str) -> Ledger:
     ]
     if not runs and not problems and not others:
         raise ValueError(
-            f"{root}: contains no run (no run.json in it or one folder below): give the --out of a training run"
+            f"{root}: contains no run (no run.json in it or one folder below) and no ledger: "
+            "give the --out of a training run, or a folder of rows"
         )
     rows = tuple(row for run in runs for row in _rows(run, problems))
     return Ledger(tuple(runs), rows, tuple(problems), tuple(others))
+
+
+def run_folders(root: str) -> list[str]:
+    """The folder itself if it is a run, or else all that is in it."""
+    return [root] if _is_run(root) else [store.join(root, n) for n in store.names(root)]
+
+
+def holds_runs(root: str) -> bool:
+    """Whether the folder has a run or a probe of its own."""
+    return any(_is_run(url) or _has_probes(url) for url in run_folders(root.rstrip("/")))
+
+
+def _has_probes(url: str) -> bool:
+    with contextlib.suppress(store.StoreError):  # a file among the run folders
+        return bool(store.names(store.join(url, "probes")))
+    return False
 
 
 def _foreign_probes(url: str, problems: list[str]) -> list[dict[str, Any]]:
@@ -160,7 +193,7 @@ def read_run(url: str, problems: list[str]) -> Run | None:
     """One run folder; what cannot be read is appended to `problems`. None if its two JSON files cannot be read."""
     try:
         config, info = records.read_settings(url), records.read_facts(url)
-        shape = _shape(config, store.join(url, "config.json"))
+        shape = shape_of(config, store.join(url, "config.json"))
     except ValueError as error:
         problems.append(f"{error} (run skipped)")
         return None
@@ -251,8 +284,18 @@ def _probe_row(run: Run, probe: Mapping[str, Any]) -> LedgerRow:
         probe_eval=typed_json.get(probe, "manifest_eval", str, where),
         probe_seed=typed_json.count(probe, "seed", where),
         remark=str(probe.get("remark") or ""),
+        rates=_tried(probe, "lr"),
+        decays=_tried(probe, "weight_decay"),
+        depths=_tried(probe, "layers"),
+        probe_epochs=typed_json.count(probe, "epochs", where),
         file=f"probes/{where.rpartition('/')[2]}",
     )
+
+
+def _tried(probe: Mapping[str, Any], name: str) -> str:
+    """The values of one setting in the probe's grid."""
+    values = {point[name] for point in probe.get("selection") or () if point.get(name) is not None}
+    return " ".join(f"{value:g}" for value in sorted(values))
 
 
 def protocol(probe: Mapping[str, Any]) -> str:
@@ -300,6 +343,7 @@ def _row(run: Run, samples_seen: int, **probe: Any) -> LedgerRow:
         world=typed_json.get(info, "world", int, where),
         seed=seed or int(order.get("seed", 0)) or int(probe.get("probe_seed") or 0),
         order_seed=int(order.get("seed", 0)),
+        weights_seed=seed,
         git=str(info.get("git") or ""),
         settings=settings_digest(config),
         **probe,
@@ -335,7 +379,7 @@ def _cost(log: Sequence[Metric]) -> tuple[float | None, float | None, float | No
     return seconds, rate, sum(cpu) if len(cpu) == len(lasts) else None
 
 
-def _shape(config: Mapping[str, Any], where: str) -> Shape:
+def shape_of(config: Mapping[str, Any], where: str) -> Shape:
     model = config["model"]
     names = [f.name for f in fields(Shape) if f.type == "int" and (f.default is MISSING or f.name in model)]
     found = Shape(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from jobs.laws import grouped, statistics, t_quantile
 from jobs.report.arms import Line, Study
-from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run
+from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run, results_of
 
 LEVEL = 0.95
 
@@ -38,8 +38,8 @@ class Measured:
     @cached_property
     def seed(self) -> str:
         """Identifies a repetition: the seeds of weights, data order and probe, as one number where they agree."""
-        weights, order = self.run.config["seed"], (self.run.config.get("order") or {}).get("seed", 0)
-        parts = {"weights": weights, "order": order, "probe": self.result.get("seed")}
+        weights = self.row.seed if self.row.weights_seed is None else self.row.weights_seed
+        parts = {"weights": weights, "order": self.row.order_seed, "probe": self.row.probe_seed}
         known = {name: seed for name, seed in parts.items() if seed is not None}
         if len({*known.values()}) == 1:
             return str(weights)
@@ -48,20 +48,16 @@ class Measured:
     @cached_property
     def protocol(self) -> dict[str, str]:
         """Everything that affects a probe's accuracy apart from its encoder and test images, by name."""
-        result, selection = self.result, self.result.get("selection") or ()
-
-        def grid(name: str) -> str:
-            return " ".join(f"{v:g}" for v in sorted({p[name] for p in selection if p.get(name) is not None}))
-
-        by_split = self.row.protocol.startswith(HOLD_OUT)
+        row = self.row
+        by_split = row.protocol.startswith(HOLD_OUT)
         return {
-            "images that train the head": self.row.probe_train[:12],
-            "rates tried": grid("lr"),
-            "decays tried": grid("weight_decay"),
-            "layers tried": grid("layers") or str(result.get("layers") or ""),
-            "grid point chosen on": "a validation split" if by_split else f"the test images ({self.row.protocol})",
-            "probe epochs": str(result.get("epochs") if result.get("epochs") is not None else ""),
-            "probe settings": ", ".join(w for w in self.row.how.split(", ") if not w.startswith("seed ")),
+            "images that train the head": row.probe_train[:12],
+            "rates tried": row.rates,
+            "decays tried": row.decays,
+            "layers tried": row.depths or str(row.layers or ""),
+            "grid point chosen on": "a validation split" if by_split else f"the test images ({row.protocol})",
+            "probe epochs": "" if row.probe_epochs is None else str(row.probe_epochs),
+            "probe settings": ", ".join(w for w in row.how.split(", ") if not w.startswith("seed ")),
         }
 
     def bits(self) -> NDArray[np.bool_] | None:
@@ -86,9 +82,9 @@ class Measured:
 def measured(ledger: Ledger, study: Study) -> list[Measured]:
     """Every readable result of a trained encoder."""
     runs = {run.url: run for run in ledger.runs}
-    files = {run.url: {p["_file"].rpartition("/")[2]: p for p in run.probes} for run in ledger.runs}
+    results = results_of(ledger)
     return [
-        Measured(row, runs[row.run], files[row.run][row.file.rpartition("/")[2]], study.line(row.run))
+        Measured(row, runs[row.run], results[row.run, row.file], study.line(row.run))
         for row in ledger.rows
         if row.encoder == "trained" and row.accuracy is not None and row.total
     ]
@@ -157,8 +153,8 @@ def by_cell(found: Iterable[Measured]) -> dict[tuple[str, str, str, str], list[M
 def seeds_vary(found: Sequence[Measured]) -> str:
     """What the seeds of a study change, in words; "" where there is only one seed."""
     varied = {
-        "initial weights and crops": {m.run.config["seed"] for m in found},
-        "data order": {(m.run.config.get("order") or {}).get("seed", 0) for m in found},
-        "the probe's heads and views": {m.result.get("seed") for m in found},
+        "initial weights and crops": {m.row.seed if m.row.weights_seed is None else m.row.weights_seed for m in found},
+        "data order": {m.row.order_seed for m in found},
+        "the probe's heads and views": {m.row.probe_seed for m in found},
     }
     return ", ".join(what for what, seeds in varied.items() if len(seeds) > 1)

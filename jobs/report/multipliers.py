@@ -111,7 +111,7 @@ def _law_chart(known: Laws, arms: Sequence[fit.ArmFit], group: Sequence[Measured
         n = np.geomspace(arm.curve.x.min(), arm.curve.x.max(), STEPS)
         at = [(float(v), fit_text.predicted(arm.fitted, float(v), LEVEL)) for v in n]
         band = [(v, p.low, p.high) for v, p in at if p.low is not None and p.high is not None]
-        measured = [(m.row.samples_seen, m.accuracy) for m in group if m.line.label == arm.name]
+        measured = sorted((m.row.samples_seen, m.accuracy) for m in group if m.line.label == arm.name)
         paths = [[(v, p.value) for v, p in at]]
         series.append(Series(arm.name, known.styles.get(arm.name, 7), (), measured, paths, band))
     return lines_chart("fitted laws and single runs", series, LABELS["samples_seen"], "accuracy in %", percent)

@@ -13,7 +13,7 @@ from ingest.sets import BENCHMARKS
 from jobs.laws import grouped
 from jobs.report.draw import selection_chart
 from jobs.report.html import escaped
-from jobs.report.ledger import Ledger, Run, protocol
+from jobs.report.ledger import Ledger, protocol, results_of
 from jobs.report.pictures import mistakes
 from jobs.report.tables import human, points
 
@@ -27,11 +27,8 @@ class Probed:
 
     who: str
     result: Mapping[str, Any]
+    protocol: str
     data: str = ""  # the pretraining data, where a run records it
-
-    @property
-    def protocol(self) -> str:
-        return protocol(self.result)
 
     @property
     def whole(self) -> bool:
@@ -42,26 +39,19 @@ class Probed:
 
 def probed(ledger: Ledger) -> list[Probed]:
     """Every readable result of a trained encoder, ours or others'; untrained ones are baselines, not listed here."""
-    readable = {(r.run, r.set, r.head, r.encoder, r.protocol, r.samples_seen) for r in ledger.rows}
-    found = []
-    for run in ledger.runs:
-        for result in run.probes:
-            key = (
-                run.url,
-                result.get("set"),
-                result.get("head"),
-                "trained",
-                protocol(result),
-                result.get("samples_seen"),
-            )
-            if result.get("encoder") == "trained" and key in readable:
-                found.append(Probed(f"{run.name}, {human(result['samples_seen'])} samples seen", result, _data(run)))
+    results = results_of(ledger)
+    found = [
+        Probed(
+            f"{row.name}, {human(row.samples_seen)} samples seen",
+            results[row.run, row.file],
+            row.protocol,
+            row.dataset.rstrip("/").rpartition("/")[2],
+        )
+        for row in ledger.rows
+        if row.encoder == "trained"
+    ]
     needed = {"set", "head", "encoder", "accuracy", "total"}
-    return found + [Probed(str(r["encoder"]), r) for r in ledger.others if needed <= r.keys()]
-
-
-def _data(run: Run) -> str:
-    return str(run.info.get("dataset") or "").rstrip("/").rpartition("/")[2]
+    return found + [Probed(str(r["encoder"]), r, protocol(r)) for r in ledger.others if needed <= r.keys()]
 
 
 # --- one probe -----------------------------------------------------------------------------------------------------

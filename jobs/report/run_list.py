@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.report.arms import Line, Study, shown_value
 from jobs.report.html import escaped, safe
-from jobs.report.ledger import Ledger, Run
+from jobs.report.ledger import Ledger, LedgerRow, Run
 from jobs.report.measured import Measured
 from jobs.report.tables import Columns, number, table
 from shards import store, typed_json
@@ -52,11 +53,11 @@ def provenance(runs: Sequence[Run], study: Study) -> str:
         "line": lambda r: study.line(r.url).label,
         "seed": lambda r: r.config.get("seed"),
         "samples": lambda r: r.samples_seen,
-        "planned": lambda r: int(r.config.get("samples") or 0),
+        "planned": lambda r: int(r.config.get("samples") or 0) or None,
         "branch of": lambda r: str(r.config.get("branch") or "").rstrip("/").rpartition("/")[2] or None,
         "minutes": lambda r: number(_minutes(r), ".1f"),
         "since": lambda r: str(r.attempts[0].get("since", ""))[:16].replace("T", " ") if r.attempts else None,
-        "attempts": lambda r: len(r.attempts),
+        "attempts": lambda r: len(r.attempts) or None,
         "commit": lambda r: str(r.info.get("git") or "")[:12],
         "versions": lambda r: ", ".join(f"{k} {v}" for k, v in sorted((r.info.get("versions") or {}).items())),
         "images by": lambda r: r.info.get("image_build"),
@@ -65,10 +66,10 @@ def provenance(runs: Sequence[Run], study: Study) -> str:
         "world": lambda r: r.info.get("world"),
         "recipe": lambda r: r.info.get("recipe"),
         "dataset": lambda r: str(r.info.get("dataset") or "").rstrip("/").rpartition("/")[2],
-        "manifest": lambda r: r.info["manifest"][:16],
+        "manifest": lambda r: str(r.info.get("imported") or r.info["manifest"])[:16],
     }
     return table(
-        columns,
+        {name: of for name, of in columns.items() if any(of(run) not in (None, "") for run in runs)},
         runs,
         "Manifest: the first 16 digits of the digest that identifies exactly the images a run was trained on.",
     )
@@ -77,6 +78,21 @@ def provenance(runs: Sequence[Run], study: Study) -> str:
 def _minutes(run: Run) -> float | None:
     lasts = {m.attempt: m for m in run.metrics}
     return sum(m.seconds for m in lasts.values()) / 60 if lasts else None
+
+
+def cost(rows: Iterable[LedgerRow]) -> str:
+    """What all runs and probes took, in words; heads of one probe share its seconds."""
+    rows = list(rows)
+    trained = {r.run: r for r in rows if r.seconds is not None}.values()
+    probed = {(r.run, r.set, r.encoder, r.samples_seen): r for r in rows if r.probe_seconds is not None}.values()
+
+    def hours(seconds: Iterable[float | None]) -> str:
+        return f"{math.fsum(s or 0.0 for s in seconds) / 3600:.1f} h"
+
+    return (
+        f"{len(trained)} runs: {hours(r.cpu_seconds for r in trained)} of CPU, {hours(r.seconds for r in trained)} of "
+        f"the clock; {len(probed)} probes: {hours(r.probe_seconds for r in probed)} of the clock"
+    )
 
 
 # ---- what went wrong ----
@@ -125,6 +141,8 @@ def failures(ledger: Ledger, events: Mapping[str, Counter[str]], found: Sequence
         ),
         *(f"Could not be read: {problem}" for problem in ledger.problems),
     ]
+    if ledger.lacks:
+        lines.insert(0, "How often the runs were interrupted, and events, are in run folders alone.")
     if not lines:
         return "<p>None: every run finished in one attempt, and every file could be read.</p>"
     return "<ul>" + "".join(f"<li>{safe(line, 600)}</li>" for line in lines) + "</ul>"
@@ -138,7 +156,18 @@ def _some(names: Sequence[str], most: int = 6) -> str:
 
 
 def commands(study: Study, runs: Sequence[Run], found: Sequence[Measured]) -> str:
-    """For each line the command of its longest run, and the probes' protocols in words."""
+    """For each line the command of its longest run, and the probes' protocols in words. Without runs (rows have no
+    whole configs) the protocols alone."""
+    parts = _commands(study, runs) if runs else []
+    if protocols := sorted({(m.row.set, m.row.head, m.row.how) for m in found}):
+        items = [f"<li>{escaped(f'{name}, {head}: {how}')}</li>" for name, head, how in protocols[:12]]
+        parts += ["<h3>Probes</h3><ul>", *items, "</ul>"]
+    what, same = ("RUNS", "run folders") if runs else ("ROWS", "rows")
+    parts.append(f"<p>This page: <code>xtra report {what}</code>; the same {same} give the same bytes.</p>")
+    return "".join(parts)
+
+
+def _commands(study: Study, runs: Sequence[Run]) -> list[str]:
     longest: dict[int, Run] = {}
     for run in sorted(runs, key=lambda r: (r.samples_seen, r.name)):
         longest[study.line(run.url).style] = run
@@ -153,11 +182,7 @@ def commands(study: Study, runs: Sequence[Run], found: Sequence[Measured]) -> st
         both = [r for r in runs if r.name == trunk and trunk] + [run]
         words = "\n".join(f"xtra train {shlex.join(command_words(r))}" for r in both)
         parts.append(f"<h3>{escaped(line.label)}</h3><pre><code>{_lines(words)}</code></pre>")
-    if protocols := sorted({(m.row.set, m.row.head, m.row.how) for m in found}):
-        items = [f"<li>{escaped(f'{name}, {head}: {how}')}</li>" for name, head, how in protocols[:12]]
-        parts += ["<h3>Probes</h3><ul>", *items, "</ul>"]
-    parts.append("<p>This page: <code>xtra report RUNS</code>; the same run folders give the same bytes.</p>")
-    return "".join(parts)
+    return parts
 
 
 def _lines(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Run folders -> one self-contained report.html: the answer first, then all the evidence behind it.
+"""Run folders, or their rows -> one self-contained report.html: the answer first, then all the evidence behind it.
 
 The page has no scripts, fonts or links out, so it opens from a bucket, an e-mail or a USB stick; the ledger is inside
-it. The same run folders give the same bytes; dates are those of the runs.
+it. The same runs give the same bytes; dates are those of the runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from jobs import link_counts
 from jobs.config import ReportConfig as Config
 from jobs.report import answer, dataset_page, findings, glossary, multipliers, papers, pictures, probes, run_list
 from jobs.report.arms import Study, study
-from jobs.report.compare import Primary, comparison_table, comparisons, primary_of, read_primary
+from jobs.report.compare import (
+    Primary,
+    comparison_lines,
+    comparison_table,
+    comparisons,
+    primary_of,
+    read_primary,
+)
 from jobs.report.draw import (
     RUNS,
     STYLE,
@@ -33,9 +40,11 @@ from jobs.report.draw import (
     training_charts,
 )
 from jobs.report.html import document, escaped
-from jobs.report.ledger import Ledger, LedgerRow, read_runs
+from jobs.report.ledger import Ledger, LedgerRow
 from jobs.report.ledger_file import ledger_csv, without_places, write_ledger
 from jobs.report.measured import Measured, Point, by_cell, measured, points
+from jobs.report.rows import SameData, as_one, read_ledger, read_same_data
+from jobs.report.run_list import cost
 from jobs.report.seeds import control_table, controls
 from jobs.report.style import REPORT
 from jobs.report.tables import Columns, number, points as in_points, power, table
@@ -51,11 +60,13 @@ AXES: tuple[Along, ...] = ("samples_seen", "unique_images", "flops")
 @dataclass(frozen=True)
 class ReportResult:
     report: str
-    ledger: str
+    ledger: str  # "" of a page made from rows: they are the ledger
     csv: str
     runs: int
     rows: int
     problems: tuple[str, ...]  # files that could not be read; they are on the page too
+    lacks: tuple[str, ...] = ()  # what a page made from rows leaves out; it says so too
+    text: tuple[str, ...] = ()  # the comparisons and the cost, where they were asked for
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Extras:
     """Contents of the page that do not come from the ledger."""
 
     primary: Primary | None = None
+    same: SameData = field(default_factory=SameData)
     events: Mapping[str, Counter[str]] = field(default_factory=dict)  # by run
     datasets: tuple[manifest.Manifest, ...] = ()  # the training sets that can be opened
     pictures: bool = False
@@ -72,23 +84,32 @@ class Extras:
 def run(config: Config) -> ReportResult:
     """Write ledger.parquet and ledger.csv to the folder of runs, the page, and its accuracy curves as files next to it.
 
-    Raises ValueError where no run can be read, and for a study.json whose declared comparison is malformed.
+    Of rows, the page and the curves alone; with `text`, nothing. Raises ValueError where no run can be read, for rows
+    that are no ledger, and for a study.json whose declarations are malformed or contradict the rows.
     """
     store.require(runs=config.runs)
-    ledger = read_runs(config.runs)
+    ledger = read_ledger(config.runs)
     if not ledger.runs and not ledger.others:
         raise ValueError(f"{config.runs}: has no readable run: {ledger.problems[0]}")
     problems: list[str] = []
-    events = {r.url: run_list.events_of(r, problems) for r in ledger.runs}
+    events = {} if ledger.lacks else {r.url: run_list.events_of(r, problems) for r in ledger.runs}
     primary = primary_of(config.primary) if config.primary else read_primary(config.runs)
-    extras = Extras(primary, events, tuple(_datasets(ledger)), config.pictures)
+    same = read_same_data(config.runs)
+    extras = Extras(primary, same, events, tuple(_datasets(ledger)), config.pictures)
     ledger = replace(ledger, problems=(*ledger.problems, *problems))
-    parquet, csv = write_ledger(config.runs, ledger.rows)
-    url = config.out or store.join(config.runs, "report.html")
+    one = as_one(ledger, same)
+    counts = len(ledger.runs), len(ledger.rows), ledger.problems, ledger.lacks
+    if config.text:
+        made = comparisons(measured(one, study(one.runs)), primary)
+        lines = *comparison_lines(made), *same.said(ledger.rows), cost((*ledger.unprobed, *ledger.rows))
+        return ReportResult("", "", "", *counts, lines)
+    parquet, csv = ("", "") if ledger.lacks else write_ledger(config.runs, ledger.rows)
+    folder = config.runs.rpartition("/")[0] or "." if config.runs.endswith(".csv") else config.runs
+    url = config.out or store.join(folder, "report.html")
     store.put(url, page(ledger, config.note, extras).encode())
-    for name, svg in curves(ledger).items():
+    for name, svg in curves(one).items():
         store.put(store.join(url.rpartition("/")[0] or ".", f"curve-{name}.svg"), svg.encode())
-    return ReportResult(url, parquet, csv, len(ledger.runs), len(ledger.rows), ledger.problems)
+    return ReportResult(url, parquet, csv, *counts)
 
 
 def write_report(root: str, out: str | None = None, note: str | None = None) -> str:
@@ -124,6 +145,9 @@ def page(ledger: Ledger, note: str | None = None, extras: Extras | None = None) 
 
 def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
     rows = FEW if extras.brief else ROWS
+    recorded, ledger = ledger.rows, as_one(ledger, extras.same)
+    spent = f"<p>{escaped(cost((*ledger.unprobed, *recorded)))}.</p>"
+    limits = [*ledger.lacks, *extras.same.said(recorded)]
     known = study(ledger.runs)
     found = measured(ledger, known)
     made = comparisons(found, extras.primary)
@@ -146,16 +170,16 @@ def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
         (
             "runs",
             "Runs, and how they differ",
-            run_list.differences(known) + _folded("All runs", run_list.provenance(ledger.runs[:rows], known)),
+            run_list.differences(known) + spent + _folded("All runs", run_list.provenance(ledger.runs[:rows], known)),
         ),
         ("funnel", "Where the images came from", _funnel(extras.datasets)),
         ("failures", "What went wrong", run_list.failures(ledger, extras.events, found)),
-        ("limits", "What this does not show", _list(findings.not_shown(ledger, found, made))),
-        ("reproduce", "How to reproduce it", run_list.commands(known, ledger.runs, found)),
+        ("limits", "What this does not show", _list([*limits, *findings.not_shown(ledger, found, made)])),
+        ("reproduce", "How to reproduce it", run_list.commands(known, () if ledger.lacks else ledger.runs, found)),
         (
             "ledger",
             "All numbers",
-            _folded("The ledger", _ledger_table(ledger.rows, known, rows)) + _download(ledger.rows),
+            _folded("The ledger", _ledger_table(ledger.rows, known, rows)) + _download(recorded),
         ),
         ("glossary", "Words", glossary.section()),
     ]
@@ -178,6 +202,7 @@ def _header(ledger: Ledger, said: answer.Answer, hero: str, note: str | None, sh
         f"{len(ledger.runs)} runs",
         f"{count} probes",
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
+        "from recorded rows" if ledger.lacks else "",
     ]
     lead = f'<p class="note">{escaped(note)}</p>' if note else ""
     return (
@@ -310,10 +335,15 @@ def _training(known: Study, ledger: Ledger, found: Sequence[Measured], cell: tup
     if not rows and not held:
         return ""
     text = (
-        "<p>One path for each run; each point is the mean of a bin, with bins of equal width on the log axis. Losses "
-        "of different block sizes are means over different targets: they have separate charts, and must not be "
-        f"compared. At most {RUNS} runs in a chart, the longest first.</p>"
+        "<p>Losses of different block sizes are means over different targets: they have separate charts, and must not "
+        "be compared."
     )
+    if rows:
+        text += (
+            " One path for each run; each point is the mean of a bin, with bins of equal width on the log axis. "
+            f"At most {RUNS} runs in a chart, the longest first."
+        )
+    text += "</p>"
     missing = "" if held else "<p>No held-out loss was logged: --val.data measures it.</p>"
     losses = [*rows[:1], held]
     alone = all(len(row) == 1 for row in rows)

@@ -112,6 +112,10 @@ def test_what_a_machine_that_is_gone_found_is_not_run_again(config: study.Config
     ):
         study.run(dataclasses.replace(moved, probe_epochs=2))
     assert not store.exists(moved.out)
+    stated = store.read_json(store.join(config.rows, "grid-settings.json"))
+    assert {row["settings"] for row in before["grid"]} == stated.keys()
+    pin = store.join(config.rows, "study.json")
+    store.put_json(pin, store.read_json(pin) | {"same_data": [["a" * 64, "b" * 64]]})  # declared of the rows later
     again = study.run(moved)
     assert (again.trained, again.probed, again.rates) == (0, 0, first.rates)
     wider = study.run(dataclasses.replace(moved, seeds=(0, 1)))

@@ -173,6 +173,17 @@ def test_probes_that_chose_on_the_test_images_are_not_compared_with_others(tmp_p
     assert made(tmp_path) == []
 
 
+def test_where_the_largest_count_has_one_seed_of_both_the_largest_with_several_is_shown_too(tmp_path: Path):
+    for samples, seeds in ((6400, (0, 1, 2)), (12800, (0, 1, 2)), (25600, (1,))):
+        arm(tmp_path, "block4", 0.36, seeds, samples)
+        arm(tmp_path, "block1", 0.30, (1, 2), samples, config={"model": {"block": 1}})
+    pairs = made(tmp_path)
+    assert [(c.one.row.samples_seen, c.seeds) for c in pairs] == [(25600, 1), (12800, 2)]
+    assert pairs[0].verdict == "undecided: one seed"
+    both = [m.accuracy for m in pairs[1].one.group if m.row.weights_seed in (1, 2)]
+    assert pairs[1].accuracies[0] == pytest.approx(sum(both) / 2)
+
+
 def test_another_commit_is_said(tmp_path: Path):
     arm(tmp_path, "block4", 0.36)
     arm(tmp_path, "block1", 0.30, config={"model": {"block": 1}})
