@@ -124,10 +124,18 @@ class Ledger:
     lacks: tuple[str, ...] = ()  # what rows do not have of the run folders they came from, in sentences
     unprobed: tuple[LedgerRow, ...] = ()  # of tables in which nothing is probed, as a sweep's: they count as cost
 
+    @property
+    def from_rows(self) -> bool:
+        return bool(self.lacks)
+
 
 def results_of(ledger: Ledger) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """The probe behind each row, by the row's run and file."""
-    return {(run.url, f"probes/{p['_file'].rpartition('/')[2]}"): p for run in ledger.runs for p in run.probes}
+    """The probe behind each row, by the row's run and the name of its file (`probe_key`)."""
+    return {(run.url, p["_file"].rpartition("/")[2]): p for run in ledger.runs for p in run.probes}
+
+
+def probe_key(row: LedgerRow) -> tuple[str, str]:
+    return row.run, row.file.rpartition("/")[2]
 
 
 def read_runs(root: str) -> Ledger:

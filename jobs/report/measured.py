@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from jobs.laws import grouped, statistics, t_quantile
 from jobs.report.arms import Line, Study
-from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run, results_of
+from jobs.report.ledger import HOLD_OUT, Ledger, LedgerRow, Run, probe_key, results_of
 
 LEVEL = 0.95
 
@@ -84,7 +84,7 @@ def measured(ledger: Ledger, study: Study) -> list[Measured]:
     runs = {run.url: run for run in ledger.runs}
     results = results_of(ledger)
     return [
-        Measured(row, runs[row.run], results[row.run, row.file], study.line(row.run))
+        Measured(row, runs[row.run], results[probe_key(row)], study.line(row.run))
         for row in ledger.rows
         if row.encoder == "trained" and row.accuracy is not None and row.total
     ]

@@ -13,7 +13,7 @@ from ingest.sets import BENCHMARKS
 from jobs.laws import grouped
 from jobs.report.draw import selection_chart
 from jobs.report.html import escaped
-from jobs.report.ledger import Ledger, protocol, results_of
+from jobs.report.ledger import Ledger, probe_key, protocol, results_of
 from jobs.report.pictures import mistakes
 from jobs.report.tables import human, points
 
@@ -43,7 +43,7 @@ def probed(ledger: Ledger) -> list[Probed]:
     found = [
         Probed(
             f"{row.name}, {human(row.samples_seen)} samples seen",
-            results[row.run, row.file],
+            results[probe_key(row)],
             row.protocol,
             row.dataset.rstrip("/").rpartition("/")[2],
         )

@@ -141,7 +141,7 @@ def failures(ledger: Ledger, events: Mapping[str, Counter[str]], found: Sequence
         ),
         *(f"Could not be read: {problem}" for problem in ledger.problems),
     ]
-    if ledger.lacks:
+    if ledger.from_rows:
         lines.insert(0, "How often the runs were interrupted, and events, are in run folders alone.")
     if not lines:
         return "<p>None: every run finished in one attempt, and every file could be read.</p>"

@@ -92,7 +92,7 @@ def run(config: Config) -> ReportResult:
     if not ledger.runs and not ledger.others:
         raise ValueError(f"{config.runs}: has no readable run: {ledger.problems[0]}")
     problems: list[str] = []
-    events = {} if ledger.lacks else {r.url: run_list.events_of(r, problems) for r in ledger.runs}
+    events = {} if ledger.from_rows else {r.url: run_list.events_of(r, problems) for r in ledger.runs}
     primary = primary_of(config.primary) if config.primary else read_primary(config.runs)
     same = read_same_data(config.runs)
     extras = Extras(primary, same, events, tuple(_datasets(ledger)), config.pictures)
@@ -103,7 +103,7 @@ def run(config: Config) -> ReportResult:
         made = comparisons(measured(one, study(one.runs)), primary)
         lines = *comparison_lines(made), *same.said(ledger.rows), cost((*ledger.unprobed, *ledger.rows))
         return ReportResult("", "", "", *counts, lines)
-    parquet, csv = ("", "") if ledger.lacks else write_ledger(config.runs, ledger.rows)
+    parquet, csv = ("", "") if ledger.from_rows else write_ledger(config.runs, ledger.rows)
     folder = config.runs.rpartition("/")[0] or "." if config.runs.endswith(".csv") else config.runs
     url = config.out or store.join(folder, "report.html")
     store.put(url, page(ledger, config.note, extras).encode())
@@ -175,7 +175,7 @@ def _page(ledger: Ledger, note: str | None, extras: Extras) -> str:
         ("funnel", "Where the images came from", _funnel(extras.datasets)),
         ("failures", "What went wrong", run_list.failures(ledger, extras.events, found)),
         ("limits", "What this does not show", _list([*limits, *findings.not_shown(ledger, found, made)])),
-        ("reproduce", "How to reproduce it", run_list.commands(known, () if ledger.lacks else ledger.runs, found)),
+        ("reproduce", "How to reproduce it", run_list.commands(known, () if ledger.from_rows else ledger.runs, found)),
         (
             "ledger",
             "All numbers",
@@ -202,7 +202,7 @@ def _header(ledger: Ledger, said: answer.Answer, hero: str, note: str | None, sh
         f"{len(ledger.runs)} runs",
         f"{count} probes",
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
-        "from recorded rows" if ledger.lacks else "",
+        "from recorded rows" if ledger.from_rows else "",
     ]
     lead = f'<p class="note">{escaped(note)}</p>' if note else ""
     return (

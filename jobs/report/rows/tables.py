@@ -19,8 +19,9 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from jobs.laws import grouped
+from jobs.report.arms import arm_of
 from jobs.report.comparable import digest_of, undigested
-from jobs.report.ledger import Ledger, LedgerRow, Run, holds_runs, read_runs, shape_of
+from jobs.report.ledger import Ledger, LedgerRow, Run, holds_runs, probe_key, read_runs, shape_of
 from shards import store, typed_json
 from xtra.flops import Shape
 from xtra.probe import unpack
@@ -31,6 +32,7 @@ SETTINGS = "-settings.json"
 BESIDE = "-right.csv"
 NEEDED = tuple(f.name for f in fields(LedgerRow) if f.default is MISSING)
 KINDS = {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(LedgerRow).items()}
+LARGEST = 2**63  # of a column of whole numbers
 WORDS = {int: "a whole number", float: "a number"}
 FROM_ROWS = (
     "This page is made from rows, and leaves out what run folders alone have: pictures, losses along a run, the grids "
@@ -76,7 +78,6 @@ def _read_tables(urls: Sequence[str]) -> Ledger:
         runs += _runs(url, tables[url], known, right or {}, problems)
     read = {run.url for run in runs}
     rows = [row for url in probed for row in tables[url] if row.run in read]
-    rows = [row if row.set else replace(row, file="") for row in rows]
     lacks += _lacking(runs, rows)
     unprobed = [row for url in urls if url not in probed for row in tables[url]]
     return Ledger(tuple(runs), tuple(rows), tuple(problems), lacks=tuple(lacks), unprobed=tuple(unprobed))
@@ -147,15 +148,20 @@ class _Record:
 
 
 def _rows(url: str, problems: list[str]) -> list[LedgerRow]:
-    found = []
+    found: list[LedgerRow] = []
+    seen: set[tuple[str, str]] = set()
     for at, record in enumerate(_records(url, NEEDED, KINDS, problems)):
         try:
             row = LedgerRow(**{name: _value(name, cell) for name, cell in record.cells.items()})
+            row = replace(row, file=row.file or (f"row {at}" if row.set else ""))
             _possible(row)
+            if probe_key(row) in seen:
+                raise ValueError(f"repeats {row.file or 'the row'} of {row.run}")
         except ValueError as error:
             problems.append(f"{record.where}: {error} (row skipped)")
             continue
-        found.append(replace(row, file=row.file or f"probes/row {at}"))
+        seen.add(probe_key(row))
+        found.append(row)
     return found
 
 
@@ -169,7 +175,7 @@ def _value(name: str, cell: str) -> Any:
         value = kinds[0](cell)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) < (LARGEST if kinds[0] is int else math.inf):  # nor nan
         raise ValueError(f"{name} is {cell[:80]!r}, not {WORDS[kinds[0]]}")
     return value
 
@@ -177,6 +183,8 @@ def _value(name: str, cell: str) -> Any:
 def _possible(row: LedgerRow) -> None:
     if not row.run or not row.manifest or row.block < 1 or row.samples_seen < 0:
         raise ValueError("names no run, no manifest, or an impossible block or count")
+    if not row.set and row.accuracy is not None:
+        raise ValueError("has an accuracy, and names no set")
     if row.set and (row.accuracy is None or not row.total or not 0 <= row.accuracy <= 1 or row.total < 1):
         raise ValueError(f"accuracy is {row.accuracy} of {row.total} images")
 
@@ -213,7 +221,7 @@ def _right(ledger: str, rows: Sequence[LedgerRow], problems: list[str]) -> dict[
             problems.append(f"{record.where}: {str(error)[:200]} (row skipped)")
             continue
         run, name, head, encoder = (cells[column] for column in RIGHT[:4])
-        key = run, name, head, encoder, seen, cells["manifest_eval"], correct
+        key = run, name, head, encoder, seen if encoder == "trained" else 0, cells["manifest_eval"], correct
         if key not in wanted:
             what = f"{run}, {name}, {head} probe"
             problems.append(f"{record.where}: fits no row of {_name(ledger)} ({what}): one of the two is damaged")
@@ -222,7 +230,6 @@ def _right(ledger: str, rows: Sequence[LedgerRow], problems: list[str]) -> dict[
 
 
 def _probed(row: LedgerRow) -> Probed:
-    # For baselines too the bits are listed under what their result has as samples seen: 0.
     correct = round((row.accuracy or 0.0) * (row.total or 0))
     return (row.name, row.set, row.head, row.encoder, row.samples_seen, row.probe_eval, correct)
 
@@ -246,14 +253,16 @@ def _runs(
             continue
         config = _config(last, known.get(last.settings))
         sizes = Shape(last.image, last.patch, last.block, 0, 0, 0, 0, 0, 0)  # the others are in no row
-        try:
-            shape = shape_of(config, _beside(url, SETTINGS)) if last.settings in known else sizes
-        except ValueError as error:
-            problems.append(f"{error} ({run} skipped)")
-            continue
         unstated = "" if last.settings in known else branches.get(last.name, last.settings)
         probes = tuple(_result(row, right) for row in mine if row.set)
-        yield Run(run, config, _info(last), shape, {}, (), _log(last), probes, unstated)
+        try:
+            shape = sizes if unstated else shape_of(config, _beside(url, SETTINGS))
+            made = Run(run, config, _info(last), shape, {}, (), _log(last), probes, unstated)
+            arm_of(made)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            problems.append(f"{_beside(url, SETTINGS)}: {last.settings} describes no training ({error}; {run} skipped)")
+            continue
+        yield made
 
 
 def _config(row: LedgerRow, settings: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from test_report import Reader
 
 from jobs.lab.rows import write_rows
 from jobs.report.arms import study as study_of
+from jobs.report.comparable import digest_of
 from jobs.report.compare import Comparison, comparisons, read_primary
 from jobs.report.ledger import Ledger
 from jobs.report.measured import measured
@@ -184,6 +185,7 @@ def test_a_missing_column_is_named(rows: Path):
     ("column", "cell", "said"),
     [
         ("block", "four", r"grid\.csv line 2: block is 'four', not a whole number \(row skipped\)"),
+        ("total", "9" * 30, r"grid\.csv line 2: total is '9{30}', not a whole number \(row skipped\)"),
         ("accuracy", "nan", r"grid\.csv line 2: accuracy is 'nan', not a number \(row skipped\)"),
         ("accuracy", "1.5", r"grid\.csv line 2: accuracy is 1\.5 of 2000 images \(row skipped\)"),
         ("manifest", "", r"grid\.csv line 2: names no run, no manifest, or an impossible block or count"),
@@ -247,6 +249,33 @@ def test_settings_that_do_not_give_their_digest_are_refused(rows: Path):
     run_folders.write_json(path, whole)
     with pytest.raises(ValueError, match=r"grid-settings\.json: '\w{12}' is not the digest of its settings"):
         write_report(str(rows))
+
+
+def test_settings_that_describe_no_training_are_named(rows: Path):
+    path = rows / "grid-settings.json"
+    whole = json.loads(path.read_text())
+    (digest, settings), *_ = whole.items()
+    settings["model"]["width"] = "wide"
+    del whole[digest]
+    run_folders.write_json(path, whole | {digest_of(settings): settings})
+
+    def change(table: list[list[str]]) -> list[list[str]]:
+        return [[digest_of(settings) if cell == digest else cell for cell in line] for line in table]
+
+    edit(rows / "grid.csv", change)
+    ledger = read_ledger(str(rows))
+    assert any(re.search(r"describes no training \(.*'width' is 'wide'", problem) for problem in ledger.problems)
+    assert Path(write_report(str(rows))).exists()
+
+
+def test_a_row_that_is_there_twice_counts_once(rows: Path):
+    before = compared(read_ledger(str(rows)))
+    edit(rows / "grid.csv", lambda table: [*table, table[-1], table[1]])
+    ledger = read_ledger(str(rows))
+    assert [c.accuracies for c in compared(ledger)] == [c.accuracies for c in before]
+    assert (
+        len([p for p in ledger.problems if re.search(r"grid\.csv line \d+: repeats .* of .* \(row skipped\)", p)]) == 2
+    )
 
 
 def test_a_run_in_two_ledgers_is_refused(rows: Path):
