@@ -9,6 +9,8 @@
 
 #define OVERRUN 4096           /* one MCU is at most 10 blocks of 64 codes of 31 bits: 2,480 bytes */
 
+#define ALWAYS inline __attribute__((always_inline)) /* a reader whose address is taken would not be in registers */
+
 typedef struct {
     const uint8_t *at;
     uint64_t window;           /* the next bits, from the top */
@@ -35,6 +37,17 @@ static inline void take(Reader *r, unsigned bits) {
     r->window <<= bits;
     r->bits -= bits;
 }
+
+/* A reader of data from a bit on. */
+static inline Reader reader_at(const uint8_t *data, size_t at) {
+    Reader r = {data + at / 8, 0, 0};
+    fill(&r);
+    take(&r, at % 8);
+    return r;
+}
+
+/* At least 57 bits of data from a bit on. */
+static inline uint64_t bits_at(const uint8_t *data, size_t at) { return eight(data + at / 8) << at % 8; }
 
 /* How many bits were taken since `start`. */
 static inline ptrdiff_t taken(const Reader *r, const uint8_t *start) { return 8 * (r->at - start) - (ptrdiff_t)r->bits; }

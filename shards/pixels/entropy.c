@@ -1,6 +1,7 @@
 /* Proof that the data of a baseline JPEG is whole, and its gray picture at an eighth of the size.
 
-   Walks the Huffman codes of one sequential scan without reconstructing anything. It answers only when every rule below
+   Walks the Huffman codes of one sequential scan (codes.h), from several places at once (ahead.h), without reconstructing
+   anything. It answers only when every rule below
    holds, and "I do not know" (0) for anything else, which then goes to the reference decoder: progressive or arithmetic
    files, several scans, other samplings than 1x1 to 2x2, junk between segments, anything after the end marker, codes
    that no table has, coefficients beyond the 64th, restart markers out of order, data left over, data that runs out.
@@ -12,24 +13,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "bits.h"
+#include "codes.h"
 #include "progressive.h"
-
-#define LOOK 12                /* bits that one look at a table takes in; 12 keeps two tables in the first cache */
-#define WAYS (1 << LOOK)
-#define END 128                /* in the advance of an entry: the block ends here */
-#define NONE (255u << 6)       /* an entry that says nothing: its code is longer than LOOK bits, or there is none */
-
-/* An entry of a table: 6 bits: how many bits it takes; above: how far it advances in the block. */
-typedef struct {
-    uint16_t many[WAYS];       /* as many whole symbols as LOOK bits hold */
-    uint16_t one[WAYS];        /* the first of them alone */
-    int32_t last[18];          /* of the codes of each length: the largest code, -1 if there is none */
-    int32_t shift[18];         /* index of a value minus its code */
-    uint8_t counts[16];
-    uint8_t values[256];
-    int known;                 /* counts and values are those of the entries */
-} Table;
 
 typedef struct {
     Table tables[2][4];        /* [0] of mean differences, [1] of coefficients */
@@ -40,100 +27,37 @@ typedef struct {
 } Component;
 
 size_t entropy_context(void) { return sizeof(Context); }
-size_t entropy_overrun(void) { return OVERRUN; }
 
-/* Of a symbol: how many bits it takes with its code of `length`, and how far it advances; NONE if it is no symbol. */
-static uint16_t entry(int is_ac, int value, int length) {
-    int size = value & 15, run = value >> 4;
-    if (!is_ac) return value > 11 ? NONE : (uint16_t)(length | value << 6);
-    if (size > 10) return NONE;
-    return (uint16_t)((length + size) | (size ? run + 1 : run == 15 ? 16 : run == 0 ? END : 255) << 6);
-}
+/* Bytes of scratch for a body: its data without stuffing, and the trails of who walks ahead. */
+size_t entropy_scratch(size_t size) { return 2 * size + OVERRUN; }
 
-static void fuse(Table *t) {
-    for (unsigned way = 0; way < WAYS; way++) {
-        unsigned bits = t->one[way] & 63, advance = t->one[way] >> 6;
-        while (advance < 64 && bits < LOOK) {
-            uint16_t next = t->one[(way << bits) & (WAYS - 1)];
-            if ((next >> 6) == 255 || bits + (next & 63) > LOOK || advance + ((next >> 6) & 127) > 63) break;
-            bits += next & 63;
-            advance += next >> 6;
-        }
-        t->many[way] = (uint16_t)(bits | advance << 6);
-    }
-}
-
-/* Returns the bytes read of a table definition's `left`, 0 if it is not sound. */
-static int define(Context *c, const uint8_t *s, int left) {
-    if (left < 17 || (s[0] >> 4) > 1 || (s[0] & 15) > 3) return 0;
-    int is_ac = s[0] >> 4, total = 0;
-    Table *t = &c->tables[is_ac][s[0] & 15];
-    for (int i = 0; i < 16; i++) total += s[1 + i];
-    if (total > 256 || left < 17 + total) return 0;
-    if (t->known && !memcmp(t->counts, s + 1, 16) && !memcmp(t->values, s + 17, (size_t)total)) return 17 + total;
-    t->known = 0;
-    memcpy(t->counts, s + 1, 16);
-    memcpy(t->values, s + 17, (size_t)total);
-    for (int way = 0; way < WAYS; way++) t->one[way] = NONE;
-    int32_t code = 0, index = 0;
-    for (int length = 1; length <= 16; length++, code <<= 1) {
-        t->shift[length] = index - code;
-        for (int i = 0; i < t->counts[length - 1]; i++, code++, index++) {
-            if (code >= (1 << length) - 1) return 0; /* the code of all ones is not allowed */
-            uint16_t e = entry(is_ac, t->values[index], length);
-            if (e == NONE || e >> 6 == 255) return 0;
-            for (int j = 0; length <= LOOK && j < 1 << (LOOK - length); j++)
-                t->one[(code << (LOOK - length)) + j] = e;
-        }
-        t->last[length] = t->counts[length - 1] ? code - 1 : -1;
-    }
-    if (is_ac) fuse(t);
-    t->known = 1;
-    return 17 + total;
-}
-
-/* The entry of the next code, whatever its length; NONE if no table has it. */
-static uint16_t long_way(const Table *t, int is_ac, uint64_t window) {
-    uint16_t e = t->one[window >> (64 - LOOK)];
-    if (e != NONE) return e;
-    for (int length = LOOK + 1; length <= 16; length++) {
-        int32_t code = (int32_t)(window >> (64 - length));
-        if (t->last[length] >= 0 && code <= t->last[length] && code + t->shift[length] >= 0)
-            return entry(is_ac, t->values[code + t->shift[length]], length);
-    }
-    return NONE;
+/* Add the difference that a window begins with to the mean; returns its bits, 0 if no table has its code. */
+static ALWAYS unsigned add_difference(const Table *dc, uint64_t window, int *mean) {
+    const uint16_t e = long_way(dc, 0, window);
+    const unsigned length = e & 63, size = e >> 6;
+    if (e == NONE) return 0;
+    const int bits = (int)(window << length >> 1 >> (63 - size)), negative = !(window << length >> 63);
+    *mean += bits - (-negative & ((1 << size) - 1));
+    return length + size;
 }
 
 /* One block; 0 if its codes are not sound. */
-static inline int block(Reader *r, const Table *dc, const Table *ac, int *mean) {
+static ALWAYS int block(Reader *r, const Table *dc, const Table *ac, int *mean) {
     fill(r);
-    uint16_t e = long_way(dc, 0, r->window);
-    if (e == NONE) return 0;
-    unsigned length = e & 63, size = e >> 6;
+    const unsigned length = add_difference(dc, r->window, mean);
+    if (!length) return 0;
     take(r, length);
-    if (size) {
-        int bits = (int)(r->window >> (64 - size));
-        *mean += bits >> (size - 1) ? bits : bits - (1 << size) + 1;
-        take(r, size);
-    }
-    for (unsigned k = 1;;) {
+    for (unsigned k = 0;;) {
         fill(r);
         for (int twice = 0; twice < 2; twice++) {
-            e = ac->many[r->window >> (64 - LOOK)];
-            unsigned to = k + (e >> 6);
-            if (to >= 64) {
-                if (to == 64 || (to >= END && to < END + 64)) { /* full, or ended before it was */
-                    take(r, e & 63);
-                    return 1;
-                }
+            unsigned e = ac->many[r->window >> (64 - LOOK)], to = k + (e >> 6);
+            if (to & WRONG) {
                 e = long_way(ac, 1, r->window);
                 to = k + (e >> 6);
-                if (e == NONE || (to > 64 && (to < END || to >= END + 64))) return 0;
-                take(r, e & 63);
-                if (to >= 64) return 1;
-            } else {
-                take(r, e & 63);
+                if (to & WRONG) return 0;
             }
+            take(r, e & 63);
+            if (to >= FULL) return 1;
             k = to;
         }
     }
@@ -197,7 +121,7 @@ static int header(Context *c, Header *h, const uint8_t *body, size_t size) {
         at += 4 + (size_t)length;
         if (marker == 0xC4) {
             for (int used, n = 0; n < length; n += used) {
-                used = define(c, s + n, length - n);
+                used = define(c->tables, s + n, length - n);
                 if (!used) return 0;
                 c->tables[s[n] >> 4][s[n] & 15].known = 2; /* of this file */
             }
@@ -221,38 +145,59 @@ static int header(Context *c, Header *h, const uint8_t *body, size_t size) {
     return 0;
 }
 
+/* The blocks of an MCU, for who walks ahead. */
+static void kinds_of(Ahead *a, const Context *c, const Header *h) {
+    a->blocks = 0;
+    for (int i = 0; i < h->count; i++) {
+        const Component *p = &h->part[i];
+        for (int n = p->across * p->down; n; n--) {
+            Kind *kind = &a->kinds[a->blocks++];
+            *kind = (Kind){&c->tables[0][p->dc], &c->tables[1][p->ac], kind + 1};
+        }
+    }
+    a->kinds[a->blocks - 1].next = a->kinds;
+}
+
 /* The gray picture of a sound body: (width << 16 | height) of the plane that was written, row by row; 0: not known.
-   `scratch` has room for size + OVERRUN bytes, all of them initialised once; `context` begins as zeros. */
+   `scratch` has room for entropy_scratch(size) bytes, aligned as by malloc, all of them initialised once; `context`
+   begins as zeros. */
 long entropy_plane(
     Context *context, const uint8_t *body, size_t size, uint8_t *scratch, size_t scratch_room, uint8_t *plane, size_t room
 ) {
     Header h;
+    Ahead ahead;
+    uint32_t *trails = (uint32_t *)(void *)(scratch + (size + OVERRUN) / sizeof *trails * sizeof *trails);
     memset(&h, 0, sizeof h);
-    if (scratch_room < size + OVERRUN || !header(context, &h, body, size)) return 0;
+    if (scratch_room < entropy_scratch(size) || !header(context, &h, body, size)) return 0;
     int wide = (h.width + 7) / 8, high = (h.height + 7) / 8;
     if ((size_t)wide * (size_t)high > room) return 0;
     long blocks = (long)h.blocks_across * h.blocks_down, todo = 0, done = 0;
-    size_t at = h.data, length = 0;
-    Reader r = {scratch, 0, 0};
+    size_t begin = h.data, length = 0, at = 0;
+    kinds_of(&ahead, context, &h);
     for (int down = 0; down < h.blocks_down; down++) {
         for (int across = 0; across < h.blocks_across; across++) {
             if (!todo) { /* the first interval, or the next */
                 if (done) {
                     int number = (int)((done / h.restarts - 1) & 7);
-                    if (at + 2 > size || body[at] != 0xFF || body[at + 1] != 0xD0 + number) return 0;
-                    at += 2;
+                    if (begin + 2 > size || body[begin] != 0xFF || body[begin + 1] != 0xD0 + number) return 0;
+                    begin += 2;
                 }
-                length = unstuff(body, size, &at, scratch);
-                r = (Reader){scratch, 0, 0};
+                length = unstuff(body, size, &begin, scratch);
+                at = 0;
                 for (int i = 0; i < h.count; i++) h.part[i].mean = 0;
                 todo = h.restarts && h.restarts < blocks - done ? h.restarts : blocks - done;
+                walk_ahead(&ahead, scratch, length, trails, size / sizeof *trails / WALKERS);
             }
-            for (int i = 0; i < h.count; i++) {
+            const uint32_t *known = blocks_of(&ahead, at);
+            Reader r = reader_at(scratch, at);
+            for (int i = 0, n = 0; i < h.count; i++) {
                 Component *p = &h.part[i];
                 const Table *dc = &context->tables[0][p->dc], *ac = &context->tables[1][p->ac];
                 for (int y = 0; y < p->down; y++) {
                     for (int x = 0; x < p->across; x++) {
-                        if (!block(&r, dc, ac, &p->mean)) return 0;
+                        if (known ? !add_difference(dc, bits_at(scratch, known[n++]), &p->mean)
+                                  : !block(&r, dc, ac, &p->mean))
+                            return 0;
                         if (p->mean < -32768 || p->mean > 32767) return 0;
                         int column = across * p->across + x, row = down * p->down + y;
                         if (i || column >= wide || row >= high) continue;
@@ -264,12 +209,12 @@ long entropy_plane(
                     }
                 }
             }
-            ptrdiff_t used = taken(&r, scratch);
+            at = known ? known[ahead.blocks] : (size_t)taken(&r, scratch);
             done++;
             todo--;
-            if (used > 8 * (ptrdiff_t)length) return 0; /* it ran out */
-            if (!todo && 8 * (ptrdiff_t)length - used > 7) return 0; /* it goes on */
+            if (at > 8 * length) return 0; /* it ran out */
+            if (!todo && 8 * length - at > 7) return 0; /* it goes on */
         }
     }
-    return at + 2 == size && body[at] == 0xFF && body[at + 1] == 0xD9 ? (long)wide << 16 | high : 0;
+    return begin + 2 == size && body[begin] == 0xFF && body[begin + 1] == 0xD9 ? (long)wide << 16 | high : 0;
 }

@@ -43,10 +43,11 @@ class Walker:
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         self._walk.argtypes = [pointer, ctypes.c_char_p, size, pointer, size, pointer, size]
         self._scans.argtypes = self._walk.argtypes[1:]
-        loaded.entropy_context.restype = loaded.entropy_overrun.restype = size
-        self._overrun = loaded.entropy_overrun()
+        loaded.entropy_context.restype = loaded.entropy_scratch.restype = size
+        loaded.entropy_scratch.argtypes = [size]
+        self._need = loaded.entropy_scratch
         self._context = ctypes.create_string_buffer(loaded.entropy_context())
-        self._scratch = ctypes.create_string_buffer(self._overrun)
+        self._scratch = ctypes.create_string_buffer(self._need(0))
 
     def plane(self, body: bytes, width: int, height: int) -> Plane | None:
         """The plane of a picture of width x height pixels at an eighth of its size; or None."""
@@ -67,7 +68,7 @@ class Walker:
 
     def _room(self, body: bytes, width: int, height: int) -> tuple[tuple[int, int], ctypes.Array[ctypes.c_char]]:
         """The size of a plane, and memory for it; the scratch made large enough for the body."""
-        need = len(body) + self._overrun
+        need = self._need(len(body))
         if len(self._scratch) < need:
             self._scratch = ctypes.create_string_buffer(need + need // 4)
         size = ((width + 7) // 8, (height + 7) // 8)

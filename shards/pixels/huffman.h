@@ -24,7 +24,6 @@
 #include "bits.h"
 
 #define LOOK 10                /* bits that one look at a table takes in: the tables of a picture then take 20 KB */
-#define ALWAYS inline __attribute__((always_inline)) /* a reader whose address is taken would not be in registers */
 #define WAYS (1 << LOOK)
 #define END 128                /* in an advance: the block ends here */
 #define NONE 255               /* as an advance: the code's bits go on beyond the look, or there is no such code */

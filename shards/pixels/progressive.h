@@ -20,7 +20,6 @@
 #define SOUND 1
 #define DAMAGED (-1)
 #define SPARE 16               /* bytes; as of a baseline file (jpeg.py, _Gauge): some encoders leave a few unused */
-#define ALWAYS inline __attribute__((always_inline)) /* a reader whose address is taken would not be in registers */
 #define MAX_PARTS 4
 #define MAX_SCANS 100          /* as jpeg.py */
 #define MAX_SEGMENTS 1000

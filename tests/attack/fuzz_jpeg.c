@@ -14,7 +14,7 @@
 #include <time.h>
 
 size_t entropy_context(void);
-size_t entropy_overrun(void);
+size_t entropy_scratch(size_t);
 long entropy_plane(void *, const uint8_t *, size_t, uint8_t *, size_t, uint8_t *, size_t);
 long entropy_progressive(const uint8_t *, size_t, uint8_t *, size_t, uint8_t *, size_t);
 void crop_sizes(int, const uint8_t *const *, const size_t *, int32_t *);
@@ -32,7 +32,7 @@ static double now(void) {
 }
 
 static long gray(void *context, const uint8_t *body, size_t length, const int32_t *size) {
-    const size_t room = (size_t)((size[0] + 7) / 8) * (size_t)((size[1] + 7) / 8), scratch = length + entropy_overrun();
+    const size_t room = (size_t)((size[0] + 7) / 8) * (size_t)((size[1] + 7) / 8), scratch = entropy_scratch(length);
     uint8_t *plane = malloc(room + 1), *aside = calloc(1, scratch);
     long done = plane && aside ? entropy_plane(context, body, length, aside, scratch, plane, room) : 0;
     if (plane && aside && entropy_progressive(body, length, aside, scratch, plane, room) > 1) done++;

@@ -67,6 +67,22 @@ def test_sound_pictures_are_known_to_the_pixel(walker, size, options):
     assert walker.plane(body, *size) == reference(body)
 
 
+@pytest.mark.parametrize("where", ["nowhere", "above", "below"])
+def test_pictures_of_little_detail_are_known_to_the_pixel(walker, where):
+    """Blocks of a byte each, in part of the picture or all of it: more than the walks ahead have room to note."""
+    generator = np.random.default_rng(3)
+    pixels = np.full((800, 1600, 3), 90, np.uint8)
+    rough = {"nowhere": slice(0, 0), "above": slice(0, 300), "below": slice(500, 800)}[where]
+    pixels[rough] = generator.integers(0, 255, pixels[rough].shape)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=60)
+    body = out.getvalue()
+    assert walker.plane(body, 1600, 800) == reference(body)
+    for at in range(700, len(body) - 8, len(body) // 12):
+        known = walker.plane(body[:at] + body[at + 3 :], 1600, 800)
+        assert known is None or known == reference(body[:at] + body[at + 3 :])
+
+
 def test_tables_of_one_picture_do_not_serve_the_next(walker):
     bodies = [photo(264, 256, seed, optimize=bool(seed % 2), quality=40 + 7 * seed) for seed in range(8)]
     for body in [*bodies, *reversed(bodies)]:
