@@ -41,7 +41,7 @@ class Order:
 class ReadConfig:
     """How samples are fetched; nothing of it changes which samples come, or their order."""
 
-    connections: int = roles.machine(32)  # ranged reads at once from a remote store
+    connections: int = roles.machine(64)  # ranged reads at once from a remote store
     # bytes of remote samples to keep in memory; None: what the order's window needs
     memory: int | None = roles.machine(None)
     # folder for what was fetched from a remote store, shared by the processes of a node

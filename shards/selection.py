@@ -72,7 +72,9 @@ def selected_index(manifest: Manifest, shard_number: int, columns: list[str] | N
     columns = INDEX_SCHEMA.names if columns is None else columns
     table = read_table(url, list(dict.fromkeys([*columns, "key", "row", "reason"])))
     # A mask, not an expression, which would run a threaded query plan for each small index.
-    table = table.filter(pc.equal(table["reason"], KEPT))
+    kept = pc.equal(table["reason"], KEPT)
+    if not pc.all(kept, skip_nulls=False, min_count=0).as_py():
+        table = table.filter(kept)
     if manifest.rules:
         table = _ruled(table, read_rules(manifest.dataset, manifest.rules, shard.unit))
     if manifest.subset:

@@ -87,8 +87,9 @@ def read(url: str) -> bytes:
     return store_remote.call("read", url, lambda: fs.cat_file(path))
 
 
-def read_bulk(url: str) -> bytes | bytearray:
-    """The whole object, for less CPU time than `read` where it is remote: for objects of which many are read."""
+def read_bulk(url: str) -> bytes | memoryview:
+    """The whole object, for less CPU time than `read` where it is remote: for objects of which many are read. It is
+    valid until this thread's next call."""
     if is_local(url):
         return read(url)
     from shards import store_ranged

@@ -23,6 +23,7 @@ from shards import store_remote
 SIGNED_FOR = 3600  # seconds
 _SIGNED_AGAIN = 2400  # seconds after which a signature is renewed
 _BLOCK = 512 << 10  # bytes that libcurl hands over at once
+_KEPT = 8 << 20  # bytes of memory for whole objects that a thread keeps at most
 _SLOW, _SILENCE = 1024, 20  # a transfer slower than so many bytes a second is ended after so many seconds
 
 _signatures: dict[str, tuple[str | None, float]] = {}  # url -> (signed URL, when signed); None: read by fsspec
@@ -63,12 +64,12 @@ def read_into(url: str, offset: int, view: memoryview, stop: threading.Event | N
         )
 
 
-def read(url: str) -> bytearray:
-    """A whole object of unknown size, in a fifth of the CPU time that fsspec's client takes for an index. Raises
-    Missing, StoreError."""
+def read(url: str) -> memoryview:
+    """A whole object of unknown size, in a fifth of the CPU time that fsspec's client takes for an index. What is
+    returned is valid until the next call in this thread, which uses its memory again. Raises Missing, StoreError."""
     if _signed(url) is None:
         fs, path = store_remote.client(url)
-        return bytearray(store_remote.call("read", url, lambda: fs.cat_file(path)))
+        return memoryview(store_remote.call("read", url, lambda: fs.cat_file(path)))
     return store_remote.call("read", url, lambda: _again(url, _get_whole))
 
 
@@ -128,17 +129,19 @@ def _get(where: str, offset: int, view: memoryview, stop: threading.Event | None
     return body.at
 
 
-def _get_whole(where: str) -> bytearray:
-    body = bytearray()
+def _get_whole(where: str) -> memoryview:
+    body = _Growing(getattr(_local, "whole", None) or bytearray(_BLOCK))
     curl = _handle()
     try:
-        _perform(curl, where, body.extend, None)
+        _perform(curl, where, body.write, None)
     except pycurl.error as error:
         raise ConnectionError(f"curl: {error}") from None
-    status = curl.getinfo(pycurl.RESPONSE_CODE)
+    status, found = curl.getinfo(pycurl.RESPONSE_CODE), memoryview(body.memory)[: body.at]
     if status != 200:
-        raise _Refused(status, bytes(body[:4096]))
-    return body
+        raise _Refused(status, bytes(found[:4096]))
+    # Fresh memory for each of a thousand indexes would cost more than all else of reading them.
+    _local.whole = body.memory if len(body.memory) <= _KEPT else None
+    return found
 
 
 def _perform(curl: Any, where: str, write: Callable[[bytes], Any], stop: threading.Event | None) -> None:
@@ -169,6 +172,21 @@ class _Body:
         self.view[self.at : end] = piece
         self.at = end
         return None
+
+
+class _Growing:
+    """Receives a body of unknown size into memory that is replaced by twice as much where it is too small."""
+
+    def __init__(self, memory: bytearray) -> None:
+        self.memory = memory
+        self.at = 0
+
+    def write(self, piece: bytes) -> None:
+        end = self.at + len(piece)
+        if end > len(self.memory):
+            self.memory = self.memory[: self.at] + bytes(2 * end - self.at)
+        self.memory[self.at : end] = piece
+        self.at = end
 
 
 def _handle() -> Any:

@@ -85,21 +85,18 @@ class LocalTars:
 class LocalReader(Reader):
     """All tars are on local disks."""
 
+    horizon = _BATCHES
+
     def __init__(self, manifests: Sequence[Manifest], config: ReadConfig, chunk: int):
         super().__init__(manifests, config.ahead)
         self._tars = LocalTars(self, chunk)
 
-    def busy(self, batches: int) -> bool:
-        """Whether the planned `batches` are enough."""
-        return batches >= _BATCHES
-
-    def plan(self, place: Place, at: int = 0, hard: bool = False) -> int:
-        """Advise the kernel of these samples, from the at-th on; returns how far it came: to their end."""
-        shard_B, index_B = (array[at:].tolist() for array in self.locate(place.sample))
-        self._read_indexes(shard_B)
-        for epoch, shard, number in zip(place.epoch[at:].tolist(), shard_B, index_B):
+    def announce(self, place: Place) -> None:
+        """Advise the kernel of the samples of the next batch; their indexes are read."""
+        shard_B, index_B = (array.tolist() for array in self.locate(place.sample))
+        self._begin_indexes(shard_B)
+        for epoch, shard, number in zip(place.epoch.tolist(), shard_B, index_B):
             self._tars.advise(epoch, shard, number)
-        return at + len(shard_B)
 
     def read(self, place: Place, start: int = 0, stop: int = 0) -> Encoded:
         """The samples at these places in one lent buffer; `start` and `stop` name the whole batch's global positions.

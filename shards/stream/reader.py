@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -21,14 +21,17 @@ from shards.stream.sample import Encoded, Sample
 from shards.stream.slab import Buffers
 from shards.tar import BLOCK
 
-_INDEX_READERS = 16
+_INDEX_READERS = 32
 
 
 class Reader:
-    """The samples by number, their tars and their indexes. Any thread may use it, but only one plans and
+    """The samples by number, their tars and their indexes. Any thread may use it, but only one announces and
     reads batches."""
 
     memory = 0  # bytes in which samples wait for their turn
+    at_first = 1  # batches that are announced before the first is read
+    horizon = 1  # ... and before any other
+    ended = False  # whether all batches have been announced
 
     def __init__(self, manifests: Sequence[Manifest], ahead: int = 1, cache: DiskCache | None = None):
         self.manifests = tuple(manifests)
@@ -40,6 +43,7 @@ class Reader:
         self._foreign = [manifest.shards[n].foreign for manifest, n in self._shards]
         self._cache = cache
         self._indexes: dict[int, Index] = {}
+        self._coming_indexes: dict[int, Future[Index]] = {}
         self._stop = threading.Event()
         self._lock = threading.Lock()  # of what the pools' threads write
         self._index_pool = ThreadPoolExecutor(_INDEX_READERS, thread_name_prefix="index")
@@ -64,15 +68,19 @@ class Reader:
         """The index of a shard, read on first use."""
         index = self._indexes.get(shard)
         if index is None:
-            index = read_index(*self._shards[shard], self._cache)
-            with self._lock:
-                index = self._indexes.setdefault(shard, index)
+            coming = self._coming_indexes.get(shard)
+            index = self._read_index(shard) if coming is None or coming.cancelled() else coming.result()
         return index
 
-    def _read_indexes(self, shards: Sequence[int]) -> None:
-        missing = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
-        if missing:
-            list(self._index_pool.map(self.index, missing))
+    def _read_index(self, shard: int) -> Index:
+        index = self._indexes[shard] = read_index(*self._shards[shard], self._cache)
+        return index
+
+    def _begin_indexes(self, shards: Sequence[int]) -> None:
+        """Read the indexes of these shards, as many at once as there are threads for them."""
+        for shard in dict.fromkeys(shards):
+            if shard not in self._indexes and shard not in self._coming_indexes:
+                self._coming_indexes[shard] = self._index_pool.submit(self._read_index, shard)
 
     def check_header(self, header: memoryview, shard: int, number: int) -> None:
         """The tar must have this sample's member there: pictures of a swapped tar must not pass for others."""
@@ -112,8 +120,8 @@ class Reader:
         """The samples at these places, not read yet, and their lent buffer, where each takes whole grains of bytes."""
         shard_B, index_B = self.locate(place.sample)
         shards, numbers = shard_B.tolist(), index_B.tolist()
-        self._read_indexes(shards)
-        indexes = [self._indexes[shard] for shard in shards]
+        self._begin_indexes(shards)
+        indexes = [self.index(shard) for shard in shards]
         lengths = [index.length[number] for index, number in zip(indexes, numbers)]
         buffer = self._buffers.take(sum(lengths) + len(lengths) * grain)
         view, at = memoryview(buffer), 0
@@ -129,6 +137,6 @@ class Reader:
         self._stop.set()
 
     def close(self) -> None:
-        """Idempotent and thread-safe; only after the last plan and read. Batches that were handed out stay valid."""
+        """Idempotent and thread-safe; only after the last batch was read. Batches that were handed out stay valid."""
         self._stop.set()
         self._index_pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import queue
 import threading
 import time
@@ -70,13 +71,11 @@ def seen_in(state: dict[str, Any], manifest: Manifest | Mixture, order: Order) -
 Reader = LocalReader | RemoteReader
 
 
-def open_reader(
-    manifests: tuple[Manifest, ...], config: ReadConfig, chunk: int, window: int, passed: int, batch: int
-) -> Reader:
+def open_reader(manifests: tuple[Manifest, ...], config: ReadConfig, chunk: int, window: int, batch: int) -> Reader:
     """A reader of these manifests in batches of `batch`; the other arguments as for RemoteReader."""
     if all(store.is_local(manifest.tar_url(n)) for manifest in manifests for n in range(len(manifest.shards))):
         return LocalReader(manifests, config, chunk)
-    return RemoteReader(manifests, config, chunk, window, passed, batch)
+    return RemoteReader(manifests, config, chunk, window, batch)
 
 
 class Stream:
@@ -116,7 +115,6 @@ class Stream:
             self._config,
             order.chunk,
             window=min(share, lanes) * run,
-            passed=lanes * order.window * order.chunk,
             batch=-(-batch_size // world),
         )
         self._feed: _Feed | None = None
@@ -200,9 +198,7 @@ def once(
             place = Place(zeros, zeros, numbers, numbers).take(cut(stop - start, rank, world))
             yield GlobalBatch(start, stop, place)
 
-    reader = open_reader(
-        (manifest,), config, _ONCE_CHUNK, window=4 * batch_size, passed=2 * batch_size, batch=batch_size
-    )
+    reader = open_reader((manifest,), config, _ONCE_CHUNK, window=4 * batch_size, batch=batch_size)
     return Once(reader, batches(), config.ahead)
 
 
@@ -253,16 +249,17 @@ class _Feed:
 
     def _encoded(self) -> Iterator[Encoded]:
         coming: deque[GlobalBatch] = deque()
-        following, planned = next(self._batches, None), 0
-        while coming or following:
-            # One more batch is always planned; then as many as fetching can be kept busy with and memory has room for.
-            while following is not None and not (coming and self._reader.busy(len(coming))):
-                with _placed(following):
-                    planned = self._reader.plan(following.place, planned, hard=not coming)
-                if planned < len(following.place):
+        for done in itertools.count():
+            while len(coming) < (self._reader.horizon if done else self._reader.at_first):
+                following = next(self._batches, None)
+                if following is None:
+                    self._reader.ended = True
                     break
+                with _placed(following):
+                    self._reader.announce(following.place)
                 coming.append(following)
-                following, planned = next(self._batches, None), 0
+            if not coming:
+                return
             now = coming.popleft()
             with _placed(now):
                 encoded = self._reader.read(now.place, now.start, now.stop)

@@ -12,9 +12,9 @@ from buckets import bucket
 from made_datasets import jpeg, make_dataset
 
 from shards import store, store_ranged
-from shards.stream import ReadConfig
+from shards.stream import ReadConfig, remote_reader
 from shards.stream.order import Order
-from shards.stream.remote_reader import GAP, _pieces
+from shards.stream.remote_reader import GAP, _pieces, _soon
 from shards.stream.slab import Slab
 from shards.stream.stream import Stream, once
 
@@ -132,15 +132,15 @@ class Lengths:
 
 
 def test_neighbours_are_read_together_as_long_as_little_is_read_in_vain():
-    pieces = list(_pieces(Lengths(100_000, [1500] * 15), 0, 16))
+    pieces = list(_pieces(Lengths(100_000, [1500] * 15), range(16)))
     assert len(pieces) == 1
-    apart = list(_pieces(Lengths(100_000, [1500, 150_000, 1500, 1500]), 0, 5))
+    apart = list(_pieces(Lengths(100_000, [1500, 150_000, 1500, 1500]), range(5)))
     assert [list(numbers) for _, _, numbers in apart] == [[0, 1], [2, 3, 4]], "150 kB are over a tenth of 500 kB"
-    bridged = list(_pieces(Lengths(100_000, [1500] * 7 + [120_000] + [1500] * 7), 0, 16))
+    bridged = list(_pieces(Lengths(100_000, [1500] * 7 + [120_000] + [1500] * 7), range(16)))
     assert len(bridged) == 1, "one link that was left out costs less than a request"
-    small = list(_pieces(Lengths(2_000, [1500] * 15), 0, 16))
+    small = list(_pieces(Lengths(2_000, [1500] * 15), range(16)))
     assert len(small) == 1, "of small pictures the JSON between them is much, but little"
-    far = list(_pieces(Lengths(10_000_000, [GAP + 1]), 0, 2))
+    far = list(_pieces(Lengths(10_000_000, [GAP + 1]), range(2)))
     assert len(far) == 2
 
 
@@ -225,3 +225,105 @@ def test_closing_from_several_threads_closes_every_file_once(tmp_path, monkeypat
         thread.join()
     stream.close()
     assert len(closed) == len(set(closed)) == 30
+
+
+# --- what is asked of a store ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """(url, begin, end) of every ranged read of a tar."""
+    reads, read_into = [], store.read_into
+
+    def noted(url, at, view, *stop):
+        reads.append((url, at, at + len(view)))
+        return read_into(url, at, view, *stop)
+
+    monkeypatch.setattr(store, "read_into", noted)
+    monkeypatch.setattr(remote_reader, "NEAR", 1536)  # what is between neighbours; the pictures are as small as that
+    monkeypatch.setattr(remote_reader, "WASTE", 0.0)
+    return reads
+
+
+def drain(manifest, batch, stop_at, rank=0, world=1, config=None, order=ORDER):
+    stream = Stream(manifest, order, batch, stop_at=stop_at, rank=rank, world=world, config=config)
+    bodies = []
+    for encoded in stream:
+        bodies += [(s.key, bytes(s.body)) for s in encoded]
+        encoded.release()
+    stream.close()
+    return bodies, stream.reader
+
+
+def most_asked(reads):
+    """How often the byte that was asked for most was."""
+    edges = sorted((url, at, step) for url, begin, end in reads for at, step in ((begin, 1), (end, -1)))
+    return max(itertools.accumulate(step for *_, step in edges))
+
+
+@pytest.mark.parametrize("batch", [10, 7])
+@pytest.mark.parametrize("world", [1, 3])
+def test_every_byte_is_asked_for_once_by_all_ranks_together(tmp_path, on_moto, asked, batch, world):
+    manifest = make_dataset(bucket() + "/data", [60, 60])
+    found = []
+    for rank in range(world):
+        found += drain(manifest, batch, 120, rank, world)[0]
+    assert len(found) == len(set(found)) == 120
+    assert most_asked(asked) == 1
+    assert sum(end - begin for _, begin, end in asked) <= sum(len(body) + 2048 for _, body in found)
+
+
+def test_the_first_batch_asks_for_its_own_samples_alone(tmp_path, on_moto, asked):
+    manifest = make_dataset(bucket() + "/data", [60, 60])
+    stream = Stream(manifest, ORDER, 10)
+    first = next(stream.batches())
+    stream.reader.announce(first.place)
+    batch = stream.reader.read(first.place, first.start, first.stop)
+    begun = {(stream.reader.tar_url(s), stream.reader.index(s).offset[n]) for s, n in zip(batch.shard_B, batch.index_B)}
+    assert sum(end - begin for _, begin, end in asked) <= sum(len(body) + 2048 for body in batch.bodies)
+    assert all(any(url == u and begin < at < end for u, begin, end in asked) for url, at in begun)
+    stream.close()
+
+
+def test_neighbours_that_would_wait_too_long_are_read_when_they_are_used(tmp_path, on_moto, asked, monkeypatch):
+    manifest = make_dataset(bucket() + "/data", [100, 100])
+    order = Order(seed=3, lanes=2, chunk=10, window=10)
+    whole, _ = drain(manifest, 4, 200, order=order)
+    together = len(asked)
+    asked.clear()
+    monkeypatch.setattr(remote_reader, "_PATIENCE", 1024)  # a picture may wait for a window
+    apart, reader = drain(manifest, 4, 200, order=order)
+    assert apart == whole
+    assert 1.5 * together < len(asked) < 150
+    assert most_asked(asked) == 1
+    assert not reader._waiting
+    assert reader._slab.free == len(reader._slab.memory_NK), "all memory came back"
+
+
+@pytest.mark.parametrize("patience", [3.0, 1.0, 0.25])
+def test_memory_for_the_share_of_a_window_that_waits_is_enough(tmp_path, on_moto, asked, monkeypatch, patience):
+    manifest = make_dataset(bucket() + "/data", [800, 800])
+    order = Order(seed=3, lanes=8, chunk=16, window=10)
+    mean = sum(shard.tar_bytes for shard in manifest.shards) / 1600
+    monkeypatch.setattr(remote_reader, "_PATIENCE", patience * mean)
+    window, under_way = 8 * 10 * 16, 40
+    share = float(np.interp(patience, *remote_reader._WAITING))
+    few = ReadConfig(connections=1)
+    whole, _ = drain(manifest, 8, 1600, config=few, order=order)
+    ample = len(asked)
+    asked.clear()
+    stream = Stream(manifest, order, 8, stop_at=1600, config=few)
+    block = stream.reader._slab.block
+    stream.reader._slab = Slab(int((share * window + under_way) * (mean / block + 0.5)), block)
+    found = take(stream, 200)
+    assert [(key, body) for batch in found for key, _, body in batch] == whole
+    assert len(asked) < 1.1 * ample
+    assert most_asked(asked) == 1
+
+
+def test_how_many_neighbours_are_read_together():
+    index, used = Lengths(1000, [1500] * 7), dict(enumerate([0, 10, 90, 20, 95, 30, 97, 99]))
+    assert _soon(index, used, range(1, 8), 0, 1e9) == 7, "whatever waits"
+    assert _soon(index, used, range(1, 8), 0, 150_000) == 5, "the last two would wait 97 samples each"
+    assert _soon(index, used, range(1, 8), 0, 0) == 5
+    assert _soon(index, used, [], 0, 0) == 0
