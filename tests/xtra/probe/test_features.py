@@ -106,3 +106,12 @@ def test_features_outside_the_storage_type_are_refused(world: Any) -> None:
     cache = features.Cache(encode_of(world, TOKENS, encoder=encoder), train, views=1, batch=32, limit_gb=1)
     with pytest.raises(ValueError, match="use cache_dtype bfloat16"):
         cache.fill(lambda *_: None)
+
+
+def test_finite_values_whose_sum_is_not_are_finite() -> None:
+    assert features._finite(torch.tensor([1.0, -2.0]))
+    assert features._finite(torch.full((9,), 3e38))
+    assert features._finite(torch.full((70_000,), 6e4, dtype=torch.float16))
+    for odd in (float("inf"), -float("inf"), float("nan")):
+        assert not features._finite(torch.tensor([1.0, odd, -odd]))
+        assert not features._finite(torch.tensor([odd, 0.0], dtype=torch.float16))
