@@ -2,7 +2,11 @@
 
 The state is a real one (a model and AdamW's moments), saved as the trainer does: copied while training waits
 (`xtra.run.checkpoint_writer`), then written, hashed and put in the background. One copy at a time; the needed memory
-and disk are printed first, and the bench refuses to run with less.
+and disk are printed first, and the bench refuses to run with less. With --rounds 0 it is written without a copy, in
+half the memory, for loading alone.
+
+Loading begins, as when a run continues, with a model and an optimiser without state. `load` finds the files in the
+page cache, as far as they fit; for `load, from disk` they were dropped from it. The two take turns.
 
 A checkpoint is due every `every` samples, so its share of the time depends on the rate. Three rates are used: that of
 one H100 at its peak in the required FLOPs (a bound: no machine reaches it, and a slower one loses less), that of a
@@ -41,24 +45,26 @@ T = TypeVar("T")
 IDEAL_H100 = {"b16": 4251.0, "h14": 979.0}
 """Images/s at 989 TFLOP/s, for the FLOPs of a step without the last block and without masked pairs."""
 GB = 1e9
+LOADS = ("load", "load, from disk")
 
 
 @dataclass(frozen=True)
 class Config:
-    size: str = "b16"  # a name in xtra.model.SIZES; h14 needs 22 GB of memory
+    size: str = "b16"  # a name in xtra.model.SIZES; h14 needs 22 GB of memory, 12 with --rounds 0
     out: str = (
         ""  # folder (any store) to write into, in a subfolder that is emptied afterwards; default: a temporary one
     )
     every: int = 1_000_000  # samples between checkpoints
     rate: float = 0.0  # an additional rate in samples/s; 0: none
     images: int = 2  # in the training step that is timed for the measured rate; 0: no step
-    rounds: int = 2  # copies after the first
+    rounds: int = 2  # copies after the first; 0: no copy
+    loads: int = 1  # times that it is loaded from the page cache, and from the disk
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"size is {self.size!r}; it must be one of {', '.join(SIZES)}")
-        require_at_least(self, every=1, rate=0, images=0, rounds=1)
+        require_at_least(self, every=1, rate=0, images=0, rounds=0, loads=1)
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,14 @@ def run(config: Config) -> dict[str, Any]:
     for row in rows:
         spent = f"{row['seconds']:8.2f} s  {row['cpu_seconds']:7.2f} s of CPU" if "seconds" in row else " " * 28
         print(f"{row['what']:<20} {spent}  {_gb(row['bytes']) if 'bytes' in row else ''}".rstrip())
-    ratios, measured = {}, {"measured": config.images / step.seconds} if step else {}
+    ratios: dict[str, float] = {}
+    for what, name in zip(LOADS, ("load_s", "load_from_disk_s")):
+        each = [row["seconds"] for row in rows if row["what"] == what]
+        ratios |= {name: statistics.median(each), f"{name}_least": min(each), f"{name}_most": max(each)}
+    measured = {"measured": config.images / step.seconds} if step else {}
     ideal = {"h100_ideal": IDEAL_H100[config.size]} if config.size in IDEAL_H100 else {}
-    for name, rate in (ideal | measured | ({"given": config.rate} if config.rate else {})).items():
+    given = {"given": config.rate} if config.rate else {}
+    for name, rate in (ideal | measured | given).items() if config.rounds else ():
         for kind, share in shares(rows, config.every, rate).items():
             if kind == "waiting" or (name == "measured" and config.device == "cpu"):
                 ratios[f"{kind}_share_{name}"] = share
@@ -122,9 +133,9 @@ def _measure(config: Config, root: str, report: Callable[[dict[str, Any]], None]
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.ones_like(p),
             }
-    taken: checkpoint.Snapshot | None = None
     state = {"cursor": {"manifest": ""}}
-    for turn in range(1 + config.rounds):
+    taken = None if config.rounds else checkpoint.snapshot(model, optimizer, state)
+    for turn in range(1 + config.rounds if config.rounds else 0):
         taken, copy = _timed(device, partial(checkpoint.snapshot, model, optimizer, state, copy=True, into=taken))
         held = sum(t.nbytes for t in (*taken.weights.values(), *taken.optim.values()))
         report({"what": "copy" if turn else "first copy", **asdict(copy), "bytes": held})
@@ -138,11 +149,24 @@ def _measure(config: Config, root: str, report: Callable[[dict[str, Any]], None]
     report({"what": "write, hash, put", **asdict(write), "bytes": total})
     for name, file in files.items():
         report({"what": name.rpartition("/")[2], "bytes": file["bytes"]})
-    _, load = _timed(device, partial(checkpoint.load, folder, model, optimizer))
-    report({"what": "load", **asdict(load), "bytes": total})
+    for turn in range(2 * config.loads):
+        what = LOADS[turn % 2]
+        optimizer.state.clear()  # it may map the files, whose pages would stay
+        if what == LOADS[1]:
+            for name in files if store.is_local(folder) else ():
+                _drop(store.join(folder, name))
+        _, load = _timed(device, partial(checkpoint.load, folder, model, optimizer))
+        report({"what": what, **asdict(load), "bytes": total})
     for name in (*files, checkpoint.COMMIT):
         store.delete(store.join(folder, name))
     return step
+
+
+def _drop(url: str) -> None:
+    """Drop a local file from the page cache."""
+    with store.local_path(url).open("rb") as file:
+        os.fsync(file.fileno())  # pages that are not on the disk yet stay
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _step(model: Xtra, optimizer: torch.optim.Optimizer, images: int) -> None:
@@ -169,7 +193,7 @@ def _require_room(config: Config, parameters: int) -> None:
     state = 12 * parameters  # float32 weights and AdamW's two moments
     held = 0 if config.device == "cuda" else state
     gradients = 4 * parameters + config.images * 2 * GB if config.images and config.device == "cpu" else 0
-    memory = held + max(state, gradients) + GB  # the copy is made after the gradients are freed
+    memory = held + max(state if config.rounds else 0, gradients) + GB  # the copy follows once the gradients are freed
     free = available_memory()
     local = store.local_path(config.out) if config.out and store.is_local(config.out) else Path(tempfile.gettempdir())
     while not local.exists():
