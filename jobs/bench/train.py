@@ -10,7 +10,8 @@ all          also without the residual branches that drop path zeroes
 
 The variants take turns, in reversed order every other round; a ratio is the median over rounds of a variant's time over
 the official one's in the same round: CPU seconds on a CPU, which other processes may use too, and wall-clock time on a
-GPU.
+GPU. On a CPU, also what `all` goes to: the shares of a step's time in matrix products, attention, GELU and norms, by
+torch's profiler.
 """
 
 from __future__ import annotations
@@ -147,19 +148,56 @@ def _run(config: Config) -> dict[str, Any]:
     for turn in range(-1, config.rounds):  # the first round is a warm-up
         drop_LSB = drop_path.scales(c.drop_path, c.depth, 0, np.full(config.images, turn + 1), np.arange(config.images))
         for variant in VARIANTS if turn % 2 else VARIANTS[::-1]:
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                step = _Step(device)
-                loss = loss_of(variant, xtra, images, drop_LSB)
-            loss.backward()
-            nn.utils.clip_grad_norm_(xtra.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            step = _Step(device)
+            losses[variant.name] = _stepped(config, variant, xtra, optimizer, images, drop_LSB).item()
             spent, memory[variant.name] = step.end()
-            losses[variant.name] = loss.item()
             if turn >= 0:
                 seconds[variant.name].append(spent)
         assert max(losses.values()) - min(losses.values()) < 0.01 * max(losses.values()), f"variants disagree: {losses}"
-    return _report(config, xtra, seconds, memory, lambda variant: activation_bytes(variant, xtra, images[:1], drop_LSB))
+    found = _report(
+        config, xtra, seconds, memory, lambda variant: activation_bytes(variant, xtra, images[:1], drop_LSB)
+    )
+    if device.type == "cpu":
+        parts = shares(lambda: _stepped(config, VARIANTS[-1], xtra, optimizer, images, drop_LSB))
+        found["ratios"] |= {f"{part}_share": share for part, share in parts.items()}
+    return found
+
+
+def _stepped(
+    config: Config,
+    variant: Variant,
+    xtra: Xtra,
+    optimizer: torch.optim.Optimizer,
+    images_B3HW: Tensor,
+    drop_LSB: Tensor,
+) -> Tensor:
+    """One training step; its loss."""
+    with torch.autocast(images_B3HW.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        loss = loss_of(variant, xtra, images_B3HW, drop_LSB)
+    loss.backward()
+    nn.utils.clip_grad_norm_(xtra.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+# Parts of a step by a part of an operation's name, the first match.
+PARTS = {"attention": ("scaled_dot_product",), "gelu": ("gelu",), "norm": ("layer_norm",), "products": ("mm", "bmm")}
+
+
+def shares(step: Callable[[], object], steps: int = 3) -> dict[str, float]:
+    """The share of each of PARTS in a step's time on a CPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        for _ in range(steps):
+            step()
+    spent = dict.fromkeys(PARTS, 0.0)
+    whole = 0.0
+    for event in profiled.key_averages():
+        part = next((part for part, names in PARTS.items() if any(name in event.key for name in names)), None)
+        whole += event.self_cpu_time_total
+        if part is not None:
+            spent[part] += event.self_cpu_time_total
+    return {part: seconds / whole for part, seconds in spent.items()}
 
 
 class _Step:

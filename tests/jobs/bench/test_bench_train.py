@@ -45,6 +45,9 @@ def test_the_bench_reports_the_ratios_that_others_rely_on(capsys):
     assert rows["official"]["rounds"] == 3
     assert rows["all"]["activation_bytes_per_image"] < rows["official"]["activation_bytes_per_image"]
     assert 0.2 < result["ratios"]["all_vs_official_shape"] < 5
+    parts = [result["ratios"][f"{part}_share"] for part in ("products", "attention", "gelu", "norm")]
+    assert min(parts) > 0.001
+    assert 0.2 < sum(parts) < 1
 
 
 def test_bytes_kept_for_the_backward_pass_are_counted_once_and_without_parameters():
