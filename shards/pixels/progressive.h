@@ -4,8 +4,8 @@
    Data is damaged where a code is in no table, where a run leads beyond the last coefficient of the scan or the last block,
    where a coefficient that a refinement adds is not 1, where data runs out, and where SPARE bytes or more are left of it.
    Of a sound file the scans also follow from one another, and every part has one of means (as jpeg.py, _check_scans).
-   Of a refinement, one must know which coefficients are not 0 already: a mask of 64 bits a block. Values matter of the
-   means alone. Whatever is no plain progressive file is left to others (UNKNOWN).
+   Of a refinement (refine.h), one must know which coefficients are not 0 already: a mask of 64 bits a block. Values
+   matter of the means alone. Whatever is no plain progressive file is left to others (UNKNOWN).
 
    Sources: ITU-T T.81 (B.2, G.1.2); libjpeg-turbo's jdphuff.c. */
 
@@ -15,24 +15,15 @@
 #include <stdlib.h>
 
 #include "bits.h"
+#include "refine.h"
 
 #define UNKNOWN 0
 #define SOUND 1
 #define DAMAGED (-1)
-#define SPARE 16               /* bytes; as of a baseline file (jpeg.py, _Gauge): some encoders leave a few unused */
 #define MAX_PARTS 4
 #define MAX_SCANS 100          /* as jpeg.py */
 #define MAX_SEGMENTS 1000
 #define MAX_BLOCKS (1 << 24)   /* 128 MB of masks; a picture of as many pixels as we take has no more */
-#define PEEK 10                /* bits that one look at a table takes in */
-
-typedef struct {
-    uint32_t look[1 << PEEK];  /* 8 bits: the length of a code with the bits of its value, 0 if the code alone is longer
-                                  than PEEK; 8 bits: the symbol */
-    int32_t last[17], shift[17];
-    uint8_t values[256];
-    int known;
-} Symbols;
 
 typedef struct {
     int id, across, down, table; /* table: of quantization */
@@ -53,8 +44,11 @@ typedef struct {
     long restarts;
     const uint8_t *body;
     size_t size, at;
-    uint8_t *scratch;
+    uint8_t *room, *scratch;   /* all of it; that which is free */
     size_t length;             /* of the interval's data, in scratch */
+    Refinement waiting[2];     /* of the first part, and of another, if there is something to do in them */
+    Symbols kept[2];           /* theirs */
+    const Part *of;            /* the other */
 } Walk;
 
 typedef struct {
@@ -78,7 +72,7 @@ static int progressive_table(Walk *w, const uint8_t *s, int left) {
             if (code >= 1 << length || index > 255 || 17 + index >= left) return 0;
             t->values[index] = s[17 + index];
             if (s[0] < 16 && t->values[index] > 15) return 0;
-            const uint32_t e = (uint32_t)(length + (t->values[index] & 15)) | (uint32_t)t->values[index] << 8;
+            const uint32_t e = symbol_entry(length, t->values[index]);
             for (int j = 0; length <= PEEK && j < 1 << (PEEK - length); j++) t->look[(code << (PEEK - length)) + j] = e;
         }
         t->last[length] = s[length] ? code - 1 : -1;
@@ -150,31 +144,13 @@ static int progressive_pass(Walk *w, Pass *p, const uint8_t *s, int length) {
 
 /* --- blocks ----------------------------------------------------------------------------------------------------- */
 
-/* A symbol with a code longer than PEEK, as an entry of `look`; 0 if no table has it. */
-static __attribute__((noinline)) uint32_t long_symbol(const Symbols *t, uint64_t window) {
-    for (int length = PEEK + 1; length <= 16; length++) {
-        const int32_t code = (int32_t)(window >> (64 - length));
-        if (code > t->last[length]) continue;
-        const uint32_t symbol = t->values[(code + t->shift[length]) & 255];
-        return ((uint32_t)length + (symbol & 15)) | symbol << 8;
-    }
-    return 0;
-}
-
-/* The next symbol, and past the bits of its value, at most 31; -1 if no table has its code. */
-static ALWAYS int progressive_symbol(Reader *r, const Symbols *t) {
-    uint32_t e = t->look[r->window >> (64 - PEEK)];
-    if (!e && !(e = long_symbol(t, r->window))) return -1;
-    take(r, e & 255);
-    return (int)(e >> 8);
-}
-
 static ALWAYS int mean_bits(Reader *r, const Symbols *t, int *mean) {
     fill(r);
     const uint64_t before = r->window;
     const unsigned real = r->bits;
-    const int size = progressive_symbol(r, t);
-    if (size < 0) return 0;
+    const uint32_t e = progressive_symbol(r, t);
+    const int size = (int)(e >> 8 & 15);
+    if (!e) return 0;
     if (size) {
         const int bits = (int)(before << (real - r->bits - (unsigned)size) >> (64 - size));
         *mean += bits >> (size - 1) ? bits : bits - (1 << size) + 1;
@@ -182,20 +158,14 @@ static ALWAYS int mean_bits(Reader *r, const Symbols *t, int *mean) {
     return *mean >= -32768 && *mean <= 32767;
 }
 
-/* How many blocks after this one end where they begin, by a symbol of that. */
-static ALWAYS unsigned long run_of(Reader *r, int run) {
-    const unsigned long more = (unsigned long)(r->window >> 1 >> (63 - run));
-    take(r, (unsigned)run);
-    return (1ul << run) + more - 1;
-}
-
 static ALWAYS int first_bits(Reader *r, Pass *p, uint64_t *mask) {
     uint64_t found = 0;
     for (int k = p->from; k <= p->to;) {
         fill(r);
         for (int twice = 0; twice < 2 && k <= p->to; twice++) { /* at most 16 + 10 bits, then 16 + 14 */
-            const int symbol = progressive_symbol(r, p->symbols[0]), size = symbol & 15, run = symbol >> 4;
-            if (symbol < 0 || size > 10) return 0;
+            const uint32_t e = progressive_symbol(r, p->symbols[0]);
+            const int size = (int)(e >> 8 & 15), run = (int)(e >> 12 & 15);
+            if (!e || size > 10) return 0;
             if (!size && run < 15) {
                 p->run = run_of(r, run);
                 *mask |= found;
@@ -210,49 +180,11 @@ static ALWAYS int first_bits(Reader *r, Pass *p, uint64_t *mask) {
     return 1;
 }
 
-/* Pass over a bit for each of a mask, where the window has `known` bits. */
-static ALWAYS void pass_over(Reader *r, uint64_t mask, unsigned known) {
-    unsigned bits = (unsigned)__builtin_popcountll(mask);
-    if (bits > known) { /* 63 at most */
-        take(r, known);
-        fill(r);
-        bits -= known;
-    }
-    take(r, bits);
-}
-
-/* The n-th lowest bit of x, from 0 on; 0 if it has no more than n. */
-static ALWAYS uint64_t bit_of(uint64_t x, int n, int quick) {
-#ifdef __x86_64__
-    uint64_t found = 1ull << n;
-    if (quick) {
-        __asm__("pdep %2, %1, %0" : "=r"(found) : "r"(found), "r"(x));
-        return found;
-    }
-#endif
-    while (n-- && x) x &= x - 1;
-    return x & (0 - x);
-}
-
 static ALWAYS int refined_bits(Reader *r, Pass *p, uint64_t *mask, int quick) {
-    uint64_t left = p->band, added = 0;
-    while (left) {
-        fill(r);
-        const int symbol = progressive_symbol(r, p->symbols[0]), size = symbol & 15, run = symbol >> 4;
-        if (symbol < 0 || size > 1) return 0;
-        if (!size && run < 15) {
-            p->run = run_of(r, run);
-            break;
-        }
-        const uint64_t at = bit_of(left & ~*mask, run, quick), before = left & (at - 1);
-        if (!at) return 0;
-        pass_over(r, before & *mask, 56 - 17);
-        added |= at & (0 - (uint64_t)size);
-        left &= ~(before | at);
-    }
-    fill(r);
-    pass_over(r, left & *mask, 56);
-    *mask |= added;
+    Refined b = refine_begins(*mask, p->band);
+    while (b.rest)
+        if (!refine_symbol(r, p->symbols[0], &b, &p->run, quick)) return 0;
+    *mask |= refine_ends(r, &b);
     return 1;
 }
 
@@ -333,19 +265,58 @@ static int scan_plain(Walk *w, Pass *p) { return scan_kind(w, p, 0); }
 #ifdef __x86_64__
 __attribute__((target("bmi,bmi2,popcnt"))) static int scan_quick(Walk *w, Pass *p) { return scan_kind(w, p, 1); }
 
-static int progressive_scan(Walk *w, Pass *p) {
-    /* The first Zens have `pdep`, but in microcode. */
-    const int quick = __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("znver1") && !__builtin_cpu_is("znver2");
-    return quick ? scan_quick(w, p) : scan_plain(w, p);
-}
+static int scan_now(Walk *w, Pass *p) { return is_quick() ? scan_quick(w, p) : scan_plain(w, p); }
 #else
-static int progressive_scan(Walk *w, Pass *p) { return scan_plain(w, p); }
+static int scan_now(Walk *w, Pass *p) { return scan_plain(w, p); }
 #endif
+
+/* Walk the refinements that wait; 0 if one is damaged. */
+static int released(Walk *w) {
+    const int sound = refine(&w->waiting[0], &w->waiting[1], 0);
+    w->waiting[0].todo = w->waiting[1].todo = 0;
+    w->scratch = w->room;
+    return sound;
+}
+
+/* Walk a refinement with one that waits; if none does, this one waits. Those of the first part, most of the work, are
+   walked with one another. 0 if they are damaged. */
+static int refine_scan(Walk *w, Pass *p) {
+    const int other = p->parts[0] != w->parts;
+    Refinement *waiting = &w->waiting[other], made;
+    memset(&made, 0, sizeof made);
+    if (!interval_begins(w, &made.reader, p, 0)) return 0;
+    made.data = w->scratch;
+    made.length = w->length;
+    made.symbols = p->symbols[0];
+    made.band = p->band;
+    made.mask = w->masks + p->parts[0]->first;
+    made.columns = (size_t)p->parts[0]->wide;
+    made.beyond = (size_t)p->parts[0]->stride - made.columns;
+    made.todo = made.columns * (size_t)p->parts[0]->high;
+    if (waiting->todo) {
+        const int sound = refine(waiting, &made, w->of == p->parts[0] || !other);
+        waiting->todo = 0;
+        if (!w->waiting[!other].todo) w->scratch = w->room;
+        return sound;
+    }
+    w->kept[other] = *made.symbols; /* the next scan may define others */
+    made.symbols = &w->kept[other];
+    if (other) w->of = p->parts[0];
+    *waiting = made;
+    w->scratch += w->length + 8;
+    return 1;
+}
+
+/* Walk a scan, or let it wait for another to be walked with; 0 if it is damaged, or one that waited. */
+static int progressive_scan(Walk *w, Pass *p) {
+    if (!p->from || !p->high) return scan_now(w, p);
+    return w->restarts ? released(w) && scan_now(w, p) : refine_scan(w, p);
+}
 
 /* --- files ------------------------------------------------------------------------------------------------------ */
 
-/* Walk everything up to the end marker. */
-static int progressive_walk(Walk *w) {
+/* Walk everything up to the end marker, but for scans that wait. */
+static int progressive_segments(Walk *w) {
     Pass pass;
     int scans = 0;
     w->at = 2;
@@ -417,8 +388,9 @@ long entropy_progressive(
     memset(&w, 0, sizeof w);
     w.body = body;
     w.size = size;
-    w.scratch = scratch;
-    long found = progressive_walk(&w);
+    w.room = w.scratch = scratch;
+    long found = progressive_segments(&w);
+    if (!released(&w)) found = DAMAGED;
     if (found == SOUND && progressive_plane(&w, plane, room)) found = (long)((w.width + 7) / 8) << 16 | (w.height + 7) / 8;
     free(w.masks);
     free(w.means);

@@ -117,6 +117,36 @@ def test_a_run_of_blocks_may_not_lead_beyond_the_last(walker, monkeypatch):
         assert walker.progressive(body, 16, 16)[0] is sound, codes
 
 
+FIRST = (1, 63, 0, 2, bits_of([ONE + "1", STOP]))
+GOOD, BAD = bits_of([ONE + "0" + "1", STOP]), bits_of(["11"])  # one more coefficient; a code that there is not
+
+
+@pytest.mark.parametrize("end", [b"\xff\xd9", b"\xff\xf1\0\2\xff\xd9", b"\xff\xda\0\2\xff\xd9", b"\0"])
+def test_a_refinement_that_waits_for_the_next_has_its_verdict_whatever_follows(walker, end):
+    """Two refinements are walked together, so the first is walked late; or alone, if no second comes."""
+    last = bits_of([STOP]) + bits_of(["0" * 8])  # bits for two coefficients, and a few to spare
+    for data, rest in ((GOOD, ()), (GOOD, ((1, 63, 1, 0, last),)), (BAD, ()), (BAD, ((1, 63, 1, 0, last),))):
+        body = made(MEANS, FIRST, (1, 63, 2, 1, data), *rest)[:-2] + end
+        whole = True if end == b"\xff\xd9" else None
+        assert walker.progressive(body, 8, 8)[0] is (whole if data is GOOD else False)
+
+
+def test_a_refinement_sees_what_the_one_before_added_though_they_are_walked_together(walker, monkeypatch):
+    """Four blocks of one coefficient; the first refinement adds another in the last of them, the second has bits for
+    both there and passes over runs of blocks before."""
+    monkeypatch.setattr(f"{__name__}.SYMBOLS", (SYMBOLS[0], (0x10, bytes((0x01, 0x10, 0x00)))))  # 01 and a bit: 2 or 3
+    run, stop = "01", "10"
+    means = (0, 0, 0, 0, bits_of(["00"] * 4))
+    first = (1, 63, 0, 2, bits_of([(ONE + "1" + stop) * 4]))
+    adds = (1, 63, 2, 1, bits_of([run + "1" + "1" * 3, ONE + "1" + "1" + stop]))
+    for bits, sound in (("01", True), ("01" + "0" * 8 * 16, False)):
+        sees = (1, 63, 1, 0, bits_of([run + "1" + "010", stop + bits]))
+        assert walker.progressive(made(means, first, adds, sees, size=16), 16, 16)[0] is sound
+    short = (1, 63, 1, 0, bits_of([run + "1" + "010", ONE + "1" + "01" + ONE + "1" + stop]))
+    assert walker.progressive(made(means, first, adds, short, size=16), 16, 16)[0] is True
+    assert walker.progressive(made(means, first, adds, adds, size=16), 16, 16)[0] is None  # they do not follow
+
+
 def test_what_it_does_not_know_is_left_to_the_reference(walker):
     body = photo(256, 256, progressive=True)
     for other in (
