@@ -7,6 +7,9 @@ interleaved rounds, without start-up. Ours shuffles and draws its boxes while it
 with given boxes; torchvision is handed the bodies in memory, in order, so that it has no reader to pay for. Each writes
 its pixels into a batch once. PSNR is against the pixels of webdataset + Pillow; 99 means equal to the bit.
 
+Also what the full check of a picture costs in this process (`image.check`, as ingest does it), and of the same picture
+as a progressive JPEG: of the pictures, and of ones of half the side.
+
 Rows: settings of Pillow and of pillow-simd (built here, if the headers are installed) under webdataset; torchvision's
 decode_jpeg and antialiased bicubic of uint8; ours with each Pillow, and with `crop.c` added to each. Pictures are
 synthetic, or from `--images`, unchanged or enlarged.
@@ -23,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -30,7 +34,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, JpegImagePlugin
 
 from ingest.sets import folders
 from jobs import pillow_simd
@@ -46,6 +50,7 @@ from xtra.data import Augment, RandomCrop, train_batches
 DISTINCT = 250  # pictures; further images are copies with another comment
 MEAN_BYTES = 110_000  # per picture, ImageNet's mean
 COMPARED = 400  # images, for the PSNR
+CHECKED = 100  # pictures
 EQUAL = 99.0  # dB
 SEED = 0
 WEBDATASET = environments.Peer(
@@ -124,7 +129,11 @@ def run(config: Config) -> dict[str, Any]:
     for row in rows:
         row |= {"mean_bytes": spec["mean_bytes"], "images": manifest.samples}
         print(_line(row), flush=True)
-    return result("decode", rows, ratios_of(rows))
+    large = pictures(config)[:CHECKED]
+    found = [checks(bodies, config.rounds) for bodies in (large, [_halved(body) for body in large])]
+    for each in found:
+        print(_check_line(each), flush=True)
+    return result("decode", rows, ratios_of(rows)) | {"checks": found}
 
 
 def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -212,6 +221,26 @@ def _spec(config: Config, manifest: Manifest, folder: Path) -> dict[str, Any]:
         "core": min(os.sched_getaffinity(0)),
         "mean_bytes": total / len(views),
     }
+
+
+def _halved(body: bytes) -> bytes:
+    """The picture at half the side, with the same tables of quantisation."""
+    opened, out = _jpeg(body), io.BytesIO()
+    opened.reduce(2).save(out, "JPEG", qtables=opened.quantization, subsampling=JpegImagePlugin.get_sampling(opened))
+    return out.getvalue()
+
+
+def progressive(body: bytes) -> bytes:
+    """The picture as a progressive JPEG, with the same tables of quantisation and sampling."""
+    opened, out = _jpeg(body), io.BytesIO()
+    opened.load()
+    ImageFile.MAXBLOCK = max(ImageFile.MAXBLOCK, 4 * len(body))  # Pillow's buffer, which has to hold the whole of it
+    opened.save(out, "JPEG", quality="keep", progressive=True)
+    return out.getvalue()
+
+
+def _jpeg(body: bytes) -> JpegImagePlugin.JpegImageFile:
+    return cast(JpegImagePlugin.JpegImageFile, Image.open(io.BytesIO(body)))
 
 
 # --- clients -------------------------------------------------------------------------------------------------------
@@ -332,6 +361,41 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['reader']:10} {row['build']:26} {row['setting']:12} {row['images_per_cpu_s']:6.0f} images per CPU s  "
         f"{row['cpu_ms']:.3f} ms ({row['cpu_ms_least']:.3f} to {row['cpu_ms_most']:.3f})  "
         f"{row['ratio']:.2f}x  {row['psnr_db']:.1f} dB (5th percentile {row['psnr_p5_db']:.1f})"
+    )
+
+
+def checks(bodies: Sequence[bytes], rounds: int) -> dict[str, Any]:
+    """CPU of `image.check` on baseline JPEGs and on progressive ones of the same pictures, ms each: medians of rounds in
+    turns, and their extremes. Raises what `image.check` raises."""
+    kinds = {"baseline": bodies, "progressive": [progressive(body) for body in bodies]}
+    spent: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(-1, rounds):  # the first warms up
+        for kind in sorted(kinds, reverse=turn % 2 == 1):
+            began = time.thread_time()
+            for body in kinds[kind]:
+                image.check(body)
+            spent[kind].append(1000 * (time.thread_time() - began) / len(bodies))
+    found: dict[str, Any] = {"pictures": len(bodies), "rounds": rounds}
+    for kind, (_, *each) in spent.items():
+        found[f"{kind}_mean_bytes"] = sum(map(len, kinds[kind])) / len(bodies)
+        found |= _spread(f"check_{kind}_ms", each)
+    ratios = [one / other for one, other in zip(spent["progressive"][1:], spent["baseline"][1:])]
+    return found | _spread("progressive_check_ratio", ratios)
+
+
+def _spread(name: str, each: Sequence[float]) -> dict[str, float]:
+    return {name: statistics.median(each), f"{name}_least": min(each), f"{name}_most": max(each)}
+
+
+def _check_line(found: dict[str, Any]) -> str:
+    def of(name: str, digits: int) -> str:
+        middle, least, most = (f"{found[name + end]:.{digits}f}" for end in ("", "_least", "_most"))
+        return f"{middle} ({least} to {most})"
+
+    return (
+        f"check of {found['pictures']} pictures of {found['baseline_mean_bytes'] / 1000:.0f} KB: "
+        f"check_baseline_ms {of('check_baseline_ms', 3)}, check_progressive_ms {of('check_progressive_ms', 3)}, "
+        f"progressive_check_ratio {of('progressive_check_ratio', 2)}"
     )
 
 

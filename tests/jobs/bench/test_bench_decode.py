@@ -30,6 +30,9 @@ def test_a_run_shows_the_same_pixels_and_gives_ratios_that_fit(here, tmp_path):
     assert ours["images"] == 12
     assert ours["ratio"] == pytest.approx(theirs["cpu_ms"] / ours["cpu_ms"])
     assert done["ratios"] == {"speedup_vs_pillow": ours["ratio"], "psnr_db": ours["psnr_db"]}
+    large, small = done["checks"]
+    assert large["pictures"] == small["pictures"] == 12
+    assert 2 < large["baseline_mean_bytes"] / small["baseline_mean_bytes"] < 5
     # In reader's order and in shuffled order, drawn here and told there: every image has its own box.
     assert ours["psnr_p5_db"] > 50
     assert not list(tmp_path.iterdir())
@@ -46,6 +49,20 @@ def test_the_ratio_to_torchvision_is_that_of_its_cost_to_ours():
         )
     ]
     assert decode.ratios_of(rows) == {"speedup_vs_pillow": 2.0, "psnr_db": 50.0, "speedup_vs_torchvision": 1.5}
+
+
+def test_checks_are_of_the_same_pictures_in_both_kinds(monkeypatch):
+    seen = []
+    monkeypatch.setattr(image, "check", lambda body: seen.append(image.read(body)))
+    bodies = decode.photographs(3, 5_000)
+    found = decode.checks(bodies, rounds=2)
+    assert [bool(one.plain.progressive) for one in seen[:6]] == [True] * 3 + [False] * 3  # the warm-up, in turns
+    assert len(seen) == 2 * 3 * (1 + 2)
+    for name in ("check_baseline_ms", "check_progressive_ms", "progressive_check_ratio"):
+        assert 0 < found[f"{name}_least"] <= found[name] <= found[f"{name}_most"]
+        assert name in decode._check_line(found)
+    wanted, made = (np.asarray(image.decode(body), float) for body in (bodies[0], decode.progressive(bodies[0])))
+    assert np.abs(wanted - made).mean() < 1
 
 
 def test_enlarged_pictures_have_the_mean_size(tmp_path, monkeypatch):
