@@ -1,9 +1,11 @@
 """Whole objects that are read by libcurl, like ranges: the same bytes, and the same errors."""
 
+from urllib.parse import parse_qs, urlsplit
+
 import pytest
 from buckets import bucket
 
-from shards import store, store_ranged
+from shards import store, store_ranged, store_remote
 
 
 @pytest.mark.parametrize("where", ["local", "moto"])
@@ -24,3 +26,48 @@ def test_a_range_before_a_whole_object_does_not_shorten_it(on_moto):
     view = memoryview(bytearray(10))
     store.read_into(url, 20, view)
     assert (bytes(view), store_ranged.read(url)) == (bytes(range(20, 30)), bytes(range(200)))
+
+
+def parts(signed):
+    found = urlsplit(signed)
+    return found.scheme, found.netloc, found.path, parse_qs(found.query)
+
+
+@pytest.mark.parametrize("token", [None, "a/b+c=="])
+def test_a_url_that_is_signed_after_another_is_the_one_that_the_client_signs(on_moto, monkeypatch, token):
+    base = bucket()
+    if token:
+        monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+    monkeypatch.setattr(store_remote, "_filesystems", {})
+    fs, path = store_remote.client(base)
+    for _ in range(10):  # both in one second
+        one, two = (fs.sign(f"{path}/{name}", expiration=3600) for name in ("one", "a/b_2-c.tar"))
+        if parts(one)[3]["X-Amz-Date"] == parts(two)[3]["X-Amz-Date"]:
+            break
+    model = store_ranged._model(fs, "one", one, 0.0)
+    assert parts(model.signed("a/b_2-c.tar")) == parts(two)
+    assert ("X-Amz-Security-Token" in parts(two)[3]) == bool(token)
+    assert store_ranged._model(fs, "one", one[:-8] + "00000000", 0.0) is None, "not as this client signs"
+
+
+def test_the_client_signs_one_url_of_a_bucket_and_again_when_one_is_refused(on_moto, monkeypatch):
+    base, signed = bucket(), []
+    for name in ("one", "two", "three", "f\u00fcr"):
+        store.put(f"{base}/{name}", name.encode())
+    fs, _ = store_remote.client(base)
+    sign = fs.sign
+    monkeypatch.setattr(fs, "sign", lambda path, **more: signed.append(path) or sign(path, **more), raising=False)
+    assert [bytes(store_ranged.read(f"{base}/{name}")) for name in ("one", "two", "one")] == [b"one", b"two", b"one"]
+    assert len(signed) == 1
+    assert bytes(store_ranged.read(f"{base}/f\u00fcr")) == "f\u00fcr".encode()
+    assert len(signed) == 2, "a name that is written otherwise in a URL is left to the client"
+    get, refusals = store_ranged._get_whole, [store_ranged._Refused(403, b"")]
+    monkeypatch.setattr(
+        store_ranged, "_get_whole", lambda where: get(where) if not refusals else refuse(refusals.pop())
+    )
+    assert bytes(store_ranged.read(f"{base}/three")) == b"three"
+    assert len(signed) == 3
+
+
+def refuse(error):
+    raise error
