@@ -71,7 +71,7 @@ class RemoteReader(Reader):
         self._coming: deque[tuple[_Chunk, int, int]] = deque()  # chunk, number, position: announced, not looked at
         self._wanted: dict[_Chunk, dict[int, int]] = {}  # number -> position: announced, not fetched
         self._waiting: dict[_Chunk, dict[int, _Waiting]] = {}
-        self.horizon = 2 + 2 * window // max(batch, 1)
+        self.horizon = 2 + (window + window // 2) // max(batch, 1)  # half a window may be fetched ahead
         if self._cache:  # it keeps whole chunks, the same for every rank and run
             self.at_first = self.horizon
         samples = sum(manifest.samples for manifest in self.manifests)
