@@ -365,8 +365,8 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def checks(bodies: Sequence[bytes], rounds: int) -> dict[str, Any]:
-    """CPU of `image.check` on baseline JPEGs and on progressive ones of the same pictures, ms each: medians of rounds in
-    turns, and their extremes. Raises what `image.check` raises."""
+    """CPU of `image.check` on baseline JPEGs and on progressive ones of the same pictures, ms each: medians of rounds
+    in turns, and their extremes. Raises what `image.check` raises."""
     kinds = {"baseline": bodies, "progressive": [progressive(body) for body in bodies]}
     spent: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(-1, rounds):  # the first warms up
