@@ -234,7 +234,7 @@ def progressive(body: bytes) -> bytes:
     """The picture as a progressive JPEG, with the same tables of quantisation and sampling."""
     opened, out = _jpeg(body), io.BytesIO()
     opened.load()
-    ImageFile.MAXBLOCK = max(ImageFile.MAXBLOCK, 4 * len(body))  # Pillow's buffer, which has to hold the whole of it
+    ImageFile.MAXBLOCK = max(ImageFile.MAXBLOCK, 4 * len(body))  # type: ignore[bad-assignment]  # all of it must fit
     opened.save(out, "JPEG", quality="keep", progressive=True)
     return out.getvalue()
 
