@@ -39,7 +39,7 @@ MAX_URL = 4096  # bytes after quoting
 MAX_LABEL = 200  # characters
 
 # Nearly all URLs that check_url accepts and quote leaves unchanged.
-_PLAIN_URL = r"https?://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,4})?(?:/[!-\"$-~]*)?"
+_PLAIN_URL = r"https?://[A-Za-z0-9][A-Za-z0-9.-]*(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?(?:/[!-\"$-~]*)?"
 _PLAIN = re.compile(_PLAIN_URL)
 _UNQUOTED = re.compile(r"[\0- \x7f]")
 

@@ -231,6 +231,14 @@ def test_units_have_their_size_and_lose_nothing(tmp_path: Path, unit: int, monke
     assert [len(planned.links) for planned in source.plan_units(path, 50)] == [50, 50]
 
 
+@pytest.mark.parametrize("port", [0, 9_999, 10_000, 59_999, 60_000, 65_535, 65_536, 99_999, 100_000])
+def test_a_port_is_judged_alike_in_a_column_and_in_one_url(tmp_path: Path, port: int) -> None:
+    url = f"http://a.example:{port}/x.jpg"
+    (planned,) = source.plan_batches(str(put(tmp_path / "list.txt", f"{url}\nhttp://b/1.jpg\n")))
+    why = planned.links["why"].to_pylist()[0]
+    assert (why is None) == (source.check_url(url) is None) == (port < 65_536)
+
+
 def test_plain_urls_are_what_the_rule_for_one_url_says() -> None:
     """The column's shortcut must never say more than `check_url` and `quote` would."""
     parts = [
