@@ -277,6 +277,8 @@ class Crawl:
         for unit, fetched, verdict in self._judging.done():
             self._add(unit, fetched, verdict, show=False)
         self._sealing.start()
+        for unit in self._open.values():
+            unit.writer.flush()
         self._measure()
         self._notice_idleness()
         if (now := time.monotonic()) >= self._next_flush:

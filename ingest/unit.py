@@ -152,8 +152,13 @@ class UnitWriter:
         return winner
 
     def place(self, row: int) -> tuple[int, int] | None:
-        """Offset and length of a kept link's body in the spool; None while it is only in memory."""
+        """Offset and length of a kept link's body in the spool, after the next `flush`; None while its turn has not
+        come."""
         return self._tar.body_at(self._at[row])
+
+    def flush(self) -> None:
+        """Write to scratch what has a `place` there."""
+        self._tar.flush()
 
     def spill(self) -> None:
         """Write what waits in memory to scratch as well: for a rerun, as this unit ends here."""
@@ -187,13 +192,11 @@ class UnitWriter:
         return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
 
 
-def _members(link: Link, picture: Picture) -> tuple[bytes, ...]:
-    """A link's two members as they will be in the tar."""
+def _members(link: Link, picture: Picture) -> tuple[bytes, bytes, bytes]:
+    """A link's two members as they will be in the tar: the picture's header, its body, and the rest."""
+    header, body, padding = segment(f"{link.key}.{picture.suffix}", picture.body)
     described = about(link, picture.sha256, picture.width, picture.height)
-    return (
-        *segment(f"{link.key}.{picture.suffix}", picture.body),
-        *segment(f"{link.key}.json", described),
-    )
+    return header, body, b"".join((padding, *segment(f"{link.key}.json", described)))
 
 
 def about(link: Link, sha256: str, width: int, height: int) -> bytes:

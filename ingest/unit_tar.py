@@ -12,6 +12,8 @@ from shards.dataset import PLAIN
 from shards.tar import BLOCK, END
 
 PIECE = 4 << 20  # bytes of the spool read at once
+TOGETHER = 512 << 10  # bytes written at once: the page cache has less work with larger writes, up to a megabyte
+PIECES = 512  # written at once, fewer than the system takes
 
 
 class Place(NamedTuple):
@@ -37,7 +39,7 @@ class UnitTar:
         self._settled = bytearray(links)  # whether a link has its place, or needs none
         self.places: list[Place | None] = [None] * links  # of kept links
         self._turn = 0  # all links before this one are in the spool, or have no members
-        self._early: dict[int, tuple[bytes, ...]] = {}  # members of links whose turn has not come
+        self._early: dict[int, tuple[bytes, bytes, bytes]] = {}  # members of links whose turn has not come
         self._held = 0  # bytes of those
 
     @property
@@ -45,9 +47,9 @@ class UnitTar:
         """Bytes on scratch."""
         return self._spool.size
 
-    def keep(self, at: int, suffix: str, sha256: str, members: tuple[bytes, ...]) -> None:
-        """Take the two members of the at-th link, as `shards.tar.segment` makes them: a picture with this suffix and
-        sha256 comes first."""
+    def keep(self, at: int, suffix: str, sha256: str, members: tuple[bytes, bytes, bytes]) -> None:
+        """Take the two members of the at-th link: the header of a picture with this suffix and sha256, its body, and
+        all that follows it."""
         size = sum(map(len, members))
         self.places[at] = Place(suffix, len(members[1]), bytes.fromhex(sha256), size, -1)
         if at != self._turn and self._held + size > self._hold:
@@ -67,14 +69,14 @@ class UnitTar:
                 self._held -= sum(map(len, members))
             self._turn += 1
 
-    def _put(self, at: int, members: tuple[bytes, ...]) -> None:
+    def _put(self, at: int, members: tuple[bytes, bytes, bytes]) -> None:
         place = self.places[at]
         assert place is not None
         suffix, length, sha256, span, _ = place
         self.places[at] = Place(suffix, length, sha256, span, self._spool.size)
         self._spool.write(*members)
         if self._ordered:
-            for piece in members if self._plain else (members[0], sha256, *members[2:]):
+            for piece in members if self._plain else (members[0], sha256, members[2]):
                 self._digest.update(piece)
 
     def body_at(self, at: int) -> tuple[int, int] | None:
@@ -87,6 +89,11 @@ class UnitTar:
         self._ordered = False
         for at in sorted(self._early):
             self._put(at, self._early.pop(at))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what was put into the spool and waits to be written together."""
+        self._spool.flush()
 
     def close(self) -> None:
         self._spool.close()
@@ -96,6 +103,7 @@ class UnitTar:
         assert not self._early
         if self._ordered:
             self._spool.write(END)
+            self._spool.flush()
             self._digest.update(END)
             return self._spool.path, self._spool.size, self._digest.hexdigest()
         path = self._scratch / "unit.tar"
@@ -146,20 +154,36 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = 0
+        self.size = 0  # with what waits to be written
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def write(self, *pieces: bytes) -> None:
+        """Take the pieces; they may wait to be written with later ones."""
         size = sum(map(len, pieces))
+        self.size += size
+        self._waiting += pieces
+        self._waiting_size += size
+        if self._waiting_size >= TOGETHER or len(self._waiting) >= PIECES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._waiting:
+            return
+        pieces, size = self._waiting, self._waiting_size
+        self._waiting, self._waiting_size = [], 0
         if (written := os.writev(self._fd, pieces)) != size:
             # A full disk first shows as a short write; writing the rest raises its error.
             _write_all(self._fd, memoryview(b"".join(pieces))[written:])
-        self.size += size
 
     def read(self, offset: int, length: int) -> bytes:
+        self.flush()
         return os.pread(self._fd, length, offset)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
+        self.flush()
         read = os.preadv(self._fd, [buffer], offset)
         assert read == len(buffer), f"{self.path} is shorter than what was written"
 

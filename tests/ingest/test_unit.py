@@ -176,13 +176,30 @@ def small_disk() -> Iterator[None]:
 def test_a_short_write_is_an_error(tmp_path: Path) -> None:
     with small_disk(), contextlib.closing(Spool(tmp_path / "bodies")) as spool:
         spool.write(bytes(9_000))
+        spool.flush()
+        spool.write(bytes(600), bytes(600))
         with pytest.raises(OSError, match="too large"):
-            spool.write(bytes(600), bytes(600))
+            spool.flush()
 
 
 def test_a_short_write_that_is_no_error_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.writev", lambda fd, pieces: os.write(fd, pieces[0][:2]))
     with contextlib.closing(Spool(tmp_path / "bodies")) as spool:
         spool.write(b"abc", b"def")
+        spool.flush()
         spool.write(b"gh", b"i")
+        assert spool.read(0, 9) == b"abcdefghi"
     assert (tmp_path / "bodies").read_bytes() == b"abcdefghi"
+
+
+@pytest.mark.parametrize(("each", "times"), [(1, 2000), (100_000, 20)])
+def test_pieces_are_written_some_at_a_time(tmp_path: Path, each: int, times: int) -> None:
+    """However small or large, what waits is bounded, and the system takes it at once."""
+    with contextlib.closing(Spool(tmp_path / "bodies")) as spool:
+        most = 0
+        for at in range(times):
+            spool.write(bytes([at % 256]) * each)
+            most = max(most, spool.size - (tmp_path / "bodies").stat().st_size)
+        assert 0 < most < 700_000
+        assert spool.size == times * each
+        assert spool.read(0, spool.size) == b"".join(bytes([at % 256]) * each for at in range(times))
