@@ -1,5 +1,6 @@
 """What the command prints: JSON that parses, a bar on a terminal, lines elsewhere."""
 
+import gc
 import io
 import json
 import tarfile
@@ -160,3 +161,10 @@ def test_what_cannot_be_written_is_named_as_it_was_given(monkeypatch: pytest.Mon
         with pytest.raises(store.StoreError) as refused:
             write(str(tmp_path))
         assert str(refused.value) == f"{tmp_path}: cannot write: No space left on device"
+
+
+def test_an_ingest_that_is_refused_leaves_garbage_collection_on(tmp_path: Path):
+    assert cli.main(["ingest", "--urls", str(tmp_path / "none.txt"), "--out", str(tmp_path / "d")]) == 2
+    assert gc.isenabled()
+    assert cli.main(["ingest", "--no-such-flag"]) == 2
+    assert gc.isenabled()
