@@ -144,16 +144,22 @@ class Source:
     def picture(self, length: int, keep: bool = False) -> tuple[bytes, str]:
         """The next `length` bytes, fewer at the end, and their sha256, which the tar's sha256 takes in their place, so
         that each byte is hashed once. Without `keep` no bytes are returned."""
-        self.sha256.update(self._piece[self._hashed : self._at])
-        self._hashed = self._at
-        digest, body = hashlib.sha256(), []
-        for view in self.views(length):
-            digest.update(view)
-            self._hashed = self._at
-            if keep:
-                body.append(bytes(view))
-        self.sha256.update(digest.digest())
-        return b"".join(body), digest.hexdigest()
+        begin, end = self._at, self._at + length
+        self.sha256.update(self._piece[self._hashed : begin])
+        if end <= len(self._piece):  # as most are: a piece holds many pictures
+            view = self._piece[begin:end]
+            digest, body = hashlib.sha256(view).digest(), view.tobytes() if keep else b""
+            self._at = self._hashed = end
+        else:
+            self._hashed, hashed, bodies = begin, hashlib.sha256(), []
+            for view in self.views(length):
+                hashed.update(view)
+                self._hashed = self._at
+                if keep:
+                    bodies.append(bytes(view))
+            digest, body = hashed.digest(), b"".join(bodies)
+        self.sha256.update(digest)
+        return body, digest.hex()
 
     def pass_to(self, place: int) -> int:
         """Skip to this offset in the tar, or to its end; returns the offset reached."""
