@@ -2,10 +2,10 @@
    the whole of it, made smaller.
 
    It answers only for plain, sound, upright baseline files, and then with the very pixels of the reference decoder:
-   libjpeg's, resampled as Pillow's Image.crop().resize(BICUBIC or BOX) does it, integer for integer. For anything else, and at
-   the first warning of libjpeg, it refuses. All entropy-coded data is read even where no pixel of it is needed, since
-   a picture that is damaged outside the box is bad as well; inverse transform, upsampling and colours are computed for
-   the box alone.
+   libjpeg's, resampled as Pillow's Image.crop().resize(BICUBIC or BOX) does it, integer for integer. For anything else,
+   and at the first warning of libjpeg, it refuses. All entropy-coded data is read even where no pixel of it is needed,
+   since a picture that is damaged outside the box is bad as well; inverse transform, upsampling and colours are
+   computed for the box alone.
 
    Sources: libjpeg-turbo's libjpeg.txt; ITU-T T.81 B.2.
    Memory: reads body[0..size), writes 3 * side * side bytes an image; its own scratch grows with one row of the box and

@@ -1,10 +1,10 @@
 /* Proof that the data of a baseline JPEG is whole, and its gray picture at an eighth of the size.
 
-   Walks the Huffman codes of one sequential scan (codes.h), from several places at once (ahead.h), without reconstructing
-   anything. It answers only when every rule below holds, and "I do not know" (0) for anything else, which then goes to
-   the reference decoder: progressive or arithmetic files, several scans, other samplings than 1x1 to 2x2, junk between
-   segments, anything after the end marker, codes that no table has, coefficients beyond the 64th, restart markers out of
-   order, data left over, data that runs out.
+   Walks the Huffman codes of one sequential scan (codes.h), from several places at once (ahead.h), without
+   reconstructing anything. It answers only when every rule below holds, and "I do not know" (0) for anything else,
+   which then goes to the reference decoder: progressive or arithmetic files, several scans, other samplings than 1x1 to
+   2x2, junk between segments, anything after the end marker, codes that no table has, coefficients beyond the 64th,
+   restart markers out of order, data left over, data that runs out.
 
    Sources: ITU-T T.81 (B.2, F.1.2, F.2.2); the arithmetic of one block's mean is that of libjpeg's 1x1 inverse DCT.
    Memory: reads body[0..size) and scratch, writes scratch, plane[0..room) and the context; nothing else. */

@@ -41,6 +41,17 @@ static long gray(void *context, const uint8_t *body, size_t length, const int32_
     return done != 0;
 }
 
+/* Free both pictures; returns whether ours was taken, which the other must be as well, with the same pixels. */
+static int compared(int ours, int theirs, uint8_t *one, uint8_t *other, size_t room) {
+    if (ours > theirs || (ours && memcmp(one, other, room))) {
+        fprintf(stderr, "ERROR: not as libjpeg\n");
+        abort();
+    }
+    free(one);
+    free(other);
+    return ours;
+}
+
 /* Whether crop.c takes the view; twice, as it makes no tables for a small picture that it sees for the first time. */
 static int crop(const uint8_t *body, size_t length, const void *view, int side) {
     const size_t room = 3 * (size_t)side * (size_t)side;
@@ -49,13 +60,7 @@ static int crop(const uint8_t *body, size_t length, const void *view, int side) 
     crop_views(1, &body, &length, view, side, one, &ours);
     crop_views(1, &body, &length, view, side, one, &ours);
     plain_views(1, &body, &length, view, side, other, &theirs);
-    if (ours > theirs || (ours && memcmp(one, other, room))) {
-        fprintf(stderr, "ERROR: not as libjpeg\n");
-        abort();
-    }
-    free(one);
-    free(other);
-    return ours;
+    return compared(ours, theirs, one, other, room);
 }
 
 /* Whether crop.c makes the picture smaller, to a short side of `side`. */
@@ -70,13 +75,7 @@ static int shrink(const uint8_t *body, size_t length, const int32_t *size, int s
     crop_shrink(body, length, part, wide, high, one);
     const int ours = crop_shrink(body, length, part, wide, high, one);
     const int theirs = plain_shrink(body, length, part, wide, high, other);
-    if (ours > theirs || (ours && memcmp(one, other, room))) {
-        fprintf(stderr, "ERROR: not as libjpeg\n");
-        abort();
-    }
-    free(one);
-    free(other);
-    return ours;
+    return compared(ours, theirs, one, other, room);
 }
 
 int main(void) {
